@@ -1,0 +1,202 @@
+"""The commands. Each parses first and imports what is heavy after, so that `--help` answers at once.
+
+Exit codes: 0 complete; 1 finished with more dead letters than the spec allows, or not verified;
+2 bad spec or input; 3 interrupted, and the same command goes on.
+"""
+
+import json as json_format
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+
+import magbatch
+
+app = typer.Typer(
+    name="magbatch",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Very large offline jobs of reasoning models over text and image documents.",
+)
+
+SpecPath = Annotated[str, typer.Argument(metavar="SPEC", help="The job's YAML file.")]
+OutputPath = Annotated[str, typer.Argument(metavar="OUTPUT", help="The job's output.path, local or s3://.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY.PATH=VALUE", help="Override a field of the spec; may be repeated."),
+]
+Limit = Annotated[
+    int | None,
+    typer.Option("--limit", min=1, metavar="N", help="Only N rows, spread evenly, into an output of their own."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document for a program, on standard output.")]
+
+
+@contextmanager
+def _errors(as_json: bool) -> Iterator[None]:
+    """A job's error is one clear message and its exit code."""
+    from magbatch.errors import JobError
+
+    try:
+        yield
+    except JobError as error:
+        if as_json:
+            print(
+                json_format.dumps({"error": type(error).__name__, "message": str(error), "exit_code": error.exit_code})
+            )
+        else:
+            print(f"magbatch: {error}", file=sys.stderr)
+        if error.exit_code == 3 and not as_json:
+            print("Run the same command again to go on.", file=sys.stderr)
+        raise typer.Exit(error.exit_code) from error
+
+
+def _print_json(data: Any) -> None:
+    print(json_format.dumps(data, indent=1, ensure_ascii=False))
+
+
+@app.command()
+def plan(spec: SpecPath, overrides: Overrides = None, limit: Limit = None, shards: Annotated[
+    bool, typer.Option("--shards", help="List every shard.")] = False, json: Json = False) -> None:  # fmt: skip
+    """Check a job and show what it would do; starts nothing and writes nothing."""
+    with _errors(json):
+        from magbatch.job.run import listing, preview
+        from magbatch.spec import load
+
+        loaded = load(spec, overrides)
+        shown = preview(loaded, limit)
+        if shards:
+            shown["shard_list"] = listing(loaded, limit)
+    if json:
+        _print_json(shown)
+        return
+    low, high = shown["rows_in_a_shard"]
+    print(f"{shown['job']}: {shown['rows']:,} rows in {shown['files']:,} files", end=" -> ")
+    print(f"{shown['shards']:,} shards of {low} to {high} rows")
+    print(f"output: {shown['output']}")
+    for problem in shown["bad_files"]:
+        print(f"bad file, becomes a dead letter: {problem}")
+    print("settings:")
+    _print_settings(shown["settings"], "  ")
+    for record in shown.get("shard_list", []):
+        print(f"shard {record['shard']}: {record['rows']} rows of {', '.join(record['files'])}")
+    first = shown["first_prompt"]
+    if first is None:
+        print("first prompt: none, the input has no rows")
+    elif "error" in first:
+        print(f"first prompt: the row would become a dead letter: {first['error']}")
+    else:
+        print(f"first prompt ({first['tokens']:,} tokens, {first['images']} images, row {first['row_id']}):")
+        print("\n".join(f"  | {line}" for line in first["text"].splitlines()))
+    for note in shown["notes"]:
+        print(f"note: {note}")
+    print(f"Next: magbatch run {spec}")
+
+
+def _print_settings(node: dict[str, Any], indent: str) -> None:
+    for name, value in node.items():
+        if isinstance(value, dict) and value:
+            print(f"{indent}{name}:")
+            _print_settings(value, indent + "  ")
+        else:
+            print(f"{indent}{name}: {json_format.dumps(value, ensure_ascii=False)}")
+
+
+@app.command()
+def run(spec: SpecPath, overrides: Overrides = None, limit: Limit = None, json: Json = False) -> None:
+    """Run a job, or go on with one that was interrupted."""
+    with _errors(json):
+        from rich.console import Console
+
+        from magbatch.job.run import run as run_job
+        from magbatch.spec import load
+
+        outcome = run_job(load(spec, overrides), Console(stderr=True), limit)
+    output = outcome.report["output"]
+    if json:
+        _print_json(outcome.report | {"already_complete": outcome.already, "results": f"{output}/results/*.parquet"})
+        raise typer.Exit(1 if outcome.too_many_failed else 0)
+    print(f"{outcome.report['job']}: {'complete already, nothing to do' if outcome.already else 'complete'}")
+    for line in outcome.lines:
+        print(f"  {line}")
+    print(f"  results: {_shown_path(output)}/results/*.parquet")
+    if outcome.report["totals"]["failed"]:
+        print(f"  dead letters: {_shown_path(output)}/errors/*.parquet")
+    for question, reasoning, answer in outcome.samples:
+        print(f"sample:\n  question:  {question}\n  reasoning: {reasoning}\n  answer:    {answer}")
+    if outcome.too_many_failed:
+        print("More rows failed than limits.max_failed_rows allows.", file=sys.stderr)
+    print(f"Next: magbatch verify {_shown_path(output)}")
+    raise typer.Exit(1 if outcome.too_many_failed else 0)
+
+
+def _shown_path(output: str) -> str:
+    relative = os.path.relpath(output) if not output.startswith("s3://") else output
+    return output if relative.startswith("..") else relative
+
+
+def _output(path: str) -> str:
+    return path if path.startswith("s3://") else os.path.abspath(path)
+
+
+@app.command()
+def status(output: OutputPath, json: Json = False) -> None:
+    """Where a job stands, from its output alone."""
+    with _errors(json):
+        from magbatch.job.run import status as job_status
+
+        found = job_status(_output(output))
+    if json:
+        _print_json(found)
+        return
+    share = f"{100 * found['done'] / found['planned']:.1f}%" if found["planned"] else "100%"
+    state = "complete" if found["complete"] else "not complete"
+    print(f"{found['job']}: {state}, {found['done']:,} of {found['planned']:,} rows done ({share})")
+    print(f"  {found['answered']:,} answered, {found['failed']:,} failed")
+    print(f"  {found['shards_done']:,} of {found['shards']:,} shards done")
+    print(f"Next: magbatch {'verify ' + output if found['complete'] else 'run SPEC, to go on'}")
+
+
+@app.command()
+def verify(output: OutputPath, json: Json = False) -> None:
+    """Prove an output from its objects alone: every planned row once, checksums as in the manifest."""
+    with _errors(json):
+        from magbatch.job.ledger import Ledger
+
+        counts, problems = Ledger(_output(output)).verify()
+    if json:
+        _print_json(counts | {"verified": not problems, "problems": problems})
+    elif problems:
+        print(f"{output}: {len(problems):,} problem{'' if len(problems) == 1 else 's'}")
+        for problem in problems:
+            print(f"  {problem}")
+        print("Next: magbatch run SPEC completes an unfinished job")
+    else:
+        print(f"planned {counts['planned']:,} = {counts['answered']:,} answered + {counts['failed']:,} dead letters")
+        print(f"verified: every row once, in {counts['objects']:,} objects, every checksum right")
+    raise typer.Exit(1 if problems else 0)
+
+
+def _version(show: bool) -> None:
+    if show:
+        print(f"magbatch {magbatch.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    return
+
+
+def main() -> None:
+    """Entry point of the `magbatch` command."""
+    app()

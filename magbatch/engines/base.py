@@ -1,0 +1,61 @@
+"""The seam between magbatch and what generates tokens: one async method."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from magbatch.rows import Generation, Prompt
+from magbatch.spec import SamplingSpec
+from magbatch.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """What an engine is built from.
+
+    Attributes:
+        checkpoint: The model's directory.
+        args: Resolved engine arguments, by vLLM's names.
+        sampling: The job's sampling parameters.
+        gpus: GPUs of this replica; 0 runs on CPUs.
+    """
+
+    checkpoint: Path
+    args: dict[str, Any]
+    sampling: SamplingSpec
+    gpus: int
+
+
+class Engine(Protocol):
+    """Generates tokens for many prompts at once; batching is its own affair."""
+
+    async def generate(self, prompt: Prompt, *, max_tokens: int, seed: int | None) -> Generation:
+        """All samples of one prompt. Cancelling the call aborts the request.
+
+        Args:
+            prompt: Token ids and images.
+            max_tokens: Tokens that each sample may have.
+            seed: Makes the sampling reproducible; None leaves it free.
+
+        Raises:
+            RequestRejectedError: The engine refuses this prompt and serves on.
+            EngineDeadError: The engine is gone.
+        """
+
+    def shutdown(self) -> None:
+        """End the engine and every process that belongs to it."""
+
+
+def start(kind: str, config: EngineConfig, tokenizer: Tokenizer) -> Engine:
+    """Start an engine; returns when it can serve.
+
+    Raises:
+        EngineStartError: With the engine's own words.
+    """
+    if kind == "fake":
+        from magbatch.engines.fake import FakeEngine
+
+        return FakeEngine(config, tokenizer)
+    from magbatch.engines.vllm import VllmEngine
+
+    return VllmEngine(config)

@@ -1,0 +1,130 @@
+"""A scripted engine: real tokens in, real tokens out, no model.
+
+For tests of everything around an engine, and for scale runs. It answers with the end of the
+prompt's own text, so that an answer shows which row it belongs to. What it does for a row can be
+scripted by what stands in the prompt:
+
+    engine_args:
+      token_s: 0.001
+      script:
+        - {contains: "POISON", do: die}
+        - {contains: "LONG", tokens: 4000}
+"""
+
+import asyncio
+import os
+import time
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from magbatch.engines.base import EngineConfig
+from magbatch.errors import EngineDeadError, EngineStartError, RequestRejectedError
+from magbatch.rows import Completion, Generation, Prompt
+from magbatch.tokenizer import Tokenizer
+
+ECHO_TOKENS = 48  # of the prompt's end: enough to tell rows apart
+
+
+class Rule(BaseModel):
+    """What to do for prompts that contain a text."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    contains: Annotated[str, Field(description="Text that the decoded prompt must hold.")]
+    do: Annotated[
+        Literal["answer", "die", "reject", "never_close", "no_think"], Field(description="`die` ends the engine.")
+    ] = "answer"
+    tokens: Annotated[int | None, Field(ge=1, description="Length of the thinking in tokens.")] = None
+
+
+class FakeArgs(BaseModel):
+    """The engine arguments of the fake."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    max_model_len: Annotated[int, Field(description="As vLLM's.")]
+    max_num_seqs: Annotated[int, Field(ge=1, description="Rows that it works on at once.")]
+    token_s: Annotated[float, Field(ge=0, description="Seconds for each token of a sample.")] = 0.0
+    start_s: Annotated[float, Field(ge=0, description="Seconds that the start takes.")] = 0.0
+    start_error: Annotated[str | None, Field(description="Fails the start with these words.")] = None
+    tokens: Annotated[int, Field(ge=1, description="Length of the thinking in tokens.")] = 16
+    script: Annotated[list[Rule], Field(description="The first rule that fits a prompt decides.")] = []
+    journal: Annotated[
+        str | None, Field(description="A local file that gets one line for each request: its row id.")
+    ] = None
+
+
+class FakeEngine:
+    """An engine that follows a script.
+
+    Args:
+        config: The same as for a real engine.
+        tokenizer: The model's tokenizer.
+
+    Raises:
+        EngineStartError: The arguments are wrong, or the script says so.
+    """
+
+    def __init__(self, config: EngineConfig, tokenizer: Tokenizer) -> None:
+        try:
+            self._args = FakeArgs.model_validate(config.args)
+        except ValidationError as error:
+            raise EngineStartError(f"fake engine: {error}") from error
+        time.sleep(self._args.start_s)
+        if self._args.start_error:
+            raise EngineStartError(self._args.start_error)
+        self._samples = config.sampling.n
+        self._tokenizer = tokenizer
+        self._slots = asyncio.Semaphore(self._args.max_num_seqs)
+        self._dead = False
+
+    async def generate(self, prompt: Prompt, *, max_tokens: int, seed: int | None) -> Generation:
+        """See `Engine.generate`."""
+        if self._dead:
+            raise EngineDeadError("the scripted engine is dead")
+        began = time.monotonic()
+        self._note(prompt.row_id)
+        async with self._slots:
+            rule = self._rule(prompt)
+            if rule.do == "reject":
+                raise RequestRejectedError("the script rejects this prompt")
+            if rule.do == "die":
+                self._dead = True
+                raise EngineDeadError("the script ends the engine")
+            token_ids, finish_reason = self._tokens(prompt, rule, max_tokens)
+            await asyncio.sleep(len(token_ids) * self._args.token_s)
+            if self._dead:
+                raise EngineDeadError("the scripted engine is dead")
+        return Generation([Completion(token_ids, finish_reason)] * self._samples, 0, time.monotonic() - began)
+
+    def shutdown(self) -> None:
+        """See `Engine.shutdown`."""
+        self._dead = True
+
+    def _note(self, row_id: str) -> None:
+        if self._args.journal:
+            with open(self._args.journal, "ab", buffering=0) as file:  # one write: lines of many processes stay whole
+                file.write(f"{row_id} {os.getpid()}\n".encode())
+
+    def _rule(self, prompt: Prompt) -> Rule:
+        if self._args.script:
+            text = self._tokenizer.decode(prompt.token_ids)
+            for rule in self._args.script:
+                if rule.contains in text:
+                    return rule
+        return Rule(contains="")
+
+    def _tokens(self, prompt: Prompt, rule: Rule, max_tokens: int) -> tuple[list[int], str]:
+        opening, closing = self._tokenizer.think_open, self._tokenizer.think_close
+        control = {opening, closing}
+        echo = [token for token in prompt.token_ids[-ECHO_TOKENS:] if token not in control]
+        thinking = (echo * (self._args.tokens // max(1, len(echo)) + 1))[: rule.tokens or self._args.tokens]
+        tokens = list(echo)
+        if opening is not None and closing is not None and rule.do != "no_think":
+            while len(thinking) < (rule.tokens or self._args.tokens):
+                thinking += echo
+            tokens = [opening, *thinking[: rule.tokens or self._args.tokens], closing, *echo]
+        if rule.do == "never_close":
+            return [token for token in tokens if token != closing][:max_tokens], "length"
+        return (tokens, "stop") if len(tokens) <= max_tokens else (tokens[:max_tokens], "length")

@@ -1,0 +1,113 @@
+"""vLLM's AsyncLLM behind the engine seam: the only file that imports vllm.
+
+Set for offline work: outputs arrive once and whole (`FINAL_ONLY`), vLLM never detokenizes (its
+incremental detokenizer is slow with Mistral's tokenizer), images arrive at the size that the model
+takes, so that the engine's process resizes nothing.
+"""
+
+import hashlib
+import os
+import re
+import time
+from typing import Any
+from uuid import uuid4
+
+from PIL import Image as Pillow
+
+from magbatch.engines.base import EngineConfig
+from magbatch.errors import EngineDeadError, EngineStartError, RequestRejectedError
+from magbatch.rows import Completion, Generation, Prompt
+from magbatch.stderr import captured
+
+# vLLM configures its logging when it is imported; the engine's own lines below WARNING help nobody offline.
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+
+_ERROR_LINE = re.compile(r"(?:^|\s)((?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b: .+)$")
+
+
+class VllmEngine:
+    """One vLLM engine in this process's care.
+
+    Args:
+        config: Checkpoint, resolved arguments, sampling.
+
+    Raises:
+        EngineStartError: With the engine's own words.
+    """
+
+    def __init__(self, config: EngineConfig) -> None:
+        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+        # The engine's process logs its root cause and tells its parent no more than that it failed.
+        with captured(replay=True) as said:
+            try:
+                from vllm import SamplingParams
+                from vllm.engine.arg_utils import AsyncEngineArgs
+                from vllm.sampling_params import RequestOutputKind
+                from vllm.v1.engine.async_llm import AsyncLLM
+
+                args = AsyncEngineArgs(model=str(config.checkpoint), **config.args)
+                self._engine = AsyncLLM.from_engine_args(args)
+            except Exception as error:  # vLLM has no one class for what can be wrong at a start
+                raise EngineStartError(_first_cause(error, said.text())) from error
+        sampling = config.sampling.model_dump(exclude={"max_tokens", "seed"})
+        self._params = SamplingParams(
+            **sampling, output_kind=RequestOutputKind.FINAL_ONLY, detokenize=False, skip_special_tokens=False
+        )
+
+    async def generate(self, prompt: Prompt, *, max_tokens: int, seed: int | None) -> Generation:
+        """See `Engine.generate`."""
+        from vllm.exceptions import VLLMClientError
+        from vllm.v1.engine.exceptions import EngineDeadError as VllmDeadError
+        from vllm.v1.engine.exceptions import EngineGenerateError
+
+        params = self._params.clone()
+        params.max_tokens, params.seed = max_tokens, seed
+        began = time.monotonic()
+        final = None
+        try:
+            (rendered,) = await self._engine.renderer.render_cmpl_async([_as_vllm(prompt)])
+            # A retried row must not meet its own older request in the engine: ids are for one use.
+            async for output in self._engine.generate(rendered, params, f"{prompt.row_id}-{uuid4().hex[:8]}"):
+                final = output
+        except VllmDeadError as error:
+            raise EngineDeadError(str(error)) from error
+        except (VLLMClientError, ValueError, TypeError, EngineGenerateError) as error:
+            if self._engine.errored:
+                raise EngineDeadError(str(error)) from error
+            raise RequestRejectedError(f"{type(error).__name__}: {error}") from error
+        if final is None or not final.finished:
+            raise RequestRejectedError("the engine returned no output")
+        completions = [Completion(list(item.token_ids), item.finish_reason or "abort") for item in final.outputs]
+        return Generation(completions, final.num_cached_tokens or 0, time.monotonic() - began)
+
+    def shutdown(self) -> None:
+        """See `Engine.shutdown`."""
+        self._engine.shutdown()
+
+
+def _as_vllm(prompt: Prompt) -> Any:
+    """vLLM's TokensPrompt; equal images share one entry of its caches, by content."""
+    request: dict[str, Any] = {"prompt_token_ids": prompt.token_ids}
+    if prompt.images:
+        request["multi_modal_data"] = {
+            "image": [
+                Pillow.frombuffer("RGB", (image.width, image.height), image.rgb, "raw", "RGB", 0, 1)
+                for image in prompt.images
+            ]
+        }
+        request["multi_modal_uuids"] = {
+            "image": [
+                hashlib.blake2b(image.rgb, digest_size=16, salt=image.width.to_bytes(4, "little")).hexdigest()
+                for image in prompt.images
+            ]
+        }
+    return request
+
+
+def _first_cause(error: Exception, log: str) -> str:
+    """The engine's root cause first; then what vLLM made of it."""
+    said = [match.group(1).strip() for line in log.splitlines() if (match := _ERROR_LINE.search(line))]
+    outer = f"{type(error).__name__}: {error}"
+    causes = [line for line in said if line not in outer and "root cause" not in line]
+    return "\n".join([*causes[:1], outer])

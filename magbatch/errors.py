@@ -1,0 +1,116 @@
+"""Every error that magbatch raises or records, in one tree.
+
+Two families, told apart by what they stop:
+
+- `RowError` is data. It stops one row, at one step, and becomes that row's dead letter.
+- `JobError` stops the job. Each kind carries the exit code that the command ends with.
+
+Callers match types and codes, never message strings.
+"""
+
+from enum import StrEnum
+
+
+class Step(StrEnum):
+    """The step of a row's way at which it failed."""
+
+    READ = "read"
+    RENDER = "render"
+    PROMPT = "prompt"
+    GENERATE = "generate"
+    PARSE = "parse"
+
+
+class ErrorCode(StrEnum):
+    """Why a row became a dead letter. A closed list: adding one is a change of the output contract."""
+
+    FILE_UNREADABLE = "file_unreadable"  # the whole file: not Parquet, cut off, or no access
+    FILE_SCHEMA = "file_schema"  # the whole file: lacks a column that the job needs
+    FILE_CHANGED = "file_changed"  # the file is no longer the one that was planned
+    ROW_UNREADABLE = "row_unreadable"  # the row lies in a damaged part of a readable file
+    MISSING_VALUE = "missing_value"
+    TEMPLATE_ERROR = "template_error"
+    INVALID_MESSAGES = "invalid_messages"
+    IMAGE_UNREADABLE = "image_unreadable"
+    IMAGE_TOO_LARGE = "image_too_large"
+    IMAGE_UNFETCHABLE = "image_unfetchable"
+    TOO_MANY_IMAGES = "too_many_images"
+    IMAGES_UNSUPPORTED = "images_unsupported"  # the model has no vision encoder
+    PROMPT_TOO_LONG = "prompt_too_long"
+    ENGINE_REJECTED = "engine_rejected"
+    ENGINE_KILLER = "engine_killer"  # in flight in two engines when they died
+    INTERNAL = "internal"  # a defect in magbatch: the message names the exception
+
+
+class MagbatchError(Exception):
+    """The root of the tree."""
+
+
+class RowError(MagbatchError):
+    """One row cannot be answered.
+
+    Attributes:
+        code: The dead letter's error code.
+        message: One line for a person: what is wrong with this row and what would be right.
+    """
+
+    def __init__(self, code: ErrorCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+class JobError(MagbatchError):
+    """The job cannot start, or cannot go on. Nothing that was committed is lost."""
+
+    exit_code = 2
+
+
+class SpecError(JobError):
+    """The spec is wrong; the message names the field and what would be right."""
+
+
+class SpecChangedError(SpecError):
+    """The output belongs to a job with another spec; the message shows the difference."""
+
+
+class InputError(JobError):
+    """The input as a whole cannot be used: nothing found, or a bad file under `on_bad_file: fail`."""
+
+
+class ModelError(JobError):
+    """The model's files cannot be had or do not form a checkpoint that magbatch can run."""
+
+
+class OutputError(JobError):
+    """The output location holds no job, or one that this command cannot work on."""
+
+
+class EngineStartError(JobError):
+    """An engine did not start; the message begins with the engine's own words."""
+
+
+class ResumableError(JobError):
+    """The job stopped before its end; the same command goes on where it was."""
+
+    exit_code = 3
+
+
+class StorageError(ResumableError):
+    """Object storage or the disk refused a read or a write that the job cannot do without."""
+
+
+class ClusterError(ResumableError):
+    """Ray, or the cluster it runs on, cannot be reached or broke down."""
+
+
+class InterruptedJobError(ResumableError):
+    """A person or the platform asked the job to stop (SIGINT, SIGTERM)."""
+
+
+class EngineDeadError(MagbatchError):
+    """The engine behind a replica is gone. The replica's process must end so that it is replaced."""
+
+
+class RequestRejectedError(MagbatchError):
+    """The engine refused this one request; it goes on serving others."""

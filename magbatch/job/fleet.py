@@ -1,0 +1,348 @@
+"""The replicas of one run, placed and fed by Ray Data: the only file that imports ray.
+
+Ray Data is the engine of this: a Datasource whose read tasks yield one block for each shard, an
+autoscaling pool of actors that answer them, its backpressure, its retries. Nothing here schedules
+work by hand. What a task returns is a small record; the rows were committed by the replica.
+"""
+
+import functools
+import logging
+import math
+import os
+import signal
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+# Before ray is imported: under `uv run`, Ray would re-create the uv environment for every worker.
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+# Ray Data's own actor arguments make Ray's core print an error for every job (ray issue 53727).
+os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import ray
+import ray.data
+from ray.data.block import BlockMetadata
+from ray.data.datasource import Datasource, ReadTask
+from ray.util.placement_group import placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+import magbatch
+from magbatch.engines.base import EngineConfig, start
+from magbatch.errors import ClusterError, EngineStartError, InterruptedJobError, JobError
+from magbatch.job.plan import Plan
+from magbatch.job.prepare import Job, from_block, prepare
+from magbatch.job.progress import BoardState, Snapshot, Watch
+from magbatch.job.replica import Replica, Tally
+from magbatch.model import engine_args, facts, locate
+from magbatch.rows import Shard
+from magbatch.stderr import captured
+from magbatch.tokenizer import Tokenizer
+
+MAX_READ_TASK_ROWS = 2048  # a task that starts in the middle of a row group decodes its beginning again
+READ_TASKS_WANTED = 16  # of a small job, so that every core reads
+SLOTS_OF_SHARDS = 16  # shards kept open by stragglers: with 1% of rows 100 times as long, 25 times the slots' worth
+MIN_OPEN_SHARDS = 4
+MAX_OPEN_SHARDS = 256
+POLL_S = 0.25
+STOP_GRACE_S = 30.0
+SHUTDOWN_GRACE_S = 10.0
+
+
+class _Shards(Datasource):
+    """A job's open shards as Ray Data's input."""
+
+    def __init__(
+        self, job: Job, shards: Callable[[], Iterable[Shard]], tasks: int, partly_done: frozenset[int]
+    ) -> None:
+        super().__init__()
+        self._job, self._shards, self._tasks, self._partly_done = job, shards, tasks, partly_done
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        """Unknown: images are decoded on the way."""
+        return None
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
+    ) -> list[ReadTask]:
+        """Read tasks over runs of neighbouring shards."""
+        shards = list(self._shards())
+        size = math.ceil(len(shards) / self._tasks)
+        return [
+            ReadTask(
+                functools.partial(
+                    prepare, self._job, run, self._partly_done.intersection(shard.index for shard in run)
+                ),
+                BlockMetadata(num_rows=len(run), size_bytes=None, input_files=None, exec_stats=None),
+            )
+            for run in (shards[begin : begin + size] for begin in range(0, len(shards), size))
+        ]
+
+
+class _RayBoard:
+    """The board, from inside a replica."""
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+
+    async def begin(self, shard: int) -> tuple[bool, dict[str, int]]:
+        """See `Board.begin`."""
+        answer: tuple[bool, dict[str, int]] = await self._handle.begin.remote(shard)
+        return answer
+
+    async def strike(self, rows: dict[int, list[str]]) -> None:
+        """See `Board.strike`."""
+        await self._handle.strike.remote(rows)
+
+    async def report(self, replica: str, tally: Tally) -> bool:
+        """See `Board.report`."""
+        return bool(await self._handle.report.remote(replica, tally))
+
+
+class _Worker:
+    """The actor of one replica."""
+
+    def __init__(self, job: Job, board: Any, touched: frozenset[int]) -> None:
+        spec = job.spec
+        name = uuid.uuid4().hex[:8]
+        try:
+            checkpoint = locate(spec.model, weights=spec.model.engine != "fake")
+            args = engine_args(spec, facts(checkpoint))
+            tokenizer = Tokenizer(checkpoint)
+            engine = start(
+                spec.model.engine, EngineConfig(checkpoint, args, spec.sampling, spec.replicas.gpus), tokenizer
+            )
+        except (EngineStartError, JobError) as error:
+            ray.get(board.engine_failed.remote(str(error)))
+            raise
+        ray.get(board.report.remote(name, Tally()))
+        self._touched = touched
+        self._replica = Replica(
+            name, job, engine, tokenizer,
+            slots=int(args["max_num_seqs"]), max_model_len=int(args["max_model_len"]),
+            board=_RayBoard(board), die=_die,
+        )  # fmt: skip
+
+    async def __call__(self, block: pa.Table) -> pa.Table:
+        shards = block.column("shard").to_pylist()
+        left = []
+        for index, shard in enumerate(shards):
+            unpack = functools.partial(next, from_block(block.slice(index, 1)))
+            untouched = shard not in self._touched
+            left.append(await self._replica.run(shard, unpack, untouched=untouched))
+        return pa.table({"shard": shards, "left": left})
+
+
+def _die() -> None:
+    """At once: an actor whose engine is gone would fail whatever Ray gives it."""
+    os._exit(1)
+
+
+def open_shards(slots: int, shard_rows: int, num_shards: int, max_replicas: int) -> int:
+    """Shards that one replica holds at once.
+
+    Enough that shards held open by a few long rows do not keep the engine from others, and, in a
+    small job, no more than leaves work for the other replicas.
+    """
+    wanted = math.ceil(SLOTS_OF_SHARDS * slots / shard_rows)
+    fair = math.ceil(num_shards / (2 * max_replicas))
+    least = math.ceil(2 * slots / shard_rows) + 1
+    return max(MIN_OPEN_SHARDS, min(MAX_OPEN_SHARDS, wanted, max(fair, least)))
+
+
+def _placement(gpus: int, cpus: float) -> dict[str, Any]:
+    """Ray's arguments for a replica: its devices, together on one node where one holds them."""
+    if gpus <= 1:
+        return {"num_cpus": cpus, "num_gpus": gpus}
+
+    def strategy() -> dict[str, Any]:
+        # vLLM's Ray executor puts one worker into each bundle; the replica itself sits in the first.
+        bundles: list[dict[str, float]] = [{"GPU": 1.0, "CPU": cpus if index == 0 else 1.0} for index in range(gpus)]
+        group = placement_group(bundles, strategy="PACK")
+        return {
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(
+                group, placement_group_bundle_index=0, placement_group_capture_child_tasks=True
+            )
+        }
+
+    return {"num_cpus": cpus, "num_gpus": 0, "ray_remote_args_fn": strategy}
+
+
+@contextmanager
+def _cluster() -> Iterator[None]:
+    """The cluster of RAY_ADDRESS, or a local Ray that ends with this block, with all its processes.
+
+    Raises:
+        ClusterError: It cannot be reached.
+    """
+    address = os.environ.get("RAY_ADDRESS")
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    mine = psutil.Process()
+    before = set(mine.children(recursive=True))
+    with captured(replay=False) as said:
+        try:
+            if address:
+                # The package travels, so that the cluster runs the version that the user runs.
+                package = str(Path(magbatch.__file__).parent)
+                ray.init(address=address, runtime_env={"py_modules": [package]}, **quiet)
+            else:
+                # A replica and a read task need a CPU each, on a machine with one core as well.
+                ray.init(address="local", num_cpus=max(2, os.cpu_count() or 1), include_dashboard=False, **quiet)
+        except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
+            where = f"RAY_ADDRESS={address}" if address else "a local Ray"
+            raise ClusterError(f"{where} cannot be used: {error}\n{said.text()}".strip()) from error
+    try:
+        yield
+    finally:
+        started = set(mine.children(recursive=True)) - before
+        ray.shutdown()
+        # Ray does not wait for its workers, nor they for their engines: none may outlive the command.
+        _, left = psutil.wait_procs(started, timeout=SHUTDOWN_GRACE_S)
+        for process in left:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(left)
+
+
+def run_fleet(job: Job, plan: Plan, done: "np.ndarray[Any, np.dtype[np.int64]]", watch: Watch) -> Snapshot:
+    """Answer every open row of a job, once.
+
+    Args:
+        job: The job.
+        plan: Its plan.
+        done: Rows of each shard that the ledger already holds.
+        watch: Is shown the state a few times a second.
+
+    Returns:
+        The last state.
+
+    Raises:
+        InterruptedJobError: SIGINT or SIGTERM came; what was finished is committed.
+        EngineStartError: No engine started.
+        StorageError: The output or the input's storage gave up.
+        ClusterError: Ray broke down.
+    """
+    stop = threading.Event()
+    with _signals(stop), _cluster():
+        return _supervise(job, plan, done, watch, stop)
+
+
+def _supervise(
+    job: Job, plan: Plan, done: "np.ndarray[Any, np.dtype[np.int64]]", watch: Watch, stop: threading.Event
+) -> Snapshot:
+    board: Any = ray.remote(num_cpus=0)(BoardState).remote()
+    failure: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            for _ in _dataset(job, plan, done, board).iter_batches(batch_size=None, batch_format="pyarrow"):
+                if stop.is_set():
+                    return
+        except Exception as error:  # noqa: BLE001 - handed to the main thread, which knows what it means
+            failure.append(error)
+
+    thread = threading.Thread(target=work, name="ray-data", daemon=True)
+    thread.start()
+    snapshot = Snapshot()
+    deadline = math.inf
+    while thread.is_alive():
+        thread.join(POLL_S)
+        snapshot = ray.get(board.snapshot.remote())
+        watch(snapshot)
+        if snapshot.engine_error is not None and snapshot.starting:
+            raise EngineStartError(snapshot.engine_error)
+        if stop.is_set() and deadline == math.inf:
+            deadline = time.monotonic() + STOP_GRACE_S
+            board.stop.remote()
+        if time.monotonic() > deadline or (stop.is_set() and snapshot.starting):
+            break
+    if stop.is_set():
+        raise InterruptedJobError("stopped; every finished row is committed")
+    if failure:
+        raise _as_job_error(failure[0], snapshot)
+    return snapshot
+
+
+def _dataset(job: Job, plan: Plan, done: "np.ndarray[Any, np.dtype[np.int64]]", board: Any) -> ray.data.Dataset:
+    spec = job.spec
+    context = ray.data.DataContext.get_current()
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.target_max_block_size = 1  # every block goes out as it is made: one shard, never several
+    context.wait_for_min_actors_s = 0  # the first replica that is up begins
+
+    sizes = plan.shard_sizes
+    open_indices = np.flatnonzero(done < sizes)
+    touched = frozenset(int(index) for index in open_indices if done[index] > 0)
+    rows = int((sizes - done)[open_indices].sum())
+    shard_rows = max(1, int(sizes[open_indices].mean()))
+    per_task = max(1, min(MAX_READ_TASK_ROWS, rows // READ_TASKS_WANTED) // shard_rows)
+    tasks = math.ceil(len(open_indices) / per_task)
+    tasks = math.ceil(len(open_indices) / math.ceil(len(open_indices) / tasks))  # as many as come out of even runs
+    source = _Shards(job, lambda: (plan.shard(int(index)) for index in open_indices), tasks, touched)
+
+    args = engine_args(spec, facts(locate(spec.model, weights=False)))
+    concurrency = open_shards(int(args["max_num_seqs"]), shard_rows, len(open_indices), spec.replicas.max)
+    pool = ray.data.ActorPoolStrategy(
+        min_size=spec.replicas.min,
+        max_size=spec.replicas.max,
+        max_tasks_in_flight_per_actor=concurrency,
+        max_concurrent_calls_per_actor=concurrency,
+    )
+    blocks = ray.data.read_datasource(
+        source,
+        override_num_blocks=tasks,
+        num_cpus=1,
+    )
+    return blocks.map_batches(
+        _Worker,
+        fn_constructor_args=(job, board, touched),
+        batch_size=1,
+        batch_format="pyarrow",
+        compute=pool,
+        **_placement(spec.replicas.gpus, spec.replicas.cpus),
+    )
+
+
+def _as_job_error(error: BaseException, snapshot: Snapshot) -> JobError:
+    """What broke, in one line: the job's own error where Ray wraps one."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, JobError):
+            return seen
+        inner = getattr(seen, "cause", None)
+        seen = inner if isinstance(inner, BaseException) else seen.__cause__
+    if snapshot.engine_error is not None:
+        return EngineStartError(snapshot.engine_error)
+    first = str(error).strip().splitlines() or [type(error).__name__]
+    return ClusterError(f"Ray stopped the job: {type(error).__name__}: {first[-1]}")
+
+
+class _signals:
+    """Turns SIGINT and SIGTERM into an event; a second SIGINT ends at once."""
+
+    def __init__(self, stop: threading.Event) -> None:
+        self._stop = stop
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._old[number] = signal.signal(number, self._handle)
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, _: Any) -> None:
+        if self._stop.is_set() and number == signal.SIGINT:
+            sys.exit(3)
+        self._stop.set()

@@ -1,0 +1,462 @@
+"""What is done, from the objects alone.
+
+The data objects are the checkpoint: a row is done exactly when its row id is in a visible object
+below `results/` or `errors/`. There is no second file that could disagree. The manifest, written
+last, names the objects that count and makes the job complete.
+
+Two attempts at a shard (a zombie replica, a retry) may leave a row in two objects. The rule that
+keeps one: an answer before a dead letter, then the attempt that began first.
+"""
+
+import hashlib
+import io
+import json
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from itertools import groupby, islice
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.parquet as pq
+
+from magbatch.errors import OutputError, SpecChangedError
+from magbatch.job.plan import Plan
+from magbatch.rows import ERRORS, RESULTS, SCHEMA_VERSION, PartName, errors_schema, results_schema
+from magbatch.spec import JobSpec, carried_columns, differences, parse
+from magbatch.storage import Store, open_store
+
+PLAN = "_magbatch/plan.parquet"
+SPEC = "_magbatch/spec.yaml"
+REPORT = "_magbatch/report.json"
+MANIFEST = "_magbatch/manifest.json"
+SUPERSEDED = "_magbatch/superseded"
+READERS = 16  # objects read at once by an audit
+AUDIT_WINDOW = 256  # shards held at once: what bounds an audit's memory
+
+
+def new_attempt() -> str:
+    """A token for one attempt at a shard: unique, and sorted by the time it began."""
+    return f"{time.time_ns() // 1_000_000:011x}{secrets.token_hex(3)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A committed object as it was found.
+
+    Attributes:
+        name: Its name, which says shard, attempt and rows.
+        records: Records in it.
+        bytes: Its size.
+        sha256: Of its bytes.
+        row_ids: Of its rows, each once.
+        table: Its narrow columns: what totals and summaries need.
+    """
+
+    name: PartName
+    records: int
+    bytes: int
+    sha256: str
+    row_ids: list[str]
+    table: pa.Table
+
+
+@dataclass(slots=True)
+class ShardAudit:
+    """What a shard's objects hold, held against its plan.
+
+    Attributes:
+        shard: The shard's number.
+        keep: Each object that counts, with the rows of it that count.
+        superseded: Objects of which nothing, or not everything, counts.
+        missing: Planned rows that are in no object.
+        unplanned: Rows that no plan knows, as `row id in object`.
+        problems: Damaged objects, and names that say another count than their content.
+    """
+
+    shard: int
+    keep: list[tuple[Part, list[str]]] = field(default_factory=list)
+    superseded: list[PartName] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unplanned: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Totals:
+    """Sums over what counts: rows are input rows, tokens are as the engine counted them."""
+
+    answered: int = 0
+    failed: int = 0
+    records: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+    answer_tokens: int = 0
+    by_code: dict[str, int] = field(default_factory=dict)
+    by_status: dict[str, int] = field(default_factory=dict)
+
+    def add(self, kind: str, table: pa.Table) -> None:
+        """Count the records of one object."""
+        if kind == ERRORS:
+            self.failed += table.num_rows
+            _count(self.by_code, table.column("error_code"))
+            return
+        self.records += table.num_rows
+        first = table.filter(pa.compute.equal(table.column("sample"), 0))  # prompts are paid once for all samples
+        self.answered += first.num_rows
+        self.prompt_tokens += _sum(first, "prompt_tokens")
+        self.cached_tokens += _sum(first, "cached_tokens")
+        self.reasoning_tokens += _sum(table, "reasoning_tokens")
+        self.answer_tokens += _sum(table, "answer_tokens")
+        _count(self.by_status, table.column("reasoning_status"))
+
+
+def _sum(table: pa.Table, name: str) -> int:
+    return int(pa.compute.sum(table.column(name)).as_py() or 0)
+
+
+def _count(counts: dict[str, int], column: pa.ChunkedArray) -> None:
+    for item in pa.compute.value_counts(column).to_pylist():
+        counts[item["values"]] = counts.get(item["values"], 0) + item["counts"]
+
+
+class Ledger:
+    """The output of one job.
+
+    Args:
+        path: Local directory or s3:// prefix.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path.rstrip("/")
+        self.store: Store = open_store(self.path)
+
+    # The job's own files
+
+    def _load(self, name: str) -> bytes | None:
+        try:
+            return self.store.read(name)
+        except FileNotFoundError:
+            return None
+
+    def spec(self) -> JobSpec | None:
+        """The spec that the output belongs to; None where there is no job yet."""
+        data = self._load(SPEC)
+        return None if data is None else parse(data.decode(), origin=f"{self.path}/{SPEC}")
+
+    def plan(self) -> Plan | None:
+        """The frozen plan; None where there is no job yet."""
+        data = self._load(PLAN)
+        return None if data is None else Plan.from_bytes(data)
+
+    def manifest(self) -> dict[str, Any] | None:
+        """The manifest; None while the job is not complete."""
+        data = self._load(MANIFEST)
+        if data is None:
+            return None
+        try:
+            manifest: dict[str, Any] = json.loads(data)
+        except ValueError as error:
+            raise OutputError(f"{self.path}/{MANIFEST} is damaged: {error}") from error
+        return manifest
+
+    def open_job(self) -> tuple[JobSpec, Plan]:
+        """The job that is here.
+
+        Raises:
+            OutputError: There is none.
+        """
+        spec, plan = self.spec(), self.plan()
+        if spec is None or plan is None:
+            raise OutputError(
+                f"{self.path}: no magbatch job here (no {SPEC}); give the output.path of a job that was run"
+            )
+        return spec, plan
+
+    def begin(self, spec: JobSpec, plan: Plan) -> None:
+        """Freeze a new job: the plan first, so that a spec that is there always has its plan."""
+        self.store.write(PLAN, plan.to_bytes())
+        self.store.write(SPEC, spec.to_yaml().encode())
+
+    def check_same(self, spec: JobSpec) -> bool:
+        """Whether a job is here already, and it is this one.
+
+        Raises:
+            SpecChangedError: Another one is, with the difference.
+        """
+        old = self.spec()
+        if old is None:
+            return False
+        changed = differences(old, spec)
+        if changed:
+            listed = "\n".join(f"  {line}" for line in changed)
+            raise SpecChangedError(
+                f"{self.path} holds answers to another spec; what differs:\n{listed}\n"
+                "Set output.path to a new place, or run the spec as it was to go on."
+            )
+        return True
+
+    # What is done
+
+    def parts(self, kind: str, shard: int | None = None) -> Iterator[PartName]:
+        """The committed objects of a kind, in the order of the shards."""
+        prefix = f"{kind}/" if shard is None else PartName.prefix(kind, shard)
+        for item in self.store.list(prefix):
+            part = PartName.parse(item.name)
+            if part is not None:
+                yield part
+
+    def done_rows(self, shard: int) -> frozenset[str]:
+        """The ids of a shard's rows that are in a visible object."""
+        done: set[str] = set()
+        for kind in (RESULTS, ERRORS):
+            for part in self.parts(kind, shard):
+                done.update(_row_ids(pq.read_table(io.BytesIO(self.store.read(str(part))), columns=["row_id"])))
+        return frozenset(done)
+
+    def done_counts(self, plan: Plan) -> "np.ndarray[Any, np.dtype[np.int64]]":
+        """How many rows of each shard are done: from one listing of names.
+
+        Names are exact while one attempt alone has written for a shard. Where two did, a row may
+        count twice, so those few shards are read.
+        """
+        counts = np.zeros(plan.num_shards, dtype=np.int64)
+        attempts: dict[int, str] = {}
+        twice: set[int] = set()
+        for kind in (RESULTS, ERRORS):
+            for part in self.parts(kind):
+                if part.shard < plan.num_shards:
+                    counts[part.shard] += part.rows
+                    if attempts.setdefault(part.shard, part.attempt) != part.attempt:
+                        twice.add(part.shard)
+        with ThreadPoolExecutor(READERS) as pool:
+            for shard, done in zip(twice, pool.map(self.done_rows, twice), strict=True):
+                counts[shard] = len(done)
+        return counts
+
+    # The proof
+
+    def _read_part(self, name: PartName, carry: list[str]) -> Part | str:
+        """A part, or what is wrong with the object."""
+        columns = ["row_id", "error_code"] if name.kind == ERRORS else ["row_id", "sample", *_TOTALLED]
+        try:
+            data = self.store.read(str(name))
+            table = pq.read_table(io.BytesIO(data), columns=[*columns, *carry])
+            row_ids = _row_ids(table)
+        except (FileNotFoundError, pa.ArrowException, OSError, KeyError) as error:
+            return f"{name}: cannot be read: {' '.join(str(error).split())}"
+        if len(row_ids) != name.rows:
+            return f"{name}: holds {len(row_ids)} rows, its name says {name.rows}"
+        return Part(name, table.num_rows, len(data), hashlib.sha256(data).hexdigest(), row_ids, table)
+
+    def audit(self, plan: Plan, carry: list[str] | None = None) -> Iterator[ShardAudit]:
+        """Hold every object against the plan, shard by shard; the objects are read whole.
+
+        Args:
+            plan: The job's plan.
+            carry: Carried columns to hand on in each part's table.
+        """
+        with ThreadPoolExecutor(READERS) as pool:
+            shards = self._by_shard(plan)
+            while window := list(islice(shards, AUDIT_WINDOW)):
+                names = [name for _, parts in window for name in parts]
+                found = dict(zip(names, pool.map(lambda name: self._read_part(name, carry or []), names), strict=True))
+                for shard, parts in window:
+                    planned = plan.shard(shard).row_ids() if shard < plan.num_shards else []
+                    yield _audit_shard(shard, planned, [(name, found[name]) for name in parts])
+
+    def _by_shard(self, plan: Plan) -> Iterator[tuple[int, list[PartName]]]:
+        """Every planned shard with its objects, then objects of shards that no plan knows."""
+        groups = {kind: groupby(self.parts(kind), key=lambda part: part.shard) for kind in (RESULTS, ERRORS)}
+        heads = {kind: next(((shard, list(parts)) for shard, parts in group), None) for kind, group in groups.items()}
+        shard = 0
+        while shard < plan.num_shards or any(head is not None for head in heads.values()):
+            if shard >= plan.num_shards:
+                shard = min(head[0] for head in heads.values() if head is not None)
+            found: list[PartName] = []
+            for kind, head in heads.items():
+                if head is not None and head[0] == shard:
+                    found += head[1]
+                    heads[kind] = next(((number, list(parts)) for number, parts in groups[kind]), None)
+            yield shard, found
+            shard += 1
+
+    # The end
+
+    def finalise(
+        self,
+        spec: JobSpec,
+        plan: Plan,
+        see: Callable[[str, pa.Table], None],
+        report: Callable[[Totals], None],
+    ) -> tuple[Totals, list[str]]:
+        """Prove the job complete and write its manifest, last.
+
+        Args:
+            spec: The job.
+            plan: Its plan.
+            see: Is given each kept object's kind and narrow columns, the carried ones included.
+            report: Is given the totals before the manifest is written.
+
+        Returns:
+            The totals, and the ids of rows that are still missing: with any of those, nothing is
+            written and the job is not complete.
+
+        Raises:
+            OutputError: An object is damaged or unplanned.
+        """
+        carry = carried_columns(spec.input)
+        totals, missing, entries = Totals(), list[str](), list[dict[str, Any]]()
+        superseded: list[PartName] = []
+        for audit in self.audit(plan, carry):
+            if audit.problems or audit.unplanned:
+                wrong = "\n".join(f"  {line}" for line in [*audit.problems, *audit.unplanned][:20])
+                raise OutputError(
+                    f"{self.path}: the output is damaged:\n{wrong}\nFor the whole list: magbatch verify {self.path}"
+                )
+            missing += audit.missing
+            superseded += audit.superseded
+            for part, row_ids in audit.keep:
+                kept = part if len(row_ids) == len(part.row_ids) else self._rewrite(part, row_ids, carry)
+                totals.add(kept.name.kind, kept.table)
+                entries.append(_entry(kept))
+                see(kept.name.kind, kept.table)
+        if missing:
+            return totals, missing
+        entries += self._empty_parts(spec, plan, {entry["name"].partition("/")[0] for entry in entries})
+        manifest = {
+            "version": 1,
+            "schema_version": SCHEMA_VERSION,
+            "job": spec.name,
+            "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "planned_rows": plan.rows,
+            "plan_sha256": hashlib.sha256(self.store.read(PLAN)).hexdigest(),
+            **asdict(totals),
+            "parts": entries,
+        }
+        report(totals)
+        self.store.write(MANIFEST, json.dumps(manifest, indent=1).encode())
+        for name in superseded:
+            self.store.move(str(name), f"{SUPERSEDED}/{name}")
+        self.tidy()
+        return totals, []
+
+    def tidy(self) -> None:
+        """After the manifest: what it does not name leaves the folders that users glob."""
+        manifest = self.manifest() or {"parts": []}
+        named = {entry["name"] for entry in manifest["parts"]}
+        for kind in (RESULTS, ERRORS):
+            for part in self.parts(kind):
+                if str(part) not in named:
+                    self.store.move(str(part), f"{SUPERSEDED}/{part}")
+        for draft in list(self.store.list("_magbatch/tmp/")):
+            self.store.delete(draft.name)
+
+    def _rewrite(self, part: Part, row_ids: list[str], carry: list[str]) -> Part:
+        """The rows of a part that count, as an object of their own: none is edited in place."""
+        table = pq.read_table(io.BytesIO(self.store.read(str(part.name))))
+        table = table.filter(pa.compute.is_in(table.column("row_id"), pa.array(row_ids)))
+        name = PartName(part.name.kind, part.name.shard, new_attempt(), 0, len(row_ids))
+        self._write(name, table)
+        found = self._read_part(name, carry)
+        if isinstance(found, str):
+            raise OutputError(f"{self.path}: {found}")
+        return found
+
+    def _write(self, name: PartName, table: pa.Table) -> bytes:
+        sink = io.BytesIO()
+        pq.write_table(table, sink, compression="zstd")
+        self.store.write(str(name), sink.getvalue())
+        return sink.getvalue()
+
+    def _empty_parts(self, spec: JobSpec, plan: Plan, present: set[str]) -> Iterator[dict[str, Any]]:
+        """A folder without rows still opens with `results/*.parquet`, and has the contract's columns."""
+        carry = pa.schema([plan.columns.field(name) for name in carried_columns(spec.input)])
+        for kind, schema in ((RESULTS, results_schema(carry)), (ERRORS, errors_schema(carry))):
+            if kind not in present:
+                name = PartName(kind, 0, new_attempt(), 0, 0)
+                data = self._write(name, schema.empty_table())
+                yield {
+                    "name": str(name),
+                    "rows": 0,
+                    "records": 0,
+                    "bytes": len(data),
+                    "sha256": hashlib.sha256(data).hexdigest(),
+                }
+
+    def verify(self) -> tuple[dict[str, Any], list[str]]:
+        """Recompute everything from the objects alone.
+
+        Returns:
+            Counts (planned, answered, failed, objects), and what is wrong, one line each.
+
+        Raises:
+            OutputError: There is no job here.
+        """
+        _, plan = self.open_job()
+        manifest = self.manifest()
+        expected = {entry["name"]: entry for entry in (manifest or {"parts": []})["parts"]}
+        problems = [] if manifest else ["no manifest: the job is not complete"]
+        if manifest and manifest["plan_sha256"] != hashlib.sha256(self.store.read(PLAN)).hexdigest():
+            problems.append(f"{PLAN} is not the plan that the manifest was made for")
+        totals, objects = Totals(), 0
+        for audit in self.audit(plan):
+            problems += audit.problems
+            problems += [f"gap: row {row_id} is planned and in no object" for row_id in audit.missing]
+            problems += [f"not planned: {where}" for where in audit.unplanned]
+            problems += [f"duplicate: {name} repeats rows of other objects" for name in audit.superseded]
+            for part, _ in audit.keep:
+                objects += 1
+                totals.add(part.name.kind, part.table)
+                entry = expected.pop(str(part.name), None)
+                if manifest and entry is None:
+                    problems.append(f"{part.name}: not in the manifest")
+                elif entry is not None and entry["sha256"] != part.sha256:
+                    problems.append(f"{part.name}: its checksum is not the manifest's")
+        for name in expected:
+            if not any(name in problem for problem in problems):
+                problems.append(f"{name}: in the manifest, but not there")
+        counts = {"planned": plan.rows, "answered": totals.answered, "failed": totals.failed, "objects": objects}
+        return counts, problems
+
+
+_TOTALLED = ("prompt_tokens", "cached_tokens", "reasoning_tokens", "answer_tokens", "reasoning_status")
+
+
+def _row_ids(table: pa.Table) -> list[str]:
+    return list(table.column("row_id").unique().to_pylist())
+
+
+def _entry(part: Part) -> dict[str, Any]:
+    return {
+        "name": str(part.name),
+        "rows": len(part.row_ids),
+        "records": part.records,
+        "bytes": part.bytes,
+        "sha256": part.sha256,
+    }
+
+
+def _audit_shard(shard: int, planned: list[str], parts: list[tuple[PartName, Part | str]]) -> ShardAudit:
+    audit = ShardAudit(shard)
+    wanted = set(planned)
+    owned: set[str] = set()
+    for name, part in sorted(parts, key=lambda item: (item[0].kind != RESULTS, item[0].attempt, item[0].seq)):
+        if isinstance(part, str):
+            audit.problems.append(part)
+            continue
+        audit.unplanned += [f"row {row_id} in {name}" for row_id in part.row_ids if row_id not in wanted]
+        mine = [row_id for row_id in part.row_ids if row_id in wanted and row_id not in owned]
+        owned.update(mine)
+        if len(mine) < len(part.row_ids):
+            audit.superseded.append(name)
+        if mine or not part.row_ids:
+            audit.keep.append((part, mine))
+    audit.missing = [row_id for row_id in planned if row_id not in owned]
+    return audit

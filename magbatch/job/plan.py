@@ -1,0 +1,324 @@
+"""Input files -> shards and stable row ids, from Parquet metadata alone.
+
+A plan freezes the input: files that appear later shift nothing, and a row's id depends on its
+file's path below the input and its position in the file, on nothing else. No row is read here.
+"""
+
+import base64
+import io
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.parquet as pq
+
+from magbatch.errors import ErrorCode, InputError, OutputError, SpecError
+from magbatch.pipeline.render import template_columns
+from magbatch.rows import Segment, Shard
+from magbatch.spec import JobSpec, carried_columns
+from magbatch.storage import ObjectInfo, find_parquet, input_filesystem
+
+FOOTER_READERS = 16  # footers are small and far away: latency, not bandwidth, is the limit
+MAX_IMAGE_SHARD_ROWS = 32  # a shard is one block in Ray's object store; a decoded page is 7 MB
+_COLUMNS = pa.schema(
+    [
+        ("shard", pa.int32()),
+        ("path", pa.dictionary(pa.int32(), pa.string())),
+        ("key", pa.dictionary(pa.int32(), pa.string())),
+        ("size", pa.int64()),
+        ("tag", pa.string()),
+        ("start", pa.int64()),
+        ("rows", pa.int64()),
+        ("problem", pa.string()),
+        ("code", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The frozen input of a job.
+
+    Attributes:
+        table: One record for each segment, in the order of the shards.
+        columns: The input columns that the job reads, with the types all files are brought to.
+        offsets: Position in `table` at which each shard begins, and the end.
+    """
+
+    table: pa.Table
+    columns: pa.Schema
+    offsets: list[int]
+
+    @classmethod
+    def of(cls, table: pa.Table, columns: pa.Schema) -> "Plan":
+        """A plan over its segments."""
+        shards = table.column("shard").to_numpy()
+        starts = [0, *(int(index) + 1 for index in (shards[1:] != shards[:-1]).nonzero()[0])] if len(shards) else []
+        return cls(table, columns, [*starts, len(shards)])
+
+    @property
+    def num_shards(self) -> int:
+        """Shards of the job."""
+        return len(self.offsets) - 1
+
+    @property
+    def rows(self) -> int:
+        """Input rows of the job; a file that cannot be read counts as one."""
+        return int(pa.compute.sum(self.table.column("rows")).as_py() or 0)
+
+    @property
+    def shard_sizes(self) -> "np.ndarray[Any, np.dtype[np.int64]]":
+        """Rows of each shard."""
+        rows = self.table.column("rows").to_numpy()
+        return np.add.reduceat(rows, self.offsets[:-1]) if self.num_shards else np.zeros(0, dtype=np.int64)
+
+    def shard(self, index: int) -> Shard:
+        """One shard."""
+        begin, end = self.offsets[index], self.offsets[index + 1]
+        return Shard(index, tuple(_segment(record) for record in self.table.slice(begin, end - begin).to_pylist()))
+
+    def shards(self) -> Iterator[Shard]:
+        """All shards, in order."""
+        return (self.shard(index) for index in range(self.num_shards))
+
+    def bad_files(self) -> list[tuple[str, str]]:
+        """Path and problem of each file that cannot be read."""
+        bad = self.table.filter(pa.compute.is_valid(self.table.column("problem")))
+        return list(zip(bad.column("path").to_pylist(), bad.column("problem").to_pylist(), strict=True))
+
+    def num_files(self) -> int:
+        """Input files of the job."""
+        return len(self.table.column("path").unique())
+
+    def to_bytes(self) -> bytes:
+        """The plan as it lies beside the output: a Parquet file."""
+        metadata = {"magbatch.columns": base64.b64encode(self.columns.serialize().to_pybytes()).decode()}
+        sink = io.BytesIO()
+        pq.write_table(self.table.replace_schema_metadata(metadata), sink, compression="zstd")
+        return sink.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Plan":
+        """Read back what `to_bytes` wrote.
+
+        Raises:
+            OutputError: It is not a plan.
+        """
+        try:
+            table = pq.read_table(io.BytesIO(data))
+            encoded = (table.schema.metadata or {})[b"magbatch.columns"]
+        except (pa.ArrowException, KeyError, OSError) as error:
+            raise OutputError(f"_magbatch/plan.parquet is damaged: {error}") from error
+        columns = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(encoded)))
+        return cls.of(table.cast(_COLUMNS), columns)
+
+
+def _segment(record: dict[str, object]) -> Segment:
+    values = {name: value for name, value in record.items() if name != "shard"}
+    values["code"] = ErrorCode(str(values["code"])) if values["code"] else None
+    return Segment(**values)  # type: ignore[arg-type]
+
+
+@dataclass(slots=True)
+class _File:
+    info: ObjectInfo
+    key: str
+    rows: int = 0
+    schema: pa.Schema | None = None
+    problem: str | None = None
+    code: ErrorCode | None = None
+
+
+def input_columns(spec: JobSpec) -> list[str]:
+    """The input columns that a job reads, each once."""
+    columns = spec.input.columns
+    names = [columns.prompt, columns.messages, *columns.images, *carried_columns(spec.input)]
+    if spec.prompt.template is not None:
+        names += sorted(template_columns(spec.prompt.template))
+    return list(dict.fromkeys(name for name in names if name))
+
+
+def make_plan(spec: JobSpec, limit: int | None = None) -> Plan:
+    """Plan a job.
+
+    Args:
+        spec: The job.
+        limit: Take only this many rows, spread evenly over the input.
+
+    Raises:
+        InputError: Nothing is there, a file is bad under `on_bad_file: fail`, or no file is good.
+        SpecError: A column that the spec names is in none of the files.
+        StorageError: The input cannot be listed.
+    """
+    names = input_columns(spec)
+    root = _root(spec.input.path)
+    infos = find_parquet(spec.input.path)
+    files = [_File(info, sha256(_below(root, info.name).encode()).hexdigest()[:12]) for info in infos]
+    keys = {file.key for file in files}
+    if len(keys) < len(files):
+        raise InputError(f"input.path {spec.input.path}: it yields the same file twice")
+    with ThreadPoolExecutor(FOOTER_READERS) as pool:
+        list(pool.map(lambda file: _read_footer(file, names), files))
+    _check(spec, files, names)
+    columns = _common_types(files, names)
+    bad = [file for file in files if file.problem is not None]
+    if bad and (spec.input.on_bad_file == "fail" or len(bad) == len(files)):
+        listed = "\n".join(f"  {file.problem}" for file in bad[:20])
+        more = f"\n  … and {len(bad) - 20} more" if len(bad) > 20 else ""
+        advice = "" if len(bad) == len(files) else "\nMend them, or set input.on_bad_file: dead_letter to run the rest."
+        raise InputError(f"{len(bad)} of {len(files)} input files cannot be used:\n{listed}{more}{advice}")
+
+    segments = _everything(files) if limit is None else _sample(files, limit)
+    total = sum(segment.rows for segment in segments)
+    shard_rows = spec.shard_rows(total)
+    if spec.input.shard_rows is None and spec.input.columns.images:
+        shard_rows = min(shard_rows, MAX_IMAGE_SHARD_ROWS)
+    records = [
+        {"shard": shard, **{name: getattr(segment, name) for name in _COLUMNS.names if name != "shard"}}
+        for shard, segment in _pack(segments, shard_rows)
+    ]
+    return Plan.of(pa.Table.from_pylist(records, schema=_COLUMNS), columns)
+
+
+def _root(path: str) -> str:
+    """What row ids do not depend on: the directory of the input, up to a glob's first wildcard."""
+    fixed = path
+    for wildcard in "*?[":
+        fixed = fixed.partition(wildcard)[0]
+    if fixed == path and not path.endswith(".parquet"):
+        return path.rstrip("/") + "/"
+    return fixed.rpartition("/")[0] + "/"
+
+
+def _below(root: str, name: str) -> str:
+    return name[len(root) :] if name.startswith(root) else os.path.basename(name)
+
+
+def _read_footer(file: _File, names: list[str]) -> None:
+    try:
+        filesystem, inner = input_filesystem(file.info.name)
+        with filesystem.open_input_file(inner) as source:
+            parquet = pq.ParquetFile(source)
+            file.rows, file.schema = parquet.metadata.num_rows, parquet.schema_arrow
+    except (OSError, pa.ArrowException) as error:
+        file.code = ErrorCode.FILE_UNREADABLE
+        file.problem = f"{file.info.name}: not a readable Parquet file: {' '.join(str(error).split())}"
+        return
+    missing = [name for name in names if name not in file.schema.names]
+    if missing:
+        file.code = ErrorCode.FILE_SCHEMA
+        file.problem = f"{file.info.name}: lacks the column {', '.join(map(repr, missing))}; it has {file.schema.names}"
+
+
+def _check(spec: JobSpec, files: list[_File], names: list[str]) -> None:
+    """A name that no readable file knows is the spec's mistake, not the files'."""
+    schemas = [file.schema for file in files if file.schema is not None]
+    for name in names:
+        if schemas and not any(name in schema.names for schema in schemas):
+            raise SpecError(
+                f"{_named_by(spec, name)}: no input file has a column {name!r}; they have {schemas[0].names}"
+            )
+
+
+def _named_by(spec: JobSpec, name: str) -> str:
+    columns = spec.input.columns
+    if name == columns.prompt:
+        return "input.columns.prompt"
+    if name == columns.messages:
+        return "input.columns.messages"
+    if name in columns.images:
+        return "input.columns.images"
+    if name == columns.id:
+        return "input.columns.id"
+    return "input.carry" if name in spec.input.carry else "prompt.template"
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """A type without what differs from file to file by accident: dictionaries, and columns of nulls only."""
+    if pa.types.is_dictionary(kind):
+        return _plain(kind.value_type)
+    return pa.string() if pa.types.is_null(kind) else kind
+
+
+def _common_types(files: list[_File], names: list[str]) -> pa.Schema:
+    """The types all files are brought to; a file that cannot be brought to them is marked as bad."""
+    common: pa.Schema | None = None
+    nulls: set[str] = set()
+    for file in files:
+        if file.schema is None or file.problem is not None:
+            continue
+        mine = pa.schema([pa.field(name, _plain(file.schema.field(name).type)) for name in names])
+        mine_nulls = {name for name in names if pa.types.is_null(file.schema.field(name).type)}
+        if common is None:
+            common, nulls = mine, mine_nulls
+            continue
+        # A column that holds nothing but nulls in one file takes the type it has in the others.
+        for name in nulls - mine_nulls:
+            common = common.set(common.get_field_index(name), mine.field(name))
+        for name in mine_nulls:
+            mine = mine.set(mine.get_field_index(name), common.field(name))
+        nulls &= mine_nulls
+        try:
+            common = pa.unify_schemas([common, mine], promote_options="permissive")
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            file.code = ErrorCode.FILE_SCHEMA
+            file.problem = (
+                f"{file.info.name}: a column has another type than in the files before: {' '.join(str(error).split())}"
+            )
+    return common if common is not None else pa.schema([pa.field(name, pa.string()) for name in names])
+
+
+def _everything(files: list[_File]) -> list[Segment]:
+    return [
+        Segment(
+            file.info.name, file.key, file.info.size, file.info.tag, 0,
+            file.rows if file.problem is None else 1, file.problem, file.code,
+        )
+        for file in files
+        if file.rows or file.problem is not None
+    ]  # fmt: skip
+
+
+def _sample(files: list[_File], limit: int) -> list[Segment]:
+    """`limit` rows, spread evenly over all readable ones: row floor(i * total / limit) for each i."""
+    good = [file for file in files if file.problem is None]
+    total = sum(file.rows for file in good)
+    wanted = min(limit, total)
+    segments: list[Segment] = []
+    index, first = 0, 0
+    for number in range(wanted):
+        row = number * total // wanted
+        while row >= first + good[index].rows:
+            first += good[index].rows
+            index += 1
+        file, start = good[index], row - first
+        last = segments[-1] if segments else None
+        if last is not None and last.key == file.key and last.start + last.rows == start:
+            segments[-1] = Segment(last.path, last.key, last.size, last.tag, last.start, last.rows + 1)
+        else:
+            segments.append(Segment(file.info.name, file.key, file.info.size, file.info.tag, start, 1))
+    return segments
+
+
+def _pack(segments: list[Segment], shard_rows: int) -> Iterator[tuple[int, Segment]]:
+    """Cut and join segments into shards of `shard_rows`; small files share a shard."""
+    shard, room = 0, shard_rows
+    for segment in segments:
+        start, left = segment.start, segment.rows
+        while left:
+            rows = min(room, left)
+            yield (
+                shard,
+                Segment(
+                    segment.path, segment.key, segment.size, segment.tag, start, rows, segment.problem, segment.code
+                ),
+            )
+            start, left, room = start + rows, left - rows, room - rows
+            if room == 0:
+                shard, room = shard + 1, shard_rows

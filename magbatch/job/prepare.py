@@ -1,0 +1,201 @@
+"""Shards -> blocks for the replicas: read, render and prompt, composed for one read task.
+
+A block is one shard: one record whose payload holds the prompts of all its rows. So Ray can neither
+split a shard nor join two, and a block that is handled again is the same block. A row that failed
+on its way here rides along with its error: the replica commits it like any other.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from magbatch.errors import ErrorCode, RowError, Step
+from magbatch.job.ledger import Ledger
+from magbatch.model import engine_args, facts, locate
+from magbatch.pipeline.prompt import Prompter
+from magbatch.pipeline.read import ShardReader
+from magbatch.pipeline.render import ImageGrid, Renderer
+from magbatch.rows import DeadLetter, Image, InputRow, Prompt, Shard
+from magbatch.spec import JobSpec, carried_columns
+from magbatch.tokenizer import Tokenizer
+
+RENDER_THREADS = 4  # decoding and fetching release the GIL
+BLOCK_SCHEMA = pa.schema([("shard", pa.int64()), ("rows", pa.int64()), ("payload", pa.large_binary())])
+_IMAGE = pa.struct([("width", pa.int32()), ("height", pa.int32()), ("rgb", pa.large_binary())])
+_PROMPT_FIELDS = [
+    pa.field("row_id", pa.string(), nullable=False),
+    pa.field("token_ids", pa.list_(pa.int32())),
+    pa.field("images", pa.list_(_IMAGE)),
+    pa.field("step", pa.string()),
+    pa.field("code", pa.string()),
+    pa.field("message", pa.string()),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What every task and replica of a job is given.
+
+    Attributes:
+        spec: The job.
+        columns: The input columns that it reads, with the plan's types.
+    """
+
+    spec: JobSpec
+    columns: pa.Schema
+
+    @property
+    def carry(self) -> pa.Schema:
+        """The carried columns."""
+        return pa.schema([self.columns.field(name) for name in carried_columns(self.spec.input)])
+
+
+@dataclass(slots=True)
+class ShardPrompts:
+    """A block as a replica sees it.
+
+    Attributes:
+        shard: The shard's number.
+        prompts: Rows for the engine.
+        failed: Rows that failed on their way.
+        carried: Carried columns, one row for each prompt and failure.
+        positions: Row id to its row in `carried`.
+    """
+
+    shard: int
+    prompts: list[Prompt]
+    failed: list[DeadLetter]
+    carried: pa.Table
+    positions: dict[str, int]
+
+
+class Preparer:
+    """Turns shards into blocks.
+
+    Args:
+        job: The job.
+
+    Raises:
+        ModelError: The tokenizer or the configuration cannot be had.
+    """
+
+    def __init__(self, job: Job) -> None:
+        spec = job.spec
+        checkpoint = locate(spec.model, weights=False)
+        model = facts(checkpoint)
+        grid = ImageGrid(model.image_size, model.image_cell) if model.image_size else None
+        self.tokenizer = Tokenizer(checkpoint)
+        self._spec = spec
+        self._carry = job.carry
+        self._reader = ShardReader(job.columns)
+        self._render = Renderer(spec, grid)
+        self._prompt = Prompter(spec, checkpoint, self.tokenizer, int(engine_args(spec, model)["max_model_len"]))
+
+    def __call__(self, shard: Shard, done: frozenset[str] = frozenset()) -> ShardPrompts:
+        """Prepare the rows of a shard that are not done.
+
+        Raises:
+            StorageError: The input's storage does not answer.
+        """
+        read = self._reader(shard, done)
+        # The values of a shard's rows are small beside its images, which stay where Arrow put them.
+        rows = [
+            InputRow(row_id, {name: value for name, value in values.items() if value is not None}, folder)
+            for row_id, values, folder in zip(read.row_ids, read.table.to_pylist(), read.folders, strict=True)
+        ]
+        if self._spec.input.columns.images or self._spec.input.columns.messages:
+            with ThreadPoolExecutor(RENDER_THREADS) as pool:
+                outcomes = list(pool.map(self._row, rows))
+        else:
+            outcomes = [self._row(row) for row in rows]
+        failed = [DeadLetter(row_id, Step.READ, error.code, error.message) for row_id, error in read.failed]
+        carried = read.table.select(self._carry.names)
+        if failed:  # an unreadable row carries nothing
+            nothing = pa.table([pa.nulls(len(failed), field.type) for field in self._carry], schema=self._carry)
+            carried = pa.concat_tables([carried, nothing]) if self._carry.names else carried
+        ids = [*read.row_ids, *(letter.row_id for letter in failed)]
+        return ShardPrompts(
+            shard.index,
+            [outcome for outcome in outcomes if isinstance(outcome, Prompt)],
+            [outcome for outcome in outcomes if isinstance(outcome, DeadLetter)] + failed,
+            carried,
+            {row_id: position for position, row_id in enumerate(ids)},
+        )
+
+    def _row(self, row: InputRow) -> Prompt | DeadLetter:
+        step = Step.RENDER
+        try:
+            rendered = self._render(row)
+            step = Step.PROMPT
+            return self._prompt(rendered)
+        except RowError as error:
+            return DeadLetter(row.row_id, step, error.code, error.message)
+        except Exception as error:  # noqa: BLE001 - a row's boundary: a defect must not stop its neighbours
+            return DeadLetter(row.row_id, step, ErrorCode.INTERNAL, f"{type(error).__name__}: {error}")
+
+
+def prepare(job: Job, shards: list[Shard], partly_done: frozenset[int]) -> Iterator[pa.Table]:
+    """The blocks of a read task, one after the other.
+
+    Args:
+        job: The job.
+        shards: In the order of the plan, so that files are read forward.
+        partly_done: Shards of which the ledger already holds some rows.
+    """
+    preparer = Preparer(job)
+    ledger = Ledger(job.spec.output.path)
+    for shard in shards:
+        done = ledger.done_rows(shard.index) if shard.index in partly_done else frozenset[str]()
+        yield to_block(preparer(shard, done))
+
+
+def to_block(work: ShardPrompts) -> pa.Table:
+    """A shard as one record."""
+    rows: list[Prompt | DeadLetter] = [*work.prompts, *work.failed]
+    order = sorted(rows, key=lambda row: work.positions[row.row_id])
+    table = pa.Table.from_pylist([_record(row) for row in order], schema=pa.schema(_PROMPT_FIELDS))
+    for name in work.carried.column_names:
+        table = table.append_column(f"carry.{name}", work.carried.column(name))
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    payload = pa.LargeBinaryArray.from_buffers(
+        pa.large_binary(), 1, [None, pa.array([0, sink.tell()], pa.int64()).buffers()[1], sink.getvalue()]
+    )
+    return pa.table([pa.array([work.shard]), pa.array([table.num_rows]), payload], schema=BLOCK_SCHEMA)
+
+
+def from_block(block: pa.Table) -> Iterator[ShardPrompts]:
+    """The shards of a block, as the replica takes them."""
+    for index in range(block.num_rows):
+        payload = block.column("payload")[index].as_buffer()
+        table = pa.ipc.open_stream(payload).read_all()
+        carried_names = [name for name in table.column_names if name.startswith("carry.")]
+        carried = table.select(carried_names).rename_columns([name.removeprefix("carry.") for name in carried_names])
+        row_ids = table.column("row_id").to_pylist()
+        records = table.select([field.name for field in _PROMPT_FIELDS]).to_pylist()
+        rows = [_row(record) for record in records]
+        yield ShardPrompts(
+            block.column("shard")[index].as_py(),
+            [row for row in rows if isinstance(row, Prompt)],
+            [row for row in rows if isinstance(row, DeadLetter)],
+            carried,
+            {row_id: position for position, row_id in enumerate(row_ids)},
+        )
+
+
+def _record(row: Prompt | DeadLetter) -> dict[str, Any]:
+    if isinstance(row, DeadLetter):
+        return {"row_id": row.row_id, "step": str(row.step), "code": str(row.code), "message": row.message}
+    images = [{"width": image.width, "height": image.height, "rgb": image.rgb} for image in row.images]
+    return {"row_id": row.row_id, "token_ids": row.token_ids, "images": images}
+
+
+def _row(record: dict[str, Any]) -> Prompt | DeadLetter:
+    if record["code"] is not None:
+        return DeadLetter(record["row_id"], Step(record["step"]), ErrorCode(record["code"]), record["message"])
+    images = [Image(image["width"], image["height"], image["rgb"]) for image in record["images"]]
+    return Prompt(record["row_id"], record["token_ids"], images)

@@ -1,0 +1,339 @@
+"""One replica: an engine, and the rows of many shards inside it at once.
+
+Every row that enters a replica ends in a committed object, as an answer or as a dead letter, or is
+left for the next attempt, which asks the ledger first. Rows are committed in the order in which
+they finish: none waits for a slower neighbour.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Protocol
+
+from magbatch.engines.base import Engine
+from magbatch.errors import EngineDeadError, ErrorCode, RowError, Step, StorageError
+from magbatch.job.ledger import Ledger, new_attempt
+from magbatch.job.prepare import Job, ShardPrompts
+from magbatch.pipeline.generate import ADMITTED_PER_SLOT, Admission, Generate
+from magbatch.pipeline.parse import Parser
+from magbatch.pipeline.write import PartWriter
+from magbatch.rows import DeadLetter, FinishedRow, Prompt, ReasoningStatus
+from magbatch.tokenizer import Tokenizer
+
+STRIKES = 2  # engines that may die with a row in flight before it counts as their killer
+UNCOMMITTED_PER_SLOT = 8  # finished rows that may wait for the store before admission waits for it
+TICK_S = 0.25
+REPORT_INTERVAL_S = 1.0
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a replica did since it last reported: counts of rows and tokens."""
+
+    answered: int = 0
+    failed: int = 0
+    truncated: int = 0
+    prompt_tokens: int = 0
+    reasoning_tokens: int = 0
+    answer_tokens: int = 0
+
+    def count(self, rows: list[FinishedRow]) -> None:
+        """Add committed rows."""
+        self.answered += len(rows)
+        for row in rows:
+            self.prompt_tokens += row.prompt_tokens
+            for answer in row.answers:
+                self.truncated += answer.status == ReasoningStatus.TRUNCATED
+                self.reasoning_tokens += answer.reasoning_tokens
+                self.answer_tokens += answer.answer_tokens
+
+
+class Board(Protocol):
+    """Where the replicas of a job meet: the driver keeps it, for the length of one run."""
+
+    async def begin(self, shard: int) -> tuple[bool, dict[str, int]]:
+        """Whether this is the run's first attempt at a shard, and the strikes against its rows."""
+
+    async def strike(self, rows: dict[int, list[str]]) -> None:
+        """An engine died with these rows in flight, by shard."""
+
+    async def report(self, replica: str, tally: Tally) -> bool:
+        """Add to the job's counts; True asks the replica to stop."""
+
+
+@dataclass(slots=True, eq=False)
+class _Attempt:
+    """One attempt at a shard: finished rows wait here for their commit."""
+
+    shard: int
+    writer: PartWriter
+    finished: list[FinishedRow] = field(default_factory=list)
+    letters: list[DeadLetter] = field(default_factory=list)
+    since: float = 0.0  # when the oldest row that waits was finished
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def waiting(self) -> int:
+        return len(self.finished) + len(self.letters)
+
+
+class Replica:
+    """Answers shards with one engine.
+
+    Args:
+        name: For the board.
+        job: The job.
+        engine: A started engine.
+        tokenizer: The model's tokenizer.
+        slots: Rows that the engine works on at once (max_num_seqs).
+        max_model_len: Tokens that it can hold for one row.
+        board: Where the replicas of the job meet.
+        die: Ends this process; an engine that is gone does not come back.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        job: Job,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        *,
+        slots: int,
+        max_model_len: int,
+        board: Board,
+        die: Callable[[], None],
+    ) -> None:
+        self._name = name
+        self._spec = job.spec
+        self._engine = engine
+        self._generate = Generate(engine, job.spec.sampling, max_model_len)
+        self._parse = Parser(tokenizer)
+        self._admission = Admission(ADMITTED_PER_SLOT * slots)
+        self._max_uncommitted = max(UNCOMMITTED_PER_SLOT * slots, job.spec.output.commit_rows)
+        self._committed = asyncio.Event()
+        self._turn = asyncio.Lock()  # shards enter one after the other
+        self._suspects = asyncio.Lock()
+        self._board = board
+        self._die = die
+        self._ledger = Ledger(job.spec.output.path)
+        self._in_flight: dict[str, int] = {}
+        self._attempts: set[_Attempt] = set()
+        self._rows: set[asyncio.Task[None]] = set()
+        self._tally = Tally()
+        self._stopping = False
+        self._storage_failure: StorageError | None = None
+        self._clock: asyncio.Task[None] | None = None
+        self._death: asyncio.Task[None] | None = None
+
+    async def run(self, shard: int, unpack: Callable[[], ShardPrompts], *, untouched: bool) -> int:
+        """Answer and commit the rows of a shard.
+
+        Args:
+            shard: Its number.
+            unpack: Gives its prompts. Called when the engine has room for them, not before: shards
+                that wait hold no memory here.
+            untouched: It had no committed row when the run began.
+
+        Returns:
+            Rows of it that are still open: none, unless the replica was asked to stop.
+
+        Raises:
+            StorageError: The output does not take the rows.
+            EngineDeadError: The engine died, and `die` came back.
+        """
+        if self._clock is None:
+            self._clock = asyncio.create_task(self._tick())
+        mine: set[asyncio.Task[None]] = set()
+        attempt: _Attempt | None = None
+        try:
+            async with self._turn:
+                first, strikes = await self._board.begin(shard)
+                work = await asyncio.to_thread(unpack)
+                done = frozenset[str]()
+                if not (first and untouched):
+                    done = await asyncio.to_thread(self._ledger.done_rows, shard)
+                model = self._spec.model.source
+                writer = PartWriter(self._ledger.store, work.carried, work.positions, model, shard, new_attempt())
+                attempt = _Attempt(shard, writer)
+                self._attempts.add(attempt)
+                for letter in work.failed:
+                    if letter.row_id not in done:
+                        self._finish(attempt, letter)
+                rows = [row for row in work.prompts if row.row_id not in done]
+                del work
+                left = await self._admit(attempt, rows, strikes, mine)
+            left += await _wait_for(mine)
+            await self._commit(attempt)
+            return left
+        finally:
+            for task in mine:
+                task.cancel()
+            if attempt is not None:
+                self._attempts.discard(attempt)
+            await self._report()
+
+    def stop(self) -> None:
+        """Take no more rows, and abort those in the engine; what is finished is still committed."""
+        self._stopping = True
+        for task in self._rows:
+            task.cancel()
+
+    async def _admit(
+        self, attempt: _Attempt, rows: list[Prompt], strikes: dict[str, int], mine: set[asyncio.Task[None]]
+    ) -> int:
+        """Let rows into the engine as it has room; returns how many a stop has kept out."""
+        left = 0
+        for prompt in rows:
+            struck = strikes.get(prompt.row_id, 0)
+            if struck >= STRIKES:
+                message = f"it was in flight in {STRIKES} engines when they died"
+                self._finish(attempt, DeadLetter(prompt.row_id, Step.GENERATE, ErrorCode.ENGINE_KILLER, message))
+                continue
+            if struck:
+                self._start(self._suspect(attempt, prompt), mine)
+                continue
+            await self._room_to_commit()
+            await self._admission.enter(prompt.size_bytes)
+            if self._stopping:
+                self._admission.leave(prompt.size_bytes)
+                left += 1
+                continue
+            self._start(self._row(attempt, prompt), mine)
+        return left
+
+    def _start(self, row: Coroutine[None, None, None], mine: set[asyncio.Task[None]]) -> None:
+        task = asyncio.create_task(row)
+        mine.add(task)
+        self._rows.add(task)
+        task.add_done_callback(self._rows.discard)
+        if self._stopping:
+            task.cancel()
+
+    async def _room_to_commit(self) -> None:
+        """Finished rows are kept until the store has them; while too many wait, none is added."""
+        while True:
+            if self._storage_failure is not None:
+                raise self._storage_failure
+            if self._stopping or sum(attempt.waiting for attempt in self._attempts) < self._max_uncommitted:
+                return
+            self._committed.clear()
+            await self._committed.wait()
+
+    async def _suspect(self, attempt: _Attempt, prompt: Prompt) -> None:
+        """A row that was in an engine that died: alone among its like, so that only the killer is struck again."""
+        async with self._suspects:
+            await self._admission.enter(prompt.size_bytes)
+            await self._row(attempt, prompt)
+
+    async def _row(self, attempt: _Attempt, prompt: Prompt) -> None:
+        """One admitted row through generate and parse; its place is free again when it leaves."""
+        try:
+            self._finish(attempt, await self._answer(attempt.shard, prompt))
+        except EngineDeadError:
+            if self._death is None:
+                self._death = asyncio.create_task(self._end_with_engine())
+            await asyncio.shield(self._death)
+            raise
+        finally:
+            self._admission.leave(prompt.size_bytes)
+        if attempt.waiting >= self._spec.output.commit_rows:
+            await self._commit(attempt)
+
+    async def _answer(self, shard: int, prompt: Prompt) -> FinishedRow | DeadLetter:
+        step = Step.GENERATE
+        self._in_flight[prompt.row_id] = shard
+        try:
+            generation = await self._generate(prompt)
+            step = Step.PARSE
+            answers = [self._parse(completion) for completion in generation.completions]
+        except EngineDeadError:
+            raise
+        except RowError as error:
+            return DeadLetter(prompt.row_id, step, error.code, error.message)
+        except Exception as error:  # noqa: BLE001 - a row's boundary: a defect must not stop its neighbours
+            return DeadLetter(prompt.row_id, step, ErrorCode.INTERNAL, f"{type(error).__name__}: {error}")
+        tokens, cached = len(prompt.token_ids), generation.cached_tokens
+        return FinishedRow(prompt.row_id, tokens, cached, generation.latency_s, answers, datetime.now(UTC))
+
+    def _finish(self, attempt: _Attempt, row: FinishedRow | DeadLetter) -> None:
+        if not attempt.waiting:
+            attempt.since = time.monotonic()
+        self._in_flight.pop(row.row_id, None)
+        if isinstance(row, DeadLetter):
+            attempt.letters.append(row)
+        else:
+            attempt.finished.append(row)
+
+    async def _commit(self, attempt: _Attempt) -> None:
+        """Commit what is finished; what the store refuses stays, and the error goes up."""
+        async with attempt.lock:
+            finished, letters = attempt.finished[:], attempt.letters[:]
+            try:
+                if finished:
+                    await asyncio.to_thread(attempt.writer.results, finished)
+                    del attempt.finished[: len(finished)]
+                    self._tally.count(finished)
+                if letters:
+                    await asyncio.to_thread(attempt.writer.errors, letters)
+                    del attempt.letters[: len(letters)]
+                    self._tally.failed += len(letters)
+            except StorageError as error:
+                self._storage_failure = error
+                raise
+            finally:
+                attempt.since = time.monotonic()
+                self._committed.set()
+
+    async def _commit_due(self, attempt: _Attempt) -> None:
+        try:
+            await self._commit(attempt)
+        except StorageError:
+            return  # kept in _storage_failure, which every shard of this replica raises
+
+    async def _tick(self) -> None:
+        """Commits what has waited long enough, and tells the board what was done."""
+        due: set[asyncio.Task[None]] = set()
+        reported = time.monotonic()
+        while True:
+            await asyncio.sleep(TICK_S)
+            now = time.monotonic()
+            for attempt in list(self._attempts):
+                overdue = now - attempt.since >= self._spec.output.commit_interval_s
+                if attempt.waiting and overdue and not attempt.lock.locked():
+                    task = asyncio.create_task(self._commit_due(attempt))
+                    due.add(task)
+                    task.add_done_callback(due.discard)
+            if now - reported >= REPORT_INTERVAL_S:
+                reported = now
+                await self._report()
+
+    async def _report(self) -> None:
+        tally, self._tally = self._tally, Tally()
+        if await self._board.report(self._name, tally) and not self._stopping:
+            self.stop()
+
+    async def _end_with_engine(self) -> None:
+        """The engine is gone: name the rows that were in it, commit what is finished, and end."""
+        by_shard: dict[int, list[str]] = {}
+        for row_id, shard in self._in_flight.items():
+            by_shard.setdefault(shard, []).append(row_id)
+        await self._board.strike(by_shard)
+        await asyncio.gather(*(self._commit_due(attempt) for attempt in list(self._attempts)))
+        await self._report()
+        self._die()
+
+
+async def _wait_for(rows: set[asyncio.Task[None]]) -> int:
+    """Wait for all; the first error goes up at once. Returns how many a stop has cancelled."""
+    left = 0
+    while rows:
+        ended, _ = await asyncio.wait(rows, return_when=asyncio.FIRST_EXCEPTION)
+        rows -= ended
+        for task in ended:
+            if task.cancelled():
+                left += 1
+            else:
+                task.result()
+    return left

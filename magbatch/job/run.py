@@ -1,0 +1,304 @@
+"""A job from its spec to its manifest.
+
+plan -> freeze -> answer what is open -> prove -> manifest. Every part of it can be interrupted at any
+moment and begun again: what is committed is never asked again, and a job is complete exactly when
+its manifest is there.
+"""
+
+import io
+import json
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow.compute
+import pyarrow.parquet as pq
+from rich.console import Console
+
+from magbatch.errors import ClusterError, OutputError
+from magbatch.job.ledger import REPORT, Ledger, Totals
+from magbatch.job.plan import Plan, make_plan
+from magbatch.job.prepare import Job, Preparer
+from magbatch.job.progress import ProgressLine, Snapshot
+from magbatch.job.report import DuplicateIds, Report, Run, one_line, settings
+from magbatch.model import engine_args, facts, locate
+from magbatch.pipeline.read import ShardReader
+from magbatch.pipeline.render import Renderer
+from magbatch.rows import ERRORS, RESULTS, Prompt, Segment, Shard
+from magbatch.spec import JobSpec
+
+SAMPLE_ROWS = 3
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What `run` came to.
+
+    Attributes:
+        report: As it is stored beside the output.
+        samples: Question, reasoning and answer of a few rows, each on one line.
+        already: The job was complete before.
+        too_many_failed: More dead letters than the spec allows.
+    """
+
+    report: dict[str, Any]
+    lines: list[str]
+    samples: list[tuple[str, str, str]]
+    already: bool
+    too_many_failed: bool
+
+
+def limited(spec: JobSpec, limit: int | None) -> JobSpec:
+    """The job of a sample: the same spec, with an output of its own."""
+    return spec if limit is None else spec.with_output(f"{spec.output.path}-limit-{limit}")
+
+
+def run(spec: JobSpec, console: Console, limit: int | None = None) -> Outcome:
+    """Run a job, or go on with it.
+
+    Args:
+        spec: The job.
+        console: Where progress goes.
+        limit: Answer only this many rows, spread evenly, into an output of their own.
+
+    Raises:
+        JobError: As its kinds say.
+    """
+    began = time.monotonic()
+    spec = limited(spec, limit)
+    ledger = Ledger(spec.output.path)
+    plan = ledger.plan() if ledger.check_same(spec) else None
+    if plan is not None and ledger.manifest() is not None:
+        ledger.tidy()
+        stored = json.loads(ledger.store.read(REPORT))
+        return _outcome(spec, Report.from_dict(stored), ledger, plan, already=True)
+    if plan is None:
+        plan = _new_job(spec, ledger, limit)
+    job = Job(spec, plan.columns)
+    Preparer(job)  # what is wrong with the model, the tokenizer or the prompt shows before an engine starts
+
+    done = ledger.done_counts(plan)
+    before = int(done.sum())
+    if before:
+        console.print(
+            f"{before:,} of {plan.rows:,} rows are committed already; going on with the rest", highlight=False
+        )
+    the_run = _answer(job, plan, ledger, done, console, before)
+    the_run.seconds = time.monotonic() - began
+    report = _finish(spec, plan, ledger, the_run)
+    return _outcome(spec, report, ledger, plan, already=False)
+
+
+def _new_job(spec: JobSpec, ledger: Ledger, limit: int | None) -> Plan:
+    for kind in (RESULTS, ERRORS):
+        if any(True for _ in ledger.store.list(f"{kind}/")):
+            raise OutputError(
+                f"{ledger.path}/{kind} holds objects, but there is no magbatch job here: set output.path to a new place"
+            )
+    plan = make_plan(spec, limit)
+    Preparer(Job(spec, plan.columns))
+    ledger.begin(spec, plan)
+    return plan
+
+
+def _answer(
+    job: Job, plan: Plan, ledger: Ledger, done: "np.ndarray[Any, np.dtype[np.int64]]", console: Console, before: int
+) -> Run:
+    """Let replicas answer until the ledger has every row."""
+    the_run = Run()
+    with ProgressLine(console, plan.rows, before) as line:
+        while (left := plan.rows - int(done.sum())) > 0:
+            from magbatch.job.fleet import run_fleet
+
+            serving = _Serving(line)
+            last = run_fleet(job, plan, done, serving.watch)
+            the_run.serving_s += time.monotonic() - serving.since
+            the_run.rows += last.done.answered + last.done.failed
+            the_run.tokens += last.done.reasoning_tokens + last.done.answer_tokens
+            the_run.engine_deaths += last.engine_deaths
+            done = ledger.done_counts(plan)
+            if plan.rows - int(done.sum()) >= left:
+                raise ClusterError(f"the run ended with {left:,} rows open and committed none of them; run it again")
+    return the_run
+
+
+class _Serving:
+    """Notes when the first replica served."""
+
+    def __init__(self, line: ProgressLine) -> None:
+        self._line = line
+        self.since = time.monotonic()
+        self._started = False
+
+    def watch(self, snapshot: Snapshot) -> None:
+        if not self._started and not snapshot.starting:
+            self._started, self.since = True, time.monotonic()
+        self._line.show(snapshot)
+
+
+def _finish(spec: JobSpec, plan: Plan, ledger: Ledger, the_run: Run) -> Report:
+    """Prove the output complete; the manifest is written last, after the report."""
+    with DuplicateIds(spec.input.columns.id) as ids:
+        args = engine_args(spec, facts(locate(spec.model, weights=False)))
+
+        def report(totals: Totals) -> Report:
+            repeated = ids.count() if spec.input.columns.id else None
+            return Report(spec.name, ledger.path, plan.rows, totals, repeated, the_run, settings(spec, args))
+
+        totals, missing = ledger.finalise(
+            spec,
+            plan,
+            ids.see,
+            lambda sums: ledger.store.write(REPORT, json.dumps(report(sums).to_dict(), indent=1).encode()),
+        )
+        if missing:
+            raise OutputError(
+                f"{len(missing):,} rows are in no object, though every shard was done; the first is {missing[0]}"
+            )
+        return report(totals)
+
+
+def _outcome(spec: JobSpec, report: Report, ledger: Ledger, plan: Plan, *, already: bool) -> Outcome:
+    allowed = spec.limits.max_failed_rows
+    return Outcome(
+        report=report.to_dict(),
+        lines=report.lines(),
+        samples=[] if already else _samples(spec, ledger, plan),
+        already=already,
+        too_many_failed=allowed is not None and report.totals.failed > allowed,
+    )
+
+
+def _samples(spec: JobSpec, ledger: Ledger, plan: Plan) -> list[tuple[str, str, str]]:
+    """Question, reasoning and answer of the first few rows that were answered."""
+    rows: list[dict[str, Any]] = []
+    for part in ledger.parts(RESULTS):
+        if part.rows:
+            columns = ["row_id", "sample", "reasoning", "answer"]
+            table = pq.read_table(io.BytesIO(ledger.store.read(str(part))), columns=columns)
+            first = table.filter(pyarrow.compute.equal(table.column("sample"), 0)).slice(0, SAMPLE_ROWS - len(rows))
+            rows += [{**row, "shard": part.shard} for row in first.to_pylist()]
+        if len(rows) == SAMPLE_ROWS:
+            break
+    return [
+        (
+            one_line(_question(spec, plan, row["shard"], row["row_id"])),
+            one_line(row["reasoning"]),
+            one_line(row["answer"]),
+        )
+        for row in rows
+    ]
+
+
+def _question(spec: JobSpec, plan: Plan, shard: int, row_id: str) -> str:
+    """The text that was asked for a row, read from the input again."""
+    key, _, position = row_id.rpartition("-")
+    segment = next(
+        segment
+        for segment in plan.shard(shard).segments
+        if segment.key == key and segment.start <= int(position) < segment.start + segment.rows
+    )
+    one = Segment(segment.path, key, segment.size, segment.tag, int(position), 1)
+    read = ShardReader(plan.columns)(Shard(shard, (one,)))
+    if not read.row_ids:
+        return f"(no longer readable: {read.failed[0][1].message})"
+    values = {name: value for name, value in read.table.to_pylist()[0].items() if value is not None}
+    if spec.input.columns.messages:
+        users = [message for message in values[spec.input.columns.messages] if message["role"] == "user"]
+        return str(users[-1]["content"]) if users else ""
+    return Renderer(spec, None).question(values)
+
+
+def preview(spec: JobSpec, limit: int | None = None) -> dict[str, Any]:
+    """What `plan` shows: nothing is started and nothing is written.
+
+    Raises:
+        JobError: As `run` would.
+    """
+    spec = limited(spec, limit)
+    plan = make_plan(spec, limit)
+    preparer = Preparer(Job(spec, plan.columns))
+    args = engine_args(spec, facts(locate(spec.model, weights=False)))
+    first: dict[str, Any] | None = None
+    for shard in plan.shards():
+        segment = next((segment for segment in shard.segments if segment.problem is None), None)
+        if segment is None:
+            continue
+        one = Segment(segment.path, segment.key, segment.size, segment.tag, segment.start, 1)
+        work = preparer(Shard(shard.index, (one,)))
+        first = _shown(work.prompts[0], preparer) if work.prompts else {"error": work.failed[0].message}
+        break
+    sizes = plan.shard_sizes
+    return {
+        "job": spec.name,
+        "files": plan.num_files(),
+        "bad_files": [problem for _, problem in plan.bad_files()],
+        "rows": plan.rows,
+        "shards": plan.num_shards,
+        "rows_in_a_shard": [int(sizes.min()), int(sizes.max())] if plan.num_shards else [0, 0],
+        "output": spec.output.path,
+        "first_prompt": first,
+        "notes": _notes(spec, args, first),
+        "settings": settings(spec, args),
+    }
+
+
+def _shown(prompt: Prompt, preparer: Preparer) -> dict[str, Any]:
+    return {
+        "row_id": prompt.row_id,
+        "tokens": len(prompt.token_ids),
+        "images": len(prompt.images),
+        "text": preparer.tokenizer.show(prompt.token_ids),
+    }
+
+
+def _notes(spec: JobSpec, args: dict[str, Any], first: dict[str, Any] | None) -> list[str]:
+    room = int(args["max_model_len"]) - int((first or {}).get("tokens", 0))
+    if spec.sampling.max_tokens > room:
+        return [f"sampling.max_tokens {spec.sampling.max_tokens} is cut to what the context leaves: first row {room}"]
+    return []
+
+
+def listing(spec: JobSpec, limit: int | None = None) -> list[dict[str, Any]]:
+    """The shards of a plan, one record each: number, rows, and the files they come from."""
+    plan = make_plan(limited(spec, limit), limit)
+    return [
+        {
+            "shard": shard.index,
+            "rows": shard.rows,
+            "files": list(dict.fromkeys(segment.path for segment in shard.segments)),
+        }
+        for shard in plan.shards()
+    ]
+
+
+def status(output: str) -> dict[str, Any]:
+    """Where a job stands, from one listing of its objects.
+
+    Raises:
+        OutputError: There is no job here.
+    """
+    ledger = Ledger(output)
+    spec, plan = ledger.open_job()
+    manifest = ledger.manifest()
+    if manifest is not None:
+        answered, failed, rows_done = manifest["answered"], manifest["failed"], plan.rows
+        shards = plan.num_shards
+    else:
+        done = ledger.done_counts(plan)
+        failed = sum(part.rows for part in ledger.parts(ERRORS))
+        rows_done = int(done.sum())
+        answered = rows_done - failed
+        shards = int((done >= plan.shard_sizes).sum())
+    return {
+        "job": spec.name,
+        "output": ledger.path,
+        "complete": manifest is not None,
+        "planned": plan.rows,
+        "done": rows_done,
+        "answered": answered,
+        "failed": failed,
+        "shards": plan.num_shards,
+        "shards_done": shards,
+    }

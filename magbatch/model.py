@@ -1,0 +1,175 @@
+"""Where a model's files come from, and what they say about the model.
+
+The reading steps need only the tokenizer and the configuration; an engine needs the weights too.
+Each node fetches either at most once.
+"""
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from magbatch.errors import ModelError
+from magbatch.spec import JobSpec, ModelSpec
+from magbatch.storage import fetch_prefix
+
+SMALL_FILES = ("params.json", "tekken.json", "SYSTEM_PROMPT.txt")
+_SMALL = re.compile(r"(params\.json|tekken\.json|SYSTEM_PROMPT\.txt)")
+# Mistral's own format; the same weights in Hugging Face's format are left where they are.
+_ALL = re.compile(r"(params\.json|tekken\.json|SYSTEM_PROMPT\.txt|consolidated.*\.(safetensors|json))")
+
+OFFLINE_SEQS_GPU = 256  # KV capacity, not compute, is the limit; vLLM preempts beyond it
+OFFLINE_SEQS_CPU = 64
+OFFLINE_BATCHED_TOKENS_GPU = 16384  # long prompts are read in few steps; latency does not matter here
+OFFLINE_BATCHED_TOKENS_CPU = 4096
+CPU_KV_CACHE_BYTES = 1 << 30
+
+
+def cache_dir() -> Path:
+    """Where fetched and built checkpoints are kept: `$MAGBATCH_CACHE`, else ~/.cache/magbatch."""
+    return Path(os.environ.get("MAGBATCH_CACHE") or Path.home() / ".cache" / "magbatch")
+
+
+@contextmanager
+def _only_one(path: Path) -> Iterator[None]:
+    """One process of this node at a time; the lock goes with the process that holds it."""
+    import fcntl
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def locate(model: ModelSpec, *, weights: bool) -> Path:
+    """A local directory with the model's files, fetched at most once per node.
+
+    Args:
+        model: The spec's model part.
+        weights: Whether the weights are needed, or the tokenizer and configuration alone.
+
+    Raises:
+        ModelError: The source is not there, or is no checkpoint in Mistral's format.
+        StorageError: Object storage refuses.
+    """
+    source = model.source
+    if source == "builtin:tiny":
+        from magbatch.tiny.checkpoint import ensure
+
+        path = ensure()
+    elif source.startswith("builtin:"):
+        raise ModelError(f"model.source {source}: the built-in model is builtin:tiny")
+    elif source.startswith("s3://"):
+        path = _from_s3(source, weights)
+    elif os.path.isabs(source):
+        path = Path(source)
+        if not path.is_dir():
+            raise ModelError(f"model.source {source}: there is no such directory")
+    else:
+        path = _from_hub(source, model.revision, weights)
+    for name in ("params.json", "tekken.json"):
+        if not (path / name).is_file():
+            raise ModelError(f"model.source {source}: {name} is missing; magbatch runs checkpoints in Mistral's format")
+    return path
+
+
+def _from_s3(source: str, weights: bool) -> Path:
+    kind = "all" if weights else "small"
+    target = cache_dir() / "models" / f"{sha256(source.encode()).hexdigest()[:16]}-{kind}"
+    with _only_one(target.with_suffix(".lock")):
+        if not target.is_dir():
+            draft = Path(tempfile.mkdtemp(prefix="draft-", dir=target.parent))
+            try:
+                fetch_prefix(source, draft, _ALL if weights else _SMALL)
+                draft.rename(target)
+            finally:
+                shutil.rmtree(draft, ignore_errors=True)
+    return target
+
+
+def _from_hub(source: str, revision: str | None, weights: bool) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    patterns = [*SMALL_FILES, *(["consolidated*"] if weights else [])]
+    try:
+        return Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelError(
+            f"model.source {source}: no such local directory, and the hub does not give it: {error}"
+        ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What the checkpoint's configuration says, as far as the steps need it.
+
+    Attributes:
+        context: Tokens that the model can hold.
+        image_size: Longest side of an image in pixels; None for a model without vision.
+        image_cell: Pixels of the side of one image token (patch size x spatial merge).
+    """
+
+    context: int
+    image_size: int | None
+    image_cell: int
+
+
+def facts(path: Path) -> ModelFacts:
+    """Read params.json.
+
+    Raises:
+        ModelError: The file is not what Mistral's checkpoints have.
+    """
+    try:
+        params: dict[str, Any] = json.loads((path / "params.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path / 'params.json'}: {error}") from error
+    vision = params.get("vision_encoder") or {}
+    if vision:
+        try:
+            size, cell = int(vision["image_size"]), int(vision["patch_size"]) * int(vision.get("spatial_merge_size", 1))
+        except KeyError as error:
+            raise ModelError(f"{path / 'params.json'}: vision_encoder has no {error}") from error
+    context = params.get("max_position_embeddings") or params.get("max_seq_len") or 131_072
+    return ModelFacts(int(context), size if vision else None, cell if vision else 0)
+
+
+def engine_args(spec: JobSpec, model: ModelFacts) -> dict[str, Any]:
+    """The engine's arguments: magbatch's offline defaults below what the spec sets.
+
+    vLLM's own defaults suit serving: without these, `AsyncLLM` takes 128 sequences and 2,048
+    batched tokens (measured, vLLM 0.32).
+    """
+    gpus = spec.replicas.gpus
+    # The smallest context in which no allowed prompt loses any of its max_tokens.
+    wanted = spec.limits.max_prompt_tokens + spec.sampling.max_tokens
+    defaults: dict[str, Any] = {
+        "max_model_len": min(model.context, wanted),
+        "max_num_seqs": OFFLINE_SEQS_GPU if gpus else OFFLINE_SEQS_CPU,
+    }
+    if spec.model.engine == "fake":
+        return defaults | spec.model.engine_args
+    defaults |= {
+        "max_num_batched_tokens": OFFLINE_BATCHED_TOKENS_GPU if gpus else OFFLINE_BATCHED_TOKENS_CPU,
+        "tokenizer_mode": "mistral",
+        "config_format": "mistral",
+        "load_format": "mistral",
+        "enable_prefix_caching": True,
+        "disable_log_stats": True,
+        "tensor_parallel_size": max(1, gpus) // int(spec.model.engine_args.get("pipeline_parallel_size", 1)),
+        # One device needs no worker process beside the engine; more are placed by Ray.
+        "distributed_executor_backend": "ray" if gpus > 1 else "uni",
+    }
+    if model.image_size:
+        defaults["limit_mm_per_prompt"] = {"image": spec.limits.max_images}
+    if not gpus:
+        defaults |= {"dtype": "float32", "enforce_eager": True, "kv_cache_memory_bytes": CPU_KV_CACHE_BYTES}
+    return defaults | spec.model.engine_args

@@ -1,0 +1,82 @@
+"""Generated token ids -> reasoning, answer, and how the thinking ended.
+
+The split is made on token ids, never on text: a model that quotes "[/THINK]" in its thinking does
+not end it, and a document cannot forge an answer. One rule: the answer is what follows the last
+think block once that block is closed; everything before is reasoning. So nothing that was generated
+is lost, and thinking that was not closed is never shown as an answer.
+"""
+
+from collections.abc import Sequence
+
+from magbatch.rows import Answer, Completion, ReasoningStatus
+from magbatch.tokenizer import Tokenizer
+
+BLOCK_SEPARATOR = "\n\n"
+
+
+class Parser:
+    """Splits completions of one model.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        thinking_open: Whether the prompt itself ended with the opening token.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, thinking_open: bool = False) -> None:
+        self._tokenizer = tokenizer
+        self._thinking_open = thinking_open
+
+    def __call__(self, completion: Completion) -> Answer:
+        """Split one completion.
+
+        `reasoning_tokens` counts up to the last closing token, that token included;
+        `answer_tokens` the rest, the end-of-sequence token included. Their sum is what was generated.
+        """
+        ids = completion.token_ids
+        blocks: list[list[int]] = [[]]
+        thinking = self._thinking_open
+        well_formed = True
+        last_close = -1
+        marked = self._thinking_open
+        for position, token in enumerate(ids):
+            if token == self._tokenizer.think_open:
+                well_formed &= not thinking
+                thinking, marked = True, True
+                blocks.append([])
+            elif token == self._tokenizer.think_close:
+                well_formed &= thinking
+                thinking, marked = False, True
+                last_close = position
+                blocks.append([])
+            else:
+                blocks[-1].append(token)
+
+        if not marked:
+            return self._answer(completion, None, ReasoningStatus.ABSENT, ids, 0)
+        if thinking:
+            # Stopped by itself while thinking is a fault of the form; out of tokens is not.
+            status = ReasoningStatus.MALFORMED if completion.finish_reason == "stop" else ReasoningStatus.TRUNCATED
+            return self._answer(completion, self._text(blocks), status, (), len(ids))
+        status = ReasoningStatus.COMPLETE if well_formed else ReasoningStatus.MALFORMED
+        return self._answer(completion, self._text(blocks[:-1]), status, blocks[-1], last_close + 1)
+
+    def _text(self, blocks: list[list[int]]) -> str | None:
+        texts = (self._tokenizer.decode(block).strip() for block in blocks if block)
+        return BLOCK_SEPARATOR.join(text for text in texts if text) or None
+
+    def _answer(
+        self,
+        completion: Completion,
+        reasoning: str | None,
+        status: ReasoningStatus,
+        answer_ids: Sequence[int],
+        reasoning_tokens: int,
+    ) -> Answer:
+        return Answer(
+            reasoning=reasoning,
+            status=status,
+            answer=self._tokenizer.decode(answer_ids).strip() or None,
+            finish_reason=completion.finish_reason,
+            reasoning_tokens=reasoning_tokens,
+            answer_tokens=len(completion.token_ids) - reasoning_tokens,
+        )

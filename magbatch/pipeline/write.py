@@ -1,0 +1,101 @@
+"""Finished rows -> one whole Parquet object.
+
+An object written here is the commit of its rows: it is visible whole or not at all, and the rows in
+it are done exactly from then on. Its schema is the output's contract, whatever the values.
+"""
+
+import io
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from magbatch.rows import (
+    ERRORS,
+    RESULTS,
+    DeadLetter,
+    FinishedRow,
+    PartName,
+    errors_schema,
+    results_schema,
+)
+from magbatch.storage import Store
+
+
+class PartWriter:
+    """Writes the objects of one attempt at a shard.
+
+    Args:
+        store: The job's output.
+        carried: Carried columns of the shard's rows.
+        positions: Row id to its row in `carried`; a row that could not be read has none.
+        model: The model's name, for the `model` column.
+        shard: The shard's number.
+        attempt: This attempt's token.
+    """
+
+    def __init__(
+        self, store: Store, carried: pa.Table, positions: dict[str, int], model: str, shard: int, attempt: str
+    ) -> None:
+        self._store = store
+        self._carried = carried
+        self._positions = positions
+        self._model = model
+        self._shard = shard
+        self._attempt = attempt
+        self._seq = 0
+
+    def results(self, rows: list[FinishedRow]) -> PartName:
+        """Commit answered rows.
+
+        Raises:
+            StorageError: Nothing of them is visible.
+        """
+        samples = [(row, sample, answer) for row in rows for sample, answer in enumerate(row.answers)]
+        fields: dict[str, list[Any]] = {
+            "row_id": [row.row_id for row, _, _ in samples],
+            "sample": [sample for _, sample, _ in samples],
+            "reasoning": [answer.reasoning for _, _, answer in samples],
+            "reasoning_status": [str(answer.status) for _, _, answer in samples],
+            "answer": [answer.answer for _, _, answer in samples],
+            "finish_reason": [answer.finish_reason for _, _, answer in samples],
+            "prompt_tokens": [row.prompt_tokens for row, _, _ in samples],
+            "reasoning_tokens": [answer.reasoning_tokens for _, _, answer in samples],
+            "answer_tokens": [answer.answer_tokens for _, _, answer in samples],
+            "cached_tokens": [row.cached_tokens for row, _, _ in samples],
+            "latency_s": [row.latency_s for row, _, _ in samples],
+            "model": [self._model] * len(samples),
+            "attempt": [self._attempt] * len(samples),
+            "finished_at": [row.finished_at for row, _, _ in samples],
+        }
+        return self._commit(RESULTS, len(rows), results_schema(self._carried.schema), fields)
+
+    def errors(self, letters: list[DeadLetter]) -> PartName:
+        """Commit dead letters; raises as `results` does."""
+        now = datetime.now(UTC)
+        fields: dict[str, list[Any]] = {
+            "row_id": [letter.row_id for letter in letters],
+            "step": [str(letter.step) for letter in letters],
+            "error_code": [str(letter.code) for letter in letters],
+            "message": [letter.message for letter in letters],
+            "attempt": [self._attempt] * len(letters),
+            "finished_at": [now] * len(letters),
+        }
+        return self._commit(ERRORS, len(letters), errors_schema(self._carried.schema), fields)
+
+    def _commit(self, kind: str, rows: int, schema: pa.Schema, fields: dict[str, list[Any]]) -> PartName:
+        where = pa.array([self._positions.get(str(row_id)) for row_id in fields["row_id"]], pa.int64())
+        carried = self._carried.take(where)  # a null position gives null values
+        columns = [
+            carried.column(field.name)
+            if field.name in carried.column_names
+            else pa.array(fields[field.name], field.type)
+            for field in schema
+        ]
+        sink = io.BytesIO()
+        pq.write_table(pa.Table.from_arrays(columns, schema=schema), sink, compression="zstd")
+        name = PartName(kind, self._shard, self._attempt, self._seq, rows)
+        self._store.write(str(name), sink.getvalue())
+        self._seq += 1
+        return name

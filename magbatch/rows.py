@@ -1,0 +1,299 @@
+"""What is carried from step to step, and the Arrow schemas of what is written.
+
+The carriers import no step, so every step can import them. Two contracts are fixed here:
+
+- `results_schema` and `errors_schema`: the columns that users read. They depend on the carried
+  columns of the job and on nothing else; they are never inferred from data.
+- `PartName`: the name of a committed object. It carries the number of input rows that the object
+  finishes, so that one listing of names tells which shards are complete.
+"""
+
+import re
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Self
+
+import pyarrow as pa
+
+from magbatch.errors import ErrorCode, Step
+
+SCHEMA_VERSION = "1"
+
+
+class ReasoningStatus(StrEnum):
+    """How the thinking of an answer ended. A closed list."""
+
+    COMPLETE = "complete"
+    BUDGET = "budget"
+    TRUNCATED = "truncated"
+    ABSENT = "absent"
+    MALFORMED = "malformed"
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Consecutive rows of one input file.
+
+    Attributes:
+        path: The file.
+        key: The file's part of the row ids: a hash of its path below the input.
+        size: Bytes the file had when it was planned.
+        tag: ETag or modification time it had then.
+        start: Position of the first row in the file.
+        rows: How many; 1 for a file that was unreadable when planned.
+        problem: Why the whole file cannot be read, else None.
+        code: The error code that belongs to the problem.
+    """
+
+    path: str
+    key: str
+    size: int
+    tag: str
+    start: int
+    rows: int
+    problem: str | None = None
+    code: ErrorCode | None = None
+
+    def row_ids(self) -> list[str]:
+        """The ids of its rows, in the order of the file; an unreadable file counts as one row."""
+        if self.problem is not None:
+            return [self.key]
+        return [f"{self.key}-{position:09d}" for position in range(self.start, self.start + self.rows)]
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """The unit of work and of the ledger: some rows that one replica answers together.
+
+    Attributes:
+        index: The shard's number in the plan.
+        segments: Where its rows are; several where files are small or rows are sampled.
+    """
+
+    index: int
+    segments: tuple[Segment, ...]
+
+    @property
+    def rows(self) -> int:
+        """Input rows of the shard."""
+        return sum(segment.rows for segment in self.segments)
+
+    def row_ids(self) -> list[str]:
+        """The ids of its rows, in order."""
+        return [row_id for segment in self.segments for row_id in segment.row_ids()]
+
+
+@dataclass(slots=True)
+class InputRow:
+    """One row as read: the values of the columns that the job uses.
+
+    Attributes:
+        row_id: magbatch's own id, from the file and the row's position in it.
+        values: Column name to Python value. A null cell is absent.
+        folder: Where the file lies; relative image paths start here.
+    """
+
+    row_id: str
+    values: dict[str, Any]
+    folder: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """One decoded image, at the size in which the model sees it.
+
+    Attributes:
+        width: Pixels.
+        height: Pixels.
+        rgb: `height * width * 3` bytes, row by row.
+    """
+
+    width: int
+    height: int
+    rgb: bytes
+
+
+@dataclass(slots=True)
+class RenderedRow:
+    """A row's documents as text and images: chat messages whose images are positions in `images`.
+
+    Attributes:
+        row_id: magbatch's own id.
+        messages: `{"role", "content"}` dicts; content is a list of `{"text": str}` and
+            `{"image": int}` parts.
+        images: The decoded images, in the order of their positions.
+    """
+
+    row_id: str
+    messages: list[dict[str, Any]]
+    images: list[Image] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Prompt:
+    """A row as the engine takes it.
+
+    Attributes:
+        row_id: magbatch's own id.
+        token_ids: The whole prompt, image tokens already expanded.
+        images: As many as the prompt has image ends.
+    """
+
+    row_id: str
+    token_ids: list[int]
+    images: list[Image] = field(default_factory=list)
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory that the row holds while it is unfinished."""
+        return 8 * len(self.token_ids) + sum(len(image.rgb) for image in self.images)
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One sample as the engine returned it.
+
+    Attributes:
+        token_ids: The generated tokens.
+        finish_reason: vLLM's word: `stop`, `length`, `repetition`, `abort`.
+    """
+
+    token_ids: list[int]
+    finish_reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """All samples of one row.
+
+    Attributes:
+        completions: In the order of the samples.
+        cached_tokens: Prompt tokens found in the engine's prefix cache.
+        latency_s: Seconds from submission to the last token.
+    """
+
+    completions: list[Completion]
+    cached_tokens: int
+    latency_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One sample, split into what the model thought and what it said."""
+
+    reasoning: str | None
+    status: ReasoningStatus
+    answer: str | None
+    finish_reason: str
+    reasoning_tokens: int
+    answer_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedRow:
+    """A row that has its answers, ready to be written: one record for each sample."""
+
+    row_id: str
+    prompt_tokens: int
+    cached_tokens: int
+    latency_s: float
+    answers: list[Answer]
+    finished_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A row that has no answer, and why."""
+
+    row_id: str
+    step: Step
+    code: ErrorCode
+    message: str
+
+
+RESULT_FIELDS: dict[str, pa.DataType] = {
+    "reasoning": pa.large_string(),
+    "reasoning_status": pa.string(),
+    "answer": pa.large_string(),
+    "finish_reason": pa.string(),
+    "prompt_tokens": pa.int32(),
+    "reasoning_tokens": pa.int32(),
+    "answer_tokens": pa.int32(),
+    "cached_tokens": pa.int32(),
+    "latency_s": pa.float64(),
+    "model": pa.string(),
+    "attempt": pa.string(),
+    "finished_at": pa.timestamp("us", tz="UTC"),
+}
+ERROR_FIELDS: dict[str, pa.DataType] = {
+    "step": pa.string(),
+    "error_code": pa.string(),
+    "message": pa.string(),
+    "attempt": pa.string(),
+    "finished_at": pa.timestamp("us", tz="UTC"),
+}
+RESERVED_COLUMNS = frozenset({"row_id", "sample", *RESULT_FIELDS, *ERROR_FIELDS})
+_NULLABLE = frozenset({"reasoning", "answer"})
+
+
+def _schema(keys: dict[str, pa.DataType], carry: pa.Schema, rest: dict[str, pa.DataType]) -> pa.Schema:
+    fields = [pa.field(name, kind, nullable=False) for name, kind in keys.items()]
+    fields += [pa.field(name, carry.field(name).type) for name in carry.names]
+    fields += [pa.field(name, kind, nullable=name in _NULLABLE) for name, kind in rest.items()]
+    return pa.schema(fields, metadata={"magbatch.schema_version": SCHEMA_VERSION})
+
+
+def results_schema(carry: pa.Schema) -> pa.Schema:
+    """The columns of `results/`: one record for each sample of each answered row.
+
+    Args:
+        carry: The carried input columns, with the types that the plan froze.
+    """
+    return _schema({"row_id": pa.string(), "sample": pa.int32()}, carry, RESULT_FIELDS)
+
+
+def errors_schema(carry: pa.Schema) -> pa.Schema:
+    """The columns of `errors/`: one record for each dead letter."""
+    return _schema({"row_id": pa.string()}, carry, ERROR_FIELDS)
+
+
+RESULTS = "results"
+ERRORS = "errors"
+_PART = re.compile(r"(results|errors)/(\d{8})-([0-9a-z]+)-(\d{4,})\.n(\d+)\.parquet\Z")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class PartName:
+    """The name of a committed object: `results/<shard>-<attempt>-<seq>.n<rows>.parquet`.
+
+    Attributes:
+        kind: `results` or `errors`.
+        shard: The shard's number in the plan.
+        attempt: Which handling of the shard wrote it. Attempts sort by the time they began.
+        seq: Position among the objects of this attempt.
+        rows: Input rows finished by it (with n samples a row it holds n times as many records).
+    """
+
+    kind: str
+    shard: int
+    attempt: str
+    seq: int
+    rows: int
+
+    def __str__(self) -> str:
+        return f"{self.kind}/{self.shard:08d}-{self.attempt}-{self.seq:04d}.n{self.rows}.parquet"
+
+    @classmethod
+    def parse(cls, name: str) -> Self | None:
+        """The part behind an object's name, or None where the name is not a part's."""
+        match = _PART.match(name)
+        if match is None:
+            return None
+        kind, shard, attempt, seq, rows = match.groups()
+        return cls(kind, int(shard), attempt, int(seq), int(rows))
+
+    @staticmethod
+    def prefix(kind: str, shard: int) -> str:
+        """What the names of a shard's objects begin with."""
+        return f"{kind}/{shard:08d}-"

@@ -1,0 +1,370 @@
+"""The job spec: one YAML file says everything that a job is.
+
+A wrong spec gets one clear message with the path of the field and what would be right, before
+anything starts. Nothing here knows a credential: access comes from the standard AWS chain.
+"""
+
+import difflib
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from magbatch.errors import SpecError
+from magbatch.rows import RESERVED_COLUMNS
+
+MAX_SHARD_ROWS = 128  # a crash costs at most what was in flight; Ray costs 20-50 ms a shard
+MIN_SHARD_ROWS = 4
+SHARDS_PER_REPLICA = 32  # enough that replicas stay even when one shard is slow
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSpec(_Part):
+    """Which model answers, and in which engine."""
+
+    source: Annotated[str, Field(description="A local directory, `builtin:tiny`, a hub id, or s3://bucket/prefix.")]
+    revision: Annotated[
+        str | None, Field(description="Branch, tag or commit of a hub model; null takes the newest.")
+    ] = None
+    engine: Annotated[Literal["vllm", "fake"], Field(description="`fake` is scripted: for tests and scale runs.")] = (
+        "vllm"
+    )
+    engine_args: Annotated[
+        dict[str, Any],
+        Field(description="vLLM's own engine arguments by vLLM's names; what is not set here gets an offline default."),
+    ] = {}
+
+
+class ColumnsSpec(_Part):
+    """Which input columns play which part."""
+
+    id: Annotated[
+        str | None, Field(description="The user's own id: carried to the output; duplicates are counted.")
+    ] = None
+    prompt: Annotated[str | None, Field(description="The question: a text column.")] = None
+    messages: Annotated[
+        str | None, Field(description="A chat: a list of {role, content} structs, instead of `prompt`.")
+    ] = None
+    images: Annotated[
+        list[str],
+        Field(description="Columns of images: bytes, a path, an s3:// or http(s):// URL, {bytes, path}, or lists."),
+    ] = []
+
+
+class InputSpec(_Part):
+    """Where the rows come from."""
+
+    path: Annotated[str, Field(description="A Parquet file, a directory or a glob; local or s3://.")]
+    columns: Annotated[ColumnsSpec, Field(description="Which columns play which part.")] = ColumnsSpec()
+    carry: Annotated[list[str], Field(description="Columns copied to the output.")] = []
+    on_bad_file: Annotated[
+        Literal["fail", "dead_letter"],
+        Field(description="A file that cannot be read: stop before anything starts, or record it and run the rest."),
+    ] = "fail"
+    shard_rows: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=100_000,
+            description=f"Rows in a shard; null chooses {MIN_SHARD_ROWS} to {MAX_SHARD_ROWS} by the size of the job.",
+        ),
+    ] = None
+    fetch_timeout_s: Annotated[float, Field(gt=0, description="Seconds that fetching one image URL may take.")] = 30.0
+
+
+class PromptSpec(_Part):
+    """How a row becomes a chat."""
+
+    system: Annotated[
+        str, Field(description="`model`: the checkpoint's own SYSTEM_PROMPT.txt; `none`; or the text itself.")
+    ] = "model"
+    template: Annotated[
+        str | None,
+        Field(description="A Jinja2 template over the row's columns; null takes the prompt column as it is."),
+    ] = None
+
+
+class SamplingSpec(_Part):
+    """Sampling parameters, by vLLM's names."""
+
+    temperature: Annotated[float, Field(ge=0, description="0 is greedy.")] = 0.7
+    top_p: Annotated[float, Field(gt=0, le=1, description="Nucleus sampling.")] = 0.95
+    top_k: Annotated[int, Field(ge=0, description="0 considers every token.")] = 0
+    min_p: Annotated[float, Field(ge=0, le=1, description="Least probability, relative to the likeliest token.")] = 0.0
+    presence_penalty: Annotated[float, Field(ge=-2, le=2, description="Penalty on tokens that have appeared.")] = 0.0
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2, description="Penalty by how often a token appeared.")] = 0.0
+    repetition_penalty: Annotated[float, Field(gt=0, description="1 is none.")] = 1.0
+    max_tokens: Annotated[
+        int, Field(ge=1, description="Tokens a sample may have, thinking included; cut to what the context leaves.")
+    ] = 32768
+    min_tokens: Annotated[int, Field(ge=0, description="Tokens before the model may stop.")] = 0
+    ignore_eos: Annotated[bool, Field(description="Go on to max_tokens; for benchmarks.")] = False
+    n: Annotated[int, Field(ge=1, le=64, description="Samples a row: n output records each.")] = 1
+    seed: Annotated[
+        int | None,
+        Field(description="Makes each row's sampling depend on this and the row id alone, not on order or resume."),
+    ] = None
+
+    @model_validator(mode="after")
+    def _greedy_has_one_sample(self) -> Self:
+        if self.temperature == 0 and self.n > 1:
+            raise ValueError("n > 1 needs temperature > 0: greedy samples would all be the same")
+        return self
+
+
+class OutputSpec(_Part):
+    """Where the answers go, and how often."""
+
+    path: Annotated[str, Field(description="A directory, local or s3://. One job owns one output.")]
+    commit_interval_s: Annotated[float, Field(gt=0, description="Seconds a finished row may wait to be committed.")] = (
+        5.0
+    )
+    commit_rows: Annotated[
+        int, Field(ge=1, description="Finished rows of a shard that are committed without waiting.")
+    ] = 256
+
+
+class ReplicasSpec(_Part):
+    """How many engines, and what each one holds."""
+
+    min: Annotated[int, Field(ge=1, description="Replicas to start with.")] = 1
+    max: Annotated[int, Field(ge=1, description="Replicas to grow to while rows wait.")] = 1
+    gpus: Annotated[
+        int,
+        Field(ge=0, description="GPUs of one replica (tensor_parallel_size x pipeline_parallel_size); 0 runs on CPUs."),
+    ] = 1
+    cpus: Annotated[float, Field(gt=0, description="CPUs that one replica reserves in Ray.")] = 1.0
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"min ({self.min}) is above max ({self.max})")
+        return self
+
+
+class LimitsSpec(_Part):
+    """What a row may cost, and how much may fail."""
+
+    max_prompt_tokens: Annotated[int, Field(ge=1, description="A longer prompt becomes a dead letter.")] = 40_000
+    max_images: Annotated[int, Field(ge=0, description="Images in one row.")] = 10
+    max_image_pixels: Annotated[int, Field(ge=1, description="Pixels of one image, checked before it is decoded.")] = (
+        50_000_000
+    )
+    max_image_bytes: Annotated[int, Field(ge=1, description="Bytes of one fetched image file.")] = 100_000_000
+    max_failed_rows: Annotated[
+        int | None,
+        Field(ge=0, description="More dead letters than this end the command with exit code 1; null sets no limit."),
+    ] = None
+
+
+# What may change between two runs of one job: none of it changes what an answer would be.
+FREE_FIELDS = frozenset(
+    {"name", "replicas", "output.commit_interval_s", "output.commit_rows"}
+    | {"limits.max_failed_rows", "input.fetch_timeout_s"}
+    | {"input.shard_rows", "input.on_bad_file"}  # both are frozen in the plan
+    | {f"model.engine_args.{name}" for name in (
+        "max_num_seqs", "max_num_batched_tokens", "gpu_memory_utilization", "kv_cache_memory_bytes", "enforce_eager",
+        "tensor_parallel_size", "pipeline_parallel_size", "distributed_executor_backend", "enable_prefix_caching",
+        "mm_processor_cache_gb", "disable_log_stats", "compilation_config",
+    )}
+)  # fmt: skip
+
+
+class JobSpec(_Part):
+    """One job."""
+
+    name: Annotated[
+        str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", description="A short name for people and metrics.")
+    ]
+    model: Annotated[ModelSpec, Field(description="Which model answers, and in which engine.")]
+    input: Annotated[InputSpec, Field(description="Where the rows come from.")]
+    prompt: Annotated[PromptSpec, Field(description="How a row becomes a chat.")] = PromptSpec()
+    sampling: Annotated[SamplingSpec, Field(description="Sampling parameters, by vLLM's names.")] = SamplingSpec()
+    output: Annotated[OutputSpec, Field(description="Where the answers go.")]
+    replicas: Annotated[ReplicasSpec, Field(description="How many engines.")] = ReplicasSpec()
+    limits: Annotated[LimitsSpec, Field(description="What a row may cost, and how much may fail.")] = LimitsSpec()
+
+    @field_validator("input")
+    @classmethod
+    def _input_is_asked_something(cls, value: InputSpec) -> InputSpec:
+        columns = value.columns
+        if columns.messages and columns.prompt:
+            raise ValueError("columns: set `prompt` or `messages`, not both")
+        duplicates = {name for name in value.carry if value.carry.count(name) > 1}
+        if duplicates:
+            raise ValueError(f"carry names {sorted(duplicates)} twice")
+        reserved = sorted(RESERVED_COLUMNS & set(carried_columns(value)))
+        if reserved:
+            raise ValueError(
+                f"{reserved} cannot be carried: the output has columns of its own by these names; rename the input's"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _a_question_exists(self) -> Self:
+        columns = self.input.columns
+        if not (columns.prompt or columns.messages or self.prompt.template):
+            raise ValueError("nothing to ask: set input.columns.prompt, input.columns.messages or prompt.template")
+        if columns.messages and self.prompt.template:
+            raise ValueError("prompt.template cannot be used with input.columns.messages: a chat is taken as it is")
+        parallel = 1
+        for name in ("tensor_parallel_size", "pipeline_parallel_size"):
+            parallel *= int(self.model.engine_args.get(name, 1))
+        if self.model.engine == "vllm" and self.replicas.gpus and parallel not in (1, self.replicas.gpus):
+            raise ValueError(
+                f"model.engine_args asks for {parallel} devices a replica, replicas.gpus for {self.replicas.gpus}: "
+                "make them equal"
+            )
+        return self
+
+    def shard_rows(self, total_rows: int) -> int:
+        """Rows in a shard of a job with this many rows.
+
+        Small enough that every replica gets many shards, large enough that Ray's cost for each
+        (20-50 ms of CPU) does not count.
+        """
+        if self.input.shard_rows is not None:
+            return self.input.shard_rows
+        share = total_rows // (self.replicas.max * SHARDS_PER_REPLICA)
+        return max(MIN_SHARD_ROWS, min(MAX_SHARD_ROWS, share))
+
+    def to_yaml(self) -> str:
+        """The spec as it is stored beside the output: every field, defaults included."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+    def with_output(self, path: str) -> "JobSpec":
+        """The same job into another output."""
+        return self.model_copy(update={"output": self.output.model_copy(update={"path": path})})
+
+
+def carried_columns(spec: InputSpec) -> list[str]:
+    """The columns copied to the output: the user's id first, then `carry`."""
+    columns = [spec.columns.id] if spec.columns.id else []
+    return columns + [name for name in spec.carry if name not in columns]
+
+
+def load(path: str, overrides: list[str] | None = None) -> JobSpec:
+    """Read and check a spec file.
+
+    Args:
+        path: The YAML file.
+        overrides: `key.path=value` items; values are read as YAML.
+
+    Raises:
+        SpecError: With the path of each wrong field and what would be right.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path}: cannot read the spec: {error}") from error
+    return parse(text, overrides, origin=path)
+
+
+def parse(text: str, overrides: list[str] | None = None, origin: str = "spec") -> JobSpec:
+    """The spec that a YAML text holds; raises as `load` does."""
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SpecError(f"{origin}: not YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise SpecError(f"{origin}: a spec is a mapping that begins with `name:`, not {type(data).__name__}")
+    for item in overrides or []:
+        _override(data, item)
+    try:
+        spec = JobSpec.model_validate(data)
+    except ValidationError as error:
+        raise SpecError(_explain(origin, error)) from error
+    return _absolute(spec)
+
+
+def _override(data: dict[str, Any], item: str) -> None:
+    key, separator, raw = item.partition("=")
+    if not separator or not key:
+        raise SpecError(f"--set {item}: write key.path=value, such as --set sampling.temperature=0")
+    *path, last = key.split(".")
+    try:
+        value = yaml.safe_load(raw)
+    except yaml.YAMLError as error:
+        raise SpecError(f"--set {item}: the value is not YAML: {error}") from error
+    node = data
+    for name in path:
+        child = node.setdefault(name, {})
+        if not isinstance(child, dict):
+            raise SpecError(f"--set {item}: {name} is a value, not a group of fields")
+        node = child
+    node[last] = value
+
+
+def _explain(origin: str, error: ValidationError) -> str:
+    lines = [f"{origin}: {error.error_count()} wrong field(s)"]
+    for problem in error.errors(include_url=False):
+        path = ".".join(str(part) for part in problem["loc"]) or "(spec)"
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            message = f"no such field; {_nearest(problem['loc'])}"
+        elif problem["type"] != "missing" and problem["loc"] and not isinstance(problem["input"], dict | list):
+            message += f" (it is {problem['input']!r})"
+        lines.append(f"  {path}: {message}")
+    return "\n".join(lines)
+
+
+def _nearest(location: tuple[int | str, ...]) -> str:
+    node: type[BaseModel] = JobSpec
+    for name in location[:-1]:
+        annotation = node.model_fields[str(name)].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return "remove it"
+        node = annotation
+    close = difflib.get_close_matches(str(location[-1]), node.model_fields, n=1)
+    return f"did you mean `{close[0]}`?" if close else f"the fields here are {', '.join(node.model_fields)}"
+
+
+def is_remote(path: str) -> bool:
+    """Whether a path lies in object storage."""
+    return path.startswith("s3://")
+
+
+def _absolute(spec: JobSpec) -> JobSpec:
+    """Local paths made absolute: replicas do not run in the directory of the command."""
+
+    def fix(path: str) -> str:
+        if "://" in path and not is_remote(path):
+            raise SpecError(f"{path}: only local paths and s3:// are known")
+        return path if is_remote(path) else os.path.abspath(os.path.expanduser(path))
+
+    source = spec.model.source
+    if source.startswith((".", "~", "/")) or (not source.startswith(("s3://", "builtin:")) and os.path.isdir(source)):
+        source = os.path.abspath(os.path.expanduser(source))
+    return spec.model_copy(
+        update={
+            "model": spec.model.model_copy(update={"source": source}),
+            "input": spec.input.model_copy(update={"path": fix(spec.input.path)}),
+            "output": spec.output.model_copy(update={"path": fix(spec.output.path).rstrip("/")}),
+        }
+    )
+
+
+def differences(old: JobSpec, new: JobSpec) -> list[str]:
+    """What makes two specs different jobs: `field: old -> new` lines, empty where a resume is right."""
+
+    def flat(node: Any, path: str) -> dict[str, Any]:
+        if path in FREE_FIELDS:
+            return {}
+        if not isinstance(node, dict):
+            return {path: node}
+        leaves: dict[str, Any] = {}
+        for name, child in node.items():
+            leaves |= flat(child, f"{path}.{name}" if path else name)
+        return leaves
+
+    before, after = flat(old.model_dump(mode="json"), ""), flat(new.model_dump(mode="json"), "")
+    return [
+        f"{path}: {before.get(path)!r} -> {after.get(path)!r}"
+        for path in sorted(before.keys() | after.keys())
+        if before.get(path) != after.get(path)
+    ]

@@ -1,0 +1,195 @@
+"""`ensure()` gives a directory with a complete, loadable checkpoint of the tiny model.
+
+The directory is made once, under a name that its content decides, and is whole whenever it is
+visible: any number of processes may call `ensure()` at the same time, and all get the same files.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from magbatch.tiny.tokenizer import tekken_json
+from magbatch.tiny.wording import SYSTEM_PROMPT, pieces
+
+VOCAB_SIZE = 36 + 256 + len(pieces())
+CONTEXT_TOKENS = 8192
+MAX_IMAGE_SIZE = 448
+_RANDOM_WEIGHTS_SEED = 13
+_WEIGHTS_FILE = "consolidated.safetensors"
+
+
+def params() -> dict[str, Any]:
+    """The content of `params.json`: the model's shape in Mistral's own terms."""
+    return {
+        "dim": 192,
+        "n_layers": 4,
+        "head_dim": 32,
+        "hidden_dim": 512,
+        "n_heads": 6,
+        "n_kv_heads": 2,
+        "rope_theta": 10000.0,
+        "norm_eps": 1e-05,
+        "vocab_size": VOCAB_SIZE,
+        "tied_embeddings": False,
+        "max_position_embeddings": CONTEXT_TOKENS,
+        "vision_encoder": {
+            "hidden_size": 128,
+            "num_channels": 3,
+            "image_size": MAX_IMAGE_SIZE,
+            "patch_size": 14,
+            "intermediate_size": 256,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "rope_theta": 10000.0,
+            "image_token_id": 10,
+            "image_break_token_id": 12,
+            "image_end_token_id": 13,
+            "adapter_bias": False,
+            "spatial_merge_size": 2,
+            "add_pre_mm_projector_layer_norm": True,
+            "mm_projector_id": "patch_merge",
+        },
+    }
+
+
+def weight_shapes() -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor in `consolidated.safetensors`."""
+    p = params()
+    v = p["vision_encoder"]
+    dim, head_dim, vision_dim = p["dim"], p["head_dim"], v["hidden_size"]
+    shapes: dict[str, tuple[int, ...]] = {
+        "tok_embeddings.weight": (p["vocab_size"], dim),
+        "norm.weight": (dim,),
+        "output.weight": (p["vocab_size"], dim),
+        "vision_encoder.patch_conv.weight": (
+            vision_dim,
+            v["num_channels"],
+            v["patch_size"],
+            v["patch_size"],
+        ),
+        "vision_encoder.ln_pre.weight": (vision_dim,),
+        "pre_mm_projector_norm.weight": (vision_dim,),
+        "patch_merger.merging_layer.weight": (
+            vision_dim,
+            vision_dim * v["spatial_merge_size"] ** 2,
+        ),
+        "vision_language_adapter.w_in.weight": (dim, vision_dim),
+        "vision_language_adapter.w_out.weight": (dim, dim),
+    }
+    for layer in range(p["n_layers"]):
+        shapes |= _block(
+            f"layers.{layer}",
+            dim,
+            p["n_heads"] * head_dim,
+            p["n_kv_heads"] * head_dim,
+            p["hidden_dim"],
+        )
+    for layer in range(v["num_hidden_layers"]):
+        shapes |= _block(
+            f"vision_encoder.transformer.layers.{layer}",
+            vision_dim,
+            vision_dim,
+            vision_dim,
+            v["intermediate_size"],
+        )
+    return shapes
+
+
+def _block(prefix: str, dim: int, query: int, key: int, hidden: int) -> dict[str, tuple[int, ...]]:
+    return {
+        f"{prefix}.attention.wq.weight": (query, dim),
+        f"{prefix}.attention.wk.weight": (key, dim),
+        f"{prefix}.attention.wv.weight": (key, dim),
+        f"{prefix}.attention.wo.weight": (dim, query),
+        f"{prefix}.feed_forward.w1.weight": (hidden, dim),
+        f"{prefix}.feed_forward.w2.weight": (dim, hidden),
+        f"{prefix}.feed_forward.w3.weight": (hidden, dim),
+        f"{prefix}.attention_norm.weight": (dim,),
+        f"{prefix}.ffn_norm.weight": (dim,),
+    }
+
+
+def random_weights() -> dict[str, "np.ndarray[Any, np.dtype[np.float32]]"]:
+    """Weights of the right names and shapes, the same on every call and machine."""
+    generator = np.random.default_rng(_RANDOM_WEIGHTS_SEED)
+    weights: dict[str, np.ndarray[Any, np.dtype[np.float32]]] = {}
+    for name, shape in sorted(weight_shapes().items()):
+        if len(shape) == 1:
+            weights[name] = np.ones(shape, dtype=np.float32)
+        else:
+            fan_in = int(np.prod(shape[1:]))
+            drawn = generator.standard_normal(shape, dtype=np.float32)
+            weights[name] = drawn * np.float32(fan_in**-0.5)
+    return weights
+
+
+def ensure() -> Path:
+    """Makes the checkpoint where it is missing.
+
+    The weights are the trained ones of the package; where the package has none, random ones
+    with a fixed seed.
+
+    Returns:
+        A directory with `params.json`, `consolidated.safetensors`, `tekken.json` and
+        `SYSTEM_PROMPT.txt`, below `$MAGBATCH_CACHE` or `~/.cache/magbatch`.
+
+    Raises:
+        OSError: The cache directory cannot be written.
+    """
+    vision = params()["vision_encoder"]
+    texts = {
+        "params.json": json.dumps(params(), indent=2),
+        "tekken.json": tekken_json(
+            patch_size=vision["patch_size"],
+            max_image_size=vision["image_size"],
+            spatial_merge_size=vision["spatial_merge_size"],
+        ),
+        "SYSTEM_PROMPT.txt": SYSTEM_PROMPT,
+    }
+    trained = _trained_weights()
+    digest = hashlib.sha256()
+    for name, text in sorted(texts.items()):
+        digest.update(f"{name}\0{text}\0".encode())
+    digest.update(trained if trained is not None else f"random {_RANDOM_WEIGHTS_SEED}".encode())
+    target = _cache_directory() / f"tiny-{digest.hexdigest()[:16]}"
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # Built beside its final place, so that the rename stays on one file system and is atomic.
+    building = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        for name, text in texts.items():
+            (building / name).write_text(text, encoding="utf-8")
+        if trained is not None:
+            (building / _WEIGHTS_FILE).write_bytes(trained)
+        else:
+            from safetensors.numpy import save_file
+
+            save_file(random_weights(), building / _WEIGHTS_FILE)
+        building.chmod(0o755)
+        try:
+            building.rename(target)
+        except OSError:
+            # Another process was first; its directory has the same content as ours.
+            if not target.is_dir():
+                raise
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return target
+
+
+def _trained_weights() -> bytes | None:
+    packaged = resources.files("magbatch.tiny") / "weights" / _WEIGHTS_FILE
+    return packaged.read_bytes() if packaged.is_file() else None
+
+
+def _cache_directory() -> Path:
+    configured = os.environ.get("MAGBATCH_CACHE")
+    return Path(configured) if configured else Path.home() / ".cache" / "magbatch"

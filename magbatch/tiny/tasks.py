@@ -1,0 +1,261 @@
+"""The tiny model's three tasks: every example is a pure function of (split, seed, index, kinds).
+
+An example holds a question, perhaps an image, a true step-by-step reasoning and the answer. The
+splits `train` and `heldout` draw from generators that share no seed.
+
+`python -m magbatch.tiny.tasks --out FILE.parquet --n 64` writes a job's input file.
+"""
+
+import argparse
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from magbatch.tiny.receipts import Receipt, draw_receipt, price_text
+from magbatch.tiny.wording import (
+    ARITHMETIC_QUESTIONS,
+    COUNT_QUESTIONS,
+    FIELDS,
+    LANGUAGES,
+    NOTES,
+    PRICE_QUESTIONS,
+    TENS,
+    TOTAL_QUESTIONS,
+    UNITS,
+)
+
+Split = Literal["train", "heldout"]
+KINDS = ("arithmetic", "receipt", "fields")
+# Places that a sum is worked out in: thousands in arithmetic, tens of units on a receipt.
+COLUMNS = 4
+MAX_OPERANDS = 4
+_SYLLABLES = "ba be bo da do fa fi ga go ha jo ka ki la lo lu ma me mo na no pa pe ra ri ro sa so ta to va vi za"
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question with its worked answer.
+
+    Attributes:
+        id: Unique among the examples of one (split, seed).
+        kind: One of `KINDS`.
+        question: The user's text.
+        image: A PNG file, or None.
+        reasoning: What stands between `[THINK]` and `[/THINK]`.
+        expected: The answer.
+    """
+
+    id: str
+    kind: str
+    question: str
+    image: bytes | None
+    reasoning: str
+    expected: str
+
+
+@dataclass(frozen=True)
+class Worked:
+    """An example's content before it has an id; the receipt is still drawn characters and pixels."""
+
+    question: str
+    reasoning: str
+    expected: str
+    receipt: Receipt | None = None
+
+
+def example(split: Split, seed: int, index: int, kinds: Sequence[str] = KINDS) -> Example:
+    """Makes one example; its kind goes round `kinds` with the index.
+
+    Raises:
+        ValueError: A kind is not one of `KINDS`.
+    """
+    kind = kinds[index % len(kinds)]
+    worked = work(split, seed, index, kind)
+    image = worked.receipt.png() if worked.receipt is not None else None
+    row_id = f"{kind}-{seed}-{index:06d}"
+    return Example(row_id, kind, worked.question, image, worked.reasoning, worked.expected)
+
+
+def work(split: Split, seed: int, index: int, kind: str) -> Worked:
+    """Makes the content of one example of one kind."""
+    rng = random.Random(f"{split}/{seed}/{index}/{kind}")
+    if kind == "arithmetic":
+        return _arithmetic(rng)
+    if kind == "receipt":
+        return _receipt(rng)
+    if kind == "fields":
+        return _fields(rng)
+    raise ValueError(f"no task is called {kind!r}; there are {', '.join(KINDS)}")
+
+
+def work_columns(terms: Sequence[int]) -> list[str]:
+    """Adds `terms` column by column from the right, one line a column.
+
+    A line starts with what is carried in, adds one digit of each term with the running sum after
+    each `=`, and ends with the digit of the result: `1+7=8+9=17-1=16;6`. What is carried on is
+    the last running sum without its last digit; it is negative after a borrow.
+    """
+    lines = []
+    carry = 0
+    for place in range(COLUMNS):
+        running = carry
+        line = str(carry)
+        for term in terms:
+            digit = abs(term) // 10**place % 10
+            running += digit if term >= 0 else -digit
+            line += f"{'+' if term >= 0 else '-'}{digit}={running}"
+        lines.append(f"{line};{running % 10}")
+        carry = running // 10
+    return lines
+
+
+def in_words(number: int) -> str:
+    """An integer from 0 to 9999 in English."""
+    if number >= 1000:
+        rest = number % 1000
+        joint = " and " if 0 < rest < 100 else " "
+        head = f"{UNITS[number // 1000]} thousand"
+        return f"{head}{joint}{in_words(rest)}" if rest else head
+    if number >= 100:
+        rest = number % 100
+        head = f"{UNITS[number // 100]} hundred"
+        return f"{head} and {in_words(rest)}" if rest else head
+    if number >= 20:
+        rest = number % 10
+        head = TENS[number // 10 - 2]
+        return f"{head}-{UNITS[rest]}" if rest else head
+    return UNITS[number]
+
+
+def _arithmetic(rng: random.Random) -> Worked:
+    count = rng.randint(2, MAX_OPERANDS)
+    while True:
+        terms = [_operand(rng) * (1 if i == 0 or rng.random() < 0.6 else -1) for i in range(count)]
+        if sum(terms) >= 0:
+            break
+    words = rng.random()
+    spell = [words < 0.2 or (words < 0.4 and rng.random() < 0.5) for _ in terms]
+    plus, minus = rng.choice((("+", "-"), ("+", "-"), ("plus", "minus")))
+    text = ""
+    for term, spelled in zip(terms, spell, strict=True):
+        sign = minus if term < 0 else plus
+        text += f" {sign} " if text else ""
+        text += in_words(abs(term)) if spelled else str(abs(term))
+    question = rng.choice(ARITHMETIC_QUESTIONS).format(sum=text)
+    rows = [f"{'-' if term < 0 else '+'}{abs(term):0{COLUMNS}d}" for term in terms]
+    result = str(sum(terms))
+    return Worked(question, "\n".join([*rows, *work_columns(terms), f"={result}"]), result)
+
+
+def _operand(rng: random.Random) -> int:
+    digits = rng.choice((1, 2, 2, 3, 3, 3, 4))
+    return rng.randint(10 ** (digits - 1) if digits > 1 else 0, 10**digits - 1)
+
+
+def _receipt(rng: random.Random) -> Worked:
+    receipt = draw_receipt(rng)
+    lines = [
+        f"{number} {name} {price_text(cents)}"
+        for number, (name, cents) in enumerate(receipt.items, start=1)
+    ]
+    asked = rng.random()
+    if asked < 0.5:
+        question = rng.choice(TOTAL_QUESTIONS)
+        answer = price_text(sum(cents for _, cents in receipt.items))
+        lines += [*work_columns([cents for _, cents in receipt.items]), f"total {answer}"]
+    elif asked < 0.7:
+        question = rng.choice(COUNT_QUESTIONS)
+        answer = str(len(receipt.items))
+        lines.append(f"count {answer}")
+    else:
+        name, cents = rng.choice(receipt.items)
+        question = rng.choice(PRICE_QUESTIONS).format(item=name)
+        answer = price_text(cents)
+        lines.append(f"price {name} {answer}")
+    return Worked(question, "\n".join(lines), answer, receipt)
+
+
+def _fields(rng: random.Random) -> Worked:
+    tongue = rng.choice(tuple(LANGUAGES))
+    language = LANGUAGES[tongue]
+    values = {
+        "number": str(rng.randint(100, 99999)),
+        "date": _date(rng),
+        "due": _date(rng),
+        "customer": _name(rng),
+        "amount": f"{rng.randint(1, 9999)}.{rng.randint(0, 99):02d}",
+    }
+    wanted = rng.choice(FIELDS)
+    if rng.random() < 0.35:
+        document = language.sentence.format(**values)
+        clause = next(c for c in language.sentence.split(", ") if f"{{{wanted}}}" in c)
+        quoted = clause.rstrip(".").format(**values)
+    else:
+        separator = rng.choice((": ", ": ", " : ", " - "))
+        shown = rng.sample(FIELDS, rng.randint(3, len(FIELDS)))
+        if wanted not in shown:
+            shown[rng.randrange(len(shown))] = wanted
+        unit = " EUR" if rng.random() < 0.3 else ""
+        rows = {
+            field: f"{language.labels[field]}{separator}{values[field]}"
+            + (unit if field == "amount" else "")
+            for field in shown
+        }
+        quoted = rows[wanted].removesuffix(" EUR")
+        printed = list(rows.values())
+        if rng.random() < 0.3:
+            printed.insert(rng.randrange(len(printed) + 1), rng.choice(NOTES))
+        document = "\n".join(printed)
+    asking = LANGUAGES["en"] if rng.random() < 0.15 else language
+    ask = rng.choice(asking.questions).format(name=asking.names[wanted])
+    question = f"{ask}\n{document}" if rng.random() < 0.4 else f"{document}\n{ask}"
+    return Worked(question, f"field {wanted}\nfound {quoted}", values[wanted])
+
+
+def _date(rng: random.Random) -> str:
+    return f"{rng.randint(2020, 2029)}-{rng.randint(1, 12):02d}-{rng.randint(1, 28):02d}"
+
+
+def _name(rng: random.Random) -> str:
+    """A made-up name: there is nothing to remember, it can only be copied."""
+    syllables = _SYLLABLES.split()
+    return "".join(rng.choice(syllables) for _ in range(rng.randint(2, 3))).capitalize()
+
+
+def write_parquet(
+    path: str | Path, kinds: Sequence[str], n: int, seed: int, split: Split = "heldout"
+) -> None:
+    """Writes `n` examples as a job's input: columns id, kind, question, image (PNG or null), expected."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [example(split, seed, index, kinds) for index in range(n)]
+    table = pa.table(
+        {
+            "id": pa.array([row.id for row in rows], pa.string()),
+            "kind": pa.array([row.kind for row in rows], pa.string()),
+            "question": pa.array([row.question for row in rows], pa.string()),
+            "image": pa.array([row.image for row in rows], pa.binary()),
+            "expected": pa.array([row.expected for row in rows], pa.string()),
+        }
+    )
+    pq.write_table(table, path)
+
+
+def main() -> None:
+    """The command line of `python -m magbatch.tiny.tasks`."""
+    parser = argparse.ArgumentParser(description="Writes examples of the tiny model's tasks.")
+    parser.add_argument("--out", type=Path, required=True, help="the Parquet file to write")
+    parser.add_argument("--n", type=int, default=64, help="number of examples")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--split", choices=("train", "heldout"), default="heldout")
+    arguments = parser.parse_args()
+    write_parquet(arguments.out, arguments.kinds, arguments.n, arguments.seed, arguments.split)
+    print(f"{arguments.n} examples written to {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()

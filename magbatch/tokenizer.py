@@ -1,0 +1,78 @@
+"""The model's tokenizer: chats to ids, ids to text, and the ids of the control tokens.
+
+Control tokens are resolved by name and never by number. Text that merely looks like one, in a
+document or a question, is encoded as plain text.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mistral_common.exceptions import MistralCommonException
+from mistral_common.protocol.instruct.chunk import ImageChunk, ImageURLChunk
+from mistral_common.tokens.tokenizers.base import SpecialTokenPolicy
+from mistral_common.tokens.tokenizers.image import ImageEncoder, ImageEncoding
+from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
+
+from magbatch.errors import ModelError
+
+
+class _CountingImageEncoder(ImageEncoder):
+    """Expands image tokens without the pixel arithmetic: only the engine needs the pixels."""
+
+    def __call__(self, content: ImageChunk | ImageURLChunk) -> ImageEncoding:
+        if not isinstance(content, ImageChunk):
+            raise TypeError("images reach the tokenizer decoded, never as URLs")
+        columns, rows = self._image_to_num_tokens(content.image)
+        tokens = ([self.special_ids.img] * columns + [self.special_ids.img_break]) * rows
+        tokens[-1] = self.special_ids.img_end
+        return ImageEncoding(tokens=tokens, image=np.empty((0, 0, 0), dtype=np.float32))
+
+
+class Tokenizer:
+    """A Mistral tokenizer.
+
+    Args:
+        path: The checkpoint's directory.
+
+    Attributes:
+        think_open: Id of `[THINK]`; None where the model has no such token.
+        think_close: Id of `[/THINK]`.
+        image_end: Id that ends an image's tokens; None for a model without vision.
+
+    Raises:
+        ModelError: tekken.json is not a tokenizer that mistral_common reads.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._chat = MistralTokenizer.from_file(str(path / "tekken.json"))
+        except (MistralCommonException, ValueError, KeyError, OSError) as error:
+            raise ModelError(f"{path / 'tekken.json'}: not a tokenizer that can be read: {error}") from error
+        instruct = self._chat.instruct_tokenizer
+        self._text = instruct.tokenizer
+        self.think_open = self._special("[THINK]")
+        self.think_close = self._special("[/THINK]")
+        encoder = instruct.image_encoder
+        self.image_end = encoder.special_ids.img_end if encoder is not None else None
+        if encoder is not None:
+            instruct.image_encoder = _CountingImageEncoder(encoder.image_config, encoder.special_ids)
+
+    def _special(self, name: str) -> int | None:
+        try:
+            return int(self._text.get_special_token(name))
+        except (ValueError, KeyError, MistralCommonException):
+            return None
+
+    def encode(self, request: Any) -> list[int]:
+        """Token ids of a `ChatCompletionRequest`, images expanded; raises what mistral_common raises."""
+        return list(self._chat.encode_chat_completion(request).tokens)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of ids; control tokens have none."""
+        return self._text.decode(list(token_ids), special_token_policy=SpecialTokenPolicy.IGNORE)
+
+    def show(self, token_ids: Sequence[int]) -> str:
+        """Text of ids for a person, control tokens by their names."""
+        return self._text.decode(list(token_ids), special_token_policy=SpecialTokenPolicy.KEEP)
