@@ -116,7 +116,9 @@ def run(spec: SpecPath, overrides: Overrides = None, limit: Limit = None, json: 
         from magbatch.job.run import run as run_job
         from magbatch.spec import load
 
-        outcome = run_job(load(spec, overrides), Console(stderr=True), limit)
+        # A stderr of our own: what Ray and native code say on the shared one stays off the progress line.
+        with os.fdopen(os.dup(2), "w") as stderr:
+            outcome = run_job(load(spec, overrides), Console(file=stderr), limit)
     output = outcome.report["output"]
     if json:
         _print_json(outcome.report | {"already_complete": outcome.already, "results": f"{output}/results/*.parquet"})

@@ -74,10 +74,14 @@ def locate(model: ModelSpec, *, weights: bool) -> Path:
             raise ModelError(f"model.source {source}: there is no such directory")
     else:
         path = _from_hub(source, model.revision, weights)
+    _check(source, path)
+    return path
+
+
+def _check(source: str, path: Path) -> None:
     for name in ("params.json", "tekken.json"):
         if not (path / name).is_file():
             raise ModelError(f"model.source {source}: {name} is missing; magbatch runs checkpoints in Mistral's format")
-    return path
 
 
 def _from_s3(source: str, weights: bool) -> Path:
@@ -88,6 +92,7 @@ def _from_s3(source: str, weights: bool) -> Path:
             draft = Path(tempfile.mkdtemp(prefix="draft-", dir=target.parent))
             try:
                 fetch_prefix(source, draft, _ALL if weights else _SMALL)
+                _check(source, draft)  # what is not there yet must not be remembered as fetched
                 draft.rename(target)
             finally:
                 shutil.rmtree(draft, ignore_errors=True)
@@ -130,16 +135,16 @@ def facts(path: Path) -> ModelFacts:
     """
     try:
         params: dict[str, Any] = json.loads((path / "params.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path / 'params.json'}: {error}") from error
-    vision = params.get("vision_encoder") or {}
-    if vision:
-        try:
-            size, cell = int(vision["image_size"]), int(vision["patch_size"]) * int(vision.get("spatial_merge_size", 1))
-        except KeyError as error:
-            raise ModelError(f"{path / 'params.json'}: vision_encoder has no {error}") from error
-    context = params.get("max_position_embeddings") or params.get("max_seq_len") or 131_072
-    return ModelFacts(int(context), size if vision else None, cell if vision else 0)
+        context = int(params.get("max_position_embeddings") or params.get("max_seq_len") or 131_072)
+        vision = params.get("vision_encoder")
+        if not vision:
+            return ModelFacts(context, None, 0)
+        cell = int(vision["patch_size"]) * int(vision.get("spatial_merge_size", 1))
+        return ModelFacts(context, int(vision["image_size"]), cell)
+    except KeyError as error:
+        raise ModelError(f"{path / 'params.json'}: vision_encoder has no {error}") from error
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ModelError(f"{path / 'params.json'}: not a model's configuration: {error}") from error
 
 
 def engine_args(spec: JobSpec, model: ModelFacts) -> dict[str, Any]:

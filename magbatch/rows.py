@@ -9,6 +9,8 @@ The carriers import no step, so every step can import them. Two contracts are fi
 """
 
 import re
+import secrets
+import time
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -256,6 +258,11 @@ def results_schema(carry: pa.Schema) -> pa.Schema:
 def errors_schema(carry: pa.Schema) -> pa.Schema:
     """The columns of `errors/`: one record for each dead letter."""
     return _schema({"row_id": pa.string()}, carry, ERROR_FIELDS)
+
+
+def new_attempt() -> str:
+    """A token for one attempt at a shard: unique, and sorted by the time it began."""
+    return f"{time.time_ns() // 1_000_000:011x}{secrets.token_hex(3)}"
 
 
 RESULTS = "results"

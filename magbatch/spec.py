@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
 
 from magbatch.errors import SpecError
 from magbatch.rows import RESERVED_COLUMNS
@@ -21,7 +22,25 @@ SHARDS_PER_REPLICA = 32  # enough that replicas stay even when one shard is slow
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def is_remote(path: str) -> bool:
+    """Whether a path lies in object storage."""
+    return path.startswith("s3://")
+
+
+def _reachable(path: str) -> str:
+    if not path:
+        raise ValueError("is empty: write a local path or s3://bucket/prefix")
+    if is_remote(path) and not path.removeprefix("s3://").partition("/")[0]:
+        raise ValueError("names no bucket: write s3://bucket/prefix")
+    if "://" in path and not is_remote(path):
+        raise ValueError("only local paths and s3:// are known")
+    return path
+
+
+Location = Annotated[str, AfterValidator(_reachable)]
 
 
 class ModelSpec(_Part):
@@ -59,7 +78,7 @@ class ColumnsSpec(_Part):
 class InputSpec(_Part):
     """Where the rows come from."""
 
-    path: Annotated[str, Field(description="A Parquet file, a directory or a glob; local or s3://.")]
+    path: Annotated[Location, Field(description="A Parquet file, a directory or a glob; local or s3://.")]
     columns: Annotated[ColumnsSpec, Field(description="Which columns play which part.")] = ColumnsSpec()
     carry: Annotated[list[str], Field(description="Columns copied to the output.")] = []
     on_bad_file: Annotated[
@@ -85,7 +104,9 @@ class PromptSpec(_Part):
     ] = "model"
     template: Annotated[
         str | None,
-        Field(description="A Jinja2 template over the row's columns; null takes the prompt column as it is."),
+        Field(
+            min_length=1, description="A Jinja2 template over the row's columns; null takes the prompt column as it is."
+        ),
     ] = None
 
 
@@ -120,7 +141,7 @@ class SamplingSpec(_Part):
 class OutputSpec(_Part):
     """Where the answers go, and how often."""
 
-    path: Annotated[str, Field(description="A directory, local or s3://. One job owns one output.")]
+    path: Annotated[Location, Field(description="A directory, local or s3://. One job owns one output.")]
     commit_interval_s: Annotated[float, Field(gt=0, description="Seconds a finished row may wait to be committed.")] = (
         5.0
     )
@@ -214,7 +235,10 @@ class JobSpec(_Part):
             raise ValueError("prompt.template cannot be used with input.columns.messages: a chat is taken as it is")
         parallel = 1
         for name in ("tensor_parallel_size", "pipeline_parallel_size"):
-            parallel *= int(self.model.engine_args.get(name, 1))
+            size = self.model.engine_args.get(name, 1)
+            if not isinstance(size, int) or size < 1:
+                raise ValueError(f"model.engine_args.{name} is a whole number of 1 or more, not {size!r}")
+            parallel *= size
         if self.model.engine == "vllm" and self.replicas.gpus and parallel not in (1, self.replicas.gpus):
             raise ValueError(
                 f"model.engine_args asks for {parallel} devices a replica, replicas.gpus for {self.replicas.gpus}: "
@@ -269,7 +293,7 @@ def parse(text: str, overrides: list[str] | None = None, origin: str = "spec") -
     """The spec that a YAML text holds; raises as `load` does."""
     try:
         data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # a ValueError: what looks like a date and is none
         raise SpecError(f"{origin}: not YAML: {error}") from error
     if not isinstance(data, dict):
         raise SpecError(f"{origin}: a spec is a mapping that begins with `name:`, not {type(data).__name__}")
@@ -289,11 +313,13 @@ def _override(data: dict[str, Any], item: str) -> None:
     *path, last = key.split(".")
     try:
         value = yaml.safe_load(raw)
-    except yaml.YAMLError as error:
-        raise SpecError(f"--set {item}: the value is not YAML: {error}") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise SpecError(f"--set {item}: the value is not YAML; put text in quotes: {error}") from error
     node = data
     for name in path:
-        child = node.setdefault(name, {})
+        if node.get(name) is None:  # not there, or a group whose fields are all left out
+            node[name] = {}
+        child = node[name]
         if not isinstance(child, dict):
             raise SpecError(f"--set {item}: {name} is a value, not a group of fields")
         node = child
@@ -307,34 +333,39 @@ def _explain(origin: str, error: ValidationError) -> str:
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
             message = f"no such field; {_nearest(problem['loc'])}"
-        elif problem["type"] != "missing" and problem["loc"] and not isinstance(problem["input"], dict | list):
+        elif problem["type"] == "missing":
+            message = f"is missing: {_described(problem['loc'])}"
+        elif problem["loc"] and not isinstance(problem["input"], dict | list):
             message += f" (it is {problem['input']!r})"
         lines.append(f"  {path}: {message}")
     return "\n".join(lines)
 
 
-def _nearest(location: tuple[int | str, ...]) -> str:
+def _fields(location: tuple[int | str, ...]) -> dict[str, FieldInfo]:
+    """The fields of the part that holds a location."""
     node: type[BaseModel] = JobSpec
     for name in location[:-1]:
-        annotation = node.model_fields[str(name)].annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return "remove it"
-        node = annotation
-    close = difflib.get_close_matches(str(location[-1]), node.model_fields, n=1)
-    return f"did you mean `{close[0]}`?" if close else f"the fields here are {', '.join(node.model_fields)}"
+        part = node.model_fields[str(name)].annotation
+        assert isinstance(part, type), "only parts have fields that can be missing or too many"
+        assert issubclass(part, BaseModel)
+        node = part
+    return node.model_fields
 
 
-def is_remote(path: str) -> bool:
-    """Whether a path lies in object storage."""
-    return path.startswith("s3://")
+def _nearest(location: tuple[int | str, ...]) -> str:
+    fields = _fields(location)
+    close = difflib.get_close_matches(str(location[-1]), fields, n=1)
+    return f"did you mean `{close[0]}`?" if close else f"the fields here are {', '.join(fields)}"
+
+
+def _described(location: tuple[int | str, ...]) -> str:
+    return _fields(location)[str(location[-1])].description or ""
 
 
 def _absolute(spec: JobSpec) -> JobSpec:
     """Local paths made absolute: replicas do not run in the directory of the command."""
 
     def fix(path: str) -> str:
-        if "://" in path and not is_remote(path):
-            raise SpecError(f"{path}: only local paths and s3:// are known")
         return path if is_remote(path) else os.path.abspath(os.path.expanduser(path))
 
     source = spec.model.source

@@ -14,9 +14,9 @@ import os
 import re
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from fnmatch import translate
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 S3_ATTEMPTS = 8  # botocore's standard mode: backoff with jitter, 20 s at most between two
 S3_CONNECTIONS = 32
+_GONE = frozenset({"NoSuchKey", "NoSuchBucket", "404"})
+DRAFTS = "_magbatch/tmp/"  # outside the folders that users glob, and on the same disk, so that a rename is atomic
 _WILDCARD = re.compile(r"[*?\[]")
 
 
@@ -64,7 +66,7 @@ class Store(Protocol):
         """Make the object visible, whole; an older one by this name is replaced at once."""
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        """The objects whose name begins with prefix, in the order of their names."""
+        """The objects whose name begins with prefix, in the order of their names; none where nothing is."""
 
     def move(self, name: str, target: str) -> None:
         """Rename an object; one that is gone already is no error."""
@@ -105,33 +107,35 @@ class LocalStore:
     def write(self, name: str, data: bytes) -> None:
         """See `Store.write`."""
         path = self._path(name)
-        # Outside the folders that users glob, and on the same disk, so that the rename is atomic.
-        draft = self._path(f"_magbatch/tmp/{uuid.uuid4().hex}")
+        draft = self._path(f"{DRAFTS}{uuid.uuid4().hex}")
         with _local_errors(path):
             os.makedirs(os.path.dirname(path), exist_ok=True)
             os.makedirs(os.path.dirname(draft), exist_ok=True)
-            with open(draft, "xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.rename(draft, path)
+            try:
+                with open(draft, "xb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.rename(draft, path)
+            except OSError:
+                with suppress(OSError):
+                    os.unlink(draft)
+                raise
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """See `Store.list`."""
-        folder, _, stem = prefix.rpartition("/")
-        with _local_errors(self._path(folder)):
-            try:
-                names = sorted(name for name in os.listdir(self._path(folder)) if name.startswith(stem))
-            except FileNotFoundError:
-                return
-            for name in names:
-                path = os.path.join(self._path(folder), name)
+        folder = self._path(prefix.rpartition("/")[0])
+        with _local_errors(folder):
+            paths = (os.path.join(where, name) for where, _, files in _walk(folder) for name in files)
+            names = (os.path.relpath(path, self.root) for path in paths)
+            for name in sorted(name for name in names if name.startswith(prefix)):
+                if name.startswith(DRAFTS) and not prefix.startswith(DRAFTS):
+                    continue
                 try:
-                    stat = os.stat(path)
+                    stat = os.stat(self._path(name))
                 except FileNotFoundError:  # moved since the folder was read
                     continue
-                if os.path.isfile(path):
-                    yield ObjectInfo(f"{folder}/{name}" if folder else name, stat.st_size, str(stat.st_mtime_ns))
+                yield ObjectInfo(name, stat.st_size, str(stat.st_mtime_ns))
 
     def move(self, name: str, target: str) -> None:
         """See `Store.move`."""
@@ -146,6 +150,16 @@ class LocalStore:
         """See `Store.delete`."""
         with _local_errors(self._path(name)):
             Path(self._path(name)).unlink(missing_ok=True)
+
+
+def _walk(folder: str) -> Iterator[tuple[str, list[str], list[str]]]:
+    """os.walk, but a folder that cannot be read is an error: its rows would look as if they were not done."""
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise error
+
+    return os.walk(folder, onerror=refuse, followlinks=True)
 
 
 @functools.cache
@@ -172,7 +186,7 @@ def _s3_errors(path: str) -> Iterator[None]:
         yield
     except ClientError as error:
         code = error.response.get("Error", {}).get("Code", "")
-        if code in {"NoSuchKey", "404"}:
+        if code in _GONE:
             raise FileNotFoundError(path) from error
         hint = "; the credentials come from the standard AWS chain" if code in {"403", "AccessDenied"} else ""
         raise StorageError(f"{path}: {error}{hint}") from error
@@ -203,15 +217,16 @@ class S3Store:
 
     def write(self, name: str, data: bytes) -> None:
         """See `Store.write`."""
-        with _s3_errors(self._where(name)):
-            s3_client().put_object(Bucket=self._bucket, Key=self._prefix + name, Body=data)
+        try:
+            with _s3_errors(self._where(name)):
+                s3_client().put_object(Bucket=self._bucket, Key=self._prefix + name, Body=data)
+        except FileNotFoundError as error:
+            raise StorageError(f"{self._where(name)}: there is no such bucket") from error
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """See `Store.list`."""
-        with _s3_errors(self._where(prefix)):
-            pages = (
-                s3_client().get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=self._prefix + prefix)
-            )
+        pages = s3_client().get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=self._prefix + prefix)
+        with suppress(FileNotFoundError), _s3_errors(self._where(prefix)):
             for page in pages:
                 for item in page.get("Contents", []):
                     yield ObjectInfo(item["Key"][len(self._prefix) :], item["Size"], item["ETag"].strip('"'))
@@ -223,7 +238,7 @@ class S3Store:
             try:
                 s3_client().copy_object(Bucket=self._bucket, Key=self._prefix + target, CopySource=source)  # type: ignore[arg-type]
             except s3_client().exceptions.ClientError as error:
-                if error.response.get("Error", {}).get("Code") in {"NoSuchKey", "404"}:
+                if error.response.get("Error", {}).get("Code") in _GONE:
                     return
                 raise
         self.delete(name)
@@ -238,8 +253,9 @@ def find_parquet(path: str) -> list[ObjectInfo]:
     """The input files behind a path, in the order of their names.
 
     Args:
-        path: A file, a directory (every *.parquet below it, but for names that begin with `_` or
-            `.`), or a glob; local or s3://.
+        path: A file, a directory (every *.parquet below it), or a glob, in which `**` crosses
+            folders; local or s3://. Names that begin with `_` or `.` are skipped, but for those
+            that a glob spells out.
 
     Returns:
         Names are whole paths or URLs.
@@ -261,16 +277,17 @@ def _is_data(relative: str) -> bool:
 
 
 def _find_local(path: str) -> list[ObjectInfo]:
-    if _WILDCARD.search(path) and not os.path.exists(path):
-        names = [name for name in glob.glob(path, recursive=True) if os.path.isfile(name)]
-    elif os.path.isdir(path):
-        below = (os.path.join(folder, name) for folder, _, files in os.walk(path, followlinks=True) for name in files)
-        names = [name for name in below if _is_data(os.path.relpath(name, path))]
-    elif os.path.exists(path):
-        names = [path]
-    else:
-        raise InputError(f"input.path {path}: there is no such file or directory")
     with _local_errors(path):
+        if _WILDCARD.search(path) and not os.path.exists(path):
+            found = (name for name in glob.glob(path, recursive=True) if os.path.isfile(name))
+            names = [name for name in found if _matches(name.split("/"), path.split("/"))]
+        elif os.path.isdir(path):
+            below = (os.path.join(folder, name) for folder, _, files in _walk(path) for name in files)
+            names = [name for name in below if _is_data(os.path.relpath(name, path))]
+        elif os.path.exists(path):
+            names = [path]
+        else:
+            raise InputError(f"input.path {path}: there is no such file or directory")
         return [ObjectInfo(name, (stat := os.stat(name)).st_size, str(stat.st_mtime_ns)) for name in names]
 
 
@@ -278,29 +295,35 @@ def _find_s3(path: str) -> list[ObjectInfo]:
     bucket, key = _split(path)
     wildcard = _WILDCARD.search(key)
     prefix = key[: wildcard.start()] if wildcard else key
-    try:
-        found = list(S3Store(f"s3://{bucket}").list(prefix))
-    except FileNotFoundError as error:
-        raise InputError(f"input.path {path}: there is no such bucket") from error
-    if wildcard:
-        matches = re.compile(_glob_pattern(key)).fullmatch
-        kept = [item for item in found if matches(item.name)]
-    elif any(item.name == key for item in found):
+    found = list(S3Store(f"s3://{bucket}").list(prefix))
+    if not found:
+        try:
+            with _s3_errors(path):
+                s3_client().head_bucket(Bucket=bucket)
+        except FileNotFoundError as error:
+            raise InputError(f"input.path {path}: there is no such bucket") from error
+    if any(item.name == key for item in found):
         kept = [item for item in found if item.name == key]
+    elif wildcard:
+        kept = [item for item in found if _matches(item.name.split("/"), key.split("/"))]
     else:
         folder = key if not key or key.endswith("/") else f"{key}/"
         kept = [item for item in found if item.name.startswith(folder) and _is_data(item.name[len(folder) :])]
     return [ObjectInfo(f"s3://{bucket}/{item.name}", item.size, item.tag) for item in kept]
 
 
-def _glob_pattern(pattern: str) -> str:
-    """A glob as a regular expression, with `*` inside one folder and `**` across folders, as on a disk."""
-    parts = [
-        "(?:.*/)?" if part == "**/" else translate(part).removesuffix(r"\z").removesuffix(r"\Z").replace(".*", "[^/]*")
-        for part in re.split(r"(\*\*/)", pattern)
-        if part
-    ]
-    return "".join(parts)
+def _matches(name: list[str], pattern: list[str]) -> bool:
+    """Whether a glob means a name, both cut at the slashes: as on a disk, but `_` hides a name as `.` does."""
+    if not name or not pattern:
+        return not name and all(part == "**" for part in pattern)
+    first, *rest = pattern
+    if first == "**" and _matches(name, rest):
+        return True
+    if name[0].startswith(("_", ".")) and name[0][0] != first[:1]:
+        return False
+    if first == "**":
+        return _matches(name[1:], pattern)
+    return fnmatchcase(name[0], first) and _matches(name[1:], rest)
 
 
 @functools.cache

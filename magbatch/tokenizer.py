@@ -48,7 +48,7 @@ class Tokenizer:
     def __init__(self, path: Path) -> None:
         try:
             self._chat = MistralTokenizer.from_file(str(path / "tekken.json"))
-        except (MistralCommonException, ValueError, KeyError, OSError) as error:
+        except (MistralCommonException, ValueError, KeyError, TypeError, AttributeError, OSError) as error:
             raise ModelError(f"{path / 'tekken.json'}: not a tokenizer that can be read: {error}") from error
         instruct = self._chat.instruct_tokenizer
         self._text = instruct.tokenizer

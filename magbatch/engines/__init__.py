@@ -1,1 +1,19 @@
 """Engines: what turns a prompt into tokens. `base` is the seam; the others are behind it."""
+
+from magbatch.engines.base import Engine, EngineConfig
+from magbatch.tokenizer import Tokenizer
+
+
+def start(kind: str, config: EngineConfig, tokenizer: Tokenizer) -> Engine:
+    """Start an engine; returns when it can serve.
+
+    Raises:
+        EngineStartError: With the engine's own words.
+    """
+    if kind == "fake":
+        from magbatch.engines.fake import FakeEngine
+
+        return FakeEngine(config, tokenizer)
+    from magbatch.engines.vllm import VllmEngine
+
+    return VllmEngine(config)

@@ -6,7 +6,6 @@ from typing import Any, Protocol
 
 from magbatch.rows import Generation, Prompt
 from magbatch.spec import SamplingSpec
-from magbatch.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +43,3 @@ class Engine(Protocol):
 
     def shutdown(self) -> None:
         """End the engine and every process that belongs to it."""
-
-
-def start(kind: str, config: EngineConfig, tokenizer: Tokenizer) -> Engine:
-    """Start an engine; returns when it can serve.
-
-    Raises:
-        EngineStartError: With the engine's own words.
-    """
-    if kind == "fake":
-        from magbatch.engines.fake import FakeEngine
-
-        return FakeEngine(config, tokenizer)
-    from magbatch.engines.vllm import VllmEngine
-
-    return VllmEngine(config)

@@ -12,6 +12,7 @@ scripted by what stands in the prompt:
 """
 
 import asyncio
+import itertools
 import os
 import time
 from typing import Annotated, Literal
@@ -117,14 +118,11 @@ class FakeEngine:
 
     def _tokens(self, prompt: Prompt, rule: Rule, max_tokens: int) -> tuple[list[int], str]:
         opening, closing = self._tokenizer.think_open, self._tokenizer.think_close
-        control = {opening, closing}
-        echo = [token for token in prompt.token_ids[-ECHO_TOKENS:] if token not in control]
-        thinking = (echo * (self._args.tokens // max(1, len(echo)) + 1))[: rule.tokens or self._args.tokens]
-        tokens = list(echo)
+        echo = [token for token in prompt.token_ids[-ECHO_TOKENS:] if token not in (opening, closing)]
+        tokens = echo
         if opening is not None and closing is not None and rule.do != "no_think":
-            while len(thinking) < (rule.tokens or self._args.tokens):
-                thinking += echo
-            tokens = [opening, *thinking[: rule.tokens or self._args.tokens], closing, *echo]
+            thinking = itertools.islice(itertools.cycle(echo), rule.tokens or self._args.tokens)
+            tokens = [opening, *thinking, closing, *echo]
         if rule.do == "never_close":
             return [token for token in tokens if token != closing][:max_tokens], "length"
         return (tokens, "stop") if len(tokens) <= max_tokens else (tokens[:max_tokens], "length")

@@ -14,13 +14,14 @@ from uuid import uuid4
 
 from PIL import Image as Pillow
 
+from magbatch.capture import STDERR, captured
 from magbatch.engines.base import EngineConfig
 from magbatch.errors import EngineDeadError, EngineStartError, RequestRejectedError
 from magbatch.rows import Completion, Generation, Prompt
-from magbatch.stderr import captured
 
 # vLLM configures its logging when it is imported; the engine's own lines below WARNING help nobody offline.
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # where a failed start is looked for
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
 _ERROR_LINE = re.compile(r"(?:^|\s)((?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b: .+)$")
@@ -39,7 +40,7 @@ class VllmEngine:
     def __init__(self, config: EngineConfig) -> None:
         os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
         # The engine's process logs its root cause and tells its parent no more than that it failed.
-        with captured(replay=True) as said:
+        with captured(STDERR, replay=True) as said:
             try:
                 from vllm import SamplingParams
                 from vllm.engine.arg_utils import AsyncEngineArgs
@@ -106,8 +107,8 @@ def _as_vllm(prompt: Prompt) -> Any:
 
 
 def _first_cause(error: Exception, log: str) -> str:
-    """The engine's root cause first; then what vLLM made of it."""
+    """The engine's root cause where vLLM itself only points at it, else what vLLM says."""
     said = [match.group(1).strip() for line in log.splitlines() if (match := _ERROR_LINE.search(line))]
     outer = f"{type(error).__name__}: {error}"
     causes = [line for line in said if line not in outer and "root cause" not in line]
-    return "\n".join([*causes[:1], outer])
+    return causes[0] if causes and "root cause above" in outer else outer

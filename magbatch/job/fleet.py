@@ -36,7 +36,9 @@ from ray.util.placement_group import placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 import magbatch
-from magbatch.engines.base import EngineConfig, start
+from magbatch.capture import STDERR, STDOUT, captured
+from magbatch.engines import start
+from magbatch.engines.base import EngineConfig
 from magbatch.errors import ClusterError, EngineStartError, InterruptedJobError, JobError
 from magbatch.job.plan import Plan
 from magbatch.job.prepare import Job, from_block, prepare
@@ -44,7 +46,6 @@ from magbatch.job.progress import BoardState, Snapshot, Watch
 from magbatch.job.replica import Replica, Tally
 from magbatch.model import engine_args, facts, locate
 from magbatch.rows import Shard
-from magbatch.stderr import captured
 from magbatch.tokenizer import Tokenizer
 
 MAX_READ_TASK_ROWS = 2048  # a task that starts in the middle of a row group decodes its beginning again
@@ -105,6 +106,10 @@ class _RayBoard:
     async def report(self, replica: str, tally: Tally) -> bool:
         """See `Board.report`."""
         return bool(await self._handle.report.remote(replica, tally))
+
+    async def left(self, replica: str) -> None:
+        """See `Board.left`."""
+        await self._handle.left.remote(replica)
 
 
 class _Worker:
@@ -176,6 +181,14 @@ def _placement(gpus: int, cpus: float) -> dict[str, Any]:
     return {"num_cpus": cpus, "num_gpus": 0, "ray_remote_args_fn": strategy}
 
 
+def _quiet() -> None:
+    """What Ray would print beside the progress line; its log files keep everything."""
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    for handler in logging.getLogger("ray.data").handlers:
+        if handler.name == "console":
+            handler.setLevel(logging.CRITICAL)
+
+
 @contextmanager
 def _cluster() -> Iterator[None]:
     """The cluster of RAY_ADDRESS, or a local Ray that ends with this block, with all its processes.
@@ -187,18 +200,17 @@ def _cluster() -> Iterator[None]:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     mine = psutil.Process()
     before = set(mine.children(recursive=True))
-    with captured(replay=False) as said:
-        try:
-            if address:
-                # The package travels, so that the cluster runs the version that the user runs.
-                package = str(Path(magbatch.__file__).parent)
-                ray.init(address=address, runtime_env={"py_modules": [package]}, **quiet)
-            else:
-                # A replica and a read task need a CPU each, on a machine with one core as well.
-                ray.init(address="local", num_cpus=max(2, os.cpu_count() or 1), include_dashboard=False, **quiet)
-        except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
-            where = f"RAY_ADDRESS={address}" if address else "a local Ray"
-            raise ClusterError(f"{where} cannot be used: {error}\n{said.text()}".strip()) from error
+    try:
+        if address:
+            # The package travels, so that the cluster runs the version that the user runs.
+            package = str(Path(magbatch.__file__).parent)
+            ray.init(address=address, runtime_env={"py_modules": [package]}, **quiet)
+        else:
+            # A replica and a read task need a CPU each, on a machine with one core as well.
+            ray.init(address="local", num_cpus=max(2, os.cpu_count() or 1), include_dashboard=False, **quiet)
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
+        where = f"RAY_ADDRESS={address}" if address else "a local Ray"
+        raise ClusterError(f"{where} cannot be used: {error}") from error
     try:
         yield
     finally:
@@ -231,7 +243,9 @@ def run_fleet(job: Job, plan: Plan, done: "np.ndarray[Any, np.dtype[np.int64]]",
         ClusterError: Ray broke down.
     """
     stop = threading.Event()
-    with _signals(stop), _cluster():
+    # What Ray prints of its own accord (retries, lost workers) is in its log files; the progress line says
+    # what a user needs. The signals are set twice, since Ray installs handlers of its own when it starts.
+    with captured(STDOUT, STDERR, replay=False), _signals(stop), _cluster(), _signals(stop):
         return _supervise(job, plan, done, watch, stop)
 
 
@@ -274,7 +288,7 @@ def _supervise(
 def _dataset(job: Job, plan: Plan, done: "np.ndarray[Any, np.dtype[np.int64]]", board: Any) -> ray.data.Dataset:
     spec = job.spec
     context = ray.data.DataContext.get_current()
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    _quiet()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.target_max_block_size = 1  # every block goes out as it is made: one shard, never several

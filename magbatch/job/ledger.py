@@ -3,19 +3,14 @@
 The data objects are the checkpoint: a row is done exactly when its row id is in a visible object
 below `results/` or `errors/`. There is no second file that could disagree. The manifest, written
 last, names the objects that count and makes the job complete.
-
-Two attempts at a shard (a zombie replica, a retry) may leave a row in two objects. The rule that
-keeps one: an answer before a dead letter, then the attempt that began first.
 """
 
 import hashlib
 import io
 import json
-import secrets
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import groupby, islice
 from typing import Any
@@ -26,8 +21,9 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 
 from magbatch.errors import OutputError, SpecChangedError
+from magbatch.job.audit import Part, ShardAudit, Totals, audit_shard, read_part, row_ids_of
 from magbatch.job.plan import Plan
-from magbatch.rows import ERRORS, RESULTS, SCHEMA_VERSION, PartName, errors_schema, results_schema
+from magbatch.rows import ERRORS, RESULTS, SCHEMA_VERSION, PartName, errors_schema, new_attempt, results_schema
 from magbatch.spec import JobSpec, carried_columns, differences, parse
 from magbatch.storage import Store, open_store
 
@@ -38,92 +34,6 @@ MANIFEST = "_magbatch/manifest.json"
 SUPERSEDED = "_magbatch/superseded"
 READERS = 16  # objects read at once by an audit
 AUDIT_WINDOW = 256  # shards held at once: what bounds an audit's memory
-
-
-def new_attempt() -> str:
-    """A token for one attempt at a shard: unique, and sorted by the time it began."""
-    return f"{time.time_ns() // 1_000_000:011x}{secrets.token_hex(3)}"
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A committed object as it was found.
-
-    Attributes:
-        name: Its name, which says shard, attempt and rows.
-        records: Records in it.
-        bytes: Its size.
-        sha256: Of its bytes.
-        row_ids: Of its rows, each once.
-        table: Its narrow columns: what totals and summaries need.
-    """
-
-    name: PartName
-    records: int
-    bytes: int
-    sha256: str
-    row_ids: list[str]
-    table: pa.Table
-
-
-@dataclass(slots=True)
-class ShardAudit:
-    """What a shard's objects hold, held against its plan.
-
-    Attributes:
-        shard: The shard's number.
-        keep: Each object that counts, with the rows of it that count.
-        superseded: Objects of which nothing, or not everything, counts.
-        missing: Planned rows that are in no object.
-        unplanned: Rows that no plan knows, as `row id in object`.
-        problems: Damaged objects, and names that say another count than their content.
-    """
-
-    shard: int
-    keep: list[tuple[Part, list[str]]] = field(default_factory=list)
-    superseded: list[PartName] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
-    unplanned: list[str] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class Totals:
-    """Sums over what counts: rows are input rows, tokens are as the engine counted them."""
-
-    answered: int = 0
-    failed: int = 0
-    records: int = 0
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    reasoning_tokens: int = 0
-    answer_tokens: int = 0
-    by_code: dict[str, int] = field(default_factory=dict)
-    by_status: dict[str, int] = field(default_factory=dict)
-
-    def add(self, kind: str, table: pa.Table) -> None:
-        """Count the records of one object."""
-        if kind == ERRORS:
-            self.failed += table.num_rows
-            _count(self.by_code, table.column("error_code"))
-            return
-        self.records += table.num_rows
-        first = table.filter(pa.compute.equal(table.column("sample"), 0))  # prompts are paid once for all samples
-        self.answered += first.num_rows
-        self.prompt_tokens += _sum(first, "prompt_tokens")
-        self.cached_tokens += _sum(first, "cached_tokens")
-        self.reasoning_tokens += _sum(table, "reasoning_tokens")
-        self.answer_tokens += _sum(table, "answer_tokens")
-        _count(self.by_status, table.column("reasoning_status"))
-
-
-def _sum(table: pa.Table, name: str) -> int:
-    return int(pa.compute.sum(table.column(name)).as_py() or 0)
-
-
-def _count(counts: dict[str, int], column: pa.ChunkedArray) -> None:
-    for item in pa.compute.value_counts(column).to_pylist():
-        counts[item["values"]] = counts.get(item["values"], 0) + item["counts"]
 
 
 class Ledger:
@@ -148,7 +58,7 @@ class Ledger:
     def spec(self) -> JobSpec | None:
         """The spec that the output belongs to; None where there is no job yet."""
         data = self._load(SPEC)
-        return None if data is None else parse(data.decode(), origin=f"{self.path}/{SPEC}")
+        return None if data is None else parse(data.decode(errors="replace"), origin=f"{self.path}/{SPEC}")
 
     def plan(self) -> Plan | None:
         """The frozen plan; None where there is no job yet."""
@@ -164,6 +74,8 @@ class Ledger:
             manifest: dict[str, Any] = json.loads(data)
         except ValueError as error:
             raise OutputError(f"{self.path}/{MANIFEST} is damaged: {error}") from error
+        if not isinstance(manifest, dict) or not {"parts", "plan_sha256", "answered", "failed"} <= manifest.keys():
+            raise OutputError(f"{self.path}/{MANIFEST} is not a manifest of magbatch")
         return manifest
 
     def open_job(self) -> tuple[JobSpec, Plan]:
@@ -217,7 +129,7 @@ class Ledger:
         done: set[str] = set()
         for kind in (RESULTS, ERRORS):
             for part in self.parts(kind, shard):
-                done.update(_row_ids(pq.read_table(io.BytesIO(self.store.read(str(part))), columns=["row_id"])))
+                done.update(row_ids_of(pq.read_table(io.BytesIO(self.store.read(str(part))), columns=["row_id"])))
         return frozenset(done)
 
     def done_counts(self, plan: Plan) -> "np.ndarray[Any, np.dtype[np.int64]]":
@@ -235,25 +147,13 @@ class Ledger:
                     counts[part.shard] += part.rows
                     if attempts.setdefault(part.shard, part.attempt) != part.attempt:
                         twice.add(part.shard)
+        twice.update(int(shard) for shard in np.flatnonzero(counts > plan.shard_sizes))
         with ThreadPoolExecutor(READERS) as pool:
             for shard, done in zip(twice, pool.map(self.done_rows, twice), strict=True):
                 counts[shard] = len(done)
         return counts
 
     # The proof
-
-    def _read_part(self, name: PartName, carry: list[str]) -> Part | str:
-        """A part, or what is wrong with the object."""
-        columns = ["row_id", "error_code"] if name.kind == ERRORS else ["row_id", "sample", *_TOTALLED]
-        try:
-            data = self.store.read(str(name))
-            table = pq.read_table(io.BytesIO(data), columns=[*columns, *carry])
-            row_ids = _row_ids(table)
-        except (FileNotFoundError, pa.ArrowException, OSError, KeyError) as error:
-            return f"{name}: cannot be read: {' '.join(str(error).split())}"
-        if len(row_ids) != name.rows:
-            return f"{name}: holds {len(row_ids)} rows, its name says {name.rows}"
-        return Part(name, table.num_rows, len(data), hashlib.sha256(data).hexdigest(), row_ids, table)
 
     def audit(self, plan: Plan, carry: list[str] | None = None) -> Iterator[ShardAudit]:
         """Hold every object against the plan, shard by shard; the objects are read whole.
@@ -266,10 +166,12 @@ class Ledger:
             shards = self._by_shard(plan)
             while window := list(islice(shards, AUDIT_WINDOW)):
                 names = [name for _, parts in window for name in parts]
-                found = dict(zip(names, pool.map(lambda name: self._read_part(name, carry or []), names), strict=True))
+                found = dict(
+                    zip(names, pool.map(lambda name: read_part(self.store, name, carry or []), names), strict=True)
+                )
                 for shard, parts in window:
                     planned = plan.shard(shard).row_ids() if shard < plan.num_shards else []
-                    yield _audit_shard(shard, planned, [(name, found[name]) for name in parts])
+                    yield audit_shard(shard, planned, [(name, found[name]) for name in parts])
 
     def _by_shard(self, plan: Plan) -> Iterator[tuple[int, list[PartName]]]:
         """Every planned shard with its objects, then objects of shards that no plan knows."""
@@ -314,6 +216,13 @@ class Ledger:
         carry = carried_columns(spec.input)
         totals, missing, entries = Totals(), list[str](), list[dict[str, Any]]()
         superseded: list[PartName] = []
+        overlapping: list[tuple[PartName, list[str]]] = []
+
+        def keep(part: Part) -> None:
+            totals.add(part.name.kind, part.table)
+            entries.append(part.entry())
+            see(part.name.kind, part.table)
+
         for audit in self.audit(plan, carry):
             if audit.problems or audit.unplanned:
                 wrong = "\n".join(f"  {line}" for line in [*audit.problems, *audit.unplanned][:20])
@@ -323,12 +232,14 @@ class Ledger:
             missing += audit.missing
             superseded += audit.superseded
             for part, row_ids in audit.keep:
-                kept = part if len(row_ids) == len(part.row_ids) else self._rewrite(part, row_ids, carry)
-                totals.add(kept.name.kind, kept.table)
-                entries.append(_entry(kept))
-                see(kept.name.kind, kept.table)
+                if len(row_ids) < len(part.row_ids):
+                    overlapping.append((part.name, row_ids))
+                else:
+                    keep(part)
         if missing:
             return totals, missing
+        for name, row_ids in overlapping:
+            keep(self._rewrite(name, row_ids, carry))
         entries += self._empty_parts(spec, plan, {entry["name"].partition("/")[0] for entry in entries})
         manifest = {
             "version": 1,
@@ -358,13 +269,18 @@ class Ledger:
         for draft in list(self.store.list("_magbatch/tmp/")):
             self.store.delete(draft.name)
 
-    def _rewrite(self, part: Part, row_ids: list[str], carry: list[str]) -> Part:
-        """The rows of a part that count, as an object of their own: none is edited in place."""
-        table = pq.read_table(io.BytesIO(self.store.read(str(part.name))))
+    def _strangers(self) -> list[str]:
+        """Objects in the folders that users glob which are none of this job's."""
+        names = (item.name for kind in (RESULTS, ERRORS) for item in self.store.list(f"{kind}/"))
+        return [f"{name}: not an object of this job" for name in names if PartName.parse(name) is None]
+
+    def _rewrite(self, name: PartName, row_ids: list[str], carry: list[str]) -> Part:
+        """The rows of an object that count, as an object of their own: none is edited in place."""
+        table = pq.read_table(io.BytesIO(self.store.read(str(name))))
         table = table.filter(pa.compute.is_in(table.column("row_id"), pa.array(row_ids)))
-        name = PartName(part.name.kind, part.name.shard, new_attempt(), 0, len(row_ids))
-        self._write(name, table)
-        found = self._read_part(name, carry)
+        rewritten = PartName(name.kind, name.shard, new_attempt(), 0, len(row_ids))
+        self._write(rewritten, table)
+        found = read_part(self.store, rewritten, carry)
         if isinstance(found, str):
             raise OutputError(f"{self.path}: {found}")
         return found
@@ -405,58 +321,26 @@ class Ledger:
         problems = [] if manifest else ["no manifest: the job is not complete"]
         if manifest and manifest["plan_sha256"] != hashlib.sha256(self.store.read(PLAN)).hexdigest():
             problems.append(f"{PLAN} is not the plan that the manifest was made for")
-        totals, objects = Totals(), 0
+        problems += self._strangers()
+        totals, seen = Totals(), set[str]()
         for audit in self.audit(plan):
             problems += audit.problems
-            problems += [f"gap: row {row_id} is planned and in no object" for row_id in audit.missing]
+            if audit.missing:
+                first = audit.missing[0]
+                problems.append(
+                    f"gap: {len(audit.missing)} planned rows of shard {audit.shard} are in no object: {first}, …"
+                )
             problems += [f"not planned: {where}" for where in audit.unplanned]
             problems += [f"duplicate: {name} repeats rows of other objects" for name in audit.superseded]
+            seen.update(str(name) for name in audit.names)
             for part, _ in audit.keep:
-                objects += 1
                 totals.add(part.name.kind, part.table)
-                entry = expected.pop(str(part.name), None)
+                entry = expected.get(str(part.name))
                 if manifest and entry is None:
                     problems.append(f"{part.name}: not in the manifest")
                 elif entry is not None and entry["sha256"] != part.sha256:
                     problems.append(f"{part.name}: its checksum is not the manifest's")
-        for name in expected:
-            if not any(name in problem for problem in problems):
-                problems.append(f"{name}: in the manifest, but not there")
+        problems += [f"{name}: in the manifest, but not there" for name in expected.keys() - seen]
+        objects = len(seen)
         counts = {"planned": plan.rows, "answered": totals.answered, "failed": totals.failed, "objects": objects}
         return counts, problems
-
-
-_TOTALLED = ("prompt_tokens", "cached_tokens", "reasoning_tokens", "answer_tokens", "reasoning_status")
-
-
-def _row_ids(table: pa.Table) -> list[str]:
-    return list(table.column("row_id").unique().to_pylist())
-
-
-def _entry(part: Part) -> dict[str, Any]:
-    return {
-        "name": str(part.name),
-        "rows": len(part.row_ids),
-        "records": part.records,
-        "bytes": part.bytes,
-        "sha256": part.sha256,
-    }
-
-
-def _audit_shard(shard: int, planned: list[str], parts: list[tuple[PartName, Part | str]]) -> ShardAudit:
-    audit = ShardAudit(shard)
-    wanted = set(planned)
-    owned: set[str] = set()
-    for name, part in sorted(parts, key=lambda item: (item[0].kind != RESULTS, item[0].attempt, item[0].seq)):
-        if isinstance(part, str):
-            audit.problems.append(part)
-            continue
-        audit.unplanned += [f"row {row_id} in {name}" for row_id in part.row_ids if row_id not in wanted]
-        mine = [row_id for row_id in part.row_ids if row_id in wanted and row_id not in owned]
-        owned.update(mine)
-        if len(mine) < len(part.row_ids):
-            audit.superseded.append(name)
-        if mine or not part.row_ids:
-            audit.keep.append((part, mine))
-    audit.missing = [row_id for row_id in planned if row_id not in owned]
-    return audit

@@ -22,7 +22,7 @@ from magbatch.errors import ErrorCode, InputError, OutputError, SpecError
 from magbatch.pipeline.render import template_columns
 from magbatch.rows import Segment, Shard
 from magbatch.spec import JobSpec, carried_columns
-from magbatch.storage import ObjectInfo, find_parquet, input_filesystem
+from magbatch.storage import ObjectInfo, find_parquet, input_filesystem, stat_input
 
 FOOTER_READERS = 16  # footers are small and far away: latency, not bandwidth, is the limit
 MAX_IMAGE_SHARD_ROWS = 32  # a shard is one block in Ray's object store; a decoded page is 7 MB
@@ -113,10 +113,10 @@ class Plan:
         try:
             table = pq.read_table(io.BytesIO(data))
             encoded = (table.schema.metadata or {})[b"magbatch.columns"]
-        except (pa.ArrowException, KeyError, OSError) as error:
+            columns = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(encoded)))
+            return cls.of(table.cast(_COLUMNS), columns)
+        except (pa.ArrowException, KeyError, ValueError, OSError) as error:
             raise OutputError(f"_magbatch/plan.parquet is damaged: {error}") from error
-        columns = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(encoded)))
-        return cls.of(table.cast(_COLUMNS), columns)
 
 
 def _segment(record: dict[str, object]) -> Segment:
@@ -135,13 +135,18 @@ class _File:
     code: ErrorCode | None = None
 
 
-def input_columns(spec: JobSpec) -> list[str]:
-    """The input columns that a job reads, each once."""
+def rendered_columns(spec: JobSpec) -> list[str]:
+    """The input columns that a prompt is made of, each once."""
     columns = spec.input.columns
-    names = [columns.prompt, columns.messages, *columns.images, *carried_columns(spec.input)]
+    names = [columns.prompt, columns.messages, *columns.images]
     if spec.prompt.template is not None:
         names += sorted(template_columns(spec.prompt.template))
     return list(dict.fromkeys(name for name in names if name))
+
+
+def input_columns(spec: JobSpec) -> list[str]:
+    """The input columns that a job reads, each once."""
+    return list(dict.fromkeys([*rendered_columns(spec), *carried_columns(spec.input)]))
 
 
 def make_plan(spec: JobSpec, limit: int | None = None) -> Plan:
@@ -166,7 +171,7 @@ def make_plan(spec: JobSpec, limit: int | None = None) -> Plan:
     with ThreadPoolExecutor(FOOTER_READERS) as pool:
         list(pool.map(lambda file: _read_footer(file, names), files))
     _check(spec, files, names)
-    columns = _common_types(files, names)
+    columns = _as_text(_common_types(files, names), spec.input.columns.prompt)
     bad = [file for file in files if file.problem is not None]
     if bad and (spec.input.on_bad_file == "fail" or len(bad) == len(files)):
         listed = "\n".join(f"  {file.problem}" for file in bad[:20])
@@ -207,11 +212,17 @@ def _read_footer(file: _File, names: list[str]) -> None:
             parquet = pq.ParquetFile(source)
             file.rows, file.schema = parquet.metadata.num_rows, parquet.schema_arrow
     except (OSError, pa.ArrowException) as error:
+        if not isinstance(error, FileNotFoundError):
+            stat_input(file.info.name)  # raises when it is the storage that fails, not the file
         file.code = ErrorCode.FILE_UNREADABLE
         file.problem = f"{file.info.name}: not a readable Parquet file: {' '.join(str(error).split())}"
         return
     missing = [name for name in names if name not in file.schema.names]
-    if missing:
+    twice = [name for name in names if file.schema.names.count(name) > 1]
+    if twice:
+        file.code = ErrorCode.FILE_SCHEMA
+        file.problem = f"{file.info.name}: has the column {', '.join(map(repr, twice))} twice"
+    elif missing:
         file.code = ErrorCode.FILE_SCHEMA
         file.problem = f"{file.info.name}: lacks the column {', '.join(map(repr, missing))}; it has {file.schema.names}"
 
@@ -272,6 +283,13 @@ def _common_types(files: list[_File], names: list[str]) -> pa.Schema:
                 f"{file.info.name}: a column has another type than in the files before: {' '.join(str(error).split())}"
             )
     return common if common is not None else pa.schema([pa.field(name, pa.string()) for name in names])
+
+
+def _as_text(columns: pa.Schema, prompt: str | None) -> pa.Schema:
+    """The prompt column as text: some writers leave Parquet's string annotation out. Reading checks the UTF-8."""
+    if prompt is not None and pa.types.is_binary(columns.field(prompt).type):
+        return columns.set(columns.get_field_index(prompt), pa.field(prompt, pa.string()))
+    return columns
 
 
 def _everything(files: list[_File]) -> list[Segment]:

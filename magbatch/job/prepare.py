@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from magbatch.errors import ErrorCode, RowError, Step
 from magbatch.job.ledger import Ledger
+from magbatch.job.plan import rendered_columns
 from magbatch.model import engine_args, facts, locate
 from magbatch.pipeline.prompt import Prompter
 from magbatch.pipeline.read import ShardReader
@@ -90,6 +91,7 @@ class Preparer:
         self.tokenizer = Tokenizer(checkpoint)
         self._spec = spec
         self._carry = job.carry
+        self._used = rendered_columns(spec)
         self._reader = ShardReader(job.columns)
         self._render = Renderer(spec, grid)
         self._prompt = Prompter(spec, checkpoint, self.tokenizer, int(engine_args(spec, model)["max_model_len"]))
@@ -101,10 +103,9 @@ class Preparer:
             StorageError: The input's storage does not answer.
         """
         read = self._reader(shard, done)
-        # The values of a shard's rows are small beside its images, which stay where Arrow put them.
         rows = [
-            InputRow(row_id, {name: value for name, value in values.items() if value is not None}, folder)
-            for row_id, values, folder in zip(read.row_ids, read.table.to_pylist(), read.folders, strict=True)
+            self._input_row(row_id, read.table.slice(index, 1), folder)
+            for index, (row_id, folder) in enumerate(zip(read.row_ids, read.folders, strict=True))
         ]
         if self._spec.input.columns.images or self._spec.input.columns.messages:
             with ThreadPoolExecutor(RENDER_THREADS) as pool:
@@ -125,7 +126,22 @@ class Preparer:
             {row_id: position for position, row_id in enumerate(ids)},
         )
 
-    def _row(self, row: InputRow) -> Prompt | DeadLetter:
+    def _input_row(self, row_id: str, record: pa.Table, folder: str) -> InputRow | DeadLetter:
+        """The values that rendering uses; what is only carried is never turned into Python."""
+        values: dict[str, Any] = {}
+        for name in self._used:
+            try:
+                value = record.column(name)[0].as_py()
+            except (ValueError, OverflowError, pa.ArrowException) as error:  # bad UTF-8, a date past year 9999
+                message = f"column {name!r} holds a value that cannot be read: {error}"
+                return DeadLetter(row_id, Step.READ, ErrorCode.ROW_UNREADABLE, message)
+            if value is not None:
+                values[name] = value
+        return InputRow(row_id, values, folder)
+
+    def _row(self, row: InputRow | DeadLetter) -> Prompt | DeadLetter:
+        if isinstance(row, DeadLetter):
+            return row
         step = Step.RENDER
         try:
             rendered = self._render(row)

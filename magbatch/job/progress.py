@@ -48,6 +48,7 @@ class BoardState:
         self._begun: set[int] = set()
         self._strikes: dict[int, dict[str, int]] = {}
         self._seen: dict[str, float] = {}
+        self._served = False
         self._engine_error: str | None = None
         self._engine_deaths = 0
         self._stopping = False
@@ -69,6 +70,7 @@ class BoardState:
     def report(self, replica: str, tally: Tally) -> bool:
         """See `Board.report`."""
         self._seen[replica] = time.monotonic()
+        self._served = True
         for item in fields(Tally):
             setattr(self._done, item.name, getattr(self._done, item.name) + getattr(tally, item.name))
         return self._stopping
@@ -78,7 +80,7 @@ class BoardState:
         self._engine_error = self._engine_error or message
 
     def left(self, replica: str) -> None:
-        """A replica has ended."""
+        """See `Board.left`."""
         self._seen.pop(replica, None)
 
     def stop(self) -> None:
@@ -89,7 +91,7 @@ class BoardState:
         """The state now."""
         now = time.monotonic()
         up = sum(now - seen < SILENT_REPLICA_S for seen in self._seen.values())
-        return Snapshot(self._done, up, not self._seen, self._engine_error, self._engine_deaths)
+        return Snapshot(self._done, up, not self._served, self._engine_error, self._engine_deaths)
 
 
 class ProgressLine:
@@ -108,6 +110,7 @@ class ProgressLine:
         self._began = time.monotonic()
         self._history: deque[tuple[float, int, int]] = deque()
         self._logged = self._began
+        self._deaths = 0
         self._bar = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -138,15 +141,20 @@ class ProgressLine:
             self._history.append((now, done, tokens))
             while self._history and now - self._history[0][0] > RATE_WINDOW_S:
                 self._history.popleft()
+        if snapshot.engine_deaths > self._deaths:
+            self._deaths = snapshot.engine_deaths
+            self.say(
+                f"an engine died (number {self._deaths}); its replica is replaced and its open rows are asked again"
+            )
         text = self._text(snapshot, done, now)
         self._bar.update(self._task, completed=self._before + done, state=text)
         if not self._console.is_terminal and now - self._logged >= LOG_INTERVAL_S:
             self._logged = now
-            self._console.print(f"[rows] {text}", markup=False, highlight=False)
+            self.say(f"rows {text}")
 
     def say(self, text: str) -> None:
         """One line above the bar."""
-        self._console.print(text, markup=False, highlight=False)
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _text(self, snapshot: Snapshot, done: int, now: float) -> str:
         if snapshot.starting:

@@ -7,14 +7,16 @@ they finish: none waits for a slower neighbour.
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Protocol
 
 from magbatch.engines.base import Engine
 from magbatch.errors import EngineDeadError, ErrorCode, RowError, Step, StorageError
-from magbatch.job.ledger import Ledger, new_attempt
+from magbatch.job.ledger import Ledger
 from magbatch.job.prepare import Job, ShardPrompts
 from magbatch.pipeline.generate import ADMITTED_PER_SLOT, Admission, Generate
 from magbatch.pipeline.parse import Parser
@@ -61,6 +63,9 @@ class Board(Protocol):
 
     async def report(self, replica: str, tally: Tally) -> bool:
         """Add to the job's counts; True asks the replica to stop."""
+
+    async def left(self, replica: str) -> None:
+        """The replica ends."""
 
 
 @dataclass(slots=True, eq=False)
@@ -121,6 +126,7 @@ class Replica:
         self._in_flight: dict[str, int] = {}
         self._attempts: set[_Attempt] = set()
         self._rows: set[asyncio.Task[None]] = set()
+        self._commits: set[asyncio.Task[None]] = set()
         self._tally = Tally()
         self._stopping = False
         self._storage_failure: StorageError | None = None
@@ -154,14 +160,14 @@ class Replica:
                 done = frozenset[str]()
                 if not (first and untouched):
                     done = await asyncio.to_thread(self._ledger.done_rows, shard)
-                model = self._spec.model.source
-                writer = PartWriter(self._ledger.store, work.carried, work.positions, model, shard, new_attempt())
-                attempt = _Attempt(shard, writer)
+                store, model = self._ledger.store, self._spec.model.source
+                attempt = _Attempt(shard, PartWriter(store, work.carried, work.positions, model, shard))
                 self._attempts.add(attempt)
                 for letter in work.failed:
                     if letter.row_id not in done:
                         self._finish(attempt, letter)
-                rows = [row for row in work.prompts if row.row_id not in done]
+                # Emptied as rows are admitted: a straggler must not hold the images of its whole shard.
+                rows = deque(row for row in work.prompts if row.row_id not in done)
                 del work
                 left = await self._admit(attempt, rows, strikes, mine)
             left += await _wait_for(mine)
@@ -172,20 +178,24 @@ class Replica:
                 task.cancel()
             if attempt is not None:
                 self._attempts.discard(attempt)
+                async with attempt.lock:  # a commit under way ends before the shard does
+                    pass
             await self._report()
 
     def stop(self) -> None:
         """Take no more rows, and abort those in the engine; what is finished is still committed."""
         self._stopping = True
+        self._committed.set()
         for task in self._rows:
             task.cancel()
 
     async def _admit(
-        self, attempt: _Attempt, rows: list[Prompt], strikes: dict[str, int], mine: set[asyncio.Task[None]]
+        self, attempt: _Attempt, rows: deque[Prompt], strikes: dict[str, int], mine: set[asyncio.Task[None]]
     ) -> int:
         """Let rows into the engine as it has room; returns how many a stop has kept out."""
         left = 0
-        for prompt in rows:
+        while rows:
+            prompt = rows.popleft()
             struck = strikes.get(prompt.row_id, 0)
             if struck >= STRIKES:
                 message = f"it was in flight in {STRIKES} engines when they died"
@@ -195,40 +205,49 @@ class Replica:
                 self._start(self._suspect(attempt, prompt), mine)
                 continue
             await self._room_to_commit()
-            await self._admission.enter(prompt.size_bytes)
+            size = prompt.size_bytes
+            await self._admission.enter(size)
             if self._stopping:
-                self._admission.leave(prompt.size_bytes)
+                self._admission.leave(size)
                 left += 1
                 continue
-            self._start(self._row(attempt, prompt), mine)
+            task = self._start(self._row(attempt, prompt), mine)
+            # Not in the task itself: one that is cancelled before it begins gives its place back too.
+            task.add_done_callback(lambda _, size=size: self._admission.leave(size))  # type: ignore[misc]
         return left
 
-    def _start(self, row: Coroutine[None, None, None], mine: set[asyncio.Task[None]]) -> None:
+    def _start(self, row: Coroutine[None, None, None], mine: set[asyncio.Task[None]]) -> asyncio.Task[None]:
         task = asyncio.create_task(row)
         mine.add(task)
         self._rows.add(task)
         task.add_done_callback(self._rows.discard)
         if self._stopping:
             task.cancel()
+        return task
 
     async def _room_to_commit(self) -> None:
         """Finished rows are kept until the store has them; while too many wait, none is added."""
-        while True:
+        while not self._stopping:
             if self._storage_failure is not None:
                 raise self._storage_failure
-            if self._stopping or sum(attempt.waiting for attempt in self._attempts) < self._max_uncommitted:
+            if sum(attempt.waiting for attempt in self._attempts) < self._max_uncommitted:
                 return
             self._committed.clear()
+            for attempt in self._attempts:
+                self._commit_soon(attempt)
             await self._committed.wait()
 
     async def _suspect(self, attempt: _Attempt, prompt: Prompt) -> None:
         """A row that was in an engine that died: alone among its like, so that only the killer is struck again."""
         async with self._suspects:
             await self._admission.enter(prompt.size_bytes)
-            await self._row(attempt, prompt)
+            try:
+                await self._row(attempt, prompt)
+            finally:
+                self._admission.leave(prompt.size_bytes)
 
     async def _row(self, attempt: _Attempt, prompt: Prompt) -> None:
-        """One admitted row through generate and parse; its place is free again when it leaves."""
+        """One admitted row through generate and parse."""
         try:
             self._finish(attempt, await self._answer(attempt.shard, prompt))
         except EngineDeadError:
@@ -236,10 +255,8 @@ class Replica:
                 self._death = asyncio.create_task(self._end_with_engine())
             await asyncio.shield(self._death)
             raise
-        finally:
-            self._admission.leave(prompt.size_bytes)
         if attempt.waiting >= self._spec.output.commit_rows:
-            await self._commit(attempt)
+            self._commit_soon(attempt)
 
     async def _answer(self, shard: int, prompt: Prompt) -> FinishedRow | DeadLetter:
         step = Step.GENERATE
@@ -286,25 +303,27 @@ class Replica:
                 attempt.since = time.monotonic()
                 self._committed.set()
 
-    async def _commit_due(self, attempt: _Attempt) -> None:
-        try:
+    def _commit_soon(self, attempt: _Attempt) -> None:
+        """Commit in a task of its own: one that is under way is never cancelled half-way."""
+        if attempt.waiting and not attempt.lock.locked():
+            task = asyncio.create_task(self._commit_quietly(attempt))
+            self._commits.add(task)
+            task.add_done_callback(self._commits.discard)
+
+    async def _commit_quietly(self, attempt: _Attempt) -> None:
+        # Kept in _storage_failure: admission raises it, and the shard's own last commit tries once more.
+        with suppress(StorageError):
             await self._commit(attempt)
-        except StorageError:
-            return  # kept in _storage_failure, which every shard of this replica raises
 
     async def _tick(self) -> None:
         """Commits what has waited long enough, and tells the board what was done."""
-        due: set[asyncio.Task[None]] = set()
         reported = time.monotonic()
         while True:
             await asyncio.sleep(TICK_S)
             now = time.monotonic()
-            for attempt in list(self._attempts):
-                overdue = now - attempt.since >= self._spec.output.commit_interval_s
-                if attempt.waiting and overdue and not attempt.lock.locked():
-                    task = asyncio.create_task(self._commit_due(attempt))
-                    due.add(task)
-                    task.add_done_callback(due.discard)
+            for attempt in self._attempts:
+                if now - attempt.since >= self._spec.output.commit_interval_s:
+                    self._commit_soon(attempt)
             if now - reported >= REPORT_INTERVAL_S:
                 reported = now
                 await self._report()
@@ -320,8 +339,9 @@ class Replica:
         for row_id, shard in self._in_flight.items():
             by_shard.setdefault(shard, []).append(row_id)
         await self._board.strike(by_shard)
-        await asyncio.gather(*(self._commit_due(attempt) for attempt in list(self._attempts)))
+        await asyncio.gather(*(self._commit_quietly(attempt) for attempt in list(self._attempts)))
         await self._report()
+        await self._board.left(self._name)
         self._die()
 
 

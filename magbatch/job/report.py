@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute
 
 import magbatch
-from magbatch.job.ledger import Totals
+from magbatch.job.audit import Totals
 from magbatch.rows import RESULTS
 from magbatch.spec import JobSpec
 
@@ -50,9 +50,15 @@ class DuplicateIds:
             return
         if kind == RESULTS:
             table = table.filter(pa.compute.equal(table.column("sample"), 0))
-        for value in table.column(self._column).to_pylist():
+        column = table.column(self._column)
+        if not (
+            pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type) or pa.types.is_nested(column.type)
+        ):
+            column = column.cast(pa.string()).cast(pa.binary())  # bytes: an id need not be valid UTF-8
+        for value in column.to_pylist():
             if value is not None:
-                digest = hashlib.blake2b(str(value).encode(), digest_size=16).digest()
+                data = value if isinstance(value, bytes) else repr(value).encode()
+                digest = hashlib.blake2b(data, digest_size=16).digest()
                 self._files[digest[0] % BUCKETS].write(digest)
 
     def count(self) -> int:

@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 from rich.console import Console
 
 from magbatch.errors import ClusterError, OutputError
-from magbatch.job.ledger import REPORT, Ledger, Totals
+from magbatch.job.audit import Totals
+from magbatch.job.ledger import REPORT, Ledger
 from magbatch.job.plan import Plan, make_plan
 from magbatch.job.prepare import Job, Preparer
 from magbatch.job.progress import ProgressLine, Snapshot

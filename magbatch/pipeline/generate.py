@@ -8,6 +8,7 @@ stays bounded: admission counts unfinished rows and their bytes, over all shards
 import asyncio
 import hashlib
 from collections import deque
+from contextlib import suppress
 
 from magbatch.engines.base import Engine
 from magbatch.errors import ErrorCode, RequestRejectedError, RowError
@@ -89,16 +90,23 @@ class Admission:
         except asyncio.CancelledError:
             if place.done() and not place.cancelled():
                 self.leave(size)  # let in and cancelled at once: hand the place on
+            else:
+                with suppress(ValueError):  # a leave has passed over it meanwhile
+                    self._waiting.remove((size, place))
+                self._let_in()
             raise
 
     def leave(self, size: int) -> None:
         """Give a row's place back."""
         self.rows -= 1
         self.bytes -= size
-        while self._waiting and (self._waiting[0][1].cancelled() or self._fits(self._waiting[0][0])):
-            next_size, place = self._waiting.popleft()
+        self._let_in()
+
+    def _let_in(self) -> None:
+        while self._waiting and self._fits(self._waiting[0][0]):
+            size, place = self._waiting.popleft()
             if not place.cancelled():
-                self._take(next_size)
+                self._take(size)
                 place.set_result(None)
 
     def _fits(self, size: int) -> bool:

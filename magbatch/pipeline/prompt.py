@@ -28,8 +28,9 @@ def system_message(system: str, checkpoint: Path) -> SystemMessage | None:
     """The system message that a spec asks for.
 
     Args:
-        system: `model`, `none`, or the text. A `[THINK]…[/THINK]` part of it becomes a think part,
-            as in Magistral's own prompt: specs are written by the job's owner, not by documents.
+        system: `model`, `none`, or the text; an empty text is none. A `[THINK]…[/THINK]` part of it
+            becomes a think part, as in Magistral's own prompt: specs are written by the job's owner,
+            not by documents.
         checkpoint: The model's directory.
 
     Raises:
@@ -50,7 +51,9 @@ def system_message(system: str, checkpoint: Path) -> SystemMessage | None:
             chunks.append(ThinkChunk(thinking=part, closed=True))
         elif part:
             chunks.append(TextChunk(text=part))
-    return SystemMessage(content=system if len(chunks) == 1 else chunks)
+    if not chunks:
+        return None
+    return SystemMessage(content=system if chunks == [TextChunk(text=system)] else chunks)
 
 
 class Prompter:

@@ -4,8 +4,9 @@ Every row of a shard comes out once: as a row of the table, or as a failure that
 not be read. Only the columns that the job uses are read, and a file is read forward once however
 many shards of it a task holds.
 
-A file that is damaged, gone or changed fails its rows. A storage that does not answer raises, so
-that Ray tries again: that is no property of the rows.
+A file that is damaged, gone or changed fails its rows; a value that is not what its column says
+fails its row. A storage that does not answer raises, so that Ray tries again: that is no property
+of the rows.
 """
 
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from magbatch.storage import input_filesystem, stat_input
 
 READ_BATCH_ROWS = 64
 READ_BUFFER_BYTES = 1 << 20  # a column chunk is streamed, not loaded: row groups can be gigabytes
+_DAMAGE = (OSError, pa.ArrowException, StopIteration)  # what Arrow raises for it; StopIteration: the file ends early
 
 
 @dataclass(slots=True)
@@ -52,7 +54,12 @@ class _Cursor:
             )
         filesystem, inner = input_filesystem(segment.path)
         self.path = segment.path
-        self._file = pq.ParquetFile(filesystem.open_input_file(inner), buffer_size=READ_BUFFER_BYTES, pre_buffer=False)
+        self._file = pq.ParquetFile(
+            filesystem.open_input_file(inner),
+            buffer_size=READ_BUFFER_BYTES,
+            pre_buffer=False,
+            page_checksum_verification=True,  # where the file has them: damage must not pass as text
+        )
         self._columns = columns
         self._batches: Iterator[pa.RecordBatch] = iter(())
         self._rest: pa.RecordBatch | None = None
@@ -118,45 +125,59 @@ class ShardReader:
             row_ids = segment.row_ids()
             if all(row_id in done for row_id in row_ids):
                 continue
-            table, problem = self._segment(segment)
-            keep = [index for index, row_id in enumerate(row_ids[: table.num_rows]) if row_id not in done]
+            table, failures = self._segment(segment)
+            readable = [row_id for offset, row_id in enumerate(row_ids) if offset not in failures]
+            keep = [index for index, row_id in enumerate(readable) if row_id not in done]
             tables.append(table if len(keep) == table.num_rows else table.take(keep))
-            ids += [row_ids[index] for index in keep]
+            ids += [readable[index] for index in keep]
             folders += [segment.path.rpartition("/")[0]] * len(keep)
-            if problem is not None:
-                failed += [(row_id, problem) for row_id in row_ids[table.num_rows :] if row_id not in done]
+            failed += [(row_ids[offset], error) for offset, error in failures.items() if row_ids[offset] not in done]
         table = pa.concat_tables(tables) if tables else self._columns.empty_table()
         return ShardRows(ids, folders, table, failed)
 
-    def _segment(self, segment: Segment) -> tuple[pa.Table, RowError | None]:
-        """The readable rows at the beginning of a segment, and what is wrong with the others."""
-        if segment.problem is not None:
-            code = segment.code or ErrorCode.FILE_UNREADABLE
-            return self._columns.empty_table(), RowError(code, segment.problem)
+    def _segment(self, segment: Segment) -> tuple[pa.Table, dict[int, RowError]]:
+        """The readable rows of a segment, and by their offset in it what is wrong with the others."""
         try:
-            return self._table(self._open(segment).take(segment.start, segment.rows)), None
+            if segment.problem is not None:
+                raise RowError(segment.code or ErrorCode.FILE_UNREADABLE, segment.problem)
+            return self._batches(segment)
         except RowError as error:
-            return self._columns.empty_table(), error
+            whole = error
         except FileNotFoundError:
-            gone = RowError(ErrorCode.FILE_UNREADABLE, f"{segment.path} was there when the job was planned and is gone")
-            return self._columns.empty_table(), gone
-        except (OSError, pa.ArrowException, StopIteration):
-            stat_input(segment.path)  # raises when it is the storage that fails, not the file
-            return self._what_is_readable(segment)
+            whole = RowError(
+                ErrorCode.FILE_UNREADABLE, f"{segment.path} was there when the job was planned and is gone"
+            )
+        return self._columns.empty_table(), dict.fromkeys(range(segment.rows), whole)
 
-    def _what_is_readable(self, segment: Segment) -> tuple[pa.Table, RowError | None]:
-        """Row by row up to the damage: a damaged page does not take the rows before it along."""
+    def _batches(self, segment: Segment) -> tuple[pa.Table, dict[int, RowError]]:
+        try:
+            batches = self._open(segment).take(segment.start, segment.rows)
+        except FileNotFoundError:
+            raise
+        except _DAMAGE:
+            batches, damage = self._up_to_the_damage(segment)
+        else:
+            damage = None
+        table, failures = self._table(segment, batches)
+        if damage is not None:
+            failures |= dict.fromkeys(range(sum(batch.num_rows for batch in batches), segment.rows), damage)
+        return table, failures
+
+    def _up_to_the_damage(self, segment: Segment) -> tuple[list[pa.RecordBatch], RowError | None]:
+        """Row by row: a damaged page does not take the rows before it along."""
         self._cursor = None
         batches: list[pa.RecordBatch] = []
         try:
             cursor = self._open(segment)
             for offset in range(segment.rows):
                 batches += cursor.take(segment.start + offset, 1, batch_rows=1)
-        except (OSError, pa.ArrowException, StopIteration) as error:
+        except FileNotFoundError:
+            raise
+        except _DAMAGE as error:
             self._cursor = None
-            message = f"{segment.path}: damaged at row {segment.start + len(batches)}: {error or 'the file ends early'}"
-            return self._table(batches), RowError(ErrorCode.ROW_UNREADABLE, " ".join(message.split()))
-        return self._table(batches), None
+            stat_input(segment.path)  # raises when it is the storage that fails, not the file
+            return batches, _unreadable(segment, len(batches), error)
+        return batches, None
 
     def _open(self, segment: Segment) -> _Cursor:
         if self._cursor is None or self._cursor.path != segment.path:
@@ -164,8 +185,29 @@ class ShardReader:
             self._cursor = _Cursor(segment, self._columns.names)
         return self._cursor
 
-    def _table(self, batches: list[pa.RecordBatch]) -> pa.Table:
+    def _table(self, segment: Segment, batches: list[pa.RecordBatch]) -> tuple[pa.Table, dict[int, RowError]]:
         """One table in the planned types: files may differ in large_string, dictionary and the like."""
         if not batches:
-            return self._columns.empty_table()
-        return pa.Table.from_batches(batches).select(self._columns.names).cast(self._columns)
+            return self._columns.empty_table(), {}
+        try:
+            return self._as_planned(batches), {}
+        except pa.ArrowException:  # a value that is not UTF-8, or that the planned type cannot hold: find its row
+            tables: list[pa.Table] = []
+            failures: dict[int, RowError] = {}
+            rows = (batch.slice(index, 1) for batch in batches for index in range(batch.num_rows))
+            for offset, row in enumerate(rows):
+                try:
+                    tables.append(self._as_planned([row]))
+                except pa.ArrowException as error:
+                    failures[offset] = _unreadable(segment, offset, error)
+            return pa.concat_tables([self._columns.empty_table(), *tables]), failures
+
+    def _as_planned(self, batches: list[pa.RecordBatch]) -> pa.Table:
+        table = pa.Table.from_batches(batches).select(self._columns.names).cast(self._columns)
+        table.validate(full=True)  # Parquet readers take any bytes for text
+        return table
+
+
+def _unreadable(segment: Segment, offset: int, error: Exception) -> RowError:
+    message = f"{segment.path}: damaged at row {segment.start + offset}: {error or 'the file ends early'}"
+    return RowError(ErrorCode.ROW_UNREADABLE, " ".join(message.split()))

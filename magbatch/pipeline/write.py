@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from magbatch.errors import StorageError
 from magbatch.rows import (
     ERRORS,
     RESULTS,
@@ -18,6 +19,7 @@ from magbatch.rows import (
     FinishedRow,
     PartName,
     errors_schema,
+    new_attempt,
     results_schema,
 )
 from magbatch.storage import Store
@@ -32,18 +34,15 @@ class PartWriter:
         positions: Row id to its row in `carried`; a row that could not be read has none.
         model: The model's name, for the `model` column.
         shard: The shard's number.
-        attempt: This attempt's token.
     """
 
-    def __init__(
-        self, store: Store, carried: pa.Table, positions: dict[str, int], model: str, shard: int, attempt: str
-    ) -> None:
+    def __init__(self, store: Store, carried: pa.Table, positions: dict[str, int], model: str, shard: int) -> None:
         self._store = store
         self._carried = carried
         self._positions = positions
         self._model = model
         self._shard = shard
-        self._attempt = attempt
+        self._attempt = new_attempt()
         self._seq = 0
 
     def results(self, rows: list[FinishedRow]) -> PartName:
@@ -96,6 +95,11 @@ class PartWriter:
         sink = io.BytesIO()
         pq.write_table(pa.Table.from_arrays(columns, schema=schema), sink, compression="zstd")
         name = PartName(kind, self._shard, self._attempt, self._seq, rows)
-        self._store.write(str(name), sink.getvalue())
+        try:
+            self._store.write(str(name), sink.getvalue())
+        except StorageError:
+            # It may be visible all the same: what comes next must look like another attempt's.
+            self._attempt, self._seq = new_attempt(), 0
+            raise
         self._seq += 1
         return name

@@ -1,4 +1,4 @@
-"""What native code and child processes say on file descriptor 2, kept instead of shown."""
+"""What native code, libraries and child processes print, kept instead of shown."""
 
 import os
 import sys
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import IO
 
 TAIL_BYTES = 200_000
+STDOUT, STDERR = 1, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,28 +19,33 @@ class Captured:
     file: IO[bytes]
 
     def text(self) -> str:
-        """The last of what was said so far."""
+        """The last of what was printed so far."""
         size = os.fstat(self.file.fileno()).st_size
         return os.pread(self.file.fileno(), TAIL_BYTES, max(0, size - TAIL_BYTES)).decode(errors="replace")
 
 
 @contextmanager
-def captured(*, replay: bool) -> Iterator[Captured]:
-    """Capture stderr of this process and of the children it starts meanwhile.
+def captured(*descriptors: int, replay: bool) -> Iterator[Captured]:
+    """Capture file descriptors of this process and of the children it starts meanwhile.
 
     Args:
+        descriptors: `STDOUT`, `STDERR` or both.
         replay: Whether to write it all to the real stderr at the end.
     """
     with tempfile.TemporaryFile() as file:
+        sys.stdout.flush()
         sys.stderr.flush()
-        saved = os.dup(2)
-        os.dup2(file.fileno(), 2)
+        saved = {descriptor: os.dup(descriptor) for descriptor in descriptors}
+        for descriptor in descriptors:
+            os.dup2(file.fileno(), descriptor)
         capture = Captured(file)
         try:
             yield capture
         finally:
+            sys.stdout.flush()
             sys.stderr.flush()
-            os.dup2(saved, 2)
-            os.close(saved)
+            for descriptor, original in saved.items():
+                os.dup2(original, descriptor)
+                os.close(original)
             if replay:
-                os.write(2, capture.text().encode())
+                os.write(STDERR, capture.text().encode())

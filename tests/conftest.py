@@ -1,0 +1,105 @@
+"""What every test may stand on: a tiny checkpoint, and S3 as a server of its own speaks it."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from magbatch.tokenizer import Tokenizer
+
+# Before boto3 and pyarrow are imported, which read some of these then. No test ever meets a real account.
+for _name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+    os.environ.pop(_name, None)
+os.environ |= {
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "test",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_REGION": "us-east-1",
+    "AWS_CONFIG_FILE": os.devnull,
+    "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
+    "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
+    "no_proxy": ",".join(filter(None, [os.environ.get("no_proxy"), "127.0.0.1", "localhost"])),
+}
+
+SERVER_START_S = 60
+
+
+@pytest.fixture(scope="session")
+def checkpoint() -> Path:
+    """The directory of the built-in tiny model."""
+    from magbatch.tiny.checkpoint import ensure
+
+    return ensure()
+
+
+@pytest.fixture(scope="session")
+def tokenizer(checkpoint: Path) -> "Tokenizer":
+    """The tiny model's tokenizer, as the steps use it."""
+    from magbatch.tokenizer import Tokenizer
+
+    return Tokenizer(checkpoint)
+
+
+def _answers(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """An S3 server in a process of its own, and AWS_ENDPOINT_URL set to it for this process and its children.
+
+    One server for the whole session: clients are kept for the length of a process.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = tmp_path_factory.mktemp("moto") / "log"
+    with log.open("wb") as said:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], stdout=said, stderr=said
+        )
+    try:
+        deadline = time.monotonic() + SERVER_START_S
+        while not _answers(port):
+            if server.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(f"the S3 server did not start: {log.read_text(errors='replace')[-2000:]}")
+            time.sleep(0.05)
+        with pytest.MonkeyPatch.context() as environment:
+            environment.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+            yield f"http://127.0.0.1:{port}"
+    finally:
+        server.kill()
+        server.wait()
+
+
+@pytest.fixture
+def s3(s3_endpoint: str) -> str:
+    """The URL of a new, empty bucket: `s3://<name>`."""
+    from magbatch.storage import s3_client
+
+    bucket = f"test-{uuid.uuid4().hex[:16]}"
+    s3_client().create_bucket(Bucket=bucket)
+    return f"s3://{bucket}"
+
+
+@pytest.fixture(params=["local", "s3"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty place, on a disk and in object storage: what is tested here behaves alike."""
+    if request.param == "local":
+        folder = tmp_path / "root"
+        folder.mkdir()
+        return str(folder)
+    return f"{request.getfixturevalue('s3')}/root"

@@ -1,0 +1,101 @@
+"""A cluster that is there already (RAY_ADDRESS), and object storage at both ends."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import boto3
+import pyarrow.parquet as pq
+import pytest
+from magbatch_cli import JobFiles, magbatch, read
+
+from magbatch.job.ledger import Ledger
+
+
+def free_port() -> int:
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+CLUSTER = """
+import os, sys, time
+os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
+from ray.cluster_utils import Cluster
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "num_gpus": 4, "include_dashboard": False})
+print(cluster.address, flush=True)
+sys.stdin.read()  # until the test is over
+cluster.shutdown()
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """The address of a Ray cluster of one node that says it has four GPUs."""
+    with subprocess.Popen(
+        [sys.executable, "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin and process.stdout
+        address = next(line.strip() for line in process.stdout if line.strip().rpartition(":")[2].isdigit())
+        yield address
+        process.stdin.close()
+        process.wait(60)
+
+
+def test_a_job_runs_on_the_cluster_and_leaves_it_running(job: JobFiles, cluster: str) -> None:
+    job.write_input(30)
+    for name in ("first", "second"):
+        output = job.folder / name
+        done = magbatch("run", job.write_spec(output={"path": str(output)}), RAY_ADDRESS=cluster)
+        assert done.returncode == 0, done.stderr
+        assert {row["id"] for row in read(output)} == {f"id-{i}" for i in range(30)}
+        assert magbatch("verify", str(output)).returncode == 0
+
+
+def test_replicas_of_two_gpus_are_placed_together(job: JobFiles, cluster: str) -> None:
+    job.write_input(40)
+    job.engine["token_s"] = 0.01
+    done = magbatch("run", job.write_spec(replicas={"min": 2, "max": 2, "gpus": 2, "cpus": 0.5}), RAY_ADDRESS=cluster)
+    assert done.returncode == 0, done.stderr
+    assert len(read(job.output)) == 40
+    too_many = {"min": 1, "max": 1, "gpus": 1, "cpus": 0.5}
+    again = magbatch("run", job.write_spec(replicas=too_many), RAY_ADDRESS=cluster)
+    assert again.returncode == 0
+    assert "complete already" in again.stdout, "how replicas are placed does not make another job"
+
+
+def test_an_unreachable_cluster_is_one_clear_line(job: JobFiles) -> None:
+    job.write_input(3)
+    failed = magbatch("run", job.write_spec(), RAY_ADDRESS=f"127.0.0.1:{free_port()}")
+    assert failed.returncode == 3
+    assert "RAY_ADDRESS=127.0.0.1" in failed.stderr
+    assert "Traceback" not in failed.stderr
+
+
+def test_s3_in_and_out(job: JobFiles, s3: str, cluster: str) -> None:
+    job.write_input(20, "a.parquet")
+    job.write_input(20, "b.parquet")
+    bucket, _, prefix = s3.removeprefix("s3://").partition("/")
+    client = boto3.client("s3")
+    for path in sorted(job.input.iterdir()):
+        client.upload_file(str(path), bucket, f"{prefix}/in/{path.name}".lstrip("/"))
+    columns = {"id": "id", "prompt": "question"}
+    spec = job.write_spec(input={"path": f"{s3}/in/", "columns": columns}, output={"path": f"{s3}/out"})
+    environment = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    done = magbatch("run", spec, **environment)
+    assert done.returncode == 0, done.stderr
+    assert f"results: {s3}/out/results/*.parquet" in done.stdout
+    ledger = Ledger(f"{s3}/out")
+    rows = []
+    for part in ledger.parts("results"):
+        target = Path(job.folder / "part.parquet")
+        target.write_bytes(ledger.store.read(str(part)))
+        rows += pq.read_table(target).to_pylist()
+    assert len({row["row_id"] for row in rows}) == len(rows) == 40
+    assert magbatch("verify", f"{s3}/out", **environment).returncode == 0
+    again = magbatch("run", spec, **environment)
+    assert "complete already" in again.stdout

@@ -1,0 +1,151 @@
+"""Whole jobs on real Ray with the scripted engine: what users meet, and what breaks under them."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from magbatch_cli import JobFiles, alive, committed, descendants, journal, magbatch, read, start, wait_until
+
+
+def test_a_killed_driver_loses_nothing_and_pays_for_nothing_twice(job: JobFiles) -> None:
+    job.write_input(120)
+    job.engine["token_s"] = 0.02
+    spec = job.write_spec()
+    seen: dict[str, int] = {}
+    for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
+        before = committed(job.output)
+        process = start("run", spec, log=job.folder / "log")
+        wait_until(lambda: committed(job.output) > before or process.poll() is not None, "a first commit")  # noqa: B023
+        family = descendants(process)
+        assert len(family) > 3
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)  # as Ctrl-C in a terminal: everything in the group is told
+        else:
+            process.send_signal(number)
+        code = process.wait(60)
+        log = (job.folder / "log").read_text()
+        if number == signal.SIGKILL:
+            wait_until(lambda: not alive(family), "the killed driver's processes to end")  # noqa: B023
+        else:
+            assert code == 3, log
+            assert "every finished row is committed" in log
+            assert alive(family) == []
+        done = {row["row_id"] for row in read(job.output)}
+        assert len(done) < 120, "the run was over before it was stopped"
+        for row_id, count in seen.items():
+            assert journal(job.journal)[row_id] == count, "a committed row was asked again"
+        seen = {row_id: journal(job.journal)[row_id] for row_id in done}
+
+    last = magbatch("run", spec)
+    assert last.returncode == 0, last.stderr
+    rows = [row["row_id"] for row in read(job.output)]
+    assert len(rows) == len(set(rows)) == 120
+    assert {row_id: journal(job.journal)[row_id] for row_id in seen} == seen
+    assert magbatch("verify", str(job.output)).returncode == 0
+
+
+def test_a_row_that_kills_engines_is_a_dead_letter_and_its_neighbours_are_answered(job: JobFiles) -> None:
+    job.write_input(60)
+    job.engine |= {"token_s": 0.002, "script": [{"contains": "What is 33?", "do": "die"}]}
+    done = magbatch("run", job.write_spec(), "--json")
+    assert done.returncode == 0, done.stderr
+    (letter,) = read(job.output, "errors")
+    assert (letter["id"], letter["error_code"], letter["step"]) == ("id-33", "engine_killer", "generate")
+    assert {row["id"] for row in read(job.output)} == {f"id-{i}" for i in range(60)} - {"id-33"}
+    assert journal(job.journal)[letter["row_id"]] == 2
+    assert json.loads(done.stdout)["run"]["engine_deaths"] == 2
+    assert magbatch("verify", str(job.output)).returncode == 0
+
+
+def test_a_killed_replica_is_replaced(job: JobFiles) -> None:
+    job.write_input(80)
+    job.engine["token_s"] = 0.02
+    process = start("run", job.write_spec(), log=job.folder / "log")
+    wait_until(lambda: committed(job.output) > 0, "a first commit")
+    (replica,) = [one for one in descendants(process) if "MapWorker" in " ".join(one.cmdline())]
+    done = {row["row_id"] for row in read(job.output)}
+    replica.kill()
+    assert process.wait(240) == 0, (job.folder / "log").read_text()
+    rows = [row["row_id"] for row in read(job.output)]
+    assert len(rows) == len(set(rows)) == 80
+    assert all(journal(job.journal)[row_id] == 1 for row_id in done)
+    assert magbatch("verify", str(job.output)).returncode == 0
+
+
+def test_an_engine_that_does_not_start_speaks_for_itself(job: JobFiles) -> None:
+    job.write_input(10)
+    job.engine["start_error"] = "no device has 80 GiB free"
+    failed = magbatch("run", job.write_spec())
+    assert failed.returncode == 2
+    assert failed.stderr.strip().splitlines()[-1] == "magbatch: no device has 80 GiB free"
+    assert "Traceback" not in failed.stderr
+
+
+def test_dead_letters_above_the_limit_end_with_1(job: JobFiles) -> None:
+    job.write_input(12, question=[None if i % 4 == 0 else f"What is {i}?" for i in range(12)])
+    spec = job.write_spec(limits={"max_prompt_tokens": 2000, "max_failed_rows": 2})
+    done = magbatch("run", spec)
+    assert done.returncode == 1, done.stderr
+    assert "missing_value 3" in done.stdout
+    letters = read(job.output, "errors")
+    assert sorted(letter["id"] for letter in letters) == ["id-0", "id-4", "id-8"]
+    assert {letter["step"] for letter in letters} == {"render"}
+    assert magbatch("run", spec, "--set", "limits.max_failed_rows=3").returncode == 0
+
+
+def test_no_rows_is_a_complete_job_with_the_contracts_columns(job: JobFiles) -> None:
+    job.write_input(0)
+    done = magbatch("run", job.write_spec())
+    assert done.returncode == 0, done.stderr
+    (part,) = job.output.glob("results/*.parquet")
+    assert pq.read_schema(part).names[:3] == ["row_id", "sample", "id"]
+    assert magbatch("verify", str(job.output)).returncode == 0
+
+
+def test_a_bad_file_becomes_a_dead_letter_while_the_rest_runs(job: JobFiles) -> None:
+    job.write_input(5)
+    (job.input / "b.parquet").write_bytes(b"this is no Parquet file")
+    refused = magbatch("run", job.write_spec())
+    assert refused.returncode == 2
+    assert "b.parquet" in refused.stderr
+    assert not job.output.exists()
+    spec = job.write_spec(
+        input={"path": str(job.input), "columns": {"id": "id", "prompt": "question"}, "on_bad_file": "dead_letter"}
+    )
+    done = magbatch("run", spec)
+    assert done.returncode == 0, done.stderr
+    (letter,) = read(job.output, "errors")
+    assert (letter["error_code"], letter["step"], letter["id"]) == ("file_unreadable", "read", None)
+    assert len(read(job.output)) == 5
+    assert magbatch("verify", str(job.output)).returncode == 0
+
+
+def test_limit_is_a_job_of_its_own_spread_over_the_input(job: JobFiles) -> None:
+    job.write_input(90)
+    spec = job.write_spec()
+    done = magbatch("run", spec, "--limit", "9", "--json")
+    assert done.returncode == 0, done.stderr
+    output = Path(json.loads(done.stdout)["output"])
+    assert output != job.output
+    assert not job.output.exists()
+    assert sorted(int(row["id"][3:]) for row in read(output)) == list(range(0, 90, 10))
+
+
+@pytest.mark.parametrize("samples", [3])
+def test_samples_duplicate_ids_and_several_replicas(job: JobFiles, samples: int) -> None:
+    job.write_input(40, id=["twice" if i < 2 else f"id-{i}" for i in range(40)])
+    spec = job.write_spec(
+        sampling={"n": samples, "max_tokens": 100}, replicas={"min": 2, "max": 2, "gpus": 0, "cpus": 0.5}
+    )
+    job.engine["token_s"] = 0.01
+    done = magbatch("run", spec)
+    assert done.returncode == 0, done.stderr
+    rows = read(job.output)
+    assert len(rows) == 40 * samples
+    assert len({(row["row_id"], row["sample"]) for row in rows}) == 40 * samples
+    assert "1 rows have a user id that an earlier row has too" in done.stdout
+    assert sum(row["id"] == "twice" for row in rows) == 2 * samples
+    assert magbatch("verify", str(job.output)).returncode == 0

@@ -1,0 +1,84 @@
+"""The main job as a newcomer runs it: real Ray, real vLLM on CPU, the built-in model."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pandas as pd
+import polars as pl
+import pyarrow.parquet as pq
+from magbatch_cli import ROOT, magbatch, read
+
+Quickstart = tuple[Path, dict[str, Any]]
+COLUMNS = [
+    "row_id", "sample", "id", "kind", "expected", "reasoning", "reasoning_status", "answer", "finish_reason",
+    "prompt_tokens", "reasoning_tokens", "answer_tokens", "cached_tokens", "latency_s", "model", "attempt", "finished_at",
+]  # fmt: skip
+
+
+def test_every_row_is_answered_and_counted(quickstart: Quickstart) -> None:
+    output, report = quickstart
+    asked = pq.read_table(ROOT / "jobs/data/quickstart.parquet").to_pylist()
+    answers = {row["id"]: row for row in read(output)}
+    assert report["planned"] == report["totals"]["answered"] == len(asked)
+    assert report["totals"]["failed"] == 0
+    assert answers.keys() == {row["id"] for row in asked}
+    assert all(answers[row["id"]]["expected"] == row["expected"] for row in asked)
+    for name in ("prompt_tokens", "reasoning_tokens", "answer_tokens"):
+        assert report["totals"][name] == sum(row[name] for row in answers.values()) > 0
+    with_image = {row["id"] for row in asked if row["image"]}
+    assert with_image
+    shortest_image = min(answers[row_id]["prompt_tokens"] for row_id in with_image)
+    assert shortest_image > min(row["prompt_tokens"] for row in answers.values())
+
+
+def test_the_result_opens_everywhere(quickstart: Quickstart) -> None:
+    output, report = quickstart
+    glob = f"{output}/results/*.parquet"
+    planned = report["planned"]
+    found = duckdb.sql(f"select count(*), count(distinct row_id) from read_parquet('{glob}')").fetchone()
+    assert found == (planned, planned)
+    assert pl.read_parquet(glob).columns == COLUMNS
+    assert pl.read_parquet(glob).height == planned
+    frame = pd.read_parquet(output / "results")
+    assert list(frame.columns) == COLUMNS
+    assert len(frame) == planned
+    assert duckdb.sql(f"select count(*) from read_parquet('{output}/errors/*.parquet')").fetchone() == (0,)
+
+
+def test_status_and_verify_agree(quickstart: Quickstart) -> None:
+    output, report = quickstart
+    status = json.loads(magbatch("status", str(output), "--json").stdout)
+    assert status["complete"]
+    assert status["done"] == status["planned"] == report["planned"]
+    verified = magbatch("verify", str(output), "--json")
+    assert verified.returncode == 0
+    assert json.loads(verified.stdout)["problems"] == []
+
+
+def test_run_again_is_complete_at_once(quickstart: Quickstart) -> None:
+    output, _ = quickstart
+    before = sorted((path, path.stat().st_mtime_ns) for path in output.rglob("*.parquet"))
+    again = magbatch("run", "jobs/quickstart.yaml", "--set", f"output.path={output}")
+    assert again.returncode == 0
+    assert "complete already" in again.stdout
+    assert "starting the engine" not in again.stderr
+    assert sorted((path, path.stat().st_mtime_ns) for path in output.rglob("*.parquet")) == before
+
+
+def test_a_changed_spec_is_refused_with_the_difference(quickstart: Quickstart) -> None:
+    output, _ = quickstart
+    refused = magbatch(
+        "run", "jobs/quickstart.yaml", "--set", f"output.path={output}", "--set", "sampling.max_tokens=9"
+    )
+    assert refused.returncode == 2
+    assert "sampling.max_tokens: 512 -> 9" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_the_summary_shows_the_way_on(quickstart: Quickstart) -> None:
+    output, _ = quickstart
+    lines = magbatch("run", "jobs/quickstart.yaml", "--set", f"output.path={output}").stdout.splitlines()
+    assert any(line.strip() == f"results: {output}/results/*.parquet" for line in lines)
+    assert lines[-1] == f"Next: magbatch verify {output}"

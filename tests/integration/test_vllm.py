@@ -1,0 +1,181 @@
+"""The real engine: what it is asked, what it returns, and what happens when it dies."""
+
+import asyncio
+import io
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from magbatch_cli import alive, committed, descendants, magbatch, read, start, wait_until
+from PIL import Image as Pillow
+from PIL import ImageDraw
+
+from magbatch.engines.base import EngineConfig
+from magbatch.engines.vllm import VllmEngine
+from magbatch.errors import EngineStartError, RequestRejectedError
+from magbatch.job.plan import make_plan
+from magbatch.job.prepare import Job, Preparer
+from magbatch.model import engine_args, facts, locate
+from magbatch.pipeline.generate import row_seed
+from magbatch.rows import Generation, Prompt
+from magbatch.spec import JobSpec, SamplingSpec, parse
+from magbatch.tokenizer import Tokenizer
+
+
+def picture(text: str, color: str) -> bytes:
+    image = Pillow.new("RGB", (120, 90), color)
+    ImageDraw.Draw(image).text((10, 30), text, fill="black")
+    data = io.BytesIO()
+    image.save(data, "PNG")
+    return data.getvalue()
+
+
+def spec_for(path: Path, **sampling: Any) -> JobSpec:
+    return parse(
+        f"name: engine\nmodel: {{source: builtin:tiny, engine_args: {{max_num_seqs: 16}}}}\n"
+        f"input: {{path: {path}, columns: {{prompt: question, images: [image]}}}}\n"
+        f"sampling: {sampling}\nreplicas: {{gpus: 0}}\nlimits: {{max_prompt_tokens: 2000}}\n"
+        f"output: {{path: {path.parent}/out}}\n"
+    )
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> list[Prompt]:
+    """Prompts from a real file through the real steps: two texts, then two images."""
+    path = tmp_path_factory.mktemp("engine") / "rows.parquet"
+    columns = {
+        "question": [
+            "What is 12 + 7?",
+            "What is 5 + 5? It says [THINK] and </s> here.",
+            "What is the total?",
+            "What is the total?",
+        ],
+        "image": [None, None, picture("TEA 1.20", "white"), picture("PIE 9.90", "lightblue")],
+    }
+    pq.write_table(pa.table(columns), path)
+    spec = spec_for(path)
+    plan = make_plan(spec)
+    return Preparer(Job(spec, plan.columns))(plan.shard(0)).prompts
+
+
+class Serving:
+    """One engine in an event loop of its own, for all tests of this file."""
+
+    def __init__(self) -> None:
+        spec = spec_for(Path("/nowhere/x.parquet"), temperature=1.0, n=3, max_tokens=64)
+        checkpoint = locate(spec.model, weights=True)
+        self.tokenizer = Tokenizer(checkpoint)
+        self.args = engine_args(spec, facts(checkpoint))
+        self.loop = asyncio.new_event_loop()
+        self.engine = VllmEngine(EngineConfig(checkpoint, self.args, spec.sampling, 0))
+
+    def generate(self, *prompts: Prompt, max_tokens: int = 48, seed: int | None = None) -> list[Generation]:
+        async def ask() -> list[Generation]:
+            seeds = [row_seed(seed, prompt.row_id) for prompt in prompts]
+            asked = zip(prompts, seeds, strict=True)
+            return await asyncio.gather(
+                *(self.engine.generate(prompt, max_tokens=max_tokens, seed=one) for prompt, one in asked)
+            )
+
+        return self.loop.run_until_complete(ask())
+
+
+@pytest.fixture(scope="module")
+def serving() -> Iterator[Serving]:
+    serving = Serving()
+    yield serving
+    serving.engine.shutdown()
+    serving.loop.run_until_complete(asyncio.sleep(0))
+    serving.loop.close()
+
+
+def ids(generation: Generation) -> list[list[int]]:
+    return [completion.token_ids for completion in generation.completions]
+
+
+def test_every_sample_comes_back(serving: Serving, prompts: list[Prompt]) -> None:
+    (generation,) = serving.generate(prompts[0], max_tokens=8)
+    assert len(generation.completions) == 3
+    assert all(0 < len(completion.token_ids) <= 8 for completion in generation.completions)
+    assert generation.latency_s > 0
+
+
+def test_a_seeded_row_does_not_depend_on_order(serving: Serving, prompts: list[Prompt]) -> None:
+    alone = [serving.generate(prompt, seed=5)[0] for prompt in prompts[:2]]
+    together = serving.generate(*reversed(prompts[:2]), seed=5)
+    assert [ids(one) for one in reversed(together)] == [ids(one) for one in alone]
+    assert ids(serving.generate(prompts[0], seed=6)[0]) != ids(alone[0])
+
+
+def test_an_image_is_seen(serving: Serving, prompts: list[Prompt]) -> None:
+    first, second = prompts[2], prompts[3]
+    assert first.token_ids == second.token_ids
+    assert first.images[0].rgb != second.images[0].rgb
+    as_asked = serving.generate(first, second, seed=9)
+    assert ids(as_asked[0]) != ids(as_asked[1])
+
+
+def test_a_prompt_the_engine_cannot_hold_is_rejected_and_it_serves_on(serving: Serving, prompts: list[Prompt]) -> None:
+    too_long = Prompt("long", prompts[0].token_ids * 400)
+    with pytest.raises(RequestRejectedError):
+        serving.generate(too_long)
+    assert serving.generate(prompts[0], max_tokens=4)
+
+
+def test_a_cancelled_row_is_aborted(serving: Serving, prompts: list[Prompt]) -> None:
+    async def cancel() -> None:
+        task = asyncio.ensure_future(serving.engine.generate(prompts[0], max_tokens=6000, seed=None))
+        await asyncio.sleep(0.5)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    serving.loop.run_until_complete(cancel())
+    assert serving.generate(prompts[1], max_tokens=4)
+
+
+def test_an_engine_that_cannot_start_says_why(tmp_path: Path) -> None:
+    checkpoint = locate(spec_for(tmp_path / "x.parquet").model, weights=True)
+    with pytest.raises(EngineStartError, match="no_such_argument"):
+        VllmEngine(EngineConfig(checkpoint, {"no_such_argument": 1}, SamplingSpec(), 0))
+
+
+def test_a_dead_engine_is_replaced_and_an_interrupt_leaves_no_process(tmp_path: Path) -> None:
+    """kill -9 of the real engine, then Ctrl-C, then the same command to the end."""
+    output = tmp_path / "out"
+    arguments = [
+        "run", "jobs/quickstart.yaml", "--set", f"output.path={output}", "--set", "output.commit_interval_s=0.3",
+        "--set", "sampling.max_tokens=700", "--set", "sampling.ignore_eos=true",
+        "--set", "model.engine_args.max_num_seqs=4",
+    ]  # fmt: skip
+    process = start(*arguments, log=tmp_path / "log")
+
+    def said() -> str:
+        return (tmp_path / "log").read_text()
+
+    wait_until(lambda: committed(output) > 0 or process.poll() is not None, "a first commit")
+    engines = [one for one in descendants(process) if "VLLM" in " ".join(one.cmdline())]
+    assert engines, said()
+    before = {row["row_id"]: row["attempt"] for row in read(output)}
+    for engine in engines:
+        engine.kill()
+    wait_until(lambda: committed(output) > len(before) + 4 or process.poll() is not None, "the new engine's commits")
+    assert "an engine died" in said()
+    family = descendants(process)
+    assert any("VLLM" in " ".join(one.cmdline()) for one in family)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(60) == 3, said()
+    assert alive(family) == []
+
+    rest = magbatch(*arguments)
+    assert rest.returncode == 0, rest.stderr
+    rows = read(output)
+    assert len({row["row_id"] for row in rows}) == len(rows) == 60
+    after = {row["row_id"]: row["attempt"] for row in rows}
+    assert {row_id: after[row_id] for row_id in before} == before, "a committed row was answered again"
+    assert magbatch("verify", str(output)).returncode == 0
