@@ -55,6 +55,7 @@ class RowError(MagbatchError):
     """
 
     def __init__(self, code: ErrorCode, message: str) -> None:
+        message = " ".join(line.strip() for line in message.splitlines())
         super().__init__(message)
         self.code = code
         self.message = message

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from magbatch.tokenizer import Tokenizer
 
 # Before boto3 and pyarrow are imported, which read some of these then. No test ever meets a real account.
-for _name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+for _name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3"):
     os.environ.pop(_name, None)
 os.environ |= {
     "AWS_ACCESS_KEY_ID": "test",
@@ -32,6 +32,16 @@ os.environ |= {
     "no_proxy": ",".join(filter(None, [os.environ.get("no_proxy"), "127.0.0.1", "localhost"])),
 }
 
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+# Known from the start, since clients are kept for the length of a process; the server itself starts when it is wanted.
+S3_PORT = _free_port()
+os.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{S3_PORT}"
 SERVER_START_S = 60
 
 
@@ -59,27 +69,19 @@ def _answers(port: int) -> bool:
 
 @pytest.fixture(scope="session")
 def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """An S3 server in a process of its own, and AWS_ENDPOINT_URL set to it for this process and its children.
-
-    One server for the whole session: clients are kept for the length of a process.
-    """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    """An S3 server in a process of its own, where AWS_ENDPOINT_URL points; one for the whole session."""
     log = tmp_path_factory.mktemp("moto") / "log"
     with log.open("wb") as said:
         server = subprocess.Popen(
-            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], stdout=said, stderr=said
+            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(S3_PORT)], stdout=said, stderr=said
         )
     try:
         deadline = time.monotonic() + SERVER_START_S
-        while not _answers(port):
+        while not _answers(S3_PORT):
             if server.poll() is not None or time.monotonic() > deadline:
                 pytest.fail(f"the S3 server did not start: {log.read_text(errors='replace')[-2000:]}")
             time.sleep(0.05)
-        with pytest.MonkeyPatch.context() as environment:
-            environment.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
-            yield f"http://127.0.0.1:{port}"
+        yield os.environ["AWS_ENDPOINT_URL"]
     finally:
         server.kill()
         server.wait()

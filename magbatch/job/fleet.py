@@ -21,6 +21,7 @@ from typing import Any
 
 # Before ray is imported: under `uv run`, Ray would re-create the uv environment for every worker.
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+# A replica of several GPUs holds none itself, its placement group does: Ray must not hide them from it.
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 # Ray Data's own actor arguments make Ray's core print an error for every job (ray issue 53727).
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -204,7 +205,8 @@ def _cluster() -> Iterator[None]:
         if address:
             # The package travels, so that the cluster runs the version that the user runs.
             package = str(Path(magbatch.__file__).parent)
-            ray.init(address=address, runtime_env={"py_modules": [package]}, **quiet)
+            environment = {"py_modules": [package], "env_vars": {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}}
+            ray.init(address=address, runtime_env=environment, **quiet)
         else:
             # A replica and a read task need a CPU each, on a machine with one core as well.
             ray.init(address="local", num_cpus=max(2, os.cpu_count() or 1), include_dashboard=False, **quiet)

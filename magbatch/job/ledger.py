@@ -33,7 +33,7 @@ REPORT = "_magbatch/report.json"
 MANIFEST = "_magbatch/manifest.json"
 SUPERSEDED = "_magbatch/superseded"
 READERS = 16  # objects read at once by an audit
-AUDIT_WINDOW = 256  # shards held at once: what bounds an audit's memory
+AUDIT_WINDOW = 64  # shards held at once: what bounds the memory of an audit
 
 
 class Ledger:
@@ -125,11 +125,23 @@ class Ledger:
                 yield part
 
     def done_rows(self, shard: int) -> frozenset[str]:
-        """The ids of a shard's rows that are in a visible object."""
+        """The ids of a shard's rows that are in a visible object.
+
+        Raises:
+            OutputError: An object is damaged.
+        """
         done: set[str] = set()
         for kind in (RESULTS, ERRORS):
             for part in self.parts(kind, shard):
-                done.update(row_ids_of(pq.read_table(io.BytesIO(self.store.read(str(part))), columns=["row_id"])))
+                try:
+                    table = pq.read_table(io.BytesIO(self.store.read(str(part))), columns=["row_id"])
+                except FileNotFoundError:  # moved since it was listed: its rows are open
+                    continue
+                except (pa.ArrowException, KeyError, OSError) as error:
+                    raise OutputError(
+                        f"{self.path}/{part}: cannot be read: {error}\nFor the whole list: magbatch verify {self.path}"
+                    ) from error
+                done.update(row_ids_of(table))
         return frozenset(done)
 
     def done_counts(self, plan: Plan) -> "np.ndarray[Any, np.dtype[np.int64]]":

@@ -164,8 +164,8 @@ def make_plan(spec: JobSpec, limit: int | None = None) -> Plan:
     names = input_columns(spec)
     root = _root(spec.input.path)
     infos = find_parquet(spec.input.path)
-    files = [_File(info, sha256(_below(root, info.name).encode()).hexdigest()[:12]) for info in infos]
-    keys = {file.key for file in files}
+    files = [_File(info, sha256(os.fsencode(_below(root, info.name))).hexdigest()[:12]) for info in infos]
+    keys = {file.key for file in files}  # a hash of 48 bits: two files of one input never share it in practice
     if len(keys) < len(files):
         raise InputError(f"input.path {spec.input.path}: it yields the same file twice")
     with ThreadPoolExecutor(FOOTER_READERS) as pool:
@@ -285,11 +285,14 @@ def _common_types(files: list[_File], names: list[str]) -> pa.Schema:
     return common if common is not None else pa.schema([pa.field(name, pa.string()) for name in names])
 
 
+_BYTES = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
+
+
 def _as_text(columns: pa.Schema, prompt: str | None) -> pa.Schema:
     """The prompt column as text: some writers leave Parquet's string annotation out. Reading checks the UTF-8."""
-    if prompt is not None and pa.types.is_binary(columns.field(prompt).type):
-        return columns.set(columns.get_field_index(prompt), pa.field(prompt, pa.string()))
-    return columns
+    if prompt is None or not any(test(columns.field(prompt).type) for test in _BYTES):
+        return columns
+    return columns.set(columns.get_field_index(prompt), pa.field(prompt, pa.large_string()))
 
 
 def _everything(files: list[_File]) -> list[Segment]:

@@ -54,7 +54,7 @@ class Generate:
                 prompt, max_tokens=max_tokens, seed=row_seed(self._sampling.seed, prompt.row_id)
             )
         except RequestRejectedError as error:
-            raise RowError(ErrorCode.ENGINE_REJECTED, " ".join(str(error).split())) from error
+            raise RowError(ErrorCode.ENGINE_REJECTED, str(error)) from error
 
 
 class Admission:

@@ -88,9 +88,7 @@ class Prompter:
                 messages.insert(0, self._system)
             token_ids = self._tokenizer.encode(ChatCompletionRequest(messages=messages))
         except (MistralCommonException, ValidationError) as error:
-            raise RowError(
-                ErrorCode.INVALID_MESSAGES, f"the tokenizer refuses this chat: {' '.join(str(error).split())}"
-            ) from error
+            raise RowError(ErrorCode.INVALID_MESSAGES, f"the tokenizer refuses this chat: {error}") from error
         if len(token_ids) > self._limit:
             raise RowError(
                 ErrorCode.PROMPT_TOO_LONG,

@@ -209,5 +209,5 @@ class ShardReader:
 
 
 def _unreadable(segment: Segment, offset: int, error: Exception) -> RowError:
-    message = f"{segment.path}: damaged at row {segment.start + offset}: {error or 'the file ends early'}"
-    return RowError(ErrorCode.ROW_UNREADABLE, " ".join(message.split()))
+    why = str(error) or "the file ends early"
+    return RowError(ErrorCode.ROW_UNREADABLE, f"{segment.path}: damaged at row {segment.start + offset}: {why}")

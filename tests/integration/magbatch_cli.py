@@ -44,7 +44,10 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = 240) -
 
 def descendants(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
     """Every process below a running command: Ray's, the replicas', the engines'."""
-    return psutil.Process(process.pid).children(recursive=True)
+    try:
+        return psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
 
 
 def alive(processes: list[psutil.Process]) -> list[str]:
@@ -57,6 +60,22 @@ def alive(processes: list[psutil.Process]) -> list[str]:
         except psutil.NoSuchProcess:
             continue
     return found
+
+
+def peak_memory(process: subprocess.Popen[bytes], wanted: dict[str, str]) -> dict[str, int]:
+    """Largest unshared memory (bytes) of a command and its children until it ends, by a text in their command line."""
+    peaks = dict.fromkeys(wanted, 0)
+    while process.poll() is None:
+        for one in [psutil.Process(process.pid), *descendants(process)]:
+            try:
+                line, used = " ".join(one.cmdline()), one.memory_full_info().uss
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
+                continue
+            for name, text in wanted.items():
+                if text in line:
+                    peaks[name] = max(peaks[name], used)
+        time.sleep(0.2)
+    return peaks
 
 
 def committed(output: Path) -> int:

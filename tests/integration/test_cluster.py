@@ -39,7 +39,8 @@ def cluster() -> Iterator[str]:
     with subprocess.Popen(
         [sys.executable, "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
-        assert process.stdin and process.stdout
+        assert process.stdin is not None
+        assert process.stdout is not None
         address = next(line.strip() for line in process.stdout if line.strip().rpartition(":")[2].isdigit())
         yield address
         process.stdin.close()

@@ -7,7 +7,18 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from magbatch_cli import JobFiles, alive, committed, descendants, journal, magbatch, read, start, wait_until
+from magbatch_cli import (
+    JobFiles,
+    alive,
+    committed,
+    descendants,
+    journal,
+    magbatch,
+    peak_memory,
+    read,
+    start,
+    wait_until,
+)
 
 
 def test_a_killed_driver_loses_nothing_and_pays_for_nothing_twice(job: JobFiles) -> None:
@@ -66,6 +77,7 @@ def test_a_killed_replica_is_replaced(job: JobFiles) -> None:
     process = start("run", job.write_spec(), log=job.folder / "log")
     wait_until(lambda: committed(job.output) > 0, "a first commit")
     (replica,) = [one for one in descendants(process) if "MapWorker" in " ".join(one.cmdline())]
+    assert "Read" not in " ".join(replica.cmdline()), "reading and rendering belong outside the engine's process"
     done = {row["row_id"] for row in read(job.output)}
     replica.kill()
     assert process.wait(240) == 0, (job.folder / "log").read_text()
@@ -149,3 +161,18 @@ def test_samples_duplicate_ids_and_several_replicas(job: JobFiles, samples: int)
     assert "1 rows have a user id that an earlier row has too" in done.stdout
     assert sum(row["id"] == "twice" for row in rows) == 2 * samples
     assert magbatch("verify", str(job.output)).returncode == 0
+
+
+def test_memory_does_not_grow_with_the_rows(job: JobFiles) -> None:
+    peaks = []
+    for rows in (1_500, 24_000):
+        job.write_input(rows)
+        job.output = job.folder / f"out-{rows}"
+        process = start("run", job.write_spec(), log=job.folder / "log")
+        peaks.append(peak_memory(process, {"driver": "magbatch run", "replica": "MapWorker"}))
+        assert process.wait() == 0, (job.folder / "log").read_text()
+        assert len(read(job.output)) == rows
+    small, large = peaks
+    for name in small:
+        # 16 times the rows; a record of 100 bytes kept for each would show as 2.4 MB more.
+        assert large[name] < 1.15 * small[name], f"{name}: {small[name] / 1e6:.0f} MB -> {large[name] / 1e6:.0f} MB"

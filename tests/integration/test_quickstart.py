@@ -11,10 +11,9 @@ import pyarrow.parquet as pq
 from magbatch_cli import ROOT, magbatch, read
 
 Quickstart = tuple[Path, dict[str, Any]]
-COLUMNS = [
-    "row_id", "sample", "id", "kind", "expected", "reasoning", "reasoning_status", "answer", "finish_reason",
-    "prompt_tokens", "reasoning_tokens", "answer_tokens", "cached_tokens", "latency_s", "model", "attempt", "finished_at",
-]  # fmt: skip
+COLUMNS = ["row_id", "sample", "id", "kind", "expected", "reasoning", "reasoning_status", "answer", "finish_reason"]
+COLUMNS += ["prompt_tokens", "reasoning_tokens", "answer_tokens", "cached_tokens", "latency_s", "model", "attempt"]
+COLUMNS += ["finished_at"]
 
 
 def test_every_row_is_answered_and_counted(quickstart: Quickstart) -> None:

@@ -26,6 +26,9 @@ from magbatch.rows import Generation, Prompt
 from magbatch.spec import JobSpec, SamplingSpec, parse
 from magbatch.tokenizer import Tokenizer
 
+# Importing vLLM and torch warns of their own deprecations.
+pytestmark = pytest.mark.filterwarnings("default")
+
 
 def picture(text: str, color: str) -> bytes:
     image = Pillow.new("RGB", (120, 90), color)

@@ -1,0 +1,259 @@
+"""A job without Ray: real Parquet in, the scripted engine, real objects out, all in one process."""
+
+import asyncio
+import functools
+import io
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from magbatch.engines import start
+from magbatch.engines.base import Engine, EngineConfig
+from magbatch.job.ledger import Ledger
+from magbatch.job.plan import Plan, make_plan
+from magbatch.job.prepare import Job, Preparer, ShardPrompts, from_block, to_block
+from magbatch.job.progress import BoardState
+from magbatch.job.replica import Replica, Tally
+from magbatch.model import engine_args, facts, locate
+from magbatch.rows import Generation, Prompt
+from magbatch.spec import JobSpec, parse
+from magbatch.storage import open_store
+from magbatch.tokenizer import Tokenizer
+
+PATIENCE_S = 30.0  # how long a test waits for what must happen before it fails
+
+
+class LocalBoard:
+    """The board, in this process, and what the replicas told it."""
+
+    def __init__(self) -> None:
+        self.state = BoardState()
+        self.struck: list[dict[int, list[str]]] = []
+        self.gone: list[str] = []
+
+    async def begin(self, shard: int) -> tuple[bool, dict[str, int]]:
+        return self.state.begin(shard)
+
+    async def strike(self, rows: dict[int, list[str]]) -> None:
+        self.struck.append(rows)
+        self.state.strike(rows)
+
+    async def report(self, replica: str, tally: Tally) -> bool:
+        return self.state.report(replica, tally)
+
+    async def left(self, replica: str) -> None:
+        self.gone.append(replica)
+        self.state.left(replica)
+
+
+class WatchedEngine:
+    """An engine, what is inside it, and a gate that holds chosen rows back: a straggler without a clock.
+
+    Args:
+        engine: Answers what is let through.
+        hold: Row ids that wait at the gate until they are released.
+    """
+
+    def __init__(self, engine: Engine, hold: Iterable[str] = ()) -> None:
+        self.engine = engine
+        self.hold = {row_id: asyncio.Event() for row_id in hold}
+        self.inside: set[str] = set()
+        self.most = 0
+        self.order: list[str] = []
+
+    def release(self, *row_ids: str) -> None:
+        """Let these rows through the gate, or all."""
+        for row_id in row_ids or self.hold:
+            self.hold[row_id].set()
+
+    async def generate(self, prompt: Prompt, *, max_tokens: int, seed: int | None) -> Generation:
+        self.order.append(prompt.row_id)
+        self.inside.add(prompt.row_id)
+        self.most = max(self.most, len(self.inside))
+        try:
+            if prompt.row_id in self.hold:
+                await self.hold[prompt.row_id].wait()
+            return await self.engine.generate(prompt, max_tokens=max_tokens, seed=seed)
+        finally:
+            self.inside.discard(prompt.row_id)
+
+    def shutdown(self) -> None:
+        self.engine.shutdown()
+
+
+class SmallJob:
+    """A job in a place of its own.
+
+    Args:
+        folder: A local folder, for what is always local.
+        root: Where input and output lie: the folder, or an s3:// URL.
+    """
+
+    def __init__(self, folder: Path, root: str | None = None) -> None:
+        self.root = root or str(folder)
+        self.store = open_store(self.root)
+        self.input = f"{self.root}/input"
+        self.output = f"{self.root}/output"
+        self.journal = folder / "journal"
+        self.engine: dict[str, Any] = {"max_num_seqs": 4, "journal": str(self.journal)}
+        self.board = LocalBoard()
+        self.deaths = 0
+        self.sections: dict[str, Any] = {
+            "name": "small",
+            "input": {"path": self.input, "columns": {"id": "id", "prompt": "question"}},
+            "prompt": {"system": "none"},
+            "sampling": {"max_tokens": 400},
+            "limits": {"max_prompt_tokens": 2000},
+            "replicas": {"gpus": 0},
+            "output": {"path": self.output, "commit_interval_s": 0.05},
+        }
+
+    # Its input
+
+    def ask(self, rows: int, name: str = "a.parquet", **columns: Any) -> None:
+        """A file of questions: row 3 of a.parquet is "What is a3?", its id "a3"."""
+        letter = Path(name).stem
+        ids = [f"{letter}{row}" for row in range(rows)]
+        self.write(pa.table({"id": ids, "question": [f"What is {one}?" for one in ids]} | columns), name)
+
+    def write(self, table: pa.Table, name: str = "a.parquet", **options: Any) -> None:
+        """Any table as an input file."""
+        sink = io.BytesIO()
+        pq.write_table(table, sink, **options)
+        self.put(f"input/{name}", sink.getvalue())
+
+    def put(self, name: str, data: bytes) -> None:
+        """Any bytes at a path below the job's root."""
+        self.store.write(name, data)
+
+    # Its parts
+
+    def spec(self, **sections: Any) -> JobSpec:
+        """The spec, with fields of these sections replaced."""
+        data = {"model": {"source": "builtin:tiny", "engine": "fake", "engine_args": self.engine}} | self.sections
+        for name, section in sections.items():
+            data[name] = data.get(name, {}) | section if isinstance(section, dict) else section
+        return parse(yaml.safe_dump(data))
+
+    def set(self, section: str, **fields: Any) -> None:
+        """Change fields of the spec for good."""
+        self.sections[section] = self.sections.get(section, {}) | fields
+
+    @functools.cached_property
+    def plan(self) -> Plan:
+        return make_plan(self.spec())
+
+    @property
+    def job(self) -> Job:
+        return Job(self.spec(), self.plan.columns)
+
+    @property
+    def ledger(self) -> Ledger:
+        return Ledger(self.output)
+
+    @functools.cached_property
+    def checkpoint(self) -> Path:
+        return locate(self.spec().model, weights=False)
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer(self.checkpoint)
+
+    @functools.cached_property
+    def preparer(self) -> Preparer:
+        return Preparer(self.job)
+
+    def start_engine(self, hold: Iterable[str] = ()) -> WatchedEngine:
+        spec = self.spec()
+        args = engine_args(spec, facts(self.checkpoint))
+        return WatchedEngine(start("fake", EngineConfig(self.checkpoint, args, spec.sampling, 0), self.tokenizer), hold)
+
+    def replica(self, engine: Engine | None = None, name: str = "replica") -> Replica:
+        """A replica of the job; where its engine dies, `deaths` counts instead of a process ending."""
+
+        def die() -> None:
+            self.deaths += 1
+
+        return Replica(
+            name, self.job, engine or self.start_engine(), self.tokenizer,
+            slots=self.engine["max_num_seqs"], max_model_len=2400, board=self.board, die=die,
+        )  # fmt: skip
+
+    # Its way
+
+    def prompts(self, shard: int) -> ShardPrompts:
+        """A shard as it reaches a replica: through its block."""
+        return next(from_block(to_block(self.preparer(self.plan.shard(shard)))))
+
+    async def run_shard(self, replica: Replica, shard: int = 0, *, untouched: bool = True) -> int:
+        """One shard, as Ray gives it to a replica; returns the rows that it left."""
+        return await replica.run(shard, lambda: self.prompts(shard), untouched=untouched)
+
+    async def run_all(self, replica: Replica, *, untouched: bool = True) -> list[int]:
+        """Every shard at once."""
+        shards = range(self.plan.num_shards)
+        return await asyncio.gather(*(self.run_shard(replica, shard, untouched=untouched) for shard in shards))
+
+    def answer(self) -> None:
+        """Freeze the job and answer every row of it."""
+        self.begin()
+
+        async def work() -> None:
+            assert set(await self.run_all(self.replica(), untouched=False)) <= {0}
+
+        asyncio.run(work())
+
+    def begin(self) -> None:
+        if self.ledger.plan() is None:
+            self.ledger.begin(self.spec(), self.plan)
+
+    def finalise(self) -> list[str]:
+        """Returns the rows that are missing."""
+        return finalise(self.ledger, self.spec(), self.plan)
+
+    # What came out
+
+    def row_ids(self) -> list[str]:
+        """The planned rows, in the order of the plan."""
+        return [row_id for shard in self.plan.shards() for row_id in shard.row_ids()]
+
+    def objects(self, kind: str = "results") -> list[str]:
+        """What a plain glob over a folder of the output finds."""
+        return [item.name for item in self.ledger.store.list(f"{kind}/") if item.name.endswith(".parquet")]
+
+    def records(self, kind: str = "results") -> list[dict[str, Any]]:
+        """All records that a plain glob finds."""
+        store = self.ledger.store
+        return [row for name in self.objects(kind) for row in pq.read_table(io.BytesIO(store.read(name))).to_pylist()]
+
+    def done(self, kind: str = "results") -> list[str]:
+        """Row ids of the records, as often as they are there."""
+        return sorted(row["row_id"] for row in self.records(kind))
+
+    def asked(self) -> Counter[str]:
+        """How often the engine was asked for each row."""
+        lines = self.journal.read_text().splitlines() if self.journal.exists() else []
+        return Counter(line.split()[0] for line in lines)
+
+
+def finalise(ledger: Ledger, spec: JobSpec, plan: Plan) -> list[str]:
+    """Finalise with nobody listening; returns the rows that are missing."""
+    return ledger.finalise(spec, plan, lambda kind, table: None, lambda totals: None)[1]
+
+
+async def until(condition: Callable[[], bool], what: str) -> None:
+    """Let the loop run until a condition holds; a test that never gets there fails with its name."""
+
+    async def poll() -> None:
+        while not condition():
+            await asyncio.sleep(0.002)
+
+    try:
+        await asyncio.wait_for(poll(), PATIENCE_S)
+    except TimeoutError:
+        raise AssertionError(f"waited {PATIENCE_S:.0f} s in vain: {what}") from None

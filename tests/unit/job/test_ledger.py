@@ -1,0 +1,706 @@
+import hashlib
+import io
+import json
+import random
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from small_job import SmallJob, finalise
+
+from magbatch.errors import ErrorCode, OutputError, SpecChangedError, Step, StorageError
+from magbatch.job.audit import Totals
+from magbatch.job.ledger import REPORT, Ledger
+from magbatch.job.plan import Plan
+from magbatch.pipeline.write import PartWriter
+from magbatch.rows import (
+    ERRORS,
+    RESULTS,
+    Answer,
+    DeadLetter,
+    FinishedRow,
+    PartName,
+    ReasoningStatus,
+    errors_schema,
+    results_schema,
+)
+from magbatch.spec import JobSpec
+from magbatch.storage import ObjectInfo, Store
+
+NOW = datetime(2026, 11, 6, 12, tzinfo=UTC)
+
+
+class Book:
+    """A frozen job of 12 rows in 3 shards, whose objects tests write by hand.
+
+    Args:
+        job: Where it lies.
+    """
+
+    def __init__(self, job: SmallJob, rows: int = 12, shard_rows: int = 4, samples: int = 1) -> None:
+        job.ask(rows)
+        job.set("input", shard_rows=shard_rows)
+        job.set("sampling", n=samples)
+        self.job, self.samples = job, samples
+        self.spec, self.plan, self.ledger = job.spec(), job.plan, job.ledger
+        self.ledger.begin(self.spec, self.plan)
+        self.ids = [shard.row_ids() for shard in self.plan.shards()]
+        self._clock_ms = 0
+
+    def writer(self, shard: int) -> PartWriter:
+        """One attempt at a shard, begun after those before it."""
+        while time.time_ns() // 1_000_000 == self._clock_ms:  # attempts sort by the millisecond
+            time.sleep(0.0002)
+        self._clock_ms = time.time_ns() // 1_000_000
+        carried = pa.table({"id": [f"user-{row_id}" for row_id in self.ids[shard]]})
+        positions = {row_id: position for position, row_id in enumerate(self.ids[shard])}
+        return PartWriter(self.ledger.store, carried, positions, "tiny", shard)
+
+    def answered(self, shard: int, *rows: int, by: str = "i", writer: PartWriter | None = None) -> PartName:
+        """Commit answers for rows of a shard; `by` stands in the answer."""
+        answer = Answer("because", ReasoningStatus.COMPLETE, by, "stop", 5, 2)
+        finished = [FinishedRow(self.ids[shard][row], 7, 3, 0.5, [answer] * self.samples, NOW) for row in rows]
+        return (writer or self.writer(shard)).results(finished)
+
+    def failed(self, shard: int, *rows: int, by: str = "i", writer: PartWriter | None = None) -> PartName:
+        """Commit dead letters for rows of a shard; `by` stands in the message."""
+        letters = [DeadLetter(self.ids[shard][row], Step.RENDER, ErrorCode.MISSING_VALUE, by) for row in rows]
+        return (writer or self.writer(shard)).errors(letters)
+
+    def complete(self) -> None:
+        """Every row once: shard 0 in two objects of one attempt, shard 1 with a dead letter, shard 2 whole."""
+        writer = self.writer(0)
+        self.answered(0, 2, 0, writer=writer)
+        self.answered(0, 1, 3, writer=writer)
+        writer = self.writer(1)
+        self.answered(1, 0, 1, 2, writer=writer)
+        self.failed(1, 3, writer=writer)
+        self.answered(2, 0, 1, 2, 3)
+
+    def finalise(self) -> list[str]:
+        return finalise(self.ledger, self.spec, self.plan)
+
+    def outcome(self) -> dict[str, str]:
+        """What a plain glob gives: who answered each row, or `failed: …`; a row that is there twice is an error."""
+        found: dict[str, str] = {}
+        for kind, text in ((RESULTS, "answer"), (ERRORS, "message")):
+            for row in self.job.records(kind):
+                if row.get("sample", 0) == 0:
+                    assert row["row_id"] not in found, f"{row['row_id']} is there twice"
+                    found[row["row_id"]] = f"{'failed: ' if kind == ERRORS else ''}{row[text]}"
+        return found
+
+    def expect(self, *shards: str) -> dict[str, str]:
+        """An outcome from a letter for each row; a capital is a dead letter."""
+        names = {letter: letter if letter.islower() else f"failed: {letter.lower()}" for letter in "".join(shards)}
+        return {
+            row_id: names[letter]
+            for ids, letters in zip(self.ids, shards, strict=True)
+            for row_id, letter in zip(ids, letters, strict=True)
+        }
+
+    def all_objects(self) -> list[str]:
+        return [item for kind in (RESULTS, ERRORS) for item in self.job.objects(kind)]
+
+    def check_manifest(self) -> None:
+        """The manifest names exactly the objects of a plain glob, with their checksums and counts; verify agrees."""
+        manifest = self.ledger.manifest()
+        assert manifest is not None
+        assert sorted(entry["name"] for entry in manifest["parts"]) == sorted(self.all_objects())
+        for entry in manifest["parts"]:
+            data = self.ledger.store.read(entry["name"])
+            table = pq.read_table(io.BytesIO(data))
+            assert entry == {
+                "name": entry["name"],
+                "rows": len(set(table.column("row_id").to_pylist())),
+                "records": table.num_rows,
+                "bytes": len(data),
+                "sha256": hashlib.sha256(data).hexdigest(),
+            }
+        outcome = self.outcome()
+        failed = sum(text.startswith("failed: ") for text in outcome.values())
+        counts, problems = self.ledger.verify()
+        assert problems == []
+        assert counts == {
+            "planned": self.plan.rows,
+            "answered": len(outcome) - failed,
+            "failed": failed,
+            "objects": len(manifest["parts"]),
+        }
+        assert (manifest["answered"], manifest["failed"]) == (len(outcome) - failed, failed)
+        assert len(outcome) == self.plan.rows
+
+
+@pytest.fixture
+def book(job: SmallJob) -> Book:
+    return Book(job)
+
+
+@pytest.fixture
+def either_book(either_job: SmallJob) -> Book:
+    return Book(either_job)
+
+
+# What is done
+
+
+def test_what_is_done_is_what_is_in_an_object(either_book: Book) -> None:
+    book = either_book
+    assert book.ledger.done_rows(1) == frozenset()
+    writer = book.writer(1)
+    book.answered(1, 2, writer=writer)
+    book.failed(1, 0, writer=writer)
+    book.answered(2, 1)
+    assert book.ledger.done_rows(1) == {book.ids[1][2], book.ids[1][0]}
+    assert book.ledger.done_rows(0) == frozenset()
+    assert book.ledger.done_counts(book.plan).tolist() == [0, 2, 1]
+    book.answered(1, 2, 3)  # another attempt, which did row 2 again
+    assert book.ledger.done_rows(1) == {book.ids[1][row] for row in (0, 2, 3)}
+    assert book.ledger.done_counts(book.plan).tolist() == [0, 3, 1]
+
+
+def test_finished_input_and_objects_of_one_attempt_are_never_read(book: Book) -> None:
+    book.complete()
+    for name in book.all_objects():
+        book.job.put(f"output/{name}", b"nobody can read this")
+    assert book.ledger.done_counts(book.plan).tolist() == [4, 4, 4]
+    with pytest.raises(pa.ArrowInvalid):
+        pq.read_table(f"{book.job.output}/{name}")
+
+
+def test_two_attempts_that_overlap_are_counted_exactly(book: Book) -> None:
+    book.answered(0, 0, 1, 2)
+    book.answered(0, 1, 2)  # by their names alone the two would complete the shard
+    book.failed(1, 0, 1)
+    book.answered(1, 0, 1)
+    assert book.ledger.done_counts(book.plan).tolist() == [3, 2, 0]
+
+
+def test_two_names_of_one_attempt_that_overlap_are_not_believed(book: Book) -> None:
+    """A PUT that failed for its writer but landed: what names add up to is more than there can be."""
+    one = book.answered(0, 0, 1, 2)
+    two = PartName(one.kind, one.shard, one.attempt, one.seq + 1, 2)
+    table = pq.read_table(io.BytesIO(book.ledger.store.read(str(one)))).slice(1)
+    sink = io.BytesIO()
+    pq.write_table(table, sink)
+    book.ledger.store.write(str(two), sink.getvalue())
+    assert book.ledger.done_counts(book.plan).tolist() == [3, 0, 0]
+
+
+def test_an_object_that_cannot_be_read_is_an_error_of_the_output(book: Book) -> None:
+    name = book.answered(0, 0)
+    book.answered(0, 1)
+    book.job.put(f"output/{name}", b"nobody can read this")
+    with pytest.raises(OutputError, match=str(name)):
+        book.ledger.done_counts(book.plan)
+
+
+def test_objects_of_another_kind_are_no_rows(book: Book) -> None:
+    book.job.put("output/results/notes.txt", b"")
+    book.job.put("output/results/00000001-abc-0000.parquet", b"")
+    assert book.ledger.done_counts(book.plan).tolist() == [0, 0, 0]
+
+
+# Whose output it is
+
+
+def test_a_place_without_a_job_says_so(job: SmallJob) -> None:
+    job.ask(1)
+    assert job.ledger.spec() is job.ledger.plan() is job.ledger.manifest() is None
+    assert job.ledger.check_same(job.spec()) is False
+    for question in (job.ledger.open_job, job.ledger.verify):
+        with pytest.raises(OutputError, match="no magbatch job here"):
+            question()
+
+
+def test_a_job_is_read_back_as_it_was_begun(either_book: Book) -> None:
+    spec, plan = Ledger(either_book.job.output + "/").open_job()
+    assert spec == either_book.spec
+    assert list(plan.shards()) == list(either_book.plan.shards())
+    assert either_book.ledger.check_same(spec) is True
+
+
+@pytest.mark.parametrize(
+    ("sections", "lines"),
+    [
+        ({"sampling": {"temperature": 0.1}}, ["sampling.temperature: 0.7 -> 0.1"]),
+        ({"sampling": {"seed": 5}}, ["sampling.seed: None -> 5"]),
+        ({"prompt": {"system": "Be brief."}}, ["prompt.system: 'none' -> 'Be brief.'"]),
+        ({"input": {"carry": ["question"]}}, ["input.carry: [] -> ['question']"]),
+        ({"limits": {"max_images": 3, "max_prompt_tokens": 9}}, ["limits.max_images: 10 -> 3", "limits.max_prompt_tokens: 2000 -> 9"]),
+        ({"model": {"engine_args": {"max_model_len": 99}}}, ["model.engine_args.max_model_len: None -> 99"]),
+    ],
+)
+def test_another_spec_is_refused_with_the_difference(book: Book, sections: dict[str, Any], lines: list[str]) -> None:
+    with pytest.raises(SpecChangedError) as refused:
+        book.ledger.check_same(book.job.spec(**sections))
+    differing = [line.strip() for line in str(refused.value).splitlines() if line.startswith("  ")]
+    if "model" in sections:
+        differing = [line for line in differing if "max_model_len" in line]
+    assert differing == lines
+
+
+def test_what_changes_no_answer_may_change(book: Book) -> None:
+    sections: dict[str, Any] = {
+        "name": "another-name",
+        "replicas": {"min": 2, "max": 5, "cpus": 2.0},
+        "output": {"commit_interval_s": 60, "commit_rows": 3},
+        "limits": {"max_failed_rows": 9},
+        "input": {"shard_rows": 7, "on_bad_file": "dead_letter", "fetch_timeout_s": 1},
+        "model": {"engine_args": book.job.engine | {"max_num_seqs": 2}},
+    }
+    changed = book.job.spec(**sections)
+    assert changed != book.spec
+    assert book.ledger.check_same(changed) is True
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"parts": []}', b"null", b"\xff\xfe"])
+def test_a_damaged_manifest_is_an_error_of_the_output(book: Book, content: bytes) -> None:
+    book.complete()
+    book.job.put("output/_magbatch/manifest.json", content)
+    with pytest.raises(OutputError, match=r"_magbatch/manifest\.json"):
+        book.ledger.verify()
+
+
+# The end
+
+
+def test_a_complete_job_gets_its_manifest_last(either_book: Book) -> None:
+    book = either_book
+    book.complete()
+    at_report: list[tuple[Totals, bool]] = []
+    seen: list[tuple[str, int]] = []
+
+    def report(totals: Totals) -> None:
+        at_report.append((totals, book.ledger.manifest() is None))
+
+    totals, missing = book.ledger.finalise(
+        book.spec, book.plan, lambda kind, table: seen.append((kind, len(table.column("id")))), report
+    )
+    assert missing == []
+    assert at_report == [(totals, True)]
+    assert sorted(seen) == [(ERRORS, 1), (RESULTS, 2), (RESULTS, 2), (RESULTS, 3), (RESULTS, 4)]
+    assert (totals.answered, totals.failed, totals.records) == (11, 1, 11)
+    assert (totals.prompt_tokens, totals.cached_tokens) == (77, 33)
+    assert (totals.reasoning_tokens, totals.answer_tokens) == (55, 22)
+    assert totals.by_code == {"missing_value": 1}
+    assert totals.by_status == {"complete": 11}
+    assert book.outcome() == book.expect("iiii", "iiiI", "iiii")
+    book.check_manifest()
+
+
+def test_samples_count_their_prompt_once(job: SmallJob) -> None:
+    book = Book(job, samples=3)
+    book.complete()
+    totals, missing = book.ledger.finalise(book.spec, book.plan, lambda kind, table: None, lambda totals: None)
+    assert missing == []
+    assert (totals.answered, totals.records, totals.prompt_tokens) == (11, 33, 77)
+    assert (totals.reasoning_tokens, totals.answer_tokens) == (165, 66)
+    book.check_manifest()
+
+
+def test_a_row_in_two_objects_is_kept_once(either_book: Book) -> None:
+    """The rule: an answer before a dead letter, then the attempt that began first."""
+    book = either_book
+    book.answered(0, 0, 1, 2, by="a")
+    superseded = [
+        book.answered(0, 1, 2, 3, by="b"),  # partly repeated: a's rows stay a's
+        book.failed(1, 0, 1, 2, by="c"),
+    ]
+    book.answered(1, 1, 2, 3, by="d")  # answers what was a dead letter
+    superseded += [
+        book.answered(1, 1, 2, 3, by="e"),  # wholly repeated
+        book.failed(2, 0, 1, by="f"),
+        book.failed(2, 1, 2, by="g"),
+    ]
+    book.answered(2, 0, by="h")
+    book.answered(2, 3, by="i")
+    assert book.finalise() == []
+    assert book.outcome() == book.expect("aaab", "Cddd", "hFGi")
+    book.check_manifest()
+    moved = [item.name for kind in (RESULTS, ERRORS) for item in book.ledger.store.list(f"_magbatch/superseded/{kind}/")]
+    assert sorted(moved) == sorted(f"_magbatch/superseded/{name}" for name in superseded)  # moved, not deleted
+
+
+def test_samples_of_a_row_stay_together(job: SmallJob) -> None:
+    book = Book(job, rows=4, samples=3)
+    book.answered(0, 0, 1, by="a")
+    book.answered(0, 1, 2, 3, by="b")
+    assert book.finalise() == []
+    assert book.outcome() == book.expect("aabb")
+    assert sorted((row["row_id"], row["sample"]) for row in job.records()) == [
+        (row_id, sample) for row_id in book.ids[0] for sample in range(3)
+    ]
+    book.check_manifest()
+
+
+def test_missing_rows_leave_everything_as_it_was(either_book: Book) -> None:
+    book = either_book
+    book.answered(0, 0, 1, 2)
+    book.answered(0, 1, 2, 3)  # would be rewritten
+    book.answered(1, 0, 1, 3)
+    before = book.all_objects()
+    reports: list[Totals] = []
+    missing = book.ledger.finalise(book.spec, book.plan, lambda kind, table: None, reports.append)[1]
+    assert missing == [book.ids[1][2], *book.ids[2]]
+    assert reports == []
+    assert book.ledger.manifest() is None
+    assert book.all_objects() == before
+
+
+def test_a_job_without_rows_leaves_datasets_that_can_be_opened(either_job: SmallJob) -> None:
+    book = Book(either_job, rows=0)
+    assert book.finalise() == []
+    carry = pa.schema([("id", pa.string())])
+    for kind, schema in ((RESULTS, results_schema(carry)), (ERRORS, errors_schema(carry))):
+        (name,) = either_job.objects(kind)
+        table = pq.read_table(io.BytesIO(book.ledger.store.read(name)))
+        assert table.num_rows == 0
+        assert table.schema.equals(schema, check_metadata=True)
+    book.check_manifest()
+
+
+@pytest.mark.parametrize("kind", [RESULTS, ERRORS])
+def test_a_job_of_one_kind_of_rows_has_both_datasets(job: SmallJob, kind: str) -> None:
+    book = Book(job, rows=2)
+    (book.answered if kind == RESULTS else book.failed)(0, 0, 1)
+    assert book.finalise() == []
+    assert [len(job.objects(one)) for one in (RESULTS, ERRORS)] == [1, 1]
+    assert len(job.records(kind)) == 2
+    book.check_manifest()
+
+
+# Interrupted ends
+
+
+class Breaking:
+    """A store that breaks at one of its changes, as a kill -9 of its user does.
+
+    Args:
+        store: The real one.
+        at: The change that breaks, counted from 0.
+        moment: `before` it took effect, `after`, or `half`-way: S3 moves by a copy and a deletion.
+    """
+
+    def __init__(self, store: Store, at: int, moment: str) -> None:
+        self.store, self.root, self.at, self.moment = store, store.root, at, moment
+        self.changes = 0
+
+    def _change(self, change: Callable[..., None], half: Callable[..., None] | None, *args: Any) -> None:
+        number, self.changes = self.changes, self.changes + 1
+        if number == self.at and self.moment == "half" and half is not None:
+            half(*args)
+        elif number < self.at or (number == self.at and self.moment == "after"):
+            change(*args)
+        if number >= self.at:
+            raise StorageError("the store broke")
+
+    def _copy(self, name: str, target: str) -> None:
+        self.store.write(target, self.store.read(name))
+
+    def read(self, name: str) -> bytes:
+        return self.store.read(name)
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        return self.store.list(prefix)
+
+    def write(self, name: str, data: bytes) -> None:
+        self._change(self.store.write, None, name, data)
+
+    def move(self, name: str, target: str) -> None:
+        self._change(self.store.move, self._copy, name, target)
+
+    def delete(self, name: str) -> None:
+        self._change(self.store.delete, None, name)
+
+
+def finish(ledger: Ledger, spec: JobSpec, plan: Plan) -> None:
+    """What `run` does with a job whose rows are all committed."""
+    if ledger.manifest() is not None:
+        ledger.tidy()
+    else:
+        assert ledger.done_counts(plan).tolist() == plan.shard_sizes.tolist()
+        written = ledger.finalise(spec, plan, lambda kind, table: None, lambda totals: ledger.store.write(REPORT, b"{}"))
+        assert written[1] == []
+
+
+@pytest.mark.parametrize("moment", ["before", "half", "after"])
+def test_an_end_that_is_interrupted_anywhere_can_be_gone_on_with(job: SmallJob, tmp_path: Path, moment: str) -> None:
+    book = Book(job)
+    book.answered(0, 0, 1, 2, by="a")
+    book.answered(0, 1, 2, 3, by="b")
+    book.failed(1, 0, 1, 2, by="c")
+    book.answered(1, 1, 3, by="d")
+    book.answered(1, 1, 3, by="e")
+    book.answered(2, 0, 1, 2, 3, by="f")
+    job.put("output/_magbatch/tmp/left-by-a-killed-writer", b"half")
+    pristine = tmp_path / "pristine"
+    shutil.copytree(job.output, pristine)
+    for at in range(100):
+        shutil.rmtree(job.output)
+        shutil.copytree(pristine, job.output)
+        broken = Ledger(job.output)
+        broken.store = Breaking(broken.store, at, moment)
+        try:
+            finish(broken, book.spec, book.plan)
+        except StorageError:
+            finish(Ledger(job.output), book.spec, book.plan)
+            finish(Ledger(job.output), book.spec, book.plan)  # once more changes nothing
+        else:
+            break
+        assert book.outcome() == book.expect("aaab", "CdCd", "ffff"), f"broken at change {at}"
+        book.check_manifest()
+        assert list(book.ledger.store.list("_magbatch/tmp/")) == []
+    assert at > 7, "the end has more steps than that: this test has not seen them"
+
+
+def test_a_start_that_is_interrupted_anywhere_can_be_made_again(job: SmallJob) -> None:
+    job.ask(3)
+    for at in range(2):
+        for moment in ("before", "after"):
+            shutil.rmtree(job.output, ignore_errors=True)
+            broken = Ledger(job.output)
+            broken.store = Breaking(broken.store, at, moment)
+            with pytest.raises(StorageError):
+                broken.begin(job.spec(), job.plan)
+            ledger = Ledger(job.output)
+            if ledger.check_same(job.spec()):  # a spec that is there has its plan
+                assert ledger.open_job()[1].rows == 3
+            else:
+                ledger.begin(job.spec(), job.plan)
+            assert ledger.open_job()[0] == job.spec()
+
+
+def test_what_a_zombie_commits_after_the_end_is_moved_away(either_book: Book) -> None:
+    book = either_book
+    zombie = book.writer(1)
+    book.complete()
+    assert book.finalise() == []
+    late = book.answered(1, 0, 3, writer=zombie)
+    assert book.ledger.verify()[1] != []
+    book.ledger.tidy()
+    assert str(late) not in book.all_objects()
+    book.check_manifest()
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_whatever_attempts_commit_the_end_has_every_row_once(job: SmallJob, seed: int) -> None:
+    """Any number of attempts, each finishing any part of its shard, in any order, as answers or dead letters."""
+    draw = random.Random(seed)
+    book = Book(job, rows=draw.choice([1, 5, 11]), shard_rows=draw.choice([1, 4, 20]))
+    expected: dict[str, str] = {}
+    for number in range(draw.randint(1, 12)):
+        shard = draw.randrange(len(book.ids))
+        writer = book.writer(shard)
+        done: set[int] = set()
+        for _ in range(draw.randint(1, 3)):  # an attempt finishes a row once, whatever others do
+            open_rows = [row for row in range(len(book.ids[shard])) if row not in done]
+            rows = draw.sample(open_rows, draw.randint(0, len(open_rows)))
+            if not rows:
+                continue
+            done.update(rows)
+            by = f"attempt {number:02d}"
+            if draw.random() < 0.6:
+                book.answered(shard, *rows, by=by, writer=writer)
+            else:
+                book.failed(shard, *rows, by=by, writer=writer)
+                by = f"failed: {by}"
+            for row in rows:
+                row_id = book.ids[shard][row]
+                held = expected.get(row_id, by)
+                better = held.startswith("failed") and not by.startswith("failed")
+                expected[row_id] = by if better else held
+    everything = [row_id for ids in book.ids for row_id in ids]
+    counts = [sum(row_id in expected for row_id in ids) for ids in book.ids]
+    assert book.ledger.done_counts(book.plan).tolist() == counts
+    missing = [row_id for row_id in everything if row_id not in expected]
+    before = book.all_objects()
+    assert book.finalise() == missing
+    if missing:
+        assert book.all_objects() == before
+        for shard, ids in enumerate(book.ids):
+            rows = [row for row, row_id in enumerate(ids) if row_id in missing]
+            if rows:
+                book.answered(shard, *rows, by="the last")
+        expected |= dict.fromkeys(missing, "the last")
+        assert book.finalise() == []
+    assert book.outcome() == expected
+    book.check_manifest()
+
+
+# The proof finds what is wrong
+
+
+def rewrite(book: Book, name: str, change: Callable[[pa.Table], pa.Table], as_name: str | None = None) -> None:
+    sink = io.BytesIO()
+    pq.write_table(change(pq.read_table(io.BytesIO(book.ledger.store.read(name)))), sink)
+    book.ledger.store.write(as_name or name, sink.getvalue())
+
+
+def first_result(book: Book) -> tuple[str, PartName]:
+    name = book.job.objects()[0]
+    part = PartName.parse(name)
+    assert part is not None
+    return name, part
+
+
+def deleted_object(book: Book) -> list[str]:
+    name, _ = first_result(book)
+    book.ledger.store.delete(name)
+    return [f"{name}: in the manifest, but not there", "gap: 2 planned rows of shard 0"]
+
+
+def edited_byte(book: Book) -> list[str]:
+    name, _ = first_result(book)
+    data = bytearray(book.ledger.store.read(name))
+    data[-12] ^= 1  # in the footer's last field: still a readable file
+    book.ledger.store.write(name, bytes(data))
+    return [f"{name}: "]
+
+
+def edited_answer(book: Book) -> list[str]:
+    name, _ = first_result(book)
+    rewrite(book, name, lambda table: table.set_column(4, table.field(4), pa.array(["forged"] * 2, table.field(4).type)))
+    return [f"{name}: its checksum is not the manifest's"]
+
+
+def damaged_object(book: Book) -> list[str]:
+    name, _ = first_result(book)
+    book.ledger.store.write(name, book.ledger.store.read(name)[:-10])
+    return [f"{name}: cannot be read", "gap: 2 planned rows of shard 0"]
+
+
+def duplicate_object(book: Book) -> list[str]:
+    name, part = first_result(book)
+    copy = PartName(part.kind, part.shard, "zzzz", 0, part.rows)
+    book.ledger.store.write(str(copy), book.ledger.store.read(name))
+    return [f"duplicate: {copy} repeats rows"]
+
+
+def duplicate_that_seems_older(book: Book) -> list[str]:
+    name, part = first_result(book)
+    copy = PartName(part.kind, part.shard, "0000", 0, part.rows)
+    book.ledger.store.write(str(copy), book.ledger.store.read(name))
+    return [f"duplicate: {name} repeats rows", f"{copy}: not in the manifest"]
+
+
+def row_twice_in_an_object(book: Book) -> list[str]:
+    name, _ = first_result(book)
+    rewrite(book, name, lambda table: pa.concat_tables([table, table.slice(0, 1)]))
+    return [f"{name}: holds a row twice"]
+
+
+def lying_name(book: Book) -> list[str]:
+    name, part = first_result(book)
+    other = PartName(part.kind, part.shard, part.attempt, part.seq, 3)
+    book.ledger.store.move(name, str(other))
+    return [f"{other}: holds 2 rows, its name says 3", f"{name}: in the manifest, but not there"]
+
+
+def name_of_another_shard(book: Book) -> list[str]:
+    name, part = first_result(book)
+    other = PartName(part.kind, 1, part.attempt, part.seq, part.rows)
+    book.ledger.store.move(name, str(other))
+    return [f"in {other}", "not planned: row", "gap: 2 planned rows of shard 0"]
+
+
+def shard_of_no_plan(book: Book) -> list[str]:
+    name, part = first_result(book)
+    other = PartName(part.kind, 99, part.attempt, part.seq, part.rows)
+    book.ledger.store.write(str(other), book.ledger.store.read(name))
+    return [f"in {other}"]
+
+
+def unplanned_row(book: Book) -> list[str]:
+    name, part = first_result(book)
+    other = PartName(part.kind, part.shard, "zzzz", 0, 2)
+    ids = pa.array(["of no plan", "neither this"])
+    rewrite(book, name, lambda table: table.set_column(0, table.field(0), ids), str(other))
+    return [f"not planned: row of no plan in {other}", f"not planned: row neither this in {other}"]
+
+
+def foreign_object(book: Book) -> list[str]:
+    book.ledger.store.write("results/extra.parquet", book.ledger.store.read(first_result(book)[0]))
+    return ["results/extra.parquet: not an object of this job"]
+
+
+def foreign_plan(book: Book) -> list[str]:
+    plan = book.ledger.plan()
+    assert plan is not None
+    fewer = Plan.of(plan.table.slice(0, 2), plan.columns)
+    book.ledger.store.write("_magbatch/plan.parquet", fewer.to_bytes())
+    return ["_magbatch/plan.parquet is not the plan that the manifest was made for", f"not planned: row {book.ids[2][0]}"]
+
+
+def no_manifest(book: Book) -> list[str]:
+    book.ledger.store.delete("_magbatch/manifest.json")
+    return ["no manifest: the job is not complete"]
+
+
+def manifest_with_more(book: Book) -> list[str]:
+    manifest = book.ledger.manifest()
+    assert manifest is not None
+    more = manifest["parts"][0] | {"name": "results/00000000-abc-0000.n1.parquet"}
+    manifest["parts"].append(more)
+    book.ledger.store.write("_magbatch/manifest.json", json.dumps(manifest).encode())
+    return [f"{more['name']}: in the manifest, but not there"]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        deleted_object, edited_byte, edited_answer, damaged_object, duplicate_object, duplicate_that_seems_older,
+        row_twice_in_an_object, lying_name, name_of_another_shard, shard_of_no_plan, unplanned_row, foreign_object,
+        foreign_plan, no_manifest, manifest_with_more,
+    ],
+)  # fmt: skip
+def test_verify_names_what_is_wrong(book: Book, spoil: Callable[[Book], list[str]]) -> None:
+    book.complete()
+    assert book.finalise() == []
+    assert book.ledger.verify()[1] == []
+    expected = spoil(book)
+    found = book.ledger.verify()[1]
+    for part in expected:
+        assert any(part in problem for problem in found), found
+
+
+@pytest.mark.parametrize(
+    "spoil", [damaged_object, row_twice_in_an_object, lying_name, name_of_another_shard, unplanned_row]
+)
+def test_a_damaged_output_is_not_finalised(book: Book, spoil: Callable[[Book], list[str]]) -> None:
+    book.complete()
+    spoil(book)
+    before = book.all_objects()
+    with pytest.raises(OutputError, match=f"magbatch verify {book.ledger.path}"):
+        book.finalise()
+    assert book.ledger.manifest() is None
+    assert book.all_objects() == before
+
+
+def test_an_unfinished_job_verifies_as_unfinished(book: Book) -> None:
+    book.answered(1, 0, 1)
+    counts, problems = book.ledger.verify()
+    assert counts == {"planned": 12, "answered": 2, "failed": 0, "objects": 1}
+    assert problems[0] == "no manifest: the job is not complete"
+    assert [problem.partition(" of shard")[0] for problem in problems[1:]] == [
+        "gap: 4 planned rows", "gap: 2 planned rows", "gap: 4 planned rows",
+    ]  # fmt: skip
+
+
+def test_a_real_job_is_whole_from_its_input_to_its_proof(either_job: SmallJob) -> None:
+    either_job.ask(9, question=[None if row == 4 else f"What is {row}?" for row in range(9)])
+    either_job.put("input/bad.parquet", b"no Parquet")
+    either_job.set("input", on_bad_file="dead_letter", shard_rows=4)
+    either_job.answer()
+    assert either_job.finalise() == []
+    assert either_job.ledger.verify()[1] == []
+    ids = {f"a{row}" for row in range(9)}
+    assert {row["id"] for row in either_job.records()} == ids - {"a4"}
+    assert {row["id"] for row in either_job.records("errors")} == {"a4", None}
+    assert sorted(either_job.done() + either_job.done("errors")) == sorted(either_job.row_ids())

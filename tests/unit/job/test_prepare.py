@@ -1,0 +1,303 @@
+import io
+from decimal import Decimal
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from PIL import Image as Pillow
+from small_job import SmallJob
+
+from magbatch.errors import ErrorCode, Step
+from magbatch.job.ledger import Ledger
+from magbatch.job.prepare import BLOCK_SCHEMA, Job, Preparer, ShardPrompts, from_block, prepare, to_block
+from magbatch.pipeline.write import PartWriter
+from magbatch.rows import DeadLetter, Image, Prompt
+
+
+def png(width: int = 40, height: int = 30) -> bytes:
+    sink = io.BytesIO()
+    Pillow.new("RGB", (width, height), "red").save(sink, "PNG")
+    return sink.getvalue()
+
+
+def through_a_block(work: ShardPrompts) -> ShardPrompts:
+    (again,) = from_block(to_block(work))
+    return again
+
+
+def letters(work: ShardPrompts) -> dict[str, tuple[Step, ErrorCode]]:
+    """Step and code of the failed rows, by the user's id."""
+    ids = work.carried.column("id").to_pylist()
+    return {ids[work.positions[letter.row_id]]: (letter.step, letter.code) for letter in work.failed}
+
+
+def asked_for(work: ShardPrompts) -> list[str]:
+    """The user's ids of the rows that have a prompt."""
+    ids = work.carried.column("id").to_pylist()
+    return [ids[work.positions[prompt.row_id]] for prompt in work.prompts]
+
+
+# Blocks
+
+CARRIED = pa.table(
+    {
+        "naïve": pa.array(["größe", None, "日本 🦙"]),
+        "chat": pa.array(
+            [[{"role": "user", "content": "a"}], None, []],
+            pa.list_(pa.struct([("role", pa.string()), ("content", pa.large_string())])),
+        ),
+        "kind": pa.array(["x", None, "x"]).dictionary_encode(),
+        "price": pa.array([Decimal("1.50"), None, Decimal("-2.25")]),
+        "nothing": pa.nulls(3),
+        "row_id_of_mine": pa.array([3, 2, 1], pa.int8()),
+    }
+)
+
+
+def test_a_block_is_one_record_whatever_the_shard_holds() -> None:
+    picture = Image(2, 1, bytes(range(6)))
+    work = ShardPrompts(
+        7,
+        [Prompt("r-2", [5, 6], [picture, Image(1, 1, b"abc")]), Prompt("r-0", [1, 2, 3])],
+        [DeadLetter("r-1", Step.RENDER, ErrorCode.MISSING_VALUE, "größe ist leer: 日本")],
+        CARRIED,
+        {"r-0": 0, "r-1": 1, "r-2": 2},
+    )
+    block = to_block(work)
+    assert block.num_rows == 1
+    assert block.schema == BLOCK_SCHEMA
+    assert (block.column("shard").to_pylist(), block.column("rows").to_pylist()) == ([7], [3])
+    again = through_a_block(work)
+    assert again.shard == 7
+    assert again.prompts == [Prompt("r-0", [1, 2, 3]), Prompt("r-2", [5, 6], [picture, Image(1, 1, b"abc")])]
+    assert again.failed == work.failed
+    assert again.positions == work.positions
+    assert again.carried.equals(CARRIED)
+
+
+@pytest.mark.parametrize("carried", [pa.table({"id": pa.array([], pa.string())}), pa.table({})])
+def test_a_shard_without_rows_is_a_block(carried: pa.Table) -> None:
+    again = through_a_block(ShardPrompts(3, [], [], carried, {}))
+    assert (again.shard, again.prompts, again.failed, again.positions) == (3, [], [], {})
+    assert again.carried.column_names == carried.column_names
+
+
+def test_blocks_that_were_joined_come_apart_again() -> None:
+    works = [ShardPrompts(number, [Prompt(f"r-{number}", [number])], [], pa.table({"id": [str(number)]}), {f"r-{number}": 0}) for number in range(3)]
+    joined = pa.concat_tables([to_block(work) for work in works])
+    assert [(work.shard, work.prompts, work.carried.to_pylist()) for work in from_block(joined.slice(1))] == [
+        (1, [Prompt("r-1", [1])], [{"id": "1"}]),
+        (2, [Prompt("r-2", [2])], [{"id": "2"}]),
+    ]
+
+
+def test_a_job_that_carries_nothing_still_answers(job: SmallJob) -> None:
+    job.ask(3, question=["one", None, "three"])
+    job.set("input", columns={"prompt": "question"})
+    work = job.prompts(0)
+    assert [prompt.row_id for prompt in work.prompts] == [job.row_ids()[0], job.row_ids()[2]]
+    assert [letter.row_id for letter in work.failed] == [job.row_ids()[1]]
+    assert work.carried.column_names == []
+
+
+# Preparing
+
+
+def test_a_row_keeps_what_it_carries(either_job: SmallJob) -> None:
+    """Files that write the same column in different types; values that real files hold."""
+    kinds = [pa.string(), pa.large_string(), pa.dictionary(pa.int8(), pa.string())]
+    for number, kind in enumerate(kinds):
+        ids = [f"{number}-größe", None, f"{number}-日本"]
+        table = pa.table({
+            "question": pa.array(["What?", "Who?", "Где?"]).cast(kind),
+            "id": pa.array(ids).cast(kind),
+            "count": pa.array([1, None, 3], [pa.int8(), pa.int64(), pa.null()][number]) if number < 2 else pa.nulls(3),
+            "tags": [[{"k": "v", "n": number}], None, []],
+        })  # fmt: skip
+        either_job.write(table, f"{number}.parquet")
+    either_job.set("input", columns={"prompt": "question", "id": "id"}, carry=["count", "tags"], shard_rows=9)
+    work = either_job.prompts(0)
+    assert [prompt.row_id for prompt in work.prompts] == either_job.row_ids()
+    assert work.failed == []
+    assert work.carried.schema == either_job.job.carry
+    carried = [work.carried.slice(work.positions[row_id], 1).to_pylist()[0] for row_id in either_job.row_ids()]
+    assert [row["id"] for row in carried] == [
+        value for number in range(3) for value in (f"{number}-größe", None, f"{number}-日本")
+    ]
+    assert [row["count"] for row in carried] == [1, None, 3, 1, None, 3, None, None, None]
+    assert [row["tags"] for row in carried[::3]] == [[{"k": "v", "n": number}] for number in range(3)]
+    shown = either_job.tokenizer.show(work.prompts[8].token_ids)
+    assert "Где?" in shown
+
+
+def test_each_row_fails_alone_and_at_its_step(job: SmallJob) -> None:
+    rows = {
+        "fine": ("Hello", None),
+        "null": (None, None),
+        "empty": ("", None),
+        "long": ("word " * 3000, None),
+        "picture": ("Look", [png()]),
+        "broken picture": ("Look", [png()[:50]]),
+        "big picture": ("Look", [png(200, 200)]),
+        "null picture": ("Look", [None]),
+        "many pictures": ("Look", [png()] * 3),
+    }
+    table = {"id": list(rows), "question": [row[0] for row in rows.values()], "scan": [row[1] for row in rows.values()]}
+    job.write(pa.table(table, schema=pa.schema([("id", pa.string()), ("question", pa.string()), ("scan", pa.list_(pa.binary()))])))
+    job.set("input", columns={"id": "id", "prompt": "question", "images": ["scan"]}, shard_rows=100)
+    job.set("limits", max_images=2, max_image_pixels=10_000)
+    work = job.prompts(0)
+    assert asked_for(work) == ["fine", "picture"]
+    assert [len(prompt.images) for prompt in work.prompts] == [0, 1]
+    assert letters(work) == {
+        "null": (Step.RENDER, ErrorCode.MISSING_VALUE),
+        "empty": (Step.RENDER, ErrorCode.MISSING_VALUE),
+        "long": (Step.PROMPT, ErrorCode.PROMPT_TOO_LONG),
+        "broken picture": (Step.RENDER, ErrorCode.IMAGE_UNREADABLE),
+        "big picture": (Step.RENDER, ErrorCode.IMAGE_TOO_LARGE),
+        "null picture": (Step.RENDER, ErrorCode.MISSING_VALUE),
+        "many pictures": (Step.RENDER, ErrorCode.TOO_MANY_IMAGES),
+    }
+
+
+def test_a_defect_in_one_row_is_its_dead_letter_and_spares_its_neighbours(job: SmallJob) -> None:
+    job.write(pa.table({"id": ["one", "two", "three"], "question": ["?"] * 3, "scan": [None, png(), None]}))
+    job.set("input", columns={"id": "id", "prompt": "question", "images": ["scan"]})
+    spec = job.spec()
+    # No spec that a user can write comes to this: comparing with None is a TypeError, as a defect would be.
+    wrong = spec.model_copy(update={"limits": spec.limits.model_copy(update={"max_image_bytes": None})})
+    work = through_a_block(Preparer(Job(wrong, job.plan.columns))(job.plan.shard(0)))
+    assert asked_for(work) == ["one", "three"]
+    assert letters(work) == {"two": (Step.RENDER, ErrorCode.INTERNAL)}
+    assert work.failed[0].message.startswith("TypeError: ")
+
+
+def test_rows_that_are_done_are_not_rendered_again(job: SmallJob) -> None:
+    job.ask(4, question=[None, "What?", None, "Who?"])
+    ids = job.row_ids()
+    work = through_a_block(job.preparer(job.plan.shard(0), frozenset(ids[:2])))
+    assert [prompt.row_id for prompt in work.prompts] == [ids[3]]
+    assert [letter.row_id for letter in work.failed] == [ids[2]]  # the other one would have failed as well
+    assert work.carried.num_rows == 2
+    assert asked_for(work) == ["a3"]
+    nothing = through_a_block(job.preparer(job.plan.shard(0), frozenset(ids)))
+    assert (nothing.prompts, nothing.failed) == ([], [])
+
+
+def test_a_bad_file_is_one_row_that_carries_nothing(job: SmallJob) -> None:
+    job.ask(2)
+    job.put("input/b.parquet", b"no Parquet")
+    job.write(pa.table({"id": ["z"]}), "c.parquet")
+    job.set("input", on_bad_file="dead_letter", shard_rows=10)
+    work = job.prompts(0)
+    assert len(work.prompts) == 2
+    codes = {letter.row_id: (letter.step, letter.code) for letter in work.failed}
+    unreadable, other_schema = job.row_ids()[2:]
+    assert codes == {
+        unreadable: (Step.READ, ErrorCode.FILE_UNREADABLE),
+        other_schema: (Step.READ, ErrorCode.FILE_SCHEMA),
+    }
+    assert [work.carried.column("id")[work.positions[row_id]].as_py() for row_id in codes] == [None, None]
+
+
+def test_a_file_that_changed_since_the_plan_fails_its_rows(job: SmallJob) -> None:
+    job.ask(3)
+    job.ask(2, "b.parquet")
+    job.set("input", shard_rows=10)
+    assert job.plan.rows == 5
+    job.ask(30)
+    work = job.prompts(0)
+    assert asked_for(work) == ["b0", "b1"]
+    assert [(letter.row_id, letter.code) for letter in work.failed] == [
+        (row_id, ErrorCode.FILE_CHANGED) for row_id in job.row_ids()[:3]
+    ]
+
+
+# Values that Arrow can hold and Python cannot
+
+
+def not_text() -> pa.Array:
+    """Three strings, of which the middle one is no UTF-8: other writers do not check."""
+    offsets = pa.array([0, 1, 2, 3], pa.int32()).buffers()[1]
+    return pa.Array.from_buffers(pa.string(), 3, [None, offsets, pa.py_buffer(b"a\xffb")])
+
+
+def far_dates() -> pa.Array:
+    return pa.array([1, 10**7, 3], pa.int32()).cast(pa.date32())
+
+
+def far_times() -> pa.Array:
+    return pa.array([1, 2**60, 3], pa.int64()).cast(pa.timestamp("us"))
+
+
+@pytest.mark.parametrize("values", [far_dates(), far_times()], ids=["dates", "times"])
+def test_a_carried_value_is_copied_whatever_it_is(job: SmallJob, values: pa.Array) -> None:
+    job.write(pa.table({"id": ["x", "y", "z"], "question": ["?"] * 3, "more": values}))
+    job.set("input", carry=["more"])
+    work = job.prompts(0)
+    assert asked_for(work) == ["x", "y", "z"]
+    assert work.carried.column("more").combine_chunks().equals(values)
+
+
+@pytest.mark.parametrize("values", [not_text(), far_dates(), far_times()], ids=["text", "dates", "times"])
+def test_a_value_that_cannot_be_asked_fails_its_row_alone(job: SmallJob, values: pa.Array) -> None:
+    job.write(pa.table({"id": ["x", "y", "z"], "question": values}))
+    check_that_the_second_row_fails(job)
+
+
+def test_a_carried_text_that_is_none_fails_its_row_alone(job: SmallJob) -> None:
+    job.write(pa.table({"id": ["x", "y", "z"], "question": ["?"] * 3, "more": not_text()}))
+    job.set("input", carry=["more"])
+    check_that_the_second_row_fails(job)
+
+
+def check_that_the_second_row_fails(job: SmallJob) -> None:
+    work = job.prompts(0)
+    assert asked_for(work) == ["x", "z"]
+    (letter,) = work.failed
+    assert (letter.row_id, letter.step, letter.code) == (job.row_ids()[1], Step.READ, ErrorCode.ROW_UNREADABLE)
+
+
+def test_a_value_outside_the_common_type_fails_its_row_alone(job: SmallJob) -> None:
+    job.write(pa.table({"id": ["x", "y", "z"], "question": ["?"] * 3, "more": [1, 2**53 + 1, 3]}))
+    job.write(pa.table({"id": ["w"], "question": ["?"], "more": [0.5]}), "b.parquet")
+    job.set("input", carry=["more"], shard_rows=10)
+    work = job.prompts(0)
+    assert asked_for(work) == ["x", "z", "w"]
+    (letter,) = work.failed
+    assert (letter.row_id, letter.step, letter.code) == (job.row_ids()[1], Step.READ, ErrorCode.ROW_UNREADABLE)
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()])
+def test_text_that_is_stored_as_bytes_is_asked_as_text(job: SmallJob, kind: pa.DataType) -> None:
+    job.write(pa.table({"id": ["x", "y"], "question": pa.array(["What is größe?".encode(), b"\xff\xfe"], kind)}))
+    work = job.prompts(0)
+    assert asked_for(work) == ["x"]
+    assert "[INST]What is größe?[/INST]" in job.tokenizer.show(work.prompts[0].token_ids)
+    assert [(letter.step, letter.code) for letter in work.failed] == [(Step.READ, ErrorCode.ROW_UNREADABLE)]
+
+
+# A read task
+
+
+def test_a_read_task_gives_one_block_for_each_shard_and_only_what_is_open(either_job: SmallJob) -> None:
+    either_job.ask(12)
+    either_job.set("input", shard_rows=4)
+    either_job.begin()
+    ids = either_job.row_ids()
+    finish(either_job, 1, ids[4:6])
+    finish(either_job, 2, ids[8:9])  # not named as partly done: nobody asks the ledger about it
+    shards = [either_job.plan.shard(index) for index in range(3)]
+    blocks = list(prepare(either_job.job, shards, frozenset({1})))
+    assert [block.num_rows for block in blocks] == [1, 1, 1]
+    found = [(work.shard, [prompt.row_id for prompt in work.prompts]) for block in blocks for work in from_block(block)]
+    assert found == [(0, ids[:4]), (1, ids[6:8]), (2, ids[8:])]
+
+
+def finish(job: SmallJob, shard: int, row_ids: list[str]) -> None:
+    """Commit dead letters for rows: the ledger counts them as done."""
+    ledger: Ledger = job.ledger
+    carried = pa.table({"id": pa.array(["x"])})
+    positions: dict[str, Any] = dict.fromkeys(row_ids, 0)
+    writer = PartWriter(ledger.store, carried, positions, "model", shard)
+    writer.errors([DeadLetter(row_id, Step.READ, ErrorCode.ROW_UNREADABLE, "?") for row_id in row_ids])

@@ -1,0 +1,683 @@
+import asyncio
+import gc
+import http.client
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from small_job import LocalBoard, SmallJob, WatchedEngine, until
+
+from magbatch.errors import EngineDeadError, StorageError
+from magbatch.job.prepare import ShardPrompts
+from magbatch.job.replica import Replica
+from magbatch.rows import Generation, PartName, Prompt
+from magbatch.storage import s3_client
+
+NEVER_S = 3600.0  # a commit interval that no test lives to see
+
+
+def sizes(job: SmallJob) -> list[int]:
+    """Rows in each object of results/."""
+    parts = [PartName.parse(name) for name in job.objects()]
+    return sorted(part.rows for part in parts if part is not None)
+
+
+def codes(job: SmallJob) -> dict[str, str]:
+    """Step and code of each dead letter, by row id."""
+    return {row["row_id"]: f"{row['step']} {row['error_code']}" for row in job.records("errors")}
+
+
+# Every row ends in one object
+
+
+def test_every_row_of_a_shard_ends_in_one_object(either_job: SmallJob) -> None:
+    either_job.ask(6, question=["What?", None, "Who?", "", "Why?", "When?"])
+    either_job.set("input", shard_rows=6)
+    either_job.answer()
+    ids = either_job.row_ids()
+    assert either_job.done() == [ids[0], ids[2], ids[4], ids[5]]
+    assert codes(either_job) == {ids[1]: "render missing_value", ids[3]: "render missing_value"}
+    for row in either_job.records():
+        assert row["answer"] in row["reasoning"]
+        assert row["id"] in ("a0", "a2", "a4", "a5")
+        assert row["model"] == "builtin:tiny"
+        assert (row["sample"], row["reasoning_status"], row["finish_reason"]) == (0, "complete", "stop")
+    assert either_job.ledger.done_counts(either_job.plan).tolist() == [6]
+
+
+def test_a_shard_of_failed_rows_alone_is_committed(job: SmallJob) -> None:
+    job.ask(4, question=[None] * 4)
+    job.put("input/b.parquet", b"no Parquet")
+    job.set("input", on_bad_file="dead_letter", shard_rows=10)
+    job.answer()
+    assert sorted(codes(job)) == sorted(job.row_ids())
+    assert job.asked() == {}
+
+
+def test_every_sample_of_a_row_is_in_the_same_object(job: SmallJob) -> None:
+    job.ask(5)
+    job.set("sampling", n=3)
+    job.answer()
+    assert [(row["row_id"], row["sample"]) for row in job.records()] == [
+        (row_id, sample) for row_id in job.row_ids() for sample in range(3)
+    ]
+    assert sum(sizes(job)) == 5
+
+
+def test_many_shards_are_answered_at_once_and_each_in_its_own_objects(job: SmallJob) -> None:
+    job.ask(60)
+    job.set("input", shard_rows=3)
+    job.answer()
+    assert job.done() == sorted(job.row_ids())
+    planned = {row_id: shard.index for shard in job.plan.shards() for row_id in shard.row_ids()}
+    for name in job.objects():
+        part = PartName.parse(name)
+        assert part is not None
+    assert job.ledger.done_counts(job.plan).tolist() == [3] * 20
+    assert {job.ledger.done_rows(shard) for shard in range(20)} == {
+        frozenset(row_id for row_id, index in planned.items() if index == shard) for shard in range(20)
+    }
+
+
+def test_the_board_hears_of_what_was_committed(job: SmallJob) -> None:
+    job.ask(9, question=[None if row < 2 else "What is it?" for row in range(9)])
+    job.engine["script"] = [{"contains": "What", "do": "never_close"}]
+    job.set("sampling", n=2)
+    job.answer()
+    done = job.board.state.snapshot().done
+    records = job.records()
+    assert (done.answered, done.failed, done.truncated) == (7, 2, 14)
+    assert done.prompt_tokens == sum(row["prompt_tokens"] for row in records) // 2
+    assert done.reasoning_tokens == sum(row["reasoning_tokens"] for row in records) > 0
+    assert done.answer_tokens == sum(row["answer_tokens"] for row in records) == 0
+
+
+# In the order in which they finish
+
+
+def test_a_straggler_keeps_no_neighbour_from_being_committed(job: SmallJob) -> None:
+    job.ask(5)
+    job.set("input", shard_rows=5)
+    job.begin()
+    long = job.row_ids()[1]
+
+    async def work() -> None:
+        engine = job.start_engine(hold=[long])
+        shard = asyncio.create_task(job.run_shard(job.replica(engine)))
+        await until(lambda: len(job.ledger.done_rows(0)) == 4, "the neighbours of the straggler to be committed")
+        assert long not in job.ledger.done_rows(0)
+        assert not shard.done()
+        engine.release()
+        assert await shard == 0
+
+    asyncio.run(work())
+    assert job.done() == sorted(job.row_ids())
+
+
+def test_a_full_batch_of_finished_rows_waits_for_no_clock(job: SmallJob) -> None:
+    job.ask(8)
+    job.set("input", shard_rows=8)
+    job.set("output", commit_interval_s=NEVER_S, commit_rows=3)
+    job.begin()
+
+    async def work() -> None:
+        engine = job.start_engine(hold=[job.row_ids()[0]])
+        shard = asyncio.create_task(job.run_shard(job.replica(engine)))
+        await until(lambda: len(job.ledger.done_rows(0)) >= 6, "two batches to be committed")
+        engine.release()
+        await shard
+
+    asyncio.run(work())
+    assert job.done() == sorted(job.row_ids())
+    assert sizes(job)[-1] <= 6  # a batch takes what finished while the one before was written
+
+
+def test_fewer_finished_rows_wait_for_the_clock_or_the_end(job: SmallJob) -> None:
+    job.ask(8)
+    job.set("input", shard_rows=8)
+    job.set("output", commit_interval_s=NEVER_S, commit_rows=100)
+    job.answer()
+    assert sizes(job) == [8]
+
+
+def test_shards_held_open_by_stragglers_leave_the_engine_to_others(job: SmallJob) -> None:
+    job.ask(24)
+    job.set("input", shard_rows=3)
+    job.engine["max_num_seqs"] = 5
+    job.begin()
+    long = {shard.row_ids()[0] for shard in job.plan.shards()}
+
+    async def work() -> None:
+        engine = job.start_engine(hold=long)
+        everything = asyncio.create_task(job.run_all(job.replica(engine)))
+        await until(lambda: len(job.done()) == 16, "every row but the straggler of each shard to be committed")
+        assert engine.inside == long
+        engine.release()
+        assert set(await everything) == {0}
+
+    asyncio.run(work())
+    assert job.done() == sorted(job.row_ids())
+
+
+# Admission
+
+
+def test_the_engine_is_asked_for_twice_its_slots_and_no_more(job: SmallJob) -> None:
+    job.ask(60)
+    job.set("input", shard_rows=5)
+    job.engine |= {"max_num_seqs": 3, "token_s": 0.0001}
+    job.begin()
+
+    async def work() -> WatchedEngine:
+        engine = job.start_engine()
+        await job.run_all(job.replica(engine))
+        return engine
+
+    assert asyncio.run(work()).most == 6
+    assert job.done() == sorted(job.row_ids())
+
+
+def test_a_shard_is_unpacked_when_the_engine_has_room_for_it(job: SmallJob) -> None:
+    job.ask(20)
+    job.set("input", shard_rows=4)
+    job.engine["max_num_seqs"] = 2
+    job.begin()
+    admitted_before: list[set[str]] = []
+
+    async def work() -> None:
+        engine = job.start_engine(hold=job.row_ids())
+        replica = job.replica(engine)
+
+        def unpack(shard: int) -> ShardPrompts:
+            admitted_before.append(set(engine.order))
+            return job.prompts(shard)
+
+        shards = [
+            asyncio.create_task(replica.run(shard, lambda shard=shard: unpack(shard), untouched=True))  # type: ignore[misc]
+            for shard in range(5)
+        ]
+        await until(lambda: len(engine.inside) == 4, "the engine to be full")
+        await asyncio.sleep(0.05)  # what would be unpacked without need is unpacked by now
+        assert len(admitted_before) <= 2
+        engine.release()
+        await asyncio.gather(*shards)
+
+    asyncio.run(work())
+    for shard, before in enumerate(admitted_before):
+        assert {row_id for one in range(shard) for row_id in job.plan.shard(one).row_ids()} <= before
+    assert job.done() == sorted(job.row_ids())
+
+
+def test_a_straggler_keeps_only_its_own_prompt_in_memory(job: SmallJob) -> None:
+    job.ask(8)
+    job.set("input", shard_rows=8)
+    job.begin()
+    ids = set(job.row_ids())
+
+    def alive() -> list[str]:
+        gc.collect()
+        return [one.row_id for one in gc.get_objects() if type(one) is Prompt and one.row_id in ids]
+
+    async def work() -> None:
+        long = job.row_ids()[3]
+        engine = job.start_engine(hold=[long])
+        shard = asyncio.create_task(job.run_shard(job.replica(engine)))
+        await until(lambda: len(job.done()) == 7, "the neighbours of the straggler to be committed")
+        assert alive() == [long]
+        engine.release()
+        await shard
+
+    asyncio.run(work())
+
+
+def test_finished_rows_that_fill_the_memory_are_committed_before_more_are_admitted(job: SmallJob) -> None:
+    """Neither the clock nor a full batch would commit these: the bound does, or the engine would stand still."""
+    job.ask(27)
+    job.set("input", shard_rows=9)
+    job.set("output", commit_interval_s=NEVER_S, commit_rows=10)
+    job.engine["max_num_seqs"] = 2  # 16 finished rows may wait
+    job.begin()
+
+    async def work() -> None:
+        engine = job.start_engine(hold=[shard.row_ids()[0] for shard in job.plan.shards()])
+        everything = asyncio.create_task(job.run_all(job.replica(engine)))
+        await until(lambda: len(engine.order) == 27, "every row to be let into the engine")
+        engine.release()
+        await everything
+
+    asyncio.run(work())
+    assert job.done() == sorted(job.row_ids())
+
+
+def test_dead_letters_of_earlier_steps_do_not_stop_admission(job: SmallJob) -> None:
+    job.set("output", commit_interval_s=NEVER_S, commit_rows=1)
+    job.ask(21, question=[None] * 20 + ["What?"])
+    job.set("input", shard_rows=30)
+    job.engine["max_num_seqs"] = 1
+    job.begin()
+
+    async def work() -> None:
+        assert await asyncio.wait_for(job.run_shard(job.replica()), 30) == 0
+
+    asyncio.run(work())
+    assert (len(job.done()), len(codes(job))) == (1, 20)
+
+
+# What the engine does to a row
+
+
+def test_a_row_that_the_engine_refuses_is_a_dead_letter(job: SmallJob) -> None:
+    job.ask(5)
+    job.engine["script"] = [{"contains": "a3", "do": "reject"}]
+    job.answer()
+    ids = job.row_ids()
+    assert codes(job) == {ids[3]: "generate engine_rejected"}
+    assert job.done() == sorted(set(ids) - {ids[3]})
+    (letter,) = job.records("errors")
+    assert (letter["id"], letter["message"]) == ("a3", "the script rejects this prompt")
+
+
+class Faulty(WatchedEngine):
+    """An engine with a defect that one row meets."""
+
+    async def generate(self, prompt: Prompt, *, max_tokens: int, seed: int | None) -> Generation:
+        if prompt.row_id in self.hold:
+            raise ZeroDivisionError("a defect")
+        return await super().generate(prompt, max_tokens=max_tokens, seed=seed)
+
+
+def test_a_defect_that_one_row_meets_spares_its_neighbours(job: SmallJob) -> None:
+    job.ask(5)
+    job.begin()
+    ids = job.row_ids()
+
+    async def work() -> None:
+        replica = job.replica(Faulty(job.start_engine(), hold=[ids[2]]))
+        assert set(await job.run_all(replica)) == {0}
+
+    asyncio.run(work())
+    assert codes(job) == {ids[2]: "generate internal"}
+    assert job.records("errors")[0]["message"] == "ZeroDivisionError: a defect"
+    assert job.done() == sorted(set(ids) - {ids[2]})
+
+
+# Going on
+
+
+def test_rows_that_are_committed_are_never_asked_again(either_job: SmallJob) -> None:
+    job = either_job
+    job.ask(9, question=[None if row == 4 else f"What is {row}?" for row in range(9)])
+    job.set("input", shard_rows=9)
+    job.begin()
+    ids = job.row_ids()
+
+    async def until_stopped() -> None:
+        engine = job.start_engine(hold=[ids[1], ids[7]])
+        replica = job.replica(engine)
+        shard = asyncio.create_task(job.run_shard(replica))
+        await until(lambda: len(job.ledger.done_rows(0)) == 7, "the other rows to be committed")
+        replica.stop()
+        assert await shard == 2
+
+    async def go_on(untouched: bool) -> None:
+        assert await job.run_shard(job.replica(name="another"), untouched=untouched) == 0
+
+    asyncio.run(until_stopped())
+    assert job.done() == sorted(set(ids) - {ids[1], ids[4], ids[7]})
+    asyncio.run(go_on(untouched=True))  # the same run: the board knows that the shard was begun
+    job.board = LocalBoard()
+    asyncio.run(go_on(untouched=False))  # another run: the driver knows that the shard was touched
+    assert job.done() == sorted(set(ids) - {ids[4]})
+    assert codes(job) == {ids[4]: "render missing_value"}
+    assert job.asked() == dict.fromkeys(set(ids) - {ids[4]}, 1)  # the held ones never reached the fake
+
+
+def test_a_first_attempt_asks_the_ledger_for_nothing(job: SmallJob) -> None:
+    job.ask(3)
+    job.begin()
+    job.put("output/results/00000000-abc-0000.n3.parquet", b"nobody reads this")
+
+    async def work() -> None:
+        await job.run_shard(job.replica(), untouched=True)
+
+    asyncio.run(work())
+    assert len(job.objects()) == 2
+
+
+def test_a_stop_commits_what_is_finished_and_leaves_the_rest(job: SmallJob) -> None:
+    job.ask(40)
+    job.set("input", shard_rows=10)
+    job.set("output", commit_interval_s=NEVER_S)
+    job.engine["max_num_seqs"] = 4
+    job.begin()
+    ids = job.row_ids()
+
+    async def work() -> None:
+        engine = job.start_engine(hold=ids[6:])
+        replica = job.replica(engine)
+        shards = asyncio.create_task(job.run_all(replica))
+        await until(lambda: len(engine.order) == 14, "six rows to be finished and eight to be in the engine")
+        assert job.done() == []
+        replica.stop()
+        assert await shards == [4, 10, 10, 10]
+        assert engine.inside == set()
+        assert await job.run_shard(replica, 3) == 10  # what comes after is left as well
+
+    asyncio.run(work())
+    assert job.done() == sorted(ids[:6])
+    job.board = LocalBoard()
+    job.answer()
+    assert job.done() == sorted(ids)
+    assert set(job.asked().values()) == {1}
+
+
+def test_the_board_asks_a_replica_to_stop(job: SmallJob) -> None:
+    job.ask(6)
+    job.set("input", shard_rows=3)
+    job.begin()
+    job.board.state.stop()
+
+    async def work() -> None:
+        engine = job.start_engine(hold=job.row_ids()[3:])
+        assert await job.run_all(job.replica(engine)) == [0, 3]
+
+    asyncio.run(work())
+    assert job.done() == sorted(job.row_ids()[:3])
+
+
+def test_a_stop_at_the_very_moment_a_row_is_let_in_leaves_no_place_taken(job: SmallJob) -> None:
+    job.ask(6)
+    job.set("input", shard_rows=6)
+    job.engine["max_num_seqs"] = 1
+    job.begin()
+
+    async def work() -> None:
+        replica = job.replica()
+        shard = asyncio.create_task(job.run_shard(replica))
+        before = asyncio.all_tasks()
+        loop = asyncio.get_running_loop()
+
+        def watch() -> None:
+            # Runs once in every turn of the loop, so that it sees the rows' tasks before their first step.
+            fresh = [task for task in asyncio.all_tasks() - before if "_row" in repr(task.get_coro())]
+            if fresh:
+                replica.stop()
+            else:
+                loop.call_soon(watch)
+
+        watch()
+        assert await asyncio.wait_for(shard, 30) == 6
+
+    asyncio.run(work())
+    assert job.asked() == {}
+
+
+def test_a_stop_wakes_admission_that_waits_for_the_store(job: SmallJob) -> None:
+    job.ask(30)
+    job.set("input", shard_rows=30)
+    job.set("output", commit_interval_s=NEVER_S, commit_rows=1)
+    job.engine["max_num_seqs"] = 1
+    job.begin()
+
+    async def work() -> None:
+        engine = job.start_engine(hold=job.row_ids()[20:])
+        replica = job.replica(engine)
+        shard = asyncio.create_task(job.run_shard(replica))
+        await until(lambda: len(engine.order) >= 20, "the first rows to be asked")
+        replica.stop()
+        await asyncio.wait_for(shard, 30)
+
+    asyncio.run(work())
+    assert set(job.row_ids()[:19]) <= set(job.done())
+
+
+# Engines die
+
+
+def run_until_death(job: SmallJob, replica: Replica, *, untouched: bool = True) -> list[Any]:
+    async def work() -> list[Any]:
+        shards = (job.run_shard(replica, shard, untouched=untouched) for shard in range(job.plan.num_shards))
+        return await asyncio.gather(*shards, return_exceptions=True)
+
+    return asyncio.run(work())
+
+
+def test_an_engine_that_dies_ends_the_replica_once_and_names_the_rows_in_it(job: SmallJob) -> None:
+    job.ask(24)
+    job.set("input", shard_rows=8)
+    job.set("output", commit_interval_s=NEVER_S)
+    job.engine |= {"max_num_seqs": 3, "script": [{"contains": "a10", "do": "die"}]}
+    job.begin()
+    ids = job.row_ids()
+    slow = {ids[3], ids[9]}
+
+    async def work() -> None:
+        engine = job.start_engine(hold=slow)
+        replica = job.replica(engine)
+        shards = [asyncio.create_task(job.run_shard(replica, shard)) for shard in range(3)]
+        await until(lambda: job.deaths > 0, "the replica to end")
+        engine.release()
+        outcomes = await asyncio.gather(*shards, return_exceptions=True)
+        assert {type(outcome) for outcome in outcomes} == {EngineDeadError}
+
+    asyncio.run(work())
+    assert job.deaths == 1
+    assert job.board.gone == ["replica"]
+    assert job.board.state.snapshot().engine_deaths == 1
+    (struck,) = job.board.struck
+    in_flight = {row_id for rows in struck.values() for row_id in rows}
+    assert {*slow, ids[10]} <= in_flight
+    assert len(in_flight) <= 6  # never more than were let in
+    assert set(job.done()) & in_flight == set()
+    assert set(ids[:3]) | set(ids[4:8]) <= set(job.done())  # what had finished was committed
+    shard_of = {row_id: shard.index for shard in job.plan.shards() for row_id in shard.row_ids()}
+    assert all(shard_of[row_id] == shard for shard, rows in struck.items() for row_id in rows)
+    assert job.records("errors") == []
+
+
+def test_a_row_that_kills_two_engines_is_a_dead_letter_and_its_neighbours_are_answered(job: SmallJob) -> None:
+    job.ask(24)
+    job.set("input", shard_rows=8)
+    job.engine["script"] = [{"contains": "a10?", "do": "die"}]
+    job.begin()
+    ids = job.row_ids()
+    for number in (1, 2):
+        outcomes = run_until_death(job, job.replica(name=f"replica {number}"), untouched=False)
+        assert EngineDeadError in {type(outcome) for outcome in outcomes}
+        assert job.deaths == number
+    assert run_until_death(job, job.replica(name="replica 3")) == [0, 0, 0]
+    assert job.deaths == 2
+    assert codes(job) == {ids[10]: "generate engine_killer"}
+    assert job.done() == sorted(set(ids) - {ids[10]})
+    assert job.asked()[ids[10]] == 2
+    assert job.board.gone == ["replica 1", "replica 2"]
+
+
+def test_innocent_rows_beside_two_killers_are_answered(job: SmallJob) -> None:
+    """Suspects go one by one, so that each death names its killer alone."""
+    job.ask(12)
+    job.set("input", shard_rows=12)
+    job.engine |= {"max_num_seqs": 6, "script": [{"contains": "a1?", "do": "die"}, {"contains": "a4?", "do": "die"}]}
+    job.begin()
+    ids = job.row_ids()
+    for _ in range(5):
+        if run_until_death(job, job.replica(), untouched=False) == [0]:
+            break
+    assert codes(job) == dict.fromkeys([ids[1], ids[4]], "generate engine_killer")
+    assert job.done() == sorted(set(ids) - {ids[1], ids[4]})
+    assert job.deaths == 3  # one for both, then one for each
+
+
+# The store fails
+
+
+def test_a_store_that_refuses_raises_and_nothing_is_lost(job: SmallJob) -> None:
+    job.ask(12, question=[None if row == 5 else f"What is {row}?" for row in range(12)])
+    job.begin()
+    job.put("output/results", b"a file where the folder should be")
+
+    async def work() -> list[Any]:
+        replica = job.replica()
+        shards = (job.run_shard(replica, shard) for shard in range(job.plan.num_shards))
+        return await asyncio.gather(*shards, return_exceptions=True)
+
+    assert {type(outcome) for outcome in asyncio.run(work())} == {StorageError}
+    Path(job.output, "results").unlink()
+    job.board = LocalBoard()
+    job.answer()
+    ids = job.row_ids()
+    assert job.done() == sorted(set(ids) - {ids[5]})
+    assert set(codes(job)) == {ids[5]}
+    assert job.finalise() == []
+    assert job.ledger.verify()[1] == []
+
+
+def test_a_shard_whose_prompts_cannot_be_had_leaves_the_replica_to_others(job: SmallJob) -> None:
+    job.ask(8)
+    job.begin()
+
+    def broken() -> ShardPrompts:
+        raise StorageError("the block is gone")
+
+    async def work() -> None:
+        replica = job.replica()
+        with pytest.raises(StorageError, match="the block is gone"):
+            await replica.run(0, broken, untouched=True)
+        assert await job.run_shard(replica, 1) == 0
+
+    asyncio.run(work())
+    assert job.done() == sorted(job.plan.shard(1).row_ids())
+
+
+class SlowStore:
+    """The S3 server, behind a door that can be shut to uploads of answers: a request waits, or fails though it landed.
+
+    Args:
+        endpoint: The server's URL.
+    """
+
+    def __init__(self, endpoint: str) -> None:
+        self.endpoint = urlsplit(endpoint)
+        self.door = threading.Event()
+        self.door.set()
+        self.knocked = threading.Event()
+        self.deny_after_landing = 0  # so many uploads are taken, and answered with 403
+        store = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, format: str, *args: Any) -> None:
+                return
+
+            def answer(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                answers = self.command == "PUT" and "/output/results/" in self.path
+                if answers:
+                    store.knocked.set()
+                    store.door.wait(30)
+                connection = http.client.HTTPConnection(str(store.endpoint.hostname), store.endpoint.port, timeout=30)
+                connection.request(self.command, self.path, body, dict(self.headers))
+                reply = connection.getresponse()
+                data = reply.read()
+                connection.close()
+                if answers and store.deny_after_landing:
+                    store.deny_after_landing -= 1
+                    self.send_response(403)
+                    data = b"<Error><Code>AccessDenied</Code><Message>no more</Message></Error>"
+                else:
+                    self.send_response(reply.status)
+                    for name, value in reply.getheaders():
+                        if name.lower() not in ("content-length", "connection", "transfer-encoding", "server", "date"):
+                            self.send_header(name, value)
+                length = reply.getheader("Content-Length") if self.command == "HEAD" else str(len(data))
+                self.send_header("Content-Length", length or "0")
+                self.end_headers()
+                if self.command != "HEAD":
+                    self.wfile.write(data)
+
+            do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = answer  # noqa: N815
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+
+
+@pytest.fixture
+def slow_store(s3: str, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[SlowStore]:
+    """The test's bucket, reached through the door: clients made from now on go through it."""
+    store = SlowStore(s3_endpoint)
+    thread = threading.Thread(target=store.server.serve_forever)
+    thread.start()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", store.url)
+    s3_client.cache_clear()
+    yield store
+    store.door.set()
+    s3_client.cache_clear()
+    store.server.shutdown()
+    store.server.server_close()
+    thread.join()
+
+
+def check_that_names_are_believed_rightly(job: SmallJob) -> None:
+    """The count of done rows is right: else the shard would count as done with rows open, and never be asked again."""
+    assert job.ledger.done_counts(job.plan).tolist() == [len(set(job.done()))]
+
+
+def test_a_stop_in_the_middle_of_a_commit_commits_no_row_twice(
+    tmp_path: Path, s3: str, slow_store: SlowStore
+) -> None:
+    job = SmallJob(tmp_path, f"{s3}/job")
+    job.ask(4)
+    job.set("input", shard_rows=4)
+    job.set("output", commit_interval_s=NEVER_S, commit_rows=2)
+    job.begin()
+    ids = job.row_ids()
+
+    async def work() -> None:
+        engine = job.start_engine(hold=ids[2:])
+        replica = job.replica(engine)
+        slow_store.door.clear()
+        shard = asyncio.create_task(job.run_shard(replica))
+        await until(slow_store.knocked.is_set, "the first two rows to be on their way to the store")
+        engine.release(ids[2])
+        await until(lambda: engine.inside == {ids[3]}, "the third row to be finished")
+        replica.stop()
+        await asyncio.sleep(0.05)  # a second commit would be at the door by now
+        slow_store.door.set()
+        assert await shard == 1
+
+    asyncio.run(work())
+    assert job.done() == sorted(ids[:3])
+    check_that_names_are_believed_rightly(job)
+
+
+def test_an_upload_that_landed_though_it_failed_counts_no_row_twice(
+    tmp_path: Path, s3: str, slow_store: SlowStore
+) -> None:
+    job = SmallJob(tmp_path, f"{s3}/job")
+    job.ask(4)
+    job.set("input", shard_rows=4)
+    job.set("output", commit_interval_s=NEVER_S, commit_rows=2)
+    job.begin()
+    ids = job.row_ids()
+    slow_store.deny_after_landing = 1
+
+    async def work() -> None:
+        engine = job.start_engine(hold=ids[2:])
+        shard = asyncio.create_task(job.run_shard(job.replica(engine)))
+        await until(lambda: slow_store.deny_after_landing == 0, "the first upload to be refused")
+        engine.release()
+        (outcome,) = await asyncio.gather(shard, return_exceptions=True)
+        assert isinstance(outcome, int | StorageError)
+
+    asyncio.run(work())
+    check_that_names_are_believed_rightly(job)
+    job.board = LocalBoard()
+    job.answer()
+    assert job.finalise() == []
+    assert job.done() == sorted(ids)
+    assert job.ledger.verify()[1] == []

@@ -1,0 +1,247 @@
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+from small_job import SmallJob
+
+from magbatch.errors import ModelError, OutputError, SpecChangedError
+from magbatch.job.run import Outcome, listing, preview, run, status
+from magbatch.spec import JobSpec
+
+
+def go(spec: JobSpec, limit: int | None = None) -> tuple[Outcome, str]:
+    """Run a job of which every row is committed: no fleet is needed. Returns what the console was told, too."""
+    said = io.StringIO()
+    return run(spec, Console(file=said, width=300), limit), said.getvalue()
+
+
+def test_a_job_without_rows_is_complete(either_job: SmallJob) -> None:
+    either_job.ask(0)
+    outcome, _ = go(either_job.spec())
+    assert (outcome.already, outcome.too_many_failed, outcome.samples) == (False, False, [])
+    assert outcome.report["planned"] == 0
+    assert json.loads(either_job.ledger.store.read("_magbatch/report.json")) == outcome.report
+    assert either_job.ledger.verify()[1] == []
+    again, _ = go(either_job.spec())
+    assert again.already
+    assert again.report == outcome.report
+
+
+def test_a_job_whose_rows_are_all_committed_only_ends(either_job: SmallJob) -> None:
+    job = either_job
+    job.ask(9, question=[None if row == 4 else f"What is {row}?" for row in range(9)], id=["same"] * 3 + list("defghi"))
+    job.answer()
+    asked = job.asked()
+    outcome, said = go(job.spec())
+    assert "9 of 9 rows are committed already" in said
+    assert outcome.already is False
+    totals = outcome.report["totals"]
+    assert (totals["answered"], totals["failed"], totals["by_code"]) == (8, 1, {"missing_value": 1})
+    assert totals["prompt_tokens"] == sum(row["prompt_tokens"] for row in job.records())
+    assert outcome.report["duplicate_ids"] == 2
+    assert outcome.lines[0] == "8 of 9 rows answered, 1 failed"
+    assert [question for question, _, _ in outcome.samples] == ["What is 0?", "What is 1?", "What is 2?"]
+    for (_, reasoning, answer), row in zip(outcome.samples, sorted(job.records(), key=lambda row: row["row_id"]), strict=False):
+        assert (reasoning, answer) == (row["reasoning"], row["answer"])
+    again, said = go(job.spec())
+    assert (again.already, again.samples, said) == (True, [], "")
+    assert again.report == outcome.report
+    assert job.asked() == asked
+    assert job.ledger.verify()[1] == []
+
+
+def test_an_end_that_was_interrupted_is_tidied(job: SmallJob) -> None:
+    job.ask(3)
+    job.answer()
+    go(job.spec())
+    stray = "results/00000000-zzz-0000.n1.parquet"
+    job.put(f"output/{stray}", job.ledger.store.read(job.objects()[0]))
+    assert go(job.spec())[0].already
+    assert stray not in job.objects()
+    assert job.ledger.verify()[1] == []
+
+
+@pytest.mark.parametrize(("allowed", "too_many"), [(None, False), (2, False), (1, True), (0, True)])
+def test_failed_rows_above_the_limit_are_too_many(job: SmallJob, allowed: int | None, too_many: bool) -> None:
+    job.ask(3, question=[None, "What?", None])
+    job.answer()
+    spec = job.spec(limits={"max_failed_rows": allowed})  # may change from run to run
+    assert go(spec)[0].too_many_failed is too_many
+    assert go(spec)[0].too_many_failed is too_many
+
+
+def test_another_spec_is_refused_and_nothing_is_touched(job: SmallJob) -> None:
+    job.ask(3)
+    job.answer()
+    with pytest.raises(SpecChangedError, match=r"sampling\.seed: None -> 1"):
+        go(job.spec(sampling={"seed": 1}))
+    assert job.ledger.manifest() is None
+
+
+def test_a_place_with_objects_of_somebody_else_is_refused(either_job: SmallJob) -> None:
+    either_job.ask(3)
+    either_job.put("output/errors/theirs.parquet", b"theirs")
+    with pytest.raises(OutputError, match="output/errors holds objects"):
+        go(either_job.spec())
+    assert [item.name for item in either_job.ledger.store.list("_magbatch/")] == []
+
+
+@pytest.mark.parametrize("content", [None, b"{", b"{}", b"[]"])
+def test_a_complete_job_without_its_report_says_so(job: SmallJob, content: bytes | None) -> None:
+    job.ask(1)
+    job.answer()
+    go(job.spec())
+    if content is None:
+        job.ledger.store.delete("_magbatch/report.json")
+    else:
+        job.put("output/_magbatch/report.json", content)
+    with pytest.raises(OutputError, match=r"_magbatch/report\.json"):
+        go(job.spec())
+
+
+def test_a_wrong_model_stops_the_job_before_anything_is_written(job: SmallJob, tmp_path: Path) -> None:
+    job.ask(3)
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("params.json", "tekken.json"):
+        shutil.copy(job.checkpoint / name, bare)
+    model: dict[str, Any] = {"engine": "fake"}
+    for wrong, message in [
+        (job.spec(model=model | {"source": str(tmp_path / "nowhere")}), "no such directory"),
+        (job.spec(model=model | {"source": str(bare)}, prompt={"system": "model"}), r"SYSTEM_PROMPT\.txt"),
+    ]:
+        with pytest.raises(ModelError, match=message):
+            go(wrong)
+        with pytest.raises(ModelError, match=message):
+            preview(wrong)
+    assert not Path(job.output).exists()
+
+
+def test_a_chat_shows_its_last_question(job: SmallJob) -> None:
+    chat = [
+        {"role": "system", "content": "Be brief."}, {"role": "user", "content": "One?"},
+        {"role": "assistant", "content": "Yes."}, {"role": "user", "content": "And two?"},
+    ]  # fmt: skip
+    job.write(pa.table({"talk": [chat]}))
+    job.set("input", columns={"messages": "talk"})
+    job.answer()
+    assert [question for question, _, _ in go(job.spec())[0].samples] == ["And two?"]
+
+
+def test_a_template_shows_what_it_made(job: SmallJob) -> None:
+    job.ask(2)
+    job.set("prompt", template="{{ id }}: {{ question }}")
+    job.answer()
+    assert [question for question, _, _ in go(job.spec())[0].samples] == ["a0: What is a0?", "a1: What is a1?"]
+
+
+def test_an_input_that_is_gone_by_then_spoils_no_finished_job(job: SmallJob) -> None:
+    job.ask(2)
+    job.ask(2, "b.parquet")
+    job.answer()
+    Path(job.input, "a.parquet").unlink()
+    outcome, _ = go(job.spec())
+    assert "no longer readable" in outcome.samples[0][0]
+    assert outcome.samples[2][0] == "What is b0?"
+
+
+def test_a_carried_value_that_python_cannot_hold_spoils_no_finished_job(job: SmallJob) -> None:
+    job.write(pa.table({"id": ["x"], "question": ["What?"], "day": pa.array([10**7], pa.int32()).cast(pa.date32())}))
+    job.set("input", carry=["day"])
+    job.answer()
+    outcome, _ = go(job.spec())
+    assert outcome.samples[0][0] == "What?"
+    assert pq.read_table(f"{job.output}/{job.objects()[0]}").column("day").type == pa.date32()
+
+
+# What `plan` shows
+
+
+def test_a_preview_shows_the_job_and_writes_nothing(either_job: SmallJob) -> None:
+    job = either_job
+    job.ask(10)
+    job.set("sampling", max_tokens=9000)
+    before = sorted(item.name for item in job.store.list("input/"))
+    shown = preview(job.spec())
+    assert (shown["job"], shown["rows"], shown["files"], shown["shards"]) == ("small", 10, 1, 3)
+    assert shown["rows_in_a_shard"] == [2, 4]
+    assert shown["output"] == job.output
+    assert shown["bad_files"] == []
+    first = shown["first_prompt"]
+    assert (first["row_id"], first["images"]) == (job.row_ids()[0], 0)
+    assert first["text"] == "<s>[INST]What is a0?[/INST]"
+    assert first["tokens"] == len(job.prompts(0).prompts[0].token_ids)
+    args = shown["settings"]["model"]["engine_args"]
+    assert (args["max_num_seqs"], args["max_model_len"]) == (4, 8192)  # one set, one resolved
+    room = 8192 - first["tokens"]
+    assert shown["notes"] == [f"sampling.max_tokens 9000 is cut to what the context leaves: first row {room}"]
+    assert list(job.store.list("output/")) == []
+    assert sorted(item.name for item in job.store.list("input/")) == before
+    assert job.asked() == {}
+
+
+def test_a_preview_of_a_sample_has_a_place_of_its_own(job: SmallJob) -> None:
+    job.ask(10)
+    shown = preview(job.spec(), limit=3)
+    assert (shown["rows"], shown["output"]) == (3, f"{job.output}-limit-3")
+    assert [record["rows"] for record in listing(job.spec(), limit=3)] == [3]
+
+
+def test_a_preview_lists_its_shards(job: SmallJob) -> None:
+    job.ask(3)
+    job.ask(3, "b.parquet")
+    job.set("input", shard_rows=2)
+    a, b = f"{job.input}/a.parquet", f"{job.input}/b.parquet"
+    assert listing(job.spec()) == [
+        {"shard": 0, "rows": 2, "files": [a]},
+        {"shard": 1, "rows": 2, "files": [a, b]},
+        {"shard": 2, "rows": 2, "files": [b]},
+    ]
+
+
+def test_a_preview_of_no_rows_has_no_prompt(job: SmallJob) -> None:
+    job.ask(0)
+    shown = preview(job.spec())
+    assert (shown["first_prompt"], shown["rows_in_a_shard"], shown["shards"]) == (None, [0, 0], 0)
+
+
+def test_a_preview_says_that_the_first_row_would_fail(job: SmallJob) -> None:
+    job.ask(2, question=[None, "What?"])
+    assert preview(job.spec())["first_prompt"] == {"error": "column 'question' is null in this row"}
+
+
+def test_a_preview_passes_over_files_that_cannot_be_read(job: SmallJob) -> None:
+    job.put("input/a.parquet", b"no Parquet")
+    job.ask(2, "b.parquet")
+    job.set("input", on_bad_file="dead_letter", shard_rows=1)
+    shown = preview(job.spec())
+    assert shown["first_prompt"]["text"] == "<s>[INST]What is b0?[/INST]"
+    assert len(shown["bad_files"]) == 1
+    assert shown["rows"] == 3
+
+
+# Where a job stands
+
+
+def test_status_follows_a_job_from_its_start_to_its_end(either_job: SmallJob) -> None:
+    job = either_job
+    job.ask(10, question=[None if row == 4 else f"What is {row}?" for row in range(10)])
+    with pytest.raises(OutputError, match="no magbatch job here"):
+        status(job.output)
+    job.begin()
+    fresh = {
+        "job": "small", "output": job.output, "complete": False, "planned": 10, "done": 0, "answered": 0, "failed": 0,
+        "shards": 3, "shards_done": 0,
+    }  # fmt: skip
+    assert status(job.output) == fresh
+    job.answer()
+    open_end = fresh | {"done": 10, "answered": 9, "failed": 1, "shards_done": 3}
+    assert status(job.output) == open_end
+    go(job.spec())
+    assert status(job.output) == open_end | {"complete": True}

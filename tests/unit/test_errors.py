@@ -1,0 +1,232 @@
+"""The tree holds every error there is, and every upstream exception has its place in it."""
+
+import inspect
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import botocore.exceptions
+import httpx
+import huggingface_hub.errors
+import jinja2
+import mistral_common.exceptions
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pydantic
+import pytest
+import yaml
+from PIL import Image as Pillow
+from PIL import UnidentifiedImageError
+
+from magbatch import errors
+from magbatch.engines import EngineConfig, start
+from magbatch.errors import ErrorCode, JobError, MagbatchError, ResumableError, RowError, Step
+from magbatch.job.plan import Plan
+from magbatch.model import facts, locate
+from magbatch.pipeline.prompt import Prompter
+from magbatch.pipeline.read import ShardReader
+from magbatch.pipeline.render import ImageGrid, Renderer, decode, template_columns
+from magbatch.rows import InputRow, RenderedRow, Segment, Shard
+from magbatch.spec import JobSpec, ModelSpec, SamplingSpec, load, parse
+from magbatch.storage import find_parquet, open_store, stat_input
+from magbatch.tokenizer import Tokenizer
+
+CODES = {
+    *("file_unreadable", "file_schema", "file_changed", "row_unreadable", "missing_value", "template_error"),
+    *("invalid_messages", "image_unreadable", "image_too_large", "image_unfetchable", "too_many_images"),
+    *("images_unsupported", "prompt_too_long", "engine_rejected", "engine_killer", "internal"),
+}
+GRID = ImageGrid(448, 28)
+
+
+def tree() -> list[type[Exception]]:
+    found = [item for _, item in inspect.getmembers(errors, inspect.isclass) if issubclass(item, Exception)]
+    assert len(found) > 10
+    return found
+
+
+def test_the_closed_lists_are_part_of_the_contract() -> None:
+    assert {code.value for code in ErrorCode} == CODES
+    assert [step.value for step in Step] == ["read", "render", "prompt", "generate", "parse"]
+
+
+def test_there_is_one_tree_and_it_stands_in_one_file() -> None:
+    assert all(issubclass(error, MagbatchError) for error in tree())
+    assert all(error.__module__ == "magbatch.errors" for error in tree())
+
+
+def test_errors_that_go_on_where_they_stopped_exit_with_3_and_the_others_of_a_job_with_2() -> None:
+    codes = {error.__name__: error.exit_code for error in tree() if issubclass(error, JobError)}
+    resumable = {error.__name__ for error in tree() if issubclass(error, ResumableError)}
+    assert resumable == {"ResumableError", "StorageError", "ClusterError", "InterruptedJobError"}
+    assert codes == {name: 3 if name in resumable else 2 for name in codes}
+
+
+def test_a_row_error_carries_its_code_and_its_message() -> None:
+    error = RowError(ErrorCode.MISSING_VALUE, "column 'q' is null")
+    assert (error.code, error.message, str(error)) == (
+        ErrorCode.MISSING_VALUE,
+        "column 'q' is null",
+        "column 'q' is null",
+    )
+    assert not isinstance(error, JobError)
+    assert RowError(ErrorCode.INTERNAL, "two\n  lines\r\n").message == "two lines"
+
+
+# Each upstream library's exceptions, as they really come out of it.
+
+
+def spec(**sections: object) -> JobSpec:
+    whole = {
+        "name": "test",
+        "model": {"source": "builtin:tiny"},
+        "input": {"path": "/nowhere", "columns": {"prompt": "q", "images": ["image"]}},
+        "output": {"path": "/out"},
+    }
+    return parse(yaml.safe_dump(whole | sections))
+
+
+def render(**values: object) -> object:
+    return Renderer(spec(), GRID)(InputRow("r", {"q": "?"} | values))
+
+
+def template(text: str) -> object:
+    return Renderer(spec(prompt={"template": text}), GRID)(InputRow("r", {"q": "?"}))
+
+
+def cut_png() -> bytes:
+    sink = io.BytesIO()
+    Pillow.radial_gradient("L").save(sink, "PNG")
+    return sink.getvalue()[:-200]
+
+
+def prompt(*messages: dict[str, object]) -> object:
+    from magbatch.tiny.checkpoint import ensure
+
+    return Prompter(spec(), ensure(), Tokenizer(ensure()), 8192)(RenderedRow("r", list(messages)))
+
+
+ROW_ERRORS: dict[str, tuple[Callable[[], object], type[BaseException], ErrorCode]] = {
+    "mistral_common": (
+        lambda: prompt({"role": "assistant", "content": [{"text": "I was not asked."}]}),
+        mistral_common.exceptions.MistralCommonException,
+        ErrorCode.INVALID_MESSAGES,
+    ),
+    "pydantic": (
+        lambda: prompt({"role": "user", "content": [{"text": 7}]}),
+        pydantic.ValidationError,
+        ErrorCode.INVALID_MESSAGES,
+    ),
+    "jinja2, undefined": (lambda: template("{{ nothing }}"), jinja2.UndefinedError, ErrorCode.TEMPLATE_ERROR),
+    "jinja2, sandbox": (
+        lambda: template("{{ q.__class__.__mro__ }}"),
+        jinja2.exceptions.SecurityError,
+        ErrorCode.TEMPLATE_ERROR,
+    ),
+    "jinja2, what it runs": (lambda: template("{{ 1 / 0 }}"), ZeroDivisionError, ErrorCode.TEMPLATE_ERROR),
+    "pillow, no image": (
+        lambda: decode(b"no image", 10**6, GRID, "x"),
+        UnidentifiedImageError,
+        ErrorCode.IMAGE_UNREADABLE,
+    ),
+    "pillow, cut off": (lambda: decode(cut_png(), 10**6, GRID, "x"), OSError, ErrorCode.IMAGE_UNREADABLE),
+    "httpx, refused": (lambda: render(image="http://127.0.0.1:1/x"), httpx.ConnectError, ErrorCode.IMAGE_UNFETCHABLE),
+    "httpx, no URL": (lambda: render(image="http://[::1"), httpx.InvalidURL, ErrorCode.IMAGE_UNFETCHABLE),
+    "idna": (lambda: render(image="http://a..b/"), UnicodeError, ErrorCode.IMAGE_UNFETCHABLE),
+    "base64": (lambda: render(image="data:image/png;base64,ÄÖ"), ValueError, ErrorCode.IMAGE_UNREADABLE),
+    "os, gone": (lambda: render(image="/nowhere/x.png"), FileNotFoundError, ErrorCode.IMAGE_UNFETCHABLE),
+    "os, a folder": (lambda: render(image="/"), errors.StorageError, ErrorCode.IMAGE_UNFETCHABLE),
+    "os, null byte": (lambda: render(image="/a\0b"), ValueError, ErrorCode.IMAGE_UNFETCHABLE),
+}
+
+
+@pytest.mark.parametrize("case", ROW_ERRORS)
+def test_upstream_exceptions_of_one_row_become_a_row_error(case: str) -> None:
+    act, upstream, code = ROW_ERRORS[case]
+    with pytest.raises(RowError) as caught:
+        act()
+    assert caught.value.code is code
+    assert isinstance(caught.value.__cause__, upstream)
+
+
+def test_pyarrows_exceptions_about_a_damaged_row_become_a_row_error(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"q": ["one", "two"]}), path, compression="zstd", use_dictionary=False)
+    data = bytearray(path.read_bytes())
+    begin = pq.ParquetFile(path).metadata.row_group(0).column(0).data_page_offset
+    data[begin : begin + 8] = b"\xff" * 8
+    path.write_bytes(data)
+    with pytest.raises((pa.ArrowException, OSError)):
+        pq.read_table(path)
+    now = stat_input(str(path))
+    shard = Shard(0, (Segment(str(path), "key", now.size, now.tag, 0, 2),))
+    read = ShardReader(pa.schema([("q", pa.string())]))(shard)
+    assert [error.code for _, error in read.failed] == [ErrorCode.ROW_UNREADABLE] * 2
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path.parent
+
+
+def engine(**arguments: object) -> object:
+    from magbatch.tiny.checkpoint import ensure
+
+    return start("fake", EngineConfig(ensure(), arguments, SamplingSpec(), 0), Tokenizer(ensure()))
+
+
+JOB_ERRORS: dict[str, tuple[Callable[[Path], object], type[BaseException], type[JobError]]] = {
+    "yaml": (lambda _: parse("a: [1"), yaml.YAMLError, errors.SpecError),
+    "yaml, a date that is none": (lambda _: parse("name: 2026-13-45"), ValueError, errors.SpecError),
+    "pydantic": (lambda _: parse("name: x"), pydantic.ValidationError, errors.SpecError),
+    "os, the spec": (lambda path: load(str(path / "none.yaml")), OSError, errors.SpecError),
+    "jinja2": (lambda _: template_columns("{% if %}"), jinja2.TemplateSyntaxError, errors.SpecError),
+    "jinja2, filter": (lambda _: template_columns("{{ a | b }}"), jinja2.TemplateAssertionError, errors.SpecError),
+    "os, the disk": (
+        lambda path: open_store(str(write(path / "a", "") / "a")).write("x", b""),
+        OSError,
+        errors.StorageError,
+    ),
+    "mistral_common, json": (lambda path: Tokenizer(write(path / "tekken.json", "{")), ValueError, errors.ModelError),
+    "mistral_common, shape": (
+        lambda path: Tokenizer(write(path / "tekken.json", "[]")),
+        Exception,
+        errors.ModelError,
+    ),
+    "mistral_common, none": (lambda path: Tokenizer(path), Exception, errors.ModelError),
+    "json": (lambda path: facts(write(path / "params.json", "{")), ValueError, errors.ModelError),
+    "json, shape": (lambda path: facts(write(path / "params.json", "[]")), AttributeError, errors.ModelError),
+    "huggingface_hub": (
+        lambda _: locate(ModelSpec(source="no/such/name/of/a/model"), weights=False),
+        huggingface_hub.errors.HFValidationError,
+        errors.ModelError,
+    ),
+    "pydantic, engine": (lambda _: engine(tokenz=1), pydantic.ValidationError, errors.EngineStartError),
+    "pyarrow, plan": (lambda _: Plan.from_bytes(b"PAR1"), pa.ArrowException, errors.OutputError),
+}
+
+
+@pytest.mark.parametrize("case", JOB_ERRORS)
+def test_upstream_exceptions_of_a_job_become_a_job_error(case: str, tmp_path: Path) -> None:
+    act, upstream, expected = JOB_ERRORS[case]
+    with pytest.raises(JobError) as caught:
+        act(tmp_path)
+    assert type(caught.value) is expected
+    assert isinstance(caught.value.__cause__, upstream)
+
+
+def test_what_s3_answers_becomes_a_storage_error_but_for_what_is_not_there(s3: str) -> None:
+    store = open_store(s3)
+    with pytest.raises(FileNotFoundError) as gone:
+        store.read("none")
+    assert isinstance(gone.value.__cause__, botocore.exceptions.ClientError)
+    with pytest.raises(FileNotFoundError):
+        open_store("s3://no-such-bucket").read("x")
+    with pytest.raises(errors.StorageError) as never_sent:
+        open_store("s3://Not a bucket").read("x")
+    assert isinstance(never_sent.value.__cause__, botocore.exceptions.BotoCoreError)
+    with pytest.raises(errors.StorageError) as refused:
+        open_store("s3://no-such-bucket").write("x", b"")
+    assert "no such bucket" in str(refused.value)
+    with pytest.raises(errors.InputError, match="no such bucket"):
+        find_parquet("s3://no-such-bucket/a/")
