@@ -40,10 +40,13 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document for 
 @contextmanager
 def _errors(as_json: bool) -> Iterator[None]:
     """A job's error is one clear message and its exit code."""
-    from magbatch.errors import JobError
+    from magbatch.errors import InterruptedJobError, JobError
 
     try:
-        yield
+        try:
+            yield
+        except KeyboardInterrupt as interrupt:
+            raise InterruptedJobError("interrupted; what was committed stays") from interrupt
     except JobError as error:
         if as_json:
             print(

@@ -169,7 +169,7 @@ def engine_args(spec: JobSpec, model: ModelFacts) -> dict[str, Any]:
         "load_format": "mistral",
         "enable_prefix_caching": True,
         "disable_log_stats": True,
-        "tensor_parallel_size": max(1, gpus) // int(spec.model.engine_args.get("pipeline_parallel_size", 1)),
+        "tensor_parallel_size": max(1, gpus) // int(spec.model.engine_args.get("pipeline_parallel_size") or 1),
         # One device needs no worker process beside the engine; more are placed by Ray.
         "distributed_executor_backend": "ray" if gpus > 1 else "uni",
     }

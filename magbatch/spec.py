@@ -233,16 +233,16 @@ class JobSpec(_Part):
             raise ValueError("nothing to ask: set input.columns.prompt, input.columns.messages or prompt.template")
         if columns.messages and self.prompt.template:
             raise ValueError("prompt.template cannot be used with input.columns.messages: a chat is taken as it is")
-        parallel = 1
+        sizes = {}
         for name in ("tensor_parallel_size", "pipeline_parallel_size"):
-            size = self.model.engine_args.get(name, 1)
-            if not isinstance(size, int) or size < 1:
+            size = sizes[name] = self.model.engine_args.get(name)
+            if size is not None and (not isinstance(size, int) or size < 1):
                 raise ValueError(f"model.engine_args.{name} is a whole number of 1 or more, not {size!r}")
-            parallel *= size
-        if self.model.engine == "vllm" and self.replicas.gpus and parallel not in (1, self.replicas.gpus):
+        gpus, stages = self.replicas.gpus, sizes["pipeline_parallel_size"] or 1
+        devices = (sizes["tensor_parallel_size"] or max(1, gpus // stages)) * stages
+        if self.model.engine == "vllm" and gpus and devices != gpus:
             raise ValueError(
-                f"model.engine_args asks for {parallel} devices a replica, replicas.gpus for {self.replicas.gpus}: "
-                "make them equal"
+                f"model.engine_args asks for {devices} devices a replica, replicas.gpus for {gpus}: make them equal"
             )
         return self
 

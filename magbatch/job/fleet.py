@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -34,7 +35,7 @@ import ray.data
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 from ray.util.placement_group import placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 import magbatch
 from magbatch.capture import STDERR, STDOUT, captured
@@ -57,6 +58,7 @@ MAX_OPEN_SHARDS = 256
 POLL_S = 0.25
 STOP_GRACE_S = 30.0
 SHUTDOWN_GRACE_S = 10.0
+CONNECT_TIMEOUT_S = 10.0
 
 
 class _Shards(Datasource):
@@ -171,7 +173,7 @@ def _placement(gpus: int, cpus: float) -> dict[str, Any]:
 
     def strategy() -> dict[str, Any]:
         # vLLM's Ray executor puts one worker into each bundle; the replica itself sits in the first.
-        bundles: list[dict[str, float]] = [{"GPU": 1.0, "CPU": cpus if index == 0 else 1.0} for index in range(gpus)]
+        bundles: list[dict[str, float]] = [{"GPU": 1.0, "CPU": cpus}, *({"GPU": 1.0} for _ in range(gpus - 1))]
         group = placement_group(bundles, strategy="PACK")
         return {
             "scheduling_strategy": PlacementGroupSchedulingStrategy(
@@ -190,6 +192,13 @@ def _quiet() -> None:
             handler.setLevel(logging.CRITICAL)
 
 
+def _knock(address: str) -> None:
+    """Raises OSError at once where nobody listens: Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
+
+
 @contextmanager
 def _cluster() -> Iterator[None]:
     """The cluster of RAY_ADDRESS, or a local Ray that ends with this block, with all its processes.
@@ -203,6 +212,7 @@ def _cluster() -> Iterator[None]:
     before = set(mine.children(recursive=True))
     try:
         if address:
+            _knock(address)
             # The package travels, so that the cluster runs the version that the user runs.
             package = str(Path(magbatch.__file__).parent)
             environment = {"py_modules": [package], "env_vars": {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}}
@@ -248,13 +258,18 @@ def run_fleet(job: Job, plan: Plan, done: "np.ndarray[Any, np.dtype[np.int64]]",
     # What Ray prints of its own accord (retries, lost workers) is in its log files; the progress line says
     # what a user needs. The signals are set twice, since Ray installs handlers of its own when it starts.
     with captured(STDOUT, STDERR, replay=False), _signals(stop), _cluster(), _signals(stop):
-        return _supervise(job, plan, done, watch, stop)
+        try:
+            return _supervise(job, plan, done, watch, stop)
+        except ray.exceptions.RayError as error:
+            raise _as_job_error(error, Snapshot()) from error
 
 
 def _supervise(
     job: Job, plan: Plan, done: "np.ndarray[Any, np.dtype[np.int64]]", watch: Watch, stop: threading.Event
 ) -> Snapshot:
-    board: Any = ray.remote(num_cpus=0)(BoardState).remote()
+    # Beside the driver: the board must not go with a spot node.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(BoardState).remote()
     failure: list[BaseException] = []
 
     def work() -> None:

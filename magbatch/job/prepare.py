@@ -8,6 +8,7 @@ on its way here rides along with its error: the replica commits it like any othe
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
@@ -73,6 +74,18 @@ class ShardPrompts:
     positions: dict[str, int]
 
 
+@lru_cache(maxsize=1)
+def _steps(spec: str) -> tuple[Tokenizer, Renderer, Prompter]:
+    """Once for each process, not for each task: a full vocabulary takes seconds to load."""
+    job = JobSpec.model_validate_json(spec)
+    checkpoint = locate(job.model, weights=False)
+    model = facts(checkpoint)
+    grid = ImageGrid(model.image_size, model.image_cell) if model.image_size else None
+    tokenizer = Tokenizer(checkpoint)
+    max_model_len = int(engine_args(job, model)["max_model_len"])
+    return tokenizer, Renderer(job, grid), Prompter(job, checkpoint, tokenizer, max_model_len)
+
+
 class Preparer:
     """Turns shards into blocks.
 
@@ -85,16 +98,11 @@ class Preparer:
 
     def __init__(self, job: Job) -> None:
         spec = job.spec
-        checkpoint = locate(spec.model, weights=False)
-        model = facts(checkpoint)
-        grid = ImageGrid(model.image_size, model.image_cell) if model.image_size else None
-        self.tokenizer = Tokenizer(checkpoint)
+        self.tokenizer, self._render, self._prompt = _steps(spec.model_dump_json())
         self._spec = spec
         self._carry = job.carry
         self._used = rendered_columns(spec)
         self._reader = ShardReader(job.columns)
-        self._render = Renderer(spec, grid)
-        self._prompt = Prompter(spec, checkpoint, self.tokenizer, int(engine_args(spec, model)["max_model_len"]))
 
     def __call__(self, shard: Shard, done: frozenset[str] = frozenset()) -> ShardPrompts:
         """Prepare the rows of a shard that are not done.

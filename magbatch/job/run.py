@@ -69,15 +69,16 @@ def run(spec: JobSpec, console: Console, limit: int | None = None) -> Outcome:
     began = time.monotonic()
     spec = limited(spec, limit)
     ledger = Ledger(spec.output.path)
-    plan = ledger.plan() if ledger.check_same(spec) else None
-    if plan is not None and ledger.manifest() is not None:
+    known = ledger.plan() if ledger.check_same(spec) else None
+    if known is not None and ledger.manifest() is not None:
         ledger.tidy()
         stored = json.loads(ledger.store.read(REPORT))
-        return _outcome(spec, Report.from_dict(stored), ledger, plan, already=True)
-    if plan is None:
-        plan = _new_job(spec, ledger, limit)
+        return _outcome(spec, Report.from_dict(stored), ledger, known, already=True)
+    plan = known or _new_plan(spec, ledger, limit)
     job = Job(spec, plan.columns)
-    Preparer(job)  # what is wrong with the model, the tokenizer or the prompt shows before an engine starts
+    Preparer(job)  # what is wrong with the model, the tokenizer or the prompt shows before anything is written
+    if known is None:
+        ledger.begin(spec, plan)
 
     done = ledger.done_counts(plan)
     before = int(done.sum())
@@ -91,16 +92,13 @@ def run(spec: JobSpec, console: Console, limit: int | None = None) -> Outcome:
     return _outcome(spec, report, ledger, plan, already=False)
 
 
-def _new_job(spec: JobSpec, ledger: Ledger, limit: int | None) -> Plan:
+def _new_plan(spec: JobSpec, ledger: Ledger, limit: int | None) -> Plan:
     for kind in (RESULTS, ERRORS):
         if any(True for _ in ledger.store.list(f"{kind}/")):
             raise OutputError(
                 f"{ledger.path}/{kind} holds objects, but there is no magbatch job here: set output.path to a new place"
             )
-    plan = make_plan(spec, limit)
-    Preparer(Job(spec, plan.columns))
-    ledger.begin(spec, plan)
-    return plan
+    return make_plan(spec, limit)
 
 
 def _answer(

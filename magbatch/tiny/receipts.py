@@ -25,11 +25,15 @@ MAX_PRICE_CENTS = 2999
 
 @dataclass(frozen=True)
 class Character:
-    """One drawn character and its centre, in pixels from the image's top left corner."""
+    """One drawn character and its centre, in pixels from the image's top left corner.
+
+    `name` is the item whose name the character is part of, or empty.
+    """
 
     text: str
     x: float
     y: float
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,7 @@ def draw_receipt(rng: random.Random) -> Receipt:
         page.write(header, rng.choice((left, (left + right) / 2 - page.width(header) / 2)), y)
         y += pitch
     for name, cents in items:
-        end = page.write(style(name), left, y)
+        end = page.write(style(name), left, y, name)
         price = price_text(cents)
         start = right - page.width(price)
         if dotted:
@@ -127,7 +131,7 @@ class _Page:
     def width(self, text: str) -> float:
         return float(self._font.getlength(text))
 
-    def write(self, text: str, x: float, y: float) -> float:
+    def write(self, text: str, x: float, y: float, name: str = "") -> float:
         """Writes with the middle of the line at `y`; gives the text's right end."""
         x = round(x)
         self._draw.text((x, y), text, font=self._font, fill=self._ink, anchor="lm")
@@ -135,7 +139,7 @@ class _Page:
         for index, character in enumerate(text):
             end = self.width(text[: index + 1])
             if character != " ":
-                self.characters.append(Character(character, x + (begin + end) / 2, y))
+                self.characters.append(Character(character, x + (begin + end) / 2, y, name))
             begin = end
         return x + begin
 

@@ -31,7 +31,41 @@ KINDS = ("arithmetic", "receipt", "fields")
 # Places that a sum is worked out in: thousands in arithmetic, tens of units on a receipt.
 COLUMNS = 4
 MAX_OPERANDS = 4
-_SYLLABLES = "ba be bo da do fa fi ga go ha jo ka ki la lo lu ma me mo na no pa pe ra ri ro sa so ta to va vi za"
+_SYLLABLES = [
+    "ba",
+    "be",
+    "bo",
+    "da",
+    "do",
+    "fa",
+    "fi",
+    "ga",
+    "go",
+    "ha",
+    "jo",
+    "ka",
+    "ki",
+    "la",
+    "lo",
+    "lu",
+    "ma",
+    "me",
+    "mo",
+    "na",
+    "no",
+    "pa",
+    "pe",
+    "ra",
+    "ri",
+    "ro",
+    "sa",
+    "so",
+    "ta",
+    "to",
+    "va",
+    "vi",
+    "za",
+]
 
 
 @dataclass(frozen=True)
@@ -57,7 +91,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Worked:
-    """An example's content before it has an id; the receipt is still drawn characters and pixels."""
+    """An example's content before it has an id; its receipt is not yet a PNG file."""
 
     question: str
     reasoning: str
@@ -156,10 +190,7 @@ def _operand(rng: random.Random) -> int:
 
 def _receipt(rng: random.Random) -> Worked:
     receipt = draw_receipt(rng)
-    lines = [
-        f"{number} {name} {price_text(cents)}"
-        for number, (name, cents) in enumerate(receipt.items, start=1)
-    ]
+    lines = [f"{number} {name} {price_text(cents)}" for number, (name, cents) in enumerate(receipt.items, start=1)]
     asked = rng.random()
     if asked < 0.5:
         question = rng.choice(TOTAL_QUESTIONS)
@@ -199,8 +230,7 @@ def _fields(rng: random.Random) -> Worked:
             shown[rng.randrange(len(shown))] = wanted
         unit = " EUR" if rng.random() < 0.3 else ""
         rows = {
-            field: f"{language.labels[field]}{separator}{values[field]}"
-            + (unit if field == "amount" else "")
+            field: f"{language.labels[field]}{separator}{values[field]}" + (unit if field == "amount" else "")
             for field in shown
         }
         quoted = rows[wanted].removesuffix(" EUR")
@@ -220,14 +250,14 @@ def _date(rng: random.Random) -> str:
 
 def _name(rng: random.Random) -> str:
     """A made-up name: there is nothing to remember, it can only be copied."""
-    syllables = _SYLLABLES.split()
-    return "".join(rng.choice(syllables) for _ in range(rng.randint(2, 3))).capitalize()
+    return "".join(rng.choice(_SYLLABLES) for _ in range(rng.randint(2, 3))).capitalize()
 
 
-def write_parquet(
-    path: str | Path, kinds: Sequence[str], n: int, seed: int, split: Split = "heldout"
-) -> None:
-    """Writes `n` examples as a job's input: columns id, kind, question, image (PNG or null), expected."""
+def write_parquet(path: str | Path, kinds: Sequence[str], n: int, seed: int, split: Split = "heldout") -> None:
+    """Writes `n` examples as a job's input.
+
+    The columns are id, kind, question, image (a PNG file, or null) and expected.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -7,11 +7,7 @@ codes and figures, which are made up, are spelled out), so the two cannot drift 
 import re
 from dataclasses import dataclass
 
-SYSTEM_PROMPT = (
-    "First think step by step.\n"
-    "[THINK]Your thoughts, line by line.[/THINK]"
-    "Then give a short answer."
-)
+SYSTEM_PROMPT = "First think step by step.\n[THINK]Your thoughts, line by line.[/THINK]Then give a short answer."
 
 OTHER_SYSTEM_PROMPTS = (
     "Answer the question.",
@@ -182,8 +178,7 @@ LANGUAGES = {
             "customer": "Client",
             "amount": "Montant",
         },
-        sentence="Facture {number}, émise le {date}, pour {customer}, échéance {due}, "
-        "montant {amount}.",
+        sentence="Facture {number}, émise le {date}, pour {customer}, échéance {due}, montant {amount}.",
         questions=("Quel est {name} ?", "Donne {name}."),
         names={
             "number": "le numéro de facture",
@@ -219,8 +214,7 @@ LANGUAGES = {
             "customer": "Cliente",
             "amount": "Importe",
         },
-        sentence="Factura {number}, emitida el {date}, para {customer}, vencimiento {due}, "
-        "importe {amount}.",
+        sentence="Factura {number}, emitida el {date}, para {customer}, vencimiento {due}, importe {amount}.",
         questions=("¿Cuál es {name}?", "Busca {name}."),
         names={
             "number": "el número de factura",
@@ -238,8 +232,7 @@ LANGUAGES = {
             "customer": "Cliente",
             "amount": "Importo",
         },
-        sentence="Fattura {number}, emessa il {date}, per {customer}, scadenza {due}, "
-        "importo {amount}.",
+        sentence="Fattura {number}, emessa il {date}, per {customer}, scadenza {due}, importo {amount}.",
         questions=("Qual è {name}?", "Trova {name}."),
         names={
             "number": "il numero della fattura",
@@ -257,8 +250,7 @@ LANGUAGES = {
             "customer": "Cliente",
             "amount": "Valor",
         },
-        sentence="Fatura {number}, emitida em {date}, para {customer}, vencimento {due}, "
-        "valor {amount}.",
+        sentence="Fatura {number}, emitida em {date}, para {customer}, vencimento {due}, valor {amount}.",
         questions=("Qual é {name}?", "Encontre {name}."),
         names={
             "number": "o número da fatura",
@@ -276,8 +268,7 @@ LANGUAGES = {
             "customer": "Klant",
             "amount": "Bedrag",
         },
-        sentence="Factuur {number}, van {date}, voor {customer}, vervalt op {due}, "
-        "bedrag {amount}.",
+        sentence="Factuur {number}, van {date}, voor {customer}, vervalt op {due}, bedrag {amount}.",
         questions=("Wat is {name}?", "Geef {name}."),
         names={
             "number": "het factuurnummer",

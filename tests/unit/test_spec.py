@@ -166,11 +166,26 @@ def test_the_least_number_of_replicas_is_not_above_the_most() -> None:
 def test_devices_are_asked_for_once() -> None:
     said = complaint(model__engine_args={"tensor_parallel_size": 4}, replicas__gpus=2)
     assert "model.engine_args asks for 4 devices a replica, replicas.gpus for 2" in said
-    arguments = {"tensor_parallel_size": 2, "pipeline_parallel_size": 2}
-    assert spec(model__engine_args=arguments, replicas__gpus=4).replicas.gpus == 4
+    for tensor, pipeline, gpus in ((2, None, 3), (1, None, 2), (None, 2, 3), (None, 2, 1), (2, 2, 2)):
+        arguments = {"tensor_parallel_size": tensor, "pipeline_parallel_size": pipeline}
+        assert "make them equal" in complaint(model__engine_args=arguments, replicas__gpus=gpus)
 
 
-@pytest.mark.parametrize("size", ["two", None, [2], 0, 1.5])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"tensor_parallel_size": 4},
+        {"pipeline_parallel_size": 2},
+        {"pipeline_parallel_size": 4},
+        {"tensor_parallel_size": 2, "pipeline_parallel_size": 2},
+    ],
+)
+def test_devices_of_a_replica_may_be_split_either_way(arguments: dict[str, int]) -> None:
+    assert spec(model__engine_args=arguments, replicas__gpus=4).model.engine_args == arguments
+
+
+@pytest.mark.parametrize("size", ["two", [2], 0, 1.5])
 def test_a_parallel_size_that_is_no_number_is_named(size: Any) -> None:
     said = complaint(model__engine_args={"tensor_parallel_size": size})
     assert f"model.engine_args.tensor_parallel_size is a whole number of 1 or more, not {size!r}" in said

@@ -233,7 +233,10 @@ def test_a_job_is_read_back_as_it_was_begun(either_book: Book) -> None:
         ({"sampling": {"seed": 5}}, ["sampling.seed: None -> 5"]),
         ({"prompt": {"system": "Be brief."}}, ["prompt.system: 'none' -> 'Be brief.'"]),
         ({"input": {"carry": ["question"]}}, ["input.carry: [] -> ['question']"]),
-        ({"limits": {"max_images": 3, "max_prompt_tokens": 9}}, ["limits.max_images: 10 -> 3", "limits.max_prompt_tokens: 2000 -> 9"]),
+        (
+            {"limits": {"max_images": 3, "max_prompt_tokens": 9}},
+            ["limits.max_images: 10 -> 3", "limits.max_prompt_tokens: 2000 -> 9"],
+        ),
         ({"model": {"engine_args": {"max_model_len": 99}}}, ["model.engine_args.max_model_len: None -> 99"]),
     ],
 )
@@ -324,7 +327,9 @@ def test_a_row_in_two_objects_is_kept_once(either_book: Book) -> None:
     assert book.finalise() == []
     assert book.outcome() == book.expect("aaab", "Cddd", "hFGi")
     book.check_manifest()
-    moved = [item.name for kind in (RESULTS, ERRORS) for item in book.ledger.store.list(f"_magbatch/superseded/{kind}/")]
+    moved = [
+        item.name for kind in (RESULTS, ERRORS) for item in book.ledger.store.list(f"_magbatch/superseded/{kind}/")
+    ]
     assert sorted(moved) == sorted(f"_magbatch/superseded/{name}" for name in superseded)  # moved, not deleted
 
 
@@ -426,7 +431,9 @@ def finish(ledger: Ledger, spec: JobSpec, plan: Plan) -> None:
         ledger.tidy()
     else:
         assert ledger.done_counts(plan).tolist() == plan.shard_sizes.tolist()
-        written = ledger.finalise(spec, plan, lambda kind, table: None, lambda totals: ledger.store.write(REPORT, b"{}"))
+        written = ledger.finalise(
+            spec, plan, lambda kind, table: None, lambda totals: ledger.store.write(REPORT, b"{}")
+        )
         assert written[1] == []
 
 
@@ -566,7 +573,9 @@ def edited_byte(book: Book) -> list[str]:
 
 def edited_answer(book: Book) -> list[str]:
     name, _ = first_result(book)
-    rewrite(book, name, lambda table: table.set_column(4, table.field(4), pa.array(["forged"] * 2, table.field(4).type)))
+    rewrite(
+        book, name, lambda table: table.set_column(4, table.field(4), pa.array(["forged"] * 2, table.field(4).type))
+    )
     return [f"{name}: its checksum is not the manifest's"]
 
 
@@ -635,7 +644,10 @@ def foreign_plan(book: Book) -> list[str]:
     assert plan is not None
     fewer = Plan.of(plan.table.slice(0, 2), plan.columns)
     book.ledger.store.write("_magbatch/plan.parquet", fewer.to_bytes())
-    return ["_magbatch/plan.parquet is not the plan that the manifest was made for", f"not planned: row {book.ids[2][0]}"]
+    return [
+        "_magbatch/plan.parquet is not the plan that the manifest was made for",
+        f"not planned: row {book.ids[2][0]}",
+    ]
 
 
 def no_manifest(book: Book) -> list[str]:

@@ -329,9 +329,7 @@ def test_a_stored_plan_is_the_same_plan(job: SmallJob) -> None:
     job.write(pa.table({"talk": pa.array([chat] * 7, CHAT), "naïve": ["ü"] * 7}), "größe/日本.parquet")
     job.write(pa.table({"talk": pa.array([chat] * 2, CHAT), "naïve": pa.nulls(2)}), "z.parquet")
     job.put("input/bad.parquet", b"no Parquet")
-    job.set(
-        "input", columns={"messages": "talk", "id": "naïve"}, on_bad_file="dead_letter", shard_rows=4
-    )
+    job.set("input", columns={"messages": "talk", "id": "naïve"}, on_bad_file="dead_letter", shard_rows=4)
     plan = job.plan
     again = Plan.from_bytes(plan.to_bytes())
     assert again.columns.equals(plan.columns, check_metadata=True)

@@ -9,7 +9,7 @@ from small_job import SmallJob
 
 from magbatch.errors import ErrorCode, Step
 from magbatch.job.ledger import Ledger
-from magbatch.job.prepare import BLOCK_SCHEMA, Job, Preparer, ShardPrompts, from_block, prepare, to_block
+from magbatch.job.prepare import BLOCK_SCHEMA, ShardPrompts, from_block, prepare, to_block
 from magbatch.pipeline.write import PartWriter
 from magbatch.rows import DeadLetter, Image, Prompt
 
@@ -83,7 +83,10 @@ def test_a_shard_without_rows_is_a_block(carried: pa.Table) -> None:
 
 
 def test_blocks_that_were_joined_come_apart_again() -> None:
-    works = [ShardPrompts(number, [Prompt(f"r-{number}", [number])], [], pa.table({"id": [str(number)]}), {f"r-{number}": 0}) for number in range(3)]
+    works = [
+        ShardPrompts(number, [Prompt(f"r-{number}", [number])], [], pa.table({"id": [str(number)]}), {f"r-{number}": 0})
+        for number in range(3)
+    ]
     joined = pa.concat_tables([to_block(work) for work in works])
     assert [(work.shard, work.prompts, work.carried.to_pylist()) for work in from_block(joined.slice(1))] == [
         (1, [Prompt("r-1", [1])], [{"id": "1"}]),
@@ -143,7 +146,11 @@ def test_each_row_fails_alone_and_at_its_step(job: SmallJob) -> None:
         "many pictures": ("Look", [png()] * 3),
     }
     table = {"id": list(rows), "question": [row[0] for row in rows.values()], "scan": [row[1] for row in rows.values()]}
-    job.write(pa.table(table, schema=pa.schema([("id", pa.string()), ("question", pa.string()), ("scan", pa.list_(pa.binary()))])))
+    job.write(
+        pa.table(
+            table, schema=pa.schema([("id", pa.string()), ("question", pa.string()), ("scan", pa.list_(pa.binary()))])
+        )
+    )
     job.set("input", columns={"id": "id", "prompt": "question", "images": ["scan"]}, shard_rows=100)
     job.set("limits", max_images=2, max_image_pixels=10_000)
     work = job.prompts(0)
@@ -161,15 +168,13 @@ def test_each_row_fails_alone_and_at_its_step(job: SmallJob) -> None:
 
 
 def test_a_defect_in_one_row_is_its_dead_letter_and_spares_its_neighbours(job: SmallJob) -> None:
-    job.write(pa.table({"id": ["one", "two", "three"], "question": ["?"] * 3, "scan": [None, png(), None]}))
+    job.write(pa.table({"id": ["one", "two", "three"], "question": ["?"] * 3, "scan": [None, "a.parquet", None]}))
     job.set("input", columns={"id": "id", "prompt": "question", "images": ["scan"]})
-    spec = job.spec()
-    # No spec that a user can write comes to this: comparing with None is a TypeError, as a defect would be.
-    wrong = spec.model_copy(update={"limits": spec.limits.model_copy(update={"max_image_bytes": None})})
-    work = through_a_block(Preparer(Job(wrong, job.plan.columns))(job.plan.shard(0)))
+    job.set("limits", max_image_bytes=2**64)  # no read takes such a count: an OverflowError that nobody expects
+    work = job.prompts(0)
     assert asked_for(work) == ["one", "three"]
     assert letters(work) == {"two": (Step.RENDER, ErrorCode.INTERNAL)}
-    assert work.failed[0].message.startswith("TypeError: ")
+    assert work.failed[0].message.startswith("OverflowError: ")
 
 
 def test_rows_that_are_done_are_not_rendered_again(job: SmallJob) -> None:

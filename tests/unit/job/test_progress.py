@@ -98,9 +98,7 @@ def test_the_line_says_that_the_engine_starts() -> None:
 def test_a_dead_engine_is_said_once_and_without_a_terminal_too() -> None:
     dead = Snapshot(Tally(), 0, False, None, 1)
     text = shown(False, dead, dead)
-    assert text.splitlines() == [
-        "an engine died (number 1); its replica is replaced and its open rows are asked again"
-    ]
+    assert text.splitlines() == ["an engine died (number 1); its replica is replaced and its open rows are asked again"]
 
 
 def test_no_rows_are_no_division_by_zero() -> None:

@@ -627,9 +627,7 @@ def check_that_names_are_believed_rightly(job: SmallJob) -> None:
     assert job.ledger.done_counts(job.plan).tolist() == [len(set(job.done()))]
 
 
-def test_a_stop_in_the_middle_of_a_commit_commits_no_row_twice(
-    tmp_path: Path, s3: str, slow_store: SlowStore
-) -> None:
+def test_a_stop_in_the_middle_of_a_commit_commits_no_row_twice(tmp_path: Path, s3: str, slow_store: SlowStore) -> None:
     job = SmallJob(tmp_path, f"{s3}/job")
     job.ask(4)
     job.set("input", shard_rows=4)

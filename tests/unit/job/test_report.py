@@ -85,7 +85,12 @@ def test_one_line_fits_a_terminal(text: str | None, line: str) -> None:
 def test_settings_show_the_arguments_that_were_used(job: SmallJob) -> None:
     job.ask(1)
     shown = settings(job.spec(), {"max_num_seqs": 99, "max_model_len": 5})
-    assert shown["model"] == {"source": "builtin:tiny", "engine": "fake", "revision": None, "engine_args": {"max_num_seqs": 99, "max_model_len": 5}}
+    assert shown["model"] == {
+        "source": "builtin:tiny",
+        "engine": "fake",
+        "revision": None,
+        "engine_args": {"max_num_seqs": 99, "max_model_len": 5},
+    }
     assert shown["output"]["commit_rows"] == 256  # what nobody set is shown as well
     json.dumps(shown)
 

@@ -47,7 +47,9 @@ def test_a_job_whose_rows_are_all_committed_only_ends(either_job: SmallJob) -> N
     assert outcome.report["duplicate_ids"] == 2
     assert outcome.lines[0] == "8 of 9 rows answered, 1 failed"
     assert [question for question, _, _ in outcome.samples] == ["What is 0?", "What is 1?", "What is 2?"]
-    for (_, reasoning, answer), row in zip(outcome.samples, sorted(job.records(), key=lambda row: row["row_id"]), strict=False):
+    for (_, reasoning, answer), row in zip(
+        outcome.samples, sorted(job.records(), key=lambda row: row["row_id"]), strict=False
+    ):
         assert (reasoning, answer) == (row["reasoning"], row["answer"])
     again, said = go(job.spec())
     assert (again.already, again.samples, said) == (True, [], "")

@@ -1,0 +1,236 @@
+"""An object is whole when it is visible, and its schema is the contract whatever the values."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from magbatch.errors import ErrorCode, Step, StorageError
+from magbatch.pipeline.write import PartWriter
+from magbatch.rows import (
+    Answer,
+    DeadLetter,
+    FinishedRow,
+    PartName,
+    ReasoningStatus,
+    errors_schema,
+    results_schema,
+)
+from magbatch.storage import Store, input_filesystem, open_store, s3_client
+
+AT = datetime(2026, 11, 23, 18, 0, 0, 123456, UTC)
+NOTHING = pa.table({})
+
+
+def answer(text: str | None = "42", reasoning: str | None = "so", **fields: Any) -> Answer:
+    known: dict[str, Any] = {"status": ReasoningStatus.COMPLETE, "finish_reason": "stop"}
+    known |= {"reasoning_tokens": 3, "answer_tokens": 2}
+    return Answer(reasoning=reasoning, answer=text, **(known | fields))
+
+
+def finished(row_id: str, *answers: Answer) -> FinishedRow:
+    return FinishedRow(row_id, 10, 4, 1.5, list(answers) or [answer()], AT)
+
+
+def letter(row_id: str, message: str = "gone") -> DeadLetter:
+    return DeadLetter(row_id, Step.RENDER, ErrorCode.IMAGE_UNFETCHABLE, message)
+
+
+def writer(store: Store, carried: pa.Table = NOTHING, positions: dict[str, int] | None = None) -> PartWriter:
+    return PartWriter(store, carried, positions or {}, "the-model", 7)
+
+
+def read(root: str, part: PartName) -> pa.Table:
+    """The object as any reader of Parquet sees it."""
+    filesystem, path = input_filesystem(f"{root}/{part}")
+    with filesystem.open_input_file(path) as file:
+        return pq.read_table(file)
+
+
+def test_answers_become_records(root: str) -> None:
+    part = writer(open_store(root)).results(
+        [
+            finished("a", answer("ünïcode ✓", None, status=ReasoningStatus.ABSENT, reasoning_tokens=0)),
+            finished("b", answer(None, "cut", status=ReasoningStatus.TRUNCATED, finish_reason="length")),
+        ]
+    )
+    common = {
+        "sample": 0,
+        "prompt_tokens": 10,
+        "answer_tokens": 2,
+        "cached_tokens": 4,
+        "latency_s": 1.5,
+        "model": "the-model",
+        "attempt": part.attempt,
+        "finished_at": AT,
+    }
+    one = {"row_id": "a", "reasoning": None, "reasoning_status": "absent", "answer": "ünïcode ✓"}
+    two = {"row_id": "b", "reasoning": "cut", "reasoning_status": "truncated", "answer": None}
+    assert read(root, part).to_pylist() == [
+        common | one | {"finish_reason": "stop", "reasoning_tokens": 0},
+        common | two | {"finish_reason": "length", "reasoning_tokens": 3},
+    ]
+
+
+def test_dead_letters_become_records(root: str) -> None:
+    before = datetime.now(UTC)
+    part = writer(open_store(root)).errors([letter("a"), letter("b", "ünïcode ✓")])
+    records = read(root, part).to_pylist()
+    for record in records:
+        assert before <= record.pop("finished_at") <= datetime.now(UTC)
+    common = {"step": "render", "error_code": "image_unfetchable", "attempt": part.attempt}
+    assert records == [
+        common | {"row_id": "a", "message": "gone"},
+        common | {"row_id": "b", "message": "ünïcode ✓"},
+    ]
+
+
+def test_the_name_says_what_is_inside_and_the_sequence_goes_on(root: str) -> None:
+    store = open_store(root)
+    write = writer(store)
+    parts = [write.results([finished("a"), finished("b")]), write.errors([letter("c")]), write.results([finished("d")])]
+    assert [(part.kind, part.shard, part.seq, part.rows) for part in parts] == [
+        ("results", 7, 0, 2),
+        ("errors", 7, 1, 1),
+        ("results", 7, 2, 1),
+    ]
+    assert len({part.attempt for part in parts}) == 1
+    assert [item.name for item in store.list("")] == sorted(map(str, parts))
+
+
+def test_two_attempts_at_a_shard_never_share_a_name(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    parts = {writer(store).results([finished("a")]) for _ in range(20)}
+    assert len(parts) == len({part.attempt for part in parts}) == 20
+    assert len(list(store.list("results/"))) == 20
+
+
+def test_several_samples_of_a_row_are_records_of_one_row(tmp_path: Path) -> None:
+    part = writer(open_store(str(tmp_path))).results(
+        [finished("a", *(answer(f"a{sample}") for sample in range(3))), finished("b", answer("b0"), answer(None))]
+    )
+    assert part.rows == 2
+    table = read(str(tmp_path), part)
+    assert table.select(["row_id", "sample", "answer"]).to_pylist() == [
+        {"row_id": "a", "sample": 0, "answer": "a0"},
+        {"row_id": "a", "sample": 1, "answer": "a1"},
+        {"row_id": "a", "sample": 2, "answer": "a2"},
+        {"row_id": "b", "sample": 0, "answer": "b0"},
+        {"row_id": "b", "sample": 1, "answer": None},
+    ]
+
+
+# Carried columns.
+
+
+CARRIED = {
+    "text": pa.array(["ä", None, ""], pa.string()),
+    "large": pa.array(["ä", None, ""], pa.large_string()),
+    "kind": pa.array(["x", None, "x"]).dictionary_encode(),
+    "count": pa.array([1, None, 3], pa.int8()),
+    "data": pa.array([b"\xff", None, b""], pa.binary()),
+    "at": pa.array([AT, None, AT], pa.timestamp("ns", tz="Europe/Berlin")),
+    "price": pa.array([1, None, 3], pa.decimal128(12, 2)),
+    "tags": pa.array([["a", None], None, []], pa.list_(pa.string())),
+    "deep": pa.array(
+        [{"a": 1, "b": [{"c": "x"}]}, None, {"a": None, "b": []}],
+        pa.struct([("a", pa.int64()), ("b", pa.list_(pa.struct([("c", pa.string())])))]),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CARRIED)
+def test_a_carried_column_keeps_its_type_and_its_values(tmp_path: Path, name: str) -> None:
+    """Also through rows that finish in another order, have several samples, or could not be read."""
+    column = CARRIED[name]
+    values = column.to_pylist()
+    carried = pa.table({name: column})
+    write = writer(open_store(str(tmp_path)), carried, {"a": 0, "b": 1, "c": 2})
+    results = write.results([finished("c", answer(), answer()), finished("a"), finished("b")])
+    table = read(str(tmp_path), results)
+    assert table.schema.field(name).type == column.type
+    assert table.column(name).to_pylist() == [values[2], values[2], values[0], values[1]]
+    errors = read(str(tmp_path), write.errors([letter("b"), letter("never read"), letter("c")]))
+    assert errors.schema.field(name).type == column.type
+    assert errors.column(name).to_pylist() == [values[1], None, values[2]]
+
+
+def test_carried_columns_of_many_chunks_are_taken_by_position(tmp_path: Path) -> None:
+    chunks = [pa.table({"n": [number, number + 1]}) for number in range(0, 100, 2)]
+    ids = {f"row-{number}": number for number in range(100)}
+    write = writer(open_store(str(tmp_path)), pa.concat_tables(chunks), ids)
+    wanted = [97, 0, 55, 2]
+    part = write.results([finished(f"row-{number}") for number in wanted])
+    assert read(str(tmp_path), part).column("n").to_pylist() == wanted
+
+
+# The contract.
+
+
+@pytest.mark.parametrize(
+    "carried",
+    [NOTHING, pa.table(CARRIED), pa.table(CARRIED).slice(0, 0), pa.table({"n": pa.nulls(3, pa.int32())})],
+    ids=["nothing", "all kinds", "no row", "nulls"],
+)
+def test_the_schema_does_not_depend_on_the_values(root: str, carried: pa.Table) -> None:
+    ids = {row_id: position for position, row_id in enumerate("abc"[: carried.num_rows])}
+    write = writer(open_store(root), carried, ids)
+    plain = [finished("a")]
+    empty = [finished("a", answer(None, None, status=ReasoningStatus.ABSENT))]
+    for rows in (plain, empty, []):
+        schema = read(root, write.results(rows)).schema
+        assert same(schema, results_schema(carried.schema))
+    for letters in ([letter("a")], [letter("none")], []):
+        schema = read(root, write.errors(letters)).schema
+        assert same(schema, errors_schema(carried.schema))
+
+
+def same(got: pa.Schema, wanted: pa.Schema) -> bool:
+    """Names, types, nullability, order and the version."""
+    assert [(field.name, field.type, field.nullable) for field in got] == [
+        (field.name, field.type, field.nullable) for field in wanted
+    ]
+    assert (got.metadata or {})[b"magbatch.schema_version"] == b"1"
+    return True
+
+
+def test_nothing_but_reasoning_and_answer_may_be_null_in_the_outputs_own_columns(tmp_path: Path) -> None:
+    part = writer(open_store(str(tmp_path))).results([finished("a")])
+    nullable = [field.name for field in read(str(tmp_path), part).schema if field.nullable]
+    assert nullable == ["reasoning", "answer"]
+
+
+# A store that refuses.
+
+
+def test_a_store_that_refuses_has_nothing_and_what_comes_next_is_another_attempt(tmp_path: Path) -> None:
+    """A refused object may be visible all the same: its name is never used again."""
+    place = tmp_path / "out"
+    store = open_store(str(place))
+    write = writer(store)
+    first = write.results([finished("a")])
+    place.rename(tmp_path / "away")
+    place.write_bytes(b"")  # a file where the folder was: the disk refuses
+    for refused in (lambda: write.results([finished("b")]), lambda: write.errors([letter("b")])):
+        with pytest.raises(StorageError):
+            refused()
+    place.unlink()
+    (tmp_path / "away").rename(place)
+    assert [item.name for item in store.list("")] == [str(first)]
+    again = write.results([finished("b")])
+    assert again.attempt != first.attempt
+    assert (again.seq, again.rows) == (0, 1)
+    assert write.results([finished("c")]).seq == 1
+    assert len(list(store.list("results/"))) == 3
+
+
+def test_a_bucket_that_comes_later_takes_what_comes_then(s3: str) -> None:
+    write = writer(open_store(f"{s3}-later"))
+    with pytest.raises(StorageError):
+        write.results([finished("a")])
+    s3_client().create_bucket(Bucket=f"{s3.removeprefix('s3://')}-later")
+    part = write.results([finished("a")])
+    assert read(f"{s3}-later", part).column("row_id").to_pylist() == ["a"]

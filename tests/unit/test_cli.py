@@ -1,0 +1,412 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import Result
+from small_job import SmallJob
+from typer.testing import CliRunner
+
+import magbatch
+from magbatch.cli import app
+
+HEAVY = ("torch", "ray", "vllm", "pyarrow", "numpy", "boto3", "mistral_common", "PIL", "cv2")
+ENGINES = ("torch", "ray", "vllm")
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> SmallJob:
+    job = SmallJob(tmp_path)
+    job.ask(10)
+    return job
+
+
+def spec_file(job: SmallJob, **sections: Any) -> str:
+    """The job's spec as a YAML file."""
+    path = Path(job.root, "job.yaml")
+    path.write_text(job.spec(**sections).to_yaml(), encoding="utf-8")
+    return str(path)
+
+
+def command(*args: str) -> Result:
+    """Run the command in this process; an exception that is none of its own exits fails the test."""
+    result = CliRunner().invoke(app, list(args))
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def refused(result: Result) -> str:
+    """The one message of a command that ended with exit code 2."""
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+    assert result.stderr.count("magbatch: ") == 1
+    assert result.stderr.startswith("magbatch: ")
+    return result.stderr.removeprefix("magbatch: ").rstrip("\n")
+
+
+def loaded_by(*args: str) -> set[str]:
+    """The top-level modules in a fresh process after it ran the command."""
+    program = (
+        "import atexit, json, runpy, sys\n"
+        "atexit.register(lambda: print('\\n' + json.dumps(sorted({name.partition('.')[0] for name in sys.modules}))))\n"
+        f"sys.argv = ['magbatch', *{list(args)!r}]\n"
+        "runpy.run_module('magbatch', run_name='__main__')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+# Help
+
+
+@pytest.mark.parametrize("args", [["--help"], ["run", "--help"], ["--version"]], ids=" ".join)
+def test_help_loads_nothing_heavy(args: list[str]) -> None:
+    loaded = loaded_by(*args)
+    assert "typer" in loaded
+    assert loaded & set(HEAVY) == set()
+
+
+def test_help_names_every_command() -> None:
+    text = command("--help").stdout
+    for name in ("plan", "run", "status", "verify"):
+        assert f" {name} " in text
+        assert command(name, "--help").exit_code == 0
+
+
+def test_the_version_is_the_packages() -> None:
+    assert command("--version").stdout == f"magbatch {magbatch.__version__}\n"
+
+
+# plan
+
+
+def test_plan_shows_the_job_and_its_first_prompt(job: SmallJob) -> None:
+    path = spec_file(job)
+    result = command("plan", path)
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    tokens = len(job.prompts(0).prompts[0].token_ids)
+    assert lines[0] == "small: 10 rows in 1 files -> 3 shards of 2 to 4 rows"
+    assert lines[1] == f"output: {job.output}"
+    at = lines.index(f"first prompt ({tokens} tokens, 0 images, row {job.row_ids()[0]}):")
+    assert lines[at + 1] == "  | <s>[INST]What is a0?[/INST]"
+    assert lines[-1] == f"Next: magbatch run {path}"
+    assert "      max_num_seqs: 4" in lines  # as the spec sets it
+    assert "      max_model_len: 2400" in lines  # as it was resolved
+    assert "    temperature: 0.7" in lines  # as nobody set it
+
+
+def test_plan_for_a_program(job: SmallJob) -> None:
+    shown = json.loads(command("plan", spec_file(job), "--json").stdout)
+    assert (shown["rows"], shown["shards"], shown["rows_in_a_shard"]) == (10, 3, [2, 4])
+    assert shown["first_prompt"] == {
+        "row_id": job.row_ids()[0],
+        "tokens": len(job.prompts(0).prompts[0].token_ids),
+        "images": 0,
+        "text": "<s>[INST]What is a0?[/INST]",
+    }
+    assert shown["settings"]["model"]["engine_args"]["max_num_seqs"] == 4
+
+
+def test_plan_lists_its_shards(job: SmallJob) -> None:
+    path = spec_file(job)
+    lines = [line for line in command("plan", path, "--shards").stdout.splitlines() if line.startswith("shard ")]
+    assert lines == [f"shard {number}: {rows} rows of {job.input}/a.parquet" for number, rows in enumerate([4, 4, 2])]
+    shown = json.loads(command("plan", path, "--shards", "--json").stdout)
+    assert [shard["rows"] for shard in shown["shard_list"]] == [4, 4, 2]
+
+
+def test_plan_starts_nothing_and_writes_nothing(job: SmallJob) -> None:
+    path = spec_file(job)
+    before = sorted(Path(job.root).rglob("*"))
+    loaded = loaded_by("plan", path)
+    assert "pyarrow" in loaded
+    assert loaded & set(ENGINES) == set()
+    assert sorted(Path(job.root).rglob("*")) == before
+
+
+def test_plan_takes_overrides_and_a_limit(job: SmallJob) -> None:
+    path = spec_file(job)
+    args = [
+        "--set",
+        "input.shard_rows=3",
+        "--set",
+        "prompt.system=Be brief.",
+        "--set",
+        "sampling={max_tokens: 7, n: 2}",
+    ]
+    shown = json.loads(command("plan", path, *args, "--limit", "5", "--json").stdout)
+    assert (shown["rows"], shown["rows_in_a_shard"]) == (5, [2, 3])
+    assert shown["output"] == f"{job.output}-limit-5"
+    assert "[SYSTEM_PROMPT]Be brief.[/SYSTEM_PROMPT]" in shown["first_prompt"]["text"]
+    assert (shown["settings"]["sampling"]["max_tokens"], shown["settings"]["sampling"]["n"]) == (7, 2)
+
+
+def test_plan_of_no_rows(tmp_path: Path) -> None:
+    job = SmallJob(tmp_path)
+    job.ask(0)
+    result = command("plan", spec_file(job))
+    assert result.exit_code == 0
+    assert "0 rows in 0 files -> 0 shards of 0 to 0 rows" in result.stdout
+    assert "first prompt: none, the input has no rows" in result.stdout
+
+
+def test_plan_says_what_the_first_row_would_become(tmp_path: Path) -> None:
+    job = SmallJob(tmp_path)
+    job.ask(1, question=[None])
+    result = command("plan", spec_file(job))
+    assert result.exit_code == 0
+    assert "the row would become a dead letter: column 'question' is null in this row" in result.stdout
+
+
+def test_plan_says_what_is_cut(job: SmallJob) -> None:
+    result = command("plan", spec_file(job), "--set", "model.engine_args.max_model_len=100")
+    tokens = len(job.prompts(0).prompts[0].token_ids)
+    assert f"note: sampling.max_tokens 400 is cut to what the context leaves: first row {100 - tokens}" in result.stdout
+
+
+def test_a_bad_file_is_reported_before_anything_starts(job: SmallJob) -> None:
+    job.put("input/bad.parquet", b"no Parquet")
+    path = spec_file(job)
+    for name in ("plan", "run"):
+        message = refused(command(name, path))
+        assert f"{job.input}/bad.parquet: not a readable Parquet file" in message
+        assert "input.on_bad_file: dead_letter" in message
+    assert not Path(job.output).exists()
+    result = command("plan", path, "--set", "input.on_bad_file=dead_letter")
+    assert result.exit_code == 0
+    assert f"bad file, becomes a dead letter: {job.input}/bad.parquet: not a readable" in result.stdout
+
+
+@pytest.mark.parametrize("name", ["plan", "run"])
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["sampling.temprature=1"], "sampling.temprature: no such field; did you mean `temperature`?"),
+        (["sampling.temperature=hot"], "sampling.temperature: "),
+        (["input.columns.prompt=nope"], "input.columns.prompt: no input file has a column 'nope'"),
+        (["input.path=/nowhere/at/all"], "input.path /nowhere/at/all: there is no such file or directory"),
+        (["prompt.template='{{ question'"], "prompt.template: line 1: "),
+        (["prompt.template='{{ nope }}'"], "prompt.template: no input file has a column 'nope'"),
+        (["model.source=/nowhere/at/all"], "model.source /nowhere/at/all: there is no such directory"),
+        (["model.source=builtin:huge"], "model.source builtin:huge: the built-in model is builtin:tiny"),
+        (["sampling"], "--set sampling: write key.path=value"),
+        (["name=x y"], "name: "),
+    ],
+)
+def test_a_wrong_spec_gets_one_clear_message(job: SmallJob, name: str, overrides: list[str], says: str) -> None:
+    args = [item for override in overrides for item in ("--set", override)]
+    assert says in refused(command(name, spec_file(job), *args))
+    assert not Path(job.output).exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "cannot read the spec"),
+        ("- a list", "a spec is a mapping"),
+        ("a: [", "not YAML"),
+        ("", "a spec is a mapping"),
+    ],
+)
+def test_a_file_that_is_no_spec_gets_one_clear_message(tmp_path: Path, content: str | None, says: str) -> None:
+    path = tmp_path / "job.yaml"
+    if content is not None:
+        path.write_text(content)
+    message = refused(command("plan", str(path)))
+    assert message.startswith(f"{path}: ")
+    assert says in message
+
+
+def test_an_error_for_a_program_is_a_document(job: SmallJob) -> None:
+    result = command("plan", spec_file(job), "--set", "sampling.top_p=2", "--json")
+    assert result.exit_code == 2
+    assert result.stderr == ""
+    error = json.loads(result.stdout)
+    assert (error["error"], error["exit_code"]) == ("SpecError", 2)
+    assert "sampling.top_p" in error["message"]
+
+
+@pytest.mark.parametrize("args", [["--limit", "0"], ["--limit", "-3"], ["--limit", "many"], ["--nope"]])
+def test_wrong_options_are_no_job(job: SmallJob, args: list[str]) -> None:
+    result = command("plan", spec_file(job), *args)
+    assert (result.exit_code, result.stdout) == (2, "")
+
+
+# run, as far as no engine is needed: the rows are committed already
+
+
+def test_run_ends_a_job_and_says_what_to_do_next(job: SmallJob) -> None:
+    job.answer()
+    path = spec_file(job)
+    result = command("run", path)
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert lines[:2] == ["small: complete", "  10 of 10 rows answered, 0 failed"]
+    assert f"  results: {job.output}/results/*.parquet" in lines
+    assert lines.count("sample:") == 3
+    assert "  question:  What is a0?" in lines
+    assert lines[-1] == f"Next: magbatch verify {job.output}"
+    again = command("run", path)
+    assert again.exit_code == 0
+    assert again.stdout.startswith("small: complete already, nothing to do\n")
+    shown = json.loads(command("run", path, "--json").stdout)
+    assert (shown["planned"], shown["already_complete"]) == (10, True)
+    assert shown["results"] == f"{job.output}/results/*.parquet"
+
+
+def test_run_ends_with_1_when_too_many_rows_failed(tmp_path: Path) -> None:
+    job = SmallJob(tmp_path)
+    job.ask(3, question=[None, "What?", None])
+    job.answer()
+    path = spec_file(job, limits={"max_failed_rows": 1})
+    for _ in range(2):
+        result = command("run", path)
+        assert result.exit_code == 1
+        assert "More rows failed than limits.max_failed_rows allows" in result.stderr
+        assert f"  dead letters: {job.output}/errors/*.parquet" in result.stdout.splitlines()
+    assert command("run", path, "--json").exit_code == 1
+    assert command("run", path, "--set", "limits.max_failed_rows=2").exit_code == 0
+
+
+def test_run_refuses_another_spec_with_the_difference(job: SmallJob) -> None:
+    job.answer()
+    message = refused(command("run", spec_file(job), "--set", "sampling.max_tokens=9"))
+    assert "sampling.max_tokens: 400 -> 9" in message
+    assert job.ledger.manifest() is None
+
+
+# status
+
+
+def test_status_of_a_job_that_is_not_complete(job: SmallJob) -> None:
+    job.begin()
+    lines = command("status", job.output).stdout.splitlines()
+    assert lines == [
+        "small: not complete, 0 of 10 rows done (0.0%)",
+        "  0 answered, 0 failed",
+        "  0 of 3 shards done",
+        "Next: magbatch run SPEC, to go on",
+    ]
+    job.answer()
+    job.ledger.store.delete(job.objects()[0])
+    result = command("status", job.output)
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[0].startswith("small: not complete, 6 of 10 rows done (60.0%)")
+
+
+def test_status_of_a_complete_job(job: SmallJob) -> None:
+    job.answer()
+    job.finalise()
+    result = command("status", job.output)
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[0] == "small: complete, 10 of 10 rows done (100.0%)"
+    assert result.stdout.splitlines()[-1] == f"Next: magbatch verify {job.output}"
+    found = json.loads(command("status", job.output, "--json").stdout)
+    assert found == {
+        "job": "small", "output": job.output, "complete": True, "planned": 10, "done": 10, "answered": 10, "failed": 0,
+        "shards": 3, "shards_done": 3,
+    }  # fmt: skip
+
+
+def test_status_of_no_rows(tmp_path: Path) -> None:
+    job = SmallJob(tmp_path)
+    job.ask(0)
+    job.begin()
+    assert "0 of 0 rows done (100%)" in command("status", job.output).stdout
+
+
+@pytest.mark.parametrize("name", ["status", "verify"])
+def test_a_place_without_a_job_gets_one_clear_message(tmp_path: Path, name: str) -> None:
+    assert f"{tmp_path}: no magbatch job here" in refused(command(name, str(tmp_path)))
+    result = command(name, str(tmp_path / "nowhere"), "--json")
+    assert result.exit_code == 2
+    assert json.loads(result.stdout)["error"] == "OutputError"
+
+
+@pytest.mark.parametrize("name", ["status", "verify"])
+@pytest.mark.parametrize("file", ["plan.parquet", "spec.yaml", "manifest.json"])
+def test_a_damaged_job_gets_one_clear_message(job: SmallJob, name: str, file: str) -> None:
+    job.answer()
+    job.finalise()
+    job.put(f"output/_magbatch/{file}", b"\xff\xfe nothing of the kind: [")
+    assert file in refused(command(name, job.output))
+
+
+def test_an_output_may_be_named_from_where_the_user_stands(job: SmallJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    job.answer()
+    job.finalise()
+    monkeypatch.chdir(job.root)
+    assert json.loads(command("status", "output", "--json").stdout)["output"] == job.output
+    assert command("verify", "output/").exit_code == 0
+
+
+def test_jobs_in_object_storage_are_shown_alike(tmp_path: Path, s3: str) -> None:
+    job = SmallJob(tmp_path, f"{s3}/job")
+    job.ask(5)
+    path = tmp_path / "job.yaml"
+    path.write_text(job.spec().to_yaml())
+    assert "5 rows in 1 files" in command("plan", str(path)).stdout
+    job.answer()
+    done = command("run", str(path))
+    assert done.exit_code == 0
+    assert f"  results: {s3}/job/output/results/*.parquet" in done.stdout.splitlines()
+    assert json.loads(command("status", job.output, "--json").stdout)["complete"] is True
+    assert command("verify", job.output).exit_code == 0
+
+
+# verify
+
+
+def test_verify_proves_a_complete_job(tmp_path: Path) -> None:
+    job = SmallJob(tmp_path)
+    job.ask(5, question=["What?", None, "Who?", "Why?", "When?"])
+    job.answer()
+    job.finalise()
+    result = command("verify", job.output)
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[0] == "planned 5 = 4 answered + 1 dead letters"
+    assert "every row once" in result.stdout
+    counts = json.loads(command("verify", job.output, "--json").stdout)
+    assert counts == {
+        "planned": 5, "answered": 4, "failed": 1, "objects": len(job.objects()) + len(job.objects("errors")),
+        "verified": True, "problems": [],
+    }  # fmt: skip
+
+
+def test_verify_lists_what_is_wrong_and_ends_with_1(job: SmallJob) -> None:
+    job.answer()
+    job.finalise()
+    name = job.objects()[0]
+    job.ledger.store.delete(name)
+    result = command("verify", job.output)
+    assert result.exit_code == 1
+    problems = [line.strip() for line in result.stdout.splitlines() if line.startswith("  ")]
+    assert result.stdout.splitlines()[0] == f"{job.output}: {len(problems)} problems"
+    assert any(name in problem for problem in problems)
+    shown = command("verify", job.output, "--json")
+    assert shown.exit_code == 1
+    assert json.loads(shown.stdout)["verified"] is False
+    assert json.loads(shown.stdout)["problems"] == problems
+
+
+def test_verify_of_an_unfinished_job_ends_with_1(job: SmallJob) -> None:
+    job.begin()
+    result = command("verify", job.output)
+    assert result.exit_code == 1
+    assert "no manifest: the job is not complete" in result.stdout
+
+
+def test_the_spec_that_is_stored_is_a_spec(job: SmallJob) -> None:
+    """What stands beside an output can be planned again."""
+    job.begin()
+    stored = Path(job.output, "_magbatch", "spec.yaml")
+    assert command("plan", str(stored)).exit_code == 0
+    assert yaml.safe_load(stored.read_text())["name"] == "small"
+    assert job.ledger.check_same(job.spec())

@@ -1,0 +1,260 @@
+"""A model's files are found wherever they are, fetched at most once, and say what the steps need to know."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from magbatch.errors import ModelError
+from magbatch.model import ModelFacts, cache_dir, engine_args, facts, locate
+from magbatch.spec import JobSpec, ModelSpec, parse
+from magbatch.storage import open_store
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("MAGBATCH_CACHE", str(cache))
+    return cache
+
+
+FILES = ("params.json", "tekken.json", "SYSTEM_PROMPT.txt", "consolidated.safetensors")
+
+# Where they are.
+
+
+def test_the_builtin_model_is_made_on_first_use(own_cache: Path) -> None:
+    path = locate(ModelSpec(source="builtin:tiny"), weights=True)
+    assert path.parent == own_cache == cache_dir()
+    assert all((path / name).is_file() for name in FILES)
+    assert locate(ModelSpec(source="builtin:tiny"), weights=False) == path
+
+
+def test_the_cache_is_in_the_home_unless_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MAGBATCH_CACHE")
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert cache_dir() == Path("/home/someone/.cache/magbatch")
+
+
+def test_a_local_directory_is_taken_as_it_is(checkpoint: Path) -> None:
+    assert locate(ModelSpec(source=str(checkpoint)), weights=True) == checkpoint
+
+
+@pytest.mark.parametrize("missing", ["params.json", "tekken.json"])
+def test_a_directory_that_is_no_checkpoint_names_what_is_missing(
+    checkpoint: Path, tmp_path: Path, missing: str
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint, folder)
+    (folder / missing).unlink()
+    with pytest.raises(ModelError) as caught:
+        locate(ModelSpec(source=str(folder)), weights=False)
+    assert str(caught.value) == (
+        f"model.source {folder}: {missing} is missing; magbatch runs checkpoints in Mistral's format"
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "why"),
+    [
+        ("/nowhere/model", "there is no such directory"),
+        ("builtin:large", "the built-in model is builtin:tiny"),
+        ("not a hub id", "the hub does not give it"),
+        ("a/b/c", "the hub does not give it"),
+        ("s3://no-such-bucket/model", "params.json is missing"),
+    ],
+)
+def test_a_model_that_is_not_there_names_the_source(s3_endpoint: str, source: str, why: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        locate(ModelSpec(source=source), weights=False)
+    assert str(caught.value).startswith(f"model.source {source}: ")
+    assert why in str(caught.value)
+
+
+@pytest.fixture
+def remote(s3: str, checkpoint: Path) -> str:
+    """The tiny model in object storage, among other files."""
+    store = open_store(f"{s3}/models/tiny")
+    for name in FILES:
+        store.write(name, (checkpoint / name).read_bytes())
+    for name in ("README.md", "model-00001-of-00010.safetensors", "original/params.json"):
+        store.write(name, b"of no use")
+    return f"{s3}/models/tiny"
+
+
+def names(path: Path) -> set[str]:
+    return {str(found.relative_to(path)) for found in path.rglob("*")}
+
+
+def test_a_remote_model_is_fetched_as_far_as_it_is_needed(remote: str, checkpoint: Path) -> None:
+    small = locate(ModelSpec(source=remote), weights=False)
+    assert names(small) == {"params.json", "tekken.json", "SYSTEM_PROMPT.txt"}
+    whole = locate(ModelSpec(source=remote), weights=True)
+    assert names(whole) == set(FILES)
+    for name in FILES:
+        assert (whole / name).read_bytes() == (checkpoint / name).read_bytes()
+
+
+def test_a_remote_model_is_fetched_once(remote: str) -> None:
+    first = locate(ModelSpec(source=remote), weights=False)
+    for name in FILES:
+        open_store(remote).delete(name)
+    assert locate(ModelSpec(source=remote), weights=False) == first
+
+
+def test_two_remote_models_are_two(remote: str, s3: str) -> None:
+    open_store(f"{s3}/other").write("params.json", b"{}")
+    open_store(f"{s3}/other").write("tekken.json", b"{}")
+    assert locate(ModelSpec(source=remote), weights=False) != locate(ModelSpec(source=f"{s3}/other"), weights=False)
+
+
+def test_a_fetch_that_found_too_little_is_not_remembered(s3: str, own_cache: Path) -> None:
+    source = f"{s3}/models/late"
+    open_store(source).write("params.json", b"{}")
+    with pytest.raises(ModelError, match=r"tekken.json is missing"):
+        locate(ModelSpec(source=source), weights=False)
+    assert not [path for path in (own_cache / "models").iterdir() if path.is_dir()]
+    open_store(source).write("tekken.json", b"{}")
+    assert names(locate(ModelSpec(source=source), weights=False)) == {"params.json", "tekken.json"}
+
+
+def test_processes_that_want_a_model_at_once_fetch_it_once(remote: str, own_cache: Path) -> None:
+    script = f"""
+from magbatch.model import locate
+from magbatch.spec import ModelSpec
+print(locate(ModelSpec(source={remote!r}), weights=True))
+"""
+    command = [sys.executable, "-c", script]
+    started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ) for _ in range(2)]
+    said = {process.communicate()[0].strip() for process in started}
+    assert [process.returncode for process in started] == [0, 0]
+    (path,) = said
+    assert names(Path(path)) == set(FILES)
+    assert [found for found in (own_cache / "models").iterdir() if found.is_dir()] == [Path(path)]
+
+
+# What they say.
+
+
+def written(folder: Path, params: Any) -> Path:
+    (folder / "params.json").write_text(params if isinstance(params, str) else json.dumps(params))
+    return folder
+
+
+MAGISTRAL = {
+    "max_position_embeddings": 131072,
+    "vision_encoder": {"image_size": 1540, "patch_size": 14, "spatial_merge_size": 2},
+}
+
+
+@pytest.mark.parametrize(
+    ("params", "wanted"),
+    [
+        (MAGISTRAL, ModelFacts(131_072, 1540, 28)),
+        ({"max_seq_len": 32_768}, ModelFacts(32_768, None, 0)),
+        ({}, ModelFacts(131_072, None, 0)),
+        ({"max_position_embeddings": None, "max_seq_len": 9, "vision_encoder": None}, ModelFacts(9, None, 0)),
+        ({"vision_encoder": {"image_size": 1024, "patch_size": 16}}, ModelFacts(131_072, 1024, 16)),
+    ],
+)
+def test_the_configuration_says_what_the_steps_need(tmp_path: Path, params: Any, wanted: ModelFacts) -> None:
+    assert facts(written(tmp_path, params)) == wanted
+
+
+def test_the_configuration_of_the_tiny_model(checkpoint: Path) -> None:
+    assert facts(checkpoint) == ModelFacts(8192, 448, 28)
+
+
+@pytest.mark.parametrize(
+    ("params", "why"),
+    [
+        ("{", "not a model's configuration"),
+        ("[]", "not a model's configuration"),
+        ({"max_seq_len": "long"}, "not a model's configuration"),
+        ({"vision_encoder": [1]}, "not a model's configuration"),
+        ({"vision_encoder": {"image_size": None, "patch_size": 14}}, "not a model's configuration"),
+        ({"vision_encoder": {"image_size": 1540}}, "vision_encoder has no 'patch_size'"),
+        ({"vision_encoder": {"patch_size": 14}}, "vision_encoder has no 'image_size'"),
+    ],
+)
+def test_a_configuration_that_says_something_else_is_a_model_error(tmp_path: Path, params: Any, why: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        facts(written(tmp_path, params))
+    assert str(caught.value).startswith(f"{tmp_path}/params.json: {why}")
+
+
+# What the engine is given.
+
+VISION, TEXT = ModelFacts(131_072, 1540, 28), ModelFacts(131_072, None, 0)
+
+
+def job(**sections: Any) -> JobSpec:
+    data = {"name": "t", "model": {"source": "a/b"}, "input": {"path": "/in", "columns": {"prompt": "q"}}}
+    return parse(yaml.safe_dump(data | {"output": {"path": "/o"}} | sections))
+
+
+def test_the_offline_defaults_on_a_gpu() -> None:
+    assert engine_args(job(), VISION) == {
+        "max_model_len": 40_000 + 32_768,
+        "max_num_seqs": 256,
+        "max_num_batched_tokens": 16_384,
+        "tokenizer_mode": "mistral",
+        "config_format": "mistral",
+        "load_format": "mistral",
+        "enable_prefix_caching": True,
+        "disable_log_stats": True,
+        "tensor_parallel_size": 1,
+        "distributed_executor_backend": "uni",
+        "limit_mm_per_prompt": {"image": 10},
+    }
+
+
+def test_the_offline_defaults_on_cpus() -> None:
+    args = engine_args(job(replicas={"gpus": 0}), TEXT)
+    assert (args["max_num_seqs"], args["max_num_batched_tokens"]) == (64, 4096)
+    assert (args["dtype"], args["enforce_eager"], args["kv_cache_memory_bytes"]) == ("float32", True, 1 << 30)
+    assert (args["tensor_parallel_size"], args["distributed_executor_backend"]) == (1, "uni")
+    assert "limit_mm_per_prompt" not in args
+
+
+def test_what_the_spec_sets_stands() -> None:
+    mine = {"max_num_seqs": 8, "max_model_len": 4096, "config_format": "hf", "quantization": "fp8"}
+    args = engine_args(job(model={"source": "a/b", "engine_args": mine}), VISION)
+    assert {name: args[name] for name in mine} == mine
+
+
+@pytest.mark.parametrize(
+    ("context", "prompt", "answer", "length"),
+    [(131_072, 1000, 500, 1500), (8192, 40_000, 32_768, 8192), (8192, 8000, 192, 8192), (8192, 8000, 193, 8192)],
+)
+def test_the_context_is_no_larger_than_prompt_and_answer_need(
+    context: int, prompt: int, answer: int, length: int
+) -> None:
+    spec = job(limits={"max_prompt_tokens": prompt}, sampling={"max_tokens": answer})
+    assert engine_args(spec, ModelFacts(context, None, 0))["max_model_len"] == length
+
+
+@pytest.mark.parametrize(
+    ("gpus", "mine", "tensor", "backend"),
+    [
+        (2, {}, 2, "ray"),
+        (4, {"pipeline_parallel_size": 2}, 2, "ray"),
+        (4, {"tensor_parallel_size": 4}, 4, "ray"),
+        (2, {"distributed_executor_backend": "mp"}, 2, "mp"),
+    ],
+)
+def test_the_devices_of_a_replica_are_all_used(gpus: int, mine: dict[str, Any], tensor: int, backend: str) -> None:
+    spec = job(replicas={"gpus": gpus}, model={"source": "a/b", "engine_args": mine})
+    args = engine_args(spec, TEXT)
+    assert (args["tensor_parallel_size"], args["distributed_executor_backend"]) == (tensor, backend)
+
+
+def test_the_fake_engine_gets_what_it_knows(checkpoint: Path) -> None:
+    spec = job(model={"source": "builtin:tiny", "engine": "fake", "engine_args": {"tokens": 3}}, replicas={"gpus": 0})
+    assert engine_args(spec, facts(checkpoint)) == {"max_model_len": 8192, "max_num_seqs": 64, "tokens": 3}
