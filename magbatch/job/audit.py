@@ -132,7 +132,7 @@ def read_part(store: Store, name: PartName, carry: list[str]) -> Part | str:
     columns = ["row_id", "error_code"] if name.kind == ERRORS else ["row_id", "sample", *_TOTALLED]
     try:
         data = store.read(str(name))
-        table = pq.read_table(io.BytesIO(data), columns=[*columns, *carry])
+        table = pq.read_table(io.BytesIO(data), columns=[*columns, *carry], use_threads=False)
         row_ids = row_ids_of(table)
     except (FileNotFoundError, pa.ArrowException, OSError, KeyError) as error:
         return f"{name}: cannot be read: {' '.join(str(error).split())}"

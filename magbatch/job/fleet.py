@@ -55,6 +55,7 @@ READ_TASKS_WANTED = 16  # of a small job, so that every core reads
 SLOTS_OF_SHARDS = 16  # shards kept open by stragglers: with 1% of rows 100 times as long, 25 times the slots' worth
 MIN_OPEN_SHARDS = 4
 MAX_OPEN_SHARDS = 256
+MAX_OPEN_IMAGE_SHARDS = 64  # x 32 rows x 7 MB: 14 GB where every image has the largest size
 POLL_S = 0.25
 STOP_GRACE_S = 30.0
 SHUTDOWN_GRACE_S = 10.0
@@ -144,8 +145,7 @@ class _Worker:
         left = []
         for index, shard in enumerate(shards):
             unpack = functools.partial(next, from_block(block.slice(index, 1)))
-            untouched = shard not in self._touched
-            left.append(await self._replica.run(shard, unpack, untouched=untouched))
+            left.append(await self._replica.run(shard, unpack, untouched=shard not in self._touched))
         return pa.table({"shard": shards, "left": left})
 
 
@@ -154,16 +154,18 @@ def _die() -> None:
     os._exit(1)
 
 
-def open_shards(slots: int, shard_rows: int, num_shards: int, max_replicas: int) -> int:
+def open_shards(slots: int, shard_rows: int, num_shards: int, max_replicas: int, *, images: bool) -> int:
     """Shards that one replica holds at once.
 
     Enough that shards held open by a few long rows do not keep the engine from others, and, in a
-    small job, no more than leaves work for the other replicas.
+    small job, no more than leaves work for the other replicas. Ray's object store keeps the block of
+    an open shard, decoded images included: with images there are fewer.
     """
     wanted = math.ceil(SLOTS_OF_SHARDS * slots / shard_rows)
     fair = math.ceil(num_shards / (2 * max_replicas))
     least = math.ceil(2 * slots / shard_rows) + 1
-    return max(MIN_OPEN_SHARDS, min(MAX_OPEN_SHARDS, wanted, max(fair, least)))
+    most = MAX_OPEN_IMAGE_SHARDS if images else MAX_OPEN_SHARDS
+    return max(MIN_OPEN_SHARDS, min(most, wanted, max(fair, least)))
 
 
 def _placement(gpus: int, cpus: float) -> dict[str, Any]:
@@ -322,7 +324,9 @@ def _dataset(job: Job, plan: Plan, done: "np.ndarray[Any, np.dtype[np.int64]]", 
     source = _Shards(job, lambda: (plan.shard(int(index)) for index in open_indices), tasks, touched)
 
     args = engine_args(spec, facts(locate(spec.model, weights=False)))
-    concurrency = open_shards(int(args["max_num_seqs"]), shard_rows, len(open_indices), spec.replicas.max)
+    images = bool(spec.input.columns.images or spec.input.columns.messages)
+    slots = int(args["max_num_seqs"])
+    concurrency = open_shards(slots, shard_rows, len(open_indices), spec.replicas.max, images=images)
     pool = ray.data.ActorPoolStrategy(
         min_size=spec.replicas.min,
         max_size=spec.replicas.max,

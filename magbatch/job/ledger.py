@@ -32,7 +32,7 @@ SPEC = "_magbatch/spec.yaml"
 REPORT = "_magbatch/report.json"
 MANIFEST = "_magbatch/manifest.json"
 SUPERSEDED = "_magbatch/superseded"
-READERS = 16  # objects read at once by an audit
+READERS = 8  # objects read at once by an audit: object storage answers in tens of ms
 AUDIT_WINDOW = 64  # shards held at once: what bounds the memory of an audit
 
 

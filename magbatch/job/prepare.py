@@ -193,22 +193,24 @@ def to_block(work: ShardPrompts) -> pa.Table:
 
 
 def from_block(block: pa.Table) -> Iterator[ShardPrompts]:
-    """The shards of a block, as the replica takes them."""
+    """The shards of a block, as the replica takes them; nothing of one is kept once it is handed out."""
     for index in range(block.num_rows):
-        payload = block.column("payload")[index].as_buffer()
-        table = pa.ipc.open_stream(payload).read_all()
-        carried_names = [name for name in table.column_names if name.startswith("carry.")]
-        carried = table.select(carried_names).rename_columns([name.removeprefix("carry.") for name in carried_names])
-        row_ids = table.column("row_id").to_pylist()
-        records = table.select([field.name for field in _PROMPT_FIELDS]).to_pylist()
-        rows = [_row(record) for record in records]
-        yield ShardPrompts(
-            block.column("shard")[index].as_py(),
-            [row for row in rows if isinstance(row, Prompt)],
-            [row for row in rows if isinstance(row, DeadLetter)],
-            carried,
-            {row_id: position for position, row_id in enumerate(row_ids)},
-        )
+        yield _unpack(block, index)
+
+
+def _unpack(block: pa.Table, index: int) -> ShardPrompts:
+    table = pa.ipc.open_stream(block.column("payload")[index].as_buffer()).read_all()
+    carried_names = [name for name in table.column_names if name.startswith("carry.")]
+    carried = table.select(carried_names).rename_columns([name.removeprefix("carry.") for name in carried_names])
+    row_ids = table.column("row_id").to_pylist()
+    rows = [_row(record) for record in table.select([field.name for field in _PROMPT_FIELDS]).to_pylist()]
+    return ShardPrompts(
+        block.column("shard")[index].as_py(),
+        [row for row in rows if isinstance(row, Prompt)],
+        [row for row in rows if isinstance(row, DeadLetter)],
+        carried,
+        {row_id: position for position, row_id in enumerate(row_ids)},
+    )
 
 
 def _record(row: Prompt | DeadLetter) -> dict[str, Any]:

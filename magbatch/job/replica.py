@@ -157,6 +157,7 @@ class Replica:
             async with self._turn:
                 first, strikes = await self._board.begin(shard)
                 work = await asyncio.to_thread(unpack)
+                del unpack
                 done = frozenset[str]()
                 if not (first and untouched):
                     done = await asyncio.to_thread(self._ledger.done_rows, shard)

@@ -19,7 +19,7 @@ from rich.console import Console
 from magbatch.errors import ClusterError, OutputError
 from magbatch.job.audit import Totals
 from magbatch.job.ledger import REPORT, Ledger
-from magbatch.job.plan import Plan, make_plan
+from magbatch.job.plan import Plan, make_plan, rendered_columns
 from magbatch.job.prepare import Job, Preparer
 from magbatch.job.progress import ProgressLine, Snapshot
 from magbatch.job.report import DuplicateIds, Report, Run, one_line, settings
@@ -72,8 +72,7 @@ def run(spec: JobSpec, console: Console, limit: int | None = None) -> Outcome:
     known = ledger.plan() if ledger.check_same(spec) else None
     if known is not None and ledger.manifest() is not None:
         ledger.tidy()
-        stored = json.loads(ledger.store.read(REPORT))
-        return _outcome(spec, Report.from_dict(stored), ledger, known, already=True)
+        return _outcome(spec, _stored_report(ledger), ledger, known, already=True)
     plan = known or _new_plan(spec, ledger, limit)
     job = Job(spec, plan.columns)
     Preparer(job)  # what is wrong with the model, the tokenizer or the prompt shows before anything is written
@@ -90,6 +89,16 @@ def run(spec: JobSpec, console: Console, limit: int | None = None) -> Outcome:
     the_run.seconds = time.monotonic() - began
     report = _finish(spec, plan, ledger, the_run)
     return _outcome(spec, report, ledger, plan, already=False)
+
+
+def _stored_report(ledger: Ledger) -> Report:
+    try:
+        return Report.from_dict(json.loads(ledger.store.read(REPORT)))
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise OutputError(
+            f"{ledger.path}/{REPORT} is missing or damaged ({type(error).__name__}), though the job is complete; "
+            f"the answers are not touched by it: magbatch verify {ledger.path}"
+        ) from error
 
 
 def _new_plan(spec: JobSpec, ledger: Ledger, limit: int | None) -> Plan:
@@ -202,7 +211,8 @@ def _question(spec: JobSpec, plan: Plan, shard: int, row_id: str) -> str:
     read = ShardReader(plan.columns)(Shard(shard, (one,)))
     if not read.row_ids:
         return f"(no longer readable: {read.failed[0][1].message})"
-    values = {name: value for name, value in read.table.to_pylist()[0].items() if value is not None}
+    used = read.table.select(rendered_columns(spec))  # what is only carried may hold what Python cannot
+    values = {name: value for name, value in used.to_pylist()[0].items() if value is not None}
     if spec.input.columns.messages:
         users = [message for message in values[spec.input.columns.messages] if message["role"] == "user"]
         return str(users[-1]["content"]) if users else ""

@@ -152,8 +152,6 @@ class ShardReader:
     def _batches(self, segment: Segment) -> tuple[pa.Table, dict[int, RowError]]:
         try:
             batches = self._open(segment).take(segment.start, segment.rows)
-        except FileNotFoundError:
-            raise
         except _DAMAGE:
             batches, damage = self._up_to_the_damage(segment)
         else:
@@ -171,11 +169,9 @@ class ShardReader:
             cursor = self._open(segment)
             for offset in range(segment.rows):
                 batches += cursor.take(segment.start + offset, 1, batch_rows=1)
-        except FileNotFoundError:
-            raise
         except _DAMAGE as error:
             self._cursor = None
-            stat_input(segment.path)  # raises when it is the storage that fails, not the file
+            stat_input(segment.path)  # raises when the storage fails or the file is gone: then it is no damage
             return batches, _unreadable(segment, len(batches), error)
         return batches, None
 

@@ -1,4 +1,5 @@
 import asyncio
+import functools
 import gc
 import http.client
 import threading
@@ -12,7 +13,7 @@ import pytest
 from small_job import LocalBoard, SmallJob, WatchedEngine, until
 
 from magbatch.errors import EngineDeadError, StorageError
-from magbatch.job.prepare import ShardPrompts
+from magbatch.job.prepare import ShardPrompts, from_block, to_block
 from magbatch.job.replica import Replica
 from magbatch.rows import Generation, PartName, Prompt
 from magbatch.storage import s3_client
@@ -217,6 +218,7 @@ def test_a_straggler_keeps_only_its_own_prompt_in_memory(job: SmallJob) -> None:
     job.set("input", shard_rows=8)
     job.begin()
     ids = set(job.row_ids())
+    block = to_block(job.preparer(job.plan.shard(0)))
 
     def alive() -> list[str]:
         gc.collect()
@@ -225,7 +227,9 @@ def test_a_straggler_keeps_only_its_own_prompt_in_memory(job: SmallJob) -> None:
     async def work() -> None:
         long = job.row_ids()[3]
         engine = job.start_engine(hold=[long])
-        shard = asyncio.create_task(job.run_shard(job.replica(engine)))
+        unpack = functools.partial(next, from_block(block))  # as the actor hands it over
+        shard = asyncio.create_task(job.replica(engine).run(0, unpack, untouched=True))
+        del unpack
         await until(lambda: len(job.done()) == 7, "the neighbours of the straggler to be committed")
         assert alive() == [long]
         engine.release()
@@ -600,7 +604,7 @@ class SlowStore:
                 if self.command != "HEAD":
                     self.wfile.write(data)
 
-            do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = answer  # noqa: N815
+            do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = answer
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
@@ -610,7 +614,7 @@ class SlowStore:
 def slow_store(s3: str, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[SlowStore]:
     """The test's bucket, reached through the door: clients made from now on go through it."""
     store = SlowStore(s3_endpoint)
-    thread = threading.Thread(target=store.server.serve_forever)
+    thread = threading.Thread(target=store.server.serve_forever, args=(0.02,))
     thread.start()
     monkeypatch.setenv("AWS_ENDPOINT_URL", store.url)
     s3_client.cache_clear()
