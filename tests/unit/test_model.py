@@ -256,5 +256,6 @@ def test_the_devices_of_a_replica_are_all_used(gpus: int, mine: dict[str, Any], 
 
 
 def test_the_fake_engine_gets_what_it_knows(checkpoint: Path) -> None:
-    spec = job(model={"source": "builtin:tiny", "engine": "fake", "engine_args": {"tokens": 3}}, replicas={"gpus": 0})
-    assert engine_args(spec, facts(checkpoint)) == {"max_model_len": 8192, "max_num_seqs": 64, "tokens": 3}
+    mine = {"tokens": 3, "max_num_seqs": 2}
+    spec = job(model={"source": "builtin:tiny", "engine": "fake", "engine_args": mine}, replicas={"gpus": 0})
+    assert engine_args(spec, facts(checkpoint)) == {"max_model_len": 8192, "max_num_seqs": 2, "tokens": 3}

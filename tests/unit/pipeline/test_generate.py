@@ -222,6 +222,7 @@ def test_a_row_that_gives_up_as_another_leaves_is_passed_over() -> None:
         door.admission.leave(1)
         await door.settle()
         assert (door.entered, door.state) == (["a", "c"], (1, 1, 0))
+        assert door.tasks["b"].cancelled()
 
     asyncio.run(play())
 
@@ -291,5 +292,6 @@ def test_whatever_rows_do_the_bounds_and_the_order_hold_and_none_is_forgotten(se
             model.let_in()
             await check()
         assert door.state == (0, 0, 0)
+        assert {name for name, task in door.tasks.items() if not task.cancelled()} == set(door.entered)
 
     asyncio.run(play())
