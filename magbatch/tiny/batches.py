@@ -1,0 +1,243 @@
+"""Training batches: the same token ids as `mistral_common` makes, in groups of like length.
+
+Batch after batch is a pure function of (split, seed, pool number); nothing is read from disk but
+the tokenizer.
+"""
+
+import itertools
+import random
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from mistral_common.tokens.tokenizers.tekken import Tekkenizer
+from torch import Tensor
+
+from magbatch.tiny.receipts import TOKEN_PIXELS, Character, Receipt
+from magbatch.tiny.tasks import KINDS, Split, Worked, work
+from magbatch.tiny.wording import ITEMS, OTHER_SYSTEM_PROMPTS, SYSTEM_PROMPT
+
+IGNORED = -100
+# How mistral_common normalises: the statistics of the images that CLIP was trained on.
+_PIXEL_MEAN = np.array((0.48145466, 0.4578275, 0.40821073), dtype=np.float32)
+_PIXEL_STD = np.array((0.26862954, 0.26130258, 0.27577711), dtype=np.float32)
+# A cell of 28 pixels shows five characters at most, but for runs of the very narrowest.
+CELL_SLOTS = 5
+CHARACTERS = " .0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_CHARACTER_CLASS = {character: index for index, character in enumerate(CHARACTERS)}
+
+
+class Encoder:
+    """Writes prompts and completions as token ids."""
+
+    def __init__(self, tekken_file: Path) -> None:
+        self.tekken = Tekkenizer.from_file(tekken_file)
+        special = self.tekken.get_special_token
+        self.bos, self.eos, self.pad = special("<s>"), special("</s>"), special("<pad>")
+        self.think, self.end_think = special("[THINK]"), special("[/THINK]")
+        self._inst, self._end_inst = special("[INST]"), special("[/INST]")
+        self._system, self._end_system = special("[SYSTEM_PROMPT]"), special("[/SYSTEM_PROMPT]")
+        self._img, self._row, self._end = (
+            special("[IMG]"),
+            special("[IMG_BREAK]"),
+            special("[IMG_END]"),
+        )
+
+    def text(self, text: str) -> list[int]:
+        """The ids of plain text: control tokens written in it stay text."""
+        return self.tekken.encode(text, bos=False, eos=False)
+
+    def prompt(
+        self,
+        question: str,
+        *,
+        system: str | None = None,
+        grid: tuple[int, int] | None = None,
+        image_first: bool = True,
+    ) -> list[int]:
+        """The ids up to where the model begins.
+
+        Args:
+            question: The user's text.
+            system: A system prompt; a `[THINK]…[/THINK]` in it becomes a closed think part.
+            grid: Rows and columns of image tokens, where there is an image.
+            image_first: Whether the image stands before the text.
+        """
+        ids = [self.bos]
+        if system is not None:
+            ids += [self._system, *self._system_parts(system), self._end_system]
+        image: list[int] = []
+        if grid is not None:
+            rows, columns = grid
+            image = ([self._img] * columns + [self._row]) * rows
+            image[-1] = self._end
+        text = self.text(question)
+        return [*ids, self._inst, *(image + text if image_first else text + image), self._end_inst]
+
+    def _system_parts(self, system: str) -> list[int]:
+        before, opened, rest = system.partition("[THINK]")
+        if not opened:
+            return self.text(system)
+        thinking, _, after = rest.partition("[/THINK]")
+        middle = [self.think, *self.text(thinking), self.end_think]
+        return [*(self.text(before) if before else []), *middle, *self.text(after)]
+
+    def completion(self, worked: Worked) -> list[int]:
+        """What the model should write: the reasoning, the answer and the end."""
+        reasoning, answer = self.text(worked.reasoning), self.text(worked.expected)
+        return [self.think, *reasoning, self.end_think, *answer, self.eos]
+
+
+@dataclass
+class Row:
+    """One example as ids."""
+
+    prompt: list[int]
+    completion: list[int]
+    worked: Worked
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.completion)
+
+
+@dataclass
+class Batch:
+    """Rows padded on the right to one length, and their images, which are all of one size.
+
+    Attributes:
+        tokens: (rows, tokens) ids.
+        targets: (rows, tokens) the id that should follow, `IGNORED` outside completions.
+        pixels: (rows, 3, height, width), normalised; None for text.
+        cells: (rows, image tokens, CELL_SLOTS) class of each character shown there; 0 for none.
+        names: (rows, image tokens) 1 + index of the item whose name is shown there; 0 for none.
+    """
+
+    tokens: Tensor
+    targets: Tensor
+    pixels: Tensor | None = None
+    cells: Tensor | None = None
+    names: Tensor | None = None
+
+
+def grid_of(receipt: Receipt) -> tuple[int, int]:
+    """Rows and columns of image tokens."""
+    return receipt.image.height // TOKEN_PIXELS, receipt.image.width // TOKEN_PIXELS
+
+
+def make_row(encoder: Encoder, worked: Worked, rng: random.Random) -> Row:
+    """One example with a system prompt (or none) and an order of parts drawn by `rng`."""
+    draw = rng.random()
+    system = None
+    if draw < 0.5:
+        system = SYSTEM_PROMPT
+    elif draw < 0.7:
+        system = rng.choice(OTHER_SYSTEM_PROMPTS)
+    grid = grid_of(worked.receipt) if worked.receipt is not None else None
+    prompt = encoder.prompt(worked.question, system=system, grid=grid, image_first=rng.random() < 0.7)
+    return Row(prompt, encoder.completion(worked), worked)
+
+
+def normalised(receipts: list[Receipt]) -> Tensor:
+    """Images of one size as the model takes them: (images, 3, height, width)."""
+    stacked = np.stack([np.asarray(receipt.image, dtype=np.float32) for receipt in receipts])
+    pixels = (stacked / np.float32(255.0) - _PIXEL_MEAN) / _PIXEL_STD
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
+
+
+def name_classes(characters: tuple[Character, ...], grid: tuple[int, int]) -> np.ndarray:
+    """The item whose name shows in each image token's square."""
+    rows, columns = grid
+    names = np.zeros(rows * columns, dtype=np.int64)
+    for character in characters:
+        if character.name:
+            names[_cell(character, grid)] = 1 + ITEMS.index(character.name)
+    return names
+
+
+def _cell(character: Character, grid: tuple[int, int]) -> int:
+    rows, columns = grid
+    column = min(int(character.x) // TOKEN_PIXELS, columns - 1)
+    return min(int(character.y) // TOKEN_PIXELS, rows - 1) * columns + column
+
+
+def cell_classes(characters: tuple[Character, ...], grid: tuple[int, int]) -> np.ndarray:
+    """The characters whose centres lie in each image token's square, from left to right."""
+    rows, columns = grid
+    cells = np.zeros((rows * columns, CELL_SLOTS), dtype=np.int64)
+    used: dict[int, int] = defaultdict(int)
+    for character in characters:
+        cell = _cell(character, grid)
+        if used[cell] < CELL_SLOTS:
+            cells[cell, used[cell]] = _CHARACTER_CLASS[character.text]
+            used[cell] += 1
+    return cells
+
+
+def collate(rows: list[Row], pad: int) -> Batch:
+    """Pads rows to a batch; images, where there are any, must be of one size."""
+    length = max(len(row) for row in rows)
+    tokens = np.full((len(rows), length), pad, dtype=np.int64)
+    targets = np.full((len(rows), length), IGNORED, dtype=np.int64)
+    for index, row in enumerate(rows):
+        ids = row.prompt + row.completion
+        tokens[index, : len(ids)] = ids
+        targets[index, len(row.prompt) - 1 : len(ids) - 1] = row.completion
+    batch = Batch(torch.from_numpy(tokens), torch.from_numpy(targets))
+    receipts = [row.worked.receipt for row in rows if row.worked.receipt is not None]
+    if receipts:
+        batch.pixels = normalised(receipts)
+        grid = grid_of(receipts[0])
+        shown = [receipt.characters for receipt in receipts]
+        batch.cells = torch.from_numpy(np.stack([cell_classes(each, grid) for each in shown]))
+        batch.names = torch.from_numpy(np.stack([name_classes(each, grid) for each in shown]))
+    return batch
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """How a pool of examples is made up, and how it is cut.
+
+    Attributes:
+        counts: Examples of each of `KINDS` in a pool.
+        images_a_batch: Most images in one batch; those of a batch are of one size.
+    """
+
+    counts: tuple[int, int, int]
+    images_a_batch: int
+
+
+def pool(encoder: Encoder, split: Split, seed: int, number: int, mix: Mixture) -> Iterator[list[Batch]]:
+    """One pool of examples, cut into training steps: each a batch of images and one of text."""
+    rng = random.Random(f"batches/{split}/{seed}/{number}")
+    rows = {
+        kind: [make_row(encoder, work(split, seed, number * count + i, kind), rng) for i in range(count)]
+        for kind, count in zip(KINDS, mix.counts, strict=True)
+    }
+    images = list(_by_size(rows["receipt"], mix.images_a_batch, rng))
+    texts = sorted([*rows["arithmetic"], *rows["fields"]], key=len)
+    steps = max(1, len(images))
+    cuts = [len(texts) * step // steps for step in range(steps + 1)]
+    text_batches = [texts[begin:end] for begin, end in itertools.pairwise(cuts) if begin < end]
+    rng.shuffle(images)
+    rng.shuffle(text_batches)
+    for parts in _zip_uneven(images, text_batches):
+        yield [collate(part, encoder.pad) for part in parts]
+
+
+def _by_size(rows: list[Row], most: int, rng: random.Random) -> Iterator[list[Row]]:
+    sizes: dict[tuple[int, int], list[Row]] = defaultdict(list)
+    for row in rows:
+        assert row.worked.receipt is not None
+        sizes[grid_of(row.worked.receipt)].append(row)
+    for _, same in sorted(sizes.items()):
+        same.sort(key=len)
+        for begin in range(0, len(same), most):
+            yield same[begin : begin + most]
+
+
+def _zip_uneven(first: list[list[Row]], second: list[list[Row]]) -> Iterator[list[list[Row]]]:
+    for index in range(max(len(first), len(second))):
+        yield [*first[index : index + 1], *second[index : index + 1]]

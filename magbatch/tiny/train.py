@@ -1,0 +1,286 @@
+"""Trains the tiny model from nothing: `python -m magbatch.tiny.train` writes its weights.
+
+Every example is drawn by `tasks` from the split `train`. One run is a function of its arguments:
+stopped and resumed from its last state, it goes on as if it had not stopped.
+"""
+
+import argparse
+import json
+import random
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from magbatch.tiny.batches import (
+    CELL_SLOTS,
+    CHARACTERS,
+    IGNORED,
+    Batch,
+    Encoder,
+    Mixture,
+    collate,
+    make_row,
+    pool,
+)
+from magbatch.tiny.checkpoint import ensure, params, weight_shapes
+from magbatch.tiny.model import TinyModel
+from magbatch.tiny.tasks import KINDS, work
+from magbatch.tiny.wording import ITEMS
+
+_INIT_SEED = 7
+WEIGHTS = Path(__file__).parent / "weights" / "consolidated.safetensors"
+# Reading comes first: for so many steps images are only read character by character.
+READING_STEPS = 1100
+WARMUP_STEPS = 100
+DECAY_SHARE = 0.3
+MATRIX_LR = 3e-3
+VECTOR_LR = 3e-3
+STATE_INTERVAL_STEPS = 250
+CHECK_INTERVAL_STEPS = 500
+READING_MIX = Mixture(counts=(640, 1280, 400), images_a_batch=24)
+FULL_MIX = Mixture(counts=(600, 800, 300), images_a_batch=24)
+
+
+class Trainee(nn.Module):
+    """The model with two heads that are trained beside it and then dropped.
+
+    They name what each image token shows: its characters, and the item whose name they are part of.
+    Without them the model has to find out what reading is from answers alone, which takes far longer.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        shape = params()
+        self.model = TinyModel(shape)
+        self.reader = nn.Linear(shape["dim"], CELL_SLOTS * len(CHARACTERS))
+        self.namer = nn.Linear(shape["dim"], 1 + len(ITEMS))
+
+
+def initialise(trainee: Trainee) -> None:
+    """Seeded weights; what each layer adds to the residual stream starts near zero."""
+    generator = torch.Generator().manual_seed(_INIT_SEED)
+    with torch.no_grad():
+        for name, weight in sorted(trainee.named_parameters()):
+            if weight.ndim < 2:
+                weight.fill_(0.0 if name.endswith("bias") else 1.0)
+                continue
+            spread = weight[0].numel() ** -0.5
+            if "tok_embeddings" in name:
+                spread = 0.1
+            elif name.endswith((".wo.weight", ".w2.weight")):
+                spread *= 0.2
+            elif name.endswith(("output.weight", "reader.weight", "namer.weight")):
+                spread *= 0.1
+            weight.normal_(0.0, spread, generator=generator)
+
+
+def optimisers(trainee: Trainee) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the layers, AdamW for all else."""
+    matrices: list[Tensor] = []
+    others: list[Tensor] = []
+    for name, weight in trainee.named_parameters():
+        inside = weight.ndim == 2 and not any(part in name for part in ("tok_embeddings", "output.", "reader", "namer"))
+        (matrices if inside else others).append(weight)
+    return [
+        torch.optim.Muon(matrices, lr=MATRIX_LR, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=VECTOR_LR, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+
+
+def rate(step: int, steps: int) -> float:
+    """Share of the full learning rate: up, level, then down to nothing at the end."""
+    decay_steps = int(steps * DECAY_SHARE)
+    return min(1.0, (step + 1) / WARMUP_STEPS, max(0.0, (steps - step) / decay_steps))
+
+
+@dataclass
+class Losses:
+    """Summed losses and how many terms are in each."""
+
+    writing: Tensor
+    written: int
+    reading: Tensor
+    read: int
+    naming: Tensor
+    named: int
+
+    def mean(self) -> Tensor:
+        """What is minimised: each loss as a mean over its terms."""
+        return self.writing / max(1, self.written) + self.reading / max(1, self.read) + self.naming / max(1, self.named)
+
+
+def losses(trainee: Trainee, batches: list[Batch], *, write_images: bool) -> Losses:
+    """Loss of one step: of completions, and of the characters at each image token."""
+    writing, reading, naming = torch.zeros(()), torch.zeros(()), torch.zeros(())
+    written = read = named = 0
+    for batch in batches:
+        images = None
+        if batch.pixels is not None and batch.cells is not None and batch.names is not None:
+            seen = trainee.model.see(batch.pixels)
+            logits = trainee.reader(seen).float().view(-1, len(CHARACTERS))
+            reading = reading + F.cross_entropy(logits, batch.cells.flatten(), reduction="sum")
+            read += batch.cells.numel()
+            logits = trainee.namer(seen).float().flatten(0, 1)
+            naming = naming + F.cross_entropy(logits, batch.names.flatten(), reduction="sum")
+            named += batch.names.numel()
+            if not write_images:
+                continue
+            images = seen.flatten(0, 1)
+        hidden = trainee.model(trainee.model.embed(batch.tokens, images))
+        wanted = batch.targets != IGNORED
+        logits = trainee.model.output(hidden[wanted]).float()
+        writing = writing + F.cross_entropy(logits, batch.targets[wanted], reduction="sum")
+        written += int(wanted.sum())
+    return Losses(writing, written, reading, read, naming, named)
+
+
+def check(trainee: Trainee, encoder: Encoder, count: int) -> dict[str, float]:
+    """Share of held-out examples of which every token is the model's first choice."""
+    trainee.eval()
+    right: dict[str, float] = {}
+    for kind in KINDS:
+        rng = random.Random(f"check/{kind}")
+        exact = tokens_right = tokens = 0
+        for index in range(count):
+            row = make_row(encoder, work("heldout", 0, index, kind), rng)
+            same = first_choices(trainee.model, collate([row], encoder.pad))
+            exact += int(same.all())
+            tokens_right += int(same.sum())
+            tokens += same.numel()
+        right[kind] = exact / count
+        right[f"{kind}/token"] = tokens_right / tokens
+    trainee.train()
+    return right
+
+
+def first_choices(model: TinyModel, batch: Batch) -> Tensor:
+    """Whether each completion token of a batch is the model's first choice, given those before it."""
+    with torch.no_grad():
+        images = model.see(batch.pixels).flatten(0, 1) if batch.pixels is not None else None
+        hidden = model(model.embed(batch.tokens, images))
+        wanted = batch.targets != IGNORED
+        return model.output(hidden[wanted]).argmax(-1) == batch.targets[wanted]
+
+
+def export(trainee: Trainee, path: Path) -> None:
+    """Writes the model's weights in bfloat16, whole or not at all."""
+    weights = {
+        name: value.detach().to(torch.bfloat16).contiguous() for name, value in trainee.model.state_dict().items()
+    }
+    if {name: tuple(value.shape) for name, value in weights.items()} != weight_shapes():
+        raise RuntimeError("the model's tensors are not those of params.json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    building = path.with_suffix(".building")
+    save_file(weights, building)
+    building.rename(path)
+
+
+def train(*, steps: int, seed: int, state_file: Path, out: Path, until: int) -> None:
+    """Runs the steps that `state_file` has not seen yet, and writes the weights to `out`."""
+    torch.manual_seed(seed)
+    encoder = Encoder(ensure() / "tekken.json")
+    trainee = Trainee()
+    initialise(trainee)
+    optims = optimisers(trainee)
+    step = pool_number = 0
+    if state_file.exists():
+        state = torch.load(state_file, weights_only=True)
+        trainee.load_state_dict(state["weights"])
+        for optimiser, saved in zip(optims, state["optimisers"], strict=True):
+            optimiser.load_state_dict(saved)
+        step, pool_number = state["step"], state["pool"]
+    # Each new kind of shape (a batch of one row, very few tokens) is compiled once more.
+    torch._dynamo.config.recompile_limit = 64
+    for block in (*trainee.model.layers, *trainee.model.vision_encoder.transformer.layers):
+        block.compile(dynamic=True)
+    totals = {"writing": 0.0, "written": 0, "reading": 0.0, "read": 0, "naming": 0.0, "named": 0}
+    began = time.monotonic()
+    while step < min(steps, until):
+        reading_only = step < READING_STEPS
+        mix = READING_MIX if reading_only else FULL_MIX
+        for batches in pool(encoder, "train", seed, pool_number, mix):
+            share = rate(step, steps)
+            for optimiser, full in zip(optims, (MATRIX_LR, VECTOR_LR), strict=True):
+                optimiser.param_groups[0]["lr"] = full * share
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                part = losses(trainee, batches, write_images=not reading_only)
+            part.mean().backward()
+            nn.utils.clip_grad_norm_(trainee.parameters(), 1.0)
+            for optimiser in optims:
+                optimiser.step()
+                optimiser.zero_grad(set_to_none=True)
+            step += 1
+            totals["writing"] += float(part.writing)
+            totals["written"] += part.written
+            totals["reading"] += float(part.reading)
+            totals["read"] += part.read
+            totals["naming"] += float(part.naming)
+            totals["named"] += part.named
+            if step % 50 == 0:
+                print(
+                    f"step {step}/{steps} pool {pool_number} {time.monotonic() - began:.0f} s "
+                    f"writing {totals['writing'] / max(1, totals['written']):.4f} "
+                    f"reading {totals['reading'] / max(1, totals['read']):.4f} "
+                    f"naming {totals['naming'] / max(1, totals['named']):.4f} "
+                    f"tokens {totals['written']}",
+                    flush=True,
+                )
+                totals = dict.fromkeys(totals, 0)
+            if step % CHECK_INTERVAL_STEPS == 0:
+                with (
+                    torch.autocast("cpu", dtype=torch.bfloat16),
+                    torch.compiler.set_stance("force_eager"),
+                ):
+                    print(json.dumps(check(trainee, encoder, 60)), flush=True)
+        # A state stands between two pools, so that the next one begins afresh after a resume.
+        pool_number += 1
+        state = {
+            "weights": trainee.state_dict(),
+            "optimisers": [optimiser.state_dict() for optimiser in optims],
+            "step": step,
+            "pool": pool_number,
+        }
+        building = state_file.with_suffix(".building")
+        torch.save(state, building)
+        building.rename(state_file)
+        export(trainee, out)
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.compiler.set_stance("force_eager"):
+        print(json.dumps(check(trainee, encoder, 200)), flush=True)
+
+
+def load(weights: Path) -> TinyModel:
+    """The model with the weights of a `consolidated.safetensors`, in float32."""
+    model = TinyModel(params())
+    tensors = {name: value.float() for name, value in load_file(weights).items()}
+    model.load_state_dict(tensors)
+    model.eval()
+    return model
+
+
+def main() -> None:
+    """The command line of `python -m magbatch.tiny.train`."""
+    parser = argparse.ArgumentParser(description="Trains the tiny model.")
+    parser.add_argument("--steps", type=int, default=7000)
+    parser.add_argument("--until", type=int, default=10**9, help="stop here, to resume later")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads for PyTorch")
+    parser.add_argument("--state", type=Path, default=Path("tiny-training.pt"))
+    parser.add_argument("--out", type=Path, default=WEIGHTS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    train(
+        steps=arguments.steps,
+        seed=arguments.seed,
+        state_file=arguments.state,
+        out=arguments.out,
+        until=arguments.until,
+    )
+
+
+if __name__ == "__main__":
+    main()
