@@ -48,6 +48,7 @@ from magbatch.job.progress import BoardState, Snapshot, Watch
 from magbatch.job.replica import Replica, Tally
 from magbatch.model import engine_args, facts, locate
 from magbatch.rows import Shard
+from magbatch.spec import JobSpec
 from magbatch.tokenizer import Tokenizer
 
 MAX_READ_TASK_ROWS = 2048  # a task that starts in the middle of a row group decodes its beginning again
@@ -66,10 +67,11 @@ class _Shards(Datasource):
     """A job's open shards as Ray Data's input."""
 
     def __init__(
-        self, job: Job, shards: Callable[[], Iterable[Shard]], tasks: int, partly_done: frozenset[int]
+        self, job: Job, shards: Callable[[], Iterable[Shard]], tasks: int, partly_done: frozenset[int], board: Any
     ) -> None:
         super().__init__()
         self._job, self._shards, self._tasks, self._partly_done = job, shards, tasks, partly_done
+        self._board = board
 
     def estimate_inmemory_data_size(self) -> int | None:
         """Unknown: images are decoded on the way."""
@@ -84,7 +86,7 @@ class _Shards(Datasource):
         return [
             ReadTask(
                 functools.partial(
-                    prepare, self._job, run, self._partly_done.intersection(shard.index for shard in run)
+                    _read, self._job, run, self._partly_done.intersection(shard.index for shard in run), self._board
                 ),
                 BlockMetadata(num_rows=len(run), size_bytes=None, input_files=None, exec_stats=None),
             )
@@ -129,10 +131,11 @@ class _Worker:
             engine = start(
                 spec.model.engine, EngineConfig(checkpoint, args, spec.sampling, spec.replicas.gpus), tokenizer
             )
-        except (EngineStartError, JobError) as error:
+        except JobError as error:
             ray.get(board.engine_failed.remote(str(error)))
             raise
         ray.get(board.report.remote(name, Tally()))
+        self._board = board
         self._touched = touched
         self._replica = Replica(
             name, job, engine, tokenizer,
@@ -145,8 +148,21 @@ class _Worker:
         left = []
         for index, shard in enumerate(shards):
             unpack = functools.partial(next, from_block(block.slice(index, 1)))
-            left.append(await self._replica.run(shard, unpack, untouched=shard not in self._touched))
+            try:
+                left.append(await self._replica.run(shard, unpack, untouched=shard not in self._touched))
+            except JobError as error:
+                await self._board.failed.remote(error)
+                raise
         return pa.table({"shard": shards, "left": left})
+
+
+def _read(job: Job, shards: list[Shard], partly_done: frozenset[int], board: Any) -> Iterator[pa.Table]:
+    """`prepare`, as a read task."""
+    try:
+        yield from prepare(job, shards, partly_done)
+    except JobError as error:
+        ray.get(board.failed.remote(error))
+        raise
 
 
 def _die() -> None:
@@ -202,13 +218,15 @@ def _knock(address: str) -> None:
 
 
 @contextmanager
-def _cluster() -> Iterator[None]:
+def _cluster(spec: JobSpec) -> Iterator[None]:
     """The cluster of RAY_ADDRESS, or a local Ray that ends with this block, with all its processes.
 
     Raises:
         ClusterError: It cannot be reached.
     """
     address = os.environ.get("RAY_ADDRESS")
+    if address and address.startswith("ray://"):
+        raise ClusterError(f"RAY_ADDRESS={address}: Ray Client is not supported; give the head node's host:6379")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     mine = psutil.Process()
     before = set(mine.children(recursive=True))
@@ -220,8 +238,9 @@ def _cluster() -> Iterator[None]:
             environment = {"py_modules": [package], "env_vars": {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}}
             ray.init(address=address, runtime_env=environment, **quiet)
         else:
-            # A replica and a read task need a CPU each, on a machine with one core as well.
-            ray.init(address="local", num_cpus=max(2, os.cpu_count() or 1), include_dashboard=False, **quiet)
+            # Replicas must leave a CPU for reading, or nothing would ever reach them: Ray counts, it does not pin.
+            cpus = max(os.cpu_count() or 1, math.ceil(spec.replicas.max * spec.replicas.cpus) + 1)
+            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
         where = f"RAY_ADDRESS={address}" if address else "a local Ray"
         raise ClusterError(f"{where} cannot be used: {error}") from error
@@ -259,7 +278,7 @@ def run_fleet(job: Job, plan: Plan, done: "np.ndarray[Any, np.dtype[np.int64]]",
     stop = threading.Event()
     # What Ray prints of its own accord (retries, lost workers) is in its log files; the progress line says
     # what a user needs. The signals are set twice, since Ray installs handlers of its own when it starts.
-    with captured(STDOUT, STDERR, replay=False), _signals(stop), _cluster(), _signals(stop):
+    with captured(STDOUT, STDERR, replay=False), _signals(stop), _cluster(job.spec), _signals(stop):
         try:
             return _supervise(job, plan, done, watch, stop)
         except ray.exceptions.RayError as error:
@@ -297,11 +316,12 @@ def _supervise(
             board.stop.remote()
         if time.monotonic() > deadline or (stop.is_set() and snapshot.starting):
             break
+    last: Snapshot = ray.get(board.snapshot.remote())
     if stop.is_set():
         raise InterruptedJobError("stopped; every finished row is committed")
     if failure:
-        raise _as_job_error(failure[0], snapshot)
-    return snapshot
+        raise _as_job_error(failure[0], last)
+    return last
 
 
 def _dataset(job: Job, plan: Plan, done: "np.ndarray[Any, np.dtype[np.int64]]", board: Any) -> ray.data.Dataset:
@@ -321,7 +341,7 @@ def _dataset(job: Job, plan: Plan, done: "np.ndarray[Any, np.dtype[np.int64]]", 
     per_task = max(1, min(MAX_READ_TASK_ROWS, rows // READ_TASKS_WANTED) // shard_rows)
     tasks = math.ceil(len(open_indices) / per_task)
     tasks = math.ceil(len(open_indices) / math.ceil(len(open_indices) / tasks))  # as many as come out of even runs
-    source = _Shards(job, lambda: (plan.shard(int(index)) for index in open_indices), tasks, touched)
+    source = _Shards(job, lambda: (plan.shard(int(index)) for index in open_indices), tasks, touched, board)
 
     args = engine_args(spec, facts(locate(spec.model, weights=False)))
     images = bool(spec.input.columns.images or spec.input.columns.messages)
@@ -349,13 +369,9 @@ def _dataset(job: Job, plan: Plan, done: "np.ndarray[Any, np.dtype[np.int64]]", 
 
 
 def _as_job_error(error: BaseException, snapshot: Snapshot) -> JobError:
-    """What broke, in one line: the job's own error where Ray wraps one."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, JobError):
-            return seen
-        inner = getattr(seen, "cause", None)
-        seen = inner if isinstance(inner, BaseException) else seen.__cause__
+    """What broke: the error that a task or a replica met, which Ray hands on as text only, else Ray's own."""
+    if snapshot.failure is not None:
+        return snapshot.failure
     if snapshot.engine_error is not None:
         return EngineStartError(snapshot.engine_error)
     first = str(error).strip().splitlines() or [type(error).__name__]

@@ -14,6 +14,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
+from magbatch.errors import JobError
 from magbatch.job.replica import Tally
 
 RATE_WINDOW_S = 60.0
@@ -31,6 +32,7 @@ class Snapshot:
         starting: Whether none has served yet.
         engine_error: What the first engine that failed to start said; None if all started.
         engine_deaths: Engines that died while rows were in them.
+        failure: What stops the job, from the task or replica that met it first; None while nothing does.
     """
 
     done: Tally = field(default_factory=Tally)
@@ -38,6 +40,7 @@ class Snapshot:
     starting: bool = True
     engine_error: str | None = None
     engine_deaths: int = 0
+    failure: JobError | None = None
 
 
 class BoardState:
@@ -51,6 +54,7 @@ class BoardState:
         self._served = False
         self._engine_error: str | None = None
         self._engine_deaths = 0
+        self._failure: JobError | None = None
         self._stopping = False
 
     def begin(self, shard: int) -> tuple[bool, dict[str, int]]:
@@ -79,6 +83,10 @@ class BoardState:
         """An engine did not start."""
         self._engine_error = self._engine_error or message
 
+    def failed(self, error: JobError) -> None:
+        """A task or a replica met what stops the job; Ray would hand on no more than its text."""
+        self._failure = self._failure or error
+
     def left(self, replica: str) -> None:
         """See `Board.left`."""
         self._seen.pop(replica, None)
@@ -91,7 +99,7 @@ class BoardState:
         """The state now."""
         now = time.monotonic()
         up = sum(now - seen < SILENT_REPLICA_S for seen in self._seen.values())
-        return Snapshot(self._done, up, not self._served, self._engine_error, self._engine_deaths)
+        return Snapshot(self._done, up, not self._served, self._engine_error, self._engine_deaths, self._failure)
 
 
 class ProgressLine:

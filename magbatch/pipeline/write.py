@@ -77,7 +77,8 @@ class PartWriter:
             "row_id": [letter.row_id for letter in letters],
             "step": [str(letter.step) for letter in letters],
             "error_code": [str(letter.code) for letter in letters],
-            "message": [letter.message for letter in letters],
+            # A path can hold what is no text (surrogates): a message must not stop its own commit.
+            "message": [letter.message.encode(errors="replace").decode() for letter in letters],
             "attempt": [self._attempt] * len(letters),
             "finished_at": [now] * len(letters),
         }

@@ -96,6 +96,23 @@ def test_an_engine_that_does_not_start_speaks_for_itself(job: JobFiles) -> None:
     assert "Traceback" not in failed.stderr
 
 
+def test_an_output_that_takes_no_rows_stops_the_job_resumably(job: JobFiles) -> None:
+    job.write_input(20)
+    job.engine["start_s"] = 5
+    spec = job.write_spec()
+    process = start("run", spec, log=job.folder / "log")
+    wait_until((job.output / "_magbatch" / "spec.yaml").exists, "the job to begin")
+    (job.output / "results").write_text("a file where the folder should be")
+    assert process.wait(120) == 3
+    log = (job.folder / "log").read_text()
+    assert f"magbatch: {job.output}/results" in log
+    assert "Run the same command again to go on." in log
+    assert "Traceback" not in log
+    (job.output / "results").unlink()
+    assert magbatch("run", spec).returncode == 0
+    assert len(read(job.output)) == 20
+
+
 def test_dead_letters_above_the_limit_end_with_1(job: JobFiles) -> None:
     job.write_input(12, question=[None if i % 4 == 0 else f"What is {i}?" for i in range(12)])
     spec = job.write_spec(limits={"max_prompt_tokens": 2000, "max_failed_rows": 2})
@@ -149,9 +166,7 @@ def test_limit_is_a_job_of_its_own_spread_over_the_input(job: JobFiles) -> None:
 @pytest.mark.parametrize("samples", [3])
 def test_samples_duplicate_ids_and_several_replicas(job: JobFiles, samples: int) -> None:
     job.write_input(40, id=["twice" if i < 2 else f"id-{i}" for i in range(40)])
-    spec = job.write_spec(
-        sampling={"n": samples, "max_tokens": 100}, replicas={"min": 2, "max": 2, "gpus": 0, "cpus": 0.5}
-    )
+    spec = job.write_spec(sampling={"n": samples, "max_tokens": 100}, replicas={"min": 2, "max": 2, "gpus": 0})
     job.engine["token_s"] = 0.01
     done = magbatch("run", spec)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,5 @@
 import io
+import os
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from small_job import SmallJob
 
 from magbatch.errors import ErrorCode, InputError, OutputError, SpecError
 from magbatch.job.plan import Plan, input_columns, make_plan
+from magbatch.spec import parse
 
 
 def rows_by_file(plan: Plan) -> dict[str, list[str]]:
@@ -369,3 +371,17 @@ def test_a_damaged_plan_is_an_error_of_the_output(job: SmallJob, damage: Any) ->
     assert list(Plan.from_bytes(stored(job.plan)).shards()) == list(job.plan.shards())
     with pytest.raises(OutputError, match=r"_magbatch/plan\.parquet is damaged"):
         Plan.from_bytes(damage(job.plan))
+
+
+def test_a_file_name_that_is_no_text_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "input"
+    folder.mkdir()
+    name = os.fsencode(folder) + b"/bad-\xff.parquet"
+    pq.write_table(pa.table({"question": ["What is 1?"]}), tmp_path / "good.parquet")
+    os.link(tmp_path / "good.parquet", name)
+    spec = parse(
+        f"name: x\nmodel: {{source: builtin:tiny}}\ninput: {{path: {folder}, columns: {{prompt: question}}}}\n"
+        f"output: {{path: {tmp_path}/out}}\n"
+    )
+    with pytest.raises(InputError, match="no valid text"):
+        make_plan(spec)

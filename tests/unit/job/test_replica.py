@@ -14,7 +14,7 @@ from small_job import LocalBoard, SmallJob, WatchedEngine, until
 
 from magbatch.errors import EngineDeadError, StorageError
 from magbatch.job.prepare import ShardPrompts, from_block, to_block
-from magbatch.job.replica import Replica
+from magbatch.job.replica import TICK_S, Replica
 from magbatch.rows import Generation, PartName, Prompt
 from magbatch.storage import s3_client
 
@@ -141,7 +141,19 @@ def test_fewer_finished_rows_wait_for_the_clock_or_the_end(job: SmallJob) -> Non
     job.ask(8)
     job.set("input", shard_rows=8)
     job.set("output", commit_interval_s=NEVER_S, commit_rows=100)
-    job.answer()
+    job.begin()
+    long = job.row_ids()[0]
+
+    async def work() -> None:
+        engine = job.start_engine(hold=[long])
+        shard = asyncio.create_task(job.run_shard(job.replica(engine)))
+        await until(lambda: len(engine.order) == 8 and engine.inside == {long}, "seven rows to be finished")
+        await asyncio.sleep(3 * TICK_S)  # the clock has looked at them
+        assert job.objects() == []
+        engine.release()
+        await shard
+
+    asyncio.run(work())
     assert sizes(job) == [8]
 
 
@@ -337,6 +349,7 @@ def test_rows_that_are_committed_are_never_asked_again(either_job: SmallJob) -> 
     asyncio.run(go_on(untouched=False))  # another run: the driver knows that the shard was touched
     assert job.done() == sorted(set(ids) - {ids[4]})
     assert codes(job) == {ids[4]: "render missing_value"}
+    assert job.done("errors") == [ids[4]]
     assert job.asked() == dict.fromkeys(set(ids) - {ids[4]}, 1)  # the held ones never reached the fake
 
 
@@ -418,25 +431,6 @@ def test_a_stop_at_the_very_moment_a_row_is_let_in_leaves_no_place_taken(job: Sm
 
     asyncio.run(work())
     assert job.asked() == {}
-
-
-def test_a_stop_wakes_admission_that_waits_for_the_store(job: SmallJob) -> None:
-    job.ask(30)
-    job.set("input", shard_rows=30)
-    job.set("output", commit_interval_s=NEVER_S, commit_rows=1)
-    job.engine["max_num_seqs"] = 1
-    job.begin()
-
-    async def work() -> None:
-        engine = job.start_engine(hold=job.row_ids()[20:])
-        replica = job.replica(engine)
-        shard = asyncio.create_task(job.run_shard(replica))
-        await until(lambda: len(engine.order) >= 20, "the first rows to be asked")
-        replica.stop()
-        await asyncio.wait_for(shard, 30)
-
-    asyncio.run(work())
-    assert set(job.row_ids()[:19]) <= set(job.done())
 
 
 # Engines die
@@ -631,6 +625,30 @@ def check_that_names_are_believed_rightly(job: SmallJob) -> None:
     assert job.ledger.done_counts(job.plan).tolist() == [len(set(job.done()))]
 
 
+def test_a_store_that_stands_still_lets_no_more_rows_in(tmp_path: Path, s3: str, slow_store: SlowStore) -> None:
+    job = SmallJob(tmp_path, f"{s3}/job")
+    job.ask(40)
+    job.set("input", shard_rows=40)
+    job.set("output", commit_interval_s=NEVER_S, commit_rows=1)
+    job.engine["max_num_seqs"] = 1
+    job.begin()
+
+    async def work() -> None:
+        engine = job.start_engine()
+        replica = job.replica(engine)
+        slow_store.door.clear()
+        shard = asyncio.create_task(job.run_shard(replica))
+        await until(lambda: len(engine.order) >= 8, "as many rows as may wait for the store")
+        await asyncio.sleep(0.1)  # what would be let in without room is in by now
+        asked = len(engine.order)
+        assert asked <= 8 + 2  # 8 for each slot are finished, 2 were let in before
+        slow_store.door.set()
+        assert await shard == 0
+
+    asyncio.run(work())
+    assert job.done() == sorted(job.row_ids())
+
+
 def test_a_stop_in_the_middle_of_a_commit_commits_no_row_twice(tmp_path: Path, s3: str, slow_store: SlowStore) -> None:
     job = SmallJob(tmp_path, f"{s3}/job")
     job.ask(4)
@@ -661,8 +679,8 @@ def test_an_upload_that_landed_though_it_failed_counts_no_row_twice(
     tmp_path: Path, s3: str, slow_store: SlowStore
 ) -> None:
     job = SmallJob(tmp_path, f"{s3}/job")
-    job.ask(4)
-    job.set("input", shard_rows=4)
+    job.ask(6)
+    job.set("input", shard_rows=6)
     job.set("output", commit_interval_s=NEVER_S, commit_rows=2)
     job.begin()
     ids = job.row_ids()
@@ -670,13 +688,17 @@ def test_an_upload_that_landed_though_it_failed_counts_no_row_twice(
 
     async def work() -> None:
         engine = job.start_engine(hold=ids[2:])
-        shard = asyncio.create_task(job.run_shard(job.replica(engine)))
+        replica = job.replica(engine)
+        shard = asyncio.create_task(job.run_shard(replica))
         await until(lambda: slow_store.deny_after_landing == 0, "the first upload to be refused")
-        engine.release()
+        engine.release(ids[2])
+        await until(lambda: engine.inside == set(ids[3:]), "one more row to be finished")
+        replica.stop()  # the last commit holds the three: two of them are in the store already
         (outcome,) = await asyncio.gather(shard, return_exceptions=True)
         assert isinstance(outcome, int | StorageError)
 
     asyncio.run(work())
+    assert set(ids[:2]) <= set(job.done())
     check_that_names_are_believed_rightly(job)
     job.board = LocalBoard()
     job.answer()
