@@ -164,7 +164,7 @@ def make_plan(spec: JobSpec, limit: int | None = None) -> Plan:
     names = input_columns(spec)
     root = _root(spec.input.path)
     infos = find_parquet(spec.input.path)
-    unnamed = [info.name for info in infos if not info.name.isprintable()]
+    unnamed = [info.name for info in infos if any("\ud800" <= char <= "\udfff" for char in info.name)]
     if unnamed:
         raise InputError(f"input.path {spec.input.path}: a file's name is no valid text: {unnamed[0]!r}; rename it")
     files = [_File(info, sha256(os.fsencode(_below(root, info.name))).hexdigest()[:12]) for info in infos]

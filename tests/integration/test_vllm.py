@@ -1,6 +1,7 @@
 """The real engine: what it is asked, what it returns, and what happens when it dies."""
 
 import asyncio
+import gc
 import io
 import os
 import signal
@@ -70,7 +71,8 @@ class Serving:
     """One engine in an event loop of its own, for all tests of this file."""
 
     def __init__(self) -> None:
-        spec = spec_for(Path("/nowhere/x.parquet"), temperature=1.0, n=3, max_tokens=64)
+        # Hot and without an end, so that samples differ and a long request is long.
+        spec = spec_for(Path("/nowhere/x.parquet"), temperature=3.0, top_p=1.0, n=3, max_tokens=64, ignore_eos=True)
         checkpoint = locate(spec.model, weights=True)
         self.tokenizer = Tokenizer(checkpoint)
         self.args = engine_args(spec, facts(checkpoint))
@@ -95,6 +97,8 @@ def serving() -> Iterator[Serving]:
     serving.engine.shutdown()
     serving.loop.run_until_complete(asyncio.sleep(0))
     serving.loop.close()
+    del serving
+    gc.collect()  # vLLM leaves its ZeroMQ context to the collector: its warning belongs to this file
 
 
 def ids(generation: Generation) -> list[list[int]]:

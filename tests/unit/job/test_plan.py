@@ -250,6 +250,13 @@ def test_a_glob_that_yields_a_file_twice_is_refused(job: SmallJob) -> None:
     assert make_plan(job.spec(input={"path": f"{job.input}/**/*.parquet"})).rows == 3
 
 
+@pytest.mark.parametrize("name", ["größe 日本", "no-break\u00a0space", "wide\u3000space", "👩\u200d💻", "it's 100% #1"])
+def test_a_file_may_have_any_name_that_is_text(either_job: SmallJob, name: str) -> None:
+    either_job.ask(2, f"{name}.parquet")
+    assert list(rows_by_file(Plan.from_bytes(either_job.plan.to_bytes()))) == [f"{name}.parquet"]
+    assert len(either_job.prompts(0).prompts) == 2
+
+
 def test_nothing_there_is_said(either_job: SmallJob) -> None:
     with pytest.raises(InputError, match=r"input\.path .*input"):
         either_job.plan  # noqa: B018
