@@ -5,6 +5,7 @@ Exit codes: 0 complete; 1 finished with more dead letters than the spec allows, 
 """
 
 import json as json_format
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -204,4 +205,14 @@ def _options(
 
 def main() -> None:
     """Entry point of the `magbatch` command."""
-    app()
+    code: str | int | None = 0
+    try:
+        app()
+    except SystemExit as end:
+        code = end.code
+    # Not through the interpreter's teardown: native thread pools can abort there ("terminate called without
+    # an active exception", seen after a complete job), and a finished command would end with the wrong code.
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else 0 if code is None else 1)

@@ -113,7 +113,7 @@ class PromptSpec(_Part):
 class SamplingSpec(_Part):
     """Sampling parameters, by vLLM's names."""
 
-    temperature: Annotated[float, Field(ge=0, description="0 is greedy.")] = 0.7
+    temperature: Annotated[float, Field(ge=0, le=2, description="0 is greedy.")] = 0.7
     top_p: Annotated[float, Field(gt=0, le=1, description="Nucleus sampling.")] = 0.95
     top_k: Annotated[int, Field(ge=0, description="0 considers every token.")] = 0
     min_p: Annotated[float, Field(ge=0, le=1, description="Least probability, relative to the likeliest token.")] = 0.0

@@ -48,13 +48,13 @@ class VllmEngine:
                 from vllm.v1.engine.async_llm import AsyncLLM
 
                 args = AsyncEngineArgs(model=str(config.checkpoint), **config.args)
+                sampling = config.sampling.model_dump(exclude={"max_tokens", "seed"})
+                self._params = SamplingParams(
+                    **sampling, output_kind=RequestOutputKind.FINAL_ONLY, detokenize=False, skip_special_tokens=False
+                )
                 self._engine = AsyncLLM.from_engine_args(args)
             except Exception as error:  # vLLM has no one class for what can be wrong at a start
                 raise EngineStartError(_first_cause(error, said.text())) from error
-        sampling = config.sampling.model_dump(exclude={"max_tokens", "seed"})
-        self._params = SamplingParams(
-            **sampling, output_kind=RequestOutputKind.FINAL_ONLY, detokenize=False, skip_special_tokens=False
-        )
 
     async def generate(self, prompt: Prompt, *, max_tokens: int, seed: int | None) -> Generation:
         """See `Engine.generate`."""

@@ -72,7 +72,7 @@ class Serving:
 
     def __init__(self) -> None:
         # Hot and without an end, so that samples differ and a long request is long.
-        spec = spec_for(Path("/nowhere/x.parquet"), temperature=3.0, top_p=1.0, n=3, max_tokens=64, ignore_eos=True)
+        spec = spec_for(Path("/nowhere/x.parquet"), temperature=2.0, top_p=1.0, n=3, max_tokens=64, ignore_eos=True)
         checkpoint = locate(spec.model, weights=True)
         self.tokenizer = Tokenizer(checkpoint)
         self.args = engine_args(spec, facts(checkpoint))

@@ -126,9 +126,9 @@ def loaded(code: str) -> set[str]:
 def command(*arguments: str) -> str:
     return f"""
 sys.argv = ["magbatch", *{arguments!r}]
-from magbatch.cli import main
+from magbatch.cli import app
 try:
-    main()
+    app()
 except SystemExit as end:
     assert end.code in (0, None), end.code
 """
