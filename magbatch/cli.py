@@ -4,8 +4,8 @@ Exit codes: 0 complete; 1 finished with more dead letters than the spec allows, 
 2 bad spec or input; 3 interrupted, and the same command goes on.
 """
 
+import atexit
 import json as json_format
-import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -212,7 +212,7 @@ def main() -> None:
         code = end.code
     # Not through the interpreter's teardown: native thread pools can abort there ("terminate called without
     # an active exception", seen after a complete job), and a finished command would end with the wrong code.
-    logging.shutdown()
+    atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code if isinstance(code, int) else 0 if code is None else 1)
