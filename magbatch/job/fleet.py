@@ -291,11 +291,12 @@ def _supervise(
     # Beside the driver: the board must not go with a spot node.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     board: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(BoardState).remote()
+    dataset = _dataset(job, plan, done, board)
     failure: list[BaseException] = []
 
     def work() -> None:
         try:
-            for _ in _dataset(job, plan, done, board).iter_batches(batch_size=None, batch_format="pyarrow"):
+            for _ in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
                 if stop.is_set():
                     return
         except Exception as error:  # noqa: BLE001 - handed to the main thread, which knows what it means
@@ -303,19 +304,25 @@ def _supervise(
 
     thread = threading.Thread(target=work, name="ray-data", daemon=True)
     thread.start()
-    snapshot = Snapshot()
     deadline = math.inf
-    while thread.is_alive():
-        thread.join(POLL_S)
-        snapshot = ray.get(board.snapshot.remote())
-        watch(snapshot)
-        if snapshot.engine_error is not None and snapshot.starting:
-            raise EngineStartError(snapshot.engine_error)
-        if stop.is_set() and deadline == math.inf:
-            deadline = time.monotonic() + STOP_GRACE_S
-            board.stop.remote()
-        if time.monotonic() > deadline or (stop.is_set() and snapshot.starting):
-            break
+    try:
+        while thread.is_alive():
+            thread.join(POLL_S)
+            snapshot: Snapshot = ray.get(board.snapshot.remote())
+            watch(snapshot)
+            if snapshot.engine_error is not None and snapshot.starting:
+                raise EngineStartError(snapshot.engine_error)
+            if stop.is_set() and deadline == math.inf:
+                deadline = time.monotonic() + STOP_GRACE_S
+                board.stop.remote()
+            if time.monotonic() > deadline or (stop.is_set() and snapshot.starting):
+                break
+    finally:
+        # Ray must not be shut down under Ray Data's running threads: that ends this process with a
+        # segmentation fault now and then (seen, Ray 2.60). There is no public way to end an execution.
+        if thread.is_alive() and dataset._current_executor is not None:
+            dataset._current_executor.shutdown(force=True)
+        thread.join(SHUTDOWN_GRACE_S)
     last: Snapshot = ray.get(board.snapshot.remote())
     if stop.is_set():
         raise InterruptedJobError("stopped; every finished row is committed")
