@@ -73,6 +73,10 @@ class ColumnsSpec(_Part):
         list[str],
         Field(description="Columns of images: bytes, a path, an s3:// or http(s):// URL, {bytes, path}, or lists."),
     ] = []
+    expected: Annotated[
+        str | None,
+        Field(description="Right answers, where known: carried; the summary counts the answers equal to them."),
+    ] = None
 
 
 class InputSpec(_Part):
@@ -267,9 +271,9 @@ class JobSpec(_Part):
 
 
 def carried_columns(spec: InputSpec) -> list[str]:
-    """The columns copied to the output: the user's id first, then `carry`."""
-    columns = [spec.columns.id] if spec.columns.id else []
-    return columns + [name for name in spec.carry if name not in columns]
+    """The columns copied to the output, each once: the user's id, then `carry`, then the expected answers."""
+    names = [spec.columns.id, *spec.carry, spec.columns.expected]
+    return list(dict.fromkeys(name for name in names if name))
 
 
 def load(path: str, overrides: list[str] | None = None) -> JobSpec:

@@ -76,7 +76,17 @@ class ShardAudit:
 
 @dataclass(slots=True)
 class Totals:
-    """Sums over what counts: rows are input rows, tokens are as the engine counted them."""
+    """Sums over what counts: rows are input rows, tokens are as the engine counted them.
+
+    Attributes:
+        answered: Rows with an answer.
+        failed: Dead letters.
+        records: Samples of the answered rows.
+        graded: Records of rows whose right answer the input gives.
+        right: Those of them whose answer it is.
+        by_code: Dead letters by error code.
+        by_status: Records by reasoning status.
+    """
 
     answered: int = 0
     failed: int = 0
@@ -85,11 +95,19 @@ class Totals:
     cached_tokens: int = 0
     reasoning_tokens: int = 0
     answer_tokens: int = 0
+    graded: int = 0
+    right: int = 0
     by_code: dict[str, int] = field(default_factory=dict)
     by_status: dict[str, int] = field(default_factory=dict)
 
-    def add(self, kind: str, table: pa.Table) -> None:
-        """Count the records of one object."""
+    def add(self, kind: str, table: pa.Table, expected: str | None = None) -> None:
+        """Count the records of one object.
+
+        Args:
+            kind: Results or errors.
+            table: Its narrow columns.
+            expected: The carried column with the right answers; then the table has `answer` too.
+        """
         if kind == ERRORS:
             self.failed += table.num_rows
             _count(self.by_code, table.column("error_code"))
@@ -102,6 +120,15 @@ class Totals:
         self.reasoning_tokens += _sum(table, "reasoning_tokens")
         self.answer_tokens += _sum(table, "answer_tokens")
         _count(self.by_status, table.column("reasoning_status"))
+        if expected is not None:
+            self._grade(table.column("answer"), table.column(expected))
+
+    def _grade(self, answers: pa.ChunkedArray, expected: pa.ChunkedArray) -> None:
+        """Equal as text, but for the blanks around it."""
+        wanted = pa.compute.utf8_trim_whitespace(expected.cast(pa.large_string()))
+        given = pa.compute.fill_null(pa.compute.utf8_trim_whitespace(answers.cast(pa.large_string())), "")
+        self.graded += len(wanted) - wanted.null_count
+        self.right += int(pa.compute.sum(pa.compute.equal(given, wanted)).as_py() or 0)
 
 
 def _sum(table: pa.Table, name: str) -> int:
@@ -118,13 +145,13 @@ def row_ids_of(table: pa.Table) -> list[str]:
     return list(table.column("row_id").unique().to_pylist())
 
 
-def read_part(store: Store, name: PartName, carry: list[str]) -> Part | str:
+def read_part(store: Store, name: PartName, more: dict[str, list[str]]) -> Part | str:
     """Read an object whole.
 
     Args:
         store: The job's output.
         name: The object.
-        carry: Carried columns to keep in the part's table.
+        more: Columns to keep in the part's table beside those that totals need, by kind.
 
     Returns:
         The part, or what is wrong with the object.
@@ -132,7 +159,7 @@ def read_part(store: Store, name: PartName, carry: list[str]) -> Part | str:
     columns = ["row_id", "error_code"] if name.kind == ERRORS else ["row_id", "sample", *_TOTALLED]
     try:
         data = store.read(str(name))
-        table = pq.read_table(io.BytesIO(data), columns=[*columns, *carry], use_threads=False)
+        table = pq.read_table(io.BytesIO(data), columns=[*columns, *more.get(name.kind, [])], use_threads=False)
         row_ids = row_ids_of(table)
     except (FileNotFoundError, pa.ArrowException, OSError, KeyError) as error:
         return f"{name}: cannot be read: {' '.join(str(error).split())}"

@@ -167,19 +167,19 @@ class Ledger:
 
     # The proof
 
-    def audit(self, plan: Plan, carry: list[str] | None = None) -> Iterator[ShardAudit]:
+    def audit(self, plan: Plan, more: dict[str, list[str]] | None = None) -> Iterator[ShardAudit]:
         """Hold every object against the plan, shard by shard; the objects are read whole.
 
         Args:
             plan: The job's plan.
-            carry: Carried columns to hand on in each part's table.
+            more: Columns to hand on in each part's table, by kind, beside those that totals need.
         """
         with ThreadPoolExecutor(READERS) as pool:
             shards = self._by_shard(plan)
             while window := list(islice(shards, AUDIT_WINDOW)):
                 names = [name for _, parts in window for name in parts]
                 found = dict(
-                    zip(names, pool.map(lambda name: read_part(self.store, name, carry or []), names), strict=True)
+                    zip(names, pool.map(lambda name: read_part(self.store, name, more or {}), names), strict=True)
                 )
                 for shard, parts in window:
                     planned = plan.shard(shard).row_ids() if shard < plan.num_shards else []
@@ -225,17 +225,18 @@ class Ledger:
         Raises:
             OutputError: An object is damaged or unplanned.
         """
-        carry = carried_columns(spec.input)
+        carry, expected = carried_columns(spec.input), spec.input.columns.expected
+        more = {RESULTS: [*carry, "answer"] if expected else carry, ERRORS: carry}
         totals, missing, entries = Totals(), list[str](), list[dict[str, Any]]()
         superseded: list[PartName] = []
         overlapping: list[tuple[PartName, list[str]]] = []
 
         def keep(part: Part) -> None:
-            totals.add(part.name.kind, part.table)
+            totals.add(part.name.kind, part.table, expected)
             entries.append(part.entry())
             see(part.name.kind, part.table)
 
-        for audit in self.audit(plan, carry):
+        for audit in self.audit(plan, more):
             if audit.problems or audit.unplanned:
                 wrong = "\n".join(f"  {line}" for line in [*audit.problems, *audit.unplanned][:20])
                 raise OutputError(
@@ -251,7 +252,7 @@ class Ledger:
         if missing:
             return totals, missing
         for name, row_ids in overlapping:
-            keep(self._rewrite(name, row_ids, carry))
+            keep(self._rewrite(name, row_ids, more))
         entries += self._empty_parts(spec, plan, {entry["name"].partition("/")[0] for entry in entries})
         manifest = {
             "version": 1,
@@ -286,13 +287,13 @@ class Ledger:
         names = (item.name for kind in (RESULTS, ERRORS) for item in self.store.list(f"{kind}/"))
         return [f"{name}: not an object of this job" for name in names if PartName.parse(name) is None]
 
-    def _rewrite(self, name: PartName, row_ids: list[str], carry: list[str]) -> Part:
+    def _rewrite(self, name: PartName, row_ids: list[str], more: dict[str, list[str]]) -> Part:
         """The rows of an object that count, as an object of their own: none is edited in place."""
         table = pq.read_table(io.BytesIO(self.store.read(str(name))))
         table = table.filter(pa.compute.is_in(table.column("row_id"), pa.array(row_ids)))
         rewritten = PartName(name.kind, name.shard, new_attempt(), 0, len(row_ids))
         self._write(rewritten, table)
-        found = read_part(self.store, rewritten, carry)
+        found = read_part(self.store, rewritten, more)
         if isinstance(found, str):
             raise OutputError(f"{self.path}: {found}")
         return found

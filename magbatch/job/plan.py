@@ -175,6 +175,7 @@ def make_plan(spec: JobSpec, limit: int | None = None) -> Plan:
         list(pool.map(lambda file: _read_footer(file, names), files))
     _check(spec, files, names)
     columns = _as_text(_common_types(files, names), spec.input.columns.prompt)
+    _check_expected(columns, spec.input.columns.expected)
     bad = [file for file in files if file.problem is not None]
     if bad and (spec.input.on_bad_file == "fail" or len(bad) == len(files)):
         listed = "\n".join(f"  {file.problem}" for file in bad[:20])
@@ -250,6 +251,8 @@ def _named_by(spec: JobSpec, name: str) -> str:
         return "input.columns.images"
     if name == columns.id:
         return "input.columns.id"
+    if name == columns.expected:
+        return "input.columns.expected"
     return "input.carry" if name in spec.input.carry else "prompt.template"
 
 
@@ -296,6 +299,13 @@ def _as_text(columns: pa.Schema, prompt: str | None) -> pa.Schema:
     if prompt is None or not any(test(columns.field(prompt).type) for test in _BYTES):
         return columns
     return columns.set(columns.get_field_index(prompt), pa.field(prompt, pa.large_string()))
+
+
+def _check_expected(columns: pa.Schema, expected: str | None) -> None:
+    """Answers are text, so what they are compared with must have a text of its own."""
+    kind = columns.field(expected).type if expected is not None else pa.string()
+    if pa.types.is_nested(kind) or any(test(kind) for test in _BYTES):
+        raise SpecError(f"input.columns.expected: the column {expected!r} is {kind}; answers are compared with text")
 
 
 def _everything(files: list[_File]) -> list[Segment]:

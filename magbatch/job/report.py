@@ -142,6 +142,9 @@ class Report:
         if totals.by_status:
             listed = ", ".join(f"{status} {count:,}" for status, count in sorted(totals.by_status.items()))
             lines.append(f"reasoning: {listed}")
+        if totals.graded:
+            share = 100 * totals.right / totals.graded
+            lines.append(f"right answers: {totals.right:,} of {totals.graded:,} ({share:.1f}%)")
         if self.duplicate_ids:
             lines.append(
                 f"{self.duplicate_ids:,} rows have a user id that an earlier row has too; all of them were answered"

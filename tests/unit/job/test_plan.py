@@ -272,6 +272,7 @@ def test_nothing_there_is_said(either_job: SmallJob) -> None:
         ({"input": {"columns": {"messages": "nope"}}}, "input.columns.messages"),
         ({"input": {"columns": {"prompt": "question", "images": ["nope"]}}}, "input.columns.images"),
         ({"input": {"columns": {"prompt": "question", "id": "nope"}}}, "input.columns.id"),
+        ({"input": {"columns": {"prompt": "question", "expected": "nope"}}}, "input.columns.expected"),
         ({"input": {"carry": ["nope"]}}, "input.carry"),
         ({"prompt": {"template": "{{ question }} {{ nope }}"}}, "prompt.template"),
     ],

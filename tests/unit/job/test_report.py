@@ -19,6 +19,8 @@ TOTALS = Totals(
     cached_tokens=1_000,
     reasoning_tokens=8_000_000,
     answer_tokens=7_000,
+    graded=3_000,
+    right=2_981,
     by_code={"prompt_too_long": 560, "missing_value": 7},
     by_status={"truncated": 4, "complete": 2_467_996},
 )
@@ -39,6 +41,7 @@ def test_the_summary_says_what_came_out() -> None:
         "failed by code: missing_value 7, prompt_too_long 560",
         "tokens: 9,000,000 prompt (1,000 cached), 8,000,000 reasoning, 7,000 answer",
         "reasoning: complete 2,467,996, truncated 4",
+        "right answers: 2,981 of 3,000 (99.4%)",
         "this run: 1,000 rows in 100 s, 8,000 tokens/s while the engine served",
     ]
 
