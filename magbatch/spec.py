@@ -152,6 +152,9 @@ class OutputSpec(_Part):
     commit_rows: Annotated[
         int, Field(ge=1, description="Finished rows of a shard that are committed without waiting.")
     ] = 256
+    patience_s: Annotated[
+        float, Field(ge=0, description="Seconds that the output's storage may refuse before the job stops.")
+    ] = 300.0
 
 
 class ReplicasSpec(_Part):
@@ -164,6 +167,9 @@ class ReplicasSpec(_Part):
         Field(ge=0, description="GPUs of one replica (tensor_parallel_size x pipeline_parallel_size); 0 runs on CPUs."),
     ] = 1
     cpus: Annotated[float, Field(gt=0, description="CPUs that one replica reserves in Ray.")] = 1.0
+    start_timeout_s: Annotated[
+        float, Field(gt=0, description="Seconds that an engine may take to start, once its replica has its place.")
+    ] = 1800.0
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -181,6 +187,14 @@ class LimitsSpec(_Part):
         50_000_000
     )
     max_image_bytes: Annotated[int, Field(ge=1, description="Bytes of one fetched image file.")] = 100_000_000
+    row_timeout_s: Annotated[
+        float | None,
+        Field(gt=0, description="Seconds without a new token after which a row, or an engine, hangs; null waits on."),
+    ] = 600.0
+    repetition_tokens: Annotated[
+        int | None,
+        Field(ge=64, description="Tokens of pure repetition after which a sample is ended; null lets it go on."),
+    ] = 2048
     max_failed_rows: Annotated[
         int | None,
         Field(ge=0, description="More dead letters than this end the command with exit code 1; null sets no limit."),
@@ -189,8 +203,8 @@ class LimitsSpec(_Part):
 
 # What may change between two runs of one job: none of it changes what an answer would be.
 FREE_FIELDS = frozenset(
-    {"name", "replicas", "output.commit_interval_s", "output.commit_rows"}
-    | {"limits.max_failed_rows", "input.fetch_timeout_s"}
+    {"name", "replicas", "output.commit_interval_s", "output.commit_rows", "output.patience_s"}
+    | {"limits.max_failed_rows", "limits.row_timeout_s", "input.fetch_timeout_s"}
     | {"input.shard_rows", "input.on_bad_file"}  # both are frozen in the plan
     | {f"model.engine_args.{name}" for name in (
         "max_num_seqs", "max_num_batched_tokens", "gpu_memory_utilization", "kv_cache_memory_bytes", "enforce_eager",

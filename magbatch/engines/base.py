@@ -1,11 +1,15 @@
 """The seam between magbatch and what generates tokens: one async method."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from magbatch.rows import Generation, Prompt
 from magbatch.spec import SamplingSpec
+
+OnTokens = Callable[[int, Sequence[int]], bool]
+"""Is shown new tokens of a sample: its number, and the tokens. False ends the sample there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +32,17 @@ class EngineConfig:
 class Engine(Protocol):
     """Generates tokens for many prompts at once; batching is its own affair."""
 
-    async def generate(self, prompt: Prompt, *, max_tokens: int, seed: int | None) -> Generation:
+    async def generate(
+        self, prompt: Prompt, *, max_tokens: int, seed: int | None, on_tokens: OnTokens | None = None
+    ) -> Generation:
         """All samples of one prompt. Cancelling the call aborts the request.
 
         Args:
             prompt: Token ids and images.
             max_tokens: Tokens that each sample may have.
             seed: Makes the sampling reproducible; None leaves it free.
+            on_tokens: Is called with a sample's first token and then now and then; where it returns
+                False, the sample ends with the tokens so far, as `repetition`.
 
         Raises:
             RequestRejectedError: The engine refuses this prompt and serves on.

@@ -9,6 +9,7 @@ scripted by what stands in the prompt:
       script:
         - {contains: "POISON", do: die}
         - {contains: "LONG", tokens: 4000}
+        - {contains: "STUCK", do: hang}
 """
 
 import asyncio
@@ -19,11 +20,12 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from magbatch.engines.base import EngineConfig
+from magbatch.engines.base import EngineConfig, OnTokens
 from magbatch.errors import EngineDeadError, EngineStartError, RequestRejectedError
 from magbatch.rows import Completion, Generation, Prompt
 from magbatch.tokenizer import Tokenizer
 
+CHUNK_TOKENS = 64  # as the real engine gives them
 ECHO_TOKENS = 48  # of the prompt's end: enough to tell rows apart
 
 
@@ -34,7 +36,8 @@ class Rule(BaseModel):
 
     contains: Annotated[str, Field(description="Text that the decoded prompt must hold.")]
     do: Annotated[
-        Literal["answer", "die", "reject", "never_close", "no_think"], Field(description="`die` ends the engine.")
+        Literal["answer", "die", "hang", "freeze", "reject", "never_close", "no_think"],
+        Field(description="`die` ends the engine; `hang` stops one row after its first token, `freeze` all rows."),
     ] = "answer"
     tokens: Annotated[int | None, Field(ge=1, description="Length of the thinking in tokens.")] = None
 
@@ -79,8 +82,12 @@ class FakeEngine:
         self._tokenizer = tokenizer
         self._slots = asyncio.Semaphore(self._args.max_num_seqs)
         self._dead = False
+        self._thawed = asyncio.Event()
+        self._thawed.set()
 
-    async def generate(self, prompt: Prompt, *, max_tokens: int, seed: int | None) -> Generation:
+    async def generate(
+        self, prompt: Prompt, *, max_tokens: int, seed: int | None, on_tokens: OnTokens | None = None
+    ) -> Generation:
         """See `Engine.generate`."""
         if self._dead:
             raise EngineDeadError("the scripted engine is dead")
@@ -93,11 +100,29 @@ class FakeEngine:
             if rule.do == "die":
                 self._dead = True
                 raise EngineDeadError("the script ends the engine")
-            token_ids, finish_reason = self._tokens(prompt, rule, max_tokens)
-            await asyncio.sleep(len(token_ids) * self._args.token_s)
+            if rule.do == "freeze":
+                self._thawed.clear()
+            completion = await self._play(*self._tokens(prompt, rule, max_tokens), on_tokens, hangs=rule.do == "hang")
+        return Generation([completion] * self._samples, 0, time.monotonic() - began)
+
+    async def _play(self, tokens: list[int], reason: str, on_tokens: OnTokens | None, *, hangs: bool) -> Completion:
+        """Let the tokens come, a chunk at a time; all samples are the same."""
+        given = 0
+        while given < len(tokens):
+            size = CHUNK_TOKENS if given else 1
+            await asyncio.sleep(len(tokens[given : given + size]) * self._args.token_s)
+            await self._thawed.wait()
             if self._dead:
                 raise EngineDeadError("the scripted engine is dead")
-        return Generation([Completion(token_ids, finish_reason)] * self._samples, 0, time.monotonic() - began)
+            chunk = tokens[given : given + size]
+            given += len(chunk)
+            if on_tokens is not None:
+                kept = [on_tokens(sample, chunk) for sample in range(self._samples)]
+                if not all(kept):
+                    return Completion(tokens[:given], "repetition")
+            if hangs:
+                await asyncio.Event().wait()
+        return Completion(tokens, reason)
 
     def shutdown(self) -> None:
         """See `Engine.shutdown`."""

@@ -1,21 +1,22 @@
 """vLLM's AsyncLLM behind the engine seam: the only file that imports vllm.
 
-Set for offline work: outputs arrive once and whole (`FINAL_ONLY`), vLLM never detokenizes (its
-incremental detokenizer is slow with Mistral's tokenizer), images arrive at the size that the model
-takes, so that the engine's process resizes nothing.
+Set for offline work: tokens arrive in large chunks (one message of the engine for each would cost more
+than they are worth), vLLM never detokenizes (its incremental detokenizer is slow with Mistral's
+tokenizer), images arrive at the size that the model takes, so that the engine's process resizes nothing.
 """
 
 import hashlib
 import os
 import re
 import time
+from contextlib import aclosing
 from typing import Any
 from uuid import uuid4
 
 from PIL import Image as Pillow
 
 from magbatch.capture import STDERR, captured
-from magbatch.engines.base import EngineConfig
+from magbatch.engines.base import EngineConfig, OnTokens
 from magbatch.errors import EngineDeadError, EngineStartError, RequestRejectedError
 from magbatch.rows import Completion, Generation, Prompt
 
@@ -23,6 +24,8 @@ from magbatch.rows import Completion, Generation, Prompt
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # where a failed start is looked for
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+
+CHUNK_TOKENS = 64  # between two signs of life of a sample
 
 _ERROR_LINE = re.compile(r"(?:^|\s)((?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b: .+)$")
 
@@ -50,13 +53,16 @@ class VllmEngine:
                 args = AsyncEngineArgs(model=str(config.checkpoint), **config.args)
                 sampling = config.sampling.model_dump(exclude={"max_tokens", "seed"})
                 self._params = SamplingParams(
-                    **sampling, output_kind=RequestOutputKind.FINAL_ONLY, detokenize=False, skip_special_tokens=False
-                )
+                    **sampling, output_kind=RequestOutputKind.DELTA, stream_interval=CHUNK_TOKENS,
+                    detokenize=False, skip_special_tokens=False,
+                )  # fmt: skip
                 self._engine = AsyncLLM.from_engine_args(args)
             except Exception as error:  # vLLM has no one class for what can be wrong at a start
                 raise EngineStartError(_first_cause(error, said.text())) from error
 
-    async def generate(self, prompt: Prompt, *, max_tokens: int, seed: int | None) -> Generation:
+    async def generate(
+        self, prompt: Prompt, *, max_tokens: int, seed: int | None, on_tokens: OnTokens | None = None
+    ) -> Generation:
         """See `Engine.generate`."""
         from vllm.exceptions import VLLMClientError
         from vllm.v1.engine.exceptions import EngineDeadError as VllmDeadError
@@ -65,22 +71,35 @@ class VllmEngine:
         params = self._params.clone()
         params.max_tokens, params.seed = max_tokens, seed
         began = time.monotonic()
-        final = None
+        tokens: list[list[int]] = [[] for _ in range(params.n)]
+        reasons: list[str | None] = [None] * params.n
+        cached = 0
         try:
             (rendered,) = await self._engine.renderer.render_cmpl_async([_as_vllm(prompt)])
             # A retried row must not meet its own older request in the engine: ids are for one use.
-            async for output in self._engine.generate(rendered, params, f"{prompt.row_id}-{uuid4().hex[:8]}"):
-                final = output
+            request = self._engine.generate(rendered, params, f"{prompt.row_id}-{uuid4().hex[:8]}")
+            async with aclosing(request) as outputs:  # closing it early aborts what is left of the request
+                async for output in outputs:
+                    cached = output.num_cached_tokens or cached
+                    for item in output.outputs:
+                        if reasons[item.index] is not None:
+                            continue
+                        tokens[item.index] += item.token_ids
+                        reasons[item.index] = item.finish_reason
+                        if on_tokens is not None and not on_tokens(item.index, item.token_ids):
+                            reasons[item.index] = item.finish_reason or "repetition"
+                    if None not in reasons:
+                        break
         except VllmDeadError as error:
             raise EngineDeadError(str(error)) from error
         except (VLLMClientError, ValueError, TypeError, EngineGenerateError) as error:
             if self._engine.errored:
                 raise EngineDeadError(str(error)) from error
             raise RequestRejectedError(f"{type(error).__name__}: {error}") from error
-        if final is None or not final.finished:
-            raise RequestRejectedError("the engine returned no output")
-        completions = [Completion(list(item.token_ids), item.finish_reason or "abort") for item in final.outputs]
-        return Generation(completions, final.num_cached_tokens or 0, time.monotonic() - began)
+        if None in reasons:
+            raise RequestRejectedError("the engine returned no whole output")
+        completions = [Completion(*sample) for sample in zip(tokens, map(str, reasons), strict=True)]
+        return Generation(completions, cached, time.monotonic() - began)
 
     def shutdown(self) -> None:
         """See `Engine.shutdown`."""

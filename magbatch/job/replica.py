@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import Any, Protocol
 
 from magbatch.engines.base import Engine
 from magbatch.errors import EngineDeadError, ErrorCode, RowError, Step, StorageError
@@ -84,6 +84,16 @@ class _Attempt:
         return len(self.finished) + len(self.letters)
 
 
+@dataclass(slots=True, eq=False)
+class _InFlight:
+    """A row inside the engine."""
+
+    shard: int
+    task: asyncio.Task[Any]
+    pulse: float | None = None  # when its last tokens came; None before the first
+    hangs: bool = False
+
+
 class Replica:
     """Answers shards with one engine.
 
@@ -113,7 +123,8 @@ class Replica:
         self._name = name
         self._spec = job.spec
         self._engine = engine
-        self._generate = Generate(engine, job.spec.sampling, max_model_len)
+        limits = job.spec.limits
+        self._generate = Generate(engine, job.spec.sampling, max_model_len, limits.repetition_tokens)
         self._parse = Parser(tokenizer)
         self._admission = Admission(ADMITTED_PER_SLOT * slots)
         self._max_uncommitted = max(UNCOMMITTED_PER_SLOT * slots, job.spec.output.commit_rows)
@@ -123,7 +134,8 @@ class Replica:
         self._board = board
         self._die = die
         self._ledger = Ledger(job.spec.output.path)
-        self._in_flight: dict[str, int] = {}
+        self._in_flight: dict[str, _InFlight] = {}
+        self._pulse = 0.0  # when the engine last gave any row a token
         self._attempts: set[_Attempt] = set()
         self._rows: set[asyncio.Task[None]] = set()
         self._commits: set[asyncio.Task[None]] = set()
@@ -199,7 +211,7 @@ class Replica:
             prompt = rows.popleft()
             struck = strikes.get(prompt.row_id, 0)
             if struck >= STRIKES:
-                message = f"it was in flight in {STRIKES} engines when they died"
+                message = f"it was in flight in {STRIKES} engines when they died or hung"
                 self._finish(attempt, DeadLetter(prompt.row_id, Step.GENERATE, ErrorCode.ENGINE_KILLER, message))
                 continue
             if struck:
@@ -252,22 +264,35 @@ class Replica:
         try:
             self._finish(attempt, await self._answer(attempt.shard, prompt))
         except EngineDeadError:
-            if self._death is None:
-                self._death = asyncio.create_task(self._end_with_engine())
-            await asyncio.shield(self._death)
+            await asyncio.shield(self._end_soon())
             raise
         if attempt.waiting >= self._spec.output.commit_rows:
             self._commit_soon(attempt)
 
     async def _answer(self, shard: int, prompt: Prompt) -> FinishedRow | DeadLetter:
         step = Step.GENERATE
-        self._in_flight[prompt.row_id] = shard
+        if not self._in_flight:
+            self._pulse = time.monotonic()
+        task = asyncio.current_task()
+        assert task is not None
+        row = self._in_flight[prompt.row_id] = _InFlight(shard, task)
+
+        def pulse() -> None:
+            row.pulse = self._pulse = time.monotonic()
+
         try:
-            generation = await self._generate(prompt)
+            generation = await self._generate(prompt, pulse)
             step = Step.PARSE
             answers = [self._parse(completion) for completion in generation.completions]
         except EngineDeadError:
             raise
+        except asyncio.CancelledError:
+            if not row.hangs:
+                del self._in_flight[prompt.row_id]
+                raise
+            task.uncancel()
+            waited = f"the engine gave it no token for {self._spec.limits.row_timeout_s:,.0f} s (limits.row_timeout_s)"
+            return DeadLetter(prompt.row_id, step, ErrorCode.ROW_TIMEOUT, waited)
         except RowError as error:
             return DeadLetter(prompt.row_id, step, error.code, error.message)
         except Exception as error:  # noqa: BLE001 - a row's boundary: a defect must not stop its neighbours
@@ -325,20 +350,40 @@ class Replica:
             for attempt in self._attempts:
                 if now - attempt.since >= self._spec.output.commit_interval_s:
                     self._commit_soon(attempt)
+            self._look_for_hangs(now)
             if now - reported >= REPORT_INTERVAL_S:
                 reported = now
                 await self._report()
+
+    def _look_for_hangs(self, now: float) -> None:
+        """A row that gets no token while others do is given up; an engine that gives none to any is as good as dead."""
+        patience = self._spec.limits.row_timeout_s
+        if patience is None or not self._in_flight:
+            return
+        if now - self._pulse > patience:
+            self._end_soon()
+            return
+        for row in self._in_flight.values():
+            # A row without a first token may wait for a slot; one alone hangs only if the engine went on without it.
+            if row.pulse is not None and now - row.pulse > patience and self._pulse - row.pulse > patience / 2:
+                row.hangs = True
+                row.task.cancel()
 
     async def _report(self) -> None:
         tally, self._tally = self._tally, Tally()
         if await self._board.report(self._name, tally) and not self._stopping:
             self.stop()
 
+    def _end_soon(self) -> asyncio.Task[None]:
+        if self._death is None:
+            self._death = asyncio.create_task(self._end_with_engine())
+        return self._death
+
     async def _end_with_engine(self) -> None:
-        """The engine is gone: name the rows that were in it, commit what is finished, and end."""
+        """The engine is gone, or hangs: name the rows that were in it, commit what is finished, and end."""
         by_shard: dict[int, list[str]] = {}
-        for row_id, shard in self._in_flight.items():
-            by_shard.setdefault(shard, []).append(row_id)
+        for row_id, row in self._in_flight.items():
+            by_shard.setdefault(row.shard, []).append(row_id)
         await self._board.strike(by_shard)
         await asyncio.gather(*(self._commit_quietly(attempt) for attempt in list(self._attempts)))
         await self._report()

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from magbatch.engines import start
-from magbatch.engines.base import Engine, EngineConfig
+from magbatch.engines.base import Engine, EngineConfig, OnTokens
 from magbatch.job.ledger import Ledger
 from magbatch.job.plan import Plan, make_plan
 from magbatch.job.prepare import Job, Preparer, ShardPrompts, from_block, to_block
@@ -71,14 +71,16 @@ class WatchedEngine:
         for row_id in row_ids or self.hold:
             self.hold[row_id].set()
 
-    async def generate(self, prompt: Prompt, *, max_tokens: int, seed: int | None) -> Generation:
+    async def generate(
+        self, prompt: Prompt, *, max_tokens: int, seed: int | None, on_tokens: OnTokens | None = None
+    ) -> Generation:
         self.order.append(prompt.row_id)
         self.inside.add(prompt.row_id)
         self.most = max(self.most, len(self.inside))
         try:
             if prompt.row_id in self.hold:
                 await self.hold[prompt.row_id].wait()
-            return await self.engine.generate(prompt, max_tokens=max_tokens, seed=seed)
+            return await self.engine.generate(prompt, max_tokens=max_tokens, seed=seed, on_tokens=on_tokens)
         finally:
             self.inside.discard(prompt.row_id)
 

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 from small_job import LocalBoard, SmallJob, WatchedEngine, until
 
+from magbatch.engines.base import OnTokens
 from magbatch.errors import EngineDeadError, StorageError
 from magbatch.job.prepare import ShardPrompts, from_block, to_block
 from magbatch.job.replica import TICK_S, Replica
@@ -300,10 +301,12 @@ def test_a_row_that_the_engine_refuses_is_a_dead_letter(job: SmallJob) -> None:
 class Faulty(WatchedEngine):
     """An engine with a defect that one row meets."""
 
-    async def generate(self, prompt: Prompt, *, max_tokens: int, seed: int | None) -> Generation:
+    async def generate(
+        self, prompt: Prompt, *, max_tokens: int, seed: int | None, on_tokens: OnTokens | None = None
+    ) -> Generation:
         if prompt.row_id in self.hold:
             raise ZeroDivisionError("a defect")
-        return await super().generate(prompt, max_tokens=max_tokens, seed=seed)
+        return await super().generate(prompt, max_tokens=max_tokens, seed=seed, on_tokens=on_tokens)
 
 
 def test_a_defect_that_one_row_meets_spares_its_neighbours(job: SmallJob) -> None:
@@ -508,6 +511,76 @@ def test_innocent_rows_beside_two_killers_are_answered(job: SmallJob) -> None:
     assert codes(job) == dict.fromkeys([ids[1], ids[4]], "generate engine_killer")
     assert job.done() == sorted(set(ids) - {ids[1], ids[4]})
     assert job.deaths == 3  # one for both, then one for each
+
+
+# Rows and engines hang
+
+
+def test_a_row_that_hangs_while_others_go_on_is_given_up(job: SmallJob) -> None:
+    job.ask(8)
+    job.set("limits", row_timeout_s=1.0)
+    job.engine |= {"max_num_seqs": 2, "token_s": 0.004, "script": [{"contains": "a3?", "do": "hang"}]}
+    job.answer()
+    ids = job.row_ids()
+    (letter,) = job.records("errors")
+    assert (letter["row_id"], letter["step"], letter["error_code"]) == (ids[3], "generate", "row_timeout")
+    assert letter["message"] == "the engine gave it no token for 1 s (limits.row_timeout_s)"
+    assert job.done() == sorted(set(ids) - {ids[3]})
+    assert (job.deaths, job.asked()[ids[3]]) == (0, 1)
+
+
+def test_rows_that_wait_for_a_slot_do_not_hang(job: SmallJob) -> None:
+    """One slot, and rows that wait for it much longer than a token may take."""
+    job.ask(6)
+    job.set("limits", row_timeout_s=0.5)
+    job.engine |= {"max_num_seqs": 1, "token_s": 0.01}
+    job.answer()
+    assert job.done() == sorted(job.row_ids())
+    assert job.deaths == 0
+
+
+def test_an_engine_that_gives_no_row_a_token_is_as_good_as_dead(job: SmallJob) -> None:
+    """Its rows get a strike; the one that freezes two engines is a dead letter, and its neighbours are answered."""
+    job.ask(6)
+    job.set("limits", row_timeout_s=0.5)
+    job.engine |= {"max_num_seqs": 6, "script": [{"contains": "a2?", "do": "freeze"}]}
+    job.begin()
+    ids = job.row_ids()
+
+    async def work() -> None:
+        """Shards hang with their engine, as they would in the process that now ends."""
+        deaths = job.deaths
+        replica = job.replica()
+        shards = [asyncio.create_task(job.run_shard(replica, shard, untouched=False)) for shard in range(2)]
+        await until(lambda: job.deaths > deaths or all(shard.done() for shard in shards), "the end of the replica")
+        for shard in shards:
+            shard.cancel()
+        await asyncio.gather(*shards, return_exceptions=True)
+
+    for _ in range(3):
+        asyncio.run(work())
+    assert job.deaths == 2
+    assert codes(job) == {ids[2]: "generate engine_killer"}
+    assert job.done() == sorted(set(ids) - {ids[2]})
+
+
+def test_a_replica_without_rows_waits_for_ever(job: SmallJob) -> None:
+    """Also after rows were aborted: they are no longer in the engine."""
+    job.ask(4)
+    job.set("limits", row_timeout_s=0.3)
+    job.begin()
+
+    async def work() -> None:
+        engine = job.start_engine(hold=job.row_ids())
+        replica = job.replica(engine)
+        task = asyncio.create_task(job.run_shard(replica))
+        await until(lambda: len(engine.inside) == 4, "the rows in the engine")
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await asyncio.sleep(0.3 + 4 * TICK_S)
+
+    asyncio.run(work())
+    assert job.deaths == 0
 
 
 # The store fails

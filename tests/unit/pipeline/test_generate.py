@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from magbatch.engines import EngineConfig, start
+from magbatch.engines.base import OnTokens
 from magbatch.errors import EngineDeadError, ErrorCode, RequestRejectedError, RowError
-from magbatch.pipeline.generate import Admission, Generate, row_seed
+from magbatch.pipeline.generate import Admission, Generate, RepetitionGuard, row_seed
 from magbatch.rows import Completion, Generation, Prompt
 from magbatch.spec import SamplingSpec
 from magbatch.tokenizer import Tokenizer
@@ -48,7 +49,9 @@ class Listening:
         self.asked: list[dict[str, Any]] = []
         self._error = error
 
-    async def generate(self, prompt: Prompt, *, max_tokens: int, seed: int | None) -> Generation:
+    async def generate(
+        self, prompt: Prompt, *, max_tokens: int, seed: int | None, on_tokens: OnTokens | None = None
+    ) -> Generation:
         self.asked.append({"row_id": prompt.row_id, "max_tokens": max_tokens, "seed": seed})
         if self._error is not None:
             raise self._error
@@ -106,6 +109,69 @@ def test_a_rejected_row_is_that_rows_error() -> None:
 def test_a_dead_engine_is_no_rows_error() -> None:
     with pytest.raises(EngineDeadError):
         ask(Listening(EngineDeadError("gone")), SamplingSpec(), 100, prompt(1))
+
+
+# Repetition.
+
+
+def words(seed: int, count: int, vocabulary: int = 50) -> list[int]:
+    chance = random.Random(seed)
+    return [chance.randrange(vocabulary) for _ in range(count)]
+
+
+def feed(guard: RepetitionGuard, tokens: list[int], chunk: int = 64, sample: int = 0) -> int | None:
+    """How many tokens the guard saw before it ended the sample; None where it never did."""
+    for begin in range(0, len(tokens), chunk):
+        if not guard(sample, tokens[begin : begin + chunk]):
+            return begin + chunk
+    return None
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 17, 64, 100, 255, 256])
+@pytest.mark.parametrize("chunk", [1, 64, 100])
+def test_a_pattern_that_repeats_for_long_enough_ends_the_sample(length: int, chunk: int) -> None:
+    thinking, pattern = words(1, 3000), words(2, length)
+    ended = feed(RepetitionGuard(1024), thinking + pattern * 5000, chunk)
+    assert ended is not None
+    assert 3000 + 1024 - 10 <= ended <= 3000 + 1024 + chunk  # a few tokens before may happen to fit
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [
+        words(3, 50_000, vocabulary=2),
+        words(4, 257) * 20,  # a pattern that does not fit four times into 1024 tokens
+        (words(5, 300) + [7] * 1000) * 3,  # a thousand dots are not yet 1024
+        [7] * 1023,
+        [],
+    ],
+)
+def test_text_that_only_resembles_itself_goes_on(tokens: list[int]) -> None:
+    assert feed(RepetitionGuard(1024), tokens) is None
+
+
+def test_each_sample_repeats_for_itself() -> None:
+    guard = RepetitionGuard(256)
+    assert all(guard(sample, [sample] * 200) for sample in range(4))
+    assert not guard(2, [2] * 56)
+    assert guard(3, [9] * 200)
+
+
+def test_a_guard_without_a_bound_lets_everything_pass() -> None:
+    assert feed(RepetitionGuard(None), [1] * 100_000) is None
+
+
+def test_a_sample_that_repeats_itself_ends_as_repetition(checkpoint: Path, tokenizer: Tokenizer) -> None:
+    """The scripted engine's thinking repeats the prompt's end."""
+    sampling = SamplingSpec(max_tokens=4000)
+    config = EngineConfig(checkpoint, {"max_model_len": 9000, "max_num_seqs": 2, "tokens": 3000}, sampling, 0)
+    engine = start("fake", config, tokenizer)
+    generate = Generate(engine, sampling, 9000, repetition_tokens=512)
+    (completion,) = asyncio.run(generate(prompt(10))).completions
+    assert completion.finish_reason == "repetition"
+    assert 512 <= len(completion.token_ids) <= 512 + 128
+    (whole,) = asyncio.run(Generate(engine, sampling, 9000)(prompt(10))).completions
+    assert (whole.finish_reason, len(whole.token_ids)) == ("stop", 3012)
 
 
 # Admission.
