@@ -24,6 +24,15 @@ class Captured:
         return os.pread(self.file.fileno(), TAIL_BYTES, max(0, size - TAIL_BYTES)).decode(errors="replace")
 
 
+_open: list[Captured] = []
+
+
+def last_words(lines: int = 3) -> str:
+    """The last lines of the innermost capture in progress; empty where nothing was said."""
+    said = _open[-1].text().split("\n") if _open else []
+    return "\n".join([line for line in map(str.strip, said) if line][-lines:])
+
+
 @contextmanager
 def captured(*descriptors: int, replay: bool) -> Iterator[Captured]:
     """Capture file descriptors of this process and of the children it starts meanwhile.
@@ -39,9 +48,11 @@ def captured(*descriptors: int, replay: bool) -> Iterator[Captured]:
         for descriptor in descriptors:
             os.dup2(file.fileno(), descriptor)
         capture = Captured(file)
+        _open.append(capture)
         try:
             yield capture
         finally:
+            _open.remove(capture)
             sys.stdout.flush()
             sys.stderr.flush()
             for descriptor, original in saved.items():

@@ -102,6 +102,10 @@ class StorageError(ResumableError):
     """Object storage or the disk refused a read or a write that the job cannot do without."""
 
 
+class LeaseError(ResumableError):
+    """Another run works on the output."""
+
+
 class ClusterError(ResumableError):
     """Ray, or the cluster it runs on, cannot be reached or broke down."""
 

@@ -65,6 +65,13 @@ class Store(Protocol):
     def write(self, name: str, data: bytes) -> None:
         """Make the object visible, whole; an older one by this name is replaced at once."""
 
+    def create(self, name: str, data: bytes) -> bool:
+        """Make the object visible, whole, unless one by this name is there: then False, and it stays as it is.
+
+        What is written should be unlike what anybody else would write: an own write whose answer was lost is
+        known by its content.
+        """
+
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """The objects whose name begins with prefix, in the order of their names; none where nothing is."""
 
@@ -107,20 +114,34 @@ class LocalStore:
     def write(self, name: str, data: bytes) -> None:
         """See `Store.write`."""
         path = self._path(name)
-        draft = self._path(f"{DRAFTS}{uuid.uuid4().hex}")
-        with _local_errors(path):
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            os.makedirs(os.path.dirname(draft), exist_ok=True)
+        with _local_errors(path), self._draft(path, data) as draft:
+            os.rename(draft, path)
+
+    def create(self, name: str, data: bytes) -> bool:
+        """See `Store.create`."""
+        path = self._path(name)
+        with _local_errors(path), self._draft(path, data) as draft:
             try:
-                with open(draft, "xb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.rename(draft, path)
-            except OSError:
-                with suppress(OSError):
-                    os.unlink(draft)
-                raise
+                os.link(draft, path)  # fails where a name is taken, unlike a rename
+            except FileExistsError:
+                return False
+        return True
+
+    @contextmanager
+    def _draft(self, path: str, data: bytes) -> Iterator[str]:
+        """A whole file on the disk of `path`, to be given that name; gone after the block."""
+        draft = self._path(f"{DRAFTS}{uuid.uuid4().hex}")
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        os.makedirs(os.path.dirname(draft), exist_ok=True)
+        try:
+            with open(draft, "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            yield draft
+        finally:
+            with suppress(OSError):
+                os.unlink(draft)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """See `Store.list`."""
@@ -222,6 +243,26 @@ class S3Store:
                 s3_client().put_object(Bucket=self._bucket, Key=self._prefix + name, Body=data)
         except FileNotFoundError as error:
             raise StorageError(f"{self._where(name)}: there is no such bucket") from error
+
+    def create(self, name: str, data: bytes) -> bool:
+        """See `Store.create`."""
+        client = s3_client()
+        for _ in range(S3_ATTEMPTS):
+            try:
+                with _s3_errors(self._where(name)):
+                    try:
+                        client.put_object(Bucket=self._bucket, Key=self._prefix + name, Body=data, IfNoneMatch="*")
+                    except client.exceptions.ClientError as error:
+                        code = error.response.get("Error", {}).get("Code")
+                        if code == "ConditionalRequestConflict":  # another write is under way: see who was first
+                            continue
+                        if code not in {"PreconditionFailed", "412"}:
+                            raise
+                        return self.read(name) == data  # a retry meets its own first write
+                    return True
+            except FileNotFoundError as error:
+                raise StorageError(f"{self._where(name)}: there is no such bucket") from error
+        raise StorageError(f"{self._where(name)}: other writes came in between {S3_ATTEMPTS} times")
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """See `Store.list`."""

@@ -20,6 +20,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from magbatch.capture import STDERR, captured
 from magbatch.engines.base import EngineConfig, OnTokens
 from magbatch.errors import EngineDeadError, EngineStartError, RequestRejectedError
 from magbatch.rows import Completion, Generation, Prompt
@@ -51,6 +52,7 @@ class FakeArgs(BaseModel):
     max_num_seqs: Annotated[int, Field(ge=1, description="Rows that it works on at once.")]
     token_s: Annotated[float, Field(ge=0, description="Seconds for each token of a sample.")] = 0.0
     start_s: Annotated[float, Field(ge=0, description="Seconds that the start takes.")] = 0.0
+    start_says: Annotated[str | None, Field(description="Is printed to stderr when the start begins.")] = None
     start_error: Annotated[str | None, Field(description="Fails the start with these words.")] = None
     tokens: Annotated[int, Field(ge=1, description="Length of the thinking in tokens.")] = 16
     script: Annotated[list[Rule], Field(description="The first rule that fits a prompt decides.")] = []
@@ -75,7 +77,10 @@ class FakeEngine:
             self._args = FakeArgs.model_validate(config.args)
         except ValidationError as error:
             raise EngineStartError(f"fake engine: {error}") from error
-        time.sleep(self._args.start_s)
+        with captured(STDERR, replay=True):
+            if self._args.start_says:
+                os.write(STDERR, f"{self._args.start_says}\n".encode())
+            time.sleep(self._args.start_s)
         if self._args.start_error:
             raise EngineStartError(self._args.start_error)
         self._samples = config.sampling.n

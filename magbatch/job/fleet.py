@@ -38,10 +38,11 @@ from ray.util.placement_group import placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 import magbatch
-from magbatch.capture import STDERR, STDOUT, captured
+from magbatch.capture import STDERR, STDOUT, captured, last_words
 from magbatch.engines import start
 from magbatch.engines.base import EngineConfig
 from magbatch.errors import ClusterError, EngineStartError, InterruptedJobError, JobError
+from magbatch.job import preempt
 from magbatch.job.plan import Plan
 from magbatch.job.prepare import Job, from_block, prepare
 from magbatch.job.progress import BoardState, Snapshot, Watch
@@ -57,6 +58,7 @@ SLOTS_OF_SHARDS = 16  # shards kept open by stragglers: with 1% of rows 100 time
 MIN_OPEN_SHARDS = 4
 MAX_OPEN_SHARDS = 256
 MAX_OPEN_IMAGE_SHARDS = 64  # x 32 rows x 7 MB: 14 GB where every image has the largest size
+MAX_FAILED_STARTS = 3  # of replacements, one after the other, while no replica is left
 POLL_S = 0.25
 STOP_GRACE_S = 30.0
 SHUTDOWN_GRACE_S = 10.0
@@ -102,20 +104,31 @@ class _RayBoard:
 
     async def begin(self, shard: int) -> tuple[bool, dict[str, int]]:
         """See `Board.begin`."""
-        answer: tuple[bool, dict[str, int]] = await self._handle.begin.remote(shard)
+        answer: tuple[bool, dict[str, int]] = await self._ask(self._handle.begin.remote(shard))
         return answer
 
     async def strike(self, rows: dict[int, list[str]]) -> None:
         """See `Board.strike`."""
-        await self._handle.strike.remote(rows)
+        await self._ask(self._handle.strike.remote(rows))
 
     async def report(self, replica: str, tally: Tally) -> bool:
         """See `Board.report`."""
-        return bool(await self._handle.report.remote(replica, tally))
+        return bool(await self._ask(self._handle.report.remote(replica, tally)))
+
+    async def trouble(self, message: str) -> None:
+        """See `Board.trouble`."""
+        await self._ask(self._handle.trouble.remote(message))
 
     async def left(self, replica: str) -> None:
         """See `Board.left`."""
-        await self._handle.left.remote(replica)
+        await self._ask(self._handle.left.remote(replica))
+
+    async def _ask(self, answer: Any) -> Any:
+        try:
+            return await answer
+        except ray.exceptions.RayActorError:
+            _die()  # the board stands beside the driver: a replica without one is a zombie, and commits no more
+            raise
 
 
 class _Worker:
@@ -124,6 +137,9 @@ class _Worker:
     def __init__(self, job: Job, board: Any, touched: frozenset[int]) -> None:
         spec = job.spec
         name = uuid.uuid4().hex[:8]
+        budget = threading.Timer(spec.replicas.start_timeout_s, _give_up_start, (spec.replicas.start_timeout_s, board))
+        budget.daemon = True
+        budget.start()
         try:
             checkpoint = locate(spec.model, weights=spec.model.engine != "fake")
             args = engine_args(spec, facts(checkpoint))
@@ -134,13 +150,15 @@ class _Worker:
         except JobError as error:
             ray.get(board.engine_failed.remote(str(error)))
             raise
+        finally:
+            budget.cancel()
         ray.get(board.report.remote(name, Tally()))
         self._board = board
         self._touched = touched
         self._replica = Replica(
             name, job, engine, tokenizer,
             slots=int(args["max_num_seqs"]), max_model_len=int(args["max_model_len"]),
-            board=_RayBoard(board), die=_die,
+            board=_RayBoard(board), die=_die, notice=preempt.notice,
         )  # fmt: skip
 
     async def __call__(self, block: pa.Table) -> pa.Table:
@@ -165,8 +183,19 @@ def _read(job: Job, shards: list[Shard], partly_done: frozenset[int], board: Any
         raise
 
 
+def _give_up_start(seconds: float, board: Any) -> None:
+    """An engine that never starts says nothing by itself: what it printed last may tell why."""
+    said = last_words()
+    message = f"the engine did not start within {seconds:,.0f} s (replicas.start_timeout_s)"
+    ray.get(board.engine_failed.remote(f"{message}; its last words:\n{said}" if said else message))
+    _die()
+
+
 def _die() -> None:
-    """At once: an actor whose engine is gone would fail whatever Ray gives it."""
+    """At once, with the engine: an actor whose engine is gone, or hangs, would fail whatever Ray gives it."""
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
     os._exit(1)
 
 
@@ -228,6 +257,7 @@ def _cluster(spec: JobSpec) -> Iterator[None]:
     if address and address.startswith("ray://"):
         raise ClusterError(f"RAY_ADDRESS={address}: Ray Client is not supported; give the head node's host:6379")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    environment: dict[str, Any] = {"worker_process_setup_hook": preempt.listen}
     mine = psutil.Process()
     before = set(mine.children(recursive=True))
     try:
@@ -235,12 +265,12 @@ def _cluster(spec: JobSpec) -> Iterator[None]:
             _knock(address)
             # The package travels, so that the cluster runs the version that the user runs.
             package = str(Path(magbatch.__file__).parent)
-            environment = {"py_modules": [package], "env_vars": {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}}
+            environment |= {"py_modules": [package], "env_vars": {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}}
             ray.init(address=address, runtime_env=environment, **quiet)
         else:
             # Replicas must leave a CPU for reading, or nothing would ever reach them: Ray counts, it does not pin.
             cpus = max(os.cpu_count() or 1, math.ceil(spec.replicas.max * spec.replicas.cpus) + 1)
-            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
+            ray.init(address="local", num_cpus=cpus, include_dashboard=False, runtime_env=environment, **quiet)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
         where = f"RAY_ADDRESS={address}" if address else "a local Ray"
         raise ClusterError(f"{where} cannot be used: {error}") from error
@@ -310,7 +340,9 @@ def _supervise(
             thread.join(POLL_S)
             snapshot: Snapshot = ray.get(board.snapshot.remote())
             watch(snapshot)
-            if snapshot.engine_error is not None and snapshot.starting:
+            if snapshot.engine_error is not None and (
+                snapshot.starting or (not snapshot.replicas and snapshot.failed_starts >= MAX_FAILED_STARTS)
+            ):
                 raise EngineStartError(snapshot.engine_error)
             if stop.is_set() and deadline == math.inf:
                 deadline = time.monotonic() + STOP_GRACE_S

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
 
-from magbatch.errors import OutputError, SpecChangedError
+from magbatch.errors import OutputError, SpecChangedError, StorageError
 from magbatch.job.audit import Part, ShardAudit, Totals, audit_shard, read_part, row_ids_of
 from magbatch.job.plan import Plan
 from magbatch.rows import ERRORS, RESULTS, SCHEMA_VERSION, PartName, errors_schema, new_attempt, results_schema
@@ -41,9 +41,13 @@ class Ledger:
 
     Args:
         path: Local directory or s3:// prefix.
+        patience_s: Seconds that its storage may refuse, or be away, before that is an error.
+        on_wait: Is called with each refusal that is waited out.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(
+        self, path: str, patience_s: float = 0.0, on_wait: Callable[[StorageError], None] | None = None
+    ) -> None:
         self.path = path.rstrip("/")
         self.store: Store = open_store(self.path)
 

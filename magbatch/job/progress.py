@@ -30,8 +30,10 @@ class Snapshot:
         done: What this run has committed.
         replicas: Replicas that serve.
         starting: Whether none has served yet.
-        engine_error: What the first engine that failed to start said; None if all started.
+        engine_error: What the first of the engines that failed to start said; None if all started.
+        failed_starts: Engines that failed to start since one did.
         engine_deaths: Engines that died while rows were in them.
+        trouble: What keeps replicas waiting, with its number; None while nothing ever did.
         failure: What stops the job, from the task or replica that met it first; None while nothing does.
     """
 
@@ -39,7 +41,9 @@ class Snapshot:
     replicas: int = 0
     starting: bool = True
     engine_error: str | None = None
+    failed_starts: int = 0
     engine_deaths: int = 0
+    trouble: tuple[int, str] | None = None
     failure: JobError | None = None
 
 
@@ -53,7 +57,9 @@ class BoardState:
         self._seen: dict[str, float] = {}
         self._served = False
         self._engine_error: str | None = None
+        self._failed_starts = 0
         self._engine_deaths = 0
+        self._trouble: tuple[int, str] | None = None
         self._failure: JobError | None = None
         self._stopping = False
 
@@ -73,6 +79,8 @@ class BoardState:
 
     def report(self, replica: str, tally: Tally) -> bool:
         """See `Board.report`."""
+        if replica not in self._seen:
+            self._failed_starts = 0
         self._seen[replica] = time.monotonic()
         self._served = True
         for item in fields(Tally):
@@ -81,7 +89,13 @@ class BoardState:
 
     def engine_failed(self, message: str) -> None:
         """An engine did not start."""
-        self._engine_error = self._engine_error or message
+        if not self._failed_starts:
+            self._engine_error = message
+        self._failed_starts += 1
+
+    def trouble(self, message: str) -> None:
+        """See `Board.trouble`."""
+        self._trouble = ((self._trouble[0] if self._trouble else 0) + 1, message)
 
     def failed(self, error: JobError) -> None:
         """A task or a replica met what stops the job; Ray would hand on no more than its text."""
@@ -99,7 +113,10 @@ class BoardState:
         """The state now."""
         now = time.monotonic()
         up = sum(now - seen < SILENT_REPLICA_S for seen in self._seen.values())
-        return Snapshot(self._done, up, not self._served, self._engine_error, self._engine_deaths, self._failure)
+        return Snapshot(
+            self._done, up, not self._served, self._engine_error, self._failed_starts,
+            self._engine_deaths, self._trouble, self._failure,
+        )  # fmt: skip
 
 
 class ProgressLine:
@@ -118,7 +135,7 @@ class ProgressLine:
         self._began = time.monotonic()
         self._history: deque[tuple[float, int, int]] = deque()
         self._logged = self._began
-        self._deaths = 0
+        self._deaths = self._troubles = 0
         self._bar = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -154,6 +171,9 @@ class ProgressLine:
             self.say(
                 f"an engine died (number {self._deaths}); its replica is replaced and its open rows are asked again"
             )
+        if snapshot.trouble is not None and snapshot.trouble[0] > self._troubles:
+            self._troubles, message = snapshot.trouble
+            self.say(message)
         text = self._text(snapshot, done, now)
         self._bar.update(self._task, completed=self._before + done, state=text)
         if not self._console.is_terminal and now - self._logged >= LOG_INTERVAL_S:

@@ -6,6 +6,7 @@ they finish: none waits for a slower neighbour.
 """
 
 import asyncio
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -26,6 +27,7 @@ from magbatch.tokenizer import Tokenizer
 
 STRIKES = 2  # engines that may die with a row in flight before it counts as their killer
 UNCOMMITTED_PER_SLOT = 8  # finished rows that may wait for the store before admission waits for it
+NOTICE_S = 25.0  # between SIGTERM and the end: platforms give 30 s
 TICK_S = 0.25
 REPORT_INTERVAL_S = 1.0
 
@@ -63,6 +65,9 @@ class Board(Protocol):
 
     async def report(self, replica: str, tally: Tally) -> bool:
         """Add to the job's counts; True asks the replica to stop."""
+
+    async def trouble(self, message: str) -> None:
+        """Something keeps the replica waiting: one line for a person."""
 
     async def left(self, replica: str) -> None:
         """The replica ends."""
@@ -106,6 +111,7 @@ class Replica:
         max_model_len: Tokens that it can hold for one row.
         board: Where the replicas of the job meet.
         die: Ends this process; an engine that is gone does not come back.
+        notice: Is set when this process is about to be killed.
     """
 
     def __init__(
@@ -119,6 +125,7 @@ class Replica:
         max_model_len: int,
         board: Board,
         die: Callable[[], None],
+        notice: threading.Event | None = None,
     ) -> None:
         self._name = name
         self._spec = job.spec
@@ -133,6 +140,8 @@ class Replica:
         self._suspects = asyncio.Lock()
         self._board = board
         self._die = die
+        self._notice = notice
+        self._noticed: float | None = None
         self._ledger = Ledger(job.spec.output.path)
         self._in_flight: dict[str, _InFlight] = {}
         self._pulse = 0.0  # when the engine last gave any row a token
@@ -218,6 +227,8 @@ class Replica:
                 self._start(self._suspect(attempt, prompt), mine)
                 continue
             await self._room_to_commit()
+            while self._noticed is not None and not self._stopping:
+                await asyncio.sleep(TICK_S)  # nothing that is begun now would be finished
             size = prompt.size_bytes
             await self._admission.enter(size)
             if self._stopping:
@@ -347,9 +358,14 @@ class Replica:
         while True:
             await asyncio.sleep(TICK_S)
             now = time.monotonic()
+            if self._noticed is None and self._notice is not None and self._notice.is_set():
+                self._noticed = now
+                await self._board.trouble("a node is about to go: its replica commits what is finished")
             for attempt in self._attempts:
-                if now - attempt.since >= self._spec.output.commit_interval_s:
+                if self._noticed is not None or now - attempt.since >= self._spec.output.commit_interval_s:
                     self._commit_soon(attempt)
+            if self._noticed is not None and now - self._noticed > NOTICE_S:
+                await self._end()
             self._look_for_hangs(now)
             if now - reported >= REPORT_INTERVAL_S:
                 reported = now
@@ -385,6 +401,10 @@ class Replica:
         for row_id, row in self._in_flight.items():
             by_shard.setdefault(row.shard, []).append(row_id)
         await self._board.strike(by_shard)
+        await self._end()
+
+    async def _end(self) -> None:
+        """Commit what is finished, and end: the next replica asks the ledger what is open."""
         await asyncio.gather(*(self._commit_quietly(attempt) for attempt in list(self._attempts)))
         await self._report()
         await self._board.left(self._name)

@@ -16,8 +16,9 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from magbatch.errors import ClusterError, OutputError
+from magbatch.errors import ClusterError, OutputError, StorageError
 from magbatch.job.audit import Totals
+from magbatch.job.lease import Lease
 from magbatch.job.ledger import REPORT, Ledger
 from magbatch.job.plan import Plan, make_plan, rendered_columns
 from magbatch.job.prepare import Job, Preparer
@@ -30,6 +31,7 @@ from magbatch.rows import ERRORS, RESULTS, Prompt, Segment, Shard
 from magbatch.spec import JobSpec
 
 SAMPLE_ROWS = 3
+LATE_LISTING_S = (0.5, 1.0, 2.0, 4.0)  # waits for a listing that does not show yet what was written
 
 
 @dataclass(slots=True)
@@ -74,21 +76,48 @@ def run(spec: JobSpec, console: Console, limit: int | None = None) -> Outcome:
         ledger.tidy()
         return _outcome(spec, _stored_report(ledger), ledger, known, already=True)
     plan = known or _new_plan(spec, ledger, limit)
-    job = Job(spec, plan.columns)
-    Preparer(job)  # what is wrong with the model, the tokenizer or the prompt shows before anything is written
-    if known is None:
-        ledger.begin(spec, plan)
+    Preparer(Job(spec, plan.columns))  # what is wrong with model, tokenizer or prompt shows before anything is written
+    lease = Lease(ledger.store, console.print)
+    with lease.held():
+        known = ledger.plan() if ledger.check_same(spec) else None  # another run may have come and gone meanwhile
+        if known is not None and ledger.manifest() is not None:
+            return _outcome(spec, _stored_report(ledger), ledger, known, already=True)
+        if known is None:
+            ledger.begin(spec, plan)
+        plan = known or plan
+        report = complete(spec, plan, patient_ledger(spec, console), console, lease, began)
+    return _outcome(spec, report, ledger, plan, already=False)
 
+
+def patient_ledger(spec: JobSpec, console: Console) -> Ledger:
+    """The ledger of a job that has begun: from now on its storage may be away for a while."""
+
+    def wait(error: StorageError) -> None:
+        console.print(f"the output's storage refuses, trying again: {error}", markup=False, highlight=False)
+
+    return Ledger(spec.output.path, spec.output.patience_s, wait)
+
+
+def complete(spec: JobSpec, plan: Plan, ledger: Ledger, console: Console, lease: Lease, began: float) -> Report:
+    """Answer what is open of a frozen job, prove it complete, and write its manifest.
+
+    Args:
+        spec: The job.
+        plan: Its plan, which the ledger holds.
+        ledger: Its output.
+        console: Where progress goes.
+        lease: A hold on the output.
+        began: When the command began, by the monotonic clock (seconds).
+    """
     done = ledger.done_counts(plan)
     before = int(done.sum())
     if before:
         console.print(
             f"{before:,} of {plan.rows:,} rows are committed already; going on with the rest", highlight=False
         )
-    the_run = _answer(job, plan, ledger, done, console, before)
+    the_run = _answer(Job(spec, plan.columns), plan, ledger, done, console, lease)
     the_run.seconds = time.monotonic() - began
-    report = _finish(spec, plan, ledger, the_run)
-    return _outcome(spec, report, ledger, plan, already=False)
+    return _finish(spec, plan, ledger, the_run, lease)
 
 
 def _stored_report(ledger: Ledger) -> Report:
@@ -111,31 +140,42 @@ def _new_plan(spec: JobSpec, ledger: Ledger, limit: int | None) -> Plan:
 
 
 def _answer(
-    job: Job, plan: Plan, ledger: Ledger, done: "np.ndarray[Any, np.dtype[np.int64]]", console: Console, before: int
+    job: Job, plan: Plan, ledger: Ledger, done: "np.ndarray[Any, np.dtype[np.int64]]", console: Console, lease: Lease
 ) -> Run:
     """Let replicas answer until the ledger has every row."""
     the_run = Run()
-    with ProgressLine(console, plan.rows, before) as line:
+    with ProgressLine(console, plan.rows, int(done.sum())) as line:
         while (left := plan.rows - int(done.sum())) > 0:
             from magbatch.job.fleet import run_fleet
 
-            serving = _Serving(line)
+            serving = _Serving(line, lease)
             last = run_fleet(job, plan, done, serving.watch)
             the_run.serving_s += time.monotonic() - serving.since
             the_run.rows += last.done.answered + last.done.failed
             the_run.tokens += last.done.reasoning_tokens + last.done.answer_tokens
             the_run.engine_deaths += last.engine_deaths
-            done = ledger.done_counts(plan)
+            done = _listed(ledger, plan, plan.rows - left + last.done.answered + last.done.failed)
             if plan.rows - int(done.sum()) >= left:
                 raise ClusterError(f"the run ended with {left:,} rows open and committed none of them; run it again")
     return the_run
 
 
-class _Serving:
-    """Notes when the first replica served."""
+def _listed(ledger: Ledger, plan: Plan, expected: int) -> "np.ndarray[Any, np.dtype[np.int64]]":
+    """What is done. A listing may come late: rows that replicas have committed are not to be paid for again."""
+    for wait_s in (*LATE_LISTING_S, 0.0):
+        done = ledger.done_counts(plan)
+        if int(done.sum()) >= min(expected, plan.rows):
+            break
+        time.sleep(wait_s)
+    return done
 
-    def __init__(self, line: ProgressLine) -> None:
+
+class _Serving:
+    """Notes when the first replica served; ends the run when its lease is lost."""
+
+    def __init__(self, line: ProgressLine, lease: Lease) -> None:
         self._line = line
+        self._lease = lease
         self.since = time.monotonic()
         self._started = False
 
@@ -143,9 +183,10 @@ class _Serving:
         if not self._started and not snapshot.starting:
             self._started, self.since = True, time.monotonic()
         self._line.show(snapshot)
+        self._lease.check()
 
 
-def _finish(spec: JobSpec, plan: Plan, ledger: Ledger, the_run: Run) -> Report:
+def _finish(spec: JobSpec, plan: Plan, ledger: Ledger, the_run: Run, lease: Lease) -> Report:
     """Prove the output complete; the manifest is written last, after the report."""
     with DuplicateIds(spec.input.columns.id) as ids:
         args = engine_args(spec, facts(locate(spec.model, weights=False)))
@@ -154,12 +195,12 @@ def _finish(spec: JobSpec, plan: Plan, ledger: Ledger, the_run: Run) -> Report:
             repeated = ids.count() if spec.input.columns.id else None
             return Report(spec.name, ledger.path, plan.rows, totals, repeated, the_run, settings(spec, args))
 
-        totals, missing = ledger.finalise(
-            spec,
-            plan,
-            ids.see,
-            lambda sums: ledger.store.write(REPORT, json.dumps(report(sums).to_dict(), indent=1).encode()),
-        )
+        def before_manifest(totals: Totals) -> None:
+            ledger.store.write(REPORT, json.dumps(report(totals).to_dict(), indent=1).encode())
+            lease.confirm()
+
+        lease.confirm()
+        totals, missing = ledger.finalise(spec, plan, ids.see, before_manifest)
         if missing:
             raise OutputError(
                 f"{len(missing):,} rows are in no object, though every shard was done; the first is {missing[0]}"

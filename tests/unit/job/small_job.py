@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import io
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -45,6 +46,9 @@ class LocalBoard:
 
     async def report(self, replica: str, tally: Tally) -> bool:
         return self.state.report(replica, tally)
+
+    async def trouble(self, message: str) -> None:
+        self.state.trouble(message)
 
     async def left(self, replica: str) -> None:
         self.gone.append(replica)
@@ -175,7 +179,9 @@ class SmallJob:
         args = engine_args(spec, facts(self.checkpoint))
         return WatchedEngine(start("fake", EngineConfig(self.checkpoint, args, spec.sampling, 0), self.tokenizer), hold)
 
-    def replica(self, engine: Engine | None = None, name: str = "replica") -> Replica:
+    def replica(
+        self, engine: Engine | None = None, name: str = "replica", notice: threading.Event | None = None
+    ) -> Replica:
         """A replica of the job; where its engine dies, `deaths` counts instead of a process ending."""
 
         def die() -> None:
@@ -183,7 +189,7 @@ class SmallJob:
 
         return Replica(
             name, self.job, engine or self.start_engine(), self.tokenizer,
-            slots=self.engine["max_num_seqs"], max_model_len=2400, board=self.board, die=die,
+            slots=self.engine["max_num_seqs"], max_model_len=2400, board=self.board, die=die, notice=notice,
         )  # fmt: skip
 
     # Its way

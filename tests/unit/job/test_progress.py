@@ -9,7 +9,7 @@ from magbatch.job.replica import Tally
 
 def test_a_board_begins_empty() -> None:
     snapshot = BoardState().snapshot()
-    assert asdict(snapshot) == asdict(Snapshot(Tally(), 0, True, None, 0))
+    assert asdict(snapshot) == asdict(Snapshot(Tally(), 0, True, None))
 
 
 def test_a_board_adds_up_what_replicas_report() -> None:
@@ -96,7 +96,7 @@ def test_the_line_says_that_the_engine_starts() -> None:
 
 
 def test_a_dead_engine_is_said_once_and_without_a_terminal_too() -> None:
-    dead = Snapshot(Tally(), 0, False, None, 1)
+    dead = Snapshot(Tally(), 0, False, engine_deaths=1)
     text = shown(False, dead, dead)
     assert text.splitlines() == ["an engine died (number 1); its replica is replaced and its open rows are asked again"]
 

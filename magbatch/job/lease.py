@@ -1,0 +1,163 @@
+"""One run at a time works on an output.
+
+The lease is the object `_magbatch/lease-<n>.json` with the highest n. It is taken by creating n + 1, which
+exactly one of many can do, on a disk and on S3 alike; its holder writes it anew every few seconds. Who comes
+second looks for such a sign of life, and takes over when there is none. Nobody compares clocks of two machines.
+
+What the lease protects is the bill, and the user's peace. The answers do not need it: rows of two runs that
+overlap are told apart by the ledger's one rule.
+"""
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from magbatch.errors import LeaseError, StorageError
+from magbatch.storage import Store
+
+PREFIX = "_magbatch/lease-"
+BEAT_S = 5.0
+EXPIRY_S = 30.0  # without a sign of life: several beats that a slow store may lose
+LOOK_S = 1.0
+
+
+def _place() -> str:
+    """What a process id is unique in: this boot of this machine, and its process namespace."""
+    boot, namespace = Path("/proc/sys/kernel/random/boot_id"), "/proc/self/ns/pid"
+    with suppress(OSError):
+        return f"{boot.read_text().strip()}/{os.stat(namespace).st_ino}"
+    return ""
+
+
+class Lease:
+    """A run's hold on an output.
+
+    Args:
+        store: The output.
+        say: Shows one line to a person.
+    """
+
+    def __init__(self, store: Store, say: Callable[[str], None]) -> None:
+        self._store = store
+        self._say = say
+        process = psutil.Process()
+        self._record: dict[str, Any] = {
+            "id": uuid.uuid4().hex,
+            "host": socket.gethostname(),
+            "place": _place(),
+            "pid": process.pid,
+            "since": process.create_time(),
+            "beat": 0,
+            "released": False,
+        }
+        self._number = 0
+        self._lost: str | None = None
+        self._over = threading.Event()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the output for the length of a block.
+
+        Raises:
+            LeaseError: Another run has it.
+            StorageError: The output cannot be written.
+        """
+        self._take()
+        beats = threading.Thread(target=self._beat, name="lease", daemon=True)
+        beats.start()
+        try:
+            yield
+        finally:
+            self._over.set()
+            beats.join()
+            with suppress(StorageError):
+                if self._lost is None:
+                    self._write(released=True)
+
+    def check(self) -> None:
+        """Raises LeaseError when another run has taken the output over, as far as the last beat knows."""
+        if self._lost is not None:
+            raise LeaseError(f"another run ({self._lost}) has taken {self._store.root} over; this one stops")
+
+    def confirm(self) -> None:
+        """As `check`, by a look at the output itself: before what only the holder may do."""
+        self._look()
+        self.check()
+
+    def _take(self) -> None:
+        while True:
+            found = self._newest()
+            if found is not None:
+                self._wait_for_end(*found)
+            self._number = found[0] + 1 if found is not None else 1
+            if self._store.create(self._name(self._number), self._data()):
+                break
+        for number in self._numbers():
+            if number < self._number:  # a number is never used again, so older ones may go
+                self._store.delete(self._name(number))
+
+    def _wait_for_end(self, number: int, data: bytes) -> None:
+        """Come back once the holder is gone; raise where it is alive."""
+        holder = json.loads(data)
+        who = f"host {holder['host']}, process {holder['pid']}"
+        if holder["released"]:
+            return
+        if holder["place"] and holder["place"] == self._record["place"]:
+            with suppress(psutil.NoSuchProcess):
+                if psutil.Process(holder["pid"]).create_time() == holder["since"]:
+                    raise LeaseError(
+                        f"{self._store.root}: another run is working on it ({who}); wait for it, or stop it"
+                    )
+            return
+        self._say(f"another run ({who}) had this output; waiting up to {EXPIRY_S:.0f} s for a sign of life from it")
+        deadline = time.monotonic() + EXPIRY_S
+        while time.monotonic() < deadline:
+            time.sleep(LOOK_S)
+            found = self._newest()
+            if found is None or (found[0] == number and json.loads(found[1])["released"]):
+                return
+            if found != (number, data):
+                raise LeaseError(f"{self._store.root}: another run is working on it ({who}); wait for it, or stop it")
+
+    def _beat(self) -> None:
+        while not self._over.wait(BEAT_S):
+            with suppress(StorageError):  # the next beat tries again; expiry allows for several
+                self._look()
+                if self._lost is not None:
+                    return
+                self._write(released=False)
+
+    def _look(self) -> None:
+        found = self._newest()
+        if found is not None and found[0] > self._number:
+            holder = json.loads(found[1])
+            self._lost = f"host {holder['host']}, process {holder['pid']}"
+
+    def _write(self, *, released: bool) -> None:
+        self._record |= {"beat": self._record["beat"] + 1, "released": released}
+        self._store.write(self._name(self._number), self._data())
+
+    def _data(self) -> bytes:
+        return json.dumps(self._record).encode()
+
+    def _name(self, number: int) -> str:
+        return f"{PREFIX}{number:08d}.json"
+
+    def _numbers(self) -> list[int]:
+        names = [item.name.removeprefix(PREFIX).removesuffix(".json") for item in self._store.list(PREFIX)]
+        return [int(name) for name in names if name.isdigit()]
+
+    def _newest(self) -> tuple[int, bytes] | None:
+        while numbers := self._numbers():
+            with suppress(FileNotFoundError):  # a newer one was taken, and this one deleted, since the listing
+                return max(numbers), self._store.read(self._name(max(numbers)))
+        return None

@@ -1,0 +1,28 @@
+"""A node that is about to be taken away says so with SIGTERM: the replica on it hears it at once.
+
+Ray's own handler for SIGTERM is a Python one, and Ray's main thread runs no Python while a replica works,
+so that nothing would happen until the node is gone. The signal's number is written to a pipe by C code
+the moment it comes (`signal.set_wakeup_fd`), which can be asked for in the main thread alone: Ray calls
+`listen` there, before its loop begins.
+"""
+
+import os
+import signal
+import threading
+
+notice = threading.Event()
+"""Set once this process has got SIGTERM."""
+
+
+def listen() -> None:
+    """Set `notice` when SIGTERM comes, from now on. In a worker's main thread only."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    threading.Thread(target=_wait, args=(reading,), name="preemption", daemon=True).start()
+
+
+def _wait(reading: int) -> None:
+    while signal.SIGTERM not in os.read(reading, 64):
+        pass
+    notice.set()

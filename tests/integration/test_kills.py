@@ -1,0 +1,258 @@
+"""kill -9 of whatever a job is made of, at seeded moments; then the exact rows, and who was asked how often.
+
+Twenty points: replicas and readers (8), the driver (6), a whole node (2) here; the engine's process in
+test_vllm.py, the object store in test_rgw.py, single ones in test_jobs.py.
+"""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from magbatch_cli import JobFiles, alive, committed, descendants, magbatch, read, start, wait_until
+
+
+class Bill:
+    """What was committed when something was killed must never be asked for again.
+
+    Args:
+        job: The job that is killed.
+    """
+
+    def __init__(self, job: JobFiles) -> None:
+        self._job = job
+        self._points: list[tuple[set[str], int]] = []
+
+    def note(self) -> None:
+        """Note what is committed now, and how far the engine's journal has come since."""
+        done = {row["row_id"] for kind in ("results", "errors") for row in self._rows(kind)}
+        self._points.append((done, len(self._asked())))
+
+    def check(self) -> None:
+        """No request after a point was for a row that was committed before it."""
+        asked = self._asked()
+        for done, lines in self._points:
+            assert not done.intersection(asked[lines:]), "a committed row was asked again"
+
+    def _asked(self) -> list[str]:
+        journal = self._job.journal
+        return [line.split()[0] for line in journal.read_text().splitlines()] if journal.exists() else []
+
+    def _rows(self, kind: str) -> list[dict[str, Any]]:
+        return read(self._job.output, kind) if list(self._job.output.glob(f"{kind}/*.parquet")) else []
+
+
+def check_rows(job: JobFiles, rows: int, failed: set[str]) -> None:
+    """Every planned row once: as an answer, or as a dead letter."""
+    answered = [row["id"] for row in read(job.output)]
+    letters = [row["id"] for row in read(job.output, "errors")]
+    assert sorted(answered + letters) == sorted(f"id-{index}" for index in range(rows))
+    assert set(letters) == failed
+    verified = magbatch("verify", str(job.output))
+    assert verified.returncode == 0, verified.stdout
+
+
+def with_bad_rows(job: JobFiles, rows: int) -> set[str]:
+    """An input of which some rows have no question; returns their ids."""
+    bad = set(range(5, rows, 41))
+    job.write_input(rows, question=[None if index in bad else f"What is {index}?" for index in range(rows)])
+    return {f"id-{index}" for index in bad}
+
+
+def moments(seed: int, count: int, rows: int) -> list[int]:
+    """Seeded numbers of committed rows at which something is killed."""
+    return sorted(random.Random(seed).sample(range(1, int(0.8 * rows)), count))
+
+
+def test_replicas_and_readers_are_killed_again_and_again(job: JobFiles) -> None:
+    rows = 900
+    failed = with_bad_rows(job, rows)
+    job.engine |= {"token_s": 0.02, "max_num_seqs": 16}
+    spec = job.write_spec(
+        replicas={"gpus": 0, "min": 2, "max": 2, "cpus": 0.5},
+        input={"path": str(job.input), "columns": {"id": "id", "prompt": "question"}, "shard_rows": 8},
+    )
+    process = start("run", spec, log=job.folder / "log")
+    bill = Bill(job)
+    chance, killed = random.Random(4), {"MapWorker": 0, "Read": 0}
+    for moment in moments(20261123, 8, rows):
+        wait_until(lambda: committed(job.output) >= moment or process.poll() is not None, f"{moment} rows")  # noqa: B023
+        assert process.poll() is None, "the job was over before it was killed"
+        bill.note()
+        for target in chance.sample(list(killed), 2):
+            found = [one for one in descendants(process) if target in " ".join(one.cmdline())]
+            if found:
+                chance.choice(found).kill()
+                killed[target] += 1
+                break
+    assert process.wait(400) == 0, (job.folder / "log").read_text()
+    assert sum(killed.values()) == 8, killed
+    assert killed["MapWorker"] >= 2, killed
+    bill.check()
+    check_rows(job, rows, failed)
+
+
+def test_the_driver_is_killed_again_and_again(job: JobFiles) -> None:
+    rows = 300
+    failed = with_bad_rows(job, rows)
+    job.engine |= {"token_s": 0.02, "max_num_seqs": 12}
+    spec = job.write_spec()
+    bill = Bill(job)
+    for moment in moments(7, 6, rows):
+        process = start("run", spec, log=job.folder / "log")
+        wait_until(lambda: committed(job.output) >= moment or process.poll() is not None, f"{moment} rows")  # noqa: B023
+        family = descendants(process)
+        process.kill()
+        process.wait()
+        wait_until(lambda: not alive(family), "the killed driver's processes to end")  # noqa: B023
+        bill.note()
+    last = magbatch("run", spec)
+    assert last.returncode == 0, last.stderr
+    assert "waiting" not in last.stderr, "the lease of a killed run on the same machine is no hindrance"
+    bill.check()
+    check_rows(job, rows, failed)
+
+
+CLUSTER = """
+import os, sys
+os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
+from ray.cluster_utils import Cluster
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+node = cluster.add_node(num_cpus=2, resources={"spot": 4})
+print(cluster.address, flush=True)
+for line in sys.stdin:
+    if line.strip() == "remove":
+        cluster.remove_node(node, allow_graceful=False)
+    elif line.strip() == "add":
+        node = cluster.add_node(num_cpus=2, resources={"spot": 4})
+    elif line.strip() == "pid":
+        print(node.all_processes["raylet"][0].process.pid, flush=True)
+        continue
+    print("done", flush=True)
+cluster.shutdown()
+"""
+
+
+class Nodes:
+    """A Ray cluster whose second node, the one with room for replicas, comes and goes."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert self._process.stdout is not None
+        self.address = next(line.strip() for line in self._process.stdout if line.strip().rpartition(":")[2].isdigit())
+
+    def tell(self, command: str) -> str:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(f"{command}\n")
+        self._process.stdin.flush()
+        return self._process.stdout.readline().strip()
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.wait(90)
+        self._process.stdout.close()
+
+
+@pytest.fixture
+def nodes() -> Iterator[Nodes]:
+    nodes = Nodes()
+    yield nodes
+    nodes.close()
+
+
+def replicas_below(pid: int) -> list[psutil.Process]:
+    """The replicas that a raylet has started."""
+    children = psutil.Process(pid).children(recursive=True)
+    return [one for one in children if "MapWorker" in " ".join(one.cmdline())]
+
+
+def test_a_node_is_taken_away_again_and_again_and_another_comes(job: JobFiles, nodes: Nodes) -> None:
+    rows = 300
+    failed = with_bad_rows(job, rows)
+    job.engine |= {"token_s": 0.02, "max_num_seqs": 12}
+    # One CPU is on the head, for reading; a replica of two fits on the other node alone.
+    spec = job.write_spec(replicas={"gpus": 0, "min": 1, "max": 1, "cpus": 2})
+    process = start("run", spec, log=job.folder / "log", RAY_ADDRESS=nodes.address)
+    bill = Bill(job)
+    for moment in moments(99, 2, rows):
+        wait_until(lambda: committed(job.output) >= moment or process.poll() is not None, f"{moment} rows")  # noqa: B023
+        assert process.poll() is None, (job.folder / "log").read_text()
+        assert replicas_below(int(nodes.tell("pid"))), "no replica was on the node"
+        bill.note()
+        assert nodes.tell("remove") == "done"
+        assert nodes.tell("add") == "done"
+    assert process.wait(400) == 0, (job.folder / "log").read_text()
+    bill.check()
+    check_rows(job, rows, failed)
+
+
+def test_a_replica_that_is_told_to_go_commits_what_is_finished_first(job: JobFiles) -> None:
+    """SIGTERM, and SIGKILL a moment later, in a job that would commit nothing before its end."""
+    rows = 200
+    failed = with_bad_rows(job, rows)
+    job.engine |= {"token_s": 0.02, "max_num_seqs": 8}
+    spec = job.write_spec(
+        input={"path": str(job.input), "columns": {"id": "id", "prompt": "question"}, "shard_rows": rows},
+        output={"path": str(job.output), "commit_interval_s": 3600, "commit_rows": 100_000},
+    )
+    process = start("run", spec, log=job.folder / "log")
+    wait_until(lambda: len(Bill(job)._asked()) > 40 or process.poll() is not None, "rows in the engine")
+    (replica,) = [one for one in descendants(process) if "MapWorker" in " ".join(one.cmdline())]
+    assert committed(job.output) == 0
+    replica.send_signal(signal.SIGTERM)
+    wait_until(lambda: committed(job.output) > 20, "the finished rows", seconds=25)
+    if replica.is_running():
+        replica.kill()
+    bill = Bill(job)
+    bill.note()
+    assert process.wait(400) == 0, (job.folder / "log").read_text()
+    assert "a node is about to go" in (job.folder / "log").read_text()
+    bill.check()
+    check_rows(job, rows, failed)
+
+
+def test_two_runs_at_once_are_one_too_many(job: JobFiles) -> None:
+    rows = 120
+    failed = with_bad_rows(job, rows)
+    job.engine |= {"token_s": 0.03, "max_num_seqs": 8}
+    spec = job.write_spec()
+    first = start("run", spec, log=job.folder / "log")
+    wait_until(lambda: committed(job.output) > 0 or first.poll() is not None, "a first commit")
+    second = magbatch("run", spec)
+    assert second.returncode == 3
+    assert f"another run is working on it (host {os.uname().nodename}, process {first.pid})" in second.stderr
+    assert "Traceback" not in second.stderr
+    assert first.wait(300) == 0, (job.folder / "log").read_text()
+    check_rows(job, rows, failed)
+    assert len(Path(job.journal).read_text().splitlines()) == rows - len(failed), "rows were paid for twice"
+
+
+def test_an_engine_that_never_starts_ends_the_job_with_its_last_words(job: JobFiles) -> None:
+    job.write_input(10)
+    job.engine |= {"start_s": 3600, "start_says": "waiting for a device that nobody has"}
+    failed = magbatch("run", job.write_spec(replicas={"gpus": 0, "start_timeout_s": 5}))
+    assert failed.returncode == 2
+    assert "the engine did not start within 5 s (replicas.start_timeout_s)" in failed.stderr
+    assert "waiting for a device that nobody has" in failed.stderr
+    assert "Traceback" not in failed.stderr
+
+
+def test_an_engine_that_freezes_is_replaced_and_its_killer_is_a_dead_letter(job: JobFiles) -> None:
+    job.write_input(60)
+    job.engine |= {"token_s": 0.002, "script": [{"contains": "What is 33?", "do": "freeze"}]}
+    done = magbatch("run", job.write_spec(limits={"max_prompt_tokens": 2000, "row_timeout_s": 3}))
+    assert done.returncode == 0, done.stderr
+    (letter,) = read(job.output, "errors")
+    assert (letter["id"], letter["error_code"]) == ("id-33", "engine_killer")
+    check_rows(job, 60, {"id-33"})
