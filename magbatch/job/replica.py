@@ -227,10 +227,10 @@ class Replica:
                 self._start(self._suspect(attempt, prompt), mine)
                 continue
             await self._room_to_commit()
-            while self._noticed is not None and not self._stopping:
-                await asyncio.sleep(TICK_S)  # nothing that is begun now would be finished
             size = prompt.size_bytes
             await self._admission.enter(size)
+            while self._noticed is not None and not self._stopping:
+                await asyncio.sleep(TICK_S)  # nothing that is begun now would be finished
             if self._stopping:
                 self._admission.leave(size)
                 left += 1

@@ -14,6 +14,7 @@ from small_job import LocalBoard, SmallJob, WatchedEngine, until
 
 from magbatch.engines.base import OnTokens
 from magbatch.errors import EngineDeadError, StorageError
+from magbatch.job import replica as replica_module
 from magbatch.job.prepare import ShardPrompts, from_block, to_block
 from magbatch.job.replica import TICK_S, Replica
 from magbatch.rows import Generation, PartName, Prompt
@@ -511,6 +512,57 @@ def test_innocent_rows_beside_two_killers_are_answered(job: SmallJob) -> None:
     assert codes(job) == dict.fromkeys([ids[1], ids[4]], "generate engine_killer")
     assert job.done() == sorted(set(ids) - {ids[1], ids[4]})
     assert job.deaths == 3  # one for both, then one for each
+
+
+# The process is about to be killed
+
+
+def test_a_notice_commits_what_is_finished_and_lets_no_more_in(job: SmallJob) -> None:
+    job.ask(20)
+    job.set("input", shard_rows=20)
+    job.set("output", commit_interval_s=NEVER_S)
+    job.engine["max_num_seqs"] = 2
+    job.begin()
+    ids = job.row_ids()
+    notice = threading.Event()
+
+    async def work() -> None:
+        engine = job.start_engine(hold=ids[3:])
+        task = asyncio.create_task(job.run_shard(job.replica(engine, notice=notice)))
+        await until(lambda: engine.order == ids[:7], "four rows in the engine, three finished")
+        assert job.done() == []
+        notice.set()
+        await until(lambda: len(job.done()) == 3, "the commit of what is finished")
+        engine.release()
+        await until(lambda: len(job.done()) == 7, "the commit of what finishes meanwhile")
+        await asyncio.sleep(2 * TICK_S)
+        assert engine.order == ids[:7], "rows that could not be finished were begun"
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(work())
+    assert job.done() == ids[:7]
+    assert job.deaths == 0
+    assert job.board.struck == []
+
+
+def test_a_replica_with_a_notice_ends_by_itself(job: SmallJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replica_module, "NOTICE_S", 0.5)
+    job.ask(4)
+    job.begin()
+    notice = threading.Event()
+    notice.set()
+
+    async def work() -> None:
+        engine = job.start_engine(hold=job.row_ids()[1:])
+        task = asyncio.create_task(job.run_shard(job.replica(engine, notice=notice)))
+        await until(lambda: job.deaths == 1, "the end of the replica")
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(work())
+    assert job.board.gone == ["replica"]
+    assert job.board.struck == [], "nothing was wrong with the rows in the engine"
 
 
 # Rows and engines hang
