@@ -99,7 +99,15 @@ class ResumableError(JobError):
 
 
 class StorageError(ResumableError):
-    """Object storage or the disk refused a read or a write that the job cannot do without."""
+    """Object storage or the disk refused a read or a write that the job cannot do without.
+
+    Attributes:
+        passing: Whether it may pass by itself: a full disk, a store that is overloaded or away.
+    """
+
+    def __init__(self, message: str, *, passing: bool = False) -> None:
+        super().__init__(message)
+        self.passing = passing
 
 
 class LeaseError(ResumableError):

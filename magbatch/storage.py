@@ -8,17 +8,21 @@ Parquet input, since they fetch only the column ranges that are asked for. Crede
 endpoint come from the standard AWS chain, `AWS_ENDPOINT_URL` included.
 """
 
+import errno
 import functools
 import glob
 import os
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import dropwhile, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from magbatch.errors import InputError, StorageError
 from magbatch.spec import is_remote
@@ -29,7 +33,20 @@ if TYPE_CHECKING:
 
 S3_ATTEMPTS = 8  # botocore's standard mode: backoff with jitter, 20 s at most between two
 S3_CONNECTIONS = 32
-_GONE = frozenset({"NoSuchKey", "NoSuchBucket", "404"})
+S3_CONNECT_TIMEOUT_S = 10
+S3_READ_TIMEOUT_S = 60  # without a byte
+PATIENT_WAIT_S = 15.0  # at most, between two tries of a patient store
+LIST_PAGE = 1000
+T = TypeVar("T")
+_GONE = frozenset({"NoSuchKey", "404"})
+# Of the refusals below 500: an overloaded store, and credentials that are just being renewed.
+_PASSING = frozenset(
+    {"SlowDown", "RequestTimeout", "RequestTimeTooSkewed", "Throttling", "TooManyRequests", "ExpiredToken"}
+    | {"AccessDenied", "InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch", "403", "OperationAborted"}
+)
+_PASSING_ERRNO = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EBUSY, errno.ETIMEDOUT, errno.ENOTCONN}
+)
 DRAFTS = "_magbatch/tmp/"  # outside the folders that users glob, and on the same disk, so that a rename is atomic
 _WILDCARD = re.compile(r"[*?\[]")
 
@@ -94,7 +111,7 @@ def _local_errors(path: str) -> Iterator[None]:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise StorageError(f"{path}: {error.strerror or error}") from error
+        raise StorageError(f"{path}: {error.strerror or error}", passing=error.errno in _PASSING_ERRNO) from error
 
 
 class LocalStore:
@@ -124,7 +141,7 @@ class LocalStore:
             try:
                 os.link(draft, path)  # fails where a name is taken, unlike a rename
             except FileExistsError:
-                return False
+                return self.read(name) == data
         return True
 
     @contextmanager
@@ -191,6 +208,8 @@ def s3_client() -> "S3Client":
 
     config = Config(
         retries={"mode": "standard", "total_max_attempts": S3_ATTEMPTS},
+        connect_timeout=S3_CONNECT_TIMEOUT_S,
+        read_timeout=S3_READ_TIMEOUT_S,
         max_pool_connections=S3_CONNECTIONS,
         # Stores other than AWS's own refuse the trailing checksums that newer clients add by default.
         request_checksum_calculation="when_required",
@@ -201,7 +220,7 @@ def s3_client() -> "S3Client":
 
 @contextmanager
 def _s3_errors(path: str) -> Iterator[None]:
-    from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
     try:
         yield
@@ -209,10 +228,27 @@ def _s3_errors(path: str) -> Iterator[None]:
         code = error.response.get("Error", {}).get("Code", "")
         if code in _GONE:
             raise FileNotFoundError(path) from error
+        if code == "NoSuchBucket":
+            raise _NoBucketError(f"{path}: there is no such bucket", passing=True) from error
         hint = "; the credentials come from the standard AWS chain" if code in {"403", "AccessDenied"} else ""
-        raise StorageError(f"{path}: {error}{hint}") from error
+        passing = code in _PASSING or error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= 500
+        raise StorageError(f"{path}: {error}{hint}", passing=passing) from error
     except BotoCoreError as error:
-        raise StorageError(f"{path}: {error}") from error
+        raise StorageError(f"{path}: {error}", passing=not isinstance(error, NoCredentialsError)) from error
+
+
+class _NoBucketError(StorageError):
+    """Not the same as a missing object: while a bucket is away, finished rows must not look open."""
+
+
+@contextmanager
+def _s3_errors_of_input(path: str) -> Iterator[None]:
+    """As `_s3_errors`; but a bucket that a row or a spec names wrongly is one more thing that is not there."""
+    try:
+        with _s3_errors(path):
+            yield
+    except _NoBucketError as error:
+        raise FileNotFoundError(path) from error
 
 
 def _split(url: str) -> tuple[str, str]:
@@ -238,30 +274,24 @@ class S3Store:
 
     def write(self, name: str, data: bytes) -> None:
         """See `Store.write`."""
-        try:
-            with _s3_errors(self._where(name)):
-                s3_client().put_object(Bucket=self._bucket, Key=self._prefix + name, Body=data)
-        except FileNotFoundError as error:
-            raise StorageError(f"{self._where(name)}: there is no such bucket") from error
+        with _s3_errors(self._where(name)):
+            s3_client().put_object(Bucket=self._bucket, Key=self._prefix + name, Body=data)
 
     def create(self, name: str, data: bytes) -> bool:
         """See `Store.create`."""
         client = s3_client()
         for _ in range(S3_ATTEMPTS):
-            try:
-                with _s3_errors(self._where(name)):
-                    try:
-                        client.put_object(Bucket=self._bucket, Key=self._prefix + name, Body=data, IfNoneMatch="*")
-                    except client.exceptions.ClientError as error:
-                        code = error.response.get("Error", {}).get("Code")
-                        if code == "ConditionalRequestConflict":  # another write is under way: see who was first
-                            continue
-                        if code not in {"PreconditionFailed", "412"}:
-                            raise
-                        return self.read(name) == data  # a retry meets its own first write
-                    return True
-            except FileNotFoundError as error:
-                raise StorageError(f"{self._where(name)}: there is no such bucket") from error
+            with _s3_errors(self._where(name)):
+                try:
+                    client.put_object(Bucket=self._bucket, Key=self._prefix + name, Body=data, IfNoneMatch="*")
+                except client.exceptions.ClientError as error:
+                    code = error.response.get("Error", {}).get("Code")
+                    if code == "ConditionalRequestConflict":  # another write is under way: see who was first
+                        continue
+                    if code not in {"PreconditionFailed", "412"}:
+                        raise
+                    return self.read(name) == data  # a retry meets its own first write
+                return True
         raise StorageError(f"{self._where(name)}: other writes came in between {S3_ATTEMPTS} times")
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
@@ -288,6 +318,75 @@ class S3Store:
         """See `Store.delete`."""
         with _s3_errors(self._where(name)):
             s3_client().delete_object(Bucket=self._bucket, Key=self._prefix + name)
+
+
+class PatientStore:
+    """A store that waits out what may pass by itself, with growing waits and jitter.
+
+    Args:
+        store: Is tried again.
+        patience_s: Seconds that one operation may be refused before its error goes up.
+        on_wait: Is called with each refusal that is waited out.
+    """
+
+    def __init__(self, store: Store, patience_s: float, on_wait: Callable[[StorageError], None] | None = None) -> None:
+        self.root = store.root
+        self._store = store
+        self._patience_s = patience_s
+        self._on_wait = on_wait
+
+    def read(self, name: str) -> bytes:
+        """See `Store.read`."""
+        return self._try(lambda: self._store.read(name))
+
+    def write(self, name: str, data: bytes) -> None:
+        """See `Store.write`."""
+        self._try(lambda: self._store.write(name, data))
+
+    def create(self, name: str, data: bytes) -> bool:
+        """See `Store.create`."""
+        return self._try(lambda: self._store.create(name, data))
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """See `Store.list`. A listing that breaks off goes on after the last name that was given."""
+        last = ""
+        items: Iterator[ObjectInfo] | None = None
+
+        def page() -> list[ObjectInfo]:
+            nonlocal items
+            if items is None:
+                items = dropwhile(lambda item: item.name <= last, self._store.list(prefix))
+            try:
+                return list(islice(items, LIST_PAGE))
+            except StorageError:
+                items = None
+                raise
+
+        while found := self._try(page):
+            last = found[-1].name
+            yield from found
+
+    def move(self, name: str, target: str) -> None:
+        """See `Store.move`."""
+        self._try(lambda: self._store.move(name, target))
+
+    def delete(self, name: str) -> None:
+        """See `Store.delete`."""
+        self._try(lambda: self._store.delete(name))
+
+    def _try(self, operation: Callable[[], T]) -> T:
+        def waiting(state: RetryCallState) -> None:
+            error = state.outcome.exception() if state.outcome is not None else None
+            if self._on_wait is not None and isinstance(error, StorageError):
+                self._on_wait(error)
+
+        return Retrying(
+            retry=retry_if_exception(lambda error: isinstance(error, StorageError) and error.passing),
+            wait=wait_random_exponential(multiplier=0.5, max=PATIENT_WAIT_S),
+            stop=stop_after_delay(self._patience_s),
+            before_sleep=waiting,
+            reraise=True,
+        )(operation)
 
 
 def find_parquet(path: str) -> list[ObjectInfo]:
@@ -336,13 +435,10 @@ def _find_s3(path: str) -> list[ObjectInfo]:
     bucket, key = _split(path)
     wildcard = _WILDCARD.search(key)
     prefix = key[: wildcard.start()] if wildcard else key
-    found = list(S3Store(f"s3://{bucket}").list(prefix))
-    if not found:
-        try:
-            with _s3_errors(path):
-                s3_client().head_bucket(Bucket=bucket)
-        except FileNotFoundError as error:
-            raise InputError(f"input.path {path}: there is no such bucket") from error
+    try:
+        found = list(S3Store(f"s3://{bucket}").list(prefix))
+    except _NoBucketError as error:
+        raise InputError(f"input.path {path}: there is no such bucket") from error
     if any(item.name == key for item in found):
         kept = [item for item in found if item.name == key]
     elif wildcard:
@@ -376,7 +472,13 @@ def _s3_filesystem(bucket: str) -> "pafs.FileSystem":
         region = client.head_bucket(Bucket=bucket).get("BucketRegion") or client.meta.region_name
     endpoint = client.meta.endpoint_url
     custom = None if endpoint.endswith(".amazonaws.com") else endpoint
-    return pafs.S3FileSystem(region=region or "us-east-1", endpoint_override=custom)
+    return pafs.S3FileSystem(
+        region=region or "us-east-1",
+        endpoint_override=custom,
+        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=S3_ATTEMPTS),
+        connect_timeout=S3_CONNECT_TIMEOUT_S,
+        request_timeout=S3_READ_TIMEOUT_S,
+    )
 
 
 def input_filesystem(path: str) -> tuple["pafs.FileSystem", str]:
@@ -398,7 +500,7 @@ def stat_input(path: str) -> ObjectInfo:
     """
     if is_remote(path):
         bucket, key = _split(path)
-        with _s3_errors(path):
+        with _s3_errors_of_input(path):
             head = s3_client().head_object(Bucket=bucket, Key=key)
         return ObjectInfo(path, head["ContentLength"], head["ETag"].strip('"'))
     with _local_errors(path):
@@ -415,7 +517,7 @@ def read_at_most(path: str, limit: int) -> bytes:
     """
     if is_remote(path):
         bucket, key = _split(path)
-        with _s3_errors(path):
+        with _s3_errors_of_input(path):
             return s3_client().get_object(Bucket=bucket, Key=key)["Body"].read(limit + 1)
     with _local_errors(path), open(path, "rb") as file:
         return file.read(limit + 1)

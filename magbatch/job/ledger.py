@@ -25,7 +25,7 @@ from magbatch.job.audit import Part, ShardAudit, Totals, audit_shard, read_part,
 from magbatch.job.plan import Plan
 from magbatch.rows import ERRORS, RESULTS, SCHEMA_VERSION, PartName, errors_schema, new_attempt, results_schema
 from magbatch.spec import JobSpec, carried_columns, differences, parse
-from magbatch.storage import Store, open_store
+from magbatch.storage import PatientStore, Store, open_store
 
 PLAN = "_magbatch/plan.parquet"
 SPEC = "_magbatch/spec.yaml"
@@ -49,7 +49,8 @@ class Ledger:
         self, path: str, patience_s: float = 0.0, on_wait: Callable[[StorageError], None] | None = None
     ) -> None:
         self.path = path.rstrip("/")
-        self.store: Store = open_store(self.path)
+        store = open_store(self.path)
+        self.store: Store = PatientStore(store, patience_s, on_wait) if patience_s else store
 
     # The job's own files
 

@@ -142,7 +142,8 @@ class Replica:
         self._die = die
         self._notice = notice
         self._noticed: float | None = None
-        self._ledger = Ledger(job.spec.output.path)
+        self._refusal: str | None = None
+        self._ledger = Ledger(job.spec.output.path, job.spec.output.patience_s, self._note_refusal)
         self._in_flight: dict[str, _InFlight] = {}
         self._pulse = 0.0  # when the engine last gave any row a token
         self._attempts: set[_Attempt] = set()
@@ -366,10 +367,17 @@ class Replica:
                     self._commit_soon(attempt)
             if self._noticed is not None and now - self._noticed > NOTICE_S:
                 await self._end()
+            if self._refusal is not None:
+                refusal, self._refusal = self._refusal, None
+                await self._board.trouble(f"the output's storage refuses, trying again: {refusal}")
             self._look_for_hangs(now)
             if now - reported >= REPORT_INTERVAL_S:
                 reported = now
                 await self._report()
+
+    def _note_refusal(self, error: StorageError) -> None:
+        """From the thread of a commit: the next tick tells the board."""
+        self._refusal = str(error)
 
     def _look_for_hangs(self, now: float) -> None:
         """A row that gets no token while others do is given up; an engine that gives none to any is as good as dead."""

@@ -1,11 +1,12 @@
 """Whole objects, alike on a disk and in object storage."""
 
 import os
+import pickle
 import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -14,9 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from magbatch import storage
 from magbatch.errors import InputError, StorageError
 from magbatch.storage import (
     DRAFTS,
+    LocalStore,
+    ObjectInfo,
+    PatientStore,
     fetch_prefix,
     find_parquet,
     input_filesystem,
@@ -173,13 +178,132 @@ def test_a_disk_that_refuses_is_a_storage_error_with_the_path(tmp_path: Path) ->
         list(store.list(""))
 
 
-def test_a_bucket_that_is_not_there_holds_nothing_and_takes_nothing(s3_endpoint: str) -> None:
+def test_a_bucket_that_is_not_there_is_no_empty_one(s3_endpoint: str) -> None:
+    """While a bucket is away for a minute, finished rows must not look as if they were open."""
     store = open_store("s3://no-such-bucket/root")
-    assert list(store.list("")) == []
+    for touch in (
+        lambda: list(store.list("")),
+        lambda: store.read("a"),
+        lambda: store.write("a", b""),
+        lambda: store.create("a", b""),
+        lambda: store.move("a", "b"),
+        lambda: store.delete("a"),
+    ):
+        with pytest.raises(StorageError, match=r"s3://no-such-bucket/root/a?: there is no such bucket") as refused:
+            touch()
+        assert refused.value.passing
+
+
+# Objects that only one may make.
+
+
+def test_a_name_is_taken_once(root: str) -> None:
+    store = open_store(root)
+    assert store.create("a/b", b"first")
+    assert not store.create("a/b", b"second")
+    assert store.create("a/b", b"first"), "the first one's own retry"
+    assert store.read("a/b") == b"first"
+    assert [item.name for item in store.list("")] == ["a/b"]
+
+
+def test_one_of_many_takes_a_name(root: str) -> None:
+    start = threading.Barrier(16)
+
+    def take(number: int) -> bool:
+        start.wait()
+        return open_store(root).create("lease", f"{number}".encode())
+
+    with ThreadPoolExecutor(16) as pool:
+        taken = list(pool.map(take, range(16)))
+    assert taken.count(True) == 1
+    assert open_store(root).read("lease") == f"{taken.index(True)}".encode()
+
+
+# Patience.
+
+
+class Moody(LocalStore):
+    """A real store that refuses the first calls, and breaks off each of its listings once."""
+
+    def __init__(self, root: str, refusals: int, *, passing: bool = True) -> None:
+        super().__init__(root)
+        self.left, self.passing = refusals, passing
+
+    def _refuse(self) -> None:
+        if self.left:
+            self.left -= 1
+            raise StorageError("not now", passing=self.passing)
+
+    def read(self, name: str) -> bytes:
+        self._refuse()
+        return super().read(name)
+
+    def write(self, name: str, data: bytes) -> None:
+        self._refuse()
+        super().write(name, data)
+
+    def create(self, name: str, data: bytes) -> bool:
+        self._refuse()
+        return super().create(name, data)
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        for number, item in enumerate(super().list(prefix)):
+            if number == 3:
+                self._refuse()
+            yield item
+
+    def move(self, name: str, target: str) -> None:
+        self._refuse()
+        super().move(name, target)
+
+    def delete(self, name: str) -> None:
+        self._refuse()
+        super().delete(name)
+
+
+def test_what_passes_is_waited_out_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "PATIENT_WAIT_S", 0.05)
+    said: list[str] = []
+    moody = Moody(str(tmp_path), 0)
+    store = PatientStore(moody, 30, lambda error: said.append(str(error)))
+    names = [f"results/{number}" for number in range(8)]
+    operations: list[Callable[[], object]] = [
+        *(lambda name=name: store.write(name, b"x") for name in names),  # type: ignore[misc]
+        lambda: store.create("lease", b"me"),
+        lambda: store.read("lease") == b"me",
+        lambda: [item.name for item in store.list("results/")] == names,
+        lambda: store.move("lease", "old"),
+        lambda: store.delete("old"),
+    ]
+    for operation in operations:
+        moody.left = 2
+        assert operation() is not False
+        assert moody.left == 0
+    assert len(said) == 2 * len(operations)
+    assert set(said) == {"not now"}
+
+
+def test_patience_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "PATIENT_WAIT_S", 0.05)
+    moody = Moody(str(tmp_path), 10**9)
+    with pytest.raises(StorageError, match="not now"):
+        PatientStore(moody, 0.3).write("a", b"")
+    assert moody.left < 10**9 - 2
+
+
+def test_what_will_not_pass_is_not_waited_for(tmp_path: Path) -> None:
+    moody = Moody(str(tmp_path), 10, passing=False)
+    with pytest.raises(StorageError, match="not now"):
+        PatientStore(moody, 3600).write("a", b"")
+    assert moody.left == 9
     with pytest.raises(FileNotFoundError):
-        store.read("a")
-    with pytest.raises(StorageError, match=r"s3://no-such-bucket/root/a: there is no such bucket"):
-        store.write("a", b"")
+        PatientStore(LocalStore(str(tmp_path)), 3600).read("no such object")
+
+
+def test_an_error_keeps_its_nature_between_processes() -> None:
+    for passing in (True, False):
+        error = pickle.loads(pickle.dumps(StorageError("s3://b/a: SlowDown", passing=passing)))
+        assert (str(error), error.passing, error.exit_code) == ("s3://b/a: SlowDown", passing, 3)
 
 
 @pytest.fixture
