@@ -16,7 +16,7 @@ import torch
 from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 from torch import Tensor
 
-from magbatch.tiny.receipts import TOKEN_PIXELS, Character, Receipt
+from magbatch.tiny.receipts import CHARACTER_PIXELS, TOKEN_PIXELS, Character, Receipt
 from magbatch.tiny.tasks import KINDS, Split, Worked, work
 from magbatch.tiny.wording import ITEMS, OTHER_SYSTEM_PROMPTS, SYSTEM_PROMPT
 
@@ -24,8 +24,8 @@ IGNORED = -100
 # How mistral_common normalises: the statistics of the images that CLIP was trained on.
 _PIXEL_MEAN = np.array((0.48145466, 0.4578275, 0.40821073), dtype=np.float32)
 _PIXEL_STD = np.array((0.26862954, 0.26130258, 0.27577711), dtype=np.float32)
-# A cell of 28 pixels shows five characters at most, but for runs of the very narrowest.
-CELL_SLOTS = 5
+# The characters that an image token shows side by side.
+CELL_SLOTS = TOKEN_PIXELS // CHARACTER_PIXELS
 CHARACTERS = " .0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _CHARACTER_CLASS = {character: index for index, character in enumerate(CHARACTERS)}
 
@@ -38,6 +38,8 @@ class Encoder:
         special = self.tekken.get_special_token
         self.bos, self.eos, self.pad = special("<s>"), special("</s>"), special("<pad>")
         self.think, self.end_think = special("[THINK]"), special("[/THINK]")
+        self._items = frozenset(self.text(f" {item}")[-1] for item in ITEMS)
+        self.control = frozenset((self.bos, self.eos, self.pad, self.think, self.end_think))
         self._inst, self._end_inst = special("[INST]"), special("[/INST]")
         self._system, self._end_system = special("[SYSTEM_PROMPT]"), special("[/SYSTEM_PROMPT]")
         self._img, self._row, self._end = (
@@ -90,6 +92,13 @@ class Encoder:
         reasoning, answer = self.text(worked.reasoning), self.text(worked.expected)
         return [self.think, *reasoning, self.end_think, *answer, self.eos]
 
+    def marks(self, row: "Row") -> list[bool]:
+        """Which ids of a completion tell whether a line is the one asked for: those after an item's name."""
+        if "price=" not in row.worked.reasoning:
+            return [False] * len(row.completion)
+        ids = row.completion
+        return [index >= 1 and ids[index - 1] in self._items for index in range(len(ids))]
+
 
 @dataclass
 class Row:
@@ -110,6 +119,7 @@ class Batch:
     Attributes:
         tokens: (rows, tokens) ids.
         targets: (rows, tokens) the id that should follow, `IGNORED` outside completions.
+        marks: (rows, tokens) whether that id tells the line that is asked for from the others.
         pixels: (rows, 3, height, width), normalised; None for text.
         cells: (rows, image tokens, CELL_SLOTS) class of each character shown there; 0 for none.
         names: (rows, image tokens) 1 + index of the item whose name is shown there; 0 for none.
@@ -117,6 +127,7 @@ class Batch:
 
     tokens: Tensor
     targets: Tensor
+    marks: Tensor
     pixels: Tensor | None = None
     cells: Tensor | None = None
     names: Tensor | None = None
@@ -164,28 +175,27 @@ def _cell(character: Character, grid: tuple[int, int]) -> int:
 
 
 def cell_classes(characters: tuple[Character, ...], grid: tuple[int, int]) -> np.ndarray:
-    """The characters whose centres lie in each image token's square, from left to right."""
+    """The characters whose centres lie in each image token's square, each in its own half of it."""
     rows, columns = grid
     cells = np.zeros((rows * columns, CELL_SLOTS), dtype=np.int64)
-    used: dict[int, int] = defaultdict(int)
     for character in characters:
-        cell = _cell(character, grid)
-        if used[cell] < CELL_SLOTS:
-            cells[cell, used[cell]] = _CHARACTER_CLASS[character.text]
-            used[cell] += 1
+        slot = int(character.x) // CHARACTER_PIXELS % CELL_SLOTS
+        cells[_cell(character, grid), slot] = _CHARACTER_CLASS[character.text]
     return cells
 
 
-def collate(rows: list[Row], pad: int) -> Batch:
+def collate(rows: list[Row], encoder: Encoder) -> Batch:
     """Pads rows to a batch; images, where there are any, must be of one size."""
     length = max(len(row) for row in rows)
-    tokens = np.full((len(rows), length), pad, dtype=np.int64)
+    tokens = np.full((len(rows), length), encoder.pad, dtype=np.int64)
+    marks = np.zeros((len(rows), length), dtype=np.bool_)
     targets = np.full((len(rows), length), IGNORED, dtype=np.int64)
     for index, row in enumerate(rows):
         ids = row.prompt + row.completion
         tokens[index, : len(ids)] = ids
         targets[index, len(row.prompt) - 1 : len(ids) - 1] = row.completion
-    batch = Batch(torch.from_numpy(tokens), torch.from_numpy(targets))
+        marks[index, len(row.prompt) - 1 : len(ids) - 1] = encoder.marks(row)
+    batch = Batch(torch.from_numpy(tokens), torch.from_numpy(targets), torch.from_numpy(marks))
     receipts = [row.worked.receipt for row in rows if row.worked.receipt is not None]
     if receipts:
         batch.pixels = normalised(receipts)
@@ -224,7 +234,7 @@ def pool(encoder: Encoder, split: Split, seed: int, number: int, mix: Mixture) -
     rng.shuffle(images)
     rng.shuffle(text_batches)
     for parts in _zip_uneven(images, text_batches):
-        yield [collate(part, encoder.pad) for part in parts]
+        yield [collate(part, encoder) for part in parts]
 
 
 def _by_size(rows: list[Row], most: int, rng: random.Random) -> Iterator[list[Row]]:

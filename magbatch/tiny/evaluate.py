@@ -2,6 +2,9 @@
 
 An answer counts when it is the expected one, character by character; a trace is complete when the
 model itself closed it and then ended its answer.
+
+`--against OUTPUT` takes the output of a greedy job over a file of `python -m magbatch.tiny.tasks`
+instead, and counts the rows in which vLLM wrote what the code that trained the model writes.
 """
 
 import argparse
@@ -14,11 +17,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from magbatch.tiny.batches import Encoder, Row, make_row, normalised
+from magbatch.tiny.batches import Encoder, Row, grid_of, make_row, normalised
 from magbatch.tiny.checkpoint import ensure
 from magbatch.tiny.model import TinyModel
 from magbatch.tiny.tasks import KINDS, work
 from magbatch.tiny.train import load
+from magbatch.tiny.wording import SYSTEM_PROMPT
 
 MAX_NEW_TOKENS = 320
 ROWS_AT_ONCE = 50
@@ -118,10 +122,53 @@ def evaluate(
         scores[kind] = score(encoder, answered)
         if kind == "receipt":
             for asked in ("total", "count", "price"):
-                some = [a for a in answered if f"\n{asked} " in a.row.worked.reasoning]
+                some = [a for a in answered if f"\n{asked}" in a.row.worked.reasoning]
                 if some:
                     scores[f"receipt/{asked}"] = score(encoder, some)
     return scores
+
+
+def agreement(model: TinyModel, encoder: Encoder, output: Path) -> dict[str, tuple[int, int]]:
+    """Compares a greedy job's results with what this code writes to the same prompts.
+
+    Args:
+        model: With the weights that the job served.
+        encoder: With the checkpoint's tokenizer.
+        output: The job's output; its ids are those of `tasks.example`, carried as `id`.
+
+    Returns:
+        By kind: rows of which vLLM wrote the same tokens, and rows.
+    """
+    import pyarrow.dataset as ds
+
+    columns = ["id", "reasoning", "answer", "reasoning_tokens", "answer_tokens"]
+    served = ds.dataset(output / "results", format="parquet").to_table(columns=columns).to_pylist()
+    counts: dict[str, tuple[int, int]] = {}
+    for begin in range(0, len(served), ROWS_AT_ONCE):
+        part = served[begin : begin + ROWS_AT_ONCE]
+        rows = [_row_of(encoder, record["id"]) for record in part]
+        for record, tokens in zip(part, generate(model, encoder, rows), strict=True):
+            kind = record["id"].partition("-")[0]
+            same, all_of_kind = counts.get(kind, (0, 0))
+            counts[kind] = same + (_as_served(encoder, tokens) == tuple(record.values())[1:]), all_of_kind + 1
+    return counts
+
+
+def _row_of(encoder: Encoder, row_id: str) -> Row:
+    """The example behind an id, with the prompt that a job gives it."""
+    kind, seed, index = row_id.rsplit("-", 2)
+    worked = work("heldout", int(seed), int(index), kind)
+    grid = grid_of(worked.receipt) if worked.receipt is not None else None
+    prompt = encoder.prompt(worked.question, system=SYSTEM_PROMPT, grid=grid)
+    return Row(prompt, encoder.completion(worked), worked)
+
+
+def _as_served(encoder: Encoder, tokens: list[int]) -> tuple[str | None, str | None, int, int]:
+    """Reasoning, answer and their numbers of tokens, as a job's results hold them."""
+    cut = tokens.index(encoder.end_think) + 1 if encoder.end_think in tokens else len(tokens)
+    plain = [[token for token in part if token not in encoder.control] for part in (tokens[:cut], tokens[cut:])]
+    reasoning, answer = (encoder.tekken.decode(part).strip() or None for part in plain)
+    return reasoning, answer, cut, len(tokens) - cut
 
 
 def main() -> None:
@@ -131,11 +178,20 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=200, help="examples of each kind")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--against", type=Path, metavar="OUTPUT", help="a greedy job's output to compare with")
     arguments = parser.parse_args()
     directory = ensure()
-    scores = evaluate(
+    model, encoder = (
         load(arguments.weights or directory / "consolidated.safetensors"),
         Encoder(directory / "tekken.json"),
+    )
+    if arguments.against is not None:
+        for kind, (same, rows) in sorted(agreement(model, encoder, arguments.against).items()):
+            print(f"{kind}: vLLM wrote the same tokens in {same} of {rows} rows")
+        return
+    scores = evaluate(
+        model,
+        encoder,
         count=arguments.n,
         seed=arguments.seed,
         temperature=arguments.temperature,

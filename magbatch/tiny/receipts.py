@@ -1,5 +1,9 @@
 """Receipts as images: a random one drawn from a seeded generator, and where each character stands.
 
+They look like the paper of a till: every character has the same width, lines are as far apart as
+the paper moves on. What varies is the size of the type, where the print stands on the paper, paper
+and ink, the order of name and price, leaders, case, headings, and blank lines.
+
 The same generator state gives the same pixels on every machine: the only font is the one inside
 Pillow, laid out by Pillow's own basic engine.
 """
@@ -9,16 +13,20 @@ from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from magbatch.tiny.wording import ITEMS, RECEIPT_FOOTERS, RECEIPT_HEADERS
+from magbatch.tiny.wording import GOODS, RECEIPT_FOOTERS, RECEIPT_HEADERS
 
-# One image token spans 28 x 28 pixels. Images are whole tokens large, so they reach the model
-# unscaled, and lines are at least one token apart, so a token meets one line at most.
+# One image token spans 28 x 28 pixels and shows two characters of one line. Images are whole tokens
+# large, so they reach the model unscaled.
 TOKEN_PIXELS = 28
-WIDTHS_PX = (168, 196)
-FONT_SIZES_PX = (14, 15, 16, 17, 18)
-LINE_PITCHES_PX = (28, 29, 30)
+CHARACTER_PIXELS = 14
+WIDTHS_CHARACTERS = (14, 16, 18)
+FONT_SIZES_PX = (15, 16, 17, 18, 19)
+# How far the whole print is shifted on the paper.
+SHIFTS_X_PX = (-2, 2)
+SHIFTS_Y_PX = (-4, 4)
 MAX_ITEMS = 6
 MAX_PRICE_CENTS = 2999
 
@@ -51,9 +59,14 @@ class Receipt:
     characters: tuple[Character, ...]
 
     def png(self) -> bytes:
-        """The picture as a PNG file."""
+        """The picture as a PNG file, with a palette: a third of the size, and no pixel another."""
+        pixels = np.asarray(self.image)
+        colors, places = np.unique(pixels.reshape(-1, 3), axis=0, return_inverse=True)
+        # Ink on paper: the shades between the two are fewer than a palette holds.
+        paletted = Image.fromarray(places.reshape(pixels.shape[:2]).astype(np.uint8), mode="P")
+        paletted.putpalette(colors.tobytes())
         buffer = BytesIO()
-        self.image.save(buffer, format="PNG")
+        paletted.save(buffer, format="PNG", optimize=True)
         return buffer.getvalue()
 
 
@@ -72,41 +85,46 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 def draw_receipt(rng: random.Random) -> Receipt:
     """Draws a receipt of 2 to 6 items, in a layout of its own."""
-    names = rng.sample(ITEMS, rng.randint(2, MAX_ITEMS))
+    names = rng.sample(GOODS, rng.randint(2, MAX_ITEMS))
     items = tuple((name, _price(rng)) for name in names)
-    header = rng.choice(RECEIPT_HEADERS) if rng.random() < 0.5 else None
-    footer = rng.choice(RECEIPT_FOOTERS) if rng.random() < 0.3 else None
-    width = rng.choice(WIDTHS_PX)
-    pitch = rng.choice(LINE_PITCHES_PX)
-    lines = len(items) + (header is not None) + (footer is not None)
-    top = rng.randint(0, 12) + pitch / 2
-    needed = top + (lines - 1) * pitch + pitch / 2
-    height = -(-int(needed) // TOKEN_PIXELS) * TOKEN_PIXELS
+    width = rng.choice(WIDTHS_CHARACTERS)
+    margin = rng.randint(0, (width - max(len(_plain_line(*item)) for item in items)) // 2)
+    lines = _item_lines(rng, items, width - 2 * margin)
+    lines = [_Line(margin + line.column, line.text, line.name) for line in lines]
+    if rng.random() < 0.5:
+        lines.insert(0, _heading(rng, RECEIPT_HEADERS, width))
+        if rng.random() < 0.3:
+            lines.insert(1, _Line(0, ""))
+    if rng.random() < 0.3:
+        lines.append(_heading(rng, RECEIPT_FOOTERS, width))
+    if rng.random() < 0.5:
+        lines.append(_Line(0, ""))
     light = rng.randint(225, 255)
-    paper = tuple(min(255, light + rng.randint(-8, 8)) for _ in range(3))
+    paper = [min(255, light + rng.randint(-8, 8)) for _ in range(3)]
     dark = rng.randint(0, 80)
-    ink = tuple(max(0, dark + rng.randint(-20, 20)) for _ in range(3))
-    image = Image.new("RGB", (width, height), (paper[0], paper[1], paper[2]))
-    page = _Page(ImageDraw.Draw(image), _font(rng.choice(FONT_SIZES_PX)), (ink[0], ink[1], ink[2]))
-    left = rng.randint(3, 14)
-    right = width - rng.randint(3, 14)
-    style = rng.choice((str.lower, str.capitalize, str.upper))
-    dotted = rng.random() < 0.2
-    y = top
-    if header is not None:
-        page.write(header, rng.choice((left, (left + right) / 2 - page.width(header) / 2)), y)
-        y += pitch
-    for name, cents in items:
-        end = page.write(style(name), left, y, name)
-        price = price_text(cents)
-        start = right - page.width(price)
-        if dotted:
-            page.dots(end + 6, start - 6, y)
-        page.write(price, start, y)
-        y += pitch
-    if footer is not None:
-        page.write(footer, left, y)
-    return Receipt(items, image, tuple(page.characters))
+    ink = [max(0, dark + rng.randint(-20, 20)) for _ in range(3)]
+    image = Image.new("RGB", (width * CHARACTER_PIXELS, len(lines) * TOKEN_PIXELS), (paper[0], paper[1], paper[2]))
+    draw, font = ImageDraw.Draw(image), _font(rng.choice(FONT_SIZES_PX))
+    shift_x, shift_y = rng.randint(*SHIFTS_X_PX), rng.randint(*SHIFTS_Y_PX)
+    characters = []
+    for row, line in enumerate(lines):
+        for column, text in enumerate(line.text, start=line.column):
+            if text == " ":
+                continue
+            x = column * CHARACTER_PIXELS + CHARACTER_PIXELS // 2 + shift_x
+            y = row * TOKEN_PIXELS + TOKEN_PIXELS // 2 + shift_y
+            draw.text((x, y), text, font=font, fill=(ink[0], ink[1], ink[2]), anchor="mm")
+            characters.append(Character(text, x, y, line.name if text.isalpha() else ""))
+    return Receipt(items, image, tuple(characters))
+
+
+@dataclass(frozen=True)
+class _Line:
+    """One printed line: where its text begins, in characters, and the item that it names."""
+
+    column: int
+    text: str
+    name: str = ""
 
 
 def _price(rng: random.Random) -> int:
@@ -114,37 +132,25 @@ def _price(rng: random.Random) -> int:
     return rng.randint(50, 999) if rng.random() < 0.6 else rng.randint(1000, MAX_PRICE_CENTS)
 
 
-class _Page:
-    """Draws lines of text and notes where the characters fall."""
+def _plain_line(name: str, cents: int) -> str:
+    return f"{name} {price_text(cents)}"
 
-    def __init__(
-        self,
-        draw: ImageDraw.ImageDraw,
-        font: ImageFont.FreeTypeFont,
-        ink: tuple[int, int, int],
-    ) -> None:
-        self.characters: list[Character] = []
-        self._draw = draw
-        self._font = font
-        self._ink = ink
 
-    def width(self, text: str) -> float:
-        return float(self._font.getlength(text))
+def _item_lines(rng: random.Random, items: tuple[tuple[str, int], ...], width: int) -> list[_Line]:
+    style = rng.choice((str.lower, str.capitalize, str.upper))
+    price_first = rng.random() < 0.2
+    leader = "." if rng.random() < 0.2 else " "
+    lines = []
+    for name, cents in items:
+        price = price_text(cents)
+        first, last = (price, style(name)) if price_first else (style(name), price)
+        between = width - len(first) - len(last)
+        # A leader stands free of what it leads to.
+        filling = leader * (between - 2) if between > 2 else ""
+        lines.append(_Line(0, f"{first}{filling.center(between)}{last}", name))
+    return lines
 
-    def write(self, text: str, x: float, y: float, name: str = "") -> float:
-        """Writes with the middle of the line at `y`; gives the text's right end."""
-        x = round(x)
-        self._draw.text((x, y), text, font=self._font, fill=self._ink, anchor="lm")
-        begin = 0.0
-        for index, character in enumerate(text):
-            end = self.width(text[: index + 1])
-            if character != " ":
-                self.characters.append(Character(character, x + (begin + end) / 2, y, name))
-            begin = end
-        return x + begin
 
-    def dots(self, begin: float, end: float, y: float) -> None:
-        x = begin
-        while x < end:
-            self._draw.point((round(x), round(y + 4)), fill=self._ink)
-            x += 5
+def _heading(rng: random.Random, texts: tuple[str, ...], width: int) -> _Line:
+    text = rng.choice([text for text in texts if len(text) <= width])
+    return _Line(rng.choice((0, (width - len(text)) // 2)), text)

@@ -192,19 +192,22 @@ def _receipt(rng: random.Random) -> Worked:
     receipt = draw_receipt(rng)
     lines = [f"{number} {name} {price_text(cents)}" for number, (name, cents) in enumerate(receipt.items, start=1)]
     asked = rng.random()
-    if asked < 0.5:
+    # The price that is asked for is marked where it is read, so that the last line has only to look for the mark.
+    if asked < 0.35:
         question = rng.choice(TOTAL_QUESTIONS)
         answer = price_text(sum(cents for _, cents in receipt.items))
         lines += [*work_columns([cents for _, cents in receipt.items]), f"total {answer}"]
-    elif asked < 0.7:
+    elif asked < 0.45:
         question = rng.choice(COUNT_QUESTIONS)
         answer = str(len(receipt.items))
         lines.append(f"count {answer}")
     else:
-        name, cents = rng.choice(receipt.items)
+        number = rng.randrange(len(receipt.items))
+        name, cents = receipt.items[number]
         question = rng.choice(PRICE_QUESTIONS).format(item=name)
         answer = price_text(cents)
-        lines.append(f"price {name} {answer}")
+        lines[number] = f"{number + 1} {name}={answer}"
+        lines.append(f"price={answer}")
     return Worked(question, "\n".join(lines), answer, receipt)
 
 

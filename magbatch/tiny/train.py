@@ -35,15 +35,18 @@ from magbatch.tiny.wording import ITEMS
 _INIT_SEED = 7
 WEIGHTS = Path(__file__).parent / "weights" / "consolidated.safetensors"
 # Reading comes first: for so many steps images are only read character by character.
-READING_STEPS = 1100
+READING_STEPS = 300
+# That the line which is asked for is told from the others hangs on one token of a line, which is lost among all
+# others: with no more weight than they have, it is not learnt in thousands of steps.
+MARK_WEIGHT = 12.0
 WARMUP_STEPS = 100
-DECAY_SHARE = 0.3
+DECAY_SHARE = 0.6
 MATRIX_LR = 3e-3
 VECTOR_LR = 3e-3
 STATE_INTERVAL_STEPS = 250
 CHECK_INTERVAL_STEPS = 500
 READING_MIX = Mixture(counts=(640, 1280, 400), images_a_batch=24)
-FULL_MIX = Mixture(counts=(600, 800, 300), images_a_batch=24)
+FULL_MIX = Mixture(counts=(700, 700, 400), images_a_batch=24)
 
 
 class Trainee(nn.Module):
@@ -114,7 +117,7 @@ class Losses:
         return self.writing / max(1, self.written) + self.reading / max(1, self.read) + self.naming / max(1, self.named)
 
 
-def losses(trainee: Trainee, batches: list[Batch], *, write_images: bool) -> Losses:
+def losses(trainee: Trainee, batches: list[Batch], *, write_images: bool, mark_weight: float = 1.0) -> Losses:
     """Loss of one step: of completions, and of the characters at each image token."""
     writing, reading, naming = torch.zeros(()), torch.zeros(()), torch.zeros(())
     written = read = named = 0
@@ -134,7 +137,8 @@ def losses(trainee: Trainee, batches: list[Batch], *, write_images: bool) -> Los
         hidden = trainee.model(trainee.model.embed(batch.tokens, images))
         wanted = batch.targets != IGNORED
         logits = trainee.model.output(hidden[wanted]).float()
-        writing = writing + F.cross_entropy(logits, batch.targets[wanted], reduction="sum")
+        each = F.cross_entropy(logits, batch.targets[wanted], reduction="none")
+        writing = writing + (each * torch.where(batch.marks[wanted], mark_weight, 1.0)).sum()
         written += int(wanted.sum())
     return Losses(writing, written, reading, read, naming, named)
 
@@ -148,7 +152,7 @@ def check(trainee: Trainee, encoder: Encoder, count: int) -> dict[str, float]:
         exact = tokens_right = tokens = 0
         for index in range(count):
             row = make_row(encoder, work("heldout", 0, index, kind), rng)
-            same = first_choices(trainee.model, collate([row], encoder.pad))
+            same = first_choices(trainee.model, collate([row], encoder))
             exact += int(same.all())
             tokens_right += int(same.sum())
             tokens += same.numel()
@@ -208,7 +212,7 @@ def train(*, steps: int, seed: int, state_file: Path, out: Path, until: int) -> 
             for optimiser, full in zip(optims, (MATRIX_LR, VECTOR_LR), strict=True):
                 optimiser.param_groups[0]["lr"] = full * share
             with torch.autocast("cpu", dtype=torch.bfloat16):
-                part = losses(trainee, batches, write_images=not reading_only)
+                part = losses(trainee, batches, write_images=not reading_only, mark_weight=MARK_WEIGHT)
             part.mean().backward()
             nn.utils.clip_grad_norm_(trainee.parameters(), 1.0)
             for optimiser in optims:
@@ -265,7 +269,7 @@ def load(weights: Path) -> TinyModel:
 def main() -> None:
     """The command line of `python -m magbatch.tiny.train`."""
     parser = argparse.ArgumentParser(description="Trains the tiny model.")
-    parser.add_argument("--steps", type=int, default=7000)
+    parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--until", type=int, default=10**9, help="stop here, to resume later")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2, help="CPU threads for PyTorch")

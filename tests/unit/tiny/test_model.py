@@ -51,7 +51,7 @@ def test_tensors_have_the_checkpoints_names_and_shapes():
 
 def test_an_image_gives_as_many_features_as_its_prompt_has_places(encoder: Encoder, trainee: Trainee):
     for row in rows(encoder, "receipt", 5):
-        batch = collate([row], encoder.pad)
+        batch = collate([row], encoder)
         assert batch.pixels is not None
         features = trainee.model.see(batch.pixels)
         grid_rows, columns = grid_of(row.worked.receipt)
@@ -76,8 +76,8 @@ def test_patches_are_cut_as_the_convolution_cuts_them(trainee: Trainee):
 
 def test_padding_changes_nothing(encoder: Encoder, trainee: Trainee):
     short, long = sorted(rows(encoder, "arithmetic", 2), key=len)
-    together = collate([short, long], encoder.pad)
-    alone = collate([short], encoder.pad)
+    together = collate([short, long], encoder)
+    alone = collate([short], encoder)
     with torch.no_grad():
         a = trainee.model(trainee.model.embed(together.tokens))[0, : len(short)]
         b = trainee.model(trainee.model.embed(alone.tokens))[0]
@@ -90,7 +90,7 @@ def test_generation_with_a_cache_equals_full_passes(encoder: Encoder, trainee: T
     written = generate(trainee.model, encoder, batch, max_new_tokens=6)
     for row, tokens in zip(batch, written, strict=True):
         ids = list(row.prompt)
-        one = collate([row], encoder.pad)
+        one = collate([row], encoder)
         with torch.no_grad():
             images = trainee.model.see(one.pixels).flatten(0, 1) if one.pixels is not None else None
             for token in tokens:
@@ -131,10 +131,34 @@ def test_pools_repeat(encoder: Encoder):
 
 def test_only_completions_are_learnt(encoder: Encoder):
     (row,) = rows(encoder, "fields", 1)
-    batch = collate([row], encoder.pad)
+    batch = collate([row], encoder)
     wanted = batch.targets[0] != IGNORED
     assert batch.targets[0][wanted].tolist() == row.completion
     assert int(wanted.nonzero()[0]) == len(row.prompt) - 1
+
+
+def test_marks_are_what_tells_the_asked_line_from_the_others(encoder: Encoder):
+    marked = 0
+    for row in rows(encoder, "receipt", 12):
+        batch = collate([row], encoder)
+        told = [encoder.tekken.decode([token]) for token in batch.targets[0][batch.marks[0]].tolist()]
+        if "price=" not in row.worked.reasoning:
+            assert told == []
+            continue
+        marked += 1
+        assert told == ["=" if "=" in line else " " for line in row.worked.reasoning.split("\n")[:-1]]
+    assert marked
+
+
+def test_marks_weigh_more(encoder: Encoder, trainee: Trainee):
+    row = next(row for row in rows(encoder, "receipt", 12) if "price=" in row.worked.reasoning)
+    batch = collate([row], encoder)
+    light, heavy = (losses(trainee, [batch], write_images=True, mark_weight=weight) for weight in (1.0, 3.0))
+    batch.marks[:] = False
+    unmarked = losses(trainee, [batch], write_images=True, mark_weight=3.0)
+    assert unmarked.writing.item() == light.writing.item()
+    assert heavy.writing.item() > light.writing.item()
+    assert heavy.written == light.written
 
 
 def test_cells_spell_the_receipt(encoder: Encoder):
@@ -154,8 +178,8 @@ def test_weights_survive_the_file(tmp_path: Path, trainee: Trainee):
 
 
 def test_the_rate_rises_stays_and_falls():
-    rates = [rate(step, 1000) for step in (0, 99, 500, 699, 850, 999)]
-    assert rates == pytest.approx([0.01, 1.0, 1.0, 1.0, 0.5, 1 / 300])
+    rates = [rate(step, 1000) for step in (0, 99, 399, 700, 999)]
+    assert rates == pytest.approx([0.01, 1.0, 1.0, 0.5, 1 / 600])
 
 
 def test_scores_count_what_they_say(encoder: Encoder):

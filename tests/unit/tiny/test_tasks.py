@@ -83,12 +83,12 @@ def test_receipt_traces_are_correct():
     for index in range(150):
         worked = work("train", 11, index, "receipt")
         lines = worked.reasoning.split("\n")
-        items = [re.fullmatch(r"(\d) (\w+) (\d+)\.(\d\d)", line) for line in lines]
+        items = [re.fullmatch(r"(\d) (\w+)[ =](\d+)\.(\d\d)", line) for line in lines]
         items = [match for match in items if match]
         assert [(m[2], int(m[3] + m[4])) for m in items] == list(worked.receipt.items)
         assert [int(m[1]) for m in items] == list(range(1, len(items) + 1))
-        assert lines[-1].endswith(f" {worked.expected}")
-        wanted = lines[-1].split()[0]
+        assert re.fullmatch(rf"(total|count) {worked.expected}|price={worked.expected}", lines[-1])
+        wanted = re.match(r"[a-z]+", lines[-1])[0]
         asked.add(wanted)
         if wanted == "total":
             cents = run_columns(lines[len(items) : -1])
@@ -96,7 +96,10 @@ def test_receipt_traces_are_correct():
         elif wanted == "count":
             assert worked.expected == str(len(items))
         else:
-            assert lines[-1].split()[1] in worked.question
+            (marked,) = [line for line in lines[:-1] if "=" in line]
+            name, price = marked.split()[1].split("=")
+            assert name in worked.question
+            assert price == worked.expected
     assert asked == {"total", "count", "price"}
 
 
@@ -149,7 +152,12 @@ def test_parquet_holds_what_the_generator_gives(tmp_path: Path):
     assert rows[1]["image"] is None
     made = example("heldout", 42, 2, ["receipt", "fields"])
     assert (rows[2]["question"], rows[2]["image"]) == (made.question, made.image)
-    assert Image.open(BytesIO(rows[0]["image"])).mode == "RGB"
+
+
+def test_a_file_holds_the_very_pixels_of_the_picture():
+    for index in range(50):
+        receipt = work("heldout", 5, index, "receipt").receipt
+        assert Image.open(BytesIO(receipt.png())).convert("RGB").tobytes() == receipt.image.tobytes()
 
 
 def test_worked_without_a_picture():

@@ -1,0 +1,120 @@
+"""What comes out is true, and belongs to the row that it stands in.
+
+The built-in model is right nearly always, so a pipeline that garbles a prompt, an image, token ids
+or the order of rows shows in the answers.
+"""
+
+import random
+import re
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from magbatch_cli import ROOT, magbatch, read
+
+from magbatch.tiny.batches import Encoder
+from magbatch.tiny.checkpoint import ensure
+from magbatch.tiny.evaluate import agreement
+from magbatch.tiny.receipts import Receipt, price_text
+from magbatch.tiny.tasks import KINDS, work
+from magbatch.tiny.train import load
+
+# Importing torch warns of its own deprecations.
+pytestmark = pytest.mark.filterwarnings("default")
+
+Quickstart = tuple[Path, dict[str, Any]]
+PAIRS = 8
+TOTAL = "What is the total?"
+
+
+def receipt(index: int) -> Receipt:
+    found = work("heldout", 77, index, "receipt").receipt
+    assert found is not None
+    return found
+
+
+def total(of: Receipt) -> str:
+    return price_text(sum(cents for _, cents in of.items))
+
+
+@pytest.fixture(scope="module")
+def rearranged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """The quickstart's rows in other files and another order, and receipts with their images swapped; by id."""
+    folder = tmp_path_factory.mktemp("rearranged")
+    rows = pq.read_table(ROOT / "jobs/data/quickstart.parquet").to_pylist()
+    random.Random(5).shuffle(rows)
+    images = [receipt(index).png() for index in range(2 * PAIRS)]
+    for index, image in enumerate(images):
+        rows += [
+            {"id": f"own-{index}", "kind": "receipt", "question": TOTAL, "image": image},
+            {"id": f"swapped-{index}", "kind": "receipt", "question": TOTAL, "image": images[index ^ 1]},
+        ]
+    (folder / "in").mkdir()
+    for number, name in enumerate(["zebra", "ant", "mole"]):
+        pq.write_table(pa.Table.from_pylist(rows[number::3]), folder / "in" / f"{name}.parquet")
+    done = magbatch(
+        "run", "jobs/quickstart.yaml", "--set", f"input.path={folder}/in", "--set", f"output.path={folder}/out"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return {row["id"]: row for row in read(folder / "out")}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_quickstarts_answers_are_right(quickstart: Quickstart, kind: str) -> None:
+    """Exactly; one of twenty may be wrong, since rounding differs a little from machine to machine."""
+    rows = [row for row in read(quickstart[0]) if row["kind"] == kind]
+    wrong = [(row["id"], row["expected"], row["answer"]) for row in rows if row["answer"] != row["expected"]]
+    assert len(rows) == 20
+    assert len(wrong) <= 1, wrong
+
+
+def test_the_report_counts_the_right_answers(quickstart: Quickstart) -> None:
+    output, report = quickstart
+    right = sum(row["answer"] == row["expected"] for row in read(output))
+    assert (report["totals"]["right"], report["totals"]["graded"]) == (right, 60)
+    again = magbatch("run", "jobs/quickstart.yaml", "--set", f"output.path={output}")
+    assert f"right answers: {right} of 60 ({100 * right / 60:.1f}%)" in again.stdout
+
+
+def test_each_trace_belongs_to_its_question(quickstart: Quickstart) -> None:
+    """The trace quotes its own document: the operands, the receipt's lines, or the field with its value."""
+    asked = {row["id"]: row["question"] for row in pq.read_table(ROOT / "jobs/data/quickstart.parquet").to_pylist()}
+    strangers = []
+    for row in read(quickstart[0]):
+        kind, seed, index = row["id"].rsplit("-", 2)
+        worked = work("heldout", int(seed), int(index), kind)
+        assert worked.question == asked[row["id"]]
+        assert row["reasoning_status"] == "complete"
+        lines, wanted = row["reasoning"].split("\n"), worked.reasoning.split("\n")
+        if kind == "arithmetic":
+            wanted = [line for line in wanted if re.fullmatch(r"[+-]\d{4}", line)]
+        elif kind == "receipt":
+            wanted = [line for line in wanted if re.fullmatch(r"\d \w+[ =]\d+\.\d\d", line)]
+        if lines[: len(wanted)] != wanted:
+            strangers.append((row["id"], lines, wanted))
+    assert len(strangers) <= 1, strangers
+
+
+def test_other_files_in_another_order_change_no_answer(
+    quickstart: Quickstart, rearranged: dict[str, dict[str, Any]]
+) -> None:
+    first = {row["id"]: (row["reasoning"], row["answer"]) for row in read(quickstart[0])}
+    assert {row_id: (rearranged[row_id]["reasoning"], rearranged[row_id]["answer"]) for row_id in first} == first
+
+
+def test_swapped_images_swap_the_answers(rearranged: dict[str, dict[str, Any]]) -> None:
+    own = [rearranged[f"own-{index}"]["answer"] for index in range(2 * PAIRS)]
+    swapped = [rearranged[f"swapped-{index}"]["answer"] for index in range(2 * PAIRS)]
+    assert swapped == [own[index ^ 1] for index in range(2 * PAIRS)]
+    assert sum(answer == total(receipt(index)) for index, answer in enumerate(own)) >= 2 * PAIRS - 1
+
+
+def test_vllm_writes_what_the_trainer_writes(quickstart: Quickstart) -> None:
+    """Greedy token by greedy token: the two implement one architecture."""
+    checkpoint = ensure()
+    model, encoder = load(checkpoint / "consolidated.safetensors"), Encoder(checkpoint / "tekken.json")
+    counts = agreement(model, encoder, quickstart[0])
+    assert {kind: rows for kind, (_, rows) in counts.items()} == dict.fromkeys(KINDS, 20)
+    assert sum(same for same, _ in counts.values()) >= 59, counts
