@@ -13,22 +13,25 @@ import functools
 import glob
 import os
 import re
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from http import HTTPStatus
 from itertools import dropwhile, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
-from magbatch.errors import InputError, StorageError
+from magbatch.errors import InputError, ModelError, StorageError
 from magbatch.spec import is_remote
 
 if TYPE_CHECKING:
     import pyarrow.fs as pafs
+    from botocore.exceptions import BotoCoreError
     from mypy_boto3_s3 import S3Client
 
 S3_ATTEMPTS = 8  # botocore's standard mode: backoff with jitter, 20 s at most between two
@@ -39,16 +42,24 @@ PATIENT_WAIT_S = 15.0  # at most, between two tries of a patient store
 LIST_PAGE = 1000
 T = TypeVar("T")
 _GONE = frozenset({"NoSuchKey", "404"})
-# Of the refusals below 500: an overloaded store, and credentials that are just being renewed.
-_PASSING = frozenset(
-    {"SlowDown", "RequestTimeout", "RequestTimeTooSkewed", "Throttling", "TooManyRequests", "ExpiredToken"}
-    | {"AccessDenied", "InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch", "403", "OperationAborted"}
+# Of the refusals below 500. Credentials that are just being renewed: new ones take a while to be known everywhere, and
+# an answer to HEAD has only its number.
+_CREDENTIALS = frozenset(
+    {"ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired", "InvalidAccessKeyId"}
+    | {"SignatureDoesNotMatch", "AccessDenied", "RequestExpired", "400", "403"}
+)
+# A store that is overloaded, and a request that was damaged or held up on its way.
+_PASSING = _CREDENTIALS | frozenset(
+    {"SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "429", "OperationAborted", "RequestTimeout"}
+    | {"RequestTimeTooSkewed", "BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch", "ConditionalRequestConflict"}
 )
 _PASSING_ERRNO = frozenset(
-    {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EBUSY, errno.ETIMEDOUT, errno.ENOTCONN}
+    {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EBUSY, errno.ENOLCK, errno.ENOMEM}
+    | {errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH}
 )
 DRAFTS = "_magbatch/tmp/"  # outside the folders that users glob, and on the same disk, so that a rename is atomic
 _WILDCARD = re.compile(r"[*?\[]")
+_RENEWING = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +152,9 @@ class LocalStore:
             try:
                 os.link(draft, path)  # fails where a name is taken, unlike a rename
             except FileExistsError:
-                return self.read(name) == data
+                with suppress(FileNotFoundError):
+                    return self.read(name) == data  # a network disk that lost its answer meets its own first link
+                return False
         return True
 
     @contextmanager
@@ -203,7 +216,7 @@ def _walk(folder: str) -> Iterator[tuple[str, list[str], list[str]]]:
 @functools.cache
 def s3_client() -> "S3Client":
     """One client for this process; boto3's clients may be shared between threads."""
-    import boto3
+    from boto3.session import Session
     from botocore.config import Config
 
     config = Config(
@@ -215,14 +228,26 @@ def s3_client() -> "S3Client":
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )
-    return boto3.client("s3", config=config)
+    # Not boto3's default session, which reads a credentials file once: this one ends with its client.
+    return Session().client("s3", config=config)
+
+
+def _renew(client: "S3Client") -> None:
+    """Let the next client look for credentials again: those in a file may have been replaced."""
+    with _RENEWING:
+        if s3_client() is client:
+            s3_client.cache_clear()
+            _s3_filesystem.cache_clear()
 
 
 @contextmanager
 def _s3_errors(path: str) -> Iterator[None]:
-    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+    from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.parsers import ResponseParserError
 
+    client: S3Client | None = None
     try:
+        client = s3_client()
         yield
     except ClientError as error:
         code = error.response.get("Error", {}).get("Code", "")
@@ -231,24 +256,37 @@ def _s3_errors(path: str) -> Iterator[None]:
         if code == "NoSuchBucket":
             raise _NoBucketError(f"{path}: there is no such bucket", passing=True) from error
         hint = "; the credentials come from the standard AWS chain" if code in {"403", "AccessDenied"} else ""
-        passing = code in _PASSING or error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= 500
+        if code in _CREDENTIALS and client is not None:
+            _renew(client)
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        # No code at all: it was not the store that answered, but something before it.
+        passing = not code or code in _PASSING or (status >= 500 and status != HTTPStatus.NOT_IMPLEMENTED)
         raise StorageError(f"{path}: {error}{hint}", passing=passing) from error
     except BotoCoreError as error:
-        raise StorageError(f"{path}: {error}", passing=not isinstance(error, NoCredentialsError)) from error
+        raise StorageError(f"{path}: {error}", passing=_may_pass(error)) from error
+    except ResponseParserError as error:  # no XML: something between here and the store answered
+        raise StorageError(f"{path}: {error}", passing=True) from error
+
+
+def _may_pass(error: "BotoCoreError") -> bool:
+    """Whether a request that got no answer may get one later."""
+    from botocore import exceptions
+
+    # A service that gives credentials can be away as a store can; a name that S3 does not allow stays one.
+    return isinstance(
+        error,
+        exceptions.ConnectionError
+        | exceptions.HTTPClientError
+        | exceptions.IncompleteReadError
+        | exceptions.CredentialRetrievalError
+        | exceptions.MetadataRetrievalError
+        | exceptions.NoCredentialsError
+        | exceptions.TokenRetrievalError,
+    )
 
 
 class _NoBucketError(StorageError):
     """Not the same as a missing object: while a bucket is away, finished rows must not look open."""
-
-
-@contextmanager
-def _s3_errors_of_input(path: str) -> Iterator[None]:
-    """As `_s3_errors`; but a bucket that a row or a spec names wrongly is one more thing that is not there."""
-    try:
-        with _s3_errors(path):
-            yield
-    except _NoBucketError as error:
-        raise FileNotFoundError(path) from error
 
 
 def _split(url: str) -> tuple[str, str]:
@@ -290,9 +328,11 @@ class S3Store:
                         continue
                     if code not in {"PreconditionFailed", "412"}:
                         raise
-                    return self.read(name) == data  # a retry meets its own first write
+                    with suppress(FileNotFoundError):
+                        return self.read(name) == data  # a retry meets its own first write
+                    return False
                 return True
-        raise StorageError(f"{self._where(name)}: other writes came in between {S3_ATTEMPTS} times")
+        raise StorageError(f"{self._where(name)}: other writes came in between {S3_ATTEMPTS} times", passing=True)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """See `Store.list`."""
@@ -375,18 +415,38 @@ class PatientStore:
         self._try(lambda: self._store.delete(name))
 
     def _try(self, operation: Callable[[], T]) -> T:
-        def waiting(state: RetryCallState) -> None:
-            error = state.outcome.exception() if state.outcome is not None else None
-            if self._on_wait is not None and isinstance(error, StorageError):
-                self._on_wait(error)
+        return patiently(operation, self._patience_s, self._on_wait)
 
-        return Retrying(
-            retry=retry_if_exception(lambda error: isinstance(error, StorageError) and error.passing),
-            wait=wait_random_exponential(multiplier=0.5, max=PATIENT_WAIT_S),
-            stop=stop_after_delay(self._patience_s),
-            before_sleep=waiting,
-            reraise=True,
-        )(operation)
+
+def patiently(
+    operation: Callable[[], T], patience_s: float, on_wait: Callable[[StorageError], None] | None = None
+) -> T:
+    """Try something again while storage refuses it in a way that may pass, with growing waits and jitter.
+
+    Args:
+        operation: May be done more than once.
+        patience_s: Seconds that it may be refused before its error goes up.
+        on_wait: Is called with each refusal that is waited out; what it raises ends the waiting.
+    """
+
+    def waiting(state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome is not None else None
+        if on_wait is not None and isinstance(error, StorageError):
+            on_wait(error)
+
+    jitter = wait_random_exponential(multiplier=0.5, max=PATIENT_WAIT_S)
+
+    def wait(state: RetryCallState) -> float:
+        left = patience_s - (state.seconds_since_start or 0.0)
+        return max(0.0, min(jitter(state), left))  # the last try is when patience ends
+
+    return Retrying(
+        retry=retry_if_exception(lambda error: isinstance(error, StorageError) and error.passing),
+        wait=wait,
+        stop=stop_after_delay(patience_s),
+        before_sleep=waiting,
+        reraise=True,
+    )(operation)
 
 
 def find_parquet(path: str) -> list[ObjectInfo]:
@@ -468,8 +528,11 @@ def _s3_filesystem(bucket: str) -> "pafs.FileSystem":
     import pyarrow.fs as pafs
 
     client = s3_client()
-    with _s3_errors(f"s3://{bucket}"):
-        region = client.head_bucket(Bucket=bucket).get("BucketRegion") or client.meta.region_name
+    try:
+        with _s3_errors(f"s3://{bucket}"):
+            region = client.head_bucket(Bucket=bucket).get("BucketRegion") or client.meta.region_name
+    except FileNotFoundError as error:
+        raise _NoBucketError(f"s3://{bucket}: there is no such bucket", passing=True) from error
     endpoint = client.meta.endpoint_url
     custom = None if endpoint.endswith(".amazonaws.com") else endpoint
     return pafs.S3FileSystem(
@@ -500,9 +563,17 @@ def stat_input(path: str) -> ObjectInfo:
     """
     if is_remote(path):
         bucket, key = _split(path)
-        with _s3_errors_of_input(path):
-            head = s3_client().head_object(Bucket=bucket, Key=key)
-        return ObjectInfo(path, head["ContentLength"], head["ETag"].strip('"'))
+        try:
+            with _s3_errors(path):
+                head = s3_client().head_object(Bucket=bucket, Key=key)
+                size, tag = head["ContentLength"], head["ETag"]
+        except FileNotFoundError:
+            # An answer to HEAD has no body: only a GET tells a missing object from a bucket that is away.
+            with _s3_errors(path):
+                found = s3_client().get_object(Bucket=bucket, Key=key)
+                found["Body"].close()
+                size, tag = found["ContentLength"], found["ETag"]
+        return ObjectInfo(path, size, tag.strip('"'))
     with _local_errors(path):
         stat = os.stat(path)
     return ObjectInfo(path, stat.st_size, str(stat.st_mtime_ns))
@@ -517,7 +588,7 @@ def read_at_most(path: str, limit: int) -> bytes:
     """
     if is_remote(path):
         bucket, key = _split(path)
-        with _s3_errors_of_input(path):
+        with _s3_errors(path):
             return s3_client().get_object(Bucket=bucket, Key=key)["Body"].read(limit + 1)
     with _local_errors(path), open(path, "rb") as file:
         return file.read(limit + 1)
@@ -526,7 +597,11 @@ def read_at_most(path: str, limit: int) -> bytes:
 def fetch_prefix(url: str, target: Path, wanted: "re.Pattern[str]") -> None:
     """Download the objects directly below an s3:// prefix whose names match into a local folder."""
     store = S3Store(url)
-    for item in store.list(""):
+    try:
+        found = list(store.list(""))
+    except _NoBucketError as error:
+        raise ModelError(f"model.source {url}: there is no such bucket") from error
+    for item in found:
         if wanted.fullmatch(item.name):
             bucket, key = _split(f"{store.root}/{item.name}")
             with _s3_errors(f"{store.root}/{item.name}"):

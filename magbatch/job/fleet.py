@@ -41,8 +41,9 @@ import magbatch
 from magbatch.capture import STDERR, STDOUT, captured, last_words
 from magbatch.engines import start
 from magbatch.engines.base import EngineConfig
-from magbatch.errors import ClusterError, EngineStartError, InterruptedJobError, JobError
+from magbatch.errors import ClusterError, EngineStartError, InterruptedJobError, JobError, StorageError
 from magbatch.job import preempt
+from magbatch.job.lease import Hold
 from magbatch.job.plan import Plan
 from magbatch.job.prepare import Job, from_block, prepare
 from magbatch.job.progress import BoardState, Snapshot, Watch
@@ -134,7 +135,7 @@ class _RayBoard:
 class _Worker:
     """The actor of one replica."""
 
-    def __init__(self, job: Job, board: Any, touched: frozenset[int]) -> None:
+    def __init__(self, job: Job, board: Any, touched: frozenset[int], hold: Hold) -> None:
         spec = job.spec
         name = uuid.uuid4().hex[:8]
         budget = threading.Timer(spec.replicas.start_timeout_s, _give_up_start, (spec.replicas.start_timeout_s, board))
@@ -158,7 +159,7 @@ class _Worker:
         self._replica = Replica(
             name, job, engine, tokenizer,
             slots=int(args["max_num_seqs"]), max_model_len=int(args["max_model_len"]),
-            board=_RayBoard(board), die=_die, notice=preempt.notice,
+            board=_RayBoard(board), die=_die, notice=preempt.notice, hold=hold,
         )  # fmt: skip
 
     async def __call__(self, block: pa.Table) -> pa.Table:
@@ -176,8 +177,12 @@ class _Worker:
 
 def _read(job: Job, shards: list[Shard], partly_done: frozenset[int], board: Any) -> Iterator[pa.Table]:
     """`prepare`, as a read task."""
+
+    def wait(error: StorageError) -> None:
+        board.trouble.remote(f"the input's storage refuses, trying again: {error}")
+
     try:
-        yield from prepare(job, shards, partly_done)
+        yield from prepare(job, shards, partly_done, wait)
     except JobError as error:
         ray.get(board.failed.remote(error))
         raise
@@ -271,7 +276,7 @@ def _cluster(spec: JobSpec) -> Iterator[None]:
             # Replicas must leave a CPU for reading, or nothing would ever reach them: Ray counts, it does not pin.
             cpus = max(os.cpu_count() or 1, math.ceil(spec.replicas.max * spec.replicas.cpus) + 1)
             ray.init(address="local", num_cpus=cpus, include_dashboard=False, runtime_env=environment, **quiet)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
+    except Exception as error:  # Ray raises a bare one when a node is slow to start
         where = f"RAY_ADDRESS={address}" if address else "a local Ray"
         raise ClusterError(f"{where} cannot be used: {error}") from error
     try:
@@ -287,7 +292,7 @@ def _cluster(spec: JobSpec) -> Iterator[None]:
         psutil.wait_procs(left)
 
 
-def run_fleet(job: Job, plan: Plan, done: "np.ndarray[Any, np.dtype[np.int64]]", watch: Watch) -> Snapshot:
+def run_fleet(job: Job, plan: Plan, done: "np.ndarray[Any, np.dtype[np.int64]]", watch: Watch, hold: Hold) -> Snapshot:
     """Answer every open row of a job, once.
 
     Args:
@@ -295,6 +300,7 @@ def run_fleet(job: Job, plan: Plan, done: "np.ndarray[Any, np.dtype[np.int64]]",
         plan: Its plan.
         done: Rows of each shard that the ledger already holds.
         watch: Is shown the state a few times a second.
+        hold: The run's lease.
 
     Returns:
         The last state.
@@ -310,18 +316,18 @@ def run_fleet(job: Job, plan: Plan, done: "np.ndarray[Any, np.dtype[np.int64]]",
     # what a user needs. The signals are set twice, since Ray installs handlers of its own when it starts.
     with captured(STDOUT, STDERR, replay=False), _signals(stop), _cluster(job.spec), _signals(stop):
         try:
-            return _supervise(job, plan, done, watch, stop)
+            return _supervise(job, plan, done, watch, stop, hold)
         except ray.exceptions.RayError as error:
             raise _as_job_error(error, Snapshot()) from error
 
 
 def _supervise(
-    job: Job, plan: Plan, done: "np.ndarray[Any, np.dtype[np.int64]]", watch: Watch, stop: threading.Event
+    job: Job, plan: Plan, done: "np.ndarray[Any, np.dtype[np.int64]]", watch: Watch, stop: threading.Event, hold: Hold
 ) -> Snapshot:
     # Beside the driver: the board must not go with a spot node.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     board: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(BoardState).remote()
-    dataset = _dataset(job, plan, done, board)
+    dataset = _dataset(job, plan, done, board, hold)
     failure: list[BaseException] = []
 
     def work() -> None:
@@ -363,7 +369,9 @@ def _supervise(
     return last
 
 
-def _dataset(job: Job, plan: Plan, done: "np.ndarray[Any, np.dtype[np.int64]]", board: Any) -> ray.data.Dataset:
+def _dataset(
+    job: Job, plan: Plan, done: "np.ndarray[Any, np.dtype[np.int64]]", board: Any, hold: Hold
+) -> ray.data.Dataset:
     spec = job.spec
     context = ray.data.DataContext.get_current()
     _quiet()
@@ -399,7 +407,7 @@ def _dataset(job: Job, plan: Plan, done: "np.ndarray[Any, np.dtype[np.int64]]", 
     )
     return blocks.map_batches(
         _Worker,
-        fn_constructor_args=(job, board, touched),
+        fn_constructor_args=(job, board, touched, hold),
         batch_size=1,
         batch_format="pyarrow",
         compute=pool,

@@ -16,13 +16,14 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from magbatch.errors import LeaseError, StorageError
-from magbatch.storage import Store
+from magbatch.storage import Store, open_store, patiently
 
 PREFIX = "_magbatch/lease-"
 BEAT_S = 5.0
@@ -36,6 +37,36 @@ def _place() -> str:
     with suppress(OSError):
         return f"{boot.read_text().strip()}/{os.stat(namespace).st_ino}"
     return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """What a replica knows of its run's lease.
+
+    Attributes:
+        root: The output.
+        number: The lease's.
+    """
+
+    root: str
+    number: int
+
+    def is_lost(self) -> bool:
+        """Whether another run has taken the output over.
+
+        Raises:
+            StorageError: The output cannot be listed.
+        """
+        return max(_numbers(open_store(self.root)), default=self.number) > self.number
+
+
+def _name(number: int) -> str:
+    return f"{PREFIX}{number:08d}.json"
+
+
+def _numbers(store: Store) -> list[int]:
+    names = [item.name.removeprefix(PREFIX).removesuffix(".json") for item in store.list(PREFIX)]
+    return [int(name) for name in names if name.isdigit()]
 
 
 class Lease:
@@ -83,6 +114,11 @@ class Lease:
                 if self._lost is None:
                     self._write(released=True)
 
+    @property
+    def hold(self) -> Hold:
+        """For the replicas, which outlive a driver that stands still."""
+        return Hold(self._store.root, self._number)
+
     def check(self) -> None:
         """Raises LeaseError when another run has taken the output over, as far as the last beat knows."""
         if self._lost is not None:
@@ -90,7 +126,7 @@ class Lease:
 
     def confirm(self) -> None:
         """As `check`, by a look at the output itself: before what only the holder may do."""
-        self._look()
+        patiently(self._look, EXPIRY_S)
         self.check()
 
     def _take(self) -> None:
@@ -99,11 +135,11 @@ class Lease:
             if found is not None:
                 self._wait_for_end(*found)
             self._number = found[0] + 1 if found is not None else 1
-            if self._store.create(self._name(self._number), self._data()):
+            if self._store.create(_name(self._number), self._data()):
                 break
-        for number in self._numbers():
+        for number in _numbers(self._store):
             if number < self._number:  # a number is never used again, so older ones may go
-                self._store.delete(self._name(number))
+                self._store.delete(_name(number))
 
     def _wait_for_end(self, number: int, data: bytes) -> None:
         """Come back once the holder is gone; raise where it is alive."""
@@ -144,20 +180,13 @@ class Lease:
 
     def _write(self, *, released: bool) -> None:
         self._record |= {"beat": self._record["beat"] + 1, "released": released}
-        self._store.write(self._name(self._number), self._data())
+        self._store.write(_name(self._number), self._data())
 
     def _data(self) -> bytes:
         return json.dumps(self._record).encode()
 
-    def _name(self, number: int) -> str:
-        return f"{PREFIX}{number:08d}.json"
-
-    def _numbers(self) -> list[int]:
-        names = [item.name.removeprefix(PREFIX).removesuffix(".json") for item in self._store.list(PREFIX)]
-        return [int(name) for name in names if name.isdigit()]
-
     def _newest(self) -> tuple[int, bytes] | None:
-        while numbers := self._numbers():
+        while numbers := _numbers(self._store):
             with suppress(FileNotFoundError):  # a newer one was taken, and this one deleted, since the listing
-                return max(numbers), self._store.read(self._name(max(numbers)))
+                return max(numbers), self._store.read(_name(max(numbers)))
         return None

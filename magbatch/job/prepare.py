@@ -5,15 +5,15 @@ split a shard nor join two, and a block that is handled again is the same block.
 on its way here rides along with its error: the replica commits it like any other.
 """
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
 
-from magbatch.errors import ErrorCode, RowError, Step
+from magbatch.errors import ErrorCode, RowError, Step, StorageError
 from magbatch.job.ledger import Ledger
 from magbatch.job.plan import rendered_columns
 from magbatch.model import engine_args, facts, locate
@@ -22,6 +22,7 @@ from magbatch.pipeline.read import ShardReader
 from magbatch.pipeline.render import ImageGrid, Renderer
 from magbatch.rows import DeadLetter, Image, InputRow, Prompt, Shard
 from magbatch.spec import JobSpec, carried_columns
+from magbatch.storage import patiently
 from magbatch.tokenizer import Tokenizer
 
 RENDER_THREADS = 4  # decoding and fetching release the GIL
@@ -74,7 +75,7 @@ class ShardPrompts:
     positions: dict[str, int]
 
 
-@lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=1)
 def _steps(spec: str) -> tuple[Tokenizer, Renderer, Prompter]:
     """Once for each process, not for each task: a full vocabulary takes seconds to load."""
     job = JobSpec.model_validate_json(spec)
@@ -161,19 +162,26 @@ class Preparer:
             return DeadLetter(row.row_id, step, ErrorCode.INTERNAL, f"{type(error).__name__}: {error}")
 
 
-def prepare(job: Job, shards: list[Shard], partly_done: frozenset[int]) -> Iterator[pa.Table]:
+def prepare(
+    job: Job,
+    shards: list[Shard],
+    partly_done: frozenset[int],
+    on_wait: Callable[[StorageError], None] | None = None,
+) -> Iterator[pa.Table]:
     """The blocks of a read task, one after the other.
 
     Args:
         job: The job.
         shards: In the order of the plan, so that files are read forward.
         partly_done: Shards of which the ledger already holds some rows.
+        on_wait: Is called with each refusal of the storage that is waited out.
     """
     preparer = Preparer(job)
-    ledger = Ledger(job.spec.output.path)
+    patience_s = job.spec.output.patience_s
+    ledger = Ledger(job.spec.output.path, patience_s, on_wait)
     for shard in shards:
         done = ledger.done_rows(shard.index) if shard.index in partly_done else frozenset[str]()
-        yield to_block(preparer(shard, done))
+        yield to_block(patiently(functools.partial(preparer, shard, done), patience_s, on_wait))
 
 
 def to_block(work: ShardPrompts) -> pa.Table:

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from magbatch.engines.base import Engine
 from magbatch.errors import EngineDeadError, ErrorCode, RowError, Step, StorageError
+from magbatch.job.lease import Hold
 from magbatch.job.ledger import Ledger
 from magbatch.job.prepare import Job, ShardPrompts
 from magbatch.pipeline.generate import ADMITTED_PER_SLOT, Admission, Generate
@@ -30,6 +31,7 @@ UNCOMMITTED_PER_SLOT = 8  # finished rows that may wait for the store before adm
 NOTICE_S = 25.0  # between SIGTERM and the end: platforms give 30 s
 TICK_S = 0.25
 REPORT_INTERVAL_S = 1.0
+HOLD_INTERVAL_S = 5.0
 
 
 @dataclass(slots=True)
@@ -112,6 +114,7 @@ class Replica:
         board: Where the replicas of the job meet.
         die: Ends this process; an engine that is gone does not come back.
         notice: Is set when this process is about to be killed.
+        hold: The run's lease.
     """
 
     def __init__(
@@ -126,6 +129,7 @@ class Replica:
         board: Board,
         die: Callable[[], None],
         notice: threading.Event | None = None,
+        hold: Hold | None = None,
     ) -> None:
         self._name = name
         self._spec = job.spec
@@ -141,6 +145,8 @@ class Replica:
         self._board = board
         self._die = die
         self._notice = notice
+        self._hold = hold
+        self._looking: asyncio.Task[None] | None = None
         self._noticed: float | None = None
         self._refusal: str | None = None
         self._ledger = Ledger(job.spec.output.path, job.spec.output.patience_s, self._note_refusal)
@@ -355,7 +361,7 @@ class Replica:
 
     async def _tick(self) -> None:
         """Commits what has waited long enough, and tells the board what was done."""
-        reported = time.monotonic()
+        reported = looked = time.monotonic()
         while True:
             await asyncio.sleep(TICK_S)
             now = time.monotonic()
@@ -371,9 +377,20 @@ class Replica:
                 refusal, self._refusal = self._refusal, None
                 await self._board.trouble(f"the output's storage refuses, trying again: {refusal}")
             self._look_for_hangs(now)
+            if now - looked >= HOLD_INTERVAL_S:
+                looked = now
+                # In a task of its own: a store that is away may keep it for minutes.
+                if self._looking is None or self._looking.done():
+                    self._looking = asyncio.create_task(self._look_at_hold())
             if now - reported >= REPORT_INTERVAL_S:
                 reported = now
                 await self._report()
+
+    async def _look_at_hold(self) -> None:
+        """A replica whose run was taken over is a zombie: what it has is answered by others now."""
+        with suppress(StorageError):  # the next look tells
+            if self._hold is not None and await asyncio.to_thread(self._hold.is_lost):
+                self._die()
 
     def _note_refusal(self, error: StorageError) -> None:
         """From the thread of a commit: the next tick tells the board."""

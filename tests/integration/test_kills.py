@@ -1,9 +1,11 @@
 """kill -9 of whatever a job is made of, at seeded moments; then the exact rows, and who was asked how often.
 
-Twenty points: replicas and readers (8), the driver (6), a whole node (2) here; the engine's process in
-test_vllm.py, the object store in test_rgw.py, single ones in test_jobs.py.
+Replicas and readers (8 points), the driver (6), a whole node (2), a replica with a notice (1), and a driver that
+comes back as a zombie. The engine's own process is killed in test_vllm.py, the object store in test_rgw.py, a retry
+in test_retry.py, the interpreter's signals are in test_jobs.py.
 """
 
+import json
 import os
 import random
 import signal
@@ -238,6 +240,31 @@ def test_two_runs_at_once_are_one_too_many(job: JobFiles) -> None:
     assert len(Path(job.journal).read_text().splitlines()) == rows - len(failed), "rows were paid for twice"
 
 
+def test_a_zombie_is_taken_over_and_damages_nothing(job: JobFiles) -> None:
+    """A driver that stands still, as on a machine without network, while its replicas work on; as if elsewhere."""
+    rows = 400
+    failed = with_bad_rows(job, rows)
+    job.engine |= {"token_s": 0.05, "max_num_seqs": 8}
+    spec = job.write_spec()
+    zombie = start("run", spec, log=job.folder / "log")
+    wait_until(lambda: committed(job.output) > 0 or zombie.poll() is not None, "a first commit")
+    zombie.send_signal(signal.SIGSTOP)
+    (lease,) = (job.output / "_magbatch").glob("lease-*.json")
+    lease.write_text(json.dumps(json.loads(lease.read_text()) | {"place": "elsewhere"}))
+    second = start("run", spec, log=job.folder / "second")
+    said = job.folder / "second"
+    wait_until(lambda: "a sign of life" in said.read_text() or second.poll() is not None, "the second run's wait")
+    wait_until(lambda: "rows " in said.read_text() or second.poll() is not None, "the second run's work")
+    family = descendants(zombie)
+    replicas = [one for one in family if "MapWorker" in " ".join(one.cmdline())]
+    wait_until(lambda: not alive(replicas), "the end of the zombie's replicas")
+    zombie.send_signal(signal.SIGCONT)
+    assert zombie.wait(120) == 3, (job.folder / "log").read_text()
+    assert "has taken" in (job.folder / "log").read_text()
+    assert second.wait(400) == 0, said.read_text()
+    check_rows(job, rows, failed)
+
+
 def test_an_engine_that_never_starts_ends_the_job_with_its_last_words(job: JobFiles) -> None:
     job.write_input(10)
     job.engine |= {"start_s": 3600, "start_says": "waiting for a device that nobody has"}
@@ -246,13 +273,3 @@ def test_an_engine_that_never_starts_ends_the_job_with_its_last_words(job: JobFi
     assert "the engine did not start within 5 s (replicas.start_timeout_s)" in failed.stderr
     assert "waiting for a device that nobody has" in failed.stderr
     assert "Traceback" not in failed.stderr
-
-
-def test_an_engine_that_freezes_is_replaced_and_its_killer_is_a_dead_letter(job: JobFiles) -> None:
-    job.write_input(60)
-    job.engine |= {"token_s": 0.002, "script": [{"contains": "What is 33?", "do": "freeze"}]}
-    done = magbatch("run", job.write_spec(limits={"max_prompt_tokens": 2000, "row_timeout_s": 3}))
-    assert done.returncode == 0, done.stderr
-    (letter,) = read(job.output, "errors")
-    assert (letter["id"], letter["error_code"]) == ("id-33", "engine_killer")
-    check_rows(job, 60, {"id-33"})

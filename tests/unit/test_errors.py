@@ -34,7 +34,7 @@ from magbatch.tokenizer import Tokenizer
 CODES = {
     *("file_unreadable", "file_schema", "file_changed", "row_unreadable", "missing_value", "template_error"),
     *("invalid_messages", "image_unreadable", "image_too_large", "image_unfetchable", "too_many_images"),
-    *("images_unsupported", "prompt_too_long", "engine_rejected", "engine_killer", "internal"),
+    *("images_unsupported", "prompt_too_long", "engine_rejected", "engine_killer", "row_timeout", "internal"),
 }
 GRID = ImageGrid(448, 28)
 
@@ -58,7 +58,7 @@ def test_there_is_one_tree_and_it_stands_in_one_file() -> None:
 def test_errors_that_go_on_where_they_stopped_exit_with_3_and_the_others_of_a_job_with_2() -> None:
     codes = {error.__name__: error.exit_code for error in tree() if issubclass(error, JobError)}
     resumable = {error.__name__ for error in tree() if issubclass(error, ResumableError)}
-    assert resumable == {"ResumableError", "StorageError", "ClusterError", "InterruptedJobError"}
+    assert resumable == {"ResumableError", "StorageError", "LeaseError", "ClusterError", "InterruptedJobError"}
     assert codes == {name: 3 if name in resumable else 2 for name in codes}
 
 
@@ -220,7 +220,7 @@ def test_what_s3_answers_becomes_a_storage_error_but_for_what_is_not_there(s3: s
     with pytest.raises(FileNotFoundError) as gone:
         store.read("none")
     assert isinstance(gone.value.__cause__, botocore.exceptions.ClientError)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(errors.StorageError, match="no such bucket"):
         open_store("s3://no-such-bucket").read("x")
     with pytest.raises(errors.StorageError) as never_sent:
         open_store("s3://Not a bucket").read("x")

@@ -67,7 +67,7 @@ def test_a_directory_that_is_no_checkpoint_names_what_is_missing(
         ("builtin:large", "the built-in model is builtin:tiny"),
         ("not a hub id", "the hub does not give it"),
         ("a/b/c", "the hub does not give it"),
-        ("s3://no-such-bucket/model", "params.json is missing"),
+        ("s3://no-such-bucket/model", "there is no such bucket"),
     ],
 )
 def test_a_model_that_is_not_there_names_the_source(s3_endpoint: str, source: str, why: str) -> None:
