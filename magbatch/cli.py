@@ -188,6 +188,107 @@ def verify(output: OutputPath, json: Json = False) -> None:
     raise typer.Exit(1 if problems else 0)
 
 
+Where = Annotated[
+    list[str] | None,
+    typer.Option("--where", metavar="CODE", help="Only dead letters with this error code; may be repeated."),
+]
+Only = Annotated[
+    str | None,
+    typer.Option("--only", metavar="truncated", help="Instead of dead letters, rows whose thinking was truncated."),
+]
+AskOtherwise = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY.PATH=VALUE", help="Ask otherwise, such as sampling.max_tokens=8000; may be repeated."
+    ),
+]
+Drop = Annotated[bool, typer.Option("--drop", help="Forget a retry that is not finished, and what it answered.")]
+TargetMb = Annotated[
+    int,
+    typer.Option("--target-mb", min=1, max=4096, metavar="N", help="Size of an object; takes about 2N MB of memory."),
+]
+
+
+@app.command()
+def retry(
+    output: OutputPath,
+    where: Where = None,
+    only: Only = None,
+    overrides: AskOtherwise = None,
+    drop: Drop = False,
+    json: Json = False,
+) -> None:
+    """Ask the rows of a complete job that failed again, into the same dataset."""
+    with _errors(json):
+        from dataclasses import asdict
+
+        from rich.console import Console
+
+        from magbatch.job.retry import Choice
+        from magbatch.job.retry import drop as drop_retry
+        from magbatch.job.retry import retry as retry_job
+
+        place, choice = _output(output), Choice.of(where or [], only)
+        with os.fdopen(os.dup(2), "w") as stderr:
+            console = Console(file=stderr)
+            if drop:
+                found = drop_retry(place, console)
+            else:
+                outcome = retry_job(place, choice, overrides or [], console)
+    if drop:
+        if json:
+            _print_json({"dropped": found})
+        else:
+            print(f"{output}: {'the unfinished retry is dropped' if found else 'no retry is unfinished'}")
+        return
+    if json:
+        _print_json(asdict(outcome) | {"output": place, "results": f"{place}/results/*.parquet"})
+        raise typer.Exit(1 if outcome.too_many_failed else 0)
+    if outcome.whole_files:
+        print(f"{outcome.whole_files:,} dead letters are whole files that could not be read when the job was planned:")
+        print("  no retry reads those; run the mended files as a job of their own")
+    if not outcome.rows:
+        print(f"{outcome.job}: nothing to retry: there are no {outcome.chosen}")
+        return
+    again = outcome.rows - outcome.answered
+    print(f"{outcome.job}: {outcome.rows:,} rows retried: {outcome.answered:,} answered, {again:,} as before")
+    for code, count in sorted(outcome.failed.items()):
+        print(f"  failed again: {code} {count:,}")
+    if outcome.truncated:
+        print(f"  truncated again: {outcome.truncated:,}")
+    print(f"  the job now: {outcome.totals.answered:,} rows answered, {outcome.totals.failed:,} failed")
+    print(f"  results: {_shown_path(place)}/results/*.parquet")
+    if outcome.too_many_failed:
+        print("More rows failed than limits.max_failed_rows allows.", file=sys.stderr)
+    print(f"Next: magbatch verify {_shown_path(place)}")
+    raise typer.Exit(1 if outcome.too_many_failed else 0)
+
+
+@app.command()
+def compact(output: OutputPath, target_mb: TargetMb = 256, json: Json = False) -> None:
+    """Merge the many objects of a complete job into a few of a target size."""
+    with _errors(json):
+        from dataclasses import asdict
+
+        from rich.console import Console
+
+        from magbatch.job.compact import compact as compact_job
+
+        place = _output(output)
+        with os.fdopen(os.dup(2), "w") as stderr:
+            outcome = compact_job(place, target_mb * 1_000_000, Console(file=stderr))
+    if json:
+        _print_json(asdict(outcome) | {"output": place})
+        return
+    if not outcome.merged:
+        print(f"{outcome.job}: nothing to merge: {outcome.objects:,} objects, {outcome.bytes / 1e6:,.1f} MB")
+        return
+    print(f"{outcome.job}: {outcome.objects_before:,} objects -> {outcome.objects:,}", end=", ")
+    print(f"{outcome.bytes_before / 1e6:,.1f} MB -> {outcome.bytes / 1e6:,.1f} MB")
+    print(f"  results: {_shown_path(place)}/results/*.parquet")
+    print(f"Next: magbatch verify {_shown_path(place)}")
+
+
 def _version(show: bool) -> None:
     if show:
         print(f"magbatch {magbatch.__version__}")

@@ -267,19 +267,23 @@ def new_attempt() -> str:
 
 RESULTS = "results"
 ERRORS = "errors"
-_PART = re.compile(r"(results|errors)/(\d{8})-([0-9a-z]+)-(\d{4,})\.n(\d+)\.parquet\Z")
+_PART = re.compile(r"(results|errors)/(?:(\d{8})|r(\d{8})-(\d{8}))-([0-9a-z]+)-(\d{4,})\.n(\d+)\.parquet\Z")
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class PartName:
     """The name of a committed object: `results/<shard>-<attempt>-<seq>.n<rows>.parquet`.
 
+    One that was merged of several shards' objects is `results/r<first>-<last>-<attempt>-<seq>.n<rows>.parquet`:
+    by the `r`, one short listing finds all of those.
+
     Attributes:
         kind: `results` or `errors`.
-        shard: The shard's number in the plan.
+        shard: The number in the plan of the shard, or of the first of several.
         attempt: Which handling of the shard wrote it. Attempts sort by the time they began.
         seq: Position among the objects of this attempt.
         rows: Input rows finished by it (with n samples a row it holds n times as many records).
+        span: How many shards its rows may be of, from `shard` on.
     """
 
     kind: str
@@ -287,9 +291,16 @@ class PartName:
     attempt: str
     seq: int
     rows: int
+    span: int = 1
 
     def __str__(self) -> str:
-        return f"{self.kind}/{self.shard:08d}-{self.attempt}-{self.seq:04d}.n{self.rows}.parquet"
+        where = f"{self.shard:08d}" if self.span == 1 else f"r{self.shard:08d}-{self.shard + self.span - 1:08d}"
+        return f"{self.kind}/{where}-{self.attempt}-{self.seq:04d}.n{self.rows}.parquet"
+
+    @property
+    def shards(self) -> range:
+        """The shards that its rows may be of."""
+        return range(self.shard, self.shard + self.span)
 
     @classmethod
     def parse(cls, name: str) -> Self | None:
@@ -297,10 +308,21 @@ class PartName:
         match = _PART.match(name)
         if match is None:
             return None
-        kind, shard, attempt, seq, rows = match.groups()
-        return cls(kind, int(shard), attempt, int(seq), int(rows))
+        kind, shard, first, last, attempt, seq, rows = match.groups()
+        if shard is not None:
+            return cls(kind, int(shard), attempt, int(seq), int(rows))
+        span = int(last) - int(first) + 1
+        return cls(kind, int(first), attempt, int(seq), int(rows), span) if span > 1 else None
+
+    @classmethod
+    def of(cls, name: str) -> Self:
+        """As `parse`, for a name that is one."""
+        part = cls.parse(name)
+        if part is None:
+            raise ValueError(f"{name!r} is not the name of a part")
+        return part
 
     @staticmethod
-    def prefix(kind: str, shard: int) -> str:
-        """What the names of a shard's objects begin with."""
-        return f"{kind}/{shard:08d}-"
+    def prefix(kind: str, shard: int | None = None) -> str:
+        """What the names of a shard's own objects begin with; without a shard, those of merged ones."""
+        return f"{kind}/r" if shard is None else f"{kind}/{shard:08d}-"

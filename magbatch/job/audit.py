@@ -1,71 +1,61 @@
-"""The objects of a shard, held against its plan.
+"""The objects of a shard, or of a few that merged objects tie together, held against the plan.
 
 Two attempts at a shard (a zombie replica, a retry) may leave a row in two objects. The rule that
 keeps one: an answer before a dead letter, then the attempt that began first. It depends on the
 objects alone, so whoever applies it, and however often, comes to the same answer.
 """
 
-import hashlib
-import io
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, fields
+from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.compute
-import pyarrow.parquet as pq
 
+from magbatch.job.parts import Part
 from magbatch.rows import ERRORS, RESULTS, PartName
-from magbatch.storage import Store
-
-_TOTALLED = ("prompt_tokens", "cached_tokens", "reasoning_tokens", "answer_tokens", "reasoning_status")
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A committed object as it was found.
+def units(parts: Iterable[PartName], num_shards: int) -> Iterator[tuple[range, list[PartName]]]:
+    """What can be looked at on its own: a shard with its objects, or the shards that merged objects tie together.
 
-    Attributes:
-        name: Its name, which says shard, attempt and rows.
-        records: Records in it.
-        bytes: Its size.
-        sha256: Of its bytes.
-        row_ids: Of its rows, each once.
-        table: Its narrow columns: what totals and summaries need.
+    Args:
+        parts: Of both kinds, in the order of their first shards.
+        num_shards: Shards of the plan. Each is in one unit, whether it has objects or not; then come
+            units of shards that no plan knows.
     """
-
-    name: PartName
-    records: int
-    bytes: int
-    sha256: str
-    row_ids: list[str]
-    table: pa.Table
-
-    def entry(self) -> dict[str, Any]:
-        """Its line in the manifest."""
-        return {
-            "name": str(self.name),
-            "rows": len(self.row_ids),
-            "records": self.records,
-            "bytes": self.bytes,
-            "sha256": self.sha256,
-        }
+    begin, end, found = 0, 0, list[PartName]()
+    for part in parts:
+        if part.shard < end:
+            found.append(part)
+            end = max(end, part.shards.stop)
+            continue
+        if found:
+            yield range(begin, end), found
+        for shard in range(end, min(part.shard, num_shards)):
+            yield range(shard, shard + 1), []
+        begin, end, found = part.shard, part.shards.stop, [part]
+    if found:
+        yield range(begin, end), found
+    for shard in range(end, num_shards):
+        yield range(shard, shard + 1), []
 
 
 @dataclass(slots=True)
-class ShardAudit:
-    """What a shard's objects hold, held against its plan.
+class Audit:
+    """What the objects of a unit hold, held against the plan.
 
     Attributes:
-        shard: The shard's number.
+        shards: The unit's shards.
         keep: Each object that counts, with the rows of it that count.
         superseded: Objects of which nothing, or not everything, counts.
         missing: Planned rows that are in no object.
         unplanned: Rows that no plan knows, as `row id in object`.
         problems: Damaged objects, and names that say another count than their content.
-        names: Every object of the shard.
+        names: Every object of the unit.
     """
 
-    shard: int
+    shards: range
     names: list[PartName]
     keep: list[tuple[Part, list[str]]] = field(default_factory=list)
     superseded: list[PartName] = field(default_factory=list)
@@ -123,6 +113,30 @@ class Totals:
         if expected is not None:
             self._grade(table.column("answer"), table.column(expected))
 
+    def plus(self, other: Self, sign: int = 1) -> Self:
+        """The sums of both; with sign -1, what is left without the other's."""
+        sums: dict[str, Any] = {}
+        for name in (one.name for one in fields(self)):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if isinstance(mine, dict):
+                both = {key: mine.get(key, 0) + sign * theirs.get(key, 0) for key in {**mine, **theirs}}
+                sums[name] = {key: count for key, count in both.items() if count}
+            else:
+                sums[name] = mine + sign * theirs
+        return type(self)(**sums)
+
+    @classmethod
+    def of_manifest(cls, manifest: dict[str, Any]) -> Self:
+        """The sums that a manifest holds."""
+        return cls(**{one.name: manifest[one.name] for one in fields(cls) if one.name in manifest})
+
+    @classmethod
+    def of(cls, part: Part, expected: str | None) -> Self:
+        """The sums over one object; arguments as for `add`."""
+        totals = cls()
+        totals.add(part.name.kind, part.table, expected)
+        return totals
+
     def _grade(self, answers: pa.ChunkedArray, expected: pa.ChunkedArray) -> None:
         """Equal as text, but for the blanks around it."""
         wanted = pa.compute.utf8_trim_whitespace(expected.cast(pa.large_string()))
@@ -140,48 +154,23 @@ def _count(counts: dict[str, int], column: pa.ChunkedArray) -> None:
         counts[item["values"]] = counts.get(item["values"], 0) + item["counts"]
 
 
-def row_ids_of(table: pa.Table) -> list[str]:
-    """The row ids in an object, each once."""
-    return list(table.column("row_id").unique().to_pylist())
-
-
-def read_part(store: Store, name: PartName, more: dict[str, list[str]]) -> Part | str:
-    """Read an object whole.
+def audit_unit(shards: range, planned: dict[str, int], parts: list[tuple[PartName, Part | str]]) -> Audit:
+    """Which objects of a unit count, by the rule that keeps one of two: see the module's docstring.
 
     Args:
-        store: The job's output.
-        name: The object.
-        more: Columns to keep in the part's table beside those that totals need, by kind.
-
-    Returns:
-        The part, or what is wrong with the object.
+        shards: The unit's shards.
+        planned: Its rows, in the order of the plan, and the shard of each.
+        parts: Its objects as they were found.
     """
-    columns = ["row_id", "error_code"] if name.kind == ERRORS else ["row_id", "sample", *_TOTALLED]
-    try:
-        data = store.read(str(name))
-        table = pq.read_table(io.BytesIO(data), columns=[*columns, *more.get(name.kind, [])], use_threads=False)
-        row_ids = row_ids_of(table)
-    except (FileNotFoundError, pa.ArrowException, OSError, KeyError) as error:
-        return f"{name}: cannot be read: {' '.join(str(error).split())}"
-    if len(row_ids) != name.rows:
-        return f"{name}: holds {len(row_ids)} rows, its name says {name.rows}"
-    keys = ["row_id"] if name.kind == ERRORS else ["row_id", "sample"]
-    if table.select(keys).group_by(keys).aggregate([]).num_rows != table.num_rows:
-        return f"{name}: holds a row twice"
-    return Part(name, table.num_rows, len(data), hashlib.sha256(data).hexdigest(), row_ids, table)
-
-
-def audit_shard(shard: int, planned: list[str], parts: list[tuple[PartName, Part | str]]) -> ShardAudit:
-    """Which objects of a shard count, by the rule that keeps one of two: see the module's docstring."""
-    audit = ShardAudit(shard, [name for name, _ in parts])
-    wanted = set(planned)
+    audit = Audit(shards, [name for name, _ in parts])
     owned: set[str] = set()
     for name, part in sorted(parts, key=lambda item: (item[0].kind != RESULTS, item[0].attempt, item[0].seq)):
         if isinstance(part, str):
             audit.problems.append(part)
             continue
-        audit.unplanned += [f"row {row_id} in {name}" for row_id in part.row_ids if row_id not in wanted]
-        mine = [row_id for row_id in part.row_ids if row_id in wanted and row_id not in owned]
+        known = {row_id for row_id in part.row_ids if planned.get(row_id, -1) in name.shards}
+        audit.unplanned += [f"row {row_id} in {name}" for row_id in part.row_ids if row_id not in known]
+        mine = [row_id for row_id in part.row_ids if row_id in known and row_id not in owned]
         owned.update(mine)
         if len(mine) < len(part.row_ids):
             audit.superseded.append(name)

@@ -6,22 +6,22 @@ last, names the objects that count and makes the job complete.
 """
 
 import hashlib
-import io
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import UTC, datetime
-from itertools import groupby, islice
+from heapq import merge
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
-import pyarrow.parquet as pq
 
 from magbatch.errors import OutputError, SpecChangedError, StorageError
-from magbatch.job.audit import Part, ShardAudit, Totals, audit_shard, read_part, row_ids_of
+from magbatch.job.audit import Audit, Totals, audit_unit, units
+from magbatch.job.parts import Part, Spool, read_columns, read_part, row_groups, row_ids_of
 from magbatch.job.plan import Plan
 from magbatch.rows import ERRORS, RESULTS, SCHEMA_VERSION, PartName, errors_schema, new_attempt, results_schema
 from magbatch.spec import JobSpec, carried_columns, differences, parse
@@ -33,7 +33,7 @@ REPORT = "_magbatch/report.json"
 MANIFEST = "_magbatch/manifest.json"
 SUPERSEDED = "_magbatch/superseded"
 READERS = 8  # objects read at once by an audit: object storage answers in tens of ms
-AUDIT_WINDOW = 64  # shards held at once: what bounds the memory of an audit
+AUDIT_ROWS = 8192  # held at once, where no merged object has more: what bounds the memory of an audit
 
 
 class Ledger:
@@ -96,6 +96,19 @@ class Ledger:
             )
         return spec, plan
 
+    def complete_job(self) -> tuple[JobSpec, Plan, dict[str, Any]]:
+        """The job that is here, and its manifest.
+
+        Raises:
+            OutputError: There is none, it is not complete, or its objects have another version's columns.
+        """
+        (spec, plan), manifest = self.open_job(), self.manifest()
+        if manifest is None:
+            raise OutputError(f"{self.path}: the job is not complete; first: magbatch run SPEC")
+        if manifest.get("schema_version") != SCHEMA_VERSION:
+            raise OutputError(f"{self.path}: its objects have the columns of another version of magbatch")
+        return spec, plan, manifest
+
     def begin(self, spec: JobSpec, plan: Plan) -> None:
         """Freeze a new job: the plan first, so that a spec that is there always has its plan."""
         self.store.write(PLAN, plan.to_bytes())
@@ -122,12 +135,22 @@ class Ledger:
     # What is done
 
     def parts(self, kind: str, shard: int | None = None) -> Iterator[PartName]:
-        """The committed objects of a kind, in the order of the shards."""
-        prefix = f"{kind}/" if shard is None else PartName.prefix(kind, shard)
-        for item in self.store.list(prefix):
-            part = PartName.parse(item.name)
-            if part is not None:
-                yield part
+        """The committed objects of a kind, in the order of their first shards; of a shard: that may hold rows of it."""
+        merged = sorted(self._listed(PartName.prefix(kind)), key=attrgetter("shard"))
+        if shard is not None:
+            yield from self._listed(PartName.prefix(kind, shard))
+            yield from (part for part in merged if shard in part.shards)
+            return
+        single = (part for part in self._listed(f"{kind}/") if part.span == 1)
+        yield from merge(single, merged, key=attrgetter("shard"))
+
+    def _listed(self, prefix: str) -> Iterator[PartName]:
+        parts = (PartName.parse(item.name) for item in self.store.list(prefix))
+        return (part for part in parts if part is not None)
+
+    def _units(self, plan: Plan) -> Iterator[tuple[range, list[PartName]]]:
+        both = merge(*(self.parts(kind) for kind in (RESULTS, ERRORS)), key=attrgetter("shard"))
+        return units(both, plan.num_shards)
 
     def done_rows(self, shard: int) -> frozenset[str]:
         """The ids of a shard's rows that are in a visible object.
@@ -135,19 +158,18 @@ class Ledger:
         Raises:
             OutputError: An object is damaged.
         """
-        done: set[str] = set()
-        for kind in (RESULTS, ERRORS):
-            for part in self.parts(kind, shard):
-                try:
-                    table = pq.read_table(io.BytesIO(self.store.read(str(part))), columns=["row_id"])
-                except FileNotFoundError:  # moved since it was listed: its rows are open
-                    continue
-                except (pa.ArrowException, KeyError, OSError) as error:
-                    raise OutputError(
-                        f"{self.path}/{part}: cannot be read: {error}\nFor the whole list: magbatch verify {self.path}"
-                    ) from error
-                done.update(row_ids_of(table))
-        return frozenset(done)
+        parts = [part for kind in (RESULTS, ERRORS) for part in self.parts(kind, shard)]
+        done = frozenset(row_id for part in parts for row_id in self._row_ids(part))
+        if all(part.span == 1 for part in parts):
+            return done
+        _, plan = self.open_job()  # merged objects hold rows of other shards too
+        return done & frozenset(plan.shard(shard).row_ids())
+
+    def _row_ids(self, part: PartName) -> list[str]:
+        try:
+            return row_ids_of(read_columns(self.store, part, ["row_id"]))
+        except FileNotFoundError:  # moved since it was listed: its rows are open
+            return []
 
     def done_counts(self, plan: Plan) -> "np.ndarray[Any, np.dtype[np.int64]]":
         """How many rows of each shard are done: from one listing of names.
@@ -155,56 +177,55 @@ class Ledger:
         Names are exact while one attempt alone has written for a shard. Where two did, a row may
         count twice, so those few shards are read.
         """
-        counts = np.zeros(plan.num_shards, dtype=np.int64)
-        attempts: dict[int, str] = {}
-        twice: set[int] = set()
-        for kind in (RESULTS, ERRORS):
-            for part in self.parts(kind):
-                if part.shard < plan.num_shards:
-                    counts[part.shard] += part.rows
-                    if attempts.setdefault(part.shard, part.attempt) != part.attempt:
-                        twice.add(part.shard)
-        twice.update(int(shard) for shard in np.flatnonzero(counts > plan.shard_sizes))
+        counts, sizes = np.zeros(plan.num_shards, dtype=np.int64), plan.shard_sizes
+        unsure: list[tuple[range, list[PartName]]] = []
+        for shards, parts in self._units(plan):
+            if shards.start >= plan.num_shards:
+                break
+            rows, planned = sum(part.rows for part in parts), int(sizes[shards.start : shards.stop].sum())
+            one_attempt = len({part.attempt for part in parts}) <= 1
+            if one_attempt and rows == planned:
+                counts[shards.start : shards.stop] = sizes[shards.start : shards.stop]
+            elif one_attempt and rows < planned and len(shards) == 1:
+                counts[shards.start] = rows
+            else:
+                unsure.append((shards, parts))
         with ThreadPoolExecutor(READERS) as pool:
-            for shard, done in zip(twice, pool.map(self.done_rows, twice), strict=True):
-                counts[shard] = len(done)
+            names = [part for _, parts in unsure for part in parts]
+            found = dict(zip(names, pool.map(self._row_ids, names), strict=True))
+        for shards, parts in unsure:
+            done = {row_id for part in parts for row_id in found[part]}
+            for shard in range(shards.start, min(shards.stop, plan.num_shards)):
+                counts[shard] = sum(row_id in done for row_id in plan.shard(shard).row_ids())
         return counts
 
     # The proof
 
-    def audit(self, plan: Plan, more: dict[str, list[str]] | None = None) -> Iterator[ShardAudit]:
-        """Hold every object against the plan, shard by shard; the objects are read whole.
+    def audit(self, plan: Plan, more: dict[str, list[str]] | None = None) -> Iterator[Audit]:
+        """Hold every object against the plan, unit by unit; the objects are read whole.
 
         Args:
             plan: The job's plan.
             more: Columns to hand on in each part's table, by kind, beside those that totals need.
         """
-        with ThreadPoolExecutor(READERS) as pool:
-            shards = self._by_shard(plan)
-            while window := list(islice(shards, AUDIT_WINDOW)):
-                names = [name for _, parts in window for name in parts]
-                found = dict(
-                    zip(names, pool.map(lambda name: read_part(self.store, name, more or {}), names), strict=True)
-                )
-                for shard, parts in window:
-                    planned = plan.shard(shard).row_ids() if shard < plan.num_shards else []
-                    yield audit_shard(shard, planned, [(name, found[name]) for name in parts])
 
-    def _by_shard(self, plan: Plan) -> Iterator[tuple[int, list[PartName]]]:
-        """Every planned shard with its objects, then objects of shards that no plan knows."""
-        groups = {kind: groupby(self.parts(kind), key=lambda part: part.shard) for kind in (RESULTS, ERRORS)}
-        heads = {kind: next(((shard, list(parts)) for shard, parts in group), None) for kind, group in groups.items()}
-        shard = 0
-        while shard < plan.num_shards or any(head is not None for head in heads.values()):
-            if shard >= plan.num_shards:
-                shard = min(head[0] for head in heads.values() if head is not None)
-            found: list[PartName] = []
-            for kind, head in heads.items():
-                if head is not None and head[0] == shard:
-                    found += head[1]
-                    heads[kind] = next(((number, list(parts)) for number, parts in groups[kind]), None)
-            yield shard, found
-            shard += 1
+        def found(window: list[tuple[range, list[PartName]]]) -> Iterator[Audit]:
+            names = [name for _, parts in window for name in parts]
+            one_by_one = any(name.span > 1 for name in names)  # a merged object is large
+            read = map if one_by_one else pool.map
+            at_hand = dict(zip(names, read(lambda name: read_part(self.store, name, more or {}), names), strict=True))
+            for shards, parts in window:
+                yield audit_unit(shards, planned_rows(plan, shards), [(name, at_hand[name]) for name in parts])
+
+        with ThreadPoolExecutor(READERS) as pool:
+            window, rows, sizes = list[tuple[range, list[PartName]]](), 0, plan.shard_sizes
+            for shards, parts in self._units(plan):
+                window.append((shards, parts))
+                rows += max(int(sizes[shards.start : shards.stop].sum()), sum(part.rows for part in parts))
+                if rows >= AUDIT_ROWS:
+                    yield from found(window)
+                    window, rows = [], 0
+            yield from found(window)
 
     # The end
 
@@ -230,8 +251,7 @@ class Ledger:
         Raises:
             OutputError: An object is damaged or unplanned.
         """
-        carry, expected = carried_columns(spec.input), spec.input.columns.expected
-        more = {RESULTS: [*carry, "answer"] if expected else carry, ERRORS: carry}
+        expected, more = spec.input.columns.expected, narrow_columns(spec)
         totals, missing, entries = Totals(), list[str](), list[dict[str, Any]]()
         superseded: list[PartName] = []
         overlapping: list[tuple[PartName, list[str]]] = []
@@ -257,7 +277,7 @@ class Ledger:
         if missing:
             return totals, missing
         for name, row_ids in overlapping:
-            keep(self._rewrite(name, row_ids, more))
+            keep(self._rewrite(spec, plan, name, row_ids))
         entries += self._empty_parts(spec, plan, {entry["name"].partition("/")[0] for entry in entries})
         manifest = {
             "version": 1,
@@ -272,57 +292,74 @@ class Ledger:
         report(totals)
         self.store.write(MANIFEST, json.dumps(manifest, indent=1).encode())
         for name in superseded:
-            self.store.move(str(name), f"{SUPERSEDED}/{name}")
+            self._supersede(name)
         self.tidy()
         return totals, []
 
+    def renew(
+        self,
+        spec: JobSpec,
+        plan: Plan,
+        manifest: dict[str, Any],
+        gone: list[PartName],
+        new: list[dict[str, Any]],
+        **changes: Any,
+    ) -> dict[str, Any]:
+        """Put a manifest in the place of another, in one write; the objects that it names are there already.
+
+        Args:
+            spec: The job.
+            plan: Its plan.
+            manifest: The one that is replaced.
+            gone: Objects that it names and the new one does not; moving them away is the caller's.
+            new: Entries of objects that only the new one names.
+            changes: Other fields of it.
+        """
+        without = {str(name) for name in gone}
+        entries = [entry for entry in manifest["parts"] if entry["name"] not in without]
+        entries += new
+        filled = {entry["name"].partition("/")[0] for entry in entries if entry["rows"]}
+        entries = [entry for entry in entries if entry["rows"] or entry["name"].partition("/")[0] not in filled]
+        entries += self._empty_parts(spec, plan, {entry["name"].partition("/")[0] for entry in entries})
+        renewed = manifest | changes | {"parts": sorted(entries, key=lambda entry: _place(entry["name"]))}
+        self.store.write(MANIFEST, json.dumps(renewed, indent=1).encode())
+        return renewed
+
+    def strays(self) -> list[PartName]:
+        """Objects of a complete job that its manifest does not name: what an interrupted end left."""
+        manifest = self.manifest()
+        named = None if manifest is None else {entry["name"] for entry in manifest["parts"]}
+        parts = [] if named is None else [part for kind in (RESULTS, ERRORS) for part in self.parts(kind)]
+        return [part for part in parts if named is not None and str(part) not in named]
+
     def tidy(self) -> None:
         """After the manifest: what it does not name leaves the folders that users glob."""
-        manifest = self.manifest() or {"parts": []}
-        named = {entry["name"] for entry in manifest["parts"]}
-        for kind in (RESULTS, ERRORS):
-            for part in self.parts(kind):
-                if str(part) not in named:
-                    self.store.move(str(part), f"{SUPERSEDED}/{part}")
+        for part in self.strays():
+            self._supersede(part)
         for draft in list(self.store.list("_magbatch/tmp/")):
             self.store.delete(draft.name)
+
+    def _supersede(self, name: PartName) -> None:
+        self.store.move(str(name), f"{SUPERSEDED}/{name}")
 
     def _strangers(self) -> list[str]:
         """Objects in the folders that users glob which are none of this job's."""
         names = (item.name for kind in (RESULTS, ERRORS) for item in self.store.list(f"{kind}/"))
         return [f"{name}: not an object of this job" for name in names if PartName.parse(name) is None]
 
-    def _rewrite(self, name: PartName, row_ids: list[str], more: dict[str, list[str]]) -> Part:
+    def _rewrite(self, spec: JobSpec, plan: Plan, name: PartName, row_ids: list[str]) -> Part:
         """The rows of an object that count, as an object of their own: none is edited in place."""
-        table = pq.read_table(io.BytesIO(self.store.read(str(name))))
-        table = table.filter(pa.compute.is_in(table.column("row_id"), pa.array(row_ids)))
-        rewritten = PartName(name.kind, name.shard, new_attempt(), 0, len(row_ids))
-        self._write(rewritten, table)
-        found = read_part(self.store, rewritten, more)
-        if isinstance(found, str):
-            raise OutputError(f"{self.path}: {found}")
-        return found
-
-    def _write(self, name: PartName, table: pa.Table) -> bytes:
-        sink = io.BytesIO()
-        pq.write_table(table, sink, compression="zstd")
-        self.store.write(str(name), sink.getvalue())
-        return sink.getvalue()
+        spool, wanted = Spool(name.kind, schema_of(spec, plan, name.kind)), pa.array(row_ids)
+        for table in row_groups(self.store, name):
+            spool.add(table.filter(pa.compute.is_in(table.column("row_id"), wanted)))
+        return spool.commit(self.store, name.shards, new_attempt(), 0, narrow_columns(spec))
 
     def _empty_parts(self, spec: JobSpec, plan: Plan, present: set[str]) -> Iterator[dict[str, Any]]:
         """A folder without rows still opens with `results/*.parquet`, and has the contract's columns."""
-        carry = pa.schema([plan.columns.field(name) for name in carried_columns(spec.input)])
-        for kind, schema in ((RESULTS, results_schema(carry)), (ERRORS, errors_schema(carry))):
+        for kind in (RESULTS, ERRORS):
             if kind not in present:
-                name = PartName(kind, 0, new_attempt(), 0, 0)
-                data = self._write(name, schema.empty_table())
-                yield {
-                    "name": str(name),
-                    "rows": 0,
-                    "records": 0,
-                    "bytes": len(data),
-                    "sha256": hashlib.sha256(data).hexdigest(),
-                }
+                spool = Spool(kind, schema_of(spec, plan, kind))
+                yield spool.commit(self.store, range(1), new_attempt(), 0, {}).entry()
 
     def verify(self) -> tuple[dict[str, Any], list[str]]:
         """Recompute everything from the objects alone.
@@ -333,7 +370,9 @@ class Ledger:
         Raises:
             OutputError: There is no job here.
         """
-        _, plan = self.open_job()
+        spec, plan = self.open_job()
+        expected_answers = spec.input.columns.expected
+        more = {RESULTS: ["answer", expected_answers]} if expected_answers else {}
         manifest = self.manifest()
         expected = {entry["name"]: entry for entry in (manifest or {"parts": []})["parts"]}
         problems = [] if manifest else ["no manifest: the job is not complete"]
@@ -341,24 +380,52 @@ class Ledger:
             problems.append(f"{PLAN} is not the plan that the manifest was made for")
         problems += self._strangers()
         totals, seen = Totals(), set[str]()
-        for audit in self.audit(plan):
+        for audit in self.audit(plan, more):
             problems += audit.problems
             if audit.missing:
-                first = audit.missing[0]
+                where = f"shard {audit.shards[0]}" + (f" to {audit.shards[-1]}" if len(audit.shards) > 1 else "")
                 problems.append(
-                    f"gap: {len(audit.missing)} planned rows of shard {audit.shard} are in no object: {first}, …"
+                    f"gap: {len(audit.missing)} planned rows of {where} are in no object: {audit.missing[0]}, …"
                 )
             problems += [f"not planned: {where}" for where in audit.unplanned]
             problems += [f"duplicate: {name} repeats rows of other objects" for name in audit.superseded]
             seen.update(str(name) for name in audit.names)
             for part, _ in audit.keep:
-                totals.add(part.name.kind, part.table)
+                totals.add(part.name.kind, part.table, expected_answers)
                 entry = expected.get(str(part.name))
                 if manifest and entry is None:
                     problems.append(f"{part.name}: not in the manifest")
                 elif entry is not None and entry["sha256"] != part.sha256:
                     problems.append(f"{part.name}: its checksum is not the manifest's")
         problems += [f"{name}: in the manifest, but not there" for name in expected.keys() - seen]
+        if manifest and not problems:
+            problems += [
+                f"{MANIFEST} says {name} {manifest[name]}, the objects give {count}"
+                for name, count in asdict(totals).items()
+                if name in manifest and manifest[name] != count
+            ]
         objects = len(seen)
         counts = {"planned": plan.rows, "answered": totals.answered, "failed": totals.failed, "objects": objects}
         return counts, problems
+
+
+def narrow_columns(spec: JobSpec) -> dict[str, list[str]]:
+    """By kind: the columns that totals and summaries of a job need, beside those of every job."""
+    carry = carried_columns(spec.input)
+    return {RESULTS: [*carry, "answer"] if spec.input.columns.expected else carry, ERRORS: carry}
+
+
+def schema_of(spec: JobSpec, plan: Plan, kind: str) -> pa.Schema:
+    """The columns of a job's objects of a kind."""
+    carry = pa.schema([plan.columns.field(name) for name in carried_columns(spec.input)])
+    return results_schema(carry) if kind == RESULTS else errors_schema(carry)
+
+
+def planned_rows(plan: Plan, shards: range) -> dict[str, int]:
+    """The rows of some shards, in the order of the plan, and the shard of each."""
+    within = range(shards.start, min(shards.stop, plan.num_shards))
+    return {row_id: shard for shard in within for row_id in plan.shard(shard).row_ids()}
+
+
+def _place(name: str) -> tuple[str, int, str]:
+    return name.partition("/")[0], PartName.of(name).shard, name

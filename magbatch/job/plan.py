@@ -7,9 +7,10 @@ file's path below the input and its position in the file, on nothing else. No ro
 import base64
 import io
 import os
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any
 
@@ -95,6 +96,38 @@ class Plan:
     def num_files(self) -> int:
         """Input files of the job."""
         return len(self.table.column("path").unique())
+
+    def row_ids(self) -> Iterator[str]:
+        """All rows, in order."""
+        return (row_id for shard in self.shards() for row_id in shard.row_ids())
+
+    def shards_of(self, row_ids: Iterable[str]) -> dict[str, int]:
+        """The shard of each row, in the order of the plan; rows that are whole files or not planned are left out."""
+        return {row_id: shard for shard, segment in self._chosen(row_ids) for row_id in segment.row_ids()}
+
+    def subset(self, row_ids: Iterable[str], spec: JobSpec) -> "Plan":
+        """The plan of a job that asks only these rows, by the same ids; files that cannot be read stay behind."""
+        segments = [segment for _, segment in self._chosen(row_ids)]
+        return _planned(segments, spec, self.columns)
+
+    def _chosen(self, row_ids: Iterable[str]) -> Iterator[tuple[int, Segment]]:
+        """Consecutive rows and their shard, in the order of the plan."""
+        wanted: dict[str, list[int]] = {}
+        for row_id in row_ids:
+            key, _, position = row_id.rpartition("-")
+            if key:  # a file that cannot be read is one row, by the key alone
+                wanted.setdefault(key, []).append(int(position))
+        for positions in wanted.values():
+            positions.sort()
+        for record in self.table.to_pylist():
+            segment, positions = _segment(record), wanted.get(record["key"], [])
+            at = bisect_left(positions, segment.start)
+            end = bisect_left(positions, segment.start + segment.rows)
+            while at < end:
+                start = positions[at]
+                rows = next((n for n in range(1, end - at) if positions[at + n] != start + n), end - at)
+                yield record["shard"], replace(segment, start=start, rows=rows)
+                at += rows
 
     def to_bytes(self) -> bytes:
         """The plan as it lies beside the output: a Parquet file."""
@@ -184,8 +217,11 @@ def make_plan(spec: JobSpec, limit: int | None = None) -> Plan:
         raise InputError(f"{len(bad)} of {len(files)} input files cannot be used:\n{listed}{more}{advice}")
 
     segments = _everything(files) if limit is None else _sample(files, limit)
-    total = sum(segment.rows for segment in segments)
-    shard_rows = spec.shard_rows(total)
+    return _planned(segments, spec, columns)
+
+
+def _planned(segments: list[Segment], spec: JobSpec, columns: pa.Schema) -> Plan:
+    shard_rows = spec.shard_rows(sum(segment.rows for segment in segments))
     if spec.input.shard_rows is None and spec.input.columns.images:
         shard_rows = min(shard_rows, MAX_IMAGE_SHARD_ROWS)
     records = [

@@ -8,6 +8,7 @@ its manifest is there.
 import io
 import json
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from magbatch.errors import ClusterError, OutputError, StorageError
+from magbatch.errors import ClusterError, LeaseError, OutputError, StorageError
 from magbatch.job.audit import Totals
 from magbatch.job.lease import Lease
 from magbatch.job.ledger import REPORT, Ledger
@@ -73,15 +74,17 @@ def run(spec: JobSpec, console: Console, limit: int | None = None) -> Outcome:
     ledger = Ledger(spec.output.path)
     known = ledger.plan() if ledger.check_same(spec) else None
     if known is not None and ledger.manifest() is not None:
-        ledger.tidy()
-        return _outcome(spec, _stored_report(ledger), ledger, known, already=True)
+        if ledger.strays():  # an end that was interrupted left them, unless a retry or a compaction is under way
+            with suppress(LeaseError), Lease(ledger.store, console.print).held():
+                ledger.tidy()
+        return _outcome(spec, stored_report(ledger), ledger, known, already=True)
     plan = known or _new_plan(spec, ledger, limit)
     Preparer(Job(spec, plan.columns))  # what is wrong with model, tokenizer or prompt shows before anything is written
     lease = Lease(ledger.store, console.print)
     with lease.held():
         known = ledger.plan() if ledger.check_same(spec) else None  # another run may have come and gone meanwhile
         if known is not None and ledger.manifest() is not None:
-            return _outcome(spec, _stored_report(ledger), ledger, known, already=True)
+            return _outcome(spec, stored_report(ledger), ledger, known, already=True)
         if known is None:
             ledger.begin(spec, plan)
         plan = known or plan
@@ -120,14 +123,21 @@ def complete(spec: JobSpec, plan: Plan, ledger: Ledger, console: Console, lease:
     return _finish(spec, plan, ledger, the_run, lease)
 
 
-def _stored_report(ledger: Ledger) -> Report:
+def stored_report(ledger: Ledger) -> Report:
+    """The report of a complete job.
+
+    Raises:
+        OutputError: It is not there, or damaged.
+    """
     try:
-        return Report.from_dict(json.loads(ledger.store.read(REPORT)))
+        report = Report.from_dict(json.loads(ledger.store.read(REPORT)))
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise OutputError(
             f"{ledger.path}/{REPORT} is missing or damaged ({type(error).__name__}), though the job is complete; "
             f"the answers are not touched by it: magbatch verify {ledger.path}"
         ) from error
+    report.totals = Totals.of_manifest(ledger.manifest() or {})  # which a retry renews right after its report
+    return report
 
 
 def _new_plan(spec: JobSpec, ledger: Ledger, limit: int | None) -> Plan:
@@ -149,7 +159,7 @@ def _answer(
             from magbatch.job.fleet import run_fleet
 
             serving = _Serving(line, lease)
-            last = run_fleet(job, plan, done, serving.watch)
+            last = run_fleet(job, plan, done, serving.watch, lease.hold)
             the_run.serving_s += time.monotonic() - serving.since
             the_run.rows += last.done.answered + last.done.failed
             the_run.tokens += last.done.reasoning_tokens + last.done.answer_tokens
@@ -227,12 +237,12 @@ def _samples(spec: JobSpec, ledger: Ledger, plan: Plan) -> list[tuple[str, str, 
             columns = ["row_id", "sample", "reasoning", "answer"]
             table = pq.read_table(io.BytesIO(ledger.store.read(str(part))), columns=columns)
             first = table.filter(pyarrow.compute.equal(table.column("sample"), 0)).slice(0, SAMPLE_ROWS - len(rows))
-            rows += [{**row, "shard": part.shard} for row in first.to_pylist()]
+            rows += [{**row, "shards": part.shards} for row in first.to_pylist()]
         if len(rows) == SAMPLE_ROWS:
             break
     return [
         (
-            one_line(_question(spec, plan, row["shard"], row["row_id"])),
+            one_line(_question(spec, plan, row["shards"], row["row_id"])),
             one_line(row["reasoning"]),
             one_line(row["answer"]),
         )
@@ -240,11 +250,12 @@ def _samples(spec: JobSpec, ledger: Ledger, plan: Plan) -> list[tuple[str, str, 
     ]
 
 
-def _question(spec: JobSpec, plan: Plan, shard: int, row_id: str) -> str:
+def _question(spec: JobSpec, plan: Plan, shards: range, row_id: str) -> str:
     """The text that was asked for a row, read from the input again."""
     key, _, position = row_id.rpartition("-")
-    segment = next(
-        segment
+    shard, segment = next(
+        (shard, segment)
+        for shard in shards
         for segment in plan.shard(shard).segments
         if segment.key == key and segment.start <= int(position) < segment.start + segment.rows
     )

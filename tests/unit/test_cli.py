@@ -1,9 +1,11 @@
 import json
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import yaml
 from click.testing import Result
@@ -12,6 +14,10 @@ from typer.testing import CliRunner
 
 import magbatch
 from magbatch.cli import app
+from magbatch.errors import ErrorCode, Step
+from magbatch.job.retry import Choice, Retry, prepare
+from magbatch.pipeline.write import PartWriter
+from magbatch.rows import Answer, DeadLetter, FinishedRow, ReasoningStatus
 
 HEAVY = ("torch", "ray", "vllm", "pyarrow", "numpy", "boto3", "mistral_common", "PIL", "cv2")
 ENGINES = ("torch", "ray", "vllm")
@@ -74,7 +80,7 @@ def test_help_loads_nothing_heavy(args: list[str]) -> None:
 
 def test_help_names_every_command() -> None:
     text = command("--help").stdout
-    for name in ("plan", "run", "status", "verify"):
+    for name in ("plan", "run", "status", "verify", "retry", "compact"):
         assert f" {name} " in text
         assert command(name, "--help").exit_code == 0
 
@@ -410,3 +416,78 @@ def test_the_spec_that_is_stored_is_a_spec(job: SmallJob) -> None:
     assert command("plan", str(stored)).exit_code == 0
     assert yaml.safe_load(stored.read_text())["name"] == "small"
     assert job.ledger.check_same(job.spec())
+
+
+# retry and compact
+
+
+@pytest.fixture
+def failed(tmp_path: Path) -> SmallJob:
+    """A complete job with two dead letters."""
+    job = SmallJob(tmp_path)
+    job.ask(5, question=["What?", None, "Who?", None, "When?"])
+    path = spec_file(job)
+    job.answer()
+    assert command("run", path).exit_code == 0
+    return job
+
+
+@pytest.mark.parametrize("args", [["--where", "row_timeout"], ["--only", "truncated"]])
+def test_nothing_to_retry_ends_with_0(failed: SmallJob, args: list[str]) -> None:
+    result = command("retry", failed.output, *args)
+    assert result.exit_code == 0
+    assert result.stdout.startswith("small: nothing to retry: there are no ")
+    assert json.loads(command("retry", failed.output, *args, "--json").stdout)["rows"] == 0
+    assert json.loads(command("retry", failed.output, "--drop", "--json").stdout) == {"dropped": False}
+    assert "no retry is unfinished" in command("retry", failed.output, "--drop").stdout
+
+
+def test_a_retry_says_what_came_of_it(failed: SmallJob) -> None:
+    """Its rows are committed by hand: no fleet is needed."""
+    found = prepare(failed.ledger, Choice(), [])
+    assert isinstance(found, Retry)
+    found.place().begin(found.spec, found.plan)
+    one, other = (DeadLetter(row_id, Step.RENDER, ErrorCode.MISSING_VALUE, "") for row_id in found.plan.row_ids())
+    carried = pa.table({"id": ["a1", "a3"]})
+    writer = PartWriter(found.place().store, carried, {one.row_id: 0, other.row_id: 1}, "tiny", 0)
+    writer.errors([one])
+    answer = Answer("because", ReasoningStatus.COMPLETE, "so", "stop", 5, 2)
+    writer.results([FinishedRow(other.row_id, 7, 3, 0.5, [answer], datetime.now(UTC))])
+    result = command("retry", failed.output)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines() == [
+        "small: 2 rows retried: 1 answered, 1 as before",
+        "  failed again: missing_value 1",
+        "  the job now: 4 rows answered, 1 failed",
+        f"  results: {failed.output}/results/*.parquet",
+        f"Next: magbatch verify {failed.output}",
+    ]
+    assert command("verify", failed.output).exit_code == 0
+    assert "4 of 5 rows answered, 1 failed" in command("run", spec_file(failed)).stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--where", "row_timeot"], "did you mean row_timeout?"),
+        (["--set", "model.source=x"], "model.source may not change in a retry"),
+        (["--set", "sampling.max_tokens=0"], "sampling.max_tokens"),
+    ],
+)
+def test_a_wrong_retry_gets_one_clear_message(failed: SmallJob, args: list[str], message: str) -> None:
+    assert message in refused(command("retry", failed.output, *args))
+
+
+def test_compact_says_what_came_of_it(failed: SmallJob) -> None:
+    objects = len(failed.objects()) + len(failed.objects("errors"))
+    assert objects > 2
+    assert f"small: {objects} objects -> 2, " in command("compact", failed.output).stdout
+    assert "small: nothing to merge: 2 objects, " in command("compact", failed.output).stdout
+    assert json.loads(command("compact", failed.output, "--json").stdout)["merged"] == 0
+    assert command("verify", failed.output).exit_code == 0
+
+
+@pytest.mark.parametrize("name", ["retry", "compact"])
+def test_an_open_job_is_left_alone(job: SmallJob, name: str) -> None:
+    job.begin()
+    assert "not complete" in refused(command(name, job.output))

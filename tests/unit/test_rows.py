@@ -59,9 +59,24 @@ def test_the_form_of_an_objects_name_is_fixed() -> None:
     assert str(part) == "results/00000012-1a209b81aa79c738a-0003.n256.parquet"
 
 
+def test_the_name_of_a_merged_object_says_its_first_and_last_shard() -> None:
+    part = PartName("errors", 12, "1a209b81aa79c738a", 0, 256, span=34)
+    assert str(part) == "errors/r00000012-00000045-1a209b81aa79c738a-0000.n256.parquet"
+    assert PartName.parse(str(part)) == PartName.of(str(part)) == part
+    assert part.shards == range(12, 46)
+    assert str(part).startswith(PartName.prefix("errors"))  # by which one listing finds these alone
+    single = PartName("errors", 12, "1a209b81aa79c738a", 0, 256)
+    assert not str(single).startswith(PartName.prefix("errors"))
+    assert single.shards == range(12, 13)
+
+
 @pytest.mark.parametrize(
     "name",
     [
+        "results/r00000012-00000012-1a2-0003.n4.parquet",
+        "results/r00000012-00000011-1a2-0003.n4.parquet",
+        "results/r00000012-1a2-0003.n4.parquet",
+        "results/00000012-00000045-1a2-0003.n4.parquet",
         "results/00000012-1a2-0003.n4.parquet.tmp",
         "results/00000012-1a2-0003.parquet",
         "results/00000012-1A2-0003.n4.parquet",
@@ -74,6 +89,8 @@ def test_the_form_of_an_objects_name_is_fixed() -> None:
 )
 def test_what_is_no_object_of_ours_has_no_name_of_ours(name: str) -> None:
     assert PartName.parse(name) is None
+    with pytest.raises(ValueError, match="is not the name of a part"):
+        PartName.of(name)
 
 
 def test_attempts_are_unique_and_fit_into_a_name() -> None:

@@ -1,140 +1,29 @@
-import hashlib
 import io
 import json
 import random
 import shutil
-import time
-from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from small_job import SmallJob, finalise
+from book import Book, Breaking, carry_out
+from small_job import SmallJob
 
-from magbatch.errors import ErrorCode, OutputError, SpecChangedError, Step, StorageError
+from magbatch.errors import OutputError, SpecChangedError, StorageError
 from magbatch.job.audit import Totals
-from magbatch.job.ledger import REPORT, Ledger
+from magbatch.job.ledger import Ledger
 from magbatch.job.plan import Plan
-from magbatch.pipeline.write import PartWriter
 from magbatch.rows import (
     ERRORS,
     RESULTS,
-    Answer,
-    DeadLetter,
-    FinishedRow,
     PartName,
-    ReasoningStatus,
     errors_schema,
     results_schema,
 )
 from magbatch.spec import JobSpec
-from magbatch.storage import ObjectInfo, Store
-
-NOW = datetime(2026, 11, 6, 12, tzinfo=UTC)
-
-
-class Book:
-    """A frozen job of 12 rows in 3 shards, whose objects tests write by hand.
-
-    Args:
-        job: Where it lies.
-    """
-
-    def __init__(self, job: SmallJob, rows: int = 12, shard_rows: int = 4, samples: int = 1) -> None:
-        job.ask(rows)
-        job.set("input", shard_rows=shard_rows)
-        job.set("sampling", n=samples)
-        self.job, self.samples = job, samples
-        self.spec, self.plan, self.ledger = job.spec(), job.plan, job.ledger
-        self.ledger.begin(self.spec, self.plan)
-        self.ids = [shard.row_ids() for shard in self.plan.shards()]
-        self._clock_ms = 0
-
-    def writer(self, shard: int) -> PartWriter:
-        """One attempt at a shard, begun after those before it."""
-        while time.time_ns() // 1_000_000 == self._clock_ms:  # attempts sort by the millisecond
-            time.sleep(0.0002)
-        self._clock_ms = time.time_ns() // 1_000_000
-        carried = pa.table({"id": [f"user-{row_id}" for row_id in self.ids[shard]]})
-        positions = {row_id: position for position, row_id in enumerate(self.ids[shard])}
-        return PartWriter(self.ledger.store, carried, positions, "tiny", shard)
-
-    def answered(self, shard: int, *rows: int, by: str = "i", writer: PartWriter | None = None) -> PartName:
-        """Commit answers for rows of a shard; `by` stands in the answer."""
-        answer = Answer("because", ReasoningStatus.COMPLETE, by, "stop", 5, 2)
-        finished = [FinishedRow(self.ids[shard][row], 7, 3, 0.5, [answer] * self.samples, NOW) for row in rows]
-        return (writer or self.writer(shard)).results(finished)
-
-    def failed(self, shard: int, *rows: int, by: str = "i", writer: PartWriter | None = None) -> PartName:
-        """Commit dead letters for rows of a shard; `by` stands in the message."""
-        letters = [DeadLetter(self.ids[shard][row], Step.RENDER, ErrorCode.MISSING_VALUE, by) for row in rows]
-        return (writer or self.writer(shard)).errors(letters)
-
-    def complete(self) -> None:
-        """Every row once: shard 0 in two objects of one attempt, shard 1 with a dead letter, shard 2 whole."""
-        writer = self.writer(0)
-        self.answered(0, 2, 0, writer=writer)
-        self.answered(0, 1, 3, writer=writer)
-        writer = self.writer(1)
-        self.answered(1, 0, 1, 2, writer=writer)
-        self.failed(1, 3, writer=writer)
-        self.answered(2, 0, 1, 2, 3)
-
-    def finalise(self) -> list[str]:
-        return finalise(self.ledger, self.spec, self.plan)
-
-    def outcome(self) -> dict[str, str]:
-        """What a plain glob gives: who answered each row, or `failed: …`; a row that is there twice is an error."""
-        found: dict[str, str] = {}
-        for kind, text in ((RESULTS, "answer"), (ERRORS, "message")):
-            for row in self.job.records(kind):
-                if row.get("sample", 0) == 0:
-                    assert row["row_id"] not in found, f"{row['row_id']} is there twice"
-                    found[row["row_id"]] = f"{'failed: ' if kind == ERRORS else ''}{row[text]}"
-        return found
-
-    def expect(self, *shards: str) -> dict[str, str]:
-        """An outcome from a letter for each row; a capital is a dead letter."""
-        names = {letter: letter if letter.islower() else f"failed: {letter.lower()}" for letter in "".join(shards)}
-        return {
-            row_id: names[letter]
-            for ids, letters in zip(self.ids, shards, strict=True)
-            for row_id, letter in zip(ids, letters, strict=True)
-        }
-
-    def all_objects(self) -> list[str]:
-        return [item for kind in (RESULTS, ERRORS) for item in self.job.objects(kind)]
-
-    def check_manifest(self) -> None:
-        """The manifest names exactly the objects of a plain glob, with their checksums and counts; verify agrees."""
-        manifest = self.ledger.manifest()
-        assert manifest is not None
-        assert sorted(entry["name"] for entry in manifest["parts"]) == sorted(self.all_objects())
-        for entry in manifest["parts"]:
-            data = self.ledger.store.read(entry["name"])
-            table = pq.read_table(io.BytesIO(data))
-            assert entry == {
-                "name": entry["name"],
-                "rows": len(set(table.column("row_id").to_pylist())),
-                "records": table.num_rows,
-                "bytes": len(data),
-                "sha256": hashlib.sha256(data).hexdigest(),
-            }
-        outcome = self.outcome()
-        failed = sum(text.startswith("failed: ") for text in outcome.values())
-        counts, problems = self.ledger.verify()
-        assert problems == []
-        assert counts == {
-            "planned": self.plan.rows,
-            "answered": len(outcome) - failed,
-            "failed": failed,
-            "objects": len(manifest["parts"]),
-        }
-        assert (manifest["answered"], manifest["failed"]) == (len(outcome) - failed, failed)
-        assert len(outcome) == self.plan.rows
 
 
 @pytest.fixture
@@ -384,57 +273,13 @@ def test_a_job_of_one_kind_of_rows_has_both_datasets(job: SmallJob, kind: str) -
 # Interrupted ends
 
 
-class Breaking:
-    """A store that breaks at one of its changes, as a kill -9 of its user does.
-
-    Args:
-        store: The real one.
-        at: The change that breaks, counted from 0.
-        moment: `before` it took effect, `after`, or `half`-way: S3 moves by a copy and a deletion.
-    """
-
-    def __init__(self, store: Store, at: int, moment: str) -> None:
-        self.store, self.root, self.at, self.moment = store, store.root, at, moment
-        self.changes = 0
-
-    def _change(self, change: Callable[..., None], half: Callable[..., None] | None, *args: Any) -> None:
-        number, self.changes = self.changes, self.changes + 1
-        if number == self.at and self.moment == "half" and half is not None:
-            half(*args)
-        elif number < self.at or (number == self.at and self.moment == "after"):
-            change(*args)
-        if number >= self.at:
-            raise StorageError("the store broke")
-
-    def _copy(self, name: str, target: str) -> None:
-        self.store.write(target, self.store.read(name))
-
-    def read(self, name: str) -> bytes:
-        return self.store.read(name)
-
-    def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        return self.store.list(prefix)
-
-    def write(self, name: str, data: bytes) -> None:
-        self._change(self.store.write, None, name, data)
-
-    def move(self, name: str, target: str) -> None:
-        self._change(self.store.move, self._copy, name, target)
-
-    def delete(self, name: str) -> None:
-        self._change(self.store.delete, None, name)
-
-
 def finish(ledger: Ledger, spec: JobSpec, plan: Plan) -> None:
     """What `run` does with a job whose rows are all committed."""
     if ledger.manifest() is not None:
         ledger.tidy()
     else:
         assert ledger.done_counts(plan).tolist() == plan.shard_sizes.tolist()
-        written = ledger.finalise(
-            spec, plan, lambda kind, table: None, lambda totals: ledger.store.write(REPORT, b"{}")
-        )
-        assert written[1] == []
+        assert carry_out(ledger, spec, plan) == []
 
 
 @pytest.mark.parametrize("moment", ["before", "half", "after"])

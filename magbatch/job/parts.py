@@ -1,0 +1,206 @@
+"""One committed object: read whole and checked, or written anew from others' rows and read back.
+
+No object is edited in place. Rows that move to another object do so through a `Spool`, whose commit
+is believed only when what was read back is what was written.
+"""
+
+import hashlib
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from magbatch.errors import OutputError
+from magbatch.rows import ERRORS, PartName
+from magbatch.storage import Store
+
+ROW_GROUP_BYTES = 16 << 20  # in memory: what a reader of one column has to fetch at least, and a spool holds
+_TOTALLED = ("prompt_tokens", "cached_tokens", "reasoning_tokens", "answer_tokens", "reasoning_status")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A committed object as it was found.
+
+    Attributes:
+        name: Its name, which says shards, attempt and rows.
+        records: Records in it.
+        bytes: Its size.
+        sha256: Of its bytes.
+        row_ids: Of its rows, each once.
+        table: Its narrow columns: what totals and summaries need.
+    """
+
+    name: PartName
+    records: int
+    bytes: int
+    sha256: str
+    row_ids: list[str]
+    table: pa.Table
+
+    def entry(self) -> dict[str, Any]:
+        """Its line in the manifest."""
+        return {
+            "name": str(self.name),
+            "rows": len(self.row_ids),
+            "records": self.records,
+            "bytes": self.bytes,
+            "sha256": self.sha256,
+        }
+
+
+def row_ids_of(table: pa.Table) -> list[str]:
+    """The row ids in an object, each once."""
+    return list(table.column("row_id").unique().to_pylist())
+
+
+def read_part(store: Store, name: PartName, more: dict[str, list[str]]) -> Part | str:
+    """Read an object whole.
+
+    Args:
+        store: The job's output.
+        name: The object.
+        more: Columns to keep in the part's table beside those that totals need, by kind.
+
+    Returns:
+        The part, or what is wrong with the object.
+    """
+    columns = ["row_id", "error_code"] if name.kind == ERRORS else ["row_id", "sample", *_TOTALLED]
+    try:
+        data = store.read(str(name))
+        table = pq.read_table(io.BytesIO(data), columns=[*columns, *more.get(name.kind, [])], use_threads=False)
+        row_ids = row_ids_of(table)
+    except (FileNotFoundError, pa.ArrowException, OSError, KeyError) as error:
+        return f"{name}: cannot be read: {' '.join(str(error).split())}"
+    if len(row_ids) != name.rows:
+        return f"{name}: holds {len(row_ids)} rows, its name says {name.rows}"
+    keys = ["row_id"] if name.kind == ERRORS else ["row_id", "sample"]
+    if table.select(keys).group_by(keys).aggregate([]).num_rows != table.num_rows:
+        return f"{name}: holds a row twice"
+    return Part(name, table.num_rows, len(data), hashlib.sha256(data).hexdigest(), row_ids, table)
+
+
+def read_columns(store: Store, name: PartName, columns: list[str]) -> pa.Table:
+    """Some columns of an object.
+
+    Raises:
+        FileNotFoundError: It is gone.
+        OutputError: It is damaged.
+    """
+    try:
+        return pq.read_table(io.BytesIO(store.read(str(name))), columns=columns, use_threads=False)
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise damaged(store, f"{name}: cannot be read: {' '.join(str(error).split())}") from error
+
+
+def row_groups(store: Store, name: PartName, sha256: str | None = None) -> Iterator[pa.Table]:
+    """All of an object, a row group at a time.
+
+    Args:
+        store: The job's output.
+        name: The object.
+        sha256: What a manifest says of it: damage is not to be copied under a new checksum.
+
+    Raises:
+        OutputError: It is gone, damaged, or another.
+    """
+    try:
+        data = store.read(str(name))
+        if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+            raise damaged(store, f"{name}: its checksum is not the manifest's")
+        file = pq.ParquetFile(pa.BufferReader(data))
+        for group in range(file.num_row_groups):
+            yield file.read_row_group(group, use_threads=False)
+    except (FileNotFoundError, pa.ArrowException, OSError) as error:
+        raise damaged(store, f"{name}: cannot be read: {' '.join(str(error).split())}") from error
+
+
+def damaged(store: Store, what: str) -> OutputError:
+    """The error of an output in which something is not as it was left."""
+    return OutputError(
+        f"{store.root}: the output is damaged:\n  {what}\nFor the whole list: magbatch verify {store.root}"
+    )
+
+
+class Spool:
+    """Rows on their way into one object, compressed as they come: in memory are its bytes and one row group.
+
+    Args:
+        kind: `results` or `errors`.
+        schema: The contract's columns.
+        group_bytes: Size of a row group, uncompressed.
+    """
+
+    def __init__(self, kind: str, schema: pa.Schema, group_bytes: int = ROW_GROUP_BYTES) -> None:
+        self._kind = kind
+        self._schema = schema
+        self._group_bytes = group_bytes
+        self._sink = io.BytesIO()
+        self._writer = pq.ParquetWriter(self._sink, schema, compression="zstd")
+        self._waiting: list[pa.Table] = []
+        self._row_ids: dict[str, None] = {}
+        self._records = 0
+
+    @property
+    def row_ids(self) -> list[str]:
+        """The rows so far, each once."""
+        return list(self._row_ids)
+
+    @property
+    def bytes(self) -> int:
+        """About the size of the object so far; what is not compressed yet counts in full."""
+        return self._sink.tell() + sum(int(table.nbytes) for table in self._waiting)
+
+    def add(self, table: pa.Table) -> None:
+        """Append records; all samples of a row go into one object.
+
+        Raises:
+            OutputError: Their columns are not the contract's.
+        """
+        if not table.schema.equals(self._schema):
+            raise OutputError(f"an object of {self._kind} has other columns than this version of magbatch writes")
+        self._row_ids.update(dict.fromkeys(row_ids_of(table)))
+        self._records += table.num_rows
+        self._waiting.append(table)
+        if sum(one.nbytes for one in self._waiting) >= self._group_bytes:
+            self._flush()
+
+    def _flush(self) -> None:
+        table = pa.concat_tables([self._schema.empty_table(), *self._waiting])
+        if table.num_rows:
+            self._writer.write_table(table, row_group_size=table.num_rows)
+        self._waiting = []
+
+    def commit(self, store: Store, shards: range, attempt: str, seq: int, more: dict[str, list[str]]) -> Part:
+        """Make the object visible, and read it back.
+
+        Args:
+            store: The job's output.
+            shards: What its rows may be of.
+            attempt: Of which attempt it is.
+            seq: Its position among the attempt's objects.
+            more: As for `read_part`.
+
+        Raises:
+            OutputError: What was read back is not what was written.
+            StorageError: It is not visible, or cannot be read back.
+        """
+        self._flush()
+        self._writer.close()
+        name = PartName(self._kind, shards.start, attempt, seq, len(self._row_ids), len(shards))
+        data = self._sink.getvalue()
+        self._sink = io.BytesIO()
+        sha256 = hashlib.sha256(data).hexdigest()
+        store.write(str(name), data)
+        del data
+        found = read_part(store, name, more)
+        if isinstance(found, str):
+            raise damaged(store, found)
+        if (found.sha256, found.row_ids, found.records) != (sha256, self.row_ids, self._records):
+            raise damaged(store, f"{name}: is not what was written")
+        return found

@@ -1,0 +1,231 @@
+"""Objects written by hand: what any number of attempts may leave, without an engine."""
+
+import hashlib
+import io
+import json
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from small_job import SmallJob
+
+from magbatch.errors import ErrorCode, Step, StorageError
+from magbatch.job.audit import Totals
+from magbatch.job.ledger import REPORT, Ledger
+from magbatch.job.plan import Plan
+from magbatch.job.report import Report, Run
+from magbatch.job.retry import Choice, Retried, merge, prepare, sweep
+from magbatch.pipeline.write import PartWriter
+from magbatch.rows import ERRORS, RESULTS, Answer, DeadLetter, FinishedRow, PartName, ReasoningStatus
+from magbatch.spec import JobSpec
+from magbatch.storage import ObjectInfo, Store
+
+NOW = datetime(2026, 11, 6, 12, tzinfo=UTC)
+
+
+class Hand:
+    """Writes the objects of a frozen job.
+
+    Args:
+        ledger: Its output.
+        plan: Its plan.
+        samples: Records of an answered row.
+    """
+
+    def __init__(self, ledger: Ledger, plan: Plan, samples: int = 1) -> None:
+        self.ledger, self.plan, self.samples = ledger, plan, samples
+        self.ids = [shard.row_ids() for shard in plan.shards()]
+        self._clock_ms = 0
+
+    def writer(self, shard: int) -> PartWriter:
+        """One attempt at a shard, begun after those before it."""
+        while time.time_ns() // 1_000_000 == self._clock_ms:  # attempts sort by the millisecond
+            time.sleep(0.0002)
+        self._clock_ms = time.time_ns() // 1_000_000
+        names = self.plan.columns.names
+        carried = pa.table({name: [f"user-{row_id}" for row_id in self.ids[shard]] for name in names if name == "id"})
+        positions = {row_id: position for position, row_id in enumerate(self.ids[shard])}
+        return PartWriter(self.ledger.store, carried, positions, "tiny", shard)
+
+    def answered(
+        self, shard: int, *rows: int, by: str = "i", writer: PartWriter | None = None, truncated: bool = False
+    ) -> PartName:
+        """Commit answers for rows of a shard; `by` stands in the answer, or in the thinking that was truncated."""
+        answer = Answer("because", ReasoningStatus.COMPLETE, by, "stop", 5, 2)
+        if truncated:
+            answer = Answer(by, ReasoningStatus.TRUNCATED, None, "length", 9, 0)
+        finished = [FinishedRow(self.ids[shard][row], 7, 3, 0.5, [answer] * self.samples, NOW) for row in rows]
+        return (writer or self.writer(shard)).results(finished)
+
+    def failed(
+        self, shard: int, *rows: int, by: str = "i", writer: PartWriter | None = None,
+        code: ErrorCode = ErrorCode.MISSING_VALUE,
+    ) -> PartName:  # fmt: skip
+        """Commit dead letters for rows of a shard; `by` stands in the message."""
+        letters = [DeadLetter(self.ids[shard][row], Step.RENDER, code, by) for row in rows]
+        return (writer or self.writer(shard)).errors(letters)
+
+    def answer_all(self, by: str = "again", **options: Any) -> None:
+        """Every row, by one attempt at each shard."""
+        for shard, ids in enumerate(self.ids):
+            self.answered(shard, *range(len(ids)), by=by, **options)
+
+
+class Book(Hand):
+    """A frozen job of 12 rows in 3 shards, whose objects tests write by hand.
+
+    Args:
+        job: Where it lies.
+    """
+
+    def __init__(self, job: SmallJob, rows: int = 12, shard_rows: int = 4, samples: int = 1, **columns: Any) -> None:
+        job.ask(rows, **columns)
+        job.set("input", shard_rows=shard_rows)
+        job.set("sampling", n=samples)
+        self.job, self.spec = job, job.spec()
+        job.ledger.begin(self.spec, job.plan)
+        super().__init__(job.ledger, job.plan, samples)
+
+    def complete(self) -> None:
+        """Every row once: shard 0 in two objects of one attempt, shard 1 with a dead letter, shard 2 whole."""
+        writer = self.writer(0)
+        self.answered(0, 2, 0, writer=writer)
+        self.answered(0, 1, 3, writer=writer)
+        writer = self.writer(1)
+        self.answered(1, 0, 1, 2, writer=writer)
+        self.failed(1, 3, writer=writer)
+        self.answered(2, 0, 1, 2, 3)
+
+    def finalise(self) -> list[str]:
+        return carry_out(self.ledger, self.spec, self.plan)
+
+    def outcome(self) -> dict[str, str]:
+        """What a plain glob gives: who answered each row, or `failed: …`; a row that is there twice is an error."""
+        return outcome(self.ledger.store, self.all_objects())
+
+    def expect(self, *shards: str) -> dict[str, str]:
+        """An outcome from a letter for each row; a capital is a dead letter."""
+        names = {letter: letter if letter.islower() else f"failed: {letter.lower()}" for letter in "".join(shards)}
+        return {
+            row_id: names[letter]
+            for ids, letters in zip(self.ids, shards, strict=True)
+            for row_id, letter in zip(ids, letters, strict=True)
+        }
+
+    def all_objects(self) -> list[str]:
+        return [item for kind in (RESULTS, ERRORS) for item in self.job.objects(kind)]
+
+    def check_manifest(self, *, report: bool = True) -> None:
+        """The manifest names exactly the objects of a plain glob, with their checksums and counts; verify agrees."""
+        manifest = self.ledger.manifest()
+        assert manifest is not None
+        assert sorted(entry["name"] for entry in manifest["parts"]) == sorted(self.all_objects())
+        for entry in manifest["parts"]:
+            data = self.ledger.store.read(entry["name"])
+            table = pq.read_table(io.BytesIO(data))
+            assert entry == {
+                "name": entry["name"],
+                "rows": len(set(table.column("row_id").to_pylist())),
+                "records": table.num_rows,
+                "bytes": len(data),
+                "sha256": hashlib.sha256(data).hexdigest(),
+            }
+        outcome = self.outcome()
+        failed = sum(text.startswith("failed: ") for text in outcome.values())
+        counts, problems = self.ledger.verify()
+        assert problems == []
+        assert counts == {
+            "planned": self.plan.rows,
+            "answered": len(outcome) - failed,
+            "failed": failed,
+            "objects": len(manifest["parts"]),
+        }
+        assert (manifest["answered"], manifest["failed"]) == (len(outcome) - failed, failed)
+        assert len(outcome) == self.plan.rows
+        for item in self.ledger.store.list(REPORT) if report else ():
+            assert json.loads(self.ledger.store.read(item.name))["totals"].items() <= manifest.items()
+
+
+def outcome(store: Store, objects: list[str]) -> dict[str, str]:
+    """Who answered each row in some objects, `truncated: …` or `failed: …`; a row that is there twice is an error."""
+    found: dict[str, str] = {}
+    for name in objects:
+        for row in pq.read_table(io.BytesIO(store.read(name))).to_pylist():
+            if row.get("sample", 0) == 0:
+                assert row["row_id"] not in found, f"{row['row_id']} is there twice"
+                text = f"failed: {row['message']}" if name.startswith(ERRORS) else row["answer"]
+                found[row["row_id"]] = f"truncated: {row['reasoning']}" if text is None else text
+    return found
+
+
+def carry_out(ledger: Ledger, spec: JobSpec, plan: Plan) -> list[str]:
+    """Finalise, and leave a report as a run does; returns the rows that are missing."""
+
+    def report(totals: Totals) -> None:
+        found = Report(spec.name, ledger.path, plan.rows, totals, None, Run())
+        ledger.store.write(REPORT, json.dumps(found.to_dict()).encode())
+
+    return ledger.finalise(spec, plan, lambda kind, table: None, report)[1]
+
+
+def ask_again(
+    ledger: Ledger, answer: Callable[[Hand], None], choice: Choice | None = None, overrides: tuple[str, ...] = ()
+) -> Retried:
+    """What `retry` does, with rows answered by hand in the place of a fleet."""
+    ledger.tidy()
+    sweep(ledger)
+    found = prepare(ledger, choice or Choice(), list(overrides))
+    if isinstance(found, Retried):
+        return found
+    place = found.place()
+    if place.spec() is None:
+        place.begin(found.spec, found.plan)
+    if place.manifest() is None:
+        if not place.done_counts(found.plan).sum():
+            answer(Hand(place, found.plan, found.spec.sampling.n))
+        assert carry_out(place, found.spec, found.plan) == []
+    return merge(found, lambda: None)
+
+
+class Breaking:
+    """A store that breaks at one of its changes, as a kill -9 of its user does.
+
+    Args:
+        store: The real one.
+        at: The change that breaks, counted from 0.
+        moment: `before` it took effect, `after`, or `half`-way: S3 moves by a copy and a deletion.
+    """
+
+    def __init__(self, store: Store, at: int, moment: str) -> None:
+        self.store, self.root, self.at, self.moment = store, store.root, at, moment
+        self.changes = 0
+
+    def _change(self, change: Callable[..., None], half: Callable[..., None] | None, *args: Any) -> None:
+        number, self.changes = self.changes, self.changes + 1
+        if number == self.at and self.moment == "half" and half is not None:
+            half(*args)
+        elif number < self.at or (number == self.at and self.moment == "after"):
+            change(*args)
+        if number >= self.at:
+            raise StorageError("the store broke")
+
+    def _copy(self, name: str, target: str) -> None:
+        self.store.write(target, self.store.read(name))
+
+    def read(self, name: str) -> bytes:
+        return self.store.read(name)
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        return self.store.list(prefix)
+
+    def write(self, name: str, data: bytes) -> None:
+        self._change(self.store.write, None, name, data)
+
+    def move(self, name: str, target: str) -> None:
+        self._change(self.store.move, self._copy, name, target)
+
+    def delete(self, name: str) -> None:
+        self._change(self.store.delete, None, name)
