@@ -116,11 +116,14 @@ def open_store(root: str) -> Store:
 
 
 @contextmanager
-def _local_errors(path: str) -> Iterator[None]:
+def _local_errors(path: str, *, writing: bool = False) -> Iterator[None]:
     try:
         yield
-    except FileNotFoundError:
-        raise
+    except FileNotFoundError as error:
+        if not writing:
+            raise
+        # A folder that cannot be there, or that went away under the write: the next try makes it anew.
+        raise StorageError(f"{path}: {error.strerror}", passing=True) from error
     except OSError as error:
         raise StorageError(f"{path}: {error.strerror or error}", passing=error.errno in _PASSING_ERRNO) from error
 
@@ -142,13 +145,13 @@ class LocalStore:
     def write(self, name: str, data: bytes) -> None:
         """See `Store.write`."""
         path = self._path(name)
-        with _local_errors(path), self._draft(path, data) as draft:
+        with _local_errors(path, writing=True), self._draft(path, data) as draft:
             os.rename(draft, path)
 
     def create(self, name: str, data: bytes) -> bool:
         """See `Store.create`."""
         path = self._path(name)
-        with _local_errors(path), self._draft(path, data) as draft:
+        with _local_errors(path, writing=True), self._draft(path, data) as draft:
             try:
                 os.link(draft, path)  # fails where a name is taken, unlike a rename
             except FileExistsError:
