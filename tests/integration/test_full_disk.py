@@ -26,6 +26,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(disk)], check=True)
 
 
+@pytest.mark.fire
 def test_a_full_disk_is_waited_out_and_every_row_is_there(job: JobFiles, small_disk: Path) -> None:
     job.write_input(ROWS)
     job.engine |= {"token_s": 0.01, "max_num_seqs": 8}

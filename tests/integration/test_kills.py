@@ -72,6 +72,7 @@ def moments(seed: int, count: int, rows: int) -> list[int]:
     return sorted(random.Random(seed).sample(range(1, int(0.8 * rows)), count))
 
 
+@pytest.mark.fire
 def test_replicas_and_readers_are_killed_again_and_again(job: JobFiles) -> None:
     rows = 900
     failed = with_bad_rows(job, rows)
@@ -100,6 +101,7 @@ def test_replicas_and_readers_are_killed_again_and_again(job: JobFiles) -> None:
     check_rows(job, rows, failed)
 
 
+@pytest.mark.fire
 def test_the_driver_is_killed_again_and_again(job: JobFiles) -> None:
     rows = 300
     failed = with_bad_rows(job, rows)
@@ -179,6 +181,7 @@ def replicas_below(pid: int) -> list[psutil.Process]:
     return [one for one in children if "MapWorker" in " ".join(one.cmdline())]
 
 
+@pytest.mark.fire
 def test_a_node_is_taken_away_again_and_again_and_another_comes(job: JobFiles, nodes: Nodes) -> None:
     rows = 300
     failed = with_bad_rows(job, rows)
@@ -240,6 +243,7 @@ def test_two_runs_at_once_are_one_too_many(job: JobFiles) -> None:
     assert len(Path(job.journal).read_text().splitlines()) == rows - len(failed), "rows were paid for twice"
 
 
+@pytest.mark.fire
 def test_a_zombie_is_taken_over_and_damages_nothing(job: JobFiles) -> None:
     """A driver that stands still, as on a machine without network, while its replicas work on; as if elsewhere."""
     rows = 400

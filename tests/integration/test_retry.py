@@ -5,6 +5,7 @@ import signal
 from pathlib import Path
 
 import duckdb
+import pytest
 from magbatch_cli import JobFiles, alive, committed, descendants, journal, magbatch, read, start, wait_until
 
 SANE = ["--set", "model.engine_args.script=[]"]
@@ -52,6 +53,7 @@ def test_failed_rows_are_asked_again_and_objects_merged(job: JobFiles) -> None:
     assert journal(job.journal) == asked
 
 
+@pytest.mark.fire
 def test_a_killed_retry_is_gone_on_with(job: JobFiles) -> None:
     job.write_input(60)
     job.engine["script"] = [{"contains": "What is", "do": "never_close"}]

@@ -53,6 +53,7 @@ def check_rows(output: str) -> None:
     assert magbatch("verify", output).returncode == 0
 
 
+@pytest.mark.fire
 def test_a_job_goes_through_a_storm(
     job: JobFiles, on_s3: tuple[str, str], proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
