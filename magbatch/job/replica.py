@@ -179,6 +179,7 @@ class Replica:
         """
         if self._clock is None:
             self._clock = asyncio.create_task(self._tick())
+            self._looking = asyncio.create_task(self._look_at_hold())
         mine: set[asyncio.Task[None]] = set()
         attempt: _Attempt | None = None
         try:
@@ -361,7 +362,7 @@ class Replica:
 
     async def _tick(self) -> None:
         """Commits what has waited long enough, and tells the board what was done."""
-        reported = looked = time.monotonic()
+        reported = time.monotonic()
         while True:
             await asyncio.sleep(TICK_S)
             now = time.monotonic()
@@ -377,20 +378,18 @@ class Replica:
                 refusal, self._refusal = self._refusal, None
                 await self._board.trouble(f"the output's storage refuses, trying again: {refusal}")
             self._look_for_hangs(now)
-            if now - looked >= HOLD_INTERVAL_S:
-                looked = now
-                # In a task of its own: a store that is away may keep it for minutes.
-                if self._looking is None or self._looking.done():
-                    self._looking = asyncio.create_task(self._look_at_hold())
             if now - reported >= REPORT_INTERVAL_S:
                 reported = now
                 await self._report()
 
     async def _look_at_hold(self) -> None:
         """A replica whose run was taken over is a zombie: what it has is answered by others now."""
-        with suppress(StorageError):  # the next look tells
-            if self._hold is not None and await asyncio.to_thread(self._hold.is_lost):
-                self._die()
+        # In a task of its own: a store that is away may keep it for minutes.
+        while self._hold is not None:
+            await asyncio.sleep(HOLD_INTERVAL_S)
+            with suppress(StorageError):  # the next look tells
+                if await asyncio.to_thread(self._hold.is_lost):
+                    self._die()
 
     def _note_refusal(self, error: StorageError) -> None:
         """From the thread of a commit: the next tick tells the board."""
