@@ -262,7 +262,7 @@ def errors_schema(carry: pa.Schema) -> pa.Schema:
 
 def new_attempt() -> str:
     """A token for one attempt at a shard: unique, and sorted by the time it began."""
-    return f"{time.time_ns() // 1_000_000:011x}{secrets.token_hex(3)}"
+    return f"{time.time_ns() // 1_000_000:011x}{secrets.token_hex(6)}"
 
 
 RESULTS = "results"

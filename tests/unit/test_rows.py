@@ -104,7 +104,7 @@ def test_attempts_are_unique_and_fit_into_a_name() -> None:
 def test_later_attempts_sort_after_earlier_ones() -> None:
     first = new_attempt()
     later = new_attempt()
-    while later[:-6] == first[:-6]:  # within one millisecond their order is free
+    while later[:-12] == first[:-12]:  # within one millisecond their order is free
         later = new_attempt()
     assert first < later
 
