@@ -18,7 +18,7 @@ from typing import Any
 
 from magbatch.errors import ModelError
 from magbatch.spec import JobSpec, ModelSpec
-from magbatch.storage import fetch_prefix
+from magbatch.storage.inputs import fetch_prefix
 
 SMALL_FILES = ("params.json", "tekken.json", "SYSTEM_PROMPT.txt")
 _SMALL = re.compile(r"(params\.json|tekken\.json|SYSTEM_PROMPT\.txt)")

@@ -90,7 +90,7 @@ def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture
 def s3(s3_endpoint: str) -> str:
     """The URL of a new, empty bucket: `s3://<name>`."""
-    from magbatch.storage import s3_client
+    from magbatch.storage.s3 import s3_client
 
     bucket = f"test-{uuid.uuid4().hex[:16]}"
     s3_client().create_bucket(Bucket=bucket)

@@ -23,7 +23,8 @@ from typing import Any
 import psutil
 
 from magbatch.errors import LeaseError, StorageError
-from magbatch.storage import Store, open_store, patiently
+from magbatch.storage import Store, open_store
+from magbatch.storage.patience import patiently
 
 PREFIX = "_magbatch/lease-"
 BEAT_S = 5.0

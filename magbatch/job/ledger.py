@@ -25,7 +25,9 @@ from magbatch.job.parts import Part, Spool, read_columns, read_part, row_groups,
 from magbatch.job.plan import Plan
 from magbatch.rows import ERRORS, RESULTS, SCHEMA_VERSION, PartName, errors_schema, new_attempt, results_schema
 from magbatch.spec import JobSpec, carried_columns, differences, parse
-from magbatch.storage import PatientStore, Store, open_store
+from magbatch.storage import Store, open_store
+from magbatch.storage.patience import PatientStore
+from magbatch.storage.s3 import NoBucketError
 
 PLAN = "_magbatch/plan.parquet"
 SPEC = "_magbatch/spec.yaml"
@@ -89,7 +91,12 @@ class Ledger:
         Raises:
             OutputError: There is none.
         """
-        spec, plan = self.spec(), self.plan()
+        try:
+            spec, plan = self.spec(), self.plan()
+        except NoBucketError as error:
+            if isinstance(self.store, PatientStore):
+                raise  # a job is under way: the bucket is away
+            raise OutputError(str(error)) from error
         if spec is None or plan is None:
             raise OutputError(
                 f"{self.path}: no magbatch job here (no {SPEC}); give the output.path of a job that was run"
@@ -162,8 +169,8 @@ class Ledger:
         done = frozenset(row_id for part in parts for row_id in self._row_ids(part))
         if all(part.span == 1 for part in parts):
             return done
-        _, plan = self.open_job()  # merged objects hold rows of other shards too
-        return done & frozenset(plan.shard(shard).row_ids())
+        plan = self.plan()  # merged objects hold rows of other shards too
+        return done & frozenset(plan.shard(shard).row_ids()) if plan is not None else done
 
     def _row_ids(self, part: PartName) -> list[str]:
         try:

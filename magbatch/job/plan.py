@@ -23,7 +23,8 @@ from magbatch.errors import ErrorCode, InputError, OutputError, SpecError
 from magbatch.pipeline.render import template_columns
 from magbatch.rows import Segment, Shard
 from magbatch.spec import JobSpec, carried_columns
-from magbatch.storage import ObjectInfo, find_parquet, input_filesystem, stat_input
+from magbatch.storage import ObjectInfo
+from magbatch.storage.inputs import find_parquet, input_filesystem, stat_input
 
 FOOTER_READERS = 16  # footers are small and far away: latency, not bandwidth, is the limit
 MAX_IMAGE_SHARD_ROWS = 32  # a shard is one block in Ray's object store; a decoded page is 7 MB

@@ -22,7 +22,7 @@ from magbatch.pipeline.read import ShardReader
 from magbatch.pipeline.render import ImageGrid, Renderer
 from magbatch.rows import DeadLetter, Image, InputRow, Prompt, Shard
 from magbatch.spec import JobSpec, carried_columns
-from magbatch.storage import patiently
+from magbatch.storage.patience import patiently
 from magbatch.tokenizer import Tokenizer
 
 RENDER_THREADS = 4  # decoding and fetching release the GIL

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from magbatch.errors import ErrorCode, RowError
 from magbatch.rows import Segment, Shard
-from magbatch.storage import input_filesystem, stat_input
+from magbatch.storage.inputs import input_filesystem, stat_input
 
 READ_BATCH_ROWS = 64
 READ_BUFFER_BYTES = 1 << 20  # a column chunk is streamed, not loaded: row groups can be gigabytes

@@ -30,7 +30,7 @@ from PIL import ImageOps
 from magbatch.errors import ErrorCode, RowError, SpecError, StorageError
 from magbatch.rows import Image, InputRow, RenderedRow
 from magbatch.spec import JobSpec, is_remote
-from magbatch.storage import read_at_most
+from magbatch.storage.inputs import read_at_most
 
 MAX_REDIRECTS = 5
 

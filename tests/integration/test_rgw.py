@@ -17,7 +17,8 @@ from magbatch_cli import JobFiles, journal, magbatch, start, wait_until
 from rgw import Rgw, missing
 
 from magbatch.job.ledger import Ledger
-from magbatch.storage import open_store, s3_client
+from magbatch.storage import open_store
+from magbatch.storage.s3 import s3_client
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=f"RGW {missing()}")
 

@@ -21,6 +21,7 @@ from PIL import UnidentifiedImageError
 from magbatch import errors
 from magbatch.engines import EngineConfig, start
 from magbatch.errors import ErrorCode, JobError, MagbatchError, ResumableError, RowError, Step
+from magbatch.job.ledger import Ledger
 from magbatch.job.plan import Plan
 from magbatch.model import facts, locate
 from magbatch.pipeline.prompt import Prompter
@@ -28,7 +29,8 @@ from magbatch.pipeline.read import ShardReader
 from magbatch.pipeline.render import ImageGrid, Renderer, decode, template_columns
 from magbatch.rows import InputRow, RenderedRow, Segment, Shard
 from magbatch.spec import JobSpec, ModelSpec, SamplingSpec, load, parse
-from magbatch.storage import find_parquet, open_store, stat_input
+from magbatch.storage import open_store
+from magbatch.storage.inputs import find_parquet, stat_input
 from magbatch.tokenizer import Tokenizer
 
 CODES = {
@@ -228,5 +230,9 @@ def test_what_s3_answers_becomes_a_storage_error_but_for_what_is_not_there(s3: s
     with pytest.raises(errors.StorageError) as refused:
         open_store("s3://no-such-bucket").write("x", b"")
     assert "no such bucket" in str(refused.value)
+    with pytest.raises(errors.OutputError, match="no such bucket"):
+        Ledger("s3://no-such-bucket/out").open_job()
+    with pytest.raises(errors.StorageError, match="no such bucket"):
+        Ledger("s3://no-such-bucket/out", patience_s=0.1).open_job()
     with pytest.raises(errors.InputError, match="no such bucket"):
         find_parquet("s3://no-such-bucket/a/")

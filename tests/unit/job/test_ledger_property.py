@@ -16,7 +16,7 @@ from magbatch.job.compact import merge_objects
 from magbatch.job.ledger import Ledger
 from magbatch.job.retry import Choice
 from magbatch.pipeline.write import PartWriter
-from magbatch.storage import LocalStore
+from magbatch.storage.disk import LocalStore
 
 ROWS, SHARD_ROWS = 8, 3
 KINDS = "aft"  # answered, failed, truncated

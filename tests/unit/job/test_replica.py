@@ -18,7 +18,7 @@ from magbatch.job import replica as replica_module
 from magbatch.job.prepare import ShardPrompts, from_block, to_block
 from magbatch.job.replica import TICK_S, Replica
 from magbatch.rows import Generation, PartName, Prompt
-from magbatch.storage import s3_client
+from magbatch.storage.s3 import s3_client
 
 NEVER_S = 3600.0  # a commit interval that no test lives to see
 

@@ -12,7 +12,8 @@ import pytest
 from magbatch.errors import ErrorCode
 from magbatch.pipeline.read import ShardReader, ShardRows
 from magbatch.rows import Segment, Shard
-from magbatch.storage import open_store, stat_input
+from magbatch.storage import open_store
+from magbatch.storage.inputs import stat_input
 
 TEXT = pa.schema([("q", pa.string())])
 

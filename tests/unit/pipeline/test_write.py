@@ -19,7 +19,9 @@ from magbatch.rows import (
     errors_schema,
     results_schema,
 )
-from magbatch.storage import Store, input_filesystem, open_store, s3_client
+from magbatch.storage import Store, open_store
+from magbatch.storage.inputs import input_filesystem
+from magbatch.storage.s3 import s3_client
 
 AT = datetime(2026, 11, 23, 18, 0, 0, 123456, UTC)
 NOTHING = pa.table({})

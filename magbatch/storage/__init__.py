@@ -1,0 +1,21 @@
+"""Object storage and disks behind one small surface.
+
+Two promises. An object written through `Store` is whole as soon as it is visible, and never visible
+half: a single PUT on S3, write-then-rename on a disk. And local paths and s3:// behave alike.
+
+boto3 does what needs S3's own semantics (PUT, LIST by prefix, COPY); pyarrow's filesystems read
+Parquet input, since they fetch only the column ranges that are asked for. Credentials, region and
+endpoint come from the standard AWS chain, `AWS_ENDPOINT_URL` included.
+"""
+
+from magbatch.spec import is_remote
+from magbatch.storage.base import ObjectInfo, Store
+from magbatch.storage.disk import LocalStore
+from magbatch.storage.s3 import S3Store
+
+__all__ = ["ObjectInfo", "Store", "open_store"]
+
+
+def open_store(root: str) -> Store:
+    """The store at a local directory or an s3:// prefix; nothing is created yet."""
+    return S3Store(root) if is_remote(root) else LocalStore(root)

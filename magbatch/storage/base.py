@@ -1,0 +1,53 @@
+"""What a place for objects does, and how a listing shows them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """An object as a listing shows it.
+
+    Attributes:
+        name: Relative to the store's root.
+        size: Bytes.
+        tag: Changes when the content does: the ETag on S3, the modification time (ns) on a disk.
+    """
+
+    name: str
+    size: int
+    tag: str
+
+
+class Store(Protocol):
+    """A place for whole objects, by name relative to its root."""
+
+    root: str
+
+    def read(self, name: str) -> bytes:
+        """The whole object.
+
+        Raises:
+            FileNotFoundError: No such object.
+            StorageError: The storage refuses.
+        """
+
+    def write(self, name: str, data: bytes) -> None:
+        """Make the object visible, whole; an older one by this name is replaced at once."""
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Make the object visible, whole, unless one by this name is there: then False, and it stays as it is.
+
+        What is written should be unlike what anybody else would write: an own write whose answer was lost is
+        known by its content.
+        """
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """The objects whose name begins with prefix, in the order of their names; none where nothing is."""
+
+    def move(self, name: str, target: str) -> None:
+        """Rename an object; one that is gone already is no error."""
+
+    def delete(self, name: str) -> None:
+        """Remove an object; one that is gone already is no error."""

@@ -1,0 +1,119 @@
+"""Objects as files below a directory."""
+
+import errno
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from magbatch.errors import StorageError
+from magbatch.storage.base import ObjectInfo
+
+DRAFTS = "_magbatch/tmp/"  # outside the folders that users glob, and on the same disk, so that a rename is atomic
+_PASSING_ERRNO = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EBUSY, errno.ENOLCK, errno.ENOMEM}
+    | {errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH}
+)
+
+
+@contextmanager
+def local_errors(path: str, *, writing: bool = False) -> Iterator[None]:
+    """Raise what a disk refuses as StorageError; a file that is not there stays FileNotFoundError, but for a write."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        if not writing:
+            raise
+        # A folder that cannot be there, or that went away under the write: the next try makes it anew.
+        raise StorageError(f"{path}: {error.strerror}", passing=True) from error
+    except OSError as error:
+        raise StorageError(f"{path}: {error.strerror or error}", passing=error.errno in _PASSING_ERRNO) from error
+
+
+class LocalStore:
+    """Objects as files below a directory."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+
+    def _path(self, name: str) -> str:
+        return os.path.join(self.root, name)
+
+    def read(self, name: str) -> bytes:
+        """See `Store.read`."""
+        with local_errors(self._path(name)):
+            return Path(self._path(name)).read_bytes()
+
+    def write(self, name: str, data: bytes) -> None:
+        """See `Store.write`."""
+        path = self._path(name)
+        with local_errors(path, writing=True), self._draft(path, data) as draft:
+            os.rename(draft, path)
+
+    def create(self, name: str, data: bytes) -> bool:
+        """See `Store.create`."""
+        path = self._path(name)
+        with local_errors(path, writing=True), self._draft(path, data) as draft:
+            try:
+                os.link(draft, path)  # fails where a name is taken, unlike a rename
+            except FileExistsError:
+                with suppress(FileNotFoundError):
+                    return self.read(name) == data  # a network disk that lost its answer meets its own first link
+                return False
+        return True
+
+    @contextmanager
+    def _draft(self, path: str, data: bytes) -> Iterator[str]:
+        """A whole file on the disk of `path`, to be given that name; gone after the block."""
+        draft = self._path(f"{DRAFTS}{uuid.uuid4().hex}")
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        os.makedirs(os.path.dirname(draft), exist_ok=True)
+        try:
+            with open(draft, "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            yield draft
+        finally:
+            with suppress(OSError):
+                os.unlink(draft)
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """See `Store.list`."""
+        folder = self._path(prefix.rpartition("/")[0])
+        with local_errors(folder):
+            paths = (os.path.join(where, name) for where, _, files in walk(folder) for name in files)
+            names = (os.path.relpath(path, self.root) for path in paths)
+            for name in sorted(name for name in names if name.startswith(prefix)):
+                if name.startswith(DRAFTS) and not prefix.startswith(DRAFTS):
+                    continue
+                try:
+                    stat = os.stat(self._path(name))
+                except FileNotFoundError:  # moved since the folder was read
+                    continue
+                yield ObjectInfo(name, stat.st_size, str(stat.st_mtime_ns))
+
+    def move(self, name: str, target: str) -> None:
+        """See `Store.move`."""
+        with local_errors(self._path(name)):
+            os.makedirs(os.path.dirname(self._path(target)), exist_ok=True)
+            try:
+                os.rename(self._path(name), self._path(target))
+            except FileNotFoundError:
+                return
+
+    def delete(self, name: str) -> None:
+        """See `Store.delete`."""
+        with local_errors(self._path(name)):
+            Path(self._path(name)).unlink(missing_ok=True)
+
+
+def walk(folder: str) -> Iterator[tuple[str, list[str], list[str]]]:
+    """os.walk, but a folder that cannot be read is an error: its rows would look as if they were not done."""
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise error
+
+    return os.walk(folder, onerror=refuse, followlinks=True)
