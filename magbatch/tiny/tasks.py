@@ -1,12 +1,13 @@
 """The tiny model's three tasks: every example is a pure function of (split, seed, index, kinds).
 
 An example holds a question, perhaps an image, a true step-by-step reasoning and the answer. The
-splits `train` and `heldout` draw from generators that share no seed.
+splits `train` and `heldout` draw from generators that share no seed, and no sum is in both.
 
 `python -m magbatch.tiny.tasks --out FILE.parquet --n 64` writes a job's input file.
 """
 
 import argparse
+import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from magbatch.tiny.wording import (
     ARITHMETIC_QUESTIONS,
     COUNT_QUESTIONS,
     FIELDS,
+    JSON_QUESTIONS,
     LANGUAGES,
     NOTES,
     PRICE_QUESTIONS,
@@ -116,7 +118,7 @@ def work(split: Split, seed: int, index: int, kind: str) -> Worked:
     """Makes the content of one example of one kind."""
     rng = random.Random(f"{split}/{seed}/{index}/{kind}")
     if kind == "arithmetic":
-        return _arithmetic(rng)
+        return _arithmetic(rng, split)
     if kind == "receipt":
         return _receipt(rng)
     if kind == "fields":
@@ -163,11 +165,17 @@ def in_words(number: int) -> str:
     return UNITS[number]
 
 
-def _arithmetic(rng: random.Random) -> Worked:
+def _split_of(terms: Sequence[int]) -> Split:
+    """Short sums are few, and would be drawn for both splits: one in ten is for `heldout` alone."""
+    digest = hashlib.blake2b(repr(sorted(terms)).encode(), digest_size=8).digest()
+    return "heldout" if int.from_bytes(digest, "big") % 10 == 0 else "train"
+
+
+def _arithmetic(rng: random.Random, split: Split) -> Worked:
     count = rng.randint(2, MAX_OPERANDS)
     while True:
         terms = [_operand(rng) * (1 if i == 0 or rng.random() < 0.6 else -1) for i in range(count)]
-        if sum(terms) >= 0:
+        if sum(terms) >= 0 and _split_of(terms) == split:
             break
     words = rng.random()
     spell = [words < 0.2 or (words < 0.4 and rng.random() < 0.5) for _ in terms]
@@ -191,16 +199,19 @@ def _operand(rng: random.Random) -> int:
 def _receipt(rng: random.Random) -> Worked:
     receipt = draw_receipt(rng)
     lines = [f"{number} {name} {price_text(cents)}" for number, (name, cents) in enumerate(receipt.items, start=1)]
+    prices = [cents for _, cents in receipt.items]
+    total, count = price_text(sum(prices)), str(len(prices))
     asked = rng.random()
     # The price that is asked for is marked where it is read, so that the last line has only to look for the mark.
-    if asked < 0.35:
-        question = rng.choice(TOTAL_QUESTIONS)
-        answer = price_text(sum(cents for _, cents in receipt.items))
-        lines += [*work_columns([cents for _, cents in receipt.items]), f"total {answer}"]
-    elif asked < 0.45:
-        question = rng.choice(COUNT_QUESTIONS)
-        answer = str(len(receipt.items))
-        lines.append(f"count {answer}")
+    if asked < 0.3:
+        question, answer = rng.choice(TOTAL_QUESTIONS), total
+        lines += [*work_columns(prices), f"total {total}"]
+    elif asked < 0.38:
+        question, answer = rng.choice(COUNT_QUESTIONS), count
+        lines.append(f"count {count}")
+    elif asked < 0.55:
+        question, answer = rng.choice(JSON_QUESTIONS), f'{{"total":{total},"items":{count}}}'
+        lines += [*work_columns(prices), f"total {total}", f"count {count}"]
     else:
         number = rng.randrange(len(receipt.items))
         name, cents = receipt.items[number]

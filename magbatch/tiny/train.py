@@ -36,9 +36,6 @@ _INIT_SEED = 7
 WEIGHTS = Path(__file__).parent / "weights" / "consolidated.safetensors"
 # Reading comes first: for so many steps images are only read character by character.
 READING_STEPS = 300
-# That the line which is asked for is told from the others hangs on one token of a line, which is lost among all
-# others: with no more weight than they have, it is not learnt in thousands of steps.
-MARK_WEIGHT = 12.0
 WARMUP_STEPS = 100
 DECAY_SHARE = 0.6
 MATRIX_LR = 3e-3
@@ -117,7 +114,7 @@ class Losses:
         return self.writing / max(1, self.written) + self.reading / max(1, self.read) + self.naming / max(1, self.named)
 
 
-def losses(trainee: Trainee, batches: list[Batch], *, write_images: bool, mark_weight: float = 1.0) -> Losses:
+def losses(trainee: Trainee, batches: list[Batch], *, write_images: bool) -> Losses:
     """Loss of one step: of completions, and of the characters at each image token."""
     writing, reading, naming = torch.zeros(()), torch.zeros(()), torch.zeros(())
     written = read = named = 0
@@ -138,7 +135,7 @@ def losses(trainee: Trainee, batches: list[Batch], *, write_images: bool, mark_w
         wanted = batch.targets != IGNORED
         logits = trainee.model.output(hidden[wanted]).float()
         each = F.cross_entropy(logits, batch.targets[wanted], reduction="none")
-        writing = writing + (each * torch.where(batch.marks[wanted], mark_weight, 1.0)).sum()
+        writing = writing + (each * batch.weights[wanted]).sum()
         written += int(wanted.sum())
     return Losses(writing, written, reading, read, naming, named)
 
@@ -212,7 +209,7 @@ def train(*, steps: int, seed: int, state_file: Path, out: Path, until: int) -> 
             for optimiser, full in zip(optims, (MATRIX_LR, VECTOR_LR), strict=True):
                 optimiser.param_groups[0]["lr"] = full * share
             with torch.autocast("cpu", dtype=torch.bfloat16):
-                part = losses(trainee, batches, write_images=not reading_only, mark_weight=MARK_WEIGHT)
+                part = losses(trainee, batches, write_images=not reading_only)
             part.mean().backward()
             nn.utils.clip_grad_norm_(trainee.parameters(), 1.0)
             for optimiser in optims:

@@ -132,6 +132,12 @@ PRICE_QUESTIONS = (
     "Find the price of {item}.",
     "How much did I pay for the {item}?",
 )
+JSON_QUESTIONS = (
+    "Give the receipt as JSON.",
+    "Read this receipt into JSON.",
+    "Total and number of items as JSON?",
+    "What are total and items, as JSON?",
+)
 
 
 @dataclass(frozen=True)
@@ -300,7 +306,7 @@ def pieces() -> tuple[str, ...]:
     for word in (*UNITS, *TENS, *SCALES):
         texts += [f" {word}", word]
     texts += [f"-{word}" for word in UNITS[1:10]]
-    texts += [*ARITHMETIC_QUESTIONS, *TOTAL_QUESTIONS, *COUNT_QUESTIONS, *PRICE_QUESTIONS]
+    texts += [*ARITHMETIC_QUESTIONS, *TOTAL_QUESTIONS, *COUNT_QUESTIONS, *PRICE_QUESTIONS, *JSON_QUESTIONS]
     texts += [f" {item}" for item in ITEMS]
     for language in LANGUAGES.values():
         texts += [*language.labels.values(), language.sentence, *language.questions]

@@ -8,6 +8,8 @@ import torch
 
 from magbatch.tiny.batches import (
     IGNORED,
+    MARK_WEIGHT,
+    NAME_WEIGHT,
     Encoder,
     Mixture,
     cell_classes,
@@ -137,11 +139,11 @@ def test_only_completions_are_learnt(encoder: Encoder):
     assert int(wanted.nonzero()[0]) == len(row.prompt) - 1
 
 
-def test_marks_are_what_tells_the_asked_line_from_the_others(encoder: Encoder):
+def test_what_tells_the_asked_line_from_the_others_weighs_most(encoder: Encoder):
     marked = 0
     for row in rows(encoder, "receipt", 12):
         batch = collate([row], encoder)
-        told = [encoder.tekken.decode([token]) for token in batch.targets[0][batch.marks[0]].tolist()]
+        told = [encoder.tekken.decode([token]) for token in batch.targets[0][batch.weights[0] == MARK_WEIGHT].tolist()]
         if "price=" not in row.worked.reasoning:
             assert told == []
             continue
@@ -150,13 +152,23 @@ def test_marks_are_what_tells_the_asked_line_from_the_others(encoder: Encoder):
     assert marked
 
 
-def test_marks_weigh_more(encoder: Encoder, trainee: Trainee):
+def test_the_letters_of_a_made_up_name_weigh_more(encoder: Encoder):
+    named = 0
+    for row in rows(encoder, "fields", 30):
+        batch = collate([row], encoder)
+        heavy = encoder.tekken.decode(batch.targets[0][batch.weights[0] == NAME_WEIGHT].tolist())
+        name = row.worked.expected if row.worked.reasoning.startswith("field customer") else ""
+        named += bool(name)
+        assert heavy == 2 * name  # where it is found, and where it is answered
+    assert named
+
+
+def test_weights_count_in_the_loss(encoder: Encoder, trainee: Trainee):
     row = next(row for row in rows(encoder, "receipt", 12) if "price=" in row.worked.reasoning)
     batch = collate([row], encoder)
-    light, heavy = (losses(trainee, [batch], write_images=True, mark_weight=weight) for weight in (1.0, 3.0))
-    batch.marks[:] = False
-    unmarked = losses(trainee, [batch], write_images=True, mark_weight=3.0)
-    assert unmarked.writing.item() == light.writing.item()
+    heavy = losses(trainee, [batch], write_images=True)
+    batch.weights[:] = 1.0
+    light = losses(trainee, [batch], write_images=True)
     assert heavy.writing.item() > light.writing.item()
     assert heavy.written == light.written
 

@@ -1,5 +1,6 @@
 """The generator: the same example from the same arguments, and reasoning that is true."""
 
+import json
 import os
 import re
 import subprocess
@@ -11,7 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from magbatch.tiny.tasks import KINDS, Worked, example, in_words, work, work_columns, write_parquet
+from magbatch.tiny.tasks import KINDS, Split, Worked, example, in_words, work, work_columns, write_parquet
+
+SPLITS: tuple[Split, ...] = ("train", "heldout")
 
 
 def run_columns(lines: list[str]) -> int:
@@ -51,9 +54,19 @@ def test_examples_are_the_same_in_another_process():
     assert len(runs) == 1
 
 
-def test_splits_share_no_question_with_a_document_of_its_own():
-    train = {work("train", 0, i, "fields").question for i in range(2000)}
-    assert not train & {work("heldout", 0, i, "fields").question for i in range(2000)}
+def summands(worked: Worked) -> tuple[str, ...]:
+    return tuple(sorted(line for line in worked.reasoning.split("\n") if re.fullmatch(r"[+-]\d{4}", line)))
+
+
+def test_splits_share_no_sum():
+    train, heldout = ({summands(work(split, 0, i, "arithmetic")) for i in range(4000)} for split in SPLITS)
+    assert not train & heldout
+    assert any(len(terms) == 2 and all(term <= "+0099" for term in terms) for terms in heldout), "no short one"
+
+
+def test_splits_share_no_document():
+    train, heldout = ({work(split, 0, i, "fields").question for i in range(2000)} for split in SPLITS)
+    assert not train & heldout
 
 
 @pytest.mark.parametrize(
@@ -87,6 +100,15 @@ def test_receipt_traces_are_correct():
         items = [match for match in items if match]
         assert [(m[2], int(m[3] + m[4])) for m in items] == list(worked.receipt.items)
         assert [int(m[1]) for m in items] == list(range(1, len(items) + 1))
+        if "JSON" in worked.question:
+            asked.add("json")
+            read = json.loads(worked.expected)
+            assert list(read) == ["total", "items"]
+            assert run_columns(lines[len(items) : -2]) == sum(c for _, c in worked.receipt.items)
+            assert round(read["total"] * 100) == sum(c for _, c in worked.receipt.items)
+            assert read["items"] == len(items)
+            assert lines[-1] == f"count {len(items)}"
+            continue
         assert re.fullmatch(rf"(total|count) {worked.expected}|price={worked.expected}", lines[-1])
         wanted = re.match(r"[a-z]+", lines[-1])[0]
         asked.add(wanted)
@@ -100,7 +122,7 @@ def test_receipt_traces_are_correct():
             name, price = marked.split()[1].split("=")
             assert name in worked.question
             assert price == worked.expected
-    assert asked == {"total", "count", "price"}
+    assert asked == {"total", "count", "price", "json"}
 
 
 def test_the_field_stands_in_the_document():
