@@ -116,6 +116,22 @@ class Image:
     rgb: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page of a row's document.
+
+    Attributes:
+        number: From 1.
+        text: Its text: embedded in a PDF, or the page of a text document itself; None where it has none or the
+            job does not want it.
+        image: Its picture; None where it has none or the job does not want it.
+    """
+
+    number: int
+    text: str | None = None
+    image: Image | None = None
+
+
 @dataclass(slots=True)
 class RenderedRow:
     """A row's documents as text and images: chat messages whose images are positions in `images`.
@@ -125,11 +141,13 @@ class RenderedRow:
         messages: `{"role", "content"}` dicts; content is a list of `{"text": str}` and
             `{"image": int}` parts.
         images: The decoded images, in the order of their positions.
+        pages: The document that is asked about; not yet part of any message.
     """
 
     row_id: str
     messages: list[dict[str, Any]]
     images: list[Image] = field(default_factory=list)
+    pages: list[Page] = field(default_factory=list)
 
 
 @dataclass(slots=True)

@@ -37,8 +37,11 @@ class Rule(BaseModel):
 
     contains: Annotated[str, Field(description="Text that the decoded prompt must hold.")]
     do: Annotated[
-        Literal["answer", "die", "hang", "freeze", "reject", "never_close", "no_think"],
-        Field(description="`die` ends the engine; `hang` stops one row after its first token, `freeze` all rows."),
+        Literal["answer", "die", "hang", "stall", "freeze", "reject", "never_close", "no_think"],
+        Field(
+            description="`die` ends the engine; `hang` stops one row after its first token, `stall` before it, "
+            "`freeze` all rows."
+        ),
     ] = "answer"
     tokens: Annotated[int | None, Field(ge=1, description="Length of the thinking in tokens.")] = None
 
@@ -105,6 +108,8 @@ class FakeEngine:
             if rule.do == "die":
                 self._dead = True
                 raise EngineDeadError("the script ends the engine")
+            if rule.do == "stall":
+                await asyncio.Event().wait()
             if rule.do == "freeze":
                 self._thawed.clear()
             completion = await self._play(*self._tokens(prompt, rule, max_tokens), on_tokens, hangs=rule.do == "hang")

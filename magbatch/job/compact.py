@@ -20,6 +20,7 @@ from magbatch.job.plan import Plan
 from magbatch.job.run import patient_ledger
 from magbatch.rows import ERRORS, RESULTS, PartName, new_attempt
 from magbatch.spec import JobSpec
+from magbatch.storage import open_store
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +95,9 @@ def compact(output: str, target_bytes: int, console: Console) -> Compacted:
     """
     spec, _, _ = Ledger(output).complete_job()
     ledger = patient_ledger(spec.with_output(output), console)
-    lease = Lease(ledger.store, console.print)
+    lease = Lease(open_store(ledger.path, quick=True), console.print)
     with lease.held():
-        ledger.tidy()
+        ledger.tidy(lease.confirm)
         return merge_objects(ledger, target_bytes, lease.confirm)
 
 
@@ -138,7 +139,7 @@ def merge_objects(ledger: Ledger, target_bytes: int, confirm: Callable[[], None]
         manifest = ledger.renew(spec, plan, manifest, gone, new, compacted_to_bytes=target_bytes)
         for name in gone:
             ledger.store.delete(str(name))  # not kept as superseded: every row of it lives on unchanged
-        ledger.tidy()
+        ledger.tidy(confirm)
     return Compacted(
         job=manifest["job"],
         objects_before=len(before["parts"]),

@@ -41,7 +41,7 @@ import magbatch
 from magbatch.capture import STDERR, STDOUT, captured, last_words
 from magbatch.engines import start
 from magbatch.engines.base import EngineConfig
-from magbatch.errors import ClusterError, EngineStartError, InterruptedJobError, JobError, StorageError
+from magbatch.errors import ClusterError, EngineStartError, InterruptedJobError, JobError, LeaseError, StorageError
 from magbatch.job import preempt
 from magbatch.job.lease import Hold
 from magbatch.job.plan import Plan
@@ -138,6 +138,9 @@ class _Worker:
     def __init__(self, job: Job, board: Any, touched: frozenset[int], hold: Hold) -> None:
         spec = job.spec
         name = uuid.uuid4().hex[:8]
+        with suppress(StorageError):  # the replica looks again while it works
+            if hold.is_lost():  # Ray starts a zombie's replicas anew, driver or no driver
+                raise LeaseError(f"another run has taken {hold.root} over")
         budget = threading.Timer(spec.replicas.start_timeout_s, _give_up_start, (spec.replicas.start_timeout_s, board))
         budget.daemon = True
         budget.start()
@@ -292,7 +295,15 @@ def _cluster(spec: JobSpec) -> Iterator[None]:
         psutil.wait_procs(left)
 
 
-def run_fleet(job: Job, plan: Plan, done: "np.ndarray[Any, np.dtype[np.int64]]", watch: Watch, hold: Hold) -> Snapshot:
+def run_fleet(
+    job: Job,
+    plan: Plan,
+    done: "np.ndarray[Any, np.dtype[np.int64]]",
+    watch: Watch,
+    hold: Hold,
+    *,
+    doubtful: bool,
+) -> Snapshot:
     """Answer every open row of a job, once.
 
     Args:
@@ -301,6 +312,8 @@ def run_fleet(job: Job, plan: Plan, done: "np.ndarray[Any, np.dtype[np.int64]]",
         done: Rows of each shard that the ledger already holds.
         watch: Is shown the state a few times a second.
         hold: The run's lease.
+        doubtful: Replicas of an earlier run may have committed rows after `done` was counted: each shard is
+            looked up in the ledger again when its turn comes.
 
     Returns:
         The last state.
@@ -316,18 +329,25 @@ def run_fleet(job: Job, plan: Plan, done: "np.ndarray[Any, np.dtype[np.int64]]",
     # what a user needs. The signals are set twice, since Ray installs handlers of its own when it starts.
     with captured(STDOUT, STDERR, replay=False), _signals(stop), _cluster(job.spec), _signals(stop):
         try:
-            return _supervise(job, plan, done, watch, stop, hold)
+            return _supervise(job, plan, done, watch, stop, hold, doubtful=doubtful)
         except ray.exceptions.RayError as error:
             raise _as_job_error(error, Snapshot()) from error
 
 
 def _supervise(
-    job: Job, plan: Plan, done: "np.ndarray[Any, np.dtype[np.int64]]", watch: Watch, stop: threading.Event, hold: Hold
+    job: Job,
+    plan: Plan,
+    done: "np.ndarray[Any, np.dtype[np.int64]]",
+    watch: Watch,
+    stop: threading.Event,
+    hold: Hold,
+    *,
+    doubtful: bool,
 ) -> Snapshot:
     # Beside the driver: the board must not go with a spot node.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     board: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(BoardState).remote()
-    dataset = _dataset(job, plan, done, board, hold)
+    dataset = _dataset(job, plan, done, board, hold, doubtful=doubtful)
     failure: list[BaseException] = []
 
     def work() -> None:
@@ -363,14 +383,19 @@ def _supervise(
         thread.join(SHUTDOWN_GRACE_S)
     last: Snapshot = ray.get(board.snapshot.remote())
     if stop.is_set():
-        raise InterruptedJobError("stopped; every finished row is committed")
+        late = time.monotonic() > deadline
+        raise InterruptedJobError(
+            f"stopped before every replica had committed what it had finished (within {STOP_GRACE_S:.0f} s)"
+            if late
+            else "stopped; every finished row is committed"
+        )
     if failure:
         raise _as_job_error(failure[0], last)
     return last
 
 
 def _dataset(
-    job: Job, plan: Plan, done: "np.ndarray[Any, np.dtype[np.int64]]", board: Any, hold: Hold
+    job: Job, plan: Plan, done: "np.ndarray[Any, np.dtype[np.int64]]", board: Any, hold: Hold, *, doubtful: bool
 ) -> ray.data.Dataset:
     spec = job.spec
     context = ray.data.DataContext.get_current()
@@ -382,7 +407,7 @@ def _dataset(
 
     sizes = plan.shard_sizes
     open_indices = np.flatnonzero(done < sizes)
-    touched = frozenset(int(index) for index in open_indices if done[index] > 0)
+    touched = frozenset(int(index) for index in open_indices if doubtful or done[index] > 0)
     rows = int((sizes - done)[open_indices].sum())
     shard_rows = max(1, int(sizes[open_indices].mean()))
     per_task = max(1, min(MAX_READ_TASK_ROWS, rows // READ_TASKS_WANTED) // shard_rows)

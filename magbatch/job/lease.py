@@ -5,7 +5,8 @@ exactly one of many can do, on a disk and on S3 alike; its holder writes it anew
 second looks for such a sign of life, and takes over when there is none. Nobody compares clocks of two machines.
 
 What the lease protects is the bill, and the user's peace. The answers do not need it: rows of two runs that
-overlap are told apart by the ledger's one rule.
+overlap are told apart by the ledger's one rule, and a manifest is only ever put in the place of the one that
+its writer has seen.
 """
 
 import json
@@ -20,15 +21,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from magbatch.errors import LeaseError, StorageError
 from magbatch.storage import Store, open_store
 from magbatch.storage.patience import patiently
 
 PREFIX = "_magbatch/lease-"
 BEAT_S = 5.0
-EXPIRY_S = 30.0  # without a sign of life: several beats that a slow store may lose
+# Without a sign of life. A beat is at most four requests of a quick store, each a few times QUICK_TIMEOUT_S.
+EXPIRY_S = 60.0
 LOOK_S = 1.0
 
 
@@ -38,6 +38,15 @@ def _place() -> str:
     with suppress(OSError):
         return f"{boot.read_text().strip()}/{os.stat(namespace).st_ino}"
     return ""
+
+
+def _started(pid: int) -> str:
+    """When a process of this place began: no other with this id has the same, whatever the clocks do."""
+    try:
+        # Ticks since the boot, the 20th field after the name (proc(5)), which may hold blanks and brackets.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +67,21 @@ class Hold:
         Raises:
             StorageError: The output cannot be listed.
         """
-        return max(_numbers(open_store(self.root)), default=self.number) > self.number
+        return max(_numbers(open_store(self.root, quick=True)), default=self.number) > self.number
+
+
+def _read(data: bytes) -> dict[str, Any]:
+    """A holder's record; of one that is damaged, or only just made, nothing is known but that it is there."""
+    unknown = {"host": "unknown", "pid": 0, "place": "", "since": "", "released": False}
+    with suppress(ValueError):
+        record = json.loads(data)
+        if isinstance(record, dict):
+            return unknown | record
+    return unknown
+
+
+def _who(holder: dict[str, Any]) -> str:
+    return f"host {holder['host']}, process {holder['pid']}"
 
 
 def _name(number: int) -> str:
@@ -74,20 +97,24 @@ class Lease:
     """A run's hold on an output.
 
     Args:
-        store: The output.
+        store: The output, as a store that answers quickly or not at all.
         say: Shows one line to a person.
+
+    Attributes:
+        inherited: It was taken from a run that had not given it back: its replicas may still commit.
     """
 
     def __init__(self, store: Store, say: Callable[[str], None]) -> None:
         self._store = store
         self._say = say
-        process = psutil.Process()
+        self.inherited = False
+        pid = os.getpid()
         self._record: dict[str, Any] = {
             "id": uuid.uuid4().hex,
             "host": socket.gethostname(),
             "place": _place(),
-            "pid": process.pid,
-            "since": process.create_time(),
+            "pid": pid,
+            "since": _started(pid),
             "beat": 0,
             "released": False,
         }
@@ -136,34 +163,45 @@ class Lease:
             if found is not None:
                 self._wait_for_end(*found)
             self._number = found[0] + 1 if found is not None else 1
-            if self._store.create(_name(self._number), self._data()):
+            if not self._store.create(_name(self._number), self._data()):
+                continue
+            numbers = _numbers(self._store)
+            if max(numbers) == self._number:
                 break
-        for number in _numbers(self._store):
-            if number < self._number:  # a number is never used again, so older ones may go
+            # This one was free because others have had it, and ended, while the request was under way.
+            self._store.delete(_name(self._number))
+        for number in numbers:
+            if number < self._number:
                 self._store.delete(_name(number))
 
     def _wait_for_end(self, number: int, data: bytes) -> None:
         """Come back once the holder is gone; raise where it is alive."""
-        holder = json.loads(data)
-        who = f"host {holder['host']}, process {holder['pid']}"
-        if holder["released"]:
+        holder = _read(data)
+        who = _who(holder)
+        self.inherited = not holder["released"]
+        if not self.inherited:
             return
+        busy = LeaseError(f"{self._store.root}: another run is working on it ({who}); wait for it, or stop it")
         if holder["place"] and holder["place"] == self._record["place"]:
-            with suppress(psutil.NoSuchProcess):
-                if psutil.Process(holder["pid"]).create_time() == holder["since"]:
-                    raise LeaseError(
-                        f"{self._store.root}: another run is working on it ({who}); wait for it, or stop it"
-                    )
+            if holder["since"] and _started(holder["pid"]) == holder["since"]:
+                raise busy
             return
-        self._say(f"another run ({who}) had this output; waiting up to {EXPIRY_S:.0f} s for a sign of life from it")
-        deadline = time.monotonic() + EXPIRY_S
-        while time.monotonic() < deadline:
+        self._say(f"another run ({who}) had this output; waiting {EXPIRY_S:.0f} s for a sign of life from it")
+        watched_since: float | None = None
+        while watched_since is None or time.monotonic() - watched_since < EXPIRY_S:
             time.sleep(LOOK_S)
-            found = self._newest()
-            if found is None or (found[0] == number and json.loads(found[1])["released"]):
+            try:
+                found = self._newest()
+            except StorageError as error:
+                if not error.passing:
+                    raise
+                watched_since = None  # while the store was away, nobody could give a sign of life
+                continue
+            if found is None or (found[0] == number and _read(found[1])["released"]):
                 return
             if found != (number, data):
-                raise LeaseError(f"{self._store.root}: another run is working on it ({who}); wait for it, or stop it")
+                raise busy
+            watched_since = watched_since or time.monotonic()
 
     def _beat(self) -> None:
         while not self._over.wait(BEAT_S):
@@ -176,8 +214,7 @@ class Lease:
     def _look(self) -> None:
         found = self._newest()
         if found is not None and found[0] > self._number:
-            holder = json.loads(found[1])
-            self._lost = f"host {holder['host']}, process {holder['pid']}"
+            self._lost = _who(_read(found[1]))
 
     def _write(self, *, released: bool) -> None:
         self._record |= {"beat": self._record["beat"] + 1, "released": released}

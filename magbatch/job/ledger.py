@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
-from magbatch.errors import OutputError, SpecChangedError, StorageError
+from magbatch.errors import LeaseError, OutputError, SpecChangedError, StorageError
 from magbatch.job.audit import Audit, Totals, audit_unit, units
 from magbatch.job.parts import Part, Spool, read_columns, read_part, row_groups, row_ids_of
 from magbatch.job.plan import Plan
@@ -242,6 +242,7 @@ class Ledger:
         plan: Plan,
         see: Callable[[str, pa.Table], None],
         report: Callable[[Totals], None],
+        confirm: Callable[[], None],
     ) -> tuple[Totals, list[str]]:
         """Prove the job complete and write its manifest, last.
 
@@ -250,6 +251,7 @@ class Ledger:
             plan: Its plan.
             see: Is given each kept object's kind and narrow columns, the carried ones included.
             report: Is given the totals before the manifest is written.
+            confirm: Is called before what only the holder of the lease may do; what it raises ends the work.
 
         Returns:
             The totals, and the ids of rows that are still missing: with any of those, nothing is
@@ -257,6 +259,7 @@ class Ledger:
 
         Raises:
             OutputError: An object is damaged or unplanned.
+            LeaseError: Another run has completed the job meanwhile.
         """
         expected, more = spec.input.columns.expected, narrow_columns(spec)
         totals, missing, entries = Totals(), list[str](), list[dict[str, Any]]()
@@ -270,6 +273,7 @@ class Ledger:
 
         for audit in self.audit(plan, more):
             if audit.problems or audit.unplanned:
+                confirm()  # to a run that was taken over, the other's work would look like damage
                 wrong = "\n".join(f"  {line}" for line in [*audit.problems, *audit.unplanned][:20])
                 raise OutputError(
                     f"{self.path}: the output is damaged:\n{wrong}\nFor the whole list: magbatch verify {self.path}"
@@ -296,11 +300,14 @@ class Ledger:
             **asdict(totals),
             "parts": entries,
         }
+        confirm()
         report(totals)
-        self.store.write(MANIFEST, json.dumps(manifest, indent=1).encode())
+        # Only where none is: whoever was taken over, and wakes up here, must not put his in the place of the other's.
+        if not self.store.create(MANIFEST, json.dumps(manifest, indent=1).encode()):
+            raise LeaseError(f"{self.path}: another run has completed this job")
         for name in superseded:
             self._supersede(name)
-        self.tidy()
+        self.tidy(confirm)
         return totals, []
 
     def renew(
@@ -321,6 +328,9 @@ class Ledger:
             gone: Objects that it names and the new one does not; moving them away is the caller's.
             new: Entries of objects that only the new one names.
             changes: Other fields of it.
+
+        Raises:
+            LeaseError: It is no longer the job's manifest.
         """
         without = {str(name) for name in gone}
         entries = [entry for entry in manifest["parts"] if entry["name"] not in without]
@@ -329,19 +339,37 @@ class Ledger:
         entries = [entry for entry in entries if entry["rows"] or entry["name"].partition("/")[0] not in filled]
         entries += self._empty_parts(spec, plan, {entry["name"].partition("/")[0] for entry in entries})
         renewed = manifest | changes | {"parts": sorted(entries, key=lambda entry: _place(entry["name"]))}
-        self.store.write(MANIFEST, json.dumps(renewed, indent=1).encode())
+        old = self._load(MANIFEST)
+        if (
+            old is None
+            or json.loads(old) != manifest
+            or not self.store.replace(MANIFEST, json.dumps(renewed, indent=1).encode(), old)
+        ):
+            raise LeaseError(f"{self.path}: another command has changed the manifest meanwhile; nothing was changed")
         return renewed
 
-    def strays(self) -> list[PartName]:
-        """Objects of a complete job that its manifest does not name: what an interrupted end left."""
-        manifest = self.manifest()
-        named = None if manifest is None else {entry["name"] for entry in manifest["parts"]}
-        parts = [] if named is None else [part for kind in (RESULTS, ERRORS) for part in self.parts(kind)]
-        return [part for part in parts if named is not None and str(part) not in named]
+    def strays(self) -> tuple[list[PartName], list[str]]:
+        """What a complete job's objects and its manifest do not have in common.
 
-    def tidy(self) -> None:
-        """After the manifest: what it does not name leaves the folders that users glob."""
-        for part in self.strays():
+        Returns:
+            Objects that it does not name, which an interrupted end left; and names of which there is no object.
+        """
+        parts = [part for kind in (RESULTS, ERRORS) for part in self.parts(kind)]
+        manifest = self.manifest()  # after the listing: what is not in it now will be in no later one either
+        if manifest is None:
+            return [], []
+        named, there = {entry["name"] for entry in manifest["parts"]}, {str(part) for part in parts}
+        return [part for part in parts if str(part) not in named], sorted(named - there)
+
+    def tidy(self, confirm: Callable[[], None]) -> None:
+        """After the manifest: what it does not name leaves the folders that users glob.
+
+        Args:
+            confirm: Raises where another command works on the output: its new objects are in no manifest yet.
+        """
+        strays, _ = self.strays()
+        confirm()
+        for part in strays:
             self._supersede(part)
         for draft in list(self.store.list("_magbatch/tmp/")):
             self.store.delete(draft.name)

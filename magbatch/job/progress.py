@@ -80,7 +80,7 @@ class BoardState:
     def report(self, replica: str, tally: Tally) -> bool:
         """See `Board.report`."""
         if replica not in self._seen:
-            self._failed_starts = 0
+            self._failed_starts, self._engine_error = 0, None
         self._seen[replica] = time.monotonic()
         self._served = True
         for item in fields(Tally):

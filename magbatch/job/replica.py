@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from magbatch.engines.base import Engine
 from magbatch.errors import EngineDeadError, ErrorCode, RowError, Step, StorageError
-from magbatch.job.lease import Hold
+from magbatch.job.lease import EXPIRY_S, Hold
 from magbatch.job.ledger import Ledger
 from magbatch.job.prepare import Job, ShardPrompts
 from magbatch.pipeline.generate import ADMITTED_PER_SLOT, Admission, Generate
@@ -26,7 +26,12 @@ from magbatch.pipeline.write import PartWriter
 from magbatch.rows import DeadLetter, FinishedRow, Prompt, ReasoningStatus
 from magbatch.tokenizer import Tokenizer
 
-STRIKES = 2  # engines that may die with a row in flight before it counts as their killer
+# Engines that die with a row in flight before it counts as their killer. After the first death a part of the suspects
+# is let in at once, after the second one suspect at a time: a killer is found among 2 x 256 rows by three deaths, and
+# a row that is innocent would have to meet three of them.
+STRIKES = 3
+SLOTS_PER_SUSPECT = 8  # after one death: of 256 rows at once, 32 are suspects
+NOTICE_WAIT_S = 1.0  # a platform that ends a node may tell the engine before the replica
 UNCOMMITTED_PER_SLOT = 8  # finished rows that may wait for the store before admission waits for it
 NOTICE_S = 25.0  # between SIGTERM and the end: platforms give 30 s
 TICK_S = 0.25
@@ -97,6 +102,7 @@ class _InFlight:
 
     shard: int
     task: asyncio.Task[Any]
+    began: float
     pulse: float | None = None  # when its last tokens came; None before the first
     hangs: bool = False
 
@@ -141,7 +147,7 @@ class Replica:
         self._max_uncommitted = max(UNCOMMITTED_PER_SLOT * slots, job.spec.output.commit_rows)
         self._committed = asyncio.Event()
         self._turn = asyncio.Lock()  # shards enter one after the other
-        self._suspects = asyncio.Lock()
+        self._suspects = {1: asyncio.Semaphore(max(1, slots // SLOTS_PER_SUSPECT)), 2: asyncio.Semaphore(1)}
         self._board = board
         self._die = die
         self._notice = notice
@@ -152,6 +158,8 @@ class Replica:
         self._ledger = Ledger(job.spec.output.path, job.spec.output.patience_s, self._note_refusal)
         self._in_flight: dict[str, _InFlight] = {}
         self._pulse = 0.0  # when the engine last gave any row a token
+        self._reached = 0.0  # when the youngest of the rows began that have a first token: engines serve in turn
+        self._held_at = time.monotonic()  # when the lease was last seen to be the run's
         self._attempts: set[_Attempt] = set()
         self._rows: set[asyncio.Task[None]] = set()
         self._commits: set[asyncio.Task[None]] = set()
@@ -232,7 +240,7 @@ class Replica:
                 self._finish(attempt, DeadLetter(prompt.row_id, Step.GENERATE, ErrorCode.ENGINE_KILLER, message))
                 continue
             if struck:
-                self._start(self._suspect(attempt, prompt), mine)
+                self._start(self._suspect(attempt, prompt, struck), mine)
                 continue
             await self._room_to_commit()
             size = prompt.size_bytes
@@ -269,9 +277,9 @@ class Replica:
                 self._commit_soon(attempt)
             await self._committed.wait()
 
-    async def _suspect(self, attempt: _Attempt, prompt: Prompt) -> None:
-        """A row that was in an engine that died: alone among its like, so that only the killer is struck again."""
-        async with self._suspects:
+    async def _suspect(self, attempt: _Attempt, prompt: Prompt, strikes: int) -> None:
+        """A row that was in an engine that died: with few of its like, so that few are struck again."""
+        async with self._suspects[strikes]:
             await self._admission.enter(prompt.size_bytes)
             try:
                 await self._row(attempt, prompt)
@@ -294,10 +302,11 @@ class Replica:
             self._pulse = time.monotonic()
         task = asyncio.current_task()
         assert task is not None
-        row = self._in_flight[prompt.row_id] = _InFlight(shard, task)
+        row = self._in_flight[prompt.row_id] = _InFlight(shard, task, time.monotonic())
 
         def pulse() -> None:
             row.pulse = self._pulse = time.monotonic()
+            self._reached = max(self._reached, row.began)
 
         try:
             generation = await self._generate(prompt, pulse)
@@ -333,6 +342,8 @@ class Replica:
         async with attempt.lock:
             finished, letters = attempt.finished[:], attempt.letters[:]
             try:
+                if (finished or letters) and time.monotonic() - self._held_at > EXPIRY_S:
+                    await self._check_hold()
                 if finished:
                     await asyncio.to_thread(attempt.writer.results, finished)
                     del attempt.finished[: len(finished)]
@@ -384,12 +395,19 @@ class Replica:
 
     async def _look_at_hold(self) -> None:
         """A replica whose run was taken over is a zombie: what it has is answered by others now."""
-        # In a task of its own: a store that is away may keep it for minutes.
+        # In a task of its own: a store that is away may keep it for a while.
         while self._hold is not None:
             await asyncio.sleep(HOLD_INTERVAL_S)
             with suppress(StorageError):  # the next look tells
-                if await asyncio.to_thread(self._hold.is_lost):
-                    self._die()
+                await self._check_hold()
+
+    async def _check_hold(self) -> None:
+        """Ends this process where another run has the output; raises StorageError where that cannot be seen."""
+        if self._hold is None:
+            return
+        if await asyncio.to_thread(self._hold.is_lost):
+            self._die()
+        self._held_at = time.monotonic()
 
     def _note_refusal(self, error: StorageError) -> None:
         """From the thread of a commit: the next tick tells the board."""
@@ -404,8 +422,10 @@ class Replica:
             self._end_soon()
             return
         for row in self._in_flight.values():
-            # A row without a first token may wait for a slot; one alone hangs only if the engine went on without it.
-            if row.pulse is not None and now - row.pulse > patience and self._pulse - row.pulse > patience / 2:
+            # One row hangs only if the engine went on without it; one without a first token may wait for a slot, but
+            # not while rows that came long after it have theirs.
+            since, went_on = (row.began, self._reached) if row.pulse is None else (row.pulse, self._pulse)
+            if now - since > patience and went_on - since > patience / 2:
                 row.hangs = True
                 row.task.cancel()
 
@@ -421,6 +441,9 @@ class Replica:
 
     async def _end_with_engine(self) -> None:
         """The engine is gone, or hangs: name the rows that were in it, commit what is finished, and end."""
+        if self._notice is not None and await asyncio.to_thread(self._notice.wait, NOTICE_WAIT_S):
+            await self._end()  # the node goes, and has taken the engine first: no row did it
+            return
         by_shard: dict[int, list[str]] = {}
         for row_id, row in self._in_flight.items():
             by_shard.setdefault(row.shard, []).append(row_id)

@@ -34,6 +34,7 @@ from magbatch.job.report import DuplicateIds, Report
 from magbatch.job.run import complete, patient_ledger, stored_report
 from magbatch.rows import ERRORS, RESULTS, PartName, ReasoningStatus, new_attempt
 from magbatch.spec import JobSpec, differences, parse
+from magbatch.storage import open_store
 
 FOLDER = "_magbatch/retries"
 OBJECTS_AT_HAND = 8  # of the retry: consecutive shards of the job take their rows from the same few
@@ -176,9 +177,9 @@ def retry(output: str, choice: Choice, overrides: list[str], console: Console) -
     began = time.monotonic()
     spec, _, _ = Ledger(output).complete_job()
     ledger = patient_ledger(spec.with_output(output), console)
-    lease = Lease(ledger.store, console.print)
+    lease = Lease(open_store(ledger.path, quick=True), console.print)
     with lease.held():
-        ledger.tidy()
+        ledger.tidy(lease.confirm)
         sweep(ledger)
         found = prepare(ledger, choice, overrides)
         if isinstance(found, Retried):
@@ -242,8 +243,9 @@ def drop(output: str, console: Console) -> bool:
     """
     ledger = Ledger(output)
     ledger.complete_job()
-    lease = Lease(ledger.store, console.print)
+    lease = Lease(open_store(ledger.path, quick=True), console.print)
     with lease.held():
+        ledger.tidy(lease.confirm)
         sweep(ledger)
         spec, plan, manifest = ledger.complete_job()
         retries = manifest.get("retries", [])
@@ -301,7 +303,7 @@ def merge(retry: Retry, confirm: Callable[[], None]) -> Retried:
     _write_report(ledger, report)
     retries = [*manifest.get("retries", []), record]
     ledger.renew(spec, plan, manifest, change.gone, change.new, retries=retries, **asdict(change.totals))
-    ledger.tidy()
+    ledger.tidy(confirm)
     sweep(ledger)
     allowed = retry.spec.limits.max_failed_rows
     return Retried(

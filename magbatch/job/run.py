@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
 from rich.console import Console
@@ -30,6 +31,7 @@ from magbatch.pipeline.read import ShardReader
 from magbatch.pipeline.render import Renderer
 from magbatch.rows import ERRORS, RESULTS, Prompt, Segment, Shard
 from magbatch.spec import JobSpec
+from magbatch.storage import open_store
 
 SAMPLE_ROWS = 3
 LATE_LISTING_S = (0.5, 1.0, 2.0, 4.0)  # waits for a listing that does not show yet what was written
@@ -74,13 +76,20 @@ def run(spec: JobSpec, console: Console, limit: int | None = None) -> Outcome:
     ledger = Ledger(spec.output.path)
     known = ledger.plan() if ledger.check_same(spec) else None
     if known is not None and ledger.manifest() is not None:
-        if ledger.strays():  # an end that was interrupted left them, unless a retry or a compaction is under way
-            with suppress(LeaseError), Lease(ledger.store, console.print).held():
-                ledger.tidy()
+        strays, lost = ledger.strays()
+        if lost:
+            raise OutputError(
+                f"{ledger.path}: the job is complete, but {len(lost):,} objects that its manifest names are gone; the "
+                f"first is {lost[0]}. Bring them back, or set output.path to a new place to run it again"
+            )
+        if strays:  # an end that was interrupted left them, unless a retry or a compaction is under way
+            lease = Lease(open_store(ledger.path, quick=True), console.print)
+            with suppress(LeaseError), lease.held():
+                ledger.tidy(lease.confirm)
         return _outcome(spec, stored_report(ledger), ledger, known, already=True)
     plan = known or _new_plan(spec, ledger, limit)
     Preparer(Job(spec, plan.columns))  # what is wrong with model, tokenizer or prompt shows before anything is written
-    lease = Lease(ledger.store, console.print)
+    lease = Lease(open_store(ledger.path, quick=True), console.print)
     with lease.held():
         known = ledger.plan() if ledger.check_same(spec) else None  # another run may have come and gone meanwhile
         if known is not None and ledger.manifest() is not None:
@@ -159,7 +168,7 @@ def _answer(
             from magbatch.job.fleet import run_fleet
 
             serving = _Serving(line, lease)
-            last = run_fleet(job, plan, done, serving.watch, lease.hold)
+            last = run_fleet(job, plan, done, serving.watch, lease.hold, doubtful=lease.inherited)
             the_run.serving_s += time.monotonic() - serving.since
             the_run.rows += last.done.answered + last.done.failed
             the_run.tokens += last.done.reasoning_tokens + last.done.answer_tokens
@@ -198,24 +207,25 @@ class _Serving:
 
 def _finish(spec: JobSpec, plan: Plan, ledger: Ledger, the_run: Run, lease: Lease) -> Report:
     """Prove the output complete; the manifest is written last, after the report."""
-    with DuplicateIds(spec.input.columns.id) as ids:
-        args = engine_args(spec, facts(locate(spec.model, weights=False)))
+    args, missing = engine_args(spec, facts(locate(spec.model, weights=False))), list[str]()
+    for wait_s in (*LATE_LISTING_S, 0.0):
+        with DuplicateIds(spec.input.columns.id) as ids:
 
-        def report(totals: Totals) -> Report:
-            repeated = ids.count() if spec.input.columns.id else None
-            return Report(spec.name, ledger.path, plan.rows, totals, repeated, the_run, settings(spec, args))
+            def report(totals: Totals, ids: DuplicateIds = ids) -> Report:
+                repeated = ids.count() if spec.input.columns.id else None
+                return Report(spec.name, ledger.path, plan.rows, totals, repeated, the_run, settings(spec, args))
 
-        def before_manifest(totals: Totals) -> None:
-            ledger.store.write(REPORT, json.dumps(report(totals).to_dict(), indent=1).encode())
-            lease.confirm()
+            def store_report(totals: Totals) -> None:
+                ledger.store.write(REPORT, json.dumps(report(totals).to_dict(), indent=1).encode())
 
-        lease.confirm()
-        totals, missing = ledger.finalise(spec, plan, ids.see, before_manifest)
-        if missing:
-            raise OutputError(
-                f"{len(missing):,} rows are in no object, though every shard was done; the first is {missing[0]}"
-            )
-        return report(totals)
+            totals, missing = ledger.finalise(spec, plan, ids.see, store_report, lease.confirm)
+            if not missing:
+                return report(totals)
+        time.sleep(wait_s)
+    raise StorageError(
+        f"{ledger.path}: {len(missing):,} rows are in no object that its listing shows, though every shard was done; "
+        f"the first is {missing[0]}"
+    )
 
 
 def _outcome(spec: JobSpec, report: Report, ledger: Ledger, plan: Plan, *, already: bool) -> Outcome:
@@ -223,10 +233,18 @@ def _outcome(spec: JobSpec, report: Report, ledger: Ledger, plan: Plan, *, alrea
     return Outcome(
         report=report.to_dict(),
         lines=report.lines(),
-        samples=[] if already else _samples(spec, ledger, plan),
+        samples=[] if already else _samples_if_any(spec, ledger, plan),
         already=already,
         too_many_failed=allowed is not None and report.totals.failed > allowed,
     )
+
+
+def _samples_if_any(spec: JobSpec, ledger: Ledger, plan: Plan) -> list[tuple[str, str, str]]:
+    """A few rows for a person to look at. The job is complete: what stands in the way of them is no matter."""
+    try:
+        return _samples(spec, ledger, plan)
+    except (StorageError, OSError, pa.ArrowException):
+        return []
 
 
 def _samples(spec: JobSpec, ledger: Ledger, plan: Plan) -> list[tuple[str, str, str]]:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from magbatch.errors import ErrorCode, RowError
 from magbatch.rows import Segment, Shard
-from magbatch.storage.inputs import input_filesystem, stat_input
+from magbatch.storage.inputs import input_filesystem, local_copy, stat_input
 
 READ_BATCH_ROWS = 64
 READ_BUFFER_BYTES = 1 << 20  # a column chunk is streamed, not loaded: row groups can be gigabytes
@@ -42,9 +42,18 @@ class ShardRows:
 
 
 class _Cursor:
-    """A forward reader of one file."""
+    """A forward reader of one file.
 
-    def __init__(self, segment: Segment, columns: list[str]) -> None:
+    Args:
+        segment: Of the file, as it was planned.
+        columns: Input columns to read.
+        copy: A whole local copy to read instead, else None.
+
+    Raises:
+        RowError: It is no longer the file that was planned.
+    """
+
+    def __init__(self, segment: Segment, columns: list[str], copy: str | None = None) -> None:
         now = stat_input(segment.path)
         if (now.size, now.tag) != (segment.size, segment.tag):
             raise RowError(
@@ -52,7 +61,7 @@ class _Cursor:
                 f"{segment.path} is not the file that was planned ({segment.size} bytes then, {now.size} now); "
                 "run the changed input into a new output",
             )
-        filesystem, inner = input_filesystem(segment.path)
+        filesystem, inner = input_filesystem(copy or segment.path)
         self.path = segment.path
         self._file = pq.ParquetFile(
             filesystem.open_input_file(inner),
@@ -165,14 +174,15 @@ class ShardReader:
         """Row by row: a damaged page does not take the rows before it along."""
         self._cursor = None
         batches: list[pa.RecordBatch] = []
-        try:
-            cursor = self._open(segment)
-            for offset in range(segment.rows):
-                batches += cursor.take(segment.start + offset, 1, batch_rows=1)
-        except _DAMAGE as error:
-            self._cursor = None
-            stat_input(segment.path)  # raises when the storage fails or the file is gone: then it is no damage
-            return batches, _unreadable(segment, len(batches), error)
+        # From a whole copy: Arrow has one error for bytes that are damaged and for bytes that did not come.
+        with local_copy(segment.path) as copy:
+            try:
+                cursor = _Cursor(segment, self._columns.names, copy)
+                for offset in range(segment.rows):
+                    batches += cursor.take(segment.start + offset, 1, batch_rows=1)
+            except _DAMAGE as error:
+                stat_input(segment.path)  # raises when the storage fails or the file is gone: then it is no damage
+                return batches, _unreadable(segment, len(batches), error)
         return batches, None
 
     def _open(self, segment: Segment) -> _Cursor:

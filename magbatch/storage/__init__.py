@@ -16,6 +16,11 @@ from magbatch.storage.s3 import S3Store
 __all__ = ["ObjectInfo", "Store", "open_store"]
 
 
-def open_store(root: str) -> Store:
-    """The store at a local directory or an s3:// prefix; nothing is created yet."""
-    return S3Store(root) if is_remote(root) else LocalStore(root)
+def open_store(root: str, *, quick: bool = False) -> Store:
+    """The store at a local directory or an s3:// prefix; nothing is created yet.
+
+    Args:
+        root: Where it is.
+        quick: An object store that does not answer within seconds is an error, not waited for.
+    """
+    return S3Store(root, quick=quick) if is_remote(root) else LocalStore(root)

@@ -43,6 +43,12 @@ class Store(Protocol):
         known by its content.
         """
 
+    def replace(self, name: str, data: bytes, old: bytes) -> bool:
+        """Make the object visible, whole, in the place of one that holds `old`: False where another is there, or none.
+
+        Of several that try at once, one succeeds.
+        """
+
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """The objects whose name begins with prefix, in the order of their names; none where nothing is."""
 

@@ -1,6 +1,7 @@
 """Objects as files below a directory."""
 
 import errno
+import fcntl
 import os
 import uuid
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ _PASSING_ERRNO = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EBUSY, errno.ENOLCK, errno.ENOMEM}
     | {errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH}
 )
+# Network disks and mounted buckets that know no hard links.
+_NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 
 
 @contextmanager
@@ -56,11 +59,27 @@ class LocalStore:
         path = self._path(name)
         with local_errors(path, writing=True), self._draft(path, data) as draft:
             try:
-                os.link(draft, path)  # fails where a name is taken, unlike a rename
+                _give_name(draft, path)
             except FileExistsError:
                 with suppress(FileNotFoundError):
                     return self.read(name) == data  # a network disk that lost its answer meets its own first link
                 return False
+        return True
+
+    def replace(self, name: str, data: bytes, old: bytes) -> bool:
+        """See `Store.replace`."""
+        path = self._path(name)
+        with local_errors(path, writing=True):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+        with local_errors(path, writing=True), open(f"{path}.lock", "wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # of this open file: it ends with it, or with the process
+            try:
+                found = self.read(name)
+            except FileNotFoundError:
+                return False
+            if found != old:
+                return found == data
+            self.write(name, data)
         return True
 
     @contextmanager
@@ -107,6 +126,18 @@ class LocalStore:
         """See `Store.delete`."""
         with local_errors(self._path(name)):
             Path(self._path(name)).unlink(missing_ok=True)
+
+
+def _give_name(draft: str, path: str) -> None:
+    """Make a whole file visible by a name that nobody has yet, else raise FileExistsError."""
+    try:
+        os.link(draft, path)  # fails where a name is taken, unlike a rename
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        # The name first, then the content: who reads between the two meets an empty file.
+        with open(path, "xb"):
+            os.rename(draft, path)
 
 
 def walk(folder: str) -> Iterator[tuple[str, list[str], list[str]]]:

@@ -41,6 +41,10 @@ class PatientStore:
         """See `Store.create`."""
         return self._try(lambda: self._store.create(name, data))
 
+    def replace(self, name: str, data: bytes, old: bytes) -> bool:
+        """See `Store.replace`."""
+        return self._try(lambda: self._store.replace(name, data, old))
+
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """See `Store.list`. A listing that breaks off goes on after the last name that was given."""
         last = ""

@@ -2,7 +2,7 @@
 
 import functools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from typing import TYPE_CHECKING
@@ -12,14 +12,18 @@ from magbatch.storage.base import ObjectInfo
 
 if TYPE_CHECKING:
     import pyarrow.fs as pafs
-    from botocore.exceptions import BotoCoreError
+    from botocore.exceptions import BotoCoreError, ClientError
     from mypy_boto3_s3 import S3Client
 
 S3_ATTEMPTS = 8  # botocore's standard mode: backoff with jitter, 20 s at most between two
 S3_CONNECTIONS = 32
 S3_CONNECT_TIMEOUT_S = 10
 S3_READ_TIMEOUT_S = 60  # without a byte
-_GONE = frozenset({"NoSuchKey", "404"})
+QUICK_ATTEMPTS = 2
+QUICK_TIMEOUT_S = 5
+# What asks for one object. An answer to HEAD has only its number; any other 404 without a code comes from something
+# before the store, which is away.
+_OF_ONE_OBJECT = frozenset({"GetObject", "CopyObject", "DeleteObject"})
 # Of the refusals below 500. Credentials that are just being renewed: new ones take a while to be known everywhere, and
 # an answer to HEAD has only its number.
 _CREDENTIALS = frozenset(
@@ -31,19 +35,18 @@ _PASSING = _CREDENTIALS | frozenset(
     {"SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "429", "OperationAborted", "RequestTimeout"}
     | {"RequestTimeTooSkewed", "BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch", "ConditionalRequestConflict"}
 )
+_TAKEN = frozenset({"PreconditionFailed", "412"})
 _RENEWING = threading.Lock()
 
 
-@functools.cache
-def s3_client() -> "S3Client":
-    """One client for this process; boto3's clients may be shared between threads."""
+def _new_client(attempts: int, connect_timeout_s: float, read_timeout_s: float) -> "S3Client":
     from boto3.session import Session
     from botocore.config import Config
 
     config = Config(
-        retries={"mode": "standard", "total_max_attempts": S3_ATTEMPTS},
-        connect_timeout=S3_CONNECT_TIMEOUT_S,
-        read_timeout=S3_READ_TIMEOUT_S,
+        retries={"mode": "standard", "total_max_attempts": attempts},
+        connect_timeout=connect_timeout_s,
+        read_timeout=read_timeout_s,
         max_pool_connections=S3_CONNECTIONS,
         # Stores other than AWS's own refuse the trailing checksums that newer clients add by default.
         request_checksum_calculation="when_required",
@@ -53,27 +56,39 @@ def s3_client() -> "S3Client":
     return Session().client("s3", config=config)
 
 
+@functools.cache
+def s3_client() -> "S3Client":
+    """One client for this process; boto3's clients may be shared between threads."""
+    return _new_client(S3_ATTEMPTS, S3_CONNECT_TIMEOUT_S, S3_READ_TIMEOUT_S)
+
+
+@functools.cache
+def quick_s3_client() -> "S3Client":
+    """One for small objects that must come soon or not at all, such as signs of life."""
+    return _new_client(QUICK_ATTEMPTS, QUICK_TIMEOUT_S, QUICK_TIMEOUT_S)
+
+
 def _renew(client: "S3Client") -> None:
     """Let the next client look for credentials again: those in a file may have been replaced."""
     with _RENEWING:
-        if s3_client() is client:
-            s3_client.cache_clear()
-            s3_filesystem.cache_clear()
+        if client in (s3_client(), quick_s3_client()):
+            for made in (s3_client, quick_s3_client, s3_filesystem):
+                made.cache_clear()
 
 
 @contextmanager
-def s3_errors(path: str) -> Iterator[None]:
+def s3_errors(path: str, made: "Callable[[], S3Client] | None" = None) -> Iterator[None]:
     """Raise what S3 refuses about `path` as StorageError, and an object that is not there as FileNotFoundError."""
     from botocore.exceptions import BotoCoreError, ClientError
     from botocore.parsers import ResponseParserError
 
     client: S3Client | None = None
     try:
-        client = s3_client()
+        client = (made or s3_client)()
         yield
     except ClientError as error:
         code = error.response.get("Error", {}).get("Code", "")
-        if code in _GONE:
+        if _is_gone(error):
             raise FileNotFoundError(path) from error
         if code == "NoSuchBucket":
             raise NoBucketError(f"{path}: there is no such bucket", passing=True) from error
@@ -81,13 +96,22 @@ def s3_errors(path: str) -> Iterator[None]:
         if code in _CREDENTIALS and client is not None:
             _renew(client)
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        # No code at all: it was not the store that answered, but something before it.
-        passing = not code or code in _PASSING or (status >= 500 and status != HTTPStatus.NOT_IMPLEMENTED)
+        # No code of S3's: it was not the store that answered, but something before it.
+        unknown = not code or code == str(HTTPStatus.NOT_FOUND.value)
+        passing = unknown or code in _PASSING or (status >= 500 and status != HTTPStatus.NOT_IMPLEMENTED)
         raise StorageError(f"{path}: {error}{hint}", passing=passing) from error
     except BotoCoreError as error:
         raise StorageError(f"{path}: {error}", passing=_may_pass(error)) from error
     except ResponseParserError as error:  # no XML: something between here and the store answered
         raise StorageError(f"{path}: {error}", passing=True) from error
+
+
+def _is_gone(error: "ClientError") -> bool:
+    """Whether the store itself says that there is no such object."""
+    code = error.response.get("Error", {}).get("Code", "")
+    if error.operation_name.startswith("Head"):
+        return code in {"404", "NoSuchKey"}
+    return code == "NoSuchKey" and error.operation_name in _OF_ONE_OBJECT
 
 
 def _may_pass(error: "BotoCoreError") -> bool:
@@ -118,10 +142,16 @@ def split_url(url: str) -> tuple[str, str]:
 
 
 class S3Store:
-    """Objects below a prefix of a bucket."""
+    """Objects below a prefix of a bucket.
 
-    def __init__(self, root: str) -> None:
+    Args:
+        root: s3://bucket/prefix.
+        quick: A request that gets no answer within seconds is an error.
+    """
+
+    def __init__(self, root: str, *, quick: bool = False) -> None:
         self.root = root.rstrip("/")
+        self._client = quick_s3_client if quick else s3_client
         self._bucket, key = split_url(self.root)
         self._prefix = f"{key}/" if key else ""
 
@@ -130,26 +160,26 @@ class S3Store:
 
     def read(self, name: str) -> bytes:
         """See `Store.read`."""
-        with s3_errors(self._where(name)):
-            return s3_client().get_object(Bucket=self._bucket, Key=self._prefix + name)["Body"].read()
+        with s3_errors(self._where(name), self._client):
+            return self._client().get_object(Bucket=self._bucket, Key=self._prefix + name)["Body"].read()
 
     def write(self, name: str, data: bytes) -> None:
         """See `Store.write`."""
-        with s3_errors(self._where(name)):
-            s3_client().put_object(Bucket=self._bucket, Key=self._prefix + name, Body=data)
+        with s3_errors(self._where(name), self._client):
+            self._client().put_object(Bucket=self._bucket, Key=self._prefix + name, Body=data)
 
     def create(self, name: str, data: bytes) -> bool:
         """See `Store.create`."""
-        client = s3_client()
+        client = self._client()
         for _ in range(S3_ATTEMPTS):
-            with s3_errors(self._where(name)):
+            with s3_errors(self._where(name), self._client):
                 try:
                     client.put_object(Bucket=self._bucket, Key=self._prefix + name, Body=data, IfNoneMatch="*")
                 except client.exceptions.ClientError as error:
                     code = error.response.get("Error", {}).get("Code")
                     if code == "ConditionalRequestConflict":  # another write is under way: see who was first
                         continue
-                    if code not in {"PreconditionFailed", "412"}:
+                    if code not in _TAKEN:
                         raise
                     with suppress(FileNotFoundError):
                         return self.read(name) == data  # a retry meets its own first write
@@ -157,10 +187,34 @@ class S3Store:
                 return True
         raise StorageError(f"{self._where(name)}: other writes came in between {S3_ATTEMPTS} times", passing=True)
 
+    def replace(self, name: str, data: bytes, old: bytes) -> bool:
+        """See `Store.replace`."""
+        client = self._client()
+        with s3_errors(self._where(name), self._client):
+            for unquote in (False, True):  # the standard's form of a tag, then the one that Ceph's RGW wants
+                try:
+                    found = client.get_object(Bucket=self._bucket, Key=self._prefix + name)
+                except client.exceptions.NoSuchKey:
+                    return False
+                content, tag = found["Body"].read(), found["ETag"]
+                if content != old:
+                    return content == data  # a retry meets its own first write
+                tag = tag.strip('"') if unquote else tag
+                try:
+                    client.put_object(Bucket=self._bucket, Key=self._prefix + name, Body=data, IfMatch=tag)
+                except client.exceptions.ClientError as error:
+                    if error.response.get("Error", {}).get("Code") not in _TAKEN:
+                        raise
+                    continue
+                return True
+            return self.read(name) == data
+
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """See `Store.list`."""
-        pages = s3_client().get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=self._prefix + prefix)
-        with suppress(FileNotFoundError), s3_errors(self._where(prefix)):
+        pages = (
+            self._client().get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=self._prefix + prefix)
+        )
+        with s3_errors(self._where(prefix), self._client):
             for page in pages:
                 for item in page.get("Contents", []):
                     yield ObjectInfo(item["Key"][len(self._prefix) :], item["Size"], item["ETag"].strip('"'))
@@ -168,19 +222,19 @@ class S3Store:
     def move(self, name: str, target: str) -> None:
         """See `Store.move`."""
         source = {"Bucket": self._bucket, "Key": self._prefix + name}
-        with s3_errors(self._where(name)):
+        with s3_errors(self._where(name), self._client):
             try:
-                s3_client().copy_object(Bucket=self._bucket, Key=self._prefix + target, CopySource=source)  # type: ignore[arg-type]
-            except s3_client().exceptions.ClientError as error:
-                if error.response.get("Error", {}).get("Code") in _GONE:
+                self._client().copy_object(Bucket=self._bucket, Key=self._prefix + target, CopySource=source)  # type: ignore[arg-type]
+            except self._client().exceptions.ClientError as error:
+                if _is_gone(error):
                     return
                 raise
         self.delete(name)
 
     def delete(self, name: str) -> None:
         """See `Store.delete`."""
-        with s3_errors(self._where(name)):
-            s3_client().delete_object(Bucket=self._bucket, Key=self._prefix + name)
+        with s3_errors(self._where(name), self._client):
+            self._client().delete_object(Bucket=self._bucket, Key=self._prefix + name)
 
 
 @functools.cache

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from magbatch.tiny.receipts import CHARACTER_PIXELS, TOKEN_PIXELS, Character, Receipt
 from magbatch.tiny.tasks import KINDS, Split, Worked, work
-from magbatch.tiny.wording import ITEMS, OTHER_SYSTEM_PROMPTS, SYSTEM_PROMPT
+from magbatch.tiny.wording import GOODS, OTHER_SYSTEM_PROMPTS, SYSTEM_PROMPT
 
 IGNORED = -100
 # How mistral_common normalises: the statistics of the images that CLIP was trained on.
@@ -42,7 +42,7 @@ class Encoder:
         special = self.tekken.get_special_token
         self.bos, self.eos, self.pad = special("<s>"), special("</s>"), special("<pad>")
         self.think, self.end_think = special("[THINK]"), special("[/THINK]")
-        self._items = frozenset(self.text(f" {item}")[-1] for item in ITEMS)
+        self._items = frozenset(self.text(f" {item}")[-1] for item in GOODS)
         self.control = frozenset((self.bos, self.eos, self.pad, self.think, self.end_think))
         self._inst, self._end_inst = special("[INST]"), special("[/INST]")
         self._system, self._end_system = special("[SYSTEM_PROMPT]"), special("[/SYSTEM_PROMPT]")
@@ -173,7 +173,7 @@ def name_classes(characters: tuple[Character, ...], grid: tuple[int, int]) -> np
     names = np.zeros(rows * columns, dtype=np.int64)
     for character in characters:
         if character.name:
-            names[_cell(character, grid)] = 1 + ITEMS.index(character.name)
+            names[_cell(character, grid)] = 1 + GOODS.index(character.name)
     return names
 
 

@@ -99,6 +99,7 @@ def draw_receipt(rng: random.Random) -> Receipt:
         lines.append(_heading(rng, RECEIPT_FOOTERS, width))
     if rng.random() < 0.5:
         lines.append(_Line(0, ""))
+    lines[:0] = [_Line(0, "")] * rng.choice((0, 0, 1, 2))
     light = rng.randint(225, 255)
     paper = [min(255, light + rng.randint(-8, 8)) for _ in range(3)]
     dark = rng.randint(0, 80)

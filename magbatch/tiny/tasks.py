@@ -33,41 +33,7 @@ KINDS = ("arithmetic", "receipt", "fields")
 # Places that a sum is worked out in: thousands in arithmetic, tens of units on a receipt.
 COLUMNS = 4
 MAX_OPERANDS = 4
-_SYLLABLES = [
-    "ba",
-    "be",
-    "bo",
-    "da",
-    "do",
-    "fa",
-    "fi",
-    "ga",
-    "go",
-    "ha",
-    "jo",
-    "ka",
-    "ki",
-    "la",
-    "lo",
-    "lu",
-    "ma",
-    "me",
-    "mo",
-    "na",
-    "no",
-    "pa",
-    "pe",
-    "ra",
-    "ri",
-    "ro",
-    "sa",
-    "so",
-    "ta",
-    "to",
-    "va",
-    "vi",
-    "za",
-]
+_CONSONANTS, _VOWELS = "bcdfghjklmnpqrstvwxyz", "aeiou"
 
 
 @dataclass(frozen=True)
@@ -179,11 +145,12 @@ def _arithmetic(rng: random.Random, split: Split) -> Worked:
             break
     words = rng.random()
     spell = [words < 0.2 or (words < 0.4 and rng.random() < 0.5) for _ in terms]
-    plus, minus = rng.choice((("+", "-"), ("+", "-"), ("plus", "minus")))
+    tight = (" plus ", " minus ") if any(spell) else ("+", "-")
+    plus, minus = rng.choice(((" + ", " - "), (" + ", " - "), (" plus ", " minus "), tight))
     text = ""
     for term, spelled in zip(terms, spell, strict=True):
         sign = minus if term < 0 else plus
-        text += f" {sign} " if text else ""
+        text += sign if text else ""
         text += in_words(abs(term)) if spelled else str(abs(term))
     question = rng.choice(ARITHMETIC_QUESTIONS).format(sum=text)
     rows = [f"{'-' if term < 0 else '+'}{abs(term):0{COLUMNS}d}" for term in terms]
@@ -251,10 +218,11 @@ def _fields(rng: random.Random) -> Worked:
         printed = list(rows.values())
         if rng.random() < 0.3:
             printed.insert(rng.randrange(len(printed) + 1), rng.choice(NOTES))
-        document = "\n".join(printed)
+        document = rng.choice(("\n", "\n", ", ")).join(printed)
     asking = LANGUAGES["en"] if rng.random() < 0.15 else language
     ask = rng.choice(asking.questions).format(name=asking.names[wanted])
-    question = f"{ask}\n{document}" if rng.random() < 0.4 else f"{document}\n{ask}"
+    between = rng.choice(("\n", "\n", " "))
+    question = f"{ask}{between}{document}" if rng.random() < 0.4 else f"{document}{between}{ask}"
     return Worked(question, f"field {wanted}\nfound {quoted}", values[wanted])
 
 
@@ -263,8 +231,11 @@ def _date(rng: random.Random) -> str:
 
 
 def _name(rng: random.Random) -> str:
-    """A made-up name: there is nothing to remember, it can only be copied."""
-    return "".join(rng.choice(_SYLLABLES) for _ in range(rng.randint(2, 3))).capitalize()
+    """A made-up name, one that can be spoken or any letters: there is nothing to remember, it can only be copied."""
+    if rng.random() < 0.5:
+        syllables = range(rng.randint(2, 4))
+        return "".join(rng.choice(_CONSONANTS) + rng.choice(_VOWELS) for _ in syllables).capitalize()
+    return "".join(rng.choice(_CONSONANTS + _VOWELS) for _ in range(rng.randint(3, 8))).capitalize()
 
 
 def write_parquet(path: str | Path, kinds: Sequence[str], n: int, seed: int, split: Split = "heldout") -> None:

@@ -30,7 +30,7 @@ from magbatch.tiny.batches import (
 from magbatch.tiny.checkpoint import ensure, params, weight_shapes
 from magbatch.tiny.model import TinyModel
 from magbatch.tiny.tasks import KINDS, work
-from magbatch.tiny.wording import ITEMS
+from magbatch.tiny.wording import GOODS
 
 _INIT_SEED = 7
 WEIGHTS = Path(__file__).parent / "weights" / "consolidated.safetensors"
@@ -40,7 +40,6 @@ WARMUP_STEPS = 100
 DECAY_SHARE = 0.6
 MATRIX_LR = 3e-3
 VECTOR_LR = 3e-3
-STATE_INTERVAL_STEPS = 250
 CHECK_INTERVAL_STEPS = 500
 READING_MIX = Mixture(counts=(640, 1280, 400), images_a_batch=24)
 FULL_MIX = Mixture(counts=(700, 700, 400), images_a_batch=24)
@@ -58,7 +57,7 @@ class Trainee(nn.Module):
         shape = params()
         self.model = TinyModel(shape)
         self.reader = nn.Linear(shape["dim"], CELL_SLOTS * len(CHARACTERS))
-        self.namer = nn.Linear(shape["dim"], 1 + len(ITEMS))
+        self.namer = nn.Linear(shape["dim"], 1 + len(GOODS))
 
 
 def initialise(trainee: Trainee) -> None:
@@ -181,8 +180,12 @@ def export(trainee: Trainee, path: Path) -> None:
     building.rename(path)
 
 
-def train(*, steps: int, seed: int, state_file: Path, out: Path, until: int) -> None:
-    """Runs the steps that `state_file` has not seen yet, and writes the weights to `out`."""
+def train(*, steps: int, seed: int, state_file: Path, out: Path) -> None:
+    """Runs the steps that `state_file` has not seen yet, then writes the weights to `out`.
+
+    Raises:
+        ValueError: The state is that of a training with other arguments.
+    """
     torch.manual_seed(seed)
     encoder = Encoder(ensure() / "tekken.json")
     trainee = Trainee()
@@ -191,6 +194,8 @@ def train(*, steps: int, seed: int, state_file: Path, out: Path, until: int) -> 
     step = pool_number = 0
     if state_file.exists():
         state = torch.load(state_file, weights_only=True)
+        if (state["steps"], state["seed"]) != (steps, seed):
+            raise ValueError(f"{state_file}: a training of {state['steps']} steps with seed {state['seed']}; remove it")
         trainee.load_state_dict(state["weights"])
         for optimiser, saved in zip(optims, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
@@ -201,7 +206,7 @@ def train(*, steps: int, seed: int, state_file: Path, out: Path, until: int) -> 
         block.compile(dynamic=True)
     totals = {"writing": 0.0, "written": 0, "reading": 0.0, "read": 0, "naming": 0.0, "named": 0}
     began = time.monotonic()
-    while step < min(steps, until):
+    while step < steps:
         reading_only = step < READING_STEPS
         mix = READING_MIX if reading_only else FULL_MIX
         for batches in pool(encoder, "train", seed, pool_number, mix):
@@ -216,6 +221,8 @@ def train(*, steps: int, seed: int, state_file: Path, out: Path, until: int) -> 
                 optimiser.step()
                 optimiser.zero_grad(set_to_none=True)
             step += 1
+            if step == steps:
+                break
             totals["writing"] += float(part.writing)
             totals["written"] += part.written
             totals["reading"] += float(part.reading)
@@ -245,11 +252,13 @@ def train(*, steps: int, seed: int, state_file: Path, out: Path, until: int) -> 
             "optimisers": [optimiser.state_dict() for optimiser in optims],
             "step": step,
             "pool": pool_number,
+            "steps": steps,
+            "seed": seed,
         }
         building = state_file.with_suffix(".building")
         torch.save(state, building)
         building.rename(state_file)
-        export(trainee, out)
+    export(trainee, out)
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.compiler.set_stance("force_eager"):
         print(json.dumps(check(trainee, encoder, 200)), flush=True)
 
@@ -267,7 +276,6 @@ def main() -> None:
     """The command line of `python -m magbatch.tiny.train`."""
     parser = argparse.ArgumentParser(description="Trains the tiny model.")
     parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--until", type=int, default=10**9, help="stop here, to resume later")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2, help="CPU threads for PyTorch")
     parser.add_argument("--state", type=Path, default=Path("tiny-training.pt"))
@@ -279,7 +287,6 @@ def main() -> None:
         seed=arguments.seed,
         state_file=arguments.state,
         out=arguments.out,
-        until=arguments.until,
     )
 
 

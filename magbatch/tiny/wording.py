@@ -1,7 +1,7 @@
-"""Every word that the tiny model's tasks can use stands in this file, and nothing else does.
+"""The words of the tiny model's tasks.
 
-The tokenizer gives each of them one token, and the task generator writes with no others (names,
-codes and figures, which are made up, are spelled out), so the two cannot drift apart.
+The tokenizer gives each word of two letters or more a token; all else (names and figures, which are made
+up, and single letters) is spelled out in bytes.
 """
 
 import re
@@ -52,59 +52,8 @@ ARITHMETIC_QUESTIONS = (
     "Give me the result of {sum}.",
 )
 
-ITEMS = [
-    "tea",
-    "coffee",
-    "milk",
-    "bread",
-    "butter",
-    "cheese",
-    "apple",
-    "banana",
-    "orange",
-    "lemon",
-    "sugar",
-    "salt",
-    "pepper",
-    "rice",
-    "pasta",
-    "soup",
-    "salad",
-    "pizza",
-    "cake",
-    "cookie",
-    "juice",
-    "water",
-    "beer",
-    "wine",
-    "eggs",
-    "honey",
-    "jam",
-    "oil",
-    "fish",
-    "ham",
-    "beef",
-    "chicken",
-    "tomato",
-    "potato",
-    "onion",
-    "carrot",
-    "garlic",
-    "yogurt",
-    "cream",
-    "corn",
-    "beans",
-    "nuts",
-    "soap",
-    "towel",
-    "candle",
-    "pen",
-    "paper",
-    "book",
-]
-
-# What receipts are made of: to find the line of the one that is asked for is what takes longest to learn.
-GOODS = ITEMS[:12]
+# What receipts are made of. Few: to find the line of the one that is asked for is what takes longest to learn.
+GOODS = ("tea", "coffee", "milk", "bread", "butter", "cheese", "apple", "banana", "orange", "lemon", "sugar", "salt")
 
 RECEIPT_HEADERS = ("RECEIPT", "CORNER SHOP", "MARKET", "CAFE", "Your order", "INVOICE", "Bill")
 RECEIPT_FOOTERS = ("THANK YOU", "Come again", "Goodbye", "Have a nice day")
@@ -206,7 +155,7 @@ LANGUAGES = {
             "amount": "Betrag",
         },
         sentence="Rechnung {number}, vom {date}, für {customer}, fällig am {due}, Betrag {amount}.",
-        questions=("Wie lautet {name}?", "Nenne {name}."),
+        questions=("Wie lautet {name}?", "Gesucht: {name}."),
         names={
             "number": "die Rechnungsnummer",
             "date": "das Datum der Rechnung",
@@ -224,7 +173,7 @@ LANGUAGES = {
             "amount": "Importe",
         },
         sentence="Factura {number}, emitida el {date}, para {customer}, vencimiento {due}, importe {amount}.",
-        questions=("¿Cuál es {name}?", "Busca {name}."),
+        questions=("¿Cuál es {name}?", "Dime {name}."),
         names={
             "number": "el número de factura",
             "date": "la fecha de la factura",
@@ -307,7 +256,7 @@ def pieces() -> tuple[str, ...]:
         texts += [f" {word}", word]
     texts += [f"-{word}" for word in UNITS[1:10]]
     texts += [*ARITHMETIC_QUESTIONS, *TOTAL_QUESTIONS, *COUNT_QUESTIONS, *PRICE_QUESTIONS, *JSON_QUESTIONS]
-    texts += [f" {item}" for item in ITEMS]
+    texts += [f" {item}" for item in GOODS]
     for language in LANGUAGES.values():
         texts += [*language.labels.values(), language.sentence, *language.questions]
         texts += [f" {name}" for name in language.names.values()]

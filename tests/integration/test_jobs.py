@@ -63,8 +63,8 @@ def test_a_row_that_kills_engines_is_a_dead_letter_and_its_neighbours_are_answer
     (letter,) = read(job.output, "errors")
     assert (letter["id"], letter["error_code"], letter["step"]) == ("id-33", "engine_killer", "generate")
     assert {row["id"] for row in read(job.output)} == {f"id-{i}" for i in range(60)} - {"id-33"}
-    assert journal(job.journal)[letter["row_id"]] == 2
-    assert json.loads(done.stdout)["run"]["engine_deaths"] == 2
+    assert journal(job.journal)[letter["row_id"]] == 3
+    assert json.loads(done.stdout)["run"]["engine_deaths"] == 3
     assert magbatch("verify", str(job.output)).returncode == 0
 
 

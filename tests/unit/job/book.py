@@ -168,14 +168,14 @@ def carry_out(ledger: Ledger, spec: JobSpec, plan: Plan) -> list[str]:
         found = Report(spec.name, ledger.path, plan.rows, totals, None, Run())
         ledger.store.write(REPORT, json.dumps(found.to_dict()).encode())
 
-    return ledger.finalise(spec, plan, lambda kind, table: None, report)[1]
+    return ledger.finalise(spec, plan, lambda kind, table: None, report, lambda: None)[1]
 
 
 def ask_again(
     ledger: Ledger, answer: Callable[[Hand], None], choice: Choice | None = None, overrides: tuple[str, ...] = ()
 ) -> Retried:
     """What `retry` does, with rows answered by hand in the place of a fleet."""
-    ledger.tidy()
+    ledger.tidy(lambda: None)
     sweep(ledger)
     found = prepare(ledger, choice or Choice(), list(overrides))
     if isinstance(found, Retried):
@@ -202,6 +202,7 @@ class Breaking:
     def __init__(self, store: Store, at: int, moment: str) -> None:
         self.store, self.root, self.at, self.moment = store, store.root, at, moment
         self.changes = 0
+        self.taken: list[bool] = []
 
     def _change(self, change: Callable[..., None], half: Callable[..., None] | None, *args: Any) -> None:
         number, self.changes = self.changes, self.changes + 1
@@ -223,6 +224,14 @@ class Breaking:
 
     def write(self, name: str, data: bytes) -> None:
         self._change(self.store.write, None, name, data)
+
+    def create(self, name: str, data: bytes) -> bool:
+        self._change(lambda: self.taken.append(self.store.create(name, data)), None)
+        return self.taken[-1]
+
+    def replace(self, name: str, data: bytes, old: bytes) -> bool:
+        self._change(lambda: self.taken.append(self.store.replace(name, data, old)), None)
+        return self.taken[-1]
 
     def move(self, name: str, target: str) -> None:
         self._change(self.store.move, self._copy, name, target)

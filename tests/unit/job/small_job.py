@@ -251,7 +251,7 @@ class SmallJob:
 
 def finalise(ledger: Ledger, spec: JobSpec, plan: Plan) -> list[str]:
     """Finalise with nobody listening; returns the rows that are missing."""
-    return ledger.finalise(spec, plan, lambda kind, table: None, lambda totals: None)[1]
+    return ledger.finalise(spec, plan, lambda kind, table: None, lambda totals: None, lambda: None)[1]
 
 
 async def until(condition: Callable[[], bool], what: str) -> None:

@@ -72,7 +72,9 @@ def test_every_sample_of_a_job_is_graded(tmp_path: Path) -> None:
     graded.set("sampling", n=2)
     graded.set("input", columns={"id": "id", "prompt": "question", "expected": "truth"})
     graded.answer()
-    totals, missing = graded.ledger.finalise(graded.spec(), graded.plan, lambda kind, table: None, lambda totals: None)
+    totals, missing = graded.ledger.finalise(
+        graded.spec(), graded.plan, lambda kind, table: None, lambda totals: None, lambda: None
+    )
     assert missing == []
     assert (totals.graded, totals.right) == (12, 6)
     assert {row["id"]: row["truth"] for row in graded.records(RESULTS)} == dict(zip(answers, truth, strict=True))

@@ -55,6 +55,16 @@ def test_a_run_of_this_machine_that_is_alive_is_refused_at_once(store: Store, sa
     assert said == []
 
 
+def test_a_live_run_stays_one_when_the_clock_is_set(
+    store: Store, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """psutil's time of creation moves with the clock: what is compared must not."""
+    with Lease(store, said.append).held():
+        monkeypatch.setattr("psutil._pslinux.boot_time", lambda: 1.0)
+        with pytest.raises(LeaseError), Lease(store, said.append).held():
+            pytest.fail("two runs hold one output")
+
+
 def test_a_run_of_this_machine_that_was_killed_is_no_hindrance(store: Store, said: list[str], root: str) -> None:
     code = (
         "import os, sys; from magbatch.job.lease import Lease; from magbatch.storage import open_store\n"

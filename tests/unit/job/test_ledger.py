@@ -173,7 +173,7 @@ def test_a_complete_job_gets_its_manifest_last(either_book: Book) -> None:
         at_report.append((totals, book.ledger.manifest() is None))
 
     totals, missing = book.ledger.finalise(
-        book.spec, book.plan, lambda kind, table: seen.append((kind, len(table.column("id")))), report
+        book.spec, book.plan, lambda kind, table: seen.append((kind, len(table.column("id")))), report, lambda: None
     )
     assert missing == []
     assert at_report == [(totals, True)]
@@ -190,7 +190,9 @@ def test_a_complete_job_gets_its_manifest_last(either_book: Book) -> None:
 def test_samples_count_their_prompt_once(job: SmallJob) -> None:
     book = Book(job, samples=3)
     book.complete()
-    totals, missing = book.ledger.finalise(book.spec, book.plan, lambda kind, table: None, lambda totals: None)
+    totals, missing = book.ledger.finalise(
+        book.spec, book.plan, lambda kind, table: None, lambda totals: None, lambda: None
+    )
     assert missing == []
     assert (totals.answered, totals.records, totals.prompt_tokens) == (11, 33, 77)
     assert (totals.reasoning_tokens, totals.answer_tokens) == (165, 66)
@@ -241,7 +243,7 @@ def test_missing_rows_leave_everything_as_it_was(either_book: Book) -> None:
     book.answered(1, 0, 1, 3)
     before = book.all_objects()
     reports: list[Totals] = []
-    missing = book.ledger.finalise(book.spec, book.plan, lambda kind, table: None, reports.append)[1]
+    missing = book.ledger.finalise(book.spec, book.plan, lambda kind, table: None, reports.append, lambda: None)[1]
     assert missing == [book.ids[1][2], *book.ids[2]]
     assert reports == []
     assert book.ledger.manifest() is None
@@ -276,7 +278,7 @@ def test_a_job_of_one_kind_of_rows_has_both_datasets(job: SmallJob, kind: str) -
 def finish(ledger: Ledger, spec: JobSpec, plan: Plan) -> None:
     """What `run` does with a job whose rows are all committed."""
     if ledger.manifest() is not None:
-        ledger.tidy()
+        ledger.tidy(lambda: None)
     else:
         assert ledger.done_counts(plan).tolist() == plan.shard_sizes.tolist()
         assert carry_out(ledger, spec, plan) == []
@@ -336,7 +338,7 @@ def test_what_a_zombie_commits_after_the_end_is_moved_away(either_book: Book) ->
     assert book.finalise() == []
     late = book.answered(1, 0, 3, writer=zombie)
     assert book.ledger.verify()[1] != []
-    book.ledger.tidy()
+    book.ledger.tidy(lambda: None)
     assert str(late) not in book.all_objects()
     book.check_manifest()
 

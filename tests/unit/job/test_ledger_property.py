@@ -50,6 +50,11 @@ class WatchedStore(LocalStore):
     def write(self, name: str, data: bytes) -> None:
         self._change(lambda: super(WatchedStore, self).write(name, data))
 
+    def create(self, name: str, data: bytes) -> bool:
+        made: list[bool] = []
+        self._change(lambda: made.append(super(WatchedStore, self).create(name, data)))
+        return made[0]
+
     def move(self, name: str, target: str) -> None:
         self._change(lambda: super(WatchedStore, self).move(name, target))
 
@@ -152,7 +157,7 @@ class Life:
         ledger = self.dying(draw)
         with suppress(StorageError):
             if ledger.manifest() is not None:
-                ledger.tidy()
+                ledger.tidy(lambda: None)
             else:
                 missing = carry_out(ledger, self.book.spec, self.book.plan)
                 assert set(missing) == self.place.keys() - self.held.keys()
@@ -197,7 +202,7 @@ class Life:
             return
         ledger, size = self.dying(draw), draw.choice([1, 15_000, 1 << 28])
         with suppress(StorageError):
-            ledger.tidy()
+            ledger.tidy(lambda: None)
             merge_objects(ledger, size, lambda: None)
             assert merge_objects(ledger, size, lambda: None).merged == 0
 
@@ -205,7 +210,7 @@ class Life:
         """After what every command begins with, a glob, the manifest, the report and the proof agree."""
         if self.complete is None:
             return
-        self.book.ledger.tidy()
+        self.book.ledger.tidy(lambda: None)
         assert self.book.outcome() == self.complete
         self.book.check_manifest(report=self.retry is None)  # written right before the manifest: it may be ahead
 

@@ -481,22 +481,22 @@ def test_an_engine_that_dies_ends_the_replica_once_and_names_the_rows_in_it(job:
     assert job.records("errors") == []
 
 
-def test_a_row_that_kills_two_engines_is_a_dead_letter_and_its_neighbours_are_answered(job: SmallJob) -> None:
+def test_a_row_that_kills_three_engines_is_a_dead_letter_and_its_neighbours_are_answered(job: SmallJob) -> None:
     job.ask(24)
     job.set("input", shard_rows=8)
     job.engine["script"] = [{"contains": "a10?", "do": "die"}]
     job.begin()
     ids = job.row_ids()
-    for number in (1, 2):
+    for number in (1, 2, 3):
         outcomes = run_until_death(job, job.replica(name=f"replica {number}"), untouched=False)
         assert EngineDeadError in {type(outcome) for outcome in outcomes}
         assert job.deaths == number
-    assert run_until_death(job, job.replica(name="replica 3")) == [0, 0, 0]
-    assert job.deaths == 2
+    assert run_until_death(job, job.replica(name="replica 4")) == [0, 0, 0]
+    assert job.deaths == 3
     assert codes(job) == {ids[10]: "generate engine_killer"}
     assert job.done() == sorted(set(ids) - {ids[10]})
-    assert job.asked()[ids[10]] == 2
-    assert job.board.gone == ["replica 1", "replica 2"]
+    assert job.asked()[ids[10]] == 3
+    assert job.board.gone == ["replica 1", "replica 2", "replica 3"]
 
 
 def test_innocent_rows_beside_two_killers_are_answered(job: SmallJob) -> None:
@@ -506,12 +506,53 @@ def test_innocent_rows_beside_two_killers_are_answered(job: SmallJob) -> None:
     job.engine |= {"max_num_seqs": 6, "script": [{"contains": "a1?", "do": "die"}, {"contains": "a4?", "do": "die"}]}
     job.begin()
     ids = job.row_ids()
-    for _ in range(5):
+    for _ in range(8):
         if run_until_death(job, job.replica(), untouched=False) == [0]:
             break
     assert codes(job) == dict.fromkeys([ids[1], ids[4]], "generate engine_killer")
     assert job.done() == sorted(set(ids) - {ids[1], ids[4]})
-    assert job.deaths == 3  # one for both, then one for each
+    assert job.deaths == 5  # one for both, then two for each
+
+
+@pytest.mark.parametrize(("strikes", "together"), [(1, 4), (2, 1)])
+def test_fewer_suspects_are_let_in_at_once_with_every_death(job: SmallJob, strikes: int, together: int) -> None:
+    job.ask(24)
+    job.set("input", shard_rows=24)
+    job.engine["max_num_seqs"] = 32
+    job.begin()
+    for _ in range(strikes):
+        job.board.state.strike({0: job.row_ids()})
+
+    async def work() -> WatchedEngine:
+        engine = job.start_engine(hold=job.row_ids())
+        task = asyncio.create_task(job.run_shard(job.replica(engine), untouched=False))
+        await until(lambda: len(engine.inside) == together, "the first suspects")
+        await asyncio.sleep(2 * TICK_S)
+        engine.release()
+        assert await task == 0
+        return engine
+
+    assert asyncio.run(work()).most == together
+    assert job.done() == sorted(job.row_ids())
+
+
+def test_an_engine_that_ends_with_its_node_accuses_no_row(job: SmallJob) -> None:
+    """SIGTERM to a whole process group ends the engine a moment before the replica hears of it, or after."""
+    job.ask(6)
+    job.set("input", shard_rows=6)
+    job.engine["script"] = [{"contains": "a3?", "do": "die"}]
+    job.begin()
+    notice = threading.Event()
+
+    async def work() -> None:
+        replica = job.replica(notice=notice)
+        asyncio.get_running_loop().call_later(0.3, notice.set)
+        await asyncio.gather(job.run_shard(replica, untouched=False), return_exceptions=True)
+
+    asyncio.run(work())
+    assert job.deaths == 1
+    assert job.board.struck == []
+    assert job.board.gone == ["replica"]
 
 
 # The process is about to be killed
@@ -581,6 +622,19 @@ def test_a_row_that_hangs_while_others_go_on_is_given_up(job: SmallJob) -> None:
     assert (job.deaths, job.asked()[ids[3]]) == (0, 1)
 
 
+def test_a_row_that_never_gets_a_first_token_is_given_up(job: SmallJob) -> None:
+    """As one that an engine lost on its way in."""
+    job.ask(60)
+    job.set("limits", row_timeout_s=1.0)
+    job.engine |= {"max_num_seqs": 2, "token_s": 0.002, "script": [{"contains": "a3?", "do": "stall"}]}
+    job.answer()
+    ids = job.row_ids()
+    (letter,) = job.records("errors")
+    assert (letter["row_id"], letter["error_code"]) == (ids[3], "row_timeout")
+    assert job.done() == sorted(set(ids) - {ids[3]})
+    assert job.deaths == 0
+
+
 def test_rows_that_wait_for_a_slot_do_not_hang(job: SmallJob) -> None:
     """One slot, and rows that wait for it much longer than a token may take."""
     job.ask(6)
@@ -592,7 +646,7 @@ def test_rows_that_wait_for_a_slot_do_not_hang(job: SmallJob) -> None:
 
 
 def test_an_engine_that_gives_no_row_a_token_is_as_good_as_dead(job: SmallJob) -> None:
-    """Its rows get a strike; the one that freezes two engines is a dead letter, and its neighbours are answered."""
+    """Its rows get a strike; the one that freezes three engines is a dead letter, and its neighbours are answered."""
     job.ask(6)
     job.set("limits", row_timeout_s=0.5)
     job.engine |= {"max_num_seqs": 6, "script": [{"contains": "a2?", "do": "freeze"}]}
@@ -609,9 +663,9 @@ def test_an_engine_that_gives_no_row_a_token_is_as_good_as_dead(job: SmallJob) -
             shard.cancel()
         await asyncio.gather(*shards, return_exceptions=True)
 
-    for _ in range(3):
+    for _ in range(4):
         asyncio.run(work())
-    assert job.deaths == 2
+    assert job.deaths == 3
     assert codes(job) == {ids[2]: "generate engine_killer"}
     assert job.done() == sorted(set(ids) - {ids[2]})
 

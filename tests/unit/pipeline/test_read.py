@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from magbatch.errors import ErrorCode
+from magbatch.pipeline import read as read_module
 from magbatch.pipeline.read import ShardReader, ShardRows
 from magbatch.rows import Segment, Shard
 from magbatch.storage import open_store
@@ -364,3 +365,20 @@ def test_a_file_that_goes_or_changes_while_it_is_read(s3: str, then: int | None,
     else:
         put(s3, "a.parquet", questions(then))
     assert codes(reader(shard(last))) == dict.fromkeys(last.row_ids(), code)
+
+
+def test_bytes_that_do_not_come_are_no_damage(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arrow has one error for both. The file is then read from a whole copy."""
+    path = put(s3, "a.parquet", questions(6))
+    real, refused = read_module.input_filesystem, list[str]()
+
+    def moody(where: str) -> Any:
+        if where.startswith("s3://"):
+            refused.append(where)
+            raise OSError("AWS Error NETWORK_CONNECTION during HeadObject operation")
+        return real(where)
+
+    monkeypatch.setattr(read_module, "input_filesystem", moody)
+    read = ShardReader(TEXT)(shard(segment(path, 2, 3)))
+    assert refused
+    assert (list(texts(read).values()), read.failed) == (["question 2", "question 3", "question 4"], [])

@@ -184,6 +184,31 @@ def test_a_name_is_taken_once(root: str) -> None:
     assert [item.name for item in store.list("")] == ["a/b"]
 
 
+def test_an_object_is_replaced_only_by_who_has_seen_it(root: str) -> None:
+    store = open_store(root)
+    assert not store.replace("a/b", b"new", b"old"), "there is none to replace"
+    store.write("a/b", b"old")
+    assert store.replace("a/b", b"new", b"old")
+    assert store.read("a/b") == b"new"
+    assert store.replace("a/b", b"new", b"old"), "the first one's own retry"
+    assert not store.replace("a/b", b"newer", b"old")
+    assert store.read("a/b") == b"new"
+
+
+def test_one_of_many_replaces_an_object(root: str) -> None:
+    open_store(root).write("manifest", b"old")
+    start = threading.Barrier(16)
+
+    def replace(number: int) -> bool:
+        start.wait()
+        return open_store(root).replace("manifest", f"{number}".encode(), b"old")
+
+    with ThreadPoolExecutor(16) as pool:
+        replaced = list(pool.map(replace, range(16)))
+    assert replaced.count(True) == 1
+    assert open_store(root).read("manifest") == f"{replaced.index(True)}".encode()
+
+
 def test_one_of_many_takes_a_name(root: str) -> None:
     start = threading.Barrier(16)
 

@@ -24,7 +24,7 @@ from magbatch.tiny.evaluate import Answered, generate, score
 from magbatch.tiny.model import TinyModel
 from magbatch.tiny.tasks import KINDS, work
 from magbatch.tiny.train import Trainee, export, initialise, load, losses, optimisers, rate
-from magbatch.tiny.wording import ITEMS
+from magbatch.tiny.wording import GOODS
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +178,7 @@ def test_cells_spell_the_receipt(encoder: Encoder):
     cells = cell_classes(receipt.characters, grid_of(receipt))
     assert (cells > 0).sum() == len(receipt.characters)
     names = name_classes(receipt.characters, grid_of(receipt))
-    assert {ITEMS[index - 1] for index in names if index} == {name for name, _ in receipt.items}
+    assert {GOODS[index - 1] for index in names if index} == {name for name, _ in receipt.items}
 
 
 def test_weights_survive_the_file(tmp_path: Path, trainee: Trainee):
