@@ -1,13 +1,15 @@
 """The commands. Each parses first and imports what is heavy after, so that `--help` answers at once.
 
 Exit codes: 0 complete; 1 finished with more dead letters than the spec allows, or not verified;
-2 bad spec or input; 3 interrupted, and the same command goes on.
+2 bad spec or input; 3 interrupted, and the same command goes on; 4 a defect in magbatch.
 """
 
 import atexit
 import json as json_format
 import os
+import signal
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
@@ -15,6 +17,8 @@ from typing import Annotated, Any
 import typer
 
 import magbatch
+
+CRASHED = 4
 
 app = typer.Typer(
     name="magbatch",
@@ -43,6 +47,7 @@ def _errors(as_json: bool) -> Iterator[None]:
     """A job's error is one clear message and its exit code."""
     from magbatch.errors import InterruptedJobError, JobError
 
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # a platform's SIGTERM is as a person's Ctrl-C
     try:
         try:
             yield
@@ -58,6 +63,8 @@ def _errors(as_json: bool) -> Iterator[None]:
         if error.exit_code == 3 and not as_json:
             print("Run the same command again to go on.", file=sys.stderr)
         raise typer.Exit(error.exit_code) from error
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _print_json(data: Any) -> None:
@@ -181,11 +188,17 @@ def verify(output: OutputPath, json: Json = False) -> None:
         print(f"{output}: {len(problems):,} problem{'' if len(problems) == 1 else 's'}")
         for problem in problems:
             print(f"  {problem}")
-        print("Next: magbatch run SPEC completes an unfinished job")
+        print(f"Next: {_mending(counts)}")
     else:
         print(f"planned {counts['planned']:,} = {counts['answered']:,} answered + {counts['failed']:,} dead letters")
         print(f"verified: every row once, in {counts['objects']:,} objects, every checksum right")
     raise typer.Exit(1 if problems else 0)
+
+
+def _mending(counts: dict[str, Any]) -> str:
+    if not counts["complete"]:
+        return "magbatch run SPEC, to complete the job"
+    return "bring lost objects back (s3:// versions, backups); or run the spec into a new output.path"
 
 
 Where = Annotated[
@@ -311,6 +324,9 @@ def main() -> None:
         app()
     except SystemExit as end:
         code = end.code
+    except Exception:  # noqa: BLE001 - a defect: its exit code must be none of those that say how a job ended
+        traceback.print_exc()
+        code = CRASHED
     # Not through the interpreter's teardown: native thread pools can abort there ("terminate called without
     # an active exception", seen after a complete job), and a finished command would end with the wrong code.
     atexit._run_exitfuncs()

@@ -165,7 +165,7 @@ class Lease:
             self._number = found[0] + 1 if found is not None else 1
             if not self._store.create(_name(self._number), self._data()):
                 continue
-            numbers = _numbers(self._store)
+            numbers = [self._number, *_numbers(self._store)]
             if max(numbers) == self._number:
                 break
             # This one was free because others have had it, and ended, while the request was under way.

@@ -400,7 +400,8 @@ class Ledger:
         """Recompute everything from the objects alone.
 
         Returns:
-            Counts (planned, answered, failed, objects), and what is wrong, one line each.
+            Counts (planned, answered, failed, objects) with whether there is a manifest (complete); and what is
+            wrong, one line each.
 
         Raises:
             OutputError: There is no job here.
@@ -441,6 +442,7 @@ class Ledger:
             ]
         objects = len(seen)
         counts = {"planned": plan.rows, "answered": totals.answered, "failed": totals.failed, "objects": objects}
+        counts["complete"] = manifest is not None
         return counts, problems
 
 

@@ -159,7 +159,7 @@ class Retry:
 
     def place(self) -> Ledger:
         """The retry's own output."""
-        return Ledger(self.spec.output.path)
+        return Ledger(self.spec.output.path, self.spec.output.patience_s)
 
 
 def retry(output: str, choice: Choice, overrides: list[str], console: Console) -> Retried:

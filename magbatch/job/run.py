@@ -8,7 +8,8 @@ its manifest is there.
 import io
 import json
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,7 @@ from magbatch.pipeline.render import Renderer
 from magbatch.rows import ERRORS, RESULTS, Prompt, Segment, Shard
 from magbatch.spec import JobSpec
 from magbatch.storage import open_store
+from magbatch.storage.s3 import NoBucketError
 
 SAMPLE_ROWS = 3
 LATE_LISTING_S = (0.5, 1.0, 2.0, 4.0)  # waits for a listing that does not show yet what was written
@@ -74,7 +76,8 @@ def run(spec: JobSpec, console: Console, limit: int | None = None) -> Outcome:
     began = time.monotonic()
     spec = limited(spec, limit)
     ledger = Ledger(spec.output.path)
-    known = ledger.plan() if ledger.check_same(spec) else None
+    with _first_look():
+        known = ledger.plan() if ledger.check_same(spec) else None
     if known is not None and ledger.manifest() is not None:
         strays, lost = ledger.strays()
         if lost:
@@ -90,7 +93,9 @@ def run(spec: JobSpec, console: Console, limit: int | None = None) -> Outcome:
     plan = known or _new_plan(spec, ledger, limit)
     Preparer(Job(spec, plan.columns))  # what is wrong with model, tokenizer or prompt shows before anything is written
     lease = Lease(open_store(ledger.path, quick=True), console.print)
-    with lease.held():
+    with ExitStack() as stack:
+        with _first_look():
+            stack.enter_context(lease.held())
         known = ledger.plan() if ledger.check_same(spec) else None  # another run may have come and gone meanwhile
         if known is not None and ledger.manifest() is not None:
             return _outcome(spec, stored_report(ledger), ledger, known, already=True)
@@ -99,6 +104,19 @@ def run(spec: JobSpec, console: Console, limit: int | None = None) -> Outcome:
         plan = known or plan
         report = complete(spec, plan, patient_ledger(spec, console), console, lease, began)
     return _outcome(spec, report, ledger, plan, already=False)
+
+
+@contextmanager
+def _first_look() -> Iterator[None]:
+    """What an output refuses at first, and will go on to refuse, is a wrong output.path."""
+    try:
+        yield
+    except NoBucketError as error:
+        raise OutputError(f"output.path: {error}") from error
+    except StorageError as error:
+        if error.passing:
+            raise
+        raise OutputError(f"output.path: {error}") from error
 
 
 def patient_ledger(spec: JobSpec, console: Console) -> Ledger:

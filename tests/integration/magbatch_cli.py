@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,16 @@ def descendants(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
         return psutil.Process(process.pid).children(recursive=True)
     except psutil.NoSuchProcess:
         return []
+
+
+def named(processes: list[psutil.Process], text: str) -> list[psutil.Process]:
+    """Those of them that run and have a text in their command line; Ray shows there what a worker does."""
+    found = []
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):  # gone meanwhile, or a zombie
+            if text in " ".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
 def alive(processes: list[psutil.Process]) -> list[str]:
@@ -132,3 +143,33 @@ class JobFiles:
             spec[name] = spec.get(name, {}) | section if isinstance(section, dict) else section
         self.spec.write_text(yaml.safe_dump(spec))
         return str(self.spec)
+
+
+class Bill:
+    """What was committed when something was killed must never be asked for again.
+
+    Args:
+        job: The job that is killed.
+    """
+
+    def __init__(self, job: JobFiles) -> None:
+        self._job = job
+        self._points: list[tuple[set[str], int]] = []
+
+    def note(self) -> None:
+        """Note what is committed now, and how far the engine's journal has come since."""
+        done = {row["row_id"] for kind in ("results", "errors") for row in self._rows(kind)}
+        self._points.append((done, len(self._asked())))
+
+    def check(self) -> None:
+        """No request after a point was for a row that was committed before it."""
+        asked = self._asked()
+        for done, lines in self._points:
+            assert not done.intersection(asked[lines:]), "a committed row was asked again"
+
+    def _asked(self) -> list[str]:
+        journal = self._job.journal
+        return [line.split()[0] for line in journal.read_text().splitlines()] if journal.exists() else []
+
+    def _rows(self, kind: str) -> list[dict[str, Any]]:
+        return read(self._job.output, kind) if list(self._job.output.glob(f"{kind}/*.parquet")) else []

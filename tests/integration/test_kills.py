@@ -1,6 +1,6 @@
 """kill -9 of whatever a job is made of, at seeded moments; then the exact rows, and who was asked how often.
 
-Replicas and readers (8 points), the driver (6), a whole node (2), a replica with a notice (1), and a driver that
+Replicas and readers (11 points), the driver (6), a whole node (3), a replica with a notice (1), and a driver that
 comes back as a zombie. The engine's own process is killed in test_vllm.py, the object store in test_rgw.py, a retry
 in test_retry.py, the interpreter's signals are in test_jobs.py.
 """
@@ -13,41 +13,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
-from magbatch_cli import JobFiles, alive, committed, descendants, magbatch, read, start, wait_until
-
-
-class Bill:
-    """What was committed when something was killed must never be asked for again.
-
-    Args:
-        job: The job that is killed.
-    """
-
-    def __init__(self, job: JobFiles) -> None:
-        self._job = job
-        self._points: list[tuple[set[str], int]] = []
-
-    def note(self) -> None:
-        """Note what is committed now, and how far the engine's journal has come since."""
-        done = {row["row_id"] for kind in ("results", "errors") for row in self._rows(kind)}
-        self._points.append((done, len(self._asked())))
-
-    def check(self) -> None:
-        """No request after a point was for a row that was committed before it."""
-        asked = self._asked()
-        for done, lines in self._points:
-            assert not done.intersection(asked[lines:]), "a committed row was asked again"
-
-    def _asked(self) -> list[str]:
-        journal = self._job.journal
-        return [line.split()[0] for line in journal.read_text().splitlines()] if journal.exists() else []
-
-    def _rows(self, kind: str) -> list[dict[str, Any]]:
-        return read(self._job.output, kind) if list(self._job.output.glob(f"{kind}/*.parquet")) else []
+from magbatch_cli import Bill, JobFiles, alive, committed, descendants, magbatch, named, read, start, wait_until
 
 
 def check_rows(job: JobFiles, rows: int, failed: set[str]) -> None:
@@ -67,6 +36,10 @@ def with_bad_rows(job: JobFiles, rows: int) -> set[str]:
     return {f"id-{index}" for index in bad}
 
 
+# Reading that takes its time: tens of milliseconds of CPU a row.
+SLOW_TEMPLATE = "{% for i in range(400) %}{% for j in range(1000) %}{% endfor %}{% endfor %}{{ question }}"
+
+
 def moments(seed: int, count: int, rows: int) -> list[int]:
     """Seeded numbers of committed rows at which something is killed."""
     return sorted(random.Random(seed).sample(range(1, int(0.8 * rows)), count))
@@ -79,24 +52,28 @@ def test_replicas_and_readers_are_killed_again_and_again(job: JobFiles) -> None:
     job.engine |= {"token_s": 0.02, "max_num_seqs": 16}
     spec = job.write_spec(
         replicas={"gpus": 0, "min": 2, "max": 2, "cpus": 0.5},
+        prompt={"template": SLOW_TEMPLATE},
         input={"path": str(job.input), "columns": {"id": "id", "prompt": "question"}, "shard_rows": 8},
     )
     process = start("run", spec, log=job.folder / "log")
     bill = Bill(job)
-    chance, killed = random.Random(4), {"MapWorker": 0, "Read": 0}
+    chance = random.Random(4)
+
+    def kill_one(name: str) -> bool:
+        """kill -9 of a worker of Ray that runs something of this name now; whether there was one."""
+        found = named(descendants(process), name)
+        if found:
+            bill.note()
+            chance.choice(found).kill()
+        return bool(found)
+
+    for _ in range(3):  # reading runs ahead: later there is nobody to kill
+        wait_until(lambda: process.poll() is not None or kill_one("ray::Read"), "a reader")
     for moment in moments(20261123, 8, rows):
         wait_until(lambda: committed(job.output) >= moment or process.poll() is not None, f"{moment} rows")  # noqa: B023
+        wait_until(lambda: process.poll() is not None or kill_one("MapWorker"), "a replica")
         assert process.poll() is None, "the job was over before it was killed"
-        bill.note()
-        for target in chance.sample(list(killed), 2):
-            found = [one for one in descendants(process) if target in " ".join(one.cmdline())]
-            if found:
-                chance.choice(found).kill()
-                killed[target] += 1
-                break
     assert process.wait(400) == 0, (job.folder / "log").read_text()
-    assert sum(killed.values()) == 8, killed
-    assert killed["MapWorker"] >= 2, killed
     bill.check()
     check_rows(job, rows, failed)
 
@@ -108,13 +85,14 @@ def test_the_driver_is_killed_again_and_again(job: JobFiles) -> None:
     job.engine |= {"token_s": 0.02, "max_num_seqs": 12}
     spec = job.write_spec()
     bill = Bill(job)
-    for moment in moments(7, 6, rows):
+    for number, moment in enumerate(moments(7, 6, rows)):
         process = start("run", spec, log=job.folder / "log")
         wait_until(lambda: committed(job.output) >= moment or process.poll() is not None, f"{moment} rows")  # noqa: B023
         family = descendants(process)
         process.kill()
         process.wait()
-        wait_until(lambda: not alive(family), "the killed driver's processes to end")  # noqa: B023
+        if number % 2:  # else the next run meets what the dead one's replicas still commit
+            wait_until(lambda: not alive(family), "the killed driver's processes to end")  # noqa: B023
         bill.note()
     last = magbatch("run", spec)
     assert last.returncode == 0, last.stderr
@@ -176,21 +154,21 @@ def nodes() -> Iterator[Nodes]:
 
 
 def replicas_below(pid: int) -> list[psutil.Process]:
-    """The replicas that a raylet has started."""
-    children = psutil.Process(pid).children(recursive=True)
-    return [one for one in children if "MapWorker" in " ".join(one.cmdline())]
+    """The replicas below a process."""
+    return named(psutil.Process(pid).children(recursive=True), "MapWorker")
 
 
 @pytest.mark.fire
 def test_a_node_is_taken_away_again_and_again_and_another_comes(job: JobFiles, nodes: Nodes) -> None:
+    """The pool shrinks to nothing with its node, and grows again with the next; one of its two places is left free."""
     rows = 300
     failed = with_bad_rows(job, rows)
     job.engine |= {"token_s": 0.02, "max_num_seqs": 12}
     # One CPU is on the head, for reading; a replica of two fits on the other node alone.
-    spec = job.write_spec(replicas={"gpus": 0, "min": 1, "max": 1, "cpus": 2})
+    spec = job.write_spec(replicas={"gpus": 0, "min": 1, "max": 2, "cpus": 2})
     process = start("run", spec, log=job.folder / "log", RAY_ADDRESS=nodes.address)
     bill = Bill(job)
-    for moment in moments(99, 2, rows):
+    for moment in moments(99, 3, rows):
         wait_until(lambda: committed(job.output) >= moment or process.poll() is not None, f"{moment} rows")  # noqa: B023
         assert process.poll() is None, (job.folder / "log").read_text()
         assert replicas_below(int(nodes.tell("pid"))), "no replica was on the node"
@@ -213,7 +191,7 @@ def test_a_replica_that_is_told_to_go_commits_what_is_finished_first(job: JobFil
     )
     process = start("run", spec, log=job.folder / "log")
     wait_until(lambda: len(Bill(job)._asked()) > 40 or process.poll() is not None, "rows in the engine")
-    (replica,) = [one for one in descendants(process) if "MapWorker" in " ".join(one.cmdline())]
+    (replica,) = named(descendants(process), "MapWorker")
     assert committed(job.output) == 0
     replica.send_signal(signal.SIGTERM)
     wait_until(lambda: committed(job.output) > 20, "the finished rows", seconds=25)
@@ -259,9 +237,8 @@ def test_a_zombie_is_taken_over_and_damages_nothing(job: JobFiles) -> None:
     said = job.folder / "second"
     wait_until(lambda: "a sign of life" in said.read_text() or second.poll() is not None, "the second run's wait")
     wait_until(lambda: "rows " in said.read_text() or second.poll() is not None, "the second run's work")
-    family = descendants(zombie)
-    replicas = [one for one in family if "MapWorker" in " ".join(one.cmdline())]
-    wait_until(lambda: not alive(replicas), "the end of the zombie's replicas")
+    # Those that Ray starts anew end as well.
+    wait_until(lambda: not alive(replicas_below(zombie.pid)), "the end of the zombie's replicas")
     zombie.send_signal(signal.SIGCONT)
     assert zombie.wait(120) == 3, (job.folder / "log").read_text()
     assert "has taken" in (job.folder / "log").read_text()

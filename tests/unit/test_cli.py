@@ -1,4 +1,6 @@
 import json
+import os
+import socket
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -367,6 +369,33 @@ def test_jobs_in_object_storage_are_shown_alike(tmp_path: Path, s3: str) -> None
     assert command("verify", job.output).exit_code == 0
 
 
+# Signals and crashes
+
+
+def test_a_platforms_signal_ends_any_command_as_an_interrupt() -> None:
+    """Here `status`, while it waits for a store that never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        process = subprocess.Popen(
+            [sys.executable, "-m", "magbatch", "status", "s3://bucket/out"],
+            env=os.environ | {"AWS_ENDPOINT_URL": endpoint}, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        with silent.accept()[0]:
+            process.terminate()
+            _, said = process.communicate(timeout=60)
+    assert process.returncode == 3, said
+    assert said.splitlines() == [
+        "magbatch: interrupted; what was committed stays", "Run the same command again to go on.",
+    ]  # fmt: skip
+
+
+def test_a_defect_has_an_exit_code_of_its_own() -> None:
+    program = "import magbatch.cli as cli\ncli.app = lambda: 1 / 0\ncli.main()"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 4
+    assert "ZeroDivisionError" in done.stderr
+
+
 # verify
 
 
@@ -382,7 +411,7 @@ def test_verify_proves_a_complete_job(tmp_path: Path) -> None:
     counts = json.loads(command("verify", job.output, "--json").stdout)
     assert counts == {
         "planned": 5, "answered": 4, "failed": 1, "objects": len(job.objects()) + len(job.objects("errors")),
-        "verified": True, "problems": [],
+        "complete": True, "verified": True, "problems": [],
     }  # fmt: skip
 
 

@@ -142,6 +142,7 @@ class Book(Hand):
             "answered": len(outcome) - failed,
             "failed": failed,
             "objects": len(manifest["parts"]),
+            "complete": True,
         }
         assert (manifest["answered"], manifest["failed"]) == (len(outcome) - failed, failed)
         assert len(outcome) == self.plan.rows

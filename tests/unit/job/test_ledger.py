@@ -545,7 +545,7 @@ def test_a_damaged_output_is_not_finalised(book: Book, spoil: Callable[[Book], l
 def test_an_unfinished_job_verifies_as_unfinished(book: Book) -> None:
     book.answered(1, 0, 1)
     counts, problems = book.ledger.verify()
-    assert counts == {"planned": 12, "answered": 2, "failed": 0, "objects": 1}
+    assert counts == {"planned": 12, "answered": 2, "failed": 0, "objects": 1, "complete": False}
     assert problems[0] == "no manifest: the job is not complete"
     assert [problem.partition(" of shard")[0] for problem in problems[1:]] == [
         "gap: 4 planned rows", "gap: 2 planned rows", "gap: 4 planned rows",
