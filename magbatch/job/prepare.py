@@ -158,6 +158,8 @@ class Preparer:
             return self._prompt(rendered)
         except RowError as error:
             return DeadLetter(row.row_id, step, error.code, error.message)
+        except StorageError:  # no property of the row: the whole shard is tried again
+            raise
         except Exception as error:  # noqa: BLE001 - a row's boundary: a defect must not stop its neighbours
             return DeadLetter(row.row_id, step, ErrorCode.INTERNAL, f"{type(error).__name__}: {error}")
 

@@ -31,6 +31,7 @@ from magbatch.errors import ErrorCode, RowError, SpecError, StorageError
 from magbatch.rows import Image, InputRow, RenderedRow
 from magbatch.spec import JobSpec, is_remote
 from magbatch.storage.inputs import read_at_most
+from magbatch.storage.s3 import NoBucketError, RefusedError
 
 MAX_REDIRECTS = 5
 
@@ -84,6 +85,7 @@ class Renderer:
 
     def __init__(self, spec: JobSpec, grid: ImageGrid | None) -> None:
         self._columns = spec.input.columns
+        self._input_path = spec.input.path
         self._limits = spec.limits
         self._timeout_s = spec.input.fetch_timeout_s
         self._template = _environment().from_string(spec.prompt.template) if spec.prompt.template is not None else None
@@ -94,6 +96,7 @@ class Renderer:
 
         Raises:
             RowError: What is wrong with it.
+            StorageError: The storage of an image that it names is away.
         """
         images: list[Image] = []
 
@@ -156,10 +159,20 @@ class Renderer:
             return self._reference(source, folder)
         except FileNotFoundError as error:
             raise RowError(ErrorCode.IMAGE_UNFETCHABLE, f"{origin}: {source}: no such file or object") from error
-        except (StorageError, httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+        except StorageError as error:
+            if error.passing and not self._is_of_the_row(error, source):
+                raise
+            raise RowError(ErrorCode.IMAGE_UNFETCHABLE, f"{origin}: {source}: {error}") from error
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
             # A ValueError: a host that IDNA refuses, a path with a null byte.
             reason = str(error) or type(error).__name__
             raise RowError(ErrorCode.IMAGE_UNFETCHABLE, f"{origin}: {source}: {reason}") from error
+
+    def _is_of_the_row(self, error: StorageError, source: str) -> bool:
+        """Whether a place was refused that only this row names: a store that is away is no fault of its rows."""
+        if isinstance(error, NoBucketError):
+            return source.split("/")[:3] != self._input_path.split("/")[:3]  # the input's own bucket is there, mostly
+        return isinstance(error, RefusedError)
 
     def _reference(self, source: str, folder: str) -> bytes:
         limit = self._limits.max_image_bytes

@@ -90,16 +90,18 @@ def s3_errors(path: str, made: "Callable[[], S3Client] | None" = None) -> Iterat
         code = error.response.get("Error", {}).get("Code", "")
         if _is_gone(error):
             raise FileNotFoundError(path) from error
+        refused = code in {"403", "AccessDenied"}
         if code == "NoSuchBucket":
             raise NoBucketError(f"{path}: there is no such bucket", passing=True) from error
-        hint = "; the credentials come from the standard AWS chain" if code in {"403", "AccessDenied"} else ""
+        hint = "; the credentials come from the standard AWS chain" if refused else ""
         if code in _CREDENTIALS and client is not None:
             _renew(client)
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         # No code of S3's: it was not the store that answered, but something before it.
         unknown = not code or code == str(HTTPStatus.NOT_FOUND.value)
         passing = unknown or code in _PASSING or (status >= 500 and status != HTTPStatus.NOT_IMPLEMENTED)
-        raise StorageError(f"{path}: {error}{hint}", passing=passing) from error
+        kind = RefusedError if refused else StorageError
+        raise kind(f"{path}: {error}{hint}", passing=passing) from error
     except BotoCoreError as error:
         raise StorageError(f"{path}: {error}", passing=_may_pass(error)) from error
     except ResponseParserError as error:  # no XML: something between here and the store answered
@@ -131,7 +133,11 @@ def _may_pass(error: "BotoCoreError") -> bool:
     )
 
 
-class NoBucketError(StorageError):
+class RefusedError(StorageError):
+    """The store answers, and does not give what was asked for. It may pass: access may be granted late."""
+
+
+class NoBucketError(RefusedError):
     """Not the same as a missing object: while a bucket is away, finished rows must not look open."""
 
 

@@ -13,15 +13,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from magbatch.tiny.tokenizer import tekken_json
+from magbatch.errors import ModelError
+from magbatch.tiny.tokenizer import NUM_SPECIAL_TOKENS, tekken_json
 from magbatch.tiny.wording import SYSTEM_PROMPT, pieces
 
-VOCAB_SIZE = 36 + 256 + len(pieces())
+VOCAB_SIZE = NUM_SPECIAL_TOKENS + 256 + len(pieces())
 CONTEXT_TOKENS = 8192
 MAX_IMAGE_SIZE = 448
-_RANDOM_WEIGHTS_SEED = 13
 _WEIGHTS_FILE = "consolidated.safetensors"
 
 
@@ -116,35 +114,10 @@ def _block(prefix: str, dim: int, query: int, key: int, hidden: int) -> dict[str
     }
 
 
-def random_weights() -> dict[str, "np.ndarray[Any, np.dtype[np.float32]]"]:
-    """Weights of the right names and shapes, the same on every call and machine."""
-    generator = np.random.default_rng(_RANDOM_WEIGHTS_SEED)
-    weights: dict[str, np.ndarray[Any, np.dtype[np.float32]]] = {}
-    for name, shape in sorted(weight_shapes().items()):
-        if len(shape) == 1:
-            weights[name] = np.ones(shape, dtype=np.float32)
-        else:
-            fan_in = int(np.prod(shape[1:]))
-            drawn = generator.standard_normal(shape, dtype=np.float32)
-            weights[name] = drawn * np.float32(fan_in**-0.5)
-    return weights
-
-
-def ensure() -> Path:
-    """Makes the checkpoint where it is missing.
-
-    The weights are the trained ones of the package; where the package has none, random ones
-    with a fixed seed.
-
-    Returns:
-        A directory with `params.json`, `consolidated.safetensors`, `tekken.json` and
-        `SYSTEM_PROMPT.txt`, below `$MAGBATCH_CACHE` or `~/.cache/magbatch`.
-
-    Raises:
-        OSError: The cache directory cannot be written.
-    """
+def texts() -> dict[str, str]:
+    """The checkpoint's files beside its weights, by their names."""
     vision = params()["vision_encoder"]
-    texts = {
+    return {
         "params.json": json.dumps(params(), indent=2),
         "tekken.json": tekken_json(
             patch_size=vision["patch_size"],
@@ -153,11 +126,24 @@ def ensure() -> Path:
         ),
         "SYSTEM_PROMPT.txt": SYSTEM_PROMPT,
     }
-    trained = _trained_weights()
+
+
+def ensure() -> Path:
+    """Makes the checkpoint where it is missing.
+
+    Returns:
+        A directory with `params.json`, `consolidated.safetensors`, `tekken.json` and
+        `SYSTEM_PROMPT.txt`, below `$MAGBATCH_CACHE` or `~/.cache/magbatch`.
+
+    Raises:
+        ModelError: This installation lacks the weights.
+        OSError: The cache directory cannot be written.
+    """
+    small, weights = texts(), _weights()
     digest = hashlib.sha256()
-    for name, text in sorted(texts.items()):
+    for name, text in sorted(small.items()):
         digest.update(f"{name}\0{text}\0".encode())
-    digest.update(trained if trained is not None else f"random {_RANDOM_WEIGHTS_SEED}".encode())
+    digest.update(weights)
     target = _cache_directory() / f"tiny-{digest.hexdigest()[:16]}"
     if target.is_dir():
         return target
@@ -165,14 +151,9 @@ def ensure() -> Path:
     # Built beside its final place, so that the rename stays on one file system and is atomic.
     building = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
-        for name, text in texts.items():
+        for name, text in small.items():
             (building / name).write_text(text, encoding="utf-8")
-        if trained is not None:
-            (building / _WEIGHTS_FILE).write_bytes(trained)
-        else:
-            from safetensors.numpy import save_file
-
-            save_file(random_weights(), building / _WEIGHTS_FILE)
+        (building / _WEIGHTS_FILE).write_bytes(weights)
         building.chmod(0o755)
         try:
             building.rename(target)
@@ -185,9 +166,14 @@ def ensure() -> Path:
     return target
 
 
-def _trained_weights() -> bytes | None:
+def _weights() -> bytes:
     packaged = resources.files("magbatch.tiny") / "weights" / _WEIGHTS_FILE
-    return packaged.read_bytes() if packaged.is_file() else None
+    if not packaged.is_file():
+        raise ModelError(
+            f"model.source builtin:tiny: this installation of magbatch lacks {packaged}; install it again, or make the "
+            "file with: python -m magbatch.tiny.train"
+        )
+    return packaged.read_bytes()
 
 
 def _cache_directory() -> Path:

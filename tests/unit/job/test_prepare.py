@@ -1,5 +1,6 @@
 import io
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -7,11 +8,13 @@ import pytest
 from PIL import Image as Pillow
 from small_job import SmallJob
 
-from magbatch.errors import ErrorCode, Step
+from magbatch.errors import ErrorCode, Step, StorageError
 from magbatch.job.ledger import Ledger
 from magbatch.job.prepare import BLOCK_SCHEMA, ShardPrompts, from_block, prepare, to_block
 from magbatch.pipeline.write import PartWriter
 from magbatch.rows import DeadLetter, Image, Prompt
+from magbatch.storage.inputs import read_at_most
+from magbatch.storage.s3 import NoBucketError
 
 
 def png(width: int = 40, height: int = 30) -> bytes:
@@ -306,3 +309,28 @@ def finish(job: SmallJob, shard: int, row_ids: list[str]) -> None:
     positions: dict[str, Any] = dict.fromkeys(row_ids, 0)
     writer = PartWriter(ledger.store, carried, positions, "model", shard)
     writer.errors([DeadLetter(row_id, Step.READ, ErrorCode.ROW_UNREADABLE, "?") for row_id in row_ids])
+
+
+def test_a_store_that_is_away_fails_no_row(tmp_path: Path, s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image is fetched when its bucket is gone for a while. A bucket that only rows name is another matter."""
+    job = SmallJob(tmp_path, f"{s3}/job")
+    job.set("input", columns={"id": "id", "prompt": "question", "images": ["image"]})
+    names = [f"{job.root}/a.png", f"{job.root}/b.png", "s3://a-bucket-of-nobody/c.png"]
+    for name in names[:2]:
+        job.store.write(name.rpartition("/")[2], png())
+    job.ask(3, image=names)
+    job.begin()
+    away = iter([NoBucketError("gone", passing=True), StorageError("503 SlowDown", passing=True)])
+    waited: list[str] = []
+
+    def moody(path: str, limit: int) -> bytes:
+        if path == names[0] and (error := next(away, None)) is not None:
+            raise error
+        return read_at_most(path, limit)
+
+    monkeypatch.setattr("magbatch.pipeline.render.read_at_most", moody)
+    (block,) = prepare(job.job, [job.plan.shard(0)], frozenset(), lambda error: waited.append(str(error)))
+    (work,) = from_block(block)
+    assert asked_for(work) == ["a0", "a1"]
+    assert letters(work) == {"a2": (Step.RENDER, ErrorCode.IMAGE_UNFETCHABLE)}
+    assert waited == ["gone", "503 SlowDown"]

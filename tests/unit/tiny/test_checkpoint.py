@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
+from magbatch.errors import ModelError
 from magbatch.tiny import checkpoint
 
 FILES = {"params.json", "consolidated.safetensors", "tekken.json", "SYSTEM_PROMPT.txt"}
@@ -41,10 +42,7 @@ def test_the_directory_is_complete_and_made_once(tmp_path: Path, monkeypatch: py
     assert list(tmp_path.iterdir()) == [directory]
 
 
-@pytest.mark.parametrize("trained", [True, False])
-def test_two_caches_hold_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: bool):
-    if not trained:
-        monkeypatch.setattr(checkpoint, "_trained_weights", lambda: None)
+def test_two_caches_hold_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     found = []
     for name in ("one", "two"):
         monkeypatch.setenv("MAGBATCH_CACHE", str(tmp_path / name))
@@ -71,13 +69,20 @@ def test_processes_that_race_all_get_the_directory(tmp_path: Path):
 
 def test_a_failed_build_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MAGBATCH_CACHE", str(tmp_path))
-    monkeypatch.setattr(checkpoint, "_trained_weights", lambda: None)
 
-    def full_disk() -> dict[str, object]:
+    def full_disk(self: Path, data: bytes) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "random_weights", full_disk)
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
     with pytest.raises(OSError, match="No space left"):
+        checkpoint.ensure()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_installation_without_weights_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MAGBATCH_CACHE", str(tmp_path))
+    monkeypatch.setattr(checkpoint, "_WEIGHTS_FILE", "none.safetensors")
+    with pytest.raises(ModelError, match=r"lacks .*none\.safetensors; install it again"):
         checkpoint.ensure()
     assert list(tmp_path.iterdir()) == []
 
@@ -93,6 +98,7 @@ def test_tensors_are_those_of_params_json(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_the_package_stays_small():
     weights = Path(checkpoint.__file__).parent / "weights"
+    assert {file.name for file in weights.iterdir()} == {"consolidated.safetensors", "MODEL_CARD.md"}
     assert sum(file.stat().st_size for file in weights.glob("*")) <= 12_000_000
 
 
