@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from random import Random
 
+import pytest
 from book import Book, Hand, ask_again, carry_out, outcome
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -244,14 +245,29 @@ def steps(names: list[str], most: int) -> "st.SearchStrategy[list[tuple[str, int
     return st.lists(st.tuples(st.sampled_from(names), st.integers(0, 2**32)), max_size=most)
 
 
-@settings(
-    max_examples=25, deadline=None, derandomize=True, database=None, phases=[Phase.generate],
-    suppress_health_check=list(HealthCheck),
-)  # fmt: skip
-@given(early=steps(EARLY, 6), full=st.integers(0, 2**32), late=steps(LATE, 14), samples=st.integers(1, 2))
+LIVES = given(early=steps(EARLY, 6), full=st.integers(0, 2**32), late=steps(LATE, 14), samples=st.integers(1, 2))
+QUIET = {"deadline": None, "database": None, "phases": [Phase.generate], "suppress_health_check": list(HealthCheck)}
+
+
+@settings(max_examples=25, derandomize=True, **QUIET)
+@LIVES
 def test_whatever_happens_every_row_is_there_once(
     early: list[tuple[str, int]], full: int, late: list[tuple[str, int]], samples: int
 ) -> None:
+    live(early, full, late, samples)
+
+
+@pytest.mark.fire
+@settings(max_examples=400, **QUIET)
+@LIVES
+def test_whatever_happens_in_lives_that_nobody_has_seen(
+    early: list[tuple[str, int]], full: int, late: list[tuple[str, int]], samples: int
+) -> None:
+    live(early, full, late, samples)
+
+
+def live(early: list[tuple[str, int]], full: int, late: list[tuple[str, int]], samples: int) -> None:
+    """One output from its first commit to its last retry, held against the model after every step."""
     with tempfile.TemporaryDirectory(prefix="magbatch-life-") as folder:
         life = Life(Path(folder), samples)
         for name, seed in [*early, ("fill", full), *late, ("end", 0), ("prove", 0)]:
