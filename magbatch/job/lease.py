@@ -23,7 +23,7 @@ from typing import Any
 
 from magbatch.errors import LeaseError, StorageError
 from magbatch.storage import Store, open_store
-from magbatch.storage.patience import patiently
+from magbatch.storage.patience import PatientStore, patiently
 
 PREFIX = "_magbatch/lease-"
 BEAT_S = 5.0
@@ -158,21 +158,22 @@ class Lease:
         self.check()
 
     def _take(self) -> None:
+        store = PatientStore(self._store, EXPIRY_S)
         while True:
-            found = self._newest()
+            found = patiently(self._newest, EXPIRY_S)
             if found is not None:
                 self._wait_for_end(*found)
             self._number = found[0] + 1 if found is not None else 1
-            if not self._store.create(_name(self._number), self._data()):
+            if not store.create(_name(self._number), self._data()):
                 continue
-            numbers = [self._number, *_numbers(self._store)]
+            numbers = [self._number, *_numbers(store)]
             if max(numbers) == self._number:
                 break
             # This one was free because others have had it, and ended, while the request was under way.
-            self._store.delete(_name(self._number))
+            store.delete(_name(self._number))
         for number in numbers:
             if number < self._number:
-                self._store.delete(_name(number))
+                store.delete(_name(number))
 
     def _wait_for_end(self, number: int, data: bytes) -> None:
         """Come back once the holder is gone; raise where it is alive."""
