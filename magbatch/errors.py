@@ -19,6 +19,7 @@ class Step(StrEnum):
     PROMPT = "prompt"
     GENERATE = "generate"
     PARSE = "parse"
+    CHECK = "check"
 
 
 class ErrorCode(StrEnum):
@@ -39,6 +40,7 @@ class ErrorCode(StrEnum):
     PROMPT_TOO_LONG = "prompt_too_long"
     ENGINE_REJECTED = "engine_rejected"
     ENGINE_KILLER = "engine_killer"  # in flight in two engines when they died or hung
+    ANSWER_INVALID = "answer_invalid"  # the answer does not fit answer.schema, nor does a second one
     ROW_TIMEOUT = "row_timeout"  # the engine went on, but gave this row no token for limits.row_timeout_s
     INTERNAL = "internal"  # a defect in magbatch: the message names the exception
 
@@ -53,13 +55,15 @@ class RowError(MagbatchError):
     Attributes:
         code: The dead letter's error code.
         message: One line for a person: what is wrong with this row and what would be right.
+        answer: The answer that was not accepted, where it is that.
     """
 
-    def __init__(self, code: ErrorCode, message: str) -> None:
+    def __init__(self, code: ErrorCode, message: str, answer: str | None = None) -> None:
         message = " ".join(line.strip() for line in message.splitlines())
         super().__init__(message)
         self.code = code
         self.message = message
+        self.answer = answer
 
 
 class JobError(MagbatchError):

@@ -177,10 +177,16 @@ class Completion:
     Attributes:
         token_ids: The generated tokens.
         finish_reason: vLLM's word: `stop`, `length`, `repetition`, `abort`.
+        opened: The prompt itself ended with the token that opens thinking.
+        forced: How many of the tokens were put there, not generated: the one that closes thinking.
+        status: How the thinking ended, where who asked knows better than the tokens say.
     """
 
     token_ids: list[int]
     finish_reason: str
+    opened: bool = False
+    forced: int = 0
+    status: ReasoningStatus | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +206,11 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One sample, split into what the model thought and what it said."""
+    """One sample, split into what the model thought and what it said.
+
+    Attributes:
+        values: Of the columns that the job has its answers made into, by name.
+    """
 
     reasoning: str | None
     status: ReasoningStatus
@@ -208,6 +218,7 @@ class Answer:
     finish_reason: str
     reasoning_tokens: int
     answer_tokens: int
+    values: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,16 +231,18 @@ class FinishedRow:
     latency_s: float
     answers: list[Answer]
     finished_at: datetime
+    vote: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A row that has no answer, and why."""
+    """A row that has no answer, and why; with the answer that was not accepted."""
 
     row_id: str
     step: Step
     code: ErrorCode
     message: str
+    answer: str | None = None
 
 
 RESULT_FIELDS: dict[str, pa.DataType] = {
@@ -253,6 +266,7 @@ ERROR_FIELDS: dict[str, pa.DataType] = {
     "attempt": pa.string(),
     "finished_at": pa.timestamp("us", tz="UTC"),
 }
+NO_COLUMNS = pa.schema([])
 RESERVED_COLUMNS = frozenset({"row_id", "sample", *RESULT_FIELDS, *ERROR_FIELDS})
 _NULLABLE = frozenset({"reasoning", "answer"})
 
@@ -264,18 +278,28 @@ def _schema(keys: dict[str, pa.DataType], carry: pa.Schema, rest: dict[str, pa.D
     return pa.schema(fields, metadata={"magbatch.schema_version": SCHEMA_VERSION})
 
 
-def results_schema(carry: pa.Schema) -> pa.Schema:
+def results_schema(carry: pa.Schema, made: pa.Schema = NO_COLUMNS) -> pa.Schema:
     """The columns of `results/`: one record for each sample of each answered row.
 
     Args:
         carry: The carried input columns, with the types that the plan froze.
+        made: The columns that the job has its answers made into.
     """
-    return _schema({"row_id": pa.string(), "sample": pa.int32()}, carry, RESULT_FIELDS)
+    schema = _schema({"row_id": pa.string(), "sample": pa.int32()}, carry, RESULT_FIELDS)
+    for position, one in enumerate(made, start=schema.get_field_index("answer") + 1):
+        schema = schema.insert(position, one)
+    return schema
 
 
-def errors_schema(carry: pa.Schema) -> pa.Schema:
-    """The columns of `errors/`: one record for each dead letter."""
-    return _schema({"row_id": pa.string()}, carry, ERROR_FIELDS)
+def errors_schema(carry: pa.Schema, *, with_answer: bool = False) -> pa.Schema:
+    """The columns of `errors/`: one record for each dead letter.
+
+    Args:
+        carry: The carried input columns, with the types that the plan froze.
+        with_answer: The job may refuse answers: then `answer` holds the refused one.
+    """
+    fields = ERROR_FIELDS | ({"answer": pa.large_string()} if with_answer else {})
+    return _schema({"row_id": pa.string()}, carry, fields)
 
 
 def new_attempt() -> str:

@@ -5,7 +5,11 @@ anything starts. Nothing here knows a credential: access comes from the standard
 """
 
 import difflib
+import functools
+import importlib
 import os
+import re
+import warnings
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -18,6 +22,8 @@ from magbatch.rows import RESERVED_COLUMNS
 
 MAX_SHARD_ROWS = 128  # a crash costs at most what was in flight; Ray costs 20-50 ms a shard
 MIN_SHARD_ROWS = 4
+ANSWER_COLUMNS = frozenset({"extracted", "vote"})
+WHOLE, BOXED = "whole", "boxed"
 SHARDS_PER_REPLICA = 32  # enough that replicas stay even when one shard is slow
 
 
@@ -112,6 +118,115 @@ class PromptSpec(_Part):
             min_length=1, description="A Jinja2 template over the row's columns; null takes the prompt column as it is."
         ),
     ] = None
+
+
+class ReasoningSpec(_Part):
+    """How much a row may think."""
+
+    budget_tokens: Annotated[
+        int | None,
+        Field(ge=1, description="Tokens of thinking, then it is closed and the row answers; null sets no budget."),
+    ] = None
+    effort: Annotated[
+        Literal["none", "high"] | None,
+        Field(description="`none`: no thinking; `high`: for models whose tokenizer takes an effort; null: as trained."),
+    ] = None
+
+    @model_validator(mode="after")
+    def _a_budget_is_for_thinking(self) -> Self:
+        if self.effort == "none" and self.budget_tokens is not None:
+            raise ValueError("effort: none leaves nothing for budget_tokens; set one of them")
+        return self
+
+
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", message='Field name "schema"')  # of pydantic's older days; nothing here uses it
+
+    class AnswerSpec(_Part):
+        """What is made of an answer."""
+
+        schema: Annotated[
+            dict[str, Any] | None,
+            Field(
+                description="A JSON Schema, or where one is: a .json or .yaml file, or package.module:PydanticModel."
+            ),
+        ] = None  # type: ignore[assignment]
+        extract: Annotated[
+            str | None,
+            Field(
+                description=r"Column `extracted`: `whole`, `boxed` (the last \boxed{…}), or a regex with (?P<answer>…)."
+            ),
+        ] = None
+        vote: Annotated[
+            Literal["majority"] | None,
+            Field(description="Column `vote`: the answer that most of sampling.n samples agree on, and its share."),
+        ] = None
+
+        @field_validator("schema", mode="before")
+        @classmethod
+        def _found(cls, value: Any) -> Any:
+            found = _schema_at(value) if isinstance(value, str) else value
+            return _checked_schema(found) if isinstance(found, dict) else found
+
+        @field_validator("extract")
+        @classmethod
+        def _names_a_group(cls, value: str | None) -> str | None:
+            if value in (None, WHOLE, BOXED):
+                return value
+            try:
+                groups = re.compile(value).groupindex
+            except re.error as error:
+                raise ValueError(f"is not a regular expression: {error}") from error
+            if "answer" not in groups:
+                raise ValueError(f"write {WHOLE}, {BOXED}, or a regular expression with a group (?P<answer>…)")
+            return value
+
+
+def _schema_at(place: str) -> dict[str, Any]:
+    """The JSON Schema that a text names: a file, or a pydantic model."""
+    path = Path(place).expanduser()
+    if path.suffix in (".json", ".yaml", ".yml"):
+        try:
+            found = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ValueError(f"{place} is no schema file that can be read: {error}") from error
+        if not isinstance(found, dict):
+            raise ValueError(f"{place} holds {type(found).__name__}, not a JSON Schema")
+        return found
+    module, _, name = place.partition(":")
+    try:
+        model = functools.reduce(getattr, name.split("."), importlib.import_module(module)) if name else None
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{place}: {error}") from error
+    if not (isinstance(model, type) and issubclass(model, BaseModel)):
+        raise ValueError(f"{place} is neither a .json or .yaml file nor a pydantic model as package.module:Model")
+    return model.model_json_schema()
+
+
+def _checked_schema(schema: dict[str, Any]) -> dict[str, Any]:
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import SchemaError
+
+    try:
+        Draft202012Validator.check_schema(schema)
+    except SchemaError as error:
+        raise ValueError(f"is no JSON Schema: {error.json_path}: {error.message}") from error
+    return schema
+
+
+def resolve(reference: str, root: dict[str, Any]) -> Any:
+    """What a `#/…` reference of a JSON Schema stands for; None where it leads nowhere."""
+    node: Any = root
+    for name in reference.removeprefix("#").strip("/").split("/"):
+        node = node.get(name.replace("~1", "/").replace("~0", "~")) if isinstance(node, dict) else None
+    return node
+
+
+def properties(schema: dict[str, Any]) -> dict[str, Any]:
+    """The named properties of an object's schema, a reference at its top followed."""
+    top = resolve(schema["$ref"], schema) if schema.get("$ref", "").startswith("#") else schema
+    found = top.get("properties", {}) if isinstance(top, dict) else {}
+    return found if isinstance(found, dict) else {}
 
 
 class SamplingSpec(_Part):
@@ -223,6 +338,8 @@ class JobSpec(_Part):
     model: Annotated[ModelSpec, Field(description="Which model answers, and in which engine.")]
     input: Annotated[InputSpec, Field(description="Where the rows come from.")]
     prompt: Annotated[PromptSpec, Field(description="How a row becomes a chat.")] = PromptSpec()
+    reasoning: Annotated[ReasoningSpec, Field(description="How much a row may think.")] = ReasoningSpec()
+    answer: Annotated[AnswerSpec, Field(description="What is made of an answer.")] = AnswerSpec()
     sampling: Annotated[SamplingSpec, Field(description="Sampling parameters, by vLLM's names.")] = SamplingSpec()
     output: Annotated[OutputSpec, Field(description="Where the answers go.")]
     replicas: Annotated[ReplicasSpec, Field(description="How many engines.")] = ReplicasSpec()
@@ -249,6 +366,20 @@ class JobSpec(_Part):
         columns = self.input.columns
         if not (columns.prompt or columns.messages or self.prompt.template):
             raise ValueError("nothing to ask: set input.columns.prompt, input.columns.messages or prompt.template")
+        budget = self.reasoning.budget_tokens
+        if budget is not None and budget >= self.sampling.max_tokens:
+            raise ValueError(
+                f"reasoning.budget_tokens ({budget}) leaves nothing of sampling.max_tokens "
+                f"({self.sampling.max_tokens}) for the answer"
+            )
+        own = {*RESERVED_COLUMNS, *carried_columns(self.input), *ANSWER_COLUMNS}
+        taken = sorted(own & set(properties(self.answer.schema or {})))
+        if taken:
+            raise ValueError(f"answer.schema: {taken} are columns of the output already; rename these properties")
+        if self.answer.schema is not None and not properties(self.answer.schema):
+            raise ValueError("answer.schema: describe an object with named properties: each becomes a column")
+        if self.answer.vote is not None and self.sampling.n < 2:
+            raise ValueError("answer.vote needs samples to count: set sampling.n to 2 or more")
         if columns.messages and self.prompt.template:
             raise ValueError("prompt.template cannot be used with input.columns.messages: a chat is taken as it is")
         sizes = {}

@@ -17,6 +17,8 @@ from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
 from magbatch.errors import ModelError
 
+EFFORT_VERSION = 15
+
 
 class _CountingImageEncoder(ImageEncoder):
     """Expands image tokens without the pixel arithmetic: only the engine needs the pixels."""
@@ -39,6 +41,10 @@ class Tokenizer:
     Attributes:
         think_open: Id of `[THINK]`; None where the model has no such token.
         think_close: Id of `[/THINK]`.
+        turn_open: Id of `[INST]`, which begins a user's turn.
+        turn_close: Id of `[/INST]`.
+        end: Id of the end of a sequence.
+        version: Of the tokenizer: 13 for Magistral 1.2.
         image_end: Id that ends an image's tokens; None for a model without vision.
 
     Raises:
@@ -54,6 +60,9 @@ class Tokenizer:
         self._text = instruct.tokenizer
         self.think_open = self._special("[THINK]")
         self.think_close = self._special("[/THINK]")
+        self.turn_open, self.turn_close = self._special("[INST]"), self._special("[/INST]")
+        self.end = int(self._text.eos_id)
+        self.version = int(self._text.version.value.removeprefix("v").partition("m")[0].partition("-")[0])
         encoder = instruct.image_encoder
         self.image_end = encoder.special_ids.img_end if encoder is not None else None
         if encoder is not None:
@@ -68,6 +77,15 @@ class Tokenizer:
     def encode(self, request: Any) -> list[int]:
         """Token ids of a `ChatCompletionRequest`, images expanded; raises what mistral_common raises."""
         return list(self._chat.encode_chat_completion(request).tokens)
+
+    @property
+    def takes_effort(self) -> bool:
+        """Whether a chat says how much to think; where it does not, tokens of the prompt do."""
+        return self.version >= EFFORT_VERSION
+
+    def encode_text(self, text: str) -> list[int]:
+        """Token ids of plain text; what looks like a control token in it stays text."""
+        return list(self._text.encode(text, bos=False, eos=False))
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of ids; control tokens have none."""

@@ -13,6 +13,24 @@ OnTokens = Callable[[int, Sequence[int]], bool]
 
 
 @dataclass(frozen=True, slots=True)
+class Form:
+    """What is generated in one request.
+
+    Attributes:
+        samples: How many; None takes the job's sampling.n.
+        stop: A token that ends a sample, and is its last one.
+        schema: A JSON Schema that the text must fit, from its first token on.
+    """
+
+    samples: int | None = None
+    stop: int | None = None
+    schema: dict[str, Any] | None = None
+
+
+FREE = Form()
+
+
+@dataclass(frozen=True, slots=True)
 class EngineConfig:
     """What an engine is built from.
 
@@ -33,7 +51,13 @@ class Engine(Protocol):
     """Generates tokens for many prompts at once; batching is its own affair."""
 
     async def generate(
-        self, prompt: Prompt, *, max_tokens: int, seed: int | None, on_tokens: OnTokens | None = None
+        self,
+        prompt: Prompt,
+        *,
+        max_tokens: int,
+        seed: int | None,
+        on_tokens: OnTokens | None = None,
+        form: Form = FREE,
     ) -> Generation:
         """All samples of one prompt. Cancelling the call aborts the request.
 
@@ -41,6 +65,7 @@ class Engine(Protocol):
             prompt: Token ids and images.
             max_tokens: Tokens that each sample may have.
             seed: Makes the sampling reproducible; None leaves it free.
+            form: What is generated, where it is not a whole free answer.
             on_tokens: Is called with a sample's first token and then now and then; where it returns
                 False, the sample ends with the tokens so far, as `repetition`.
 

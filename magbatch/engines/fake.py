@@ -21,7 +21,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from magbatch.capture import STDERR, captured
-from magbatch.engines.base import EngineConfig, OnTokens
+from magbatch.engines.base import FREE, EngineConfig, Form, OnTokens
 from magbatch.errors import EngineDeadError, EngineStartError, RequestRejectedError
 from magbatch.rows import Completion, Generation, Prompt
 from magbatch.tokenizer import Tokenizer
@@ -44,6 +44,9 @@ class Rule(BaseModel):
         ),
     ] = "answer"
     tokens: Annotated[int | None, Field(ge=1, description="Length of the thinking in tokens.")] = None
+    answer: Annotated[
+        str | list[str] | None, Field(description="Its answer; a list: the second is given to who asks again.")
+    ] = None
 
 
 class FakeArgs(BaseModel):
@@ -94,7 +97,13 @@ class FakeEngine:
         self._thawed.set()
 
     async def generate(
-        self, prompt: Prompt, *, max_tokens: int, seed: int | None, on_tokens: OnTokens | None = None
+        self,
+        prompt: Prompt,
+        *,
+        max_tokens: int,
+        seed: int | None,
+        on_tokens: OnTokens | None = None,
+        form: Form = FREE,
     ) -> Generation:
         """See `Engine.generate`."""
         if self._dead:
@@ -112,10 +121,14 @@ class FakeEngine:
                 await asyncio.Event().wait()
             if rule.do == "freeze":
                 self._thawed.clear()
-            completion = await self._play(*self._tokens(prompt, rule, max_tokens), on_tokens, hangs=rule.do == "hang")
-        return Generation([completion] * self._samples, 0, time.monotonic() - began)
+            tokens, reason = self._tokens(prompt, rule, max_tokens, form)
+            samples = form.samples or self._samples
+            completion = await self._play(tokens, reason, on_tokens, samples, hangs=rule.do == "hang")
+        return Generation([completion] * samples, 0, time.monotonic() - began)
 
-    async def _play(self, tokens: list[int], reason: str, on_tokens: OnTokens | None, *, hangs: bool) -> Completion:
+    async def _play(
+        self, tokens: list[int], reason: str, on_tokens: OnTokens | None, samples: int, *, hangs: bool
+    ) -> Completion:
         """Let the tokens come, a chunk at a time; all samples are the same."""
         given = 0
         while given < len(tokens):
@@ -127,7 +140,7 @@ class FakeEngine:
             chunk = tokens[given : given + size]
             given += len(chunk)
             if on_tokens is not None:
-                kept = [on_tokens(sample, chunk) for sample in range(self._samples)]
+                kept = [on_tokens(sample, chunk) for sample in range(samples)]
                 if not all(kept):
                     return Completion(tokens[:given], "repetition")
             if hangs:
@@ -151,11 +164,22 @@ class FakeEngine:
                     return rule
         return Rule(contains="")
 
-    def _tokens(self, prompt: Prompt, rule: Rule, max_tokens: int) -> tuple[list[int], str]:
+    def _tokens(self, prompt: Prompt, rule: Rule, max_tokens: int, form: Form) -> tuple[list[int], str]:
         opening, closing = self._tokenizer.think_open, self._tokenizer.think_close
+        last = prompt.token_ids[-1] if prompt.token_ids else None
+        if rule.answer is not None and last != opening:
+            said = rule.answer if isinstance(rule.answer, list) else [rule.answer]
+            again = form.schema is not None and last == self._tokenizer.turn_close  # it was told that it was wrong
+            text = said[-1] if again else said[0]
+            tokens = [*self._tokenizer.encode_text(text), self._tokenizer.end]
+            return (tokens, "stop") if len(tokens) <= max_tokens else (tokens[:max_tokens], "length")
+        answering = last == closing or form.schema is not None
         echo = [token for token in prompt.token_ids[-ECHO_TOKENS:] if token not in (opening, closing)]
         tokens = echo
-        if opening is not None and closing is not None and rule.do != "no_think":
+        if opening is not None and closing is not None and last == opening:
+            tokens = [*itertools.islice(itertools.cycle(echo), rule.tokens or self._args.tokens), closing]
+            tokens += echo if form.stop is None else []
+        elif opening is not None and closing is not None and rule.do != "no_think" and not answering:
             thinking = itertools.islice(itertools.cycle(echo), rule.tokens or self._args.tokens)
             tokens = [opening, *thinking, closing, *echo]
         if rule.do == "never_close":

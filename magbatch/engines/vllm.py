@@ -16,7 +16,7 @@ from uuid import uuid4
 from PIL import Image as Pillow
 
 from magbatch.capture import STDERR, captured
-from magbatch.engines.base import EngineConfig, OnTokens
+from magbatch.engines.base import FREE, EngineConfig, Form, OnTokens
 from magbatch.errors import EngineDeadError, EngineStartError, RequestRejectedError
 from magbatch.rows import Completion, Generation, Prompt
 
@@ -61,15 +61,27 @@ class VllmEngine:
                 raise EngineStartError(_first_cause(error, said.text())) from error
 
     async def generate(
-        self, prompt: Prompt, *, max_tokens: int, seed: int | None, on_tokens: OnTokens | None = None
+        self,
+        prompt: Prompt,
+        *,
+        max_tokens: int,
+        seed: int | None,
+        on_tokens: OnTokens | None = None,
+        form: Form = FREE,
     ) -> Generation:
         """See `Engine.generate`."""
         from vllm.exceptions import VLLMClientError
+        from vllm.sampling_params import StructuredOutputsParams
         from vllm.v1.engine.exceptions import EngineDeadError as VllmDeadError
         from vllm.v1.engine.exceptions import EngineGenerateError
 
         params = self._params.clone()
         params.max_tokens, params.seed = max_tokens, seed
+        params.n = form.samples or params.n
+        if form.stop is not None:
+            params.stop_token_ids = [form.stop]
+        if form.schema is not None:
+            params.structured_outputs = StructuredOutputsParams(json=form.schema)
         began = time.monotonic()
         tokens: list[list[int]] = [[] for _ in range(params.n)]
         reasons: list[str | None] = [None] * params.n

@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
+from magbatch.answers import Reader
 from magbatch.errors import LeaseError, OutputError, SpecChangedError, StorageError
 from magbatch.job.audit import Audit, Totals, audit_unit, units
 from magbatch.job.parts import Part, Spool, read_columns, read_part, row_groups, row_ids_of
@@ -455,7 +456,9 @@ def narrow_columns(spec: JobSpec) -> dict[str, list[str]]:
 def schema_of(spec: JobSpec, plan: Plan, kind: str) -> pa.Schema:
     """The columns of a job's objects of a kind."""
     carry = pa.schema([plan.columns.field(name) for name in carried_columns(spec.input)])
-    return results_schema(carry) if kind == RESULTS else errors_schema(carry)
+    if kind == ERRORS:
+        return errors_schema(carry, with_answer=spec.answer.schema is not None)
+    return results_schema(carry, Reader(spec.answer).fields)
 
 
 def planned_rows(plan: Plan, shards: range) -> dict[str, int]:

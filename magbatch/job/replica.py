@@ -11,19 +11,20 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
+from magbatch.answers import AnswerError, Reader
 from magbatch.engines.base import Engine
 from magbatch.errors import EngineDeadError, ErrorCode, RowError, Step, StorageError
 from magbatch.job.lease import EXPIRY_S, Hold
 from magbatch.job.ledger import Ledger
 from magbatch.job.prepare import Job, ShardPrompts
-from magbatch.pipeline.generate import ADMITTED_PER_SLOT, Admission, Generate
+from magbatch.pipeline.generate import ADMITTED_PER_SLOT, Admission, Generate, Steering
 from magbatch.pipeline.parse import Parser
 from magbatch.pipeline.write import PartWriter
-from magbatch.rows import DeadLetter, FinishedRow, Prompt, ReasoningStatus
+from magbatch.rows import Answer, Completion, DeadLetter, FinishedRow, Prompt, ReasoningStatus
 from magbatch.tokenizer import Tokenizer
 
 # Engines that die with a row in flight before it counts as their killer. After the first death a part of the suspects
@@ -141,8 +142,10 @@ class Replica:
         self._spec = job.spec
         self._engine = engine
         limits = job.spec.limits
-        self._generate = Generate(engine, job.spec.sampling, max_model_len, limits.repetition_tokens)
+        steering = Steering.of(job.spec, tokenizer)
+        self._generate = Generate(engine, job.spec.sampling, max_model_len, limits.repetition_tokens, steering)
         self._parse = Parser(tokenizer)
+        self._read = Reader(job.spec.answer)
         self._admission = Admission(ADMITTED_PER_SLOT * slots)
         self._max_uncommitted = max(UNCOMMITTED_PER_SLOT * slots, job.spec.output.commit_rows)
         self._committed = asyncio.Event()
@@ -199,7 +202,9 @@ class Replica:
                 if not (first and untouched):
                     done = await asyncio.to_thread(self._ledger.done_rows, shard)
                 store, model = self._ledger.store, self._spec.model.source
-                attempt = _Attempt(shard, PartWriter(store, work.carried, work.positions, model, shard))
+                made, refuses = self._read.fields, self._spec.answer.schema is not None
+                writer = PartWriter(store, work.carried, work.positions, model, shard, made, with_answer=refuses)
+                attempt = _Attempt(shard, writer)
                 self._attempts.add(attempt)
                 for letter in work.failed:
                     if letter.row_id not in done:
@@ -312,6 +317,9 @@ class Replica:
             generation = await self._generate(prompt, pulse)
             step = Step.PARSE
             answers = [self._parse(completion) for completion in generation.completions]
+            step = Step.CHECK
+            for sample, completion in enumerate(generation.completions):
+                answers[sample] = await self._checked(prompt, completion, answers[sample], pulse)
         except EngineDeadError:
             raise
         except asyncio.CancelledError:
@@ -322,11 +330,27 @@ class Replica:
             waited = f"the engine gave it no token for {self._spec.limits.row_timeout_s:,.0f} s (limits.row_timeout_s)"
             return DeadLetter(prompt.row_id, step, ErrorCode.ROW_TIMEOUT, waited)
         except RowError as error:
-            return DeadLetter(prompt.row_id, step, error.code, error.message)
+            return DeadLetter(prompt.row_id, step, error.code, error.message, error.answer)
         except Exception as error:  # noqa: BLE001 - a row's boundary: a defect must not stop its neighbours
             return DeadLetter(prompt.row_id, step, ErrorCode.INTERNAL, f"{type(error).__name__}: {error}")
         tokens, cached = len(prompt.token_ids), generation.cached_tokens
-        return FinishedRow(prompt.row_id, tokens, cached, generation.latency_s, answers, datetime.now(UTC))
+        vote = self._read.vote([(answer.answer, answer.values) for answer in answers])
+        return FinishedRow(prompt.row_id, tokens, cached, generation.latency_s, answers, datetime.now(UTC), vote)
+
+    async def _checked(
+        self, prompt: Prompt, completion: Completion, answer: Answer, pulse: Callable[[], None]
+    ) -> Answer:
+        """An answer with what the job has it made into; one that does not fit the schema is asked for once more."""
+        try:
+            return replace(answer, values=self._read(answer.answer))
+        except AnswerError as error:
+            second = self._parse(await self._generate.again(prompt, completion, str(error), pulse))
+        try:
+            values = self._read(second.answer)
+        except AnswerError as error:
+            raise RowError(ErrorCode.ANSWER_INVALID, f"answer.schema: {error}", answer=second.answer) from error
+        # Both answers were paid for.
+        return replace(second, values=values, answer_tokens=answer.answer_tokens + second.answer_tokens)
 
     def _finish(self, attempt: _Attempt, row: FinishedRow | DeadLetter) -> None:
         if not attempt.waiting:

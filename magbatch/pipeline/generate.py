@@ -7,18 +7,24 @@ stays bounded: admission counts unfinished rows and their bytes, over all shards
 
 import asyncio
 import hashlib
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 
-from magbatch.engines.base import Engine
-from magbatch.errors import ErrorCode, RequestRejectedError, RowError
-from magbatch.rows import Generation, Prompt
-from magbatch.spec import SamplingSpec
+from magbatch.engines.base import FREE, Engine, Form
+from magbatch.errors import ErrorCode, ModelError, RequestRejectedError, RowError
+from magbatch.rows import Completion, Generation, Prompt, ReasoningStatus
+from magbatch.spec import JobSpec, SamplingSpec
+from magbatch.tokenizer import Tokenizer
 
 ADMITTED_PER_SLOT = 2  # a slot that falls free finds its next row waiting in the engine
+ANSWER_TOKENS = 1024  # of the context, kept from a thinking budget that would take it whole
+OBJECTION = "That answer is not valid: {objection}. Give the whole answer again."
 LEAST_REPEATS = 4  # of a pattern, before it counts as repetition
 ADMITTED_BYTES = 2 << 30  # an image of 1540 x 1540 pixels is 7 MB; 300 of them
 
@@ -62,6 +68,38 @@ class RepetitionGuard:
         return len(tail) < self._tokens or not repeats_itself(np.array(tail))
 
 
+@dataclass(frozen=True, slots=True)
+class Steering:
+    """How thinking and answer are asked for apart, where one free request would not do.
+
+    Attributes:
+        tokenizer: The model's.
+        budget_tokens: Of thinking, then it is closed; None lets it think.
+        thinks: Whether it thinks at all.
+        schema: A JSON Schema that the answer must fit; the thinking never does.
+    """
+
+    tokenizer: Tokenizer
+    budget_tokens: int | None
+    thinks: bool
+    schema: dict[str, Any] | None
+
+    @classmethod
+    def of(cls, spec: JobSpec, tokenizer: Tokenizer) -> Self | None:
+        """What a job asks for; None where one request gives all.
+
+        Raises:
+            ModelError: The model has no tokens that open and close thinking.
+        """
+        budget, schema = spec.reasoning.budget_tokens, spec.answer.schema
+        silent = spec.reasoning.effort == "none" and not tokenizer.takes_effort
+        if budget is None and schema is None and not silent:
+            return None
+        if tokenizer.think_open is None and budget is not None:
+            raise ModelError("reasoning.budget_tokens: this model's tokenizer has no [THINK]; leave it out")
+        return cls(tokenizer, budget, not silent and tokenizer.think_open is not None, schema)
+
+
 class Generate:
     """Asks the engine, one row at a time.
 
@@ -70,15 +108,22 @@ class Generate:
         sampling: The job's sampling parameters.
         max_model_len: Tokens that the engine can hold for one row.
         repetition_tokens: Tokens of pure repetition after which a sample is ended; None never ends it.
+        steering: Thinking first and then the answer, in two requests: the prefix cache makes the second cheap.
     """
 
     def __init__(
-        self, engine: Engine, sampling: SamplingSpec, max_model_len: int, repetition_tokens: int | None = None
+        self,
+        engine: Engine,
+        sampling: SamplingSpec,
+        max_model_len: int,
+        repetition_tokens: int | None = None,
+        steering: Steering | None = None,
     ) -> None:
         self._engine = engine
         self._sampling = sampling
         self._max_model_len = max_model_len
         self._repetition_tokens = repetition_tokens
+        self._steering = steering
 
     async def __call__(self, prompt: Prompt, pulse: Callable[[], None] = lambda: None) -> Generation:
         """All samples of one row.
@@ -88,20 +133,119 @@ class Generate:
             pulse: Is called whenever tokens of the row have come.
 
         Raises:
-            RowError: `engine_rejected`.
+            RowError: `engine_rejected`, or `prompt_too_long` for thinking and answer.
             EngineDeadError: The engine is gone.
         """
-        max_tokens = min(self._sampling.max_tokens, self._max_model_len - len(prompt.token_ids))
+        how = self._steering
+        if how is None:
+            return await self._ask(
+                prompt, self._sampling.max_tokens, row_seed(self._sampling.seed, prompt.row_id), pulse
+            )
+        if not how.thinks:
+            silence = [how.tokenizer.think_open, how.tokenizer.think_close]
+            ids = prompt.token_ids + [token for token in silence if token is not None]
+            seed = row_seed(self._sampling.seed, prompt.row_id)
+            form = Form(schema=how.schema)
+            return await self._ask(replace(prompt, token_ids=ids), self._sampling.max_tokens, seed, pulse, form)
+        return await self._think_then_answer(prompt, how, pulse)
+
+    async def again(
+        self, prompt: Prompt, completion: Completion, objection: str, pulse: Callable[[], None] = lambda: None
+    ) -> Completion:
+        """A second answer after the same thinking, to who is told what was wrong with the first.
+
+        Args:
+            prompt: The row.
+            completion: The sample that was not accepted.
+            objection: What is wrong with its answer.
+            pulse: Is called whenever tokens of the row have come.
+
+        Raises:
+            RowError: As for `__call__`.
+            EngineDeadError: The engine is gone.
+        """
+        how = self._steering
+        assert how is not None, "only a steered answer is held against a schema"
+        tokenizer, generated = how.tokenizer, completion.token_ids
+        said = [tokenizer.think_open] if completion.opened else []
+        turn = [
+            tokenizer.turn_open,
+            *tokenizer.encode_text(OBJECTION.format(objection=objection)),
+            tokenizer.turn_close,
+        ]
+        ends = [] if generated[-1:] == [tokenizer.end] else [tokenizer.end]
+        more = [token for token in [*said, *generated, *ends, *turn] if token is not None]
+        asked = replace(prompt, token_ids=prompt.token_ids + more)
+        seed = row_seed(self._sampling.seed, f"{prompt.row_id}/again")
+        answer = (
+            await self._ask(asked, self._sampling.max_tokens, seed, pulse, Form(1, schema=how.schema))
+        ).completions[0]
+        closed = [*generated].index(tokenizer.think_close or 0) + 1 if completion.opened else 0
+        return replace(completion, token_ids=generated[:closed] + answer.token_ids, finish_reason=answer.finish_reason)
+
+    async def _think_then_answer(self, prompt: Prompt, how: Steering, pulse: Callable[[], None]) -> Generation:
+        opening, closing = how.tokenizer.think_open, how.tokenizer.think_close
+        assert opening is not None
+        assert closing is not None
+        began = time.monotonic()
+        room = self._max_model_len - len(prompt.token_ids) - 2  # for the two tokens around the thinking
+        kept = min(ANSWER_TOKENS, room // 2) if how.budget_tokens is not None else 1
+        most = min(how.budget_tokens or self._sampling.max_tokens, self._sampling.max_tokens - 1, room - kept)
+        if most < 1:
+            raise RowError(
+                ErrorCode.PROMPT_TOO_LONG,
+                f"the prompt has {len(prompt.token_ids)} tokens: nothing of {self._max_model_len} is left to think",
+            )
+        opened = replace(prompt, token_ids=[*prompt.token_ids, opening])
+        seed = row_seed(self._sampling.seed, prompt.row_id)
+        thoughts = await self._ask(opened, most, seed, pulse, Form(stop=closing))
+        finished = await asyncio.gather(
+            *(
+                self._answer_after(opened, sample, thought, how, pulse)
+                for sample, thought in enumerate(thoughts.completions)
+            )
+        )
+        return Generation(list(finished), thoughts.cached_tokens, time.monotonic() - began)
+
+    async def _answer_after(
+        self, opened: Prompt, sample: int, thought: Completion, how: Steering, pulse: Callable[[], None]
+    ) -> Completion:
+        """One sample: its answer, after thinking that closed itself, or that is closed here."""
+        closing = how.tokenizer.think_close
+        assert closing is not None
+        thinking = [token for token in thought.token_ids if token not in (closing, how.tokenizer.end)]
+        status, forced = ReasoningStatus.COMPLETE, 0
+        if thought.token_ids[-1:] != [closing]:
+            forced = 1
+            if thought.finish_reason == "stop":
+                status = ReasoningStatus.MALFORMED  # it ended its turn in the middle of its thinking
+            elif how.budget_tokens is not None:
+                status = ReasoningStatus.BUDGET
+            else:
+                return Completion(thinking, thought.finish_reason, opened=True, status=ReasoningStatus.TRUNCATED)
+        thinking.append(closing)
+        asked = replace(opened, token_ids=opened.token_ids + thinking)
+        seed = row_seed(self._sampling.seed, f"{opened.row_id}/{sample}")
+        left = self._sampling.max_tokens - len(thinking) + forced
+        generation = await self._ask(asked, left, seed, pulse, Form(1, schema=how.schema))
+        (answer,) = generation.completions
+        return Completion(thinking + answer.token_ids, answer.finish_reason, opened=True, forced=forced, status=status)
+
+    async def _ask(
+        self, prompt: Prompt, max_tokens: int, seed: int | None, pulse: Callable[[], None], form: Form = FREE
+    ) -> Generation:
+        """One request, cut to what the context leaves."""
         guard = RepetitionGuard(self._repetition_tokens)
 
         def on_tokens(sample: int, new: Sequence[int]) -> bool:
             pulse()
             return guard(sample, new)
 
+        limit = min(max_tokens, self._max_model_len - len(prompt.token_ids))
+        if limit < 1:
+            raise RowError(ErrorCode.PROMPT_TOO_LONG, f"nothing of {self._max_model_len} tokens is left for an answer")
         try:
-            return await self._engine.generate(
-                prompt, max_tokens=max_tokens, seed=row_seed(self._sampling.seed, prompt.row_id), on_tokens=on_tokens
-            )
+            return await self._engine.generate(prompt, max_tokens=limit, seed=seed, on_tokens=on_tokens, form=form)
         except RequestRejectedError as error:
             raise RowError(ErrorCode.ENGINE_REJECTED, str(error)) from error
 

@@ -19,12 +19,10 @@ class Parser:
 
     Args:
         tokenizer: The model's tokenizer.
-        thinking_open: Whether the prompt itself ended with the opening token.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, thinking_open: bool = False) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._thinking_open = thinking_open
 
     def __call__(self, completion: Completion) -> Answer:
         """Split one completion.
@@ -34,10 +32,10 @@ class Parser:
         """
         ids = completion.token_ids
         blocks: list[list[int]] = [[]]
-        thinking = self._thinking_open
+        thinking = completion.opened
         well_formed = True
         last_close = -1
-        marked = self._thinking_open
+        marked = completion.opened
         for position, token in enumerate(ids):
             if token == self._tokenizer.think_open:
                 well_formed &= not thinking
@@ -56,9 +54,10 @@ class Parser:
         if thinking:
             # Stopped by itself while thinking is a fault of the form; out of tokens is not.
             status = ReasoningStatus.MALFORMED if completion.finish_reason == "stop" else ReasoningStatus.TRUNCATED
-            return self._answer(completion, self._text(blocks), status, (), len(ids))
-        status = ReasoningStatus.COMPLETE if well_formed else ReasoningStatus.MALFORMED
-        return self._answer(completion, self._text(blocks[:-1]), status, blocks[-1], last_close + 1)
+            return self._answer(completion, self._text(blocks), completion.status or status, (), len(ids))
+        status = (completion.status or ReasoningStatus.COMPLETE) if well_formed else ReasoningStatus.MALFORMED
+        forced = completion.forced
+        return self._answer(completion, self._text(blocks[:-1]), status, blocks[-1], last_close + 1 - forced, forced)
 
     def _text(self, blocks: list[list[int]]) -> str | None:
         texts = (self._tokenizer.decode(block).strip() for block in blocks if block)
@@ -71,6 +70,7 @@ class Parser:
         status: ReasoningStatus,
         answer_ids: Sequence[int],
         reasoning_tokens: int,
+        forced: int = 0,
     ) -> Answer:
         return Answer(
             reasoning=reasoning,
@@ -78,5 +78,5 @@ class Parser:
             answer=self._tokenizer.decode(answer_ids).strip() or None,
             finish_reason=completion.finish_reason,
             reasoning_tokens=reasoning_tokens,
-            answer_tokens=len(completion.token_ids) - reasoning_tokens,
+            answer_tokens=len(completion.token_ids) - forced - reasoning_tokens,
         )

@@ -64,11 +64,24 @@ class Prompter:
         checkpoint: The model's directory.
         tokenizer: The model's tokenizer.
         max_model_len: Tokens that the engine can hold for one row, answer included.
+
+    Raises:
+        ModelError: The model's files do not give the system prompt or the effort that the spec asks for.
     """
 
     def __init__(self, spec: JobSpec, checkpoint: Path, tokenizer: Tokenizer, max_model_len: int) -> None:
         self._tokenizer = tokenizer
         self._system = system_message(spec.prompt.system, checkpoint)
+        self._effort: dict[str, Any] = {}
+        if spec.reasoning.effort is not None and tokenizer.takes_effort:
+            self._effort = {"reasoning_effort": spec.reasoning.effort}
+        elif spec.reasoning.effort == "high":
+            raise ModelError(
+                f"reasoning.effort: high, but this model's tokenizer (v{tokenizer.version}) takes no effort setting; "
+                "leave it out: it thinks as it was trained to"
+            )
+        elif spec.reasoning.effort == "none" and tokenizer.think_open is None:
+            raise ModelError("reasoning.effort: none, but this model's tokenizer has no [THINK]: leave it out")
         self._limit = min(spec.limits.max_prompt_tokens, max_model_len - 1)
         self._limit_name = (
             "limits.max_prompt_tokens"
@@ -86,7 +99,7 @@ class Prompter:
             messages: list[Any] = [_message(message, row.images) for message in row.messages]
             if self._system is not None and not any(isinstance(message, SystemMessage) for message in messages):
                 messages.insert(0, self._system)
-            token_ids = self._tokenizer.encode(ChatCompletionRequest(messages=messages))
+            token_ids = self._tokenizer.encode(ChatCompletionRequest(messages=messages, **self._effort))
         except (MistralCommonException, ValidationError) as error:
             raise RowError(ErrorCode.INVALID_MESSAGES, f"the tokenizer refuses this chat: {error}") from error
         if len(token_ids) > self._limit:

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from magbatch.errors import StorageError
 from magbatch.rows import (
     ERRORS,
+    NO_COLUMNS,
     RESULTS,
     DeadLetter,
     FinishedRow,
@@ -34,10 +35,24 @@ class PartWriter:
         positions: Row id to its row in `carried`; a row that could not be read has none.
         model: The model's name, for the `model` column.
         shard: The shard's number.
+        made: The columns that the job has its answers made into.
+        with_answer: The job may refuse answers: dead letters have a column for them.
     """
 
-    def __init__(self, store: Store, carried: pa.Table, positions: dict[str, int], model: str, shard: int) -> None:
+    def __init__(
+        self,
+        store: Store,
+        carried: pa.Table,
+        positions: dict[str, int],
+        model: str,
+        shard: int,
+        made: pa.Schema = NO_COLUMNS,
+        *,
+        with_answer: bool = False,
+    ) -> None:
         self._store = store
+        self._made = made
+        self._with_answer = with_answer
         self._carried = carried
         self._positions = positions
         self._model = model
@@ -68,7 +83,9 @@ class PartWriter:
             "attempt": [self._attempt] * len(samples),
             "finished_at": [row.finished_at for row, _, _ in samples],
         }
-        return self._commit(RESULTS, len(rows), results_schema(self._carried.schema), fields)
+        for name in self._made.names:
+            fields[name] = [row.vote if name == "vote" else answer.values.get(name) for row, _, answer in samples]
+        return self._commit(RESULTS, len(rows), results_schema(self._carried.schema, self._made), fields)
 
     def errors(self, letters: list[DeadLetter]) -> PartName:
         """Commit dead letters; raises as `results` does."""
@@ -82,7 +99,9 @@ class PartWriter:
             "attempt": [self._attempt] * len(letters),
             "finished_at": [now] * len(letters),
         }
-        return self._commit(ERRORS, len(letters), errors_schema(self._carried.schema), fields)
+        schema = errors_schema(self._carried.schema, with_answer=self._with_answer)
+        fields["answer"] = [letter.answer for letter in letters]
+        return self._commit(ERRORS, len(letters), schema, fields)
 
     def _commit(self, kind: str, rows: int, schema: pa.Schema, fields: dict[str, list[Any]]) -> PartName:
         where = pa.array([self._positions.get(str(row_id)) for row_id in fields["row_id"]], pa.int64())

@@ -37,6 +37,7 @@ CODES = {
     *("file_unreadable", "file_schema", "file_changed", "row_unreadable", "missing_value", "template_error"),
     *("invalid_messages", "image_unreadable", "image_too_large", "image_unfetchable", "too_many_images"),
     *("images_unsupported", "prompt_too_long", "engine_rejected", "engine_killer", "row_timeout", "internal"),
+    *("answer_invalid",),
 }
 GRID = ImageGrid(448, 28)
 
@@ -49,7 +50,7 @@ def tree() -> list[type[Exception]]:
 
 def test_the_closed_lists_are_part_of_the_contract() -> None:
     assert {code.value for code in ErrorCode} == CODES
-    assert [step.value for step in Step] == ["read", "render", "prompt", "generate", "parse"]
+    assert [step.value for step in Step] == ["read", "render", "prompt", "generate", "parse", "check"]
 
 
 def test_there_is_one_tree_and_it_stands_in_one_file() -> None:

@@ -16,7 +16,7 @@ LEVELS = [
     {"magbatch", "errors", "capture"},
     {"rows"},
     {"spec"},
-    {"storage", "metrics", "model", "tokenizer", "tiny"},
+    {"storage", "metrics", "model", "tokenizer", "tiny", "answers", "documents"},
     {"engines"},
     {"pipeline"},
     {"job"},

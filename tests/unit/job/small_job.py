@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from magbatch.engines import start
-from magbatch.engines.base import Engine, EngineConfig, OnTokens
+from magbatch.engines.base import FREE, Engine, EngineConfig, Form, OnTokens
 from magbatch.job.ledger import Ledger
 from magbatch.job.plan import Plan, make_plan
 from magbatch.job.prepare import Job, Preparer, ShardPrompts, from_block, to_block
@@ -76,7 +76,7 @@ class WatchedEngine:
             self.hold[row_id].set()
 
     async def generate(
-        self, prompt: Prompt, *, max_tokens: int, seed: int | None, on_tokens: OnTokens | None = None
+        self, prompt: Prompt, *, max_tokens: int, seed: int | None, on_tokens: OnTokens | None = None, form: Form = FREE
     ) -> Generation:
         self.order.append(prompt.row_id)
         self.inside.add(prompt.row_id)
@@ -84,7 +84,7 @@ class WatchedEngine:
         try:
             if prompt.row_id in self.hold:
                 await self.hold[prompt.row_id].wait()
-            return await self.engine.generate(prompt, max_tokens=max_tokens, seed=seed, on_tokens=on_tokens)
+            return await self.engine.generate(prompt, max_tokens=max_tokens, seed=seed, on_tokens=on_tokens, form=form)
         finally:
             self.inside.discard(prompt.row_id)
 
@@ -144,7 +144,7 @@ class SmallJob:
         data = {"model": {"source": "builtin:tiny", "engine": "fake", "engine_args": self.engine}} | self.sections
         for name, section in sections.items():
             data[name] = data.get(name, {}) | section if isinstance(section, dict) else section
-        return parse(yaml.safe_dump(data))
+        return parse(yaml.safe_dump(data, sort_keys=False))
 
     def set(self, section: str, **fields: Any) -> None:
         """Change fields of the spec for good."""

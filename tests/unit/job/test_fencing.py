@@ -2,6 +2,7 @@
 
 import io
 import json
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -134,7 +135,7 @@ def test_an_outage_is_no_silence(book: Book, monkeypatch: pytest.MonkeyPatch) ->
     """While the store is away nobody can give a sign of life: who waits for one begins to count when it is back."""
     monkeypatch.setattr(lease_module, "EXPIRY_S", 1.5)
     monkeypatch.setattr(lease_module, "LOOK_S", 0.05)
-    monkeypatch.setattr(lease_module, "BEAT_S", 0.3)
+    monkeypatch.setattr(lease_module, "BEAT_S", 0.6)
     away: list[bool] = []
 
     class Away(Interrupted):
@@ -148,8 +149,8 @@ def test_an_outage_is_no_silence(book: Book, monkeypatch: pytest.MonkeyPatch) ->
     def outage(holder: str) -> None:
         looks.append(holder)
         if len(looks) == 1:
-            away.append(True)
-            lease_module.threading.Timer(2.5, away.clear).start()
+            threading.Timer(0.3, away.append, [True]).start()  # after a look that went well, and before the next beat
+            threading.Timer(3.0, away.clear).start()
 
     store = Away(open_store(book.job.output), "", "", lambda: None)
     with Lease(store, print).held():

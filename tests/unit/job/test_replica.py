@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 from small_job import LocalBoard, SmallJob, WatchedEngine, until
 
-from magbatch.engines.base import OnTokens
+from magbatch.engines.base import FREE, Form, OnTokens
 from magbatch.errors import EngineDeadError, StorageError
 from magbatch.job import replica as replica_module
 from magbatch.job.prepare import ShardPrompts, from_block, to_block
@@ -303,11 +303,11 @@ class Faulty(WatchedEngine):
     """An engine with a defect that one row meets."""
 
     async def generate(
-        self, prompt: Prompt, *, max_tokens: int, seed: int | None, on_tokens: OnTokens | None = None
+        self, prompt: Prompt, *, max_tokens: int, seed: int | None, on_tokens: OnTokens | None = None, form: Form = FREE
     ) -> Generation:
         if prompt.row_id in self.hold:
             raise ZeroDivisionError("a defect")
-        return await super().generate(prompt, max_tokens=max_tokens, seed=seed, on_tokens=on_tokens)
+        return await super().generate(prompt, max_tokens=max_tokens, seed=seed, on_tokens=on_tokens, form=form)
 
 
 def test_a_defect_that_one_row_meets_spares_its_neighbours(job: SmallJob) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from magbatch.engines import EngineConfig, start
-from magbatch.engines.base import OnTokens
+from magbatch.engines.base import FREE, Form, OnTokens
 from magbatch.errors import EngineDeadError, ErrorCode, RequestRejectedError, RowError
 from magbatch.pipeline.generate import Admission, Generate, RepetitionGuard, row_seed
 from magbatch.rows import Completion, Generation, Prompt
@@ -50,7 +50,7 @@ class Listening:
         self._error = error
 
     async def generate(
-        self, prompt: Prompt, *, max_tokens: int, seed: int | None, on_tokens: OnTokens | None = None
+        self, prompt: Prompt, *, max_tokens: int, seed: int | None, on_tokens: OnTokens | None = None, form: Form = FREE
     ) -> Generation:
         self.asked.append({"row_id": prompt.row_id, "max_tokens": max_tokens, "seed": seed})
         if self._error is not None:

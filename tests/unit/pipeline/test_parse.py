@@ -39,7 +39,7 @@ def words(tokenizer: Tokenizer) -> Words:
 
 
 def parse(tokenizer: Tokenizer, ids: list[int], reason: str = "stop", *, opened: bool = False) -> Answer:
-    answer = Parser(tokenizer, thinking_open=opened)(Completion(ids, reason))
+    answer = Parser(tokenizer)(Completion(ids, reason, opened=opened))
     assert answer.finish_reason == reason
     assert answer.reasoning_tokens + answer.answer_tokens == len(ids)
     return answer
