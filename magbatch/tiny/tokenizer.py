@@ -41,11 +41,12 @@ _CONTROL_TOKENS = {
 }
 NUM_SPECIAL_TOKENS = 36
 
-# How tekken cuts text before it looks words up: a word takes one leading blank or mark with it,
-# and every digit stands alone.
+# How tekken cuts text before it looks words up: a word takes one leading blank or mark with it, and every digit
+# stands alone. Unlike tekken's, a word leaves a quotation mark alone: a grammar that has just let one through would
+# else have the word after it spelled out, since no token here is made of both.
 _PATTERN = (
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
-    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r'[^\r\n\p{L}\p{N}"]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+'
+    r'|[^\r\n\p{L}\p{N}"]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*'
     r"|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n/]*"
     r"|\s*[\r\n]+"

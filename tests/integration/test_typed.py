@@ -62,8 +62,8 @@ def test_every_row_answers_by_the_schema(rows: tuple[Path, list[Any]], asked: di
     assert sorted(row["id"] for row in found) == sorted(asked)
     for row in found:
         assert json.loads(row["answer"]) == {"total": row["total"], "items": row["items"]}
-    totals = f"select sum(total), max(items) from '{output}/results/*.parquet'"
-    assert duckdb.sql(totals).fetchone() == (pytest.approx(sum(row["total"] for row in found)), 6)
+    totals = f"select sum(total), count(items), typeof(any_value(items)) from '{output}/results/*.parquet'"
+    assert duckdb.sql(totals).fetchone() == (pytest.approx(sum(row["total"] for row in found)), ROWS, "BIGINT")
 
 
 def test_what_was_thought_to_the_end_is_right(

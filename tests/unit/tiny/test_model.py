@@ -22,7 +22,7 @@ from magbatch.tiny.batches import (
 from magbatch.tiny.checkpoint import ensure, params, weight_shapes
 from magbatch.tiny.evaluate import Answered, generate, score
 from magbatch.tiny.model import TinyModel
-from magbatch.tiny.tasks import KINDS, work
+from magbatch.tiny.tasks import work
 from magbatch.tiny.train import Trainee, export, initialise, load, losses, optimisers, rate
 from magbatch.tiny.wording import GOODS
 
@@ -202,7 +202,3 @@ def test_scores_count_what_they_say(encoder: Encoder):
     assert score(encoder, [Answered(row, good)]) == {"answer": 1.0, "complete": 1.0, "exact": 1.0}
     assert score(encoder, [Answered(row, other_trace)]) == {"answer": 1.0, "complete": 1.0, "exact": 0.0}
     assert score(encoder, [Answered(row, unclosed)]) == {"answer": 0.0, "complete": 0.0, "exact": 0.0}
-
-
-def test_every_kind_can_be_answered(encoder: Encoder):
-    assert {kind: len(rows(encoder, kind, 2)) for kind in KINDS} == dict.fromkeys(KINDS, 2)

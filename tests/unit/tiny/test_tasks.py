@@ -180,7 +180,3 @@ def test_a_file_holds_the_very_pixels_of_the_picture():
     for index in range(50):
         receipt = work("heldout", 5, index, "receipt").receipt
         assert Image.open(BytesIO(receipt.png())).convert("RGB").tobytes() == receipt.image.tobytes()
-
-
-def test_worked_without_a_picture():
-    assert Worked("q", "r", "a").receipt is None
