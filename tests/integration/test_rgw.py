@@ -3,22 +3,22 @@
 import os
 import socket
 import tempfile
-import threading
 import uuid
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from inspect import signature
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import test_stores as contract
 from magbatch_cli import JobFiles, journal, magbatch, start, wait_until
 from rgw import Rgw, missing
 
 from magbatch.job.ledger import Ledger
 from magbatch.storage import open_store
-from magbatch.storage.s3 import s3_client
+from magbatch.storage.s3 import quick_s3_client, s3_client, s3_filesystem
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=f"RGW {missing()}")
 
@@ -39,26 +39,28 @@ def rgw() -> Iterator[Rgw]:
 def bucket(rgw: Rgw, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The URL of a new bucket on it, where AWS_ENDPOINT_URL points for the test's length."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", rgw.endpoint)
-    s3_client.cache_clear()
+    forget_clients()
     name = f"test-{uuid.uuid4().hex[:16]}"
     s3_client().create_bucket(Bucket=name)
     yield f"s3://{name}"
-    s3_client.cache_clear()
+    forget_clients()
 
 
-def test_one_of_many_takes_a_name(bucket: str) -> None:
-    for number in range(5):
-        begin = threading.Barrier(16)
+def forget_clients() -> None:
+    """The next ones are made for the endpoint of then."""
+    for made in (s3_client, quick_s3_client, s3_filesystem):
+        made.cache_clear()
 
-        def take(racer: int, name: str = f"lease-{number}", begin: threading.Barrier = begin) -> bool:
-            store = open_store(bucket)
-            begin.wait()
-            return store.create(name, f"racer {racer}".encode())
 
-        with ThreadPoolExecutor(16) as pool:
-            taken = list(pool.map(take, range(16)))
-        assert taken.count(True) == 1
-        assert open_store(bucket).read(f"lease-{number}") == f"racer {taken.index(True)}".encode()
+TESTS = [test for name, test in vars(contract).items() if name.startswith("test_")]
+CONTRACT = [test for test in TESTS if [*signature(test).parameters] == ["root"]]
+
+
+@pytest.mark.parametrize("check", CONTRACT, ids=lambda check: check.__name__)
+def test_it_keeps_the_contract_of_a_store(bucket: str, check: Callable[[str], None]) -> None:
+    """What every place for objects must do: the same tests as on a disk, and on the server of every day."""
+    assert len(CONTRACT) > 8
+    check(f"{bucket}/root")
 
 
 def test_a_put_that_is_cut_is_never_visible(bucket: str, rgw: Rgw) -> None:
