@@ -157,7 +157,7 @@ def test_a_dead_engine_is_replaced_and_an_interrupt_leaves_no_process(tmp_path: 
     output = tmp_path / "out"
     arguments = [
         "run", "jobs/quickstart.yaml", "--set", f"output.path={output}", "--set", "output.commit_interval_s=0.3",
-        "--set", "sampling.max_tokens=500", "--set", "sampling.ignore_eos=true",
+        "--set", "sampling.max_tokens=400", "--set", "sampling.ignore_eos=true",
         "--set", "model.engine_args.max_num_seqs=4",
     ]  # fmt: skip
     process = start(*arguments, log=tmp_path / "log")
