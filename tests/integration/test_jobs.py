@@ -142,6 +142,7 @@ def test_samples_duplicate_ids_and_several_replicas(job: JobFiles, samples: int)
     assert magbatch("verify", str(job.output)).returncode == 0
 
 
+@pytest.mark.fire  # a minute of both cores
 def test_memory_does_not_grow_with_the_rows(job: JobFiles) -> None:
     # The smaller job already fills what is bounded: open shards, the audit's window, the threads' arenas.
     peaks = []
