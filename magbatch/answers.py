@@ -18,7 +18,8 @@ import pyarrow as pa
 from jsonschema import Draft202012Validator, FormatChecker
 from jsonschema.exceptions import best_match
 
-from magbatch.spec import BOXED, WHOLE, AnswerSpec, properties, resolve
+from magbatch.rows import DOCUMENT_FIELDS
+from magbatch.spec import BOXED, WHOLE, AnswerSpec, JobSpec, properties, resolve
 
 MAX_MESSAGE_CHARS = 500  # of what is wrong: it is sent to the model, and stored
 _BOX = re.compile(r"\\boxed\s*\{")
@@ -213,3 +214,11 @@ class Reader:
         if answer is not None and self._schema is not None:
             return json.dumps(json.loads(answer), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
         return answer.strip() if answer else None
+
+
+def made_columns(spec: JobSpec) -> pa.Schema:
+    """The columns that a job's results have beside those of every job, in their order."""
+    made = list(Reader(spec.answer).fields)
+    if spec.input.columns.document is not None:
+        made += [pa.field(name, kind) for name, kind in DOCUMENT_FIELDS.items()]
+    return pa.schema(made)

@@ -102,7 +102,8 @@ def plan(spec: SpecPath, overrides: Overrides = None, limit: Limit = None, shard
     elif "error" in first:
         print(f"first prompt: the row would become a dead letter: {first['error']}")
     else:
-        print(f"first prompt ({first['tokens']:,} tokens, {first['images']} images, row {first['row_id']}):")
+        parts = f", 1 of {first['parts']} parts" if first["parts"] > 1 else ""
+        print(f"first prompt ({first['tokens']:,} tokens, {first['images']} images{parts}, row {first['row_id']}):")
         print("\n".join(f"  | {line}" for line in first["text"].splitlines()))
     for note in shown["notes"]:
         print(f"note: {note}")

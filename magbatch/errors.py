@@ -36,6 +36,14 @@ class ErrorCode(StrEnum):
     IMAGE_TOO_LARGE = "image_too_large"
     IMAGE_UNFETCHABLE = "image_unfetchable"
     TOO_MANY_IMAGES = "too_many_images"
+    URL_REFUSED = "url_refused"  # a private network, or a node's own file, that the spec does not allow rows to name
+    DOCUMENT_UNREADABLE = "document_unreadable"
+    DOCUMENT_ENCRYPTED = "document_encrypted"
+    DOCUMENT_EMPTY = "document_empty"  # no bytes, no page, or nothing of what input.document.mode asks for
+    DOCUMENT_TOO_LARGE = "document_too_large"
+    DOCUMENT_TIMEOUT = "document_timeout"  # not rendered within limits.document_timeout_s
+    DOCUMENT_UNFETCHABLE = "document_unfetchable"
+    TOO_MANY_PAGES = "too_many_pages"
     IMAGES_UNSUPPORTED = "images_unsupported"  # the model has no vision encoder
     PROMPT_TOO_LONG = "prompt_too_long"
     ENGINE_REJECTED = "engine_rejected"

@@ -113,7 +113,7 @@ class Image:
 
     width: int
     height: int
-    rgb: bytes
+    rgb: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,13 +141,32 @@ class RenderedRow:
         messages: `{"role", "content"}` dicts; content is a list of `{"text": str}` and
             `{"image": int}` parts.
         images: The decoded images, in the order of their positions.
-        pages: The document that is asked about; not yet part of any message.
+        pages: Of the document that is asked about, those that may be shown; not yet part of any message.
+        total_pages: That the document has.
     """
 
     row_id: str
     messages: list[dict[str, Any]]
     images: list[Image] = field(default_factory=list)
     pages: list[Page] = field(default_factory=list)
+    total_pages: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Pages of a document that are asked about together.
+
+    Attributes:
+        first_page: From 1.
+        last_page: The last of them.
+        token_ids: A whole prompt about these pages alone; empty where they are in the row's own prompt.
+        images: As many as that prompt has image ends.
+    """
+
+    first_page: int
+    last_page: int
+    token_ids: list[int] = field(default_factory=list)
+    images: list[Image] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -156,18 +175,35 @@ class Prompt:
 
     Attributes:
         row_id: magbatch's own id.
-        token_ids: The whole prompt, image tokens already expanded.
-        images: As many as the prompt has image ends.
+        token_ids: The whole prompt, image tokens already expanded; empty where a document is read in parts first.
+        images: As many as the prompt has image ends; of a row in parts, those that its messages hold.
+        total_pages: Of the row's document; 0 for a row without one.
+        parts: The pages that are asked about: at once, or each part with a prompt of its own.
+        messages: Of a row in parts: what is asked, as in `RenderedRow`.
     """
 
     row_id: str
     token_ids: list[int]
     images: list[Image] = field(default_factory=list)
+    total_pages: int = 0
+    parts: list[Part] = field(default_factory=list)
+    messages: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether its document is read in parts, and the answers to those then make the prompt."""
+        return bool(self.parts) and bool(self.parts[0].token_ids)
+
+    @property
+    def requests(self) -> int:
+        """How many requests it makes of the engine at once."""
+        return len(self.parts) if self.in_parts else 1
 
     @property
     def size_bytes(self) -> int:
         """Memory that the row holds while it is unfinished."""
-        return 8 * len(self.token_ids) + sum(len(image.rgb) for image in self.images)
+        held: list[Prompt | Part] = [self, *self.parts]
+        return sum(8 * len(one.token_ids) + sum(len(image.rgb) for image in one.images) for one in held)
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +258,17 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class PartAnswer:
+    """What was said about some pages of a row's document; of pages in the row's own prompt nothing on their own."""
+
+    first_page: int
+    last_page: int
+    reasoning: str | None = None
+    status: ReasoningStatus | None = None
+    answer: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class FinishedRow:
     """A row that has its answers, ready to be written: one record for each sample."""
 
@@ -232,6 +279,8 @@ class FinishedRow:
     answers: list[Answer]
     finished_at: datetime
     vote: dict[str, Any] | None = None
+    total_pages: int = 0
+    parts: list[PartAnswer] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,8 +315,19 @@ ERROR_FIELDS: dict[str, pa.DataType] = {
     "attempt": pa.string(),
     "finished_at": pa.timestamp("us", tz="UTC"),
 }
+_PART_FIELDS = {
+    "first_page": pa.int32(),
+    "last_page": pa.int32(),
+    "reasoning": pa.large_string(),
+    "reasoning_status": pa.string(),
+    "answer": pa.large_string(),
+}
+DOCUMENT_FIELDS: dict[str, pa.DataType] = {
+    "document_pages": pa.int32(),
+    "document_parts": pa.list_(pa.struct(list(_PART_FIELDS.items()))),
+}
 NO_COLUMNS = pa.schema([])
-RESERVED_COLUMNS = frozenset({"row_id", "sample", *RESULT_FIELDS, *ERROR_FIELDS})
+RESERVED_COLUMNS = frozenset({"row_id", "sample", *RESULT_FIELDS, *ERROR_FIELDS, *DOCUMENT_FIELDS})
 _NULLABLE = frozenset({"reasoning", "answer"})
 
 

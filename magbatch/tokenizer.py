@@ -14,8 +14,10 @@ from mistral_common.protocol.instruct.chunk import ImageChunk, ImageURLChunk
 from mistral_common.tokens.tokenizers.base import SpecialTokenPolicy
 from mistral_common.tokens.tokenizers.image import ImageEncoder, ImageEncoding
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
+from PIL import Image as Pillow
 
 from magbatch.errors import ModelError
+from magbatch.rows import Image
 
 EFFORT_VERSION = 15
 
@@ -30,6 +32,11 @@ class _CountingImageEncoder(ImageEncoder):
         tokens = ([self.special_ids.img] * columns + [self.special_ids.img_break]) * rows
         tokens[-1] = self.special_ids.img_end
         return ImageEncoding(tokens=tokens, image=np.empty((0, 0, 0), dtype=np.float32))
+
+
+def picture(image: Image) -> Pillow.Image:
+    """An image as Pillow has it, over the same bytes."""
+    return Pillow.frombuffer("RGB", (image.width, image.height), image.rgb, "raw", "RGB", 0, 1)
 
 
 class Tokenizer:
@@ -64,6 +71,7 @@ class Tokenizer:
         self.end = int(self._text.eos_id)
         self.version = int(self._text.version.value.removeprefix("v").partition("m")[0].partition("-")[0])
         encoder = instruct.image_encoder
+        self._images = encoder
         self.image_end = encoder.special_ids.img_end if encoder is not None else None
         if encoder is not None:
             instruct.image_encoder = _CountingImageEncoder(encoder.image_config, encoder.special_ids)
@@ -82,6 +90,17 @@ class Tokenizer:
     def takes_effort(self) -> bool:
         """Whether a chat says how much to think; where it does not, tokens of the prompt do."""
         return self.version >= EFFORT_VERSION
+
+    def image_tokens(self, image: Image) -> int:
+        """Tokens that an image takes in a prompt.
+
+        Raises:
+            ModelError: The model has no vision encoder.
+        """
+        if self._images is None:
+            raise ModelError("this model's tokenizer takes no images")
+        columns, rows = self._images._image_to_num_tokens(picture(image))
+        return rows * (columns + 1)
 
     def encode_text(self, text: str) -> list[int]:
         """Token ids of plain text; what looks like a control token in it stays text."""

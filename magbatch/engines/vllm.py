@@ -13,12 +13,11 @@ from contextlib import aclosing
 from typing import Any
 from uuid import uuid4
 
-from PIL import Image as Pillow
-
 from magbatch.capture import STDERR, captured
 from magbatch.engines.base import FREE, EngineConfig, Form, OnTokens
 from magbatch.errors import EngineDeadError, EngineStartError, RequestRejectedError
 from magbatch.rows import Completion, Generation, Prompt
+from magbatch.tokenizer import picture
 
 # vLLM configures its logging when it is imported; the engine's own lines below WARNING help nobody offline.
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
@@ -122,12 +121,7 @@ def _as_vllm(prompt: Prompt) -> Any:
     """vLLM's TokensPrompt; equal images share one entry of its caches, by content."""
     request: dict[str, Any] = {"prompt_token_ids": prompt.token_ids}
     if prompt.images:
-        request["multi_modal_data"] = {
-            "image": [
-                Pillow.frombuffer("RGB", (image.width, image.height), image.rgb, "raw", "RGB", 0, 1)
-                for image in prompt.images
-            ]
-        }
+        request["multi_modal_data"] = {"image": [picture(image) for image in prompt.images]}
         request["multi_modal_uuids"] = {
             "image": [
                 hashlib.blake2b(image.rgb, digest_size=16, salt=image.width.to_bytes(4, "little")).hexdigest()

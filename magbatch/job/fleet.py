@@ -49,6 +49,7 @@ from magbatch.job.prepare import Job, from_block, prepare
 from magbatch.job.progress import BoardState, Snapshot, Watch
 from magbatch.job.replica import Replica, Tally
 from magbatch.model import engine_args, facts, locate
+from magbatch.pipeline.prompt import Prompter
 from magbatch.rows import Shard
 from magbatch.spec import JobSpec
 from magbatch.tokenizer import Tokenizer
@@ -160,7 +161,7 @@ class _Worker:
         self._board = board
         self._touched = touched
         self._replica = Replica(
-            name, job, engine, tokenizer,
+            name, job, engine, tokenizer, Prompter(spec, checkpoint, tokenizer, int(args["max_model_len"])),
             slots=int(args["max_num_seqs"]), max_model_len=int(args["max_model_len"]),
             board=_RayBoard(board), die=_die, notice=preempt.notice, hold=hold,
         )  # fmt: skip
@@ -416,7 +417,8 @@ def _dataset(
     source = _Shards(job, lambda: (plan.shard(int(index)) for index in open_indices), tasks, touched, board)
 
     args = engine_args(spec, facts(locate(spec.model, weights=False)))
-    images = bool(spec.input.columns.images or spec.input.columns.messages)
+    columns = spec.input.columns
+    images = bool(columns.images or columns.messages or columns.document)
     slots = int(args["max_num_seqs"])
     concurrency = open_shards(slots, shard_rows, len(open_indices), spec.replicas.max, images=images)
     pool = ray.data.ActorPoolStrategy(

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
-from magbatch.answers import Reader
+from magbatch.answers import made_columns
 from magbatch.errors import LeaseError, OutputError, SpecChangedError, StorageError
 from magbatch.job.audit import Audit, Totals, audit_unit, units
 from magbatch.job.parts import Part, Spool, read_columns, read_part, row_groups, row_ids_of
@@ -458,7 +458,7 @@ def schema_of(spec: JobSpec, plan: Plan, kind: str) -> pa.Schema:
     carry = pa.schema([plan.columns.field(name) for name in carried_columns(spec.input)])
     if kind == ERRORS:
         return errors_schema(carry, with_answer=spec.answer.schema is not None)
-    return results_schema(carry, Reader(spec.answer).fields)
+    return results_schema(carry, made_columns(spec))
 
 
 def planned_rows(plan: Plan, shards: range) -> dict[str, int]:

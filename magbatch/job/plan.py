@@ -27,6 +27,7 @@ from magbatch.storage import ObjectInfo
 from magbatch.storage.inputs import find_parquet, input_filesystem, stat_input
 
 FOOTER_READERS = 16  # footers are small and far away: latency, not bandwidth, is the limit
+MAX_DOCUMENT_SHARD_ROWS = 8  # of several pages each
 MAX_IMAGE_SHARD_ROWS = 32  # a shard is one block in Ray's object store; a decoded page is 7 MB
 _COLUMNS = pa.schema(
     [
@@ -172,7 +173,7 @@ class _File:
 def rendered_columns(spec: JobSpec) -> list[str]:
     """The input columns that a prompt is made of, each once."""
     columns = spec.input.columns
-    names = [columns.prompt, columns.messages, *columns.images]
+    names = [columns.prompt, columns.messages, *columns.images, columns.document]
     if spec.prompt.template is not None:
         names += sorted(template_columns(spec.prompt.template))
     return list(dict.fromkeys(name for name in names if name))
@@ -225,11 +226,22 @@ def _planned(segments: list[Segment], spec: JobSpec, columns: pa.Schema) -> Plan
     shard_rows = spec.shard_rows(sum(segment.rows for segment in segments))
     if spec.input.shard_rows is None and spec.input.columns.images:
         shard_rows = min(shard_rows, MAX_IMAGE_SHARD_ROWS)
+    if spec.input.shard_rows is None and _has_pictures(spec, columns):
+        shard_rows = min(shard_rows, MAX_DOCUMENT_SHARD_ROWS)
     records = [
         {"shard": shard, **{name: getattr(segment, name) for name in _COLUMNS.names if name != "shard"}}
         for shard, segment in _pack(segments, shard_rows)
     ]
     return Plan.of(pa.Table.from_pylist(records, schema=_COLUMNS), columns)
+
+
+def _has_pictures(spec: JobSpec, columns: pa.Schema) -> bool:
+    """Whether the rows' documents may have pictures: text is small."""
+    name, how = spec.input.columns.document, spec.input.document
+    if name is None or how.mode == "text":
+        return False
+    kind = columns.field(name).type
+    return not (how.strings == "text" and (pa.types.is_string(kind) or pa.types.is_large_string(kind)))
 
 
 def _root(path: str) -> str:
@@ -286,6 +298,8 @@ def _named_by(spec: JobSpec, name: str) -> str:
         return "input.columns.messages"
     if name in columns.images:
         return "input.columns.images"
+    if name == columns.document:
+        return "input.columns.document"
     if name == columns.id:
         return "input.columns.id"
     if name == columns.expected:

@@ -11,20 +11,21 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from magbatch.answers import AnswerError, Reader
+from magbatch.answers import Reader, made_columns
 from magbatch.engines.base import Engine
 from magbatch.errors import EngineDeadError, ErrorCode, RowError, Step, StorageError
+from magbatch.job.ask import Ask, Progress
 from magbatch.job.lease import EXPIRY_S, Hold
 from magbatch.job.ledger import Ledger
 from magbatch.job.prepare import Job, ShardPrompts
 from magbatch.pipeline.generate import ADMITTED_PER_SLOT, Admission, Generate, Steering
 from magbatch.pipeline.parse import Parser
+from magbatch.pipeline.prompt import Prompter
 from magbatch.pipeline.write import PartWriter
-from magbatch.rows import Answer, Completion, DeadLetter, FinishedRow, Prompt, ReasoningStatus
+from magbatch.rows import DeadLetter, FinishedRow, Prompt, ReasoningStatus
 from magbatch.tokenizer import Tokenizer
 
 # Engines that die with a row in flight before it counts as their killer. After the first death a part of the suspects
@@ -116,6 +117,7 @@ class Replica:
         job: The job.
         engine: A started engine.
         tokenizer: The model's tokenizer.
+        prompter: Makes the prompts over what was answered to a document's parts.
         slots: Rows that the engine works on at once (max_num_seqs).
         max_model_len: Tokens that it can hold for one row.
         board: Where the replicas of the job meet.
@@ -130,6 +132,7 @@ class Replica:
         job: Job,
         engine: Engine,
         tokenizer: Tokenizer,
+        prompter: Prompter,
         *,
         slots: int,
         max_model_len: int,
@@ -143,9 +146,8 @@ class Replica:
         self._engine = engine
         limits = job.spec.limits
         steering = Steering.of(job.spec, tokenizer)
-        self._generate = Generate(engine, job.spec.sampling, max_model_len, limits.repetition_tokens, steering)
-        self._parse = Parser(tokenizer)
-        self._read = Reader(job.spec.answer)
+        generate = Generate(engine, job.spec.sampling, max_model_len, limits.repetition_tokens, steering)
+        self._ask = Ask(generate, Parser(tokenizer), Reader(job.spec.answer), job.spec.sampling.n, prompter)
         self._admission = Admission(ADMITTED_PER_SLOT * slots)
         self._max_uncommitted = max(UNCOMMITTED_PER_SLOT * slots, job.spec.output.commit_rows)
         self._committed = asyncio.Event()
@@ -202,7 +204,7 @@ class Replica:
                 if not (first and untouched):
                     done = await asyncio.to_thread(self._ledger.done_rows, shard)
                 store, model = self._ledger.store, self._spec.model.source
-                made, refuses = self._read.fields, self._spec.answer.schema is not None
+                made, refuses = made_columns(self._spec), self._spec.answer.schema is not None
                 writer = PartWriter(store, work.carried, work.positions, model, shard, made, with_answer=refuses)
                 attempt = _Attempt(shard, writer)
                 self._attempts.add(attempt)
@@ -248,17 +250,17 @@ class Replica:
                 self._start(self._suspect(attempt, prompt, struck), mine)
                 continue
             await self._room_to_commit()
-            size = prompt.size_bytes
-            await self._admission.enter(size)
+            size, requests = prompt.size_bytes, prompt.requests
+            await self._admission.enter(size, requests)
             while self._noticed is not None and not self._stopping:
                 await asyncio.sleep(TICK_S)  # nothing that is begun now would be finished
             if self._stopping:
-                self._admission.leave(size)
+                self._admission.leave(size, requests)
                 left += 1
                 continue
             task = self._start(self._row(attempt, prompt), mine)
             # Not in the task itself: one that is cancelled before it begins gives its place back too.
-            task.add_done_callback(lambda _, size=size: self._admission.leave(size))  # type: ignore[misc]
+            task.add_done_callback(lambda _, place=(size, requests): self._admission.leave(*place))  # type: ignore[misc]
         return left
 
     def _start(self, row: Coroutine[None, None, None], mine: set[asyncio.Task[None]]) -> asyncio.Task[None]:
@@ -285,14 +287,14 @@ class Replica:
     async def _suspect(self, attempt: _Attempt, prompt: Prompt, strikes: int) -> None:
         """A row that was in an engine that died: with few of its like, so that few are struck again."""
         async with self._suspects[strikes]:
-            await self._admission.enter(prompt.size_bytes)
+            await self._admission.enter(prompt.size_bytes, prompt.requests)
             try:
                 await self._row(attempt, prompt)
             finally:
-                self._admission.leave(prompt.size_bytes)
+                self._admission.leave(prompt.size_bytes, prompt.requests)
 
     async def _row(self, attempt: _Attempt, prompt: Prompt) -> None:
-        """One admitted row through generate and parse."""
+        """One admitted row, asked."""
         try:
             self._finish(attempt, await self._answer(attempt.shard, prompt))
         except EngineDeadError:
@@ -302,7 +304,6 @@ class Replica:
             self._commit_soon(attempt)
 
     async def _answer(self, shard: int, prompt: Prompt) -> FinishedRow | DeadLetter:
-        step = Step.GENERATE
         if not self._in_flight:
             self._pulse = time.monotonic()
         task = asyncio.current_task()
@@ -313,13 +314,9 @@ class Replica:
             row.pulse = self._pulse = time.monotonic()
             self._reached = max(self._reached, row.began)
 
+        progress = Progress(pulse)
         try:
-            generation = await self._generate(prompt, pulse)
-            step = Step.PARSE
-            answers = [self._parse(completion) for completion in generation.completions]
-            step = Step.CHECK
-            for sample, completion in enumerate(generation.completions):
-                answers[sample] = await self._checked(prompt, completion, answers[sample], pulse)
+            return await self._ask(prompt, progress)
         except EngineDeadError:
             raise
         except asyncio.CancelledError:
@@ -328,29 +325,11 @@ class Replica:
                 raise
             task.uncancel()
             waited = f"the engine gave it no token for {self._spec.limits.row_timeout_s:,.0f} s (limits.row_timeout_s)"
-            return DeadLetter(prompt.row_id, step, ErrorCode.ROW_TIMEOUT, waited)
+            return DeadLetter(prompt.row_id, progress.step, ErrorCode.ROW_TIMEOUT, waited)
         except RowError as error:
-            return DeadLetter(prompt.row_id, step, error.code, error.message, error.answer)
+            return DeadLetter(prompt.row_id, progress.step, error.code, error.message, error.answer)
         except Exception as error:  # noqa: BLE001 - a row's boundary: a defect must not stop its neighbours
-            return DeadLetter(prompt.row_id, step, ErrorCode.INTERNAL, f"{type(error).__name__}: {error}")
-        tokens, cached = len(prompt.token_ids), generation.cached_tokens
-        vote = self._read.vote([(answer.answer, answer.values) for answer in answers])
-        return FinishedRow(prompt.row_id, tokens, cached, generation.latency_s, answers, datetime.now(UTC), vote)
-
-    async def _checked(
-        self, prompt: Prompt, completion: Completion, answer: Answer, pulse: Callable[[], None]
-    ) -> Answer:
-        """An answer with what the job has it made into; one that does not fit the schema is asked for once more."""
-        try:
-            return replace(answer, values=self._read(answer.answer))
-        except AnswerError as error:
-            second = self._parse(await self._generate.again(prompt, completion, str(error), pulse))
-        try:
-            values = self._read(second.answer)
-        except AnswerError as error:
-            raise RowError(ErrorCode.ANSWER_INVALID, f"answer.schema: {error}", answer=second.answer) from error
-        # Both answers were paid for.
-        return replace(second, values=values, answer_tokens=answer.answer_tokens + second.answer_tokens)
+            return DeadLetter(prompt.row_id, progress.step, ErrorCode.INTERNAL, f"{type(error).__name__}: {error}")
 
     def _finish(self, attempt: _Attempt, row: FinishedRow | DeadLetter) -> None:
         if not attempt.waiting:

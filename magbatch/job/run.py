@@ -342,11 +342,13 @@ def preview(spec: JobSpec, limit: int | None = None) -> dict[str, Any]:
 
 
 def _shown(prompt: Prompt, preparer: Preparer) -> dict[str, Any]:
+    asked = prompt.parts[0] if prompt.in_parts else prompt
     return {
         "row_id": prompt.row_id,
-        "tokens": len(prompt.token_ids),
-        "images": len(prompt.images),
-        "text": preparer.tokenizer.show(prompt.token_ids),
+        "tokens": len(asked.token_ids),
+        "images": len(asked.images),
+        "parts": prompt.requests,
+        "text": preparer.tokenizer.show(asked.token_ids),
     }
 
 

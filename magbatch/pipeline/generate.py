@@ -124,30 +124,35 @@ class Generate:
         self._max_model_len = max_model_len
         self._repetition_tokens = repetition_tokens
         self._steering = steering
+        # Of notes the schema is not asked, and where nothing but the schema steers, nothing is left to steer.
+        bare = steering is not None and steering.budget_tokens is None and steering.thinks
+        self._notes_steering = replace(steering, schema=None) if steering is not None and not bare else None
 
-    async def __call__(self, prompt: Prompt, pulse: Callable[[], None] = lambda: None) -> Generation:
+    async def __call__(
+        self, prompt: Prompt, pulse: Callable[[], None] = lambda: None, *, note: bool = False
+    ) -> Generation:
         """All samples of one row.
 
         Args:
             prompt: The row.
             pulse: Is called whenever tokens of the row have come.
+            note: The answer is one that a later prompt is made of: one sample, held to no schema.
 
         Raises:
             RowError: `engine_rejected`, or `prompt_too_long` for thinking and answer.
             EngineDeadError: The engine is gone.
         """
-        how = self._steering
+        how = self._notes_steering if note else self._steering
+        samples = 1 if note else None
+        seed = row_seed(self._sampling.seed, prompt.row_id)
         if how is None:
-            return await self._ask(
-                prompt, self._sampling.max_tokens, row_seed(self._sampling.seed, prompt.row_id), pulse
-            )
+            return await self._ask(prompt, self._sampling.max_tokens, seed, pulse, Form(samples))
         if not how.thinks:
             silence = [how.tokenizer.think_open, how.tokenizer.think_close]
             ids = prompt.token_ids + [token for token in silence if token is not None]
-            seed = row_seed(self._sampling.seed, prompt.row_id)
-            form = Form(schema=how.schema)
+            form = Form(samples, schema=how.schema)
             return await self._ask(replace(prompt, token_ids=ids), self._sampling.max_tokens, seed, pulse, form)
-        return await self._think_then_answer(prompt, how, pulse)
+        return await self._think_then_answer(prompt, how, pulse, samples)
 
     async def again(
         self, prompt: Prompt, completion: Completion, objection: str, pulse: Callable[[], None] = lambda: None
@@ -183,7 +188,9 @@ class Generate:
         closed = [*generated].index(tokenizer.think_close or 0) + 1 if completion.opened else 0
         return replace(completion, token_ids=generated[:closed] + answer.token_ids, finish_reason=answer.finish_reason)
 
-    async def _think_then_answer(self, prompt: Prompt, how: Steering, pulse: Callable[[], None]) -> Generation:
+    async def _think_then_answer(
+        self, prompt: Prompt, how: Steering, pulse: Callable[[], None], samples: int | None
+    ) -> Generation:
         opening, closing = how.tokenizer.think_open, how.tokenizer.think_close
         assert opening is not None
         assert closing is not None
@@ -198,7 +205,7 @@ class Generate:
             )
         opened = replace(prompt, token_ids=[*prompt.token_ids, opening])
         seed = row_seed(self._sampling.seed, prompt.row_id)
-        thoughts = await self._ask(opened, most, seed, pulse, Form(stop=closing))
+        thoughts = await self._ask(opened, most, seed, pulse, Form(samples, stop=closing))
         finished = await asyncio.gather(
             *(
                 self._answer_after(opened, sample, thought, how, pulse)
@@ -251,12 +258,12 @@ class Generate:
 
 
 class Admission:
-    """Lets rows into the engine in the order in which they ask, within a bound of rows and bytes.
+    """Lets rows into the engine in the order in which they ask, within a bound of requests and bytes.
 
     The first row always enters, however large: a bound that nothing fits under would stop the job.
 
     Args:
-        rows: Unfinished rows at most.
+        rows: Requests of unfinished rows at most: one for each row, but for a document that is read in parts.
         bytes_: Bytes of their prompts at most.
     """
 
@@ -264,47 +271,47 @@ class Admission:
         self._max_rows, self._max_bytes = rows, bytes_
         self.rows = 0
         self.bytes = 0
-        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._waiting: deque[tuple[int, int, asyncio.Future[None]]] = deque()
 
     @property
     def waiting(self) -> int:
         """Rows that wait to be let in."""
         return len(self._waiting)
 
-    async def enter(self, size: int) -> None:
+    async def enter(self, size: int, requests: int = 1) -> None:
         """Wait for a place for one row of `size` bytes; every `enter` needs its `leave`."""
-        if not self._waiting and self._fits(size):
-            self._take(size)
+        if not self._waiting and self._fits(size, requests):
+            self._take(size, requests)
             return
         place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((size, place))
+        self._waiting.append((size, requests, place))
         try:
             await place
         except asyncio.CancelledError:
             if place.done() and not place.cancelled():
-                self.leave(size)  # let in and cancelled at once: hand the place on
+                self.leave(size, requests)  # let in and cancelled at once: hand the place on
             else:
                 with suppress(ValueError):  # a leave has passed over it meanwhile
-                    self._waiting.remove((size, place))
+                    self._waiting.remove((size, requests, place))
                 self._let_in()
             raise
 
-    def leave(self, size: int) -> None:
+    def leave(self, size: int, requests: int = 1) -> None:
         """Give a row's place back."""
-        self.rows -= 1
+        self.rows -= requests
         self.bytes -= size
         self._let_in()
 
     def _let_in(self) -> None:
-        while self._waiting and self._fits(self._waiting[0][0]):
-            size, place = self._waiting.popleft()
+        while self._waiting and self._fits(*self._waiting[0][:2]):
+            size, requests, place = self._waiting.popleft()
             if not place.cancelled():
-                self._take(size)
+                self._take(size, requests)
                 place.set_result(None)
 
-    def _fits(self, size: int) -> bool:
-        return self.rows == 0 or (self.rows < self._max_rows and self.bytes + size <= self._max_bytes)
+    def _fits(self, size: int, requests: int) -> bool:
+        return self.rows == 0 or (self.rows + requests <= self._max_rows and self.bytes + size <= self._max_bytes)
 
-    def _take(self, size: int) -> None:
-        self.rows += 1
+    def _take(self, size: int, requests: int) -> None:
+        self.rows += requests
         self.bytes += size

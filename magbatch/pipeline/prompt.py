@@ -1,4 +1,6 @@
-"""Messages and images -> the token ids that the engine takes.
+"""Messages, images and pages -> the token ids that the engine takes.
+
+A document that does not fit one prompt is refused, shown in part, or asked about in parts, as the job says.
 
 The ids that leave here are those that Mistral's own tokenizer gives for the chat, image tokens
 expanded; the count of images always equals the count of image ends, since an engine accepts a
@@ -6,6 +8,8 @@ prompt with missing images silently (measured, vLLM 0.32).
 """
 
 import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +17,29 @@ from mistral_common.exceptions import MistralCommonException
 from mistral_common.protocol.instruct.chunk import ImageChunk, TextChunk, ThinkChunk
 from mistral_common.protocol.instruct.messages import AssistantMessage, SystemMessage, UserMessage
 from mistral_common.protocol.instruct.request import ChatCompletionRequest
-from PIL import Image as Pillow
 from pydantic import ValidationError
 
 from magbatch.errors import ErrorCode, ModelError, RowError
-from magbatch.rows import Image, Prompt, RenderedRow
+from magbatch.rows import Image, Page, Part, PartAnswer, Prompt, RenderedRow
 from magbatch.spec import JobSpec
-from magbatch.tokenizer import Tokenizer
+from magbatch.tokenizer import Tokenizer, picture
 
+# Mistral's tokenizers put an empty line between texts that follow each other.
+CAPTION = "Page {number} of {total}:\n"
+PART = (
+    "These are pages {first} to {last} of {total} of one document; the others are asked about on their own. "
+    "Answer from these pages alone, and say what they leave open."
+)
+NOTE = "Pages {first} to {last}:\n{answer}\n\n"
+NO_ANSWER = "(no answer about these pages)"
+COMBINE = (
+    "A document of {total} pages was read in parts, and each part was asked the question below. What they answered:"
+    "\n\n{findings}Now answer for {pages}."
+)
+PAGE_TOKENS = 16  # of a page's caption, and of numbers in the texts above
+LEAST_ROOM_TOKENS = 64  # for pages, or for one finding
+CHARACTERS_PER_TOKEN = 4  # a first guess at where a text is cut
+COUNT_CHARACTERS = 16_384  # encoded at once to learn how long a text is
 _THINK_PART = re.compile(r"\[THINK\](.*?)\[/THINK\]", re.DOTALL)
 
 
@@ -82,6 +101,8 @@ class Prompter:
             )
         elif spec.reasoning.effort == "none" and tokenizer.think_open is None:
             raise ModelError("reasoning.effort: none, but this model's tokenizer has no [THINK]: leave it out")
+        self._overflow = spec.input.document.overflow
+        self._max_images, self._max_pages = spec.limits.max_images, spec.limits.max_pages
         self._limit = min(spec.limits.max_prompt_tokens, max_model_len - 1)
         self._limit_name = (
             "limits.max_prompt_tokens"
@@ -90,29 +111,251 @@ class Prompter:
         )
 
     def __call__(self, row: RenderedRow) -> Prompt:
-        """Encode one row.
+        """Encode one row; a document that does not fit as the spec says.
 
         Raises:
-            RowError: `invalid_messages` or `prompt_too_long`.
+            RowError: `invalid_messages`, `prompt_too_long` or `too_many_images`.
         """
+        if not row.pages:
+            token_ids, images = self._encode(row.messages, row.images)
+            self._check(len(token_ids))
+            return Prompt(row.row_id, token_ids, images)
+        whole = self._whole(row, row.pages)
+        if whole is not None:
+            return whole
+        if self._overflow == "truncate":
+            return self._truncated(row)
+        if self._overflow == "map_reduce":
+            parts = [self._part(row, pages) for pages in self._groups(row)]
+            return Prompt(row.row_id, [], row.images, row.total_pages, parts, row.messages)
+        raise self._too_long(row)
+
+    def combine(self, prompt: Prompt, findings: Sequence[PartAnswer]) -> list[Part]:
+        """What is asked next about a document that is read in parts.
+
+        Args:
+            prompt: The row.
+            findings: The answers to its parts, in the order of the pages.
+
+        Returns:
+            One prompt over all findings; or several, each over neighbouring ones, whose answers are the findings to
+            combine then: always fewer than these.
+
+        Raises:
+            RowError: `prompt_too_long`: not even two findings fit beside the question.
+        """
+        room = self._room(prompt.messages, prompt.images, COMBINE.format(total=0, pages="", findings=""))
+        if room < 2 * LEAST_ROOM_TOKENS:
+            raise RowError(ErrorCode.PROMPT_TOO_LONG, "the question leaves no room to combine what the parts answered")
+        groups: list[list[str]] = [[]]
+        spans: list[tuple[int, int]] = []
+        left = room
+        for finding in findings:
+            note = NOTE.format(first=finding.first_page, last=finding.last_page, answer=finding.answer or NO_ANSWER)
+            note = self._cut(note, room // 2 - 2)
+            size = self._size(note) + 2  # where two texts meet, a token may fall in two
+            if groups[-1] and size > left:
+                groups.append([])
+                left = room
+            if not groups[-1]:
+                spans.append((finding.first_page, finding.last_page))
+            groups[-1].append(note)
+            spans[-1] = (spans[-1][0], finding.last_page)
+            left -= size
+        parts = []
+        for notes, (first, last) in zip(groups, spans, strict=True):
+            pages = "the whole document" if len(groups) == 1 else f"pages {first} to {last}"
+            text = COMBINE.format(total=prompt.total_pages, findings="".join(notes), pages=pages)
+            token_ids, images = self._encode(_before_the_question(prompt.messages, [{"text": text}]), prompt.images)
+            self._check(len(token_ids))
+            parts.append(Part(first, last, token_ids, images))
+        return parts
+
+    def _encode(self, messages: list[dict[str, Any]], images: list[Image]) -> tuple[list[int], list[Image]]:
+        """The prompt of a chat, and its images in the order in which they stand in it."""
         try:
-            messages: list[Any] = [_message(message, row.images) for message in row.messages]
-            if self._system is not None and not any(isinstance(message, SystemMessage) for message in messages):
-                messages.insert(0, self._system)
-            token_ids = self._tokenizer.encode(ChatCompletionRequest(messages=messages, **self._effort))
+            chat: list[Any] = [_message(message, images) for message in messages]
+            if self._system is not None and not any(isinstance(message, SystemMessage) for message in chat):
+                chat.insert(0, self._system)
+            token_ids = self._tokenizer.encode(ChatCompletionRequest(messages=chat, **self._effort))
         except (MistralCommonException, ValidationError) as error:
             raise RowError(ErrorCode.INVALID_MESSAGES, f"the tokenizer refuses this chat: {error}") from error
+        shown = [images[part["image"]] for message in messages for part in message["content"] if "image" in part]
+        ends = token_ids.count(self._tokenizer.image_end) if self._tokenizer.image_end is not None else 0
+        if not ends == len(shown) == len(images):
+            raise RowError(
+                ErrorCode.INVALID_MESSAGES, f"{len(images)} images, but {ends} places for images in the prompt"
+            )
+        return token_ids, shown
+
+    def _check(self, tokens: int) -> None:
+        if tokens > self._limit:
+            raise RowError(
+                ErrorCode.PROMPT_TOO_LONG, f"the prompt has {tokens} tokens, above {self._limit} ({self._limit_name})"
+            )
+
+    # A document's pages.
+
+    def _whole(self, row: RenderedRow, pages: list[Page]) -> Prompt | None:
+        """One prompt with these pages; None where it would be too long, or have too many images."""
+        if not pages or len(row.images) + sum(page.image is not None for page in pages) > self._max_images:
+            return None
+        tokens = 0
+        for page in pages:  # a long document is not encoded whole to learn that it is too long
+            tokens += self._page_tokens(page, most=self._limit + 2 * PAGE_TOKENS - tokens) - PAGE_TOKENS
+            if tokens > self._limit + PAGE_TOKENS:
+                return None
+        token_ids, images = self._asked(row, pages)
         if len(token_ids) > self._limit:
+            return None
+        return Prompt(row.row_id, token_ids, images, row.total_pages, [Part(pages[0].number, pages[-1].number)])
+
+    def _asked(self, row: RenderedRow, pages: list[Page], note: str = "") -> tuple[list[int], list[Image]]:
+        images, shown = list(row.images), list[dict[str, Any]]()
+        for page in pages:
+            caption = CAPTION.format(number=page.number, total=row.total_pages) if row.total_pages > 1 else ""
+            if page.image is not None:
+                images.append(page.image)
+                shown += [{"text": caption}] if caption else []
+                shown.append({"image": len(images) - 1})
+                caption = ""
+            if caption or page.text:
+                shown.append({"text": f"{caption}{page.text or ''}"})
+        if note:
+            shown.append({"text": note})
+        return self._encode(_before_the_question(row.messages, shown), images)
+
+    def _part(self, row: RenderedRow, pages: list[Page]) -> Part:
+        first, last = pages[0].number, pages[-1].number
+        note = PART.format(first=first, last=last, total=row.total_pages)
+        token_ids, images = self._asked(row, pages, note)
+        self._check(len(token_ids))
+        return Part(first, last, token_ids, images)
+
+    def _truncated(self, row: RenderedRow) -> Prompt:
+        """The first pages that fit; of a page that alone does not, the beginning of its text."""
+        room = self._room(row.messages, row.images, "")
+        pages: list[Page] = []
+        for page in row.pages:
+            if len(row.images) + sum(one.image is not None for one in [*pages, page]) > self._max_images:
+                break
+            room -= self._page_tokens(page, most=room)
+            if room < 0:
+                break
+            pages.append(page)
+        while pages:
+            prompt = self._whole(row, pages)
+            if prompt is not None:
+                return prompt
+            pages.pop()
+        first = row.pages[0]
+        room = self._room(row.messages, row.images, "") - self._page_tokens(replace(first, text=None), most=0)
+        if first.text is not None and room >= LEAST_ROOM_TOKENS:
+            prompt = self._whole(row, [replace(first, text=self._cut(first.text, room))])
+            if prompt is not None:
+                return prompt
+        raise self._too_long(row)
+
+    def _groups(self, row: RenderedRow) -> Iterator[list[Page]]:
+        """Neighbouring pages that fit a prompt together; a text that alone does not is cut into pieces."""
+        room = self._room(row.messages, row.images, PART)
+        most_images = self._max_images - len(row.images)
+        group: list[Page] = []
+        left, images, count = room, most_images, 0
+        for page in self._pieces(row.pages, room):
+            tokens = self._page_tokens(page, most=room)
+            if tokens > room or (page.image is not None and most_images < 1):
+                raise self._too_long(row)
+            if tokens > left or (page.image is not None and not images):
+                yield group
+                count += 1
+                if count >= self._max_pages:
+                    raise RowError(
+                        ErrorCode.TOO_MANY_PAGES,
+                        f"the document makes more parts than limits.max_pages = {self._max_pages}",
+                    )
+                group, left, images = [], room, most_images
+            group.append(page)
+            left -= tokens
+            images -= page.image is not None
+        yield group
+
+    def _pieces(self, pages: list[Page], room: int) -> Iterator[Page]:
+        for page in pages:
+            if page.text is None or self._page_tokens(page, most=room) <= room:
+                yield page
+                continue
+            if page.image is not None:
+                yield replace(page, text=None)
+            for text in self._split(page.text, room - PAGE_TOKENS):
+                yield Page(page.number, text)
+
+    def _split(self, text: str, room: int) -> Iterator[str]:
+        """A text in pieces of at most `room` tokens, cut at white space where there is some."""
+        at, size = 0, room * CHARACTERS_PER_TOKEN
+        while at < len(text):
+            piece = text[at : at + size]
+            if at + size < len(text):
+                end = max(piece.rfind("\n"), piece.rfind(" ")) + 1
+                piece = piece[:end] if end > len(piece) // 2 else piece
+            tokens = self._size(piece)
+            if tokens > room and len(piece) > 1:
+                size = max(1, min(int(len(piece) * room / tokens * 0.95), len(piece) - 1))
+                continue
+            yield piece
+            at += len(piece)
+
+    def _cut(self, text: str, room: int) -> str:
+        """The beginning of a text, of at most `room` tokens."""
+        return next(self._split(text, room), "")
+
+    def _room(self, messages: list[dict[str, Any]], images: list[Image], note: str) -> int:
+        """Tokens that a prompt has left for pages, beside the question and a note.
+
+        Raises:
+            RowError: `prompt_too_long`: next to none.
+        """
+        asked, _ = self._encode(_before_the_question(messages, [{"text": note}] if note else []), images)
+        room = self._limit - len(asked) - PAGE_TOKENS
+        if room < LEAST_ROOM_TOKENS:
             raise RowError(
                 ErrorCode.PROMPT_TOO_LONG,
-                f"the prompt has {len(token_ids)} tokens, above {self._limit} ({self._limit_name})",
+                f"the question has {len(asked)} tokens: {self._limit} ({self._limit_name}) leave no room for pages",
             )
-        ends = token_ids.count(self._tokenizer.image_end) if self._tokenizer.image_end is not None else 0
-        if ends != len(row.images):
-            raise RowError(
-                ErrorCode.INVALID_MESSAGES, f"{len(row.images)} images, but {ends} places for images in the prompt"
+        return room
+
+    def _page_tokens(self, page: Page, most: int) -> int:
+        """Tokens that a page takes, or more than `most` of them, with its caption; never too few."""
+        tokens = PAGE_TOKENS
+        if page.image is not None:
+            tokens += self._tokenizer.image_tokens(page.image)
+        for at in range(0, len(page.text or ""), COUNT_CHARACTERS):
+            if tokens > most:
+                break
+            tokens += self._size((page.text or "")[at : at + COUNT_CHARACTERS])
+        return tokens
+
+    def _size(self, text: str) -> int:
+        return len(self._tokenizer.encode_text(text))
+
+    def _too_long(self, row: RenderedRow) -> RowError:
+        images = len(row.images) + sum(page.image is not None for page in row.pages)
+        if images > self._max_images:
+            return RowError(
+                ErrorCode.TOO_MANY_IMAGES, f"{images} images and pages, above limits.max_images = {self._max_images}"
             )
-        return Prompt(row.row_id, token_ids, row.images)
+        return RowError(
+            ErrorCode.PROMPT_TOO_LONG,
+            f"the document's {row.total_pages} pages and the question have more than {self._limit} tokens "
+            f"({self._limit_name}); input.document.overflow says what else can be done",
+        )
+
+
+def _before_the_question(messages: list[dict[str, Any]], parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A chat with parts at the beginning of its last user message."""
+    last = max(index for index, message in enumerate(messages) if message["role"] == "user")
+    asked = messages[last] | {"content": [*parts, *messages[last]["content"]]}
+    return [*messages[:last], asked, *messages[last + 1 :]]
 
 
 def _message(message: dict[str, Any], images: list[Image]) -> SystemMessage | UserMessage | AssistantMessage:
@@ -129,5 +372,4 @@ def _message(message: dict[str, Any], images: list[Image]) -> SystemMessage | Us
 def _chunk(part: dict[str, Any], images: list[Image]) -> TextChunk | ImageChunk:
     if "text" in part:
         return TextChunk(text=part["text"])
-    image = images[part["image"]]
-    return ImageChunk(image=Pillow.frombuffer("RGB", (image.width, image.height), image.rgb, "raw", "RGB", 0, 1))
+    return ImageChunk(image=picture(images[part["image"]]))

@@ -1,42 +1,28 @@
-"""Input row -> messages and decoded images.
+"""Input row -> messages, decoded images and the pages of its document.
 
-A row comes out with every image decoded, upright, in RGB and at the size in which the model sees
+A row comes out with every picture decoded, upright, in RGB and at the size in which the model sees
 it, or it raises `RowError`. Nothing of a row is decoded before its size was checked.
 
 Runs in the read step's CPU tasks, never in the engine's process.
 """
 
-import base64
-import functools
-import io
-import os
-import ssl
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
-from urllib.parse import unquote
 
-import cv2
-import httpx
 import jinja2
-import numpy as np
 from jinja2.meta import find_undeclared_variables
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from numpy.typing import NDArray
-from PIL import Image as Pillow
-from PIL import ImageOps
 
-from magbatch.errors import ErrorCode, RowError, SpecError, StorageError
-from magbatch.rows import Image, InputRow, RenderedRow
-from magbatch.spec import JobSpec, is_remote
-from magbatch.storage.inputs import read_at_most
-from magbatch.storage.s3 import NoBucketError, RefusedError
+from magbatch.documents.fetch import DOCUMENT, IMAGE, Fetcher
+from magbatch.documents.images import ImageGrid, decode
+from magbatch.documents.pages import Want, text_pages
+from magbatch.documents.sandbox import Sandbox
+from magbatch.errors import ErrorCode, RowError, SpecError
+from magbatch.rows import Image, InputRow, Page, RenderedRow
+from magbatch.spec import JobSpec
 
-MAX_REDIRECTS = 5
-
-# render() checks the size itself, from the header, against the job's own limit.
-Pillow.MAX_IMAGE_PIXELS = None
+NO_VISION = "the model has no vision encoder"
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
@@ -55,26 +41,6 @@ def template_columns(template: str) -> set[str]:
         raise SpecError(f"prompt.template: line {error.lineno}: {error.message}") from error
 
 
-@dataclass(frozen=True, slots=True)
-class ImageGrid:
-    """The sizes that a model's vision encoder takes.
-
-    Attributes:
-        longest_side: Pixels; larger images are scaled down to it.
-        cell: Pixels of the side of one image token; both sides become multiples of it.
-    """
-
-    longest_side: int
-    cell: int
-
-    def fit(self, width: int, height: int) -> tuple[int, int]:
-        """The size in which the model sees an image (Mistral's rule, as in mistral_common's ImageEncoder)."""
-        ratio = max(width / self.longest_side, height / self.longest_side)
-        if ratio > 1:
-            width, height = max(round(width / ratio), 1), max(round(height / ratio), 1)
-        return ((width - 1) // self.cell + 1) * self.cell, ((height - 1) // self.cell + 1) * self.cell
-
-
 class Renderer:
     """Renders rows by a job's spec.
 
@@ -85,9 +51,10 @@ class Renderer:
 
     def __init__(self, spec: JobSpec, grid: ImageGrid | None) -> None:
         self._columns = spec.input.columns
-        self._input_path = spec.input.path
+        self._document = spec.input.document
         self._limits = spec.limits
-        self._timeout_s = spec.input.fetch_timeout_s
+        self._fetch = Fetcher(spec.input.path, spec.input.fetch_timeout_s, private=spec.input.fetch_private)
+        self._sandbox = Sandbox(spec.limits.document_timeout_s, spec.limits.document_memory_mb)
         self._template = _environment().from_string(spec.prompt.template) if spec.prompt.template is not None else None
         self._grid = grid
 
@@ -96,7 +63,8 @@ class Renderer:
 
         Raises:
             RowError: What is wrong with it.
-            StorageError: The storage of an image that it names is away.
+            StorageError: The storage of an image or a document that it names is away.
+            ClusterError: Documents cannot be rendered here.
         """
         images: list[Image] = []
 
@@ -108,7 +76,7 @@ class Renderer:
             images.append(self._image(source, row.folder, origin))
             return {"image": len(images) - 1}
 
-        attached = [source for name in self._columns.images for source in _images_in(row.values, name)]
+        attached = [source for name in self._columns.images for source in _sources_in(row.values, name, "image")]
         if self._columns.messages:
             messages = _messages(_required(row.values, self._columns.messages), add)
             users = [message for message in messages if message["role"] == "user"]
@@ -119,7 +87,12 @@ class Renderer:
         else:
             text = {"text": self.question(row.values)}
             messages = [{"role": "user", "content": [*(add(*source) for source in attached), text]}]
-        return RenderedRow(row.row_id, messages, images)
+        if self._columns.document is None:
+            return RenderedRow(row.row_id, messages, images)
+        if not any(message["role"] == "user" for message in messages):
+            raise RowError(ErrorCode.INVALID_MESSAGES, "the row has a document but no user message to hold it")
+        pages, total = self._pages(row, self._columns.document, len(images))
+        return RenderedRow(row.row_id, messages, images, pages, total)
 
     def question(self, values: dict[str, Any]) -> str:
         """The text that is asked; raises RowError as rendering does."""
@@ -134,54 +107,67 @@ class Renderer:
 
     def _image(self, source: Any, folder: str, origin: str) -> Image:
         if self._grid is None:
-            raise RowError(ErrorCode.IMAGES_UNSUPPORTED, "the row has an image, but the model has no vision encoder")
-        data = self._load(source, folder, origin)
-        if len(data) > self._limits.max_image_bytes:
-            raise RowError(
-                ErrorCode.IMAGE_TOO_LARGE,
-                f"{origin}: more than limits.max_image_bytes = {self._limits.max_image_bytes}",
-            )
+            raise RowError(ErrorCode.IMAGES_UNSUPPORTED, f"the row has an image, but {NO_VISION}")
+        data = self._fetch(source, folder, self._limits.max_image_bytes, origin, IMAGE)
         return decode(data, self._limits.max_image_pixels, self._grid, origin)
 
-    def _load(self, source: Any, folder: str, origin: str) -> bytes:
-        if isinstance(source, bytes):
-            return source
-        if not isinstance(source, str):
+    def _pages(self, row: InputRow, column: str, images: int) -> tuple[list[Page], int]:
+        """The pages of a row's document that may be shown, and how many it has: of several files, one after the other.
+
+        Args:
+            row: The row.
+            column: Where its document stands.
+            images: That the row has beside it.
+        """
+        _required(row.values, column)
+        pages: list[Page] = []
+        total = 0
+        for source, origin in _sources_in(row.values, column, "document"):
+            want = self._want(len(pages), images)
+            count, found = self._file(source, row.folder, origin, want)
+            pages += [replace(page, number=total + page.number) for page in found]
+            total += count
+        if not total:
+            raise RowError(ErrorCode.MISSING_VALUE, f"column {column!r} is empty in this row")
+        if not any(page.image is not None or (page.text or "").strip() for page in pages):
             raise RowError(
-                ErrorCode.IMAGE_UNREADABLE, f"{origin}: an image is bytes, a path or a URL, not {type(source).__name__}"
+                ErrorCode.DOCUMENT_EMPTY,
+                f"column {column!r}: no page has text of its own, and input.document.mode: {self._document.mode} "
+                "shows nothing else; `both` or `images` shows the pages",
             )
-        if source.startswith("data:"):
-            try:
-                return base64.b64decode(source.partition(",")[2], validate=True)
-            except ValueError as error:
-                raise RowError(ErrorCode.IMAGE_UNREADABLE, f"{origin}: the data URL is not base64: {error}") from error
+        return pages, total
+
+    def _file(self, source: Any, folder: str, origin: str, want: Want) -> tuple[int, list[Page]]:
+        """How many pages one file has, and those that are wanted."""
+        as_text = isinstance(source, str) and self._document.strings == "text"
+        limit = self._limits.max_document_bytes
+        data = b"" if as_text else self._fetch(source, folder, limit, origin, DOCUMENT)
         try:
-            return self._reference(source, folder)
-        except FileNotFoundError as error:
-            raise RowError(ErrorCode.IMAGE_UNFETCHABLE, f"{origin}: {source}: no such file or object") from error
-        except StorageError as error:
-            if error.passing and not self._is_of_the_row(error, source):
-                raise
-            raise RowError(ErrorCode.IMAGE_UNFETCHABLE, f"{origin}: {source}: {error}") from error
-        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-            # A ValueError: a host that IDNA refuses, a path with a null byte.
-            reason = str(error) or type(error).__name__
-            raise RowError(ErrorCode.IMAGE_UNFETCHABLE, f"{origin}: {source}: {reason}") from error
+            if not as_text:
+                return self._sandbox(data, want)
+            total, pages = text_pages(source, want)
+            return total, list(pages)
+        except RowError as error:
+            raise RowError(error.code, f"{origin}: {error.message}") from error
 
-    def _is_of_the_row(self, error: StorageError, source: str) -> bool:
-        """Whether a place was refused that only this row names: a store that is away is no fault of its rows."""
-        if isinstance(error, NoBucketError):
-            return source.split("/")[:3] != self._input_path.split("/")[:3]  # the input's own bucket is there, mostly
-        return isinstance(error, RefusedError)
-
-    def _reference(self, source: str, folder: str) -> bytes:
-        limit = self._limits.max_image_bytes
-        if source.startswith(("http://", "https://")):
-            return _fetch(source, limit, self._timeout_s)
-        path = unquote(source.removeprefix("file://")) if source.startswith("file://") else source
-        if not is_remote(path) and not os.path.isabs(path):
-            path = f"{folder}/{path}"
-        return read_at_most(path, limit)
+    def _want(self, taken: int, images: int) -> Want:
+        """What is wanted of the next file of a document of which `taken` pages are there."""
+        pictures, limits = self._document.mode != "text", self._limits
+        shown = limits.max_images - images
+        few = self._document.overflow != "map_reduce" and shown < limits.max_pages
+        return Want(
+            grid=self._grid if pictures else None,
+            text=self._document.mode != "images",
+            most=max(0, limits.max_pages - taken),
+            most_images=max(0, (shown if few else limits.max_pages) - taken),
+            cut=self._document.overflow == "truncate",
+            limit_names=(
+                f"limits.max_pages = {limits.max_pages}",
+                f"limits.max_images = {limits.max_images}" if few else f"limits.max_pages = {limits.max_pages}",
+            ),
+            max_pixels=limits.max_image_pixels,
+            no_images=NO_VISION if pictures and self._grid is None else None,
+        )
 
 
 def _required(values: Mapping[str, Any], name: str) -> Any:
@@ -193,15 +179,15 @@ def _required(values: Mapping[str, Any], name: str) -> Any:
     return value
 
 
-def _images_in(values: dict[str, Any], name: str) -> list[tuple[Any, str]]:
-    """The image sources in a column: none where it is null."""
+def _sources_in(values: dict[str, Any], name: str, noun: str) -> list[tuple[Any, str]]:
+    """The images or documents in a column: none where it is null."""
     value = values.get(name)
     if value is None:
         return []
     items = value if isinstance(value, list) else [value]
     found = []
     for position, item in enumerate(items):
-        origin = f"column {name!r}" + (f", image {position}" if isinstance(value, list) else "")
+        origin = f"column {name!r}" + (f", {noun} {position}" if isinstance(value, list) else "")
         if isinstance(item, dict):  # Hugging Face's image feature
             item = item.get("bytes") or item.get("path")
         if item is None:
@@ -242,74 +228,3 @@ def _part(part: Any, where: str, add: Callable[[Any, str], dict[str, int]]) -> d
         if source is not None:
             return dict(add(source, where))
     raise RowError(ErrorCode.INVALID_MESSAGES, f"{where}: needs `text`, `image_url` or `image`")
-
-
-@functools.cache
-def _tls() -> ssl.SSLContext:
-    return httpx.create_ssl_context()  # 30 ms of CPU: once a process, not once an image
-
-
-def _fetch(url: str, limit: int, timeout_s: float) -> bytes:
-    deadline = time.monotonic() + timeout_s
-    with (
-        httpx.Client(follow_redirects=True, max_redirects=MAX_REDIRECTS, timeout=timeout_s, verify=_tls()) as client,
-        client.stream("GET", url) as response,
-    ):
-        response.raise_for_status()
-        data = bytearray()
-        for chunk in response.iter_bytes():
-            data += chunk
-            if len(data) > limit:
-                break
-            if time.monotonic() > deadline:  # httpx counts each read for itself
-                raise httpx.ReadTimeout(f"not fetched within input.fetch_timeout_s = {timeout_s:g}")
-        return bytes(data)
-
-
-def decode(data: bytes, max_pixels: int, grid: ImageGrid, origin: str) -> Image:
-    """Decode one image file into what the model sees.
-
-    Args:
-        data: PNG, JPEG, WebP or whatever else Pillow reads; CMYK, palette and 16-bit included.
-        max_pixels: Checked from the header, before anything is decoded.
-        grid: The sizes that the model takes.
-        origin: Where the image came from, for messages.
-
-    Raises:
-        RowError: `image_unreadable` or `image_too_large`.
-    """
-    try:
-        with Pillow.open(io.BytesIO(data)) as opened:
-            width, height = opened.size
-            if width * height > max_pixels:
-                raise RowError(
-                    ErrorCode.IMAGE_TOO_LARGE,
-                    f"{origin}: {width} x {height} pixels, above limits.max_image_pixels = {max_pixels}",
-                )
-            opened.load()
-            upright = ImageOps.exif_transpose(opened)
-        pixels = np.asarray(_to_rgb(upright), dtype=np.float32)
-    except RowError:
-        raise
-    except Exception as error:  # Pillow's decoders have no one class for what can be wrong with a file
-        raise RowError(ErrorCode.IMAGE_UNREADABLE, f"{origin}: not an image that can be decoded: {error}") from error
-    size = grid.fit(pixels.shape[1], pixels.shape[0])
-    if size != (pixels.shape[1], pixels.shape[0]):
-        # The interpolation that Mistral's own preprocessing uses: vLLM then finds nothing left to resize.
-        pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_CUBIC).astype(np.float32)
-    rgb: NDArray[np.uint8] = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
-    return Image(size[0], size[1], rgb.tobytes())
-
-
-def _to_rgb(image: Pillow.Image) -> Pillow.Image:
-    if image.mode.startswith(("I", "F")):  # 16 and 32 bits a channel: convert("RGB") would clip, not scale
-        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-        # 32 bits say nothing about the range that is used, 16 bits do.
-        wide = image.mode.startswith("I;16") or values.max(initial=0.0) > 255
-        scaled = np.clip(values / 257 if wide else values, 0, 255)
-        return Pillow.fromarray(np.rint(scaled).astype(np.uint8)).convert("RGB")
-    if "A" in image.getbands() or "transparency" in image.info:
-        white = Pillow.new("RGBA", image.size, "white")
-        white.alpha_composite(image.convert("RGBA"))
-        return white.convert("RGB")
-    return image.convert("RGB")

@@ -83,8 +83,14 @@ class PartWriter:
             "attempt": [self._attempt] * len(samples),
             "finished_at": [row.finished_at for row, _, _ in samples],
         }
+        of_rows = {
+            "vote": lambda row: row.vote,
+            "document_pages": lambda row: row.total_pages,
+            "document_parts": _parts,
+        }
         for name in self._made.names:
-            fields[name] = [row.vote if name == "vote" else answer.values.get(name) for row, _, answer in samples]
+            of_row = of_rows.get(name)
+            fields[name] = [of_row(row) if of_row else answer.values.get(name) for row, _, answer in samples]
         return self._commit(RESULTS, len(rows), results_schema(self._carried.schema, self._made), fields)
 
     def errors(self, letters: list[DeadLetter]) -> PartName:
@@ -123,3 +129,16 @@ class PartWriter:
             raise
         self._seq += 1
         return name
+
+
+def _parts(row: FinishedRow) -> list[dict[str, Any]]:
+    return [
+        {
+            "first_page": part.first_page,
+            "last_page": part.last_page,
+            "reasoning": part.reasoning,
+            "reasoning_status": part.status,
+            "answer": part.answer,
+        }
+        for part in row.parts
+    ]

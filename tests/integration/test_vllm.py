@@ -12,18 +12,24 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
+from document_files import tiff
 from magbatch_cli import alive, committed, descendants, magbatch, named, read, start, wait_until
 from PIL import Image as Pillow
 from PIL import ImageDraw
 
+from magbatch.answers import Reader
 from magbatch.engines.base import EngineConfig
 from magbatch.engines.vllm import VllmEngine
 from magbatch.errors import EngineStartError, RequestRejectedError
+from magbatch.job.ask import Ask, Progress
 from magbatch.job.plan import make_plan
 from magbatch.job.prepare import Job, Preparer
 from magbatch.model import engine_args, facts, locate
-from magbatch.pipeline.generate import row_seed
-from magbatch.rows import Generation, Prompt
+from magbatch.pipeline.generate import Generate, Steering, row_seed
+from magbatch.pipeline.parse import Parser
+from magbatch.pipeline.prompt import Prompter
+from magbatch.rows import Generation, Prompt, ReasoningStatus
 from magbatch.spec import JobSpec, SamplingSpec, parse
 from magbatch.tokenizer import Tokenizer
 
@@ -125,6 +131,44 @@ def test_an_image_is_seen(serving: Serving, prompts: list[Prompt]) -> None:
     assert first.images[0].rgb != second.images[0].rgb
     as_asked = serving.generate(first, second, seed=9)
     assert ids(as_asked[0]) != ids(as_asked[1])
+
+
+def test_thinking_is_cut_at_its_budget_and_the_answer_follows(serving: Serving, prompts: list[Prompt]) -> None:
+    """Hot as it is, the model hardly closes its thinking in time by itself: then the budget does, to the token."""
+    tokenizer, budget = serving.tokenizer, 20
+    spec = spec_for(Path("/nowhere/x.parquet"), n=3, max_tokens=40)
+    steering = Steering(tokenizer, budget, thinks=True, schema=None)
+    generate = Generate(serving.engine, spec.sampling, 2400, steering=steering)
+    generation = serving.loop.run_until_complete(generate(prompts[0]))
+    answers = [Parser(tokenizer)(completion) for completion in generation.completions]
+    assert len(answers) == 3
+    cut = [answer for answer in answers if answer.status == ReasoningStatus.BUDGET]
+    assert cut
+    assert {answer.reasoning_tokens for answer in cut} == {budget}
+    assert all(answer.answer_tokens > 0 for answer in answers)
+    assert all(completion.token_ids.count(tokenizer.think_close) >= 1 for completion in generation.completions)
+
+
+def test_a_document_in_parts_is_one_row_of_the_real_engine(serving: Serving, tmp_path: Path) -> None:
+    """Twelve pages, four pictures a prompt: three parts, then one prompt over their answers, with three samples."""
+    frames = [Pillow.open(io.BytesIO(picture(str(page), "white"))) for page in range(12)]
+    pq.write_table(pa.table({"scan": [tiff(*frames)]}), tmp_path / "rows.parquet")
+    text = spec_for(tmp_path / "rows.parquet", n=3, max_tokens=12, seed=3).to_yaml()
+    source = {"path": str(tmp_path), "columns": {"document": "scan"}, "document": {"overflow": "map_reduce"}}
+    limits = {"max_images": 4, "max_prompt_tokens": 2000}
+    changes = {"input": source, "prompt": {"template": "What is it?"}, "limits": limits}
+    spec = parse(yaml.safe_dump(yaml.safe_load(text) | changes))
+    plan = make_plan(spec)
+    (prompt,) = Preparer(Job(spec, plan.columns))(plan.shard(0)).prompts
+    assert [len(part.images) for part in prompt.parts] == [4, 4, 4]
+    tokenizer = serving.tokenizer
+    prompter = Prompter(spec, locate(spec.model, weights=False), tokenizer, 2400)
+    ask = Ask(Generate(serving.engine, spec.sampling, 2400), Parser(tokenizer), Reader(spec.answer), 3, prompter)
+    row = serving.loop.run_until_complete(ask(prompt, Progress()))
+    assert (row.total_pages, len(row.answers)) == (12, 3)
+    assert [(part.first_page, part.last_page) for part in row.parts] == [(1, 4), (5, 8), (9, 12)]
+    assert row.prompt_tokens > sum(len(part.token_ids) for part in prompt.parts)
+    assert sum(answer.reasoning_tokens + answer.answer_tokens for answer in row.answers) == 6 * 12  # without an end
 
 
 def test_a_prompt_the_engine_cannot_hold_is_rejected_and_it_serves_on(serving: Serving, prompts: list[Prompt]) -> None:

@@ -117,6 +117,7 @@ def test_plan_for_a_program(job: SmallJob) -> None:
         "row_id": job.row_ids()[0],
         "tokens": len(job.prompts(0).prompts[0].token_ids),
         "images": 0,
+        "parts": 1,
         "text": "<s>[INST]What is a0?[/INST]",
     }
     assert shown["settings"]["model"]["engine_args"]["max_num_seqs"] == 4

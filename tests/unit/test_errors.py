@@ -19,6 +19,7 @@ from PIL import Image as Pillow
 from PIL import UnidentifiedImageError
 
 from magbatch import errors
+from magbatch.documents.images import ImageGrid, decode
 from magbatch.engines import EngineConfig, start
 from magbatch.errors import ErrorCode, JobError, MagbatchError, ResumableError, RowError, Step
 from magbatch.job.ledger import Ledger
@@ -26,7 +27,7 @@ from magbatch.job.plan import Plan
 from magbatch.model import facts, locate
 from magbatch.pipeline.prompt import Prompter
 from magbatch.pipeline.read import ShardReader
-from magbatch.pipeline.render import ImageGrid, Renderer, decode, template_columns
+from magbatch.pipeline.render import Renderer, template_columns
 from magbatch.rows import InputRow, RenderedRow, Segment, Shard
 from magbatch.spec import JobSpec, ModelSpec, SamplingSpec, load, parse
 from magbatch.storage import open_store
@@ -37,7 +38,8 @@ CODES = {
     *("file_unreadable", "file_schema", "file_changed", "row_unreadable", "missing_value", "template_error"),
     *("invalid_messages", "image_unreadable", "image_too_large", "image_unfetchable", "too_many_images"),
     *("images_unsupported", "prompt_too_long", "engine_rejected", "engine_killer", "row_timeout", "internal"),
-    *("answer_invalid",),
+    *("answer_invalid", "url_refused", "document_unreadable", "document_encrypted", "document_empty"),
+    *("document_too_large", "document_timeout", "document_unfetchable", "too_many_pages"),
 }
 GRID = ImageGrid(448, 28)
 
@@ -83,7 +85,7 @@ def spec(**sections: object) -> JobSpec:
     whole = {
         "name": "test",
         "model": {"source": "builtin:tiny"},
-        "input": {"path": "/nowhere", "columns": {"prompt": "q", "images": ["image"]}},
+        "input": {"path": "/nowhere", "columns": {"prompt": "q", "images": ["image"]}, "fetch_private": True},
         "output": {"path": "/out"},
     }
     return parse(yaml.safe_dump(whole | sections))

@@ -7,6 +7,7 @@ import pytest
 
 from magbatch.errors import ErrorCode
 from magbatch.rows import (
+    DOCUMENT_FIELDS,
     ERROR_FIELDS,
     RESERVED_COLUMNS,
     RESULT_FIELDS,
@@ -171,7 +172,7 @@ def test_carried_columns_keep_their_types_and_may_hold_null() -> None:
 
 
 def test_every_column_of_the_outputs_own_is_reserved() -> None:
-    assert {"row_id", "sample", *RESULT_FIELDS, *ERROR_FIELDS} == RESERVED_COLUMNS
+    assert {"row_id", "sample", *RESULT_FIELDS, *ERROR_FIELDS, *DOCUMENT_FIELDS} == RESERVED_COLUMNS
 
 
 def test_the_size_of_a_prompt_counts_its_tokens_and_its_pixels() -> None:

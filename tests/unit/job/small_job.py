@@ -21,6 +21,7 @@ from magbatch.job.prepare import Job, Preparer, ShardPrompts, from_block, to_blo
 from magbatch.job.progress import BoardState
 from magbatch.job.replica import Replica, Tally
 from magbatch.model import engine_args, facts, locate
+from magbatch.pipeline.prompt import Prompter
 from magbatch.rows import Generation, Prompt
 from magbatch.spec import JobSpec, parse
 from magbatch.storage import open_store
@@ -189,6 +190,7 @@ class SmallJob:
 
         return Replica(
             name, self.job, engine or self.start_engine(), self.tokenizer,
+            Prompter(self.spec(), self.checkpoint, self.tokenizer, 2400),
             slots=self.engine["max_num_seqs"], max_model_len=2400, board=self.board, die=die, notice=notice,
         )  # fmt: skip
 

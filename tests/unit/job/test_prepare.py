@@ -328,7 +328,7 @@ def test_a_store_that_is_away_fails_no_row(tmp_path: Path, s3: str, monkeypatch:
             raise error
         return read_at_most(path, limit)
 
-    monkeypatch.setattr("magbatch.pipeline.render.read_at_most", moody)
+    monkeypatch.setattr("magbatch.documents.fetch.read_at_most", moody)
     (block,) = prepare(job.job, [job.plan.shard(0)], frozenset(), lambda error: waited.append(str(error)))
     (work,) = from_block(block)
     assert asked_for(work) == ["a0", "a1"]

@@ -26,8 +26,10 @@ from mistral_common.tokens.tokenizers.image import (
 from numpy.typing import NDArray
 from PIL import Image as Pillow
 
+from magbatch.documents.fetch import MAX_REDIRECTS
+from magbatch.documents.images import ImageGrid, decode
 from magbatch.errors import ErrorCode, RowError, SpecError
-from magbatch.pipeline.render import MAX_REDIRECTS, ImageGrid, Renderer, decode, template_columns
+from magbatch.pipeline.render import Renderer, template_columns
 from magbatch.rows import Image, InputRow, RenderedRow
 from magbatch.spec import JobSpec
 from magbatch.storage import open_store
@@ -295,7 +297,8 @@ def render(make_spec: Callable[..., JobSpec]) -> Callable[..., RenderedRow]:
 
     def act(folder: str = "", grid: ImageGrid | None = GRID, sections: Any = None, **values: Any) -> RenderedRow:
         columns = {"prompt": "question", "images": ["image", "more"]}
-        spec = make_spec(**({"input": {"path": "/in", "columns": columns, "fetch_timeout_s": 5}} | (sections or {})))
+        source = {"path": "/in", "columns": columns, "fetch_timeout_s": 5, "fetch_private": True}
+        spec = make_spec(**({"input": source} | (sections or {})))
         return Renderer(spec, grid)(InputRow("r", {"question": "What?"} | values, folder))
 
     return act
@@ -495,7 +498,7 @@ def test_an_endless_answer_is_read_up_to_the_limit(render: Render, site: str) ->
 def test_an_answer_that_never_comes_to_an_end_is_given_up(make_spec: Callable[..., JobSpec], site: str) -> None:
     """Every read of it is in time; the whole is not."""
     columns = {"prompt": "question", "images": ["image"]}
-    spec = make_spec(input={"path": "/in", "columns": columns, "fetch_timeout_s": 0.2})
+    spec = make_spec(input={"path": "/in", "columns": columns, "fetch_timeout_s": 0.2, "fetch_private": True})
     with pytest.raises(RowError) as caught:
         Renderer(spec, GRID)(InputRow("r", {"question": "?", "image": f"{site}/drip"}))
     assert caught.value.code is ErrorCode.IMAGE_UNFETCHABLE

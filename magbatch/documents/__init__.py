@@ -1,0 +1,1 @@
+"""Documents -> pages: fetched, told apart, rendered where a hostile one can harm nothing but itself."""

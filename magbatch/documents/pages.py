@@ -1,0 +1,143 @@
+"""A file -> pages: what it is, is told by its bytes, never by its name.
+
+PDF, multi-page TIFF, any image that Pillow reads, and text in UTF-8 or UTF-16, whose pages end at form feeds.
+"""
+
+import codecs
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Self
+
+from PIL import Image as Pillow
+from PIL import UnidentifiedImageError
+
+from magbatch.documents.images import ImageGrid, open_image, shown
+from magbatch.errors import ErrorCode, RowError
+from magbatch.rows import Page
+
+PDF_HEADER = b"%PDF-"
+PDF_HEADER_BYTES = 1024  # within which that stands (ISO 32000-1, annex H)
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """What is wanted of a document.
+
+    Attributes:
+        grid: Sizes of the pictures; None where only text is wanted.
+        text: Whether embedded text is wanted.
+        most: Pages that may be taken of it, and of what is text alone.
+        most_images: Pages that may be taken of it where each has a picture.
+        cut: Whether the pages after those are left out; else more of them are an error.
+        limit_names: The spec's fields behind `most` and `most_images`.
+        max_pixels: Of one image, before it is scaled.
+        no_images: Why there can be no pictures, where they are wanted all the same.
+    """
+
+    grid: ImageGrid | None
+    text: bool
+    most: int
+    most_images: int
+    cut: bool
+    limit_names: tuple[str, str]
+    max_pixels: int
+    no_images: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        grid = [self.grid.longest_side, self.grid.cell] if self.grid is not None else None
+        return {name: getattr(self, name) for name in self.__slots__} | {"grid": grid}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        """Read back what `to_dict` made."""
+        names = data["limit_names"]
+        grid = ImageGrid(*data["grid"]) if data["grid"] is not None else None
+        return cls(**(data | {"grid": grid, "limit_names": (names[0], names[1])}))
+
+    def count(self, pages: int, *, images: bool) -> int:
+        """How many of a document's pages are taken.
+
+        Raises:
+            RowError: `too_many_pages`, `document_empty`, or `images_unsupported`.
+        """
+        if not pages:
+            raise RowError(ErrorCode.DOCUMENT_EMPTY, "it has no page")
+        if images and self.no_images is not None:
+            raise RowError(ErrorCode.IMAGES_UNSUPPORTED, self.no_images)
+        most, name = (self.most_images, self.limit_names[1]) if images else (self.most, self.limit_names[0])
+        if pages > most and not self.cut:
+            raise RowError(
+                ErrorCode.TOO_MANY_PAGES,
+                f"it has {pages:,} pages, above {name}; input.document.overflow says what else can be done",
+            )
+        return min(pages, most)
+
+
+def read_pages(data: bytes, want: Want) -> tuple[int, Iterator[Page]]:
+    """How many pages a document has, and those that are wanted.
+
+    Raises:
+        RowError: It is not one, or has none, or too many, or is damaged (the last while the pages are read).
+    """
+    if not data:
+        raise RowError(ErrorCode.DOCUMENT_EMPTY, "it has no bytes")
+    if data[:PDF_HEADER_BYTES].lstrip().startswith(PDF_HEADER):
+        return _pdf_pages(data, want)
+    try:
+        opened = open_image(data)
+    except UnidentifiedImageError:
+        return _pdf_pages(data, want) if PDF_HEADER in data[:PDF_HEADER_BYTES] else _text_pages(data, want)
+    except Exception as error:  # Pillow's openers have no one class for what can be wrong with a header
+        raise RowError(ErrorCode.DOCUMENT_UNREADABLE, f"not an image that can be decoded: {error}") from error
+    if want.grid is None and want.no_images is None:
+        raise RowError(ErrorCode.DOCUMENT_EMPTY, "an image has no text; input.document.mode: both or images shows it")
+    total = int(getattr(opened, "n_frames", 1)) if opened.format == "TIFF" else 1  # other frames are animations
+    return total, _frames(opened, want.count(total, images=True), want)
+
+
+def _pdf_pages(data: bytes, want: Want) -> tuple[int, Iterator[Page]]:
+    from magbatch.documents.pdf import PdfPages
+
+    pdf = PdfPages(data)
+    count = want.count(len(pdf), images=want.grid is not None or want.no_images is not None)
+    return len(pdf), pdf.pages(count, want.grid, text=want.text)
+
+
+def _frames(opened: Pillow.Image, count: int, want: Want) -> Iterator[Page]:
+    assert want.grid is not None
+    for index in range(count):
+        try:
+            opened.seek(index)
+            image = shown(opened, want.max_pixels, want.grid, f"page {index + 1}")
+        except RowError as error:
+            raise RowError(ErrorCode.DOCUMENT_TOO_LARGE, error.message) from error
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise RowError(ErrorCode.DOCUMENT_UNREADABLE, f"page {index + 1} cannot be decoded: {error}") from error
+        yield Page(index + 1, image=image)
+
+
+def _text_pages(data: bytes, want: Want) -> tuple[int, Iterator[Page]]:
+    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = data.decode("utf-16" if wide else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RowError(
+            ErrorCode.DOCUMENT_UNREADABLE, "neither a PDF, nor an image, nor text in UTF-8 or UTF-16"
+        ) from error
+    return text_pages(text, want)
+
+
+def text_pages(text: str, want: Want) -> tuple[int, Iterator[Page]]:
+    """The pages of a text, as `read_pages` gives them; form feeds end pages."""
+    if "\0" in text:
+        raise RowError(ErrorCode.DOCUMENT_UNREADABLE, "neither a PDF, nor an image, nor text: it holds null characters")
+    texts = [page.strip("\r\n") for page in text.split("\f")]
+    while texts and not texts[-1].strip():
+        texts.pop()
+    if not any(page.strip() for page in texts):
+        raise RowError(ErrorCode.DOCUMENT_EMPTY, "its text is empty")
+    count = want.count(len(texts), images=False)
+    return len(texts), (Page(number, page) for number, page in enumerate(texts[:count], start=1))

@@ -1,0 +1,29 @@
+"""The job spec: one YAML file says everything that a job is.
+
+A wrong spec gets one clear message with the path of the field and what would be right, before
+anything starts. Nothing here knows a credential: access comes from the standard AWS chain.
+"""
+
+from magbatch.spec.job import FREE_FIELDS, JobSpec, carried_columns, differences
+from magbatch.spec.load import load, parse
+from magbatch.spec.schema import properties, resolve
+from magbatch.spec.sections import BOXED, WHOLE, AnswerSpec, InputSpec, LimitsSpec, ModelSpec, SamplingSpec, is_remote
+
+__all__ = [
+    "BOXED",
+    "FREE_FIELDS",
+    "WHOLE",
+    "AnswerSpec",
+    "InputSpec",
+    "JobSpec",
+    "LimitsSpec",
+    "ModelSpec",
+    "SamplingSpec",
+    "carried_columns",
+    "differences",
+    "is_remote",
+    "load",
+    "parse",
+    "properties",
+    "resolve",
+]

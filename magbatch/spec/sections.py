@@ -1,0 +1,292 @@
+"""The sections of a job spec, each with what can be wrong within it alone."""
+
+import re
+import warnings
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from magbatch.spec.schema import checked_schema, schema_at
+
+MAX_SHARD_ROWS = 128  # a crash costs at most what was in flight; Ray costs 20-50 ms a shard
+MIN_SHARD_ROWS = 4
+WHOLE, BOXED = "whole", "boxed"
+
+
+class Section(BaseModel):
+    """What all sections share: no unknown field, no change once made."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def is_remote(path: str) -> bool:
+    """Whether a path lies in object storage."""
+    return path.startswith("s3://")
+
+
+def _reachable(path: str) -> str:
+    if not path:
+        raise ValueError("is empty: write a local path or s3://bucket/prefix")
+    if is_remote(path) and not path.removeprefix("s3://").partition("/")[0]:
+        raise ValueError("names no bucket: write s3://bucket/prefix")
+    if "://" in path and not is_remote(path):
+        raise ValueError("only local paths and s3:// are known")
+    return path
+
+
+Location = Annotated[str, AfterValidator(_reachable)]
+
+
+class ModelSpec(Section):
+    """Which model answers, and in which engine."""
+
+    source: Annotated[str, Field(description="A local directory, `builtin:tiny`, a hub id, or s3://bucket/prefix.")]
+    revision: Annotated[
+        str | None, Field(description="Branch, tag or commit of a hub model; null takes the newest.")
+    ] = None
+    engine: Annotated[Literal["vllm", "fake"], Field(description="`fake` is scripted: for tests and scale runs.")] = (
+        "vllm"
+    )
+    engine_args: Annotated[
+        dict[str, Any],
+        Field(description="vLLM's own engine arguments by vLLM's names; what is not set here gets an offline default."),
+    ] = {}
+
+
+class ColumnsSpec(Section):
+    """Which input columns play which part."""
+
+    id: Annotated[
+        str | None, Field(description="The user's own id: carried to the output; duplicates are counted.")
+    ] = None
+    prompt: Annotated[str | None, Field(description="The question: a text column.")] = None
+    messages: Annotated[
+        str | None, Field(description="A chat: a list of {role, content} structs, instead of `prompt`.")
+    ] = None
+    images: Annotated[
+        list[str],
+        Field(description="Columns of images: bytes, a path, an s3:// or http(s):// URL, {bytes, path}, or lists."),
+    ] = []
+    document: Annotated[
+        str | None,
+        Field(description="A document: PDF, TIFF, image or text, as bytes, path, URL, {bytes, path}, or a list."),
+    ] = None
+    expected: Annotated[
+        str | None,
+        Field(description="Right answers, where known: carried; the summary counts the answers equal to them."),
+    ] = None
+
+
+class DocumentSpec(Section):
+    """How a row's document is shown to the model."""
+
+    mode: Annotated[
+        Literal["images", "text", "both"],
+        Field(description="What is shown of a page: its picture, its embedded text, or both where there are both."),
+    ] = "both"
+    strings: Annotated[
+        Literal["reference", "text"],
+        Field(description="What text in the document column is: a path or URL, or the document itself."),
+    ] = "reference"
+    overflow: Annotated[
+        Literal["error", "truncate", "map_reduce"],
+        Field(description="More than limits allow in one prompt: a dead letter; the first pages only; or in parts."),
+    ] = "error"
+
+
+class InputSpec(Section):
+    """Where the rows come from."""
+
+    path: Annotated[Location, Field(description="A Parquet file, a directory or a glob; local or s3://.")]
+    columns: Annotated[ColumnsSpec, Field(description="Which columns play which part.")] = ColumnsSpec()
+    carry: Annotated[list[str], Field(description="Columns copied to the output.")] = []
+    on_bad_file: Annotated[
+        Literal["fail", "dead_letter"],
+        Field(description="A file that cannot be read: stop before anything starts, or record it and run the rest."),
+    ] = "fail"
+    shard_rows: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=100_000,
+            description=f"Rows in a shard; null chooses {MIN_SHARD_ROWS} to {MAX_SHARD_ROWS} by the size of the job.",
+        ),
+    ] = None
+    document: Annotated[DocumentSpec, Field(description="How a row's document is shown to the model.")] = DocumentSpec()
+    fetch_timeout_s: Annotated[float, Field(gt=0, description="Seconds that fetching one URL may take.")] = 30.0
+    fetch_private: Annotated[
+        bool, Field(description="Rows may name hosts in private networks, and local files where the input is on S3.")
+    ] = False
+
+
+class PromptSpec(Section):
+    """How a row becomes a chat."""
+
+    system: Annotated[
+        str, Field(description="`model`: the checkpoint's own SYSTEM_PROMPT.txt; `none`; or the text itself.")
+    ] = "model"
+    template: Annotated[
+        str | None,
+        Field(
+            min_length=1, description="A Jinja2 template over the row's columns; null takes the prompt column as it is."
+        ),
+    ] = None
+
+
+class ReasoningSpec(Section):
+    """How much a row may think."""
+
+    budget_tokens: Annotated[
+        int | None,
+        Field(ge=1, description="Tokens of thinking, then it is closed and the row answers; null sets no budget."),
+    ] = None
+    effort: Annotated[
+        Literal["none", "high"] | None,
+        Field(description="`none`: no thinking; `high`: for models whose tokenizer takes an effort; null: as trained."),
+    ] = None
+
+    @model_validator(mode="after")
+    def _a_budget_is_for_thinking(self) -> Self:
+        if self.effort == "none" and self.budget_tokens is not None:
+            raise ValueError("effort: none leaves nothing for budget_tokens; set one of them")
+        return self
+
+
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", message='Field name "schema"')  # of pydantic's older days; nothing here uses it
+
+    class AnswerSpec(Section):
+        """What is made of an answer."""
+
+        schema: Annotated[
+            dict[str, Any] | None,
+            Field(
+                description="A JSON Schema, or where one is: a .json or .yaml file, or package.module:PydanticModel."
+            ),
+        ] = None  # type: ignore[assignment]
+        extract: Annotated[
+            str | None,
+            Field(
+                description=r"Column `extracted`: `whole`, `boxed` (the last \boxed{…}), or a regex with (?P<answer>…)."
+            ),
+        ] = None
+        vote: Annotated[
+            Literal["majority"] | None,
+            Field(description="Column `vote`: the answer that most of sampling.n samples agree on, and its share."),
+        ] = None
+
+        @field_validator("schema", mode="before")
+        @classmethod
+        def _found(cls, value: Any) -> Any:
+            found = schema_at(value) if isinstance(value, str) else value
+            return checked_schema(found) if isinstance(found, dict) else found
+
+        @field_validator("extract")
+        @classmethod
+        def _names_a_group(cls, value: str | None) -> str | None:
+            if value in (None, WHOLE, BOXED):
+                return value
+            try:
+                groups = re.compile(value).groupindex
+            except re.error as error:
+                raise ValueError(f"is not a regular expression: {error}") from error
+            if "answer" not in groups:
+                raise ValueError(f"write {WHOLE}, {BOXED}, or a regular expression with a group (?P<answer>…)")
+            return value
+
+
+class SamplingSpec(Section):
+    """Sampling parameters, by vLLM's names."""
+
+    temperature: Annotated[float, Field(ge=0, le=2, description="0 is greedy.")] = 0.7
+    top_p: Annotated[float, Field(gt=0, le=1, description="Nucleus sampling.")] = 0.95
+    top_k: Annotated[int, Field(ge=0, description="0 considers every token.")] = 0
+    min_p: Annotated[float, Field(ge=0, le=1, description="Least probability, relative to the likeliest token.")] = 0.0
+    presence_penalty: Annotated[float, Field(ge=-2, le=2, description="Penalty on tokens that have appeared.")] = 0.0
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2, description="Penalty by how often a token appeared.")] = 0.0
+    repetition_penalty: Annotated[float, Field(gt=0, description="1 is none.")] = 1.0
+    max_tokens: Annotated[
+        int, Field(ge=1, description="Tokens a sample may have, thinking included; cut to what the context leaves.")
+    ] = 32768
+    min_tokens: Annotated[int, Field(ge=0, description="Tokens before the model may stop.")] = 0
+    ignore_eos: Annotated[bool, Field(description="Go on to max_tokens; for benchmarks.")] = False
+    n: Annotated[int, Field(ge=1, le=64, description="Samples a row: n output records each.")] = 1
+    seed: Annotated[
+        int | None,
+        Field(description="Makes each row's sampling depend on this and the row id alone, not on order or resume."),
+    ] = None
+
+    @model_validator(mode="after")
+    def _greedy_has_one_sample(self) -> Self:
+        if self.temperature == 0 and self.n > 1:
+            raise ValueError("n > 1 needs temperature > 0: greedy samples would all be the same")
+        return self
+
+
+class OutputSpec(Section):
+    """Where the answers go, and how often."""
+
+    path: Annotated[Location, Field(description="A directory, local or s3://. One job owns one output.")]
+    commit_interval_s: Annotated[float, Field(gt=0, description="Seconds a finished row may wait to be committed.")] = (
+        5.0
+    )
+    commit_rows: Annotated[
+        int, Field(ge=1, description="Finished rows of a shard that are committed without waiting.")
+    ] = 256
+    patience_s: Annotated[
+        float, Field(ge=0, description="Seconds that the output's storage may refuse before the job stops.")
+    ] = 300.0
+
+
+class ReplicasSpec(Section):
+    """How many engines, and what each one holds."""
+
+    min: Annotated[int, Field(ge=1, description="Replicas to start with.")] = 1
+    max: Annotated[int, Field(ge=1, description="Replicas to grow to while rows wait.")] = 1
+    gpus: Annotated[
+        int,
+        Field(ge=0, description="GPUs of one replica (tensor_parallel_size x pipeline_parallel_size); 0 runs on CPUs."),
+    ] = 1
+    cpus: Annotated[float, Field(gt=0, description="CPUs that one replica reserves in Ray.")] = 1.0
+    start_timeout_s: Annotated[
+        float, Field(gt=0, description="Seconds that an engine may take to start, once its replica has its place.")
+    ] = 1800.0
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"min ({self.min}) is above max ({self.max})")
+        return self
+
+
+class LimitsSpec(Section):
+    """What a row may cost, and how much may fail."""
+
+    max_prompt_tokens: Annotated[int, Field(ge=1, description="A longer prompt becomes a dead letter.")] = 40_000
+    max_images: Annotated[int, Field(ge=0, description="Images in one row.")] = 10
+    max_image_pixels: Annotated[int, Field(ge=1, description="Pixels of one image, checked before it is decoded.")] = (
+        50_000_000
+    )
+    max_image_bytes: Annotated[int, Field(ge=1, description="Bytes of one fetched image file.")] = 100_000_000
+    max_pages: Annotated[
+        int, Field(ge=1, description="Pages of one document; a page's picture holds up to 7 MB until it is answered.")
+    ] = 200
+    max_document_bytes: Annotated[int, Field(ge=1, description="Bytes of one document file.")] = 200_000_000
+    document_timeout_s: Annotated[float, Field(gt=0, description="Seconds that rendering one document may take.")] = (
+        120.0
+    )
+    document_memory_mb: Annotated[
+        int, Field(ge=256, description="Megabytes of memory that rendering one document may take.")
+    ] = 2048
+    row_timeout_s: Annotated[
+        float | None,
+        Field(gt=0, description="Seconds without a new token after which a row, or an engine, hangs; null waits on."),
+    ] = 600.0
+    repetition_tokens: Annotated[
+        int | None,
+        Field(ge=64, description="Tokens of pure repetition after which a sample is ended; null lets it go on."),
+    ] = 2048
+    max_failed_rows: Annotated[
+        int | None,
+        Field(ge=0, description="More dead letters than this end the command with exit code 1; null sets no limit."),
+    ] = None

@@ -1,0 +1,33 @@
+"""One renderer for all documents: a process takes half a second to start."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from magbatch.documents.images import ImageGrid
+from magbatch.documents.pages import Want
+from magbatch.documents.sandbox import Sandbox
+from magbatch.rows import Page
+
+GRID = ImageGrid(1540, 28)
+WANT = Want(GRID, True, 200, 200, False, ("limits.max_pages = 200", "limits.max_pages = 200"), 50_000_000)
+Read = Callable[..., tuple[int, list[Page]]]
+
+
+@pytest.fixture(scope="session")
+def sandbox() -> Iterator[Sandbox]:
+    box = Sandbox(60, 1024)
+    yield box
+    box.close()
+
+
+@pytest.fixture
+def read(sandbox: Sandbox) -> Read:
+    """Pages of a file, as a job reads it; what is wanted otherwise, by the names of `Want`."""
+    from dataclasses import replace
+
+    def act(data: bytes, **otherwise: Any) -> tuple[int, list[Page]]:
+        return sandbox(data, replace(WANT, **otherwise))
+
+    return act

@@ -1,0 +1,190 @@
+"""A document harms nothing but itself: time and memory are bounded, and who dies is replaced."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+
+import psutil
+import pytest
+from document_files import noise, pages_pdf, pdf_of, stream, text_pdf, tiff
+
+from magbatch.documents.images import ImageGrid
+from magbatch.documents.pages import Want
+from magbatch.documents.sandbox import Sandbox
+from magbatch.errors import ClusterError, ErrorCode, RowError
+
+LIMITS = ("limits.max_pages = 200", "limits.max_pages = 200")
+WANT = Want(ImageGrid(1540, 28), True, 200, 200, False, LIMITS, 50_000_000)
+GOOD = text_pdf("still here")
+
+
+def endless() -> bytes:
+    """A page of forms within forms: ten billion of them to draw, in 2 kB."""
+    forms = [
+        stream(
+            b"/F Do " * 10,
+            b"/Type /XObject /Subtype /Form /BBox [0 0 9 9] /Resources << /XObject << /F %d 0 R >> >>" % (6 + level),
+        )
+        for level in range(10)
+    ]
+    page = (
+        b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 9 9] /Contents 4 0 R /Resources << /XObject << /F 5 0 R >> >> >>"
+    )
+    pages = b"<< /Type /Pages /Count 1 /Kids [3 0 R] >>"
+    last = stream(b"0 0 5 5 re f", b"/Type /XObject /Subtype /Form /BBox [0 0 9 9]")
+    return pdf_of([b"<< /Type /Catalog /Pages 2 0 R >>", pages, page, stream(b"/F Do"), *forms, last])
+
+
+def flate_bomb() -> bytes:
+    """A page's content of 2 GB, in 2 MB."""
+    squeeze = zlib.compressobj(9)
+    content = b"".join(squeeze.compress(bytes(1 << 24)) for _ in range(128)) + squeeze.flush()
+    page = b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 9 9] /Contents 4 0 R >>"
+    pages = b"<< /Type /Pages /Count 1 /Kids [3 0 R] >>"
+    return pdf_of([b"<< /Type /Catalog /Pages 2 0 R >>", pages, page, stream(content, b"/Filter /FlateDecode")])
+
+
+def refusal(sandbox: Sandbox, data: bytes, want: Want = WANT) -> RowError:
+    with pytest.raises(RowError) as caught:
+        sandbox(data, want)
+    return caught.value
+
+
+@pytest.fixture
+def small() -> Iterator[Sandbox]:
+    box = Sandbox(2, 300)
+    yield box
+    box.close()
+
+
+def test_a_document_without_an_end_is_given_up_in_time() -> None:
+    box = Sandbox(2, 4096)  # so that time is what ends first
+    began = time.monotonic()
+    try:
+        error = refusal(box, endless())
+        assert box(GOOD, WANT)[1][0].text == "still here"
+    finally:
+        box.close()
+    assert error.code is ErrorCode.DOCUMENT_TIMEOUT
+    assert "limits.document_timeout_s = 2" in error.message
+    assert time.monotonic() - began < 60, "the kernel's alarm, not patience"
+
+
+def test_a_bomb_is_given_up_within_its_memory() -> None:
+    box = Sandbox(60, 300)
+    peak = 0
+    stop = threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not stop.wait(0.005):
+            with suppress(psutil.NoSuchProcess):
+                peak = max(peak, psutil.Process(box.pid).memory_info().rss if box.pid else 0)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        error = refusal(box, flate_bomb())
+        assert error.code in (ErrorCode.DOCUMENT_UNREADABLE, ErrorCode.DOCUMENT_TOO_LARGE)
+        assert "limits.document_memory_mb" in error.message
+        assert box(GOOD, WANT)[1][0].text == "still here"
+    finally:
+        stop.set()
+        watcher.join()
+        box.close()
+    assert 20 << 20 < peak < 600 << 20  # what the process itself takes, and 300 MB
+
+
+def test_an_image_above_the_memory_is_too_large() -> None:
+    """Python says so itself, and lives on."""
+    box = Sandbox(60, 256)
+    try:
+        error = refusal(box, tiff(noise(5000, 4000)), replace(WANT, max_pixels=10**9))
+        assert error.code in (ErrorCode.DOCUMENT_TOO_LARGE, ErrorCode.DOCUMENT_UNREADABLE)
+        assert box(GOOD, WANT)[0] == 1
+    finally:
+        box.close()
+
+
+def test_a_renderer_that_is_killed_accuses_no_document(small: Sandbox) -> None:
+    """While it has nothing to do, and in the middle of a document."""
+    assert small(GOOD, WANT)[0] == 1
+    first = small.pid
+    assert first is not None
+    os.kill(first, signal.SIGKILL)
+    assert small(GOOD, WANT)[0] == 1
+    assert small.pid != first
+
+    box = Sandbox(60, 1024)
+    many = text_pdf(*["page"] * 200)
+    found: list[int] = []
+    worker = threading.Thread(target=lambda: found.append(len(box(many, WANT)[1])))
+    try:
+        box(GOOD, WANT)
+        victim = box.pid
+        assert victim is not None
+        worker.start()
+        time.sleep(0.3)
+        os.kill(victim, signal.SIGKILL)
+        worker.join()
+        assert box.pid != victim, "it was done before it was killed"
+    finally:
+        box.close()
+    assert found == [200]
+
+
+def test_many_threads_share_one_renderer(small: Sandbox) -> None:
+    found: list[str | None] = []
+    threads = [
+        threading.Thread(target=lambda name=name: found.append(small(text_pdf(name), WANT)[1][0].text))  # type: ignore[misc]
+        for name in "abcdefgh"
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(map(str, found)) == list("abcdefgh")
+    children = psutil.Process().children()
+    assert [child.pid for child in children if "300" in child.cmdline()] == [small.pid]
+
+
+def test_a_renderer_ends_with_who_started_it() -> None:
+    """Also where that one has no time to say so."""
+    script = (
+        "import sys, time\n"
+        "from magbatch.documents.sandbox import Sandbox\n"
+        "from magbatch.documents.pages import Want\n"
+        "box = Sandbox(60, 512)\n"
+        "box(b'text', Want(None, True, 9, 9, False, ('', ''), 9))\n"
+        "print(box.pid, flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        renderer = psutil.Process(int(parent.stdout.readline()))
+        parent.kill()
+    renderer.wait(30)
+
+
+def test_a_place_where_no_renderer_starts_stops_the_job_not_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(ClusterError):
+        Sandbox(60, 512)(GOOD, WANT)
+
+
+def test_pages_of_nothing_are_pages() -> None:
+    box = Sandbox(60, 512)
+    try:
+        (page,) = box(pages_pdf([b""]), WANT)[1]
+    finally:
+        box.close()
+    assert page.text is None
+    assert page.image is not None
+    assert set(page.image.rgb) == {255}
