@@ -20,11 +20,13 @@ class Form:
         samples: How many; None takes the job's sampling.n.
         stop: A token that ends a sample, and is its last one.
         schema: A JSON Schema that the text must fit, from its first token on.
+        never: A token that does not come.
     """
 
     samples: int | None = None
     stop: int | None = None
     schema: dict[str, Any] | None = None
+    never: int | None = None
 
 
 FREE = Form()

@@ -26,6 +26,7 @@ os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
 CHUNK_TOKENS = 64  # between two signs of life of a sample
 
+NEVER_LOGIT = -100.0  # what vLLM, as OpenAI, takes for a ban
 _ERROR_LINE = re.compile(r"(?:^|\s)((?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b: .+)$")
 
 
@@ -79,6 +80,8 @@ class VllmEngine:
         params.n = form.samples or params.n
         if form.stop is not None:
             params.stop_token_ids = [form.stop]
+        if form.never is not None:
+            params.logit_bias = {form.never: NEVER_LOGIT}
         if form.schema is not None:
             params.structured_outputs = StructuredOutputsParams(json=form.schema)
         began = time.monotonic()

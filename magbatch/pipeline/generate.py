@@ -150,7 +150,7 @@ class Generate:
         if not how.thinks:
             silence = [how.tokenizer.think_open, how.tokenizer.think_close]
             ids = prompt.token_ids + [token for token in silence if token is not None]
-            form = Form(samples, schema=how.schema)
+            form = self._answer_form(samples, how)
             return await self._ask(replace(prompt, token_ids=ids), self._sampling.max_tokens, seed, pulse, form)
         return await self._think_then_answer(prompt, how, pulse, samples)
 
@@ -183,7 +183,7 @@ class Generate:
         asked = replace(prompt, token_ids=prompt.token_ids + more)
         seed = row_seed(self._sampling.seed, f"{prompt.row_id}/again")
         answer = (
-            await self._ask(asked, self._sampling.max_tokens, seed, pulse, Form(1, schema=how.schema))
+            await self._ask(asked, self._sampling.max_tokens, seed, pulse, self._answer_form(1, how))
         ).completions[0]
         closed = [*generated].index(tokenizer.think_close or 0) + 1 if completion.opened else 0
         return replace(completion, token_ids=generated[:closed] + answer.token_ids, finish_reason=answer.finish_reason)
@@ -234,9 +234,14 @@ class Generate:
         asked = replace(opened, token_ids=opened.token_ids + thinking)
         seed = row_seed(self._sampling.seed, f"{opened.row_id}/{sample}")
         left = self._sampling.max_tokens - len(thinking) + forced
-        generation = await self._ask(asked, left, seed, pulse, Form(1, schema=how.schema))
+        generation = await self._ask(asked, left, seed, pulse, self._answer_form(1, how))
         (answer,) = generation.completions
         return Completion(thinking + answer.token_ids, answer.finish_reason, opened=True, forced=forced, status=status)
+
+    @staticmethod
+    def _answer_form(samples: int | None, how: Steering) -> Form:
+        """An answer: what is held to a schema cannot think again; what is free must not, or no budget would be one."""
+        return Form(samples, schema=how.schema, never=how.tokenizer.think_open if how.schema is None else None)
 
     async def _ask(
         self, prompt: Prompt, max_tokens: int, seed: int | None, pulse: Callable[[], None], form: Form = FREE

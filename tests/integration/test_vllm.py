@@ -146,7 +146,9 @@ def test_thinking_is_cut_at_its_budget_and_the_answer_follows(serving: Serving, 
     assert cut
     assert {answer.reasoning_tokens for answer in cut} == {budget}
     assert all(answer.answer_tokens > 0 for answer in answers)
-    assert all(completion.token_ids.count(tokenizer.think_close) >= 1 for completion in generation.completions)
+    for completion in generation.completions:
+        assert tokenizer.think_close in completion.token_ids
+        assert tokenizer.think_open not in completion.token_ids, "it thinks again, beyond the budget"
 
 
 def test_a_document_in_parts_is_one_row_of_the_real_engine(serving: Serving, tmp_path: Path) -> None:
@@ -156,19 +158,26 @@ def test_a_document_in_parts_is_one_row_of_the_real_engine(serving: Serving, tmp
     text = spec_for(tmp_path / "rows.parquet", n=3, max_tokens=12, seed=3).to_yaml()
     source = {"path": str(tmp_path), "columns": {"document": "scan"}, "document": {"overflow": "map_reduce"}}
     limits = {"max_images": 4, "max_prompt_tokens": 2000}
-    changes = {"input": source, "prompt": {"template": "What is it?"}, "limits": limits}
+    changes = {
+        "input": source,
+        "prompt": {"template": "What is it?"},
+        "limits": limits,
+        "reasoning": {"budget_tokens": 5},
+    }
     spec = parse(yaml.safe_dump(yaml.safe_load(text) | changes))
     plan = make_plan(spec)
     (prompt,) = Preparer(Job(spec, plan.columns))(plan.shard(0)).prompts
     assert [len(part.images) for part in prompt.parts] == [4, 4, 4]
     tokenizer = serving.tokenizer
     prompter = Prompter(spec, locate(spec.model, weights=False), tokenizer, 2400)
-    ask = Ask(Generate(serving.engine, spec.sampling, 2400), Parser(tokenizer), Reader(spec.answer), 3, prompter)
+    generate = Generate(serving.engine, spec.sampling, 2400, steering=Steering.of(spec, tokenizer))
+    ask = Ask(generate, Parser(tokenizer), Reader(spec.answer), 3, prompter)
     row = serving.loop.run_until_complete(ask(prompt, Progress()))
     assert (row.total_pages, len(row.answers)) == (12, 3)
     assert [(part.first_page, part.last_page) for part in row.parts] == [(1, 4), (5, 8), (9, 12)]
     assert row.prompt_tokens > sum(len(part.token_ids) for part in prompt.parts)
-    assert sum(answer.reasoning_tokens + answer.answer_tokens for answer in row.answers) == 6 * 12  # without an end
+    assert all(part.reasoning and part.status == ReasoningStatus.BUDGET for part in row.parts)
+    assert 3 * 5 < sum(answer.reasoning_tokens for answer in row.answers) <= 6 * 5
 
 
 def test_a_prompt_the_engine_cannot_hold_is_rejected_and_it_serves_on(serving: Serving, prompts: list[Prompt]) -> None:

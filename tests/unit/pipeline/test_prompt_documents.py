@@ -181,7 +181,7 @@ def test_a_rows_own_images_are_in_every_part(make: Make) -> None:
     assert last.images == [own]
 
 
-WORDS = st.text("ab é数\n", min_size=0, max_size=900)
+WORDS = st.builds(str.__mul__, st.text("ab é数\n", max_size=20), st.integers(1, 60))
 PAGES = st.lists(st.tuples(st.none() | WORDS, st.booleans()), min_size=1, max_size=12)
 
 

@@ -100,6 +100,7 @@ def test_thinking_is_cut_at_its_budget_and_the_row_answers(asking: Any, budget: 
     first, second = job.engine.asked
     assert (first[1], first[3]) == (budget, Form(stop=job.tokenizer.think_close))
     assert second[1] == 100 - budget
+    assert second[3] == Form(samples=1, never=job.tokenizer.think_open), "it may think no more"
     assert job.texts()[0] == "[THINK]"
     assert job.texts()[1].startswith("[THINK]")
     assert job.texts()[1].endswith("[/THINK]")
