@@ -24,13 +24,23 @@ from magbatch.errors import ClusterError, ErrorCode, RowError
 from magbatch.rows import Image, Page
 
 DEATHS = 2  # renderers that a document may end
+KILLS = 5  # renderers that may be killed from outside while they work on one document, or start
 START_TIMEOUT_S = 120.0  # of the process: a cold disk, a busy node
 GRACE_S = 5.0  # after the kernel's own alarm
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 class _DeadError(Exception):
-    """The process is gone; the message says how."""
+    """The process is gone.
+
+    Args:
+        code: Its exit code; a signal's number is negative.
+    """
+
+    def __init__(self, code: int) -> None:
+        super().__init__(signal.Signals(-code).name if code < 0 else f"exit code {code}")
+        # Its memory is bounded: what kills it is a person, a platform, or a node without memory.
+        self.from_outside = code == -signal.SIGKILL
 
 
 class Sandbox:
@@ -56,18 +66,22 @@ class Sandbox:
             ClusterError: The process cannot be started here.
         """
         with self._lock:
-            for death in range(DEATHS):
+            deaths = kills = 0
+            while True:
+                if self._connection is None:
+                    self._start()
                 try:
                     return self._ask(data, want)
                 except _DeadError as error:
                     self.close()
-                    how = str(error)
-                    if death == DEATHS - 1:
+                    deaths += not error.from_outside
+                    kills += error.from_outside
+                    if deaths == DEATHS or kills == KILLS:
                         raise RowError(
                             ErrorCode.DOCUMENT_UNREADABLE,
-                            f"it ended {DEATHS} renderers ({how}): damaged, or above limits.document_memory_mb",
+                            f"it ended {deaths + kills} renderers ({error}): damaged, or above "
+                            "limits.document_memory_mb",
                         ) from error
-        raise AssertionError("a document ends within its deaths")
 
     @property
     def pid(self) -> int | None:
@@ -81,8 +95,6 @@ class Sandbox:
         self._process = self._connection = self._end = None
 
     def _ask(self, data: bytes, want: Want) -> tuple[int, list[Page]]:
-        if self._connection is None:
-            self._start()
         connection = self._connection
         assert connection is not None
         pages: list[Page] = []
@@ -105,7 +117,7 @@ class Sandbox:
             code = self._process.wait()
             if code == -signal.SIGALRM:
                 raise self._late() from error
-            raise _DeadError(signal.Signals(-code).name if code < 0 else f"exit code {code}") from error
+            raise _DeadError(code) from error
 
     def _late(self) -> RowError:
         self.close()
@@ -115,6 +127,19 @@ class Sandbox:
         )
 
     def _start(self) -> None:
+        """Start the process; one that is killed meanwhile is started again."""
+        for _ in range(KILLS):
+            code = self._start_once()
+            if code is None:
+                return
+            if code != -signal.SIGKILL:
+                break
+        raise ClusterError(
+            f"the process that renders documents does not start on this node (it ended with {code}); its log says why"
+        )
+
+    def _start_once(self) -> int | None:
+        """The code with which it ended before it was ready; None where it is."""
         ours, theirs = socket.socketpair()
         # A Ray worker's packages are where sys.path says, and nowhere else.
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | dict.fromkeys(_THREADS, "1")
@@ -142,9 +167,13 @@ class Sandbox:
             ready = self._connection.poll(START_TIMEOUT_S) and bool(self._connection.recv_bytes())
         except (OSError, EOFError):
             ready = False
-        if not ready:
-            self.close()
-            raise ClusterError("the process that renders documents does not start on this node; its log says why")
+        if ready:
+            return None
+        process = self._process
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE_S)  # by itself: its own code says more than that it was ended here
+        self.close()
+        return process.returncode
 
 
 def _end(process: "subprocess.Popen[bytes]", connection: Connection) -> None:

@@ -5,15 +5,18 @@ The model thinks before the JSON begins, though its system prompt holds a closed
 
 import json
 import re
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from document_files import encrypted_pdf, pages_pdf, text_pdf, tiff
-from magbatch_cli import ROOT, magbatch, read
+from magbatch_cli import ROOT, JobFiles, descendants, magbatch, named, read, start
 from PIL import Image as Pillow
 
 from magbatch.tokenizer import Tokenizer
@@ -91,3 +94,34 @@ def test_the_job_is_complete(ran: Run) -> None:
     verified = magbatch("verify", str(ran[0]), "--json")
     assert verified.returncode == 0, verified.stdout
     assert json.loads(verified.stdout)["problems"] == []
+
+
+@pytest.mark.fire
+def test_renderers_and_readers_that_are_killed_lose_no_document(job: JobFiles) -> None:
+    """kill -9 of both again and again, in documents of many pages; every one is answered, and none is accused."""
+    documents = [text_pdf(*[f"document {number} page {page}" for page in range(20)]) for number in range(48)]
+    job.write_input(48, document=documents)
+    job.engine |= {"token_s": 0.001}
+    columns = {"id": "id", "prompt": "question", "document": "document"}
+    source = {"path": str(job.input), "columns": columns, "document": {"mode": "both", "overflow": "map_reduce"}}
+    spec = job.write_spec(input=source, limits={"max_prompt_tokens": 2000, "max_images": 4})
+    process = start("run", spec, log=job.folder / "log")
+    killed = {"magbatch.documents.sandbox": 0, "ReadCustom": 0}
+    last = dict.fromkeys(killed, 0.0)
+    while process.poll() is None:
+        for name, pause_s in (("magbatch.documents.sandbox", 2.0), ("ReadCustom", 12.0)):
+            if time.monotonic() - last[name] > pause_s and killed[name] < 20:
+                for one in named(descendants(process), name):
+                    with suppress(psutil.NoSuchProcess):
+                        one.kill()
+                    killed[name] += 1
+                    last[name] = time.monotonic()
+        time.sleep(0.05)
+    assert process.returncode == 0, (job.folder / "log").read_text()
+    assert killed["magbatch.documents.sandbox"] >= 3, killed
+    rows = read(job.output)
+    assert sorted(row["id"] for row in rows) == sorted(f"id-{number}" for number in range(48))
+    assert {row["document_pages"] for row in rows} == {20}
+    assert all(row["document_parts"][-1]["last_page"] == 20 for row in rows)
+    assert read(job.output, "errors") == []
+    assert magbatch("verify", str(job.output)).returncode == 0
