@@ -1,14 +1,19 @@
 """What rows name is fetched within bounds, and only from where the job's owner would have it."""
 
+import ssl
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from magbatch.documents import fetch
 from magbatch.documents.fetch import DOCUMENT, FETCH_TRIES, IMAGE, Fetcher, is_public
@@ -158,6 +163,52 @@ def test_the_address_that_was_looked_at_is_the_one_that_is_asked(
     assert load(f"http://docs.example:{port}/rebound") == b"content"
     assert Site.hosts[-1] == f"docs.example:{port}"
     assert next(answers) == "127.0.0.2", "it was resolved once"
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate of docs.example, and its key, in one file."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "docs.example")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(1)).not_valid_after(now + timedelta(1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("docs.example")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )  # fmt: skip
+    path = tmp_path_factory.mktemp("tls") / "both.pem"
+    plain = serialization.NoEncryption()
+    path.write_bytes(
+        made.public_bytes(serialization.Encoding.PEM)
+        + key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
+    )
+    return path
+
+
+@pytest.mark.usefixtures("only_first_is_public")
+def test_a_certificate_is_that_of_the_name_not_of_the_address(
+    certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection goes to an address, and is still held to the host that the URL names."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Site)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    port = server.server_port
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: [(2, 1, 6, "", ("127.0.0.1", port))])
+    monkeypatch.setattr(fetch, "_tls", lambda: ssl.create_default_context(cafile=str(certificate)))
+    try:
+        assert load(f"https://docs.example:{port}/x") == b"content"
+        error = refusal(f"https://other.example:{port}/x")
+        assert error.code is ErrorCode.DOCUMENT_UNFETCHABLE
+        assert "other.example" in error.message
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def test_what_passes_by_itself_is_tried_again(sites: tuple[str, str]) -> None:
