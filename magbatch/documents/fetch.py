@@ -13,10 +13,13 @@ import socket
 import ssl
 import threading
 import time
+import urllib.request
+import zlib
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
+import httpcore
 import httpx
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_after_delay, wait_random_exponential
 
@@ -28,6 +31,8 @@ from magbatch.storage.s3 import NoBucketError, RefusedError
 MAX_REDIRECTS = 5
 FETCH_TRIES = 3  # of an URL whose server is overloaded, restarts, or drops the connection
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
+_GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")  # RFC 4291: all that is assigned for the internet
+_PLATFORMS = ipaddress.ip_network("168.63.129.16/32")  # Azure's own service, reachable from each of its machines
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052: the last 32 bits are an IPv4 address
 
 
@@ -66,7 +71,7 @@ DOCUMENT = Kind(
 )
 
 
-class _PrivateAddressError(httpx.RequestError):
+class _PrivateAddressError(Exception):
     """A host in a private network."""
 
 
@@ -173,65 +178,170 @@ def _may_pass(error: BaseException) -> bool:
 
 
 def _get_once(url: str, limit: int, timeout_s: float, deadline: float, private: bool) -> bytes:
-    late = httpx.ReadTimeout(f"not fetched within input.fetch_timeout_s = {timeout_s:g}")
     left = deadline - time.monotonic()
-    if left <= 0:
-        raise late
-    # Without a transport of ours httpx heeds the proxies of the environment, which resolve names by themselves.
-    transport = None if private else _PublicTransport(verify=_tls())
-    client = httpx.Client(
-        follow_redirects=True, max_redirects=MAX_REDIRECTS, timeout=left, verify=_tls(), transport=transport
-    )
-    # httpx bounds each read for itself: what drips, in its body or its headers, is bounded by closing the connection.
-    end = threading.Timer(left, client.close)
-    end.daemon = True
-    end.start()
+    transport = _Transport(_Network(deadline, private=private), proxies=private)
+    # What a server compresses all the same is inflated here, within the limit: httpx would do it without one.
+    headers = {"Accept-Encoding": "identity"}
     try:
-        with client, client.stream("GET", url) as response:
+        with (
+            httpx.Client(
+                follow_redirects=True, max_redirects=MAX_REDIRECTS, timeout=max(left, 0.001), verify=_tls(),
+                transport=transport, headers=headers,
+            ) as client,
+            client.stream("GET", url) as response,
+        ):  # fmt: skip
             response.raise_for_status()
             data = bytearray()
-            for chunk in response.iter_bytes():
+            for chunk in response.iter_raw():
                 data += chunk
                 if len(data) > limit:
                     break
                 if time.monotonic() > deadline:
-                    raise late
-            return bytes(data)
-    except (httpx.HTTPError, OSError, RuntimeError) as error:
-        if time.monotonic() >= deadline:
-            raise late from error
-        raise
-    finally:
-        end.cancel()
+                    raise httpx.ReadTimeout("")
+            return _inflated(bytes(data), response.headers.get("Content-Encoding", "identity"), limit)
+    except httpx.TimeoutException as error:
+        raise httpx.ReadTimeout(f"not fetched within input.fetch_timeout_s = {timeout_s:g}") from error
 
 
-class _PublicTransport(httpx.HTTPTransport):
-    """Connects to public addresses only: to the very address that was looked at, so that no second answer counts."""
+def _inflated(data: bytes, encoding: str, limit: int) -> bytes:
+    if encoding == "identity":
+        return data
+    if encoding not in ("gzip", "deflate"):
+        raise httpx.DecodingError(f"the server sends Content-Encoding {encoding}, which was not asked for")
+    try:
+        return zlib.decompressobj(zlib.MAX_WBITS | 32).decompress(data, limit + 1)  # 32: either header
+    except zlib.error as error:
+        raise httpx.DecodingError(f"Content-Encoding {encoding}: {error}") from error
+
+
+class _Transport(httpx.BaseTransport):
+    """httpx's own, over a network of ours, for which httpx has no public place.
+
+    Args:
+        network: Makes every connection.
+        proxies: Whether to heed the proxies of the environment, which resolve names by themselves.
+    """
+
+    def __init__(self, network: httpcore.NetworkBackend, *, proxies: bool) -> None:
+        self._network, self._proxies = network, proxies
+        self._direct = self._over(httpcore.ConnectionPool(ssl_context=_tls(), network_backend=network))
+        self._proxied: dict[str, httpx.HTTPTransport] = {}
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        host = request.url.host
-        address = _public_address(host, request.url.port or (443 if request.url.scheme == "https" else 80), request)
-        request.extensions = {**request.extensions, "sni_hostname": host}  # the certificate is still the host's
-        request.url = request.url.copy_with(host=address)  # the Host header was made before
-        return super().handle_request(request)
-
-
-def _public_address(host: str, port: int, request: httpx.Request) -> str:
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:
-        raise httpx.ConnectError(f"{host}: {error}", request=request) from error
-    addresses = [str(entry[4][0]) for entry in found]
-    for address in addresses:
-        if not is_public(address):
-            raise _PrivateAddressError(
-                f"{host} is {address}, in a private network; input.fetch_private: true allows it", request=request
+        """See `httpx.BaseTransport.handle_request`."""
+        url = request.url
+        proxy = urllib.request.getproxies().get(url.scheme) if self._proxies else None
+        if not proxy or urllib.request.proxy_bypass(url.host):
+            return self._direct.handle_request(request)
+        if proxy not in self._proxied:
+            parsed = httpx.Proxy(proxy)
+            pool = httpcore.HTTPProxy(
+                str(parsed.url), parsed.raw_auth, ssl_context=_tls(), network_backend=self._network
             )
-    return addresses[0]
+            self._proxied[proxy] = self._over(pool)
+        return self._proxied[proxy].handle_request(request)
+
+    def close(self) -> None:
+        """See `httpx.BaseTransport.close`."""
+        for transport in (self._direct, *self._proxied.values()):
+            transport.close()
+
+    @staticmethod
+    def _over(pool: httpcore.ConnectionPool) -> httpx.HTTPTransport:
+        transport = httpx.HTTPTransport(verify=_tls())
+        transport._pool = pool
+        return transport
+
+
+class _Network(httpcore.NetworkBackend):
+    """Connects to the very address that was looked at, so that no second answer counts, and all before a deadline.
+
+    Args:
+        deadline: By the monotonic clock (seconds).
+        private: Whether private networks may be connected to.
+    """
+
+    def __init__(self, deadline: float, *, private: bool) -> None:
+        self._deadline, self._private = deadline, private
+        self._backend = httpcore.SyncBackend()
+
+    def connect_tcp(
+        self, host: str, port: int, timeout: float | None = None, local_address: str | None = None,
+        socket_options: Any = None,
+    ) -> httpcore.NetworkStream:  # fmt: skip
+        """See `httpcore.NetworkBackend.connect_tcp`."""
+        addresses = _resolved(host, port, _left(self._deadline))
+        for address in addresses:
+            if not self._private and not is_public(address):
+                raise _PrivateAddressError(
+                    f"{host} is {address}, in a private network; input.fetch_private: true allows it"
+                )
+        left = _left(self._deadline)
+        stream = self._backend.connect_tcp(addresses[0], port, left, local_address, socket_options)
+        return _Stream(stream, self._deadline)
+
+
+class _Stream(httpcore.NetworkStream):
+    """A connection whose every operation ends before a deadline: headers that drip, too."""
+
+    def __init__(self, stream: httpcore.NetworkStream, deadline: float) -> None:
+        self._stream, self._deadline = stream, deadline
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        """See `httpcore.NetworkStream.read`."""
+        return self._stream.read(max_bytes, _left(self._deadline))
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        """See `httpcore.NetworkStream.write`."""
+        self._stream.write(buffer, _left(self._deadline))
+
+    def close(self) -> None:
+        """See `httpcore.NetworkStream.close`."""
+        self._stream.close()
+
+    def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.NetworkStream:
+        """See `httpcore.NetworkStream.start_tls`."""
+        return _Stream(self._stream.start_tls(ssl_context, server_hostname, _left(self._deadline)), self._deadline)
+
+    def get_extra_info(self, info: str) -> Any:
+        """See `httpcore.NetworkStream.get_extra_info`."""
+        return self._stream.get_extra_info(info)
+
+
+def _left(deadline: float) -> float:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise httpcore.ReadTimeout("late")
+    return left
+
+
+def _resolved(host: str, port: int, timeout_s: float) -> list[str]:
+    """Addresses of a host; the resolver itself takes no timeout."""
+    answer: list[list[str] | Exception] = []
+
+    def resolve() -> None:
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            answer.append([str(entry[4][0]) for entry in found])
+        except (OSError, UnicodeError) as error:
+            answer.append(error)
+
+    thread = threading.Thread(target=resolve, daemon=True)
+    thread.start()
+    thread.join(timeout_s)
+    if not answer:
+        raise httpcore.ConnectTimeout(f"{host} is not resolved")
+    if isinstance(answer[0], UnicodeError):
+        raise answer[0]
+    if isinstance(answer[0], Exception):
+        raise httpcore.ConnectError(f"{host}: {answer[0]}") from answer[0]
+    return answer[0]
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one of the internet, by IANA's registries; so must be one that it holds."""
+    """Whether an IP address is one of the internet, by IANA's registries; so must be an IPv4 one that it holds."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
         inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
@@ -239,6 +349,5 @@ def is_public(address: str) -> bool:
             inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
         if inner is not None:
             return is_public(str(inner))
-        if ip.is_site_local:
-            return False
-    return ip.is_global and not ip.is_multicast
+        return ip in _GLOBAL_UNICAST and ip.is_global
+    return ip.is_global and not ip.is_multicast and ip not in _PLATFORMS

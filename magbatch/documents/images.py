@@ -3,7 +3,6 @@
 Nothing is decoded before its size was checked, and no image is larger than the model's grid.
 """
 
-import functools
 import io
 from dataclasses import dataclass
 
@@ -15,6 +14,12 @@ from PIL import ImageOps
 
 from magbatch.errors import ErrorCode, RowError
 from magbatch.rows import Image
+
+# Not all that Pillow knows: PostScript would start Ghostscript, and some take any text that begins as they do.
+FORMATS = (
+    *("PNG", "JPEG", "JPEG2000", "TIFF", "WEBP", "GIF", "AVIF", "BMP", "DIB", "PPM", "ICO", "TGA", "PCX", "PSD"),
+    *("QOI", "SGI", "ICNS"),
+)
 
 # The size is checked here, from the header, against the job's own limit.
 Pillow.MAX_IMAGE_PIXELS = None
@@ -63,14 +68,7 @@ def decode(data: bytes, max_pixels: int, grid: ImageGrid, origin: str) -> Image:
 
 def open_image(data: bytes) -> Pillow.Image:
     """An image file whose header was read; raises whatever Pillow's openers raise."""
-    return Pillow.open(io.BytesIO(data), formats=_formats())
-
-
-@functools.cache
-def _formats() -> list[str]:
-    """What Pillow reads by itself: for PostScript it would start Ghostscript, which runs programs."""
-    Pillow.init()
-    return [name for name in Pillow.OPEN if name != "EPS"]
+    return Pillow.open(io.BytesIO(data), formats=FORMATS)
 
 
 def shown(opened: Pillow.Image, max_pixels: int, grid: ImageGrid, origin: str) -> Image:

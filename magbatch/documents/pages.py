@@ -5,6 +5,7 @@ PDF, multi-page TIFF, any image that Pillow reads, and text in UTF-8 or UTF-16, 
 
 import codecs
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -89,6 +90,8 @@ def read_pages(data: bytes, want: Want) -> tuple[int, Iterator[Page]]:
     except UnidentifiedImageError:
         return _pdf_pages(data, want) if PDF_HEADER in data[:PDF_HEADER_BYTES] else _text_pages(data, want)
     except Exception as error:  # Pillow's openers have no one class for what can be wrong with a header
+        with suppress(RowError):  # "BM", "P1" begin an image file, and sentences
+            return _text_pages(data, want)
         raise RowError(ErrorCode.DOCUMENT_UNREADABLE, f"not an image that can be decoded: {error}") from error
     if want.grid is None and want.no_images is None:
         raise RowError(ErrorCode.DOCUMENT_EMPTY, "an image has no text; input.document.mode: both or images shows it")

@@ -3,6 +3,7 @@
 Not thread-safe, and in C++ on hostile input: it runs in the renderer's process alone (see sandbox).
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -15,8 +16,8 @@ from magbatch.rows import Image, Page
 
 POINTS_PER_INCH = 72.0
 MAX_DPI = 200.0  # of drawn pages: a receipt of 5 cm gains nothing by 1,540 pixels
-SCAN_COVER = 0.8  # of a page, by one image: then the page is that image, and has its resolution
-MAX_SCAN_OBJECTS = 64  # looked at for it, on a page of thousands
+SCAN_COVER = 0.8  # of a page, by one image
+MAX_SCAN_OBJECTS = 4096  # looked at for it: OCR leaves one for each word
 
 
 class PdfPages:
@@ -96,17 +97,21 @@ def _picture(page: pdfium.PdfPage, grid: ImageGrid) -> Image:
 
 
 def _scan_density(page: pdfium.PdfPage, width: float, height: float) -> float | None:
-    """Pixels a point of the image that a page consists of; None where it is drawn."""
-    for seen, item in enumerate(page.get_objects(filter=[pdfium_c.FPDF_PAGEOBJ_IMAGE], max_depth=3)):
+    """Pixels a point of the finest image of a page that consists of images; None where anything is drawn on it."""
+    density, covered = 0.0, False
+    for seen, item in enumerate(page.get_objects(max_depth=1)):
         if seen == MAX_SCAN_OBJECTS:
-            break
-        left, bottom, right, top = item.get_bounds()
-        wide = max(0.0, min(right, width) - max(left, 0.0)) if right > left else 0.0
-        high = max(0.0, min(top, height) - max(bottom, 0.0)) if top > bottom else 0.0
-        if wide * high >= SCAN_COVER * width * height:
+            return None
+        if item.type == pdfium_c.FPDF_PAGEOBJ_TEXT:
+            if pdfium_c.FPDFTextObj_GetTextRenderMode(item) != pdfium_c.FPDF_TEXTRENDERMODE_INVISIBLE:
+                return None
+            continue  # what OCR leaves beneath a scan
+        if item.type != pdfium_c.FPDF_PAGEOBJ_IMAGE:
+            return None
+        a, b, c, d, _, _ = item.get_matrix().get()  # the image is the unit square, as it is drawn
+        across, down = math.hypot(a, b), math.hypot(c, d)
+        if across and down:
             columns, rows = item.get_px_size()
-            across, down = columns / (right - left), rows / (top - bottom)
-            # A page or an image that is turned by a quarter has its columns downwards.
-            turned = max(columns / (top - bottom), rows / (right - left))
-            return float(max(min(across, down), min(turned, max(across, down))))
-    return None
+            density = max(density, columns / across, rows / down)
+        covered |= abs(a * d - b * c) >= SCAN_COVER * width * height
+    return density if covered else None

@@ -15,7 +15,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -128,8 +128,12 @@ class Sandbox:
 
     def _start(self) -> None:
         """Start the process; one that is killed meanwhile is started again."""
+        code: int | None = None
         for _ in range(KILLS):
-            code = self._start_once()
+            try:
+                code = self._start_once()
+            except OSError as error:  # no process, memory or file descriptor left
+                raise ClusterError(f"the process that renders documents cannot be started here: {error}") from error
             if code is None:
                 return
             if code != -signal.SIGKILL:
@@ -142,16 +146,20 @@ class Sandbox:
         """The code with which it ended before it was ready; None where it is."""
         ours, theirs = socket.socketpair()
         # A Ray worker's packages are where sys.path says, and nowhere else.
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | dict.fromkeys(_THREADS, "1")
+        places = os.pathsep.join(filter(None, sys.path))
+        environment = os.environ | {"PYTHONPATH": places} | dict.fromkeys(_THREADS, "1")
+
         command = [
             sys.executable,
+            "-P",  # the working directory is no place for its imports
             "-m",
             "magbatch.documents.sandbox",
             str(theirs.fileno()),
             str(self._timeout_s),
             str(self._memory_mb),
         ]
-        with theirs:
+        with theirs, ExitStack() as undo:
+            undo.callback(ours.close)
             # A session of its own: Ctrl-C is for who asked, whose end is this process' end too.
             self._process = subprocess.Popen(
                 command,
@@ -161,6 +169,7 @@ class Sandbox:
                 stdout=subprocess.DEVNULL,
                 start_new_session=True,
             )
+            undo.pop_all()
         self._connection = Connection(ours.detach())
         self._end = weakref.finalize(self, _end, self._process, self._connection)
         try:

@@ -6,13 +6,12 @@ out, which counts the tokens of all its requests.
 
 import asyncio
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from magbatch.answers import AnswerError, Reader
 from magbatch.errors import EngineDeadError, ErrorCode, RowError, Step
-from magbatch.pipeline.generate import Generate
+from magbatch.pipeline.generate import Generate, Watch, unwatched
 from magbatch.pipeline.parse import Parser
 from magbatch.pipeline.prompt import Prompter
 from magbatch.rows import Answer, Completion, FinishedRow, Part, PartAnswer, Prompt, ReasoningStatus
@@ -23,11 +22,11 @@ class Progress:
     """Where a row is.
 
     Attributes:
-        pulse: Is called whenever tokens of the row have come.
+        watch: Is entered for each request that is made for the row.
         step: The step that it has reached.
     """
 
-    pulse: Callable[[], None] = lambda: None
+    watch: Watch = unwatched
     step: Step = Step.GENERATE
 
 
@@ -73,12 +72,12 @@ class Ask:
                 return self._unanswered(prompt, cost)
             asked = found
         progress.step = Step.GENERATE
-        generation = await self._generate(asked, progress.pulse)
+        generation = await self._generate(asked, progress.watch)
         progress.step = Step.PARSE
         answers = [self._parse(completion) for completion in generation.completions]
         progress.step = Step.CHECK
         for sample, completion in enumerate(generation.completions):
-            answers[sample] = await self._checked(asked, completion, answers[sample], progress.pulse)
+            answers[sample] = await self._checked(asked, completion, answers[sample], progress.watch)
         cost.prompt_tokens += len(asked.token_ids)
         cost.cached_tokens += generation.cached_tokens
         cost.latency_s = time.monotonic() - began if prompt.in_parts else generation.latency_s
@@ -103,14 +102,12 @@ class Ask:
         truncated = Answer(None, ReasoningStatus.TRUNCATED, None, "length", 0, 0)
         return self._finished(prompt, [truncated] * self._samples, cost)
 
-    async def _checked(
-        self, prompt: Prompt, completion: Completion, answer: Answer, pulse: Callable[[], None]
-    ) -> Answer:
+    async def _checked(self, prompt: Prompt, completion: Completion, answer: Answer, watch: Watch) -> Answer:
         """An answer with what the job has it made into; one that does not fit the schema is asked for once more."""
         try:
             return replace(answer, values=self._read(answer.answer))
         except AnswerError as error:
-            second = self._parse(await self._generate.again(prompt, completion, str(error), pulse))
+            second = self._parse(await self._generate.again(prompt, completion, str(error), watch))
         try:
             values = self._read(second.answer)
         except AnswerError as error:
@@ -153,7 +150,7 @@ class Ask:
     async def _note(self, prompt: Prompt, part: Part, progress: Progress, cost: _Cost, name: str) -> PartAnswer:
         # A name of its own: seeds depend on it.
         asked = Prompt(f"{prompt.row_id}/{name}", part.token_ids, part.images)
-        generation = await self._generate(asked, progress.pulse, note=True)
+        generation = await self._generate(asked, progress.watch, note=True)
         answer = self._parse(generation.completions[0])
         cost.prompt_tokens += len(part.token_ids)
         cost.cached_tokens += generation.cached_tokens

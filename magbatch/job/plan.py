@@ -27,7 +27,8 @@ from magbatch.storage import ObjectInfo
 from magbatch.storage.inputs import find_parquet, input_filesystem, stat_input
 
 FOOTER_READERS = 16  # footers are small and far away: latency, not bandwidth, is the limit
-MAX_DOCUMENT_SHARD_ROWS = 8  # of several pages each
+MAX_DOCUMENT_SHARD_ROWS = 8  # of at most limits.max_images pages each
+MAX_LONG_DOCUMENT_SHARD_ROWS = 2  # of at most limits.max_pages each: a gigabyte where all are large
 MAX_IMAGE_SHARD_ROWS = 32  # a shard is one block in Ray's object store; a decoded page is 7 MB
 _COLUMNS = pa.schema(
     [
@@ -227,7 +228,8 @@ def _planned(segments: list[Segment], spec: JobSpec, columns: pa.Schema) -> Plan
     if spec.input.shard_rows is None and spec.input.columns.images:
         shard_rows = min(shard_rows, MAX_IMAGE_SHARD_ROWS)
     if spec.input.shard_rows is None and _has_pictures(spec, columns):
-        shard_rows = min(shard_rows, MAX_DOCUMENT_SHARD_ROWS)
+        long = spec.input.document.overflow == "map_reduce"
+        shard_rows = min(shard_rows, MAX_LONG_DOCUMENT_SHARD_ROWS if long else MAX_DOCUMENT_SHARD_ROWS)
     records = [
         {"shard": shard, **{name: getattr(segment, name) for name in _COLUMNS.names if name != "shard"}}
         for shard, segment in _pack(segments, shard_rows)

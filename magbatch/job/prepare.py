@@ -204,18 +204,24 @@ def to_block(work: ShardPrompts) -> pa.Table:
     """A shard as one record."""
     rows: list[Prompt | DeadLetter] = [*work.prompts, *work.failed]
     order = sorted(rows, key=lambda row: work.positions[row.row_id])
-    table = pa.Table.from_pylist([_record(row) for row in order], schema=pa.schema(_PROMPT_FIELDS))
-    for name in work.carried.column_names:
-        table = table.append_column(f"carry.{name}", work.carried.column(name))
+    carried = work.carried.rename_columns([f"carry.{name}" for name in work.carried.column_names])
+    schema = pa.schema([*_PROMPT_FIELDS, *carried.schema])
     sink = pa.BufferOutputStream()
     # Pages are mostly paper: ten times less of Ray's object store, at a gigabyte a second.
-    options = pa.ipc.IpcWriteOptions(compression="lz4") if any(row.total_pages for row in work.prompts) else None
-    with pa.ipc.new_stream(sink, table.schema, options=options) as writer:
-        writer.write_table(table)
+    pages = any(row.total_pages for row in work.prompts)
+    options = pa.ipc.IpcWriteOptions(compression="lz4") if pages else None
+    at_once = 1 if pages else max(1, len(order))  # no second copy of all pages
+    with pa.ipc.new_stream(sink, schema, options=options) as writer:
+        for start in range(0, len(order), at_once):
+            rows_of = [_record(row) for row in order[start : start + at_once]]
+            table = pa.Table.from_pylist(rows_of, schema=pa.schema(_PROMPT_FIELDS))
+            for name in carried.column_names:
+                table = table.append_column(name, carried.column(name).slice(start, at_once))
+            writer.write_table(table)
     payload = pa.LargeBinaryArray.from_buffers(
         pa.large_binary(), 1, [None, pa.array([0, sink.tell()], pa.int64()).buffers()[1], sink.getvalue()]
     )
-    return pa.table([pa.array([work.shard]), pa.array([table.num_rows]), payload], schema=BLOCK_SCHEMA)
+    return pa.table([pa.array([work.shard]), pa.array([len(order)]), payload], schema=BLOCK_SCHEMA)
 
 
 def from_block(block: pa.Table) -> Iterator[ShardPrompts]:

@@ -9,8 +9,8 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -99,13 +99,20 @@ class _Attempt:
 
 
 @dataclass(slots=True, eq=False)
+class _Request:
+    """One request of a row: a row may make several, one after the other or at once."""
+
+    began: float
+    pulse: float | None = None  # when its last tokens came; None before the first
+
+
+@dataclass(slots=True, eq=False)
 class _InFlight:
     """A row inside the engine."""
 
     shard: int
     task: asyncio.Task[Any]
-    began: float
-    pulse: float | None = None  # when its last tokens came; None before the first
+    requests: set[_Request] = field(default_factory=set)
     hangs: bool = False
 
 
@@ -308,13 +315,23 @@ class Replica:
             self._pulse = time.monotonic()
         task = asyncio.current_task()
         assert task is not None
-        row = self._in_flight[prompt.row_id] = _InFlight(shard, task, time.monotonic())
+        row = self._in_flight[prompt.row_id] = _InFlight(shard, task)
 
-        def pulse() -> None:
-            row.pulse = self._pulse = time.monotonic()
-            self._reached = max(self._reached, row.began)
+        @contextmanager
+        def watch() -> Iterator[Callable[[], None]]:
+            request = _Request(time.monotonic())
+            row.requests.add(request)
 
-        progress = Progress(pulse)
+            def pulse() -> None:
+                request.pulse = self._pulse = time.monotonic()
+                self._reached = max(self._reached, request.began)
+
+            try:
+                yield pulse
+            finally:
+                row.requests.discard(request)
+
+        progress = Progress(watch)
         try:
             return await self._ask(prompt, progress)
         except EngineDeadError:
@@ -425,12 +442,17 @@ class Replica:
             self._end_soon()
             return
         for row in self._in_flight.values():
-            # One row hangs only if the engine went on without it; one without a first token may wait for a slot, but
-            # not while rows that came long after it have theirs.
-            since, went_on = (row.began, self._reached) if row.pulse is None else (row.pulse, self._pulse)
-            if now - since > patience and went_on - since > patience / 2:
+            if any(self._hangs(request, now, patience) for request in row.requests):
                 row.hangs = True
                 row.task.cancel()
+
+    def _hangs(self, request: _Request, now: float, patience: float) -> bool:
+        """Only if the engine went on without it; one without a first token may wait for a slot, but not while others
+        that came long after it have theirs.
+        """
+        started = request.pulse is not None
+        since, went_on = (request.pulse or 0.0, self._pulse) if started else (request.began, self._reached)
+        return now - since > patience and went_on - since > patience / 2
 
     async def _report(self) -> None:
         tally, self._tally = self._tally, Tally()

@@ -9,8 +9,8 @@ import asyncio
 import hashlib
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -27,6 +27,16 @@ ANSWER_TOKENS = 1024  # of the context, kept from a thinking budget that would t
 OBJECTION = "That answer is not valid: {objection}. Give the whole answer again."
 LEAST_REPEATS = 4  # of a pattern, before it counts as repetition
 ADMITTED_BYTES = 2 << 30  # an image of 1540 x 1540 pixels is 7 MB; 300 of them
+
+
+Watch = Callable[[], AbstractContextManager[Callable[[], None]]]
+"""Entered while a request is under way; what it gives is called whenever tokens of it have come."""
+
+
+@contextmanager
+def unwatched() -> Iterator[Callable[[], None]]:
+    """A watch that nobody keeps."""
+    yield lambda: None
 
 
 def row_seed(seed: int | None, row_id: str) -> int | None:
@@ -128,14 +138,12 @@ class Generate:
         bare = steering is not None and steering.budget_tokens is None and steering.thinks
         self._notes_steering = replace(steering, schema=None) if steering is not None and not bare else None
 
-    async def __call__(
-        self, prompt: Prompt, pulse: Callable[[], None] = lambda: None, *, note: bool = False
-    ) -> Generation:
+    async def __call__(self, prompt: Prompt, watch: Watch = unwatched, *, note: bool = False) -> Generation:
         """All samples of one row.
 
         Args:
             prompt: The row.
-            pulse: Is called whenever tokens of the row have come.
+            watch: Is entered for each request that is made for it.
             note: The answer is one that a later prompt is made of: one sample, held to no schema.
 
         Raises:
@@ -146,16 +154,16 @@ class Generate:
         samples = 1 if note else None
         seed = row_seed(self._sampling.seed, prompt.row_id)
         if how is None:
-            return await self._ask(prompt, self._sampling.max_tokens, seed, pulse, Form(samples))
+            return await self._ask(prompt, self._sampling.max_tokens, seed, watch, Form(samples))
         if not how.thinks:
             silence = [how.tokenizer.think_open, how.tokenizer.think_close]
             ids = prompt.token_ids + [token for token in silence if token is not None]
             form = self._answer_form(samples, how)
-            return await self._ask(replace(prompt, token_ids=ids), self._sampling.max_tokens, seed, pulse, form)
-        return await self._think_then_answer(prompt, how, pulse, samples)
+            return await self._ask(replace(prompt, token_ids=ids), self._sampling.max_tokens, seed, watch, form)
+        return await self._think_then_answer(prompt, how, watch, samples)
 
     async def again(
-        self, prompt: Prompt, completion: Completion, objection: str, pulse: Callable[[], None] = lambda: None
+        self, prompt: Prompt, completion: Completion, objection: str, watch: Watch = unwatched
     ) -> Completion:
         """A second answer after the same thinking, to who is told what was wrong with the first.
 
@@ -163,7 +171,7 @@ class Generate:
             prompt: The row.
             completion: The sample that was not accepted.
             objection: What is wrong with its answer.
-            pulse: Is called whenever tokens of the row have come.
+            watch: Is entered for each request that is made for it.
 
         Raises:
             RowError: As for `__call__`.
@@ -183,14 +191,12 @@ class Generate:
         asked = replace(prompt, token_ids=prompt.token_ids + more)
         seed = row_seed(self._sampling.seed, f"{prompt.row_id}/again")
         answer = (
-            await self._ask(asked, self._sampling.max_tokens, seed, pulse, self._answer_form(1, how))
+            await self._ask(asked, self._sampling.max_tokens, seed, watch, self._answer_form(1, how))
         ).completions[0]
         closed = [*generated].index(tokenizer.think_close or 0) + 1 if completion.opened else 0
         return replace(completion, token_ids=generated[:closed] + answer.token_ids, finish_reason=answer.finish_reason)
 
-    async def _think_then_answer(
-        self, prompt: Prompt, how: Steering, pulse: Callable[[], None], samples: int | None
-    ) -> Generation:
+    async def _think_then_answer(self, prompt: Prompt, how: Steering, watch: Watch, samples: int | None) -> Generation:
         opening, closing = how.tokenizer.think_open, how.tokenizer.think_close
         assert opening is not None
         assert closing is not None
@@ -205,17 +211,17 @@ class Generate:
             )
         opened = replace(prompt, token_ids=[*prompt.token_ids, opening])
         seed = row_seed(self._sampling.seed, prompt.row_id)
-        thoughts = await self._ask(opened, most, seed, pulse, Form(samples, stop=closing))
+        thoughts = await self._ask(opened, most, seed, watch, Form(samples, stop=closing))
         finished = await asyncio.gather(
             *(
-                self._answer_after(opened, sample, thought, how, pulse)
+                self._answer_after(opened, sample, thought, how, watch)
                 for sample, thought in enumerate(thoughts.completions)
             )
         )
         return Generation(list(finished), thoughts.cached_tokens, time.monotonic() - began)
 
     async def _answer_after(
-        self, opened: Prompt, sample: int, thought: Completion, how: Steering, pulse: Callable[[], None]
+        self, opened: Prompt, sample: int, thought: Completion, how: Steering, watch: Watch
     ) -> Completion:
         """One sample: its answer, after thinking that closed itself, or that is closed here."""
         closing = how.tokenizer.think_close
@@ -234,7 +240,7 @@ class Generate:
         asked = replace(opened, token_ids=opened.token_ids + thinking)
         seed = row_seed(self._sampling.seed, f"{opened.row_id}/{sample}")
         left = self._sampling.max_tokens - len(thinking) + forced
-        generation = await self._ask(asked, left, seed, pulse, self._answer_form(1, how))
+        generation = await self._ask(asked, left, seed, watch, self._answer_form(1, how))
         (answer,) = generation.completions
         return Completion(thinking + answer.token_ids, answer.finish_reason, opened=True, forced=forced, status=status)
 
@@ -244,20 +250,22 @@ class Generate:
         return Form(samples, schema=how.schema, never=how.tokenizer.think_open if how.schema is None else None)
 
     async def _ask(
-        self, prompt: Prompt, max_tokens: int, seed: int | None, pulse: Callable[[], None], form: Form = FREE
+        self, prompt: Prompt, max_tokens: int, seed: int | None, watch: Watch, form: Form = FREE
     ) -> Generation:
         """One request, cut to what the context leaves."""
         guard = RepetitionGuard(self._repetition_tokens)
-
-        def on_tokens(sample: int, new: Sequence[int]) -> bool:
-            pulse()
-            return guard(sample, new)
 
         limit = min(max_tokens, self._max_model_len - len(prompt.token_ids))
         if limit < 1:
             raise RowError(ErrorCode.PROMPT_TOO_LONG, f"nothing of {self._max_model_len} tokens is left for an answer")
         try:
-            return await self._engine.generate(prompt, max_tokens=limit, seed=seed, on_tokens=on_tokens, form=form)
+            with watch() as pulse:
+
+                def on_tokens(sample: int, new: Sequence[int]) -> bool:
+                    pulse()
+                    return guard(sample, new)
+
+                return await self._engine.generate(prompt, max_tokens=limit, seed=seed, on_tokens=on_tokens, form=form)
         except RequestRejectedError as error:
             raise RowError(ErrorCode.ENGINE_REJECTED, str(error)) from error
 

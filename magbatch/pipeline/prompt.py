@@ -292,7 +292,7 @@ class Prompter:
 
     def _split(self, text: str, room: int) -> Iterator[str]:
         """A text in pieces of at most `room` tokens, cut at white space where there is some."""
-        at, size = 0, room * CHARACTERS_PER_TOKEN
+        at, size, grown = 0, room * CHARACTERS_PER_TOKEN, False
         while at < len(text):
             piece = text[at : at + size]
             if at + size < len(text):
@@ -302,12 +302,15 @@ class Prompter:
             if tokens > room and len(piece) > 1:
                 size = max(1, min(int(len(piece) * room / tokens * 0.95), len(piece) - 1))
                 continue
+            if tokens < room * 0.8 and at + len(piece) < len(text) and not grown:
+                size, grown = int(size * room / tokens * 0.95), True
+                continue
             yield piece
-            at += len(piece)
+            at, grown = at + len(piece), False
 
     def _cut(self, text: str, room: int) -> str:
         """The beginning of a text, of at most `room` tokens."""
-        return next(self._split(text, room), "")
+        return text if self._size(text) <= room else next(self._split(text, room), "")
 
     def _room(self, messages: list[dict[str, Any]], images: list[Image], note: str) -> int:
         """Tokens that a prompt has left for pages, beside the question and a note.

@@ -123,7 +123,8 @@ class Renderer:
         pages: list[Page] = []
         total = 0
         for source, origin in _sources_in(row.values, column, "document"):
-            want = self._want(len(pages), images)
+            pictures = images + sum(page.image is not None for page in pages)
+            want = self._want(len(pages), pictures, full=len(pages) < total)
             count, found = self._file(source, row.folder, origin, want)
             pages += [replace(page, number=total + page.number) for page in found]
             total += count
@@ -150,16 +151,22 @@ class Renderer:
         except RowError as error:
             raise RowError(error.code, f"{origin}: {error.message}") from error
 
-    def _want(self, taken: int, images: int) -> Want:
-        """What is wanted of the next file of a document of which `taken` pages are there."""
+    def _want(self, taken: int, images: int, *, full: bool) -> Want:
+        """What is wanted of a document's next file.
+
+        Args:
+            taken: Pages of the files before it.
+            images: Pictures of them, and of the row.
+            full: Some of those pages were left out already: then the rest is, too.
+        """
         pictures, limits = self._document.mode != "text", self._limits
         shown = limits.max_images - images
-        few = self._document.overflow != "map_reduce" and shown < limits.max_pages
+        few = self._document.overflow != "map_reduce" and shown < limits.max_pages - taken
         return Want(
             grid=self._grid if pictures else None,
             text=self._document.mode != "images",
-            most=max(0, limits.max_pages - taken),
-            most_images=max(0, (shown if few else limits.max_pages) - taken),
+            most=0 if full else max(0, limits.max_pages - taken),
+            most_images=0 if full else max(0, shown if few else limits.max_pages - taken),
             cut=self._document.overflow == "truncate",
             limit_names=(
                 f"limits.max_pages = {limits.max_pages}",

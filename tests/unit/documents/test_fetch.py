@@ -1,5 +1,6 @@
 """What rows name is fetched within bounds, and only from where the job's owner would have it."""
 
+import gzip
 import ssl
 import threading
 import time
@@ -47,6 +48,10 @@ from magbatch.errors import ErrorCode, RowError
         ("2002:7f00:1::", False),
         ("64:ff9b::7f00:1", False),
         ("fd00:ec2::254", False),
+        ("64:ff9b:1::7f00:1", False),
+        ("::127.0.0.1", False),
+        ("::ffff:0:127.0.0.1", False),
+        ("168.63.129.16", False),
     ],
 )
 def test_public_addresses_are_those_of_the_internet(address: str, public: bool) -> None:
@@ -66,6 +71,12 @@ class Site(BaseHTTPRequestHandler):
             status, headers, body = 302, {"Location": target}, b""
         elif (path == "/busy" and Site.seen[self.path] < FETCH_TRIES) or path == "/always-busy":
             status, body = 503, b""
+        elif path == "/gzip":
+            headers, body = {"Content-Encoding": "gzip"}, gzip.compress(body)
+        elif path == "/bomb":
+            headers, body = {"Content-Encoding": "gzip"}, gzip.compress(bytes(900_000))
+        elif path == "/stacked":
+            headers, body = {"Content-Encoding": "gzip, gzip"}, gzip.compress(gzip.compress(bytes(1 << 18)))
         elif path == "/gone":
             status, body = 404, b""
         elif path == "/drop" and Site.seen[self.path] < FETCH_TRIES:
@@ -203,9 +214,11 @@ def test_a_certificate_is_that_of_the_name_not_of_the_address(
     monkeypatch.setattr(fetch, "_tls", lambda: ssl.create_default_context(cafile=str(certificate)))
     try:
         assert load(f"https://docs.example:{port}/x") == b"content"
-        error = refusal(f"https://other.example:{port}/x")
-        assert error.code is ErrorCode.DOCUMENT_UNFETCHABLE
-        assert "other.example" in error.message
+        assert load(f"https://docs.example:{port}/to?/x") == b"content", "a redirect is relative to the name"
+        for url in ("https://other.example:{}/x", "https://docs.example:{}/to?https://other.example:{}/x"):
+            error = refusal(url.format(port, port))
+            assert error.code is ErrorCode.DOCUMENT_UNFETCHABLE
+            assert "Hostname mismatch" in error.message
     finally:
         server.shutdown()
         server.server_close()
@@ -231,6 +244,32 @@ def test_headers_that_drip_are_given_up(sites: tuple[str, str]) -> None:
     assert error.code is ErrorCode.DOCUMENT_UNFETCHABLE
     assert "input.fetch_timeout_s = 0.5" in error.message
     assert time.monotonic() - began < 20
+
+
+def test_a_name_that_does_not_resolve_in_time_is_given_up(
+    sites: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is left of the time is for all that comes after."""
+    port = int(sites[0].rpartition(":")[2])
+
+    def resolve(*_: object, **__: object) -> list[tuple[object, ...]]:
+        time.sleep(1.0)
+        return [(2, 1, 6, "", ("127.0.0.1", port))]
+
+    monkeypatch.setattr("socket.getaddrinfo", resolve)
+    for timeout_s in (0.3, 1.5):
+        began = time.monotonic()
+        error = refusal(f"http://docs.example:{port}/slow-header", private=True, timeout_s=timeout_s)
+        assert error.code is ErrorCode.DOCUMENT_UNFETCHABLE
+        assert time.monotonic() - began < 20
+    assert load(f"http://docs.example:{port}/x", private=True) == b"content"
+
+
+def test_what_a_server_compresses_is_inflated_within_the_limit(sites: tuple[str, str]) -> None:
+    assert load(f"{sites[0]}/gzip", private=True) == b"content"
+    assert refusal(f"{sites[0]}/bomb", private=True).code is ErrorCode.DOCUMENT_TOO_LARGE
+    error = refusal(f"{sites[0]}/stacked", private=True)
+    assert (error.code, "gzip, gzip" in error.message) == (ErrorCode.DOCUMENT_UNFETCHABLE, True)
 
 
 def test_a_nodes_files_are_not_read_for_rows_that_lie_elsewhere(tmp_path: Path) -> None:

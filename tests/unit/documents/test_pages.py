@@ -2,6 +2,7 @@
 
 import io
 import random
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -89,17 +90,47 @@ def test_a_large_scan_is_scaled_down_to_the_longest_side(read: Read) -> None:
     assert (shown[500, -100] == BLUE).all()
 
 
-def test_a_picture_on_a_written_page_does_not_set_its_resolution(read: Read) -> None:
-    """A logo of 10 x 10 pixels is no scan."""
-    sizes = b"/Width 10 /Height 10 /BitsPerComponent 8 /ColorSpace /DeviceRGB"
-    logo = stream(bytes(300), b"/Type /XObject /Subtype /Image " + sizes)
-    resources = b"/Resources << /XObject << /I 5 0 R >> >>"
-    page = b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 595 842] /Contents 4 0 R " + resources + b" >>"
-    data = pdf_of(
-        [b"<< /Type /Catalog /Pages 2 0 R >>", b"<< /Type /Pages /Count 1 /Kids [3 0 R] >>", page,
-         stream(b"q 100 0 0 100 50 700 cm /I Do Q"), logo]
-    )  # fmt: skip
-    assert pixels(read(data)[1][0].image).shape == (1540, 1092, 3)
+def drawn(content: bytes, *images: tuple[int, int], page: bytes = b"/MediaBox [0 0 612 792]") -> bytes:
+    """A page over which images of these sizes can be drawn, /I0 and so on."""
+    names = b" ".join(b"/I%d %d 0 R" % (index, 6 + index) for index in range(len(images)))
+    objects = [
+        b"<< /Type /Catalog /Pages 2 0 R >>",
+        b"<< /Type /Pages /Count 1 /Kids [3 0 R] >>",
+        b"<< /Type /Page /Parent 2 0 R %s /Contents 4 0 R /Resources << /Font << /F 5 0 R >> /XObject << %s >> >> >>"
+        % (page, names),
+        stream(content),
+        b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
+    ]
+    for width, height in images:
+        entries = b"/Type /XObject /Subtype /Image /Width %d /Height %d /BitsPerComponent 8 " % (width, height)
+        entries += b"/ColorSpace /DeviceGray /Filter /FlateDecode"
+        objects.append(stream(zlib.compress(bytes(width * height)), entries))
+    return pdf_of(objects)
+
+
+WHOLE = b"q 612 0 0 792 0 0 cm /I%d Do Q "
+LARGEST, OF_SCAN = (1540, 1204, 3), (420, 308, 3)
+
+
+@pytest.mark.parametrize(
+    ("data", "shape"),
+    [
+        (drawn(WHOLE % 0, (306, 396)), OF_SCAN),
+        (drawn(WHOLE % 0, (306, 396), page=b"/MediaBox [0 0 612 792] /Rotate 90"), (308, 420, 3)),
+        (drawn(b"1 0 0 1 300 300 cm " + WHOLE % 0, (306, 396), page=b"/MediaBox [300 300 912 1092]"), OF_SCAN),
+        (drawn(WHOLE % 0 + WHOLE % 1, (64, 64), (2550, 3300)), LARGEST),
+        (drawn(WHOLE % 0 + words("Total"), (1, 1)), LARGEST),
+        (drawn(WHOLE % 0 + words("Total"), (306, 396)), LARGEST),
+        (drawn(WHOLE % 0 + b"10 10 99 99 re f", (306, 396)), LARGEST),
+        (drawn(b"q 100 0 0 100 50 600 cm /I0 Do Q", (10, 10)), LARGEST),
+    ],
+    ids=["scan", "turned", "box elsewhere", "layers", "white page", "letterhead", "lines", "logo"],
+)
+def test_only_what_is_a_scan_and_nothing_more_has_a_scans_resolution(
+    read: Read, data: bytes, shape: tuple[int, ...]
+) -> None:
+    """Text over a background is text: it is drawn as finely as the model sees it."""
+    assert pixels(read(data)[1][0].image).shape == shape
 
 
 @pytest.mark.parametrize(("rotate", "shape"), [(0, (1540, 1092, 3)), (90, (1092, 1540, 3)), (180, (1540, 1092, 3))])
@@ -302,6 +333,9 @@ def test_a_cut_image_is_unreadable(read: Read, kind: str) -> None:
         (b"one\ftwo\n\f\f", ["one", "two"]),
         (b"\fsecond", ["", "second"]),
         (b"[IMG][THINK]</s>", ["[IMG][THINK]</s>"]),
+        (b"BMW Group annual report", ["BMW Group annual report"]),
+        (b"P1 incident: all is down", ["P1 incident: all is down"]),
+        (b"BUFR notes, DDS is a service", ["BUFR notes, DDS is a service"]),
     ],
 )
 def test_text_is_pages_that_end_at_form_feeds(read: Read, data: bytes, pages: list[str]) -> None:

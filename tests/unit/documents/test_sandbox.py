@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 import psutil
 import pytest
@@ -177,6 +178,25 @@ def test_a_place_where_no_renderer_starts_stops_the_job_not_the_row(monkeypatch:
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(ClusterError):
         Sandbox(60, 512)(GOOD, WANT)
+
+
+def test_a_node_without_room_for_a_process_is_no_fault_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr("subprocess.Popen", full)
+    with pytest.raises(ClusterError, match="cannot be started"):
+        Sandbox(60, 512)(GOOD, WANT)
+
+
+def test_what_lies_in_the_working_directory_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "json.py").write_text("raise RuntimeError('not this one')")
+    monkeypatch.chdir(tmp_path)
+    box = Sandbox(60, 512)
+    try:
+        assert box(GOOD, WANT)[0] == 1
+    finally:
+        box.close()
 
 
 def test_pages_of_nothing_are_pages() -> None:

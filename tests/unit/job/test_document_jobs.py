@@ -181,6 +181,41 @@ def by_position(job: SmallJob, position: int) -> str:
     return job.row_ids()[position]
 
 
+class Queue:
+    """An engine whose slots are taken: each request waits for one, while a neighbour gets tokens all the time."""
+
+    def __init__(self, job: SmallJob) -> None:
+        self.engine, self._show = job.start_engine(), job.tokenizer.show
+
+    async def generate(self, prompt: Any, *, on_tokens: Any, **options: Any) -> Any:
+        text = self._show(prompt.token_ids)
+        if "neighbour" in text:
+            for _ in range(40):
+                await asyncio.sleep(0.1)
+                on_tokens(0, [5])
+        elif "These are pages" not in text:
+            await asyncio.sleep(2.0)
+        return await self.engine.generate(prompt, on_tokens=on_tokens, **options)
+
+    def shutdown(self) -> None:
+        self.engine.shutdown()
+
+
+def test_a_row_whose_next_request_waits_for_a_slot_does_not_hang(documents: SmallJob) -> None:
+    """Its parts had their tokens long ago; the request over their answers is as young as any that waits."""
+    documents.write(pa.table({"id": ["neighbour", "plain", "long"], "doc": [b"neighbour", b"text", LONG.encode()]}))
+    documents.set("limits", max_prompt_tokens=800, row_timeout_s=1.0)
+    documents.engine["max_num_seqs"] = 16
+    documents.begin()
+
+    async def work() -> None:
+        await documents.run_all(documents.replica(Queue(documents)))
+
+    asyncio.run(work())
+    assert documents.records("errors") == []
+    assert set(by_id(documents.records())) == {"neighbour", "plain", "long"}
+
+
 def test_compaction_keeps_the_columns(documents: SmallJob) -> None:
     documents.answer()
     documents.finalise()

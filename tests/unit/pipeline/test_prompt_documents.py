@@ -130,6 +130,15 @@ def test_of_a_first_page_that_is_too_long_its_beginning_is_shown(make: Make, tok
     assert "0 1 2 3 4 5 6 7" in tokenizer.show(prompt.token_ids)
 
 
+def test_a_text_is_cut_where_the_room_ends_however_long_its_tokens_are(make: Make, tokenizer: Tokenizer) -> None:
+    """A word of the tiny model's own is one token: more characters than are guessed for one."""
+    word = max((tokenizer.decode([number]) for number in range(300, 400)), key=len)
+    assert len(tokenizer.encode_text(word)) == 1
+    assert len(word) > 5
+    prompt = make("truncate")(row(Page(1, word * 2000)))
+    assert LIMIT * 0.8 < len(prompt.token_ids) <= LIMIT
+
+
 def test_a_picture_that_alone_does_not_fit_is_refused(make: Make) -> None:
     big = Image(28 * 40, 28 * 40, bytes(28 * 40 * 28 * 40 * 3))
     for overflow in ("truncate", "map_reduce"):

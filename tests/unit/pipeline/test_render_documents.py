@@ -190,8 +190,15 @@ def test_the_limit_is_for_all_files_of_a_row_together(render: Render) -> None:
     assert error.code is ErrorCode.TOO_MANY_PAGES
     assert "document 1" in error.message
     row = render([PDF, PDF, b"text"], limits={"max_images": 3}, how={"overflow": "truncate"})
-    assert [page.number for page in row.pages] == [1, 2, 3, 5]
+    assert [page.number for page in row.pages] == [1, 2, 3], "the first pages, and none after a gap"
     assert row.total_pages == 5
+
+
+def test_pages_without_pictures_do_not_count_as_images(render: Render) -> None:
+    text = "\f".join("abcd").encode()
+    for overflow in ("error", "truncate"):
+        row = render([text, encoded(two_halves())], limits={"max_images": 3}, how={"overflow": overflow})
+        assert [page.image is not None for page in row.pages] == [False] * 4 + [True]
 
 
 def test_a_document_needs_a_user_message(make_spec: Callable[..., JobSpec]) -> None:
