@@ -97,6 +97,7 @@ def test_each_trace_belongs_to_its_question(quickstart: Quickstart) -> None:
     assert len(strangers) <= 1, strangers
 
 
+@pytest.mark.fire  # an engine of its own
 def test_other_files_in_another_order_change_no_answer(
     quickstart: Quickstart, rearranged: dict[str, dict[str, Any]]
 ) -> None:

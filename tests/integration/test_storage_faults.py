@@ -97,6 +97,7 @@ def test_a_job_goes_through_a_storm(
     check_rows(output)
 
 
+@pytest.mark.fire  # an outage, and the lease of the run that could not give it back
 def test_a_store_that_stays_away_ends_the_command_and_the_same_one_goes_on(
     job: JobFiles, on_s3: tuple[str, str], proxy: FaultProxy
 ) -> None:
