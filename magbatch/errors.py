@@ -47,7 +47,7 @@ class ErrorCode(StrEnum):
     IMAGES_UNSUPPORTED = "images_unsupported"  # the model has no vision encoder
     PROMPT_TOO_LONG = "prompt_too_long"
     ENGINE_REJECTED = "engine_rejected"
-    ENGINE_KILLER = "engine_killer"  # in flight in two engines when they died or hung
+    ENGINE_KILLER = "engine_killer"  # in flight in three engines when they died or hung
     ANSWER_INVALID = "answer_invalid"  # the answer does not fit answer.schema, nor does a second one
     ROW_TIMEOUT = "row_timeout"  # the engine went on, but gave this row no token for limits.row_timeout_s
     INTERNAL = "internal"  # a defect in magbatch: the message names the exception

@@ -178,15 +178,13 @@ def _may_pass(error: BaseException) -> bool:
 
 
 def _get_once(url: str, limit: int, timeout_s: float, deadline: float, private: bool) -> bytes:
-    left = deadline - time.monotonic()
     transport = _Transport(_Network(deadline, private=private), proxies=private)
     # What a server compresses all the same is inflated here, within the limit: httpx would do it without one.
     headers = {"Accept-Encoding": "identity"}
     try:
         with (
             httpx.Client(
-                follow_redirects=True, max_redirects=MAX_REDIRECTS, timeout=max(left, 0.001), verify=_tls(),
-                transport=transport, headers=headers,
+                follow_redirects=True, max_redirects=MAX_REDIRECTS, timeout=None, transport=transport, headers=headers
             ) as client,
             client.stream("GET", url) as response,
         ):  # fmt: skip
@@ -196,8 +194,6 @@ def _get_once(url: str, limit: int, timeout_s: float, deadline: float, private: 
                 data += chunk
                 if len(data) > limit:
                     break
-                if time.monotonic() > deadline:
-                    raise httpx.ReadTimeout("")
             return _inflated(bytes(data), response.headers.get("Content-Encoding", "identity"), limit)
     except httpx.TimeoutException as error:
         raise httpx.ReadTimeout(f"not fetched within input.fetch_timeout_s = {timeout_s:g}") from error

@@ -49,7 +49,7 @@ def decode(data: bytes, max_pixels: int, grid: ImageGrid, origin: str) -> Image:
     """Decode one image file into what the model sees; of an animation, its first picture.
 
     Args:
-        data: PNG, JPEG, WebP or whatever else Pillow reads; CMYK, palette and 16-bit included.
+        data: One of `FORMATS`; CMYK, palette and 16-bit included.
         max_pixels: Checked from the header, before anything is decoded.
         grid: The sizes that the model takes.
         origin: Where the image came from, for messages.

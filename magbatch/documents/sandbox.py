@@ -2,7 +2,7 @@
 
 Every document ends here within its time and its memory, as pages or as a `RowError`: the kernel ends the process
 at the limit, whatever code it is stuck in. A process that was killed from outside accuses no document: the document
-is tried once more in a new one.
+is tried again in a new one, a few times.
 """
 
 import json
@@ -148,7 +148,6 @@ class Sandbox:
         # A Ray worker's packages are where sys.path says, and nowhere else.
         places = os.pathsep.join(filter(None, sys.path))
         environment = os.environ | {"PYTHONPATH": places} | dict.fromkeys(_THREADS, "1")
-
         command = [
             sys.executable,
             "-P",  # the working directory is no place for its imports
@@ -194,10 +193,9 @@ def _end(process: "subprocess.Popen[bytes]", connection: Connection) -> None:
 def main(arguments: list[str]) -> None:
     """The process: documents in, pages out, until the other end is closed."""
     import cv2
+    import pypdfium2  # noqa: F401 - loaded before the memory is bounded
 
     cv2.setNumThreads(1)
-    with suppress(ImportError):
-        import pypdfium2  # noqa: F401 - loaded before the memory is bounded
     connection = Connection(int(arguments[0]))
     timeout_s, memory_mb = float(arguments[1]), int(arguments[2])
     in_use = _address_space()
