@@ -76,7 +76,7 @@ def plan(spec: SpecPath, overrides: Overrides = None, limit: Limit = None, shard
     bool, typer.Option("--shards", help="List every shard.")] = False, json: Json = False) -> None:  # fmt: skip
     """Check a job and show what it would do; starts nothing and writes nothing."""
     with _errors(json):
-        from magbatch.job.run import listing, preview
+        from magbatch.job.preview import listing, preview
         from magbatch.spec import load
 
         loaded = load(spec, overrides)
@@ -139,6 +139,7 @@ def run(spec: SpecPath, overrides: Overrides = None, limit: Limit = None, json: 
     for line in outcome.lines:
         print(f"  {line}")
     print(f"  results: {_shown_path(output)}/results/*.parquet")
+    print(f"  report: {_shown_path(output)}/_magbatch/report.html")
     if outcome.report["totals"]["failed"]:
         print(f"  dead letters: {_shown_path(output)}/errors/*.parquet")
     for question, reasoning, answer in outcome.samples:
@@ -160,20 +161,40 @@ def _output(path: str) -> str:
 
 @app.command()
 def status(output: OutputPath, json: Json = False) -> None:
-    """Where a job stands, from its output alone."""
+    """Where a job stands, from its output alone: while it runs, and after."""
     with _errors(json):
-        from magbatch.job.run import status as job_status
+        from magbatch.job.status import status as job_status
 
         found = job_status(_output(output))
     if json:
         _print_json(found)
         return
     share = f"{100 * found['done'] / found['planned']:.1f}%" if found["planned"] else "100%"
-    state = "complete" if found["complete"] else "not complete"
+    run = found["run"]
+    alive = run is not None and run["alive"] and not found["complete"]
+    state = "complete" if found["complete"] else "running" if alive else "not complete"
     print(f"{found['job']}: {state}, {found['done']:,} of {found['planned']:,} rows done ({share})")
     print(f"  {found['answered']:,} answered, {found['failed']:,} failed")
     print(f"  {found['shards_done']:,} of {found['shards']:,} shards done")
-    print(f"Next: magbatch {'verify ' + output if found['complete'] else 'run SPEC, to go on'}")
+    if run is not None:
+        _print_run(found, run)
+    following = f"magbatch verify {output}" if found["complete"] else f"magbatch status {output}"
+    print(f"Next: {following if found['complete'] or alive else 'magbatch run SPEC, to go on'}")
+
+
+def _print_run(found: dict[str, Any], run: dict[str, Any]) -> None:
+    """What the run has last said of itself."""
+    from magbatch.job.progress import Eta, shown_eta
+
+    if not found["complete"]:
+        up, starting = run["replicas"]["serving"], run["replicas"]["starting"]
+        print(f"  {run['rows_per_s']:,.1f} rows/s, {run['tokens_per_s']:,.0f} tokens/s", end=", ")
+        print(f"{run['truncated']:,} truncated, {up} replica{'' if up == 1 else 's'} serving, {starting} starting")
+        if run["alive"]:
+            print(f"  ETA {shown_eta(Eta(**run['eta']) if run['eta'] else None)}")
+        print(f"  last sign of life {run['age_s']:,.0f} s ago, from host {run['host']}, process {run['pid']}")
+    cost = "" if run["cost"] is None else f", {run['cost']:,.2f} {found['currency']}"
+    print(f"  {run['spent']['device_s'] / 3600:,.2f} device hours so far{cost}")
 
 
 @app.command()

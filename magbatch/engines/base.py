@@ -41,12 +41,31 @@ class EngineConfig:
         args: Resolved engine arguments, by vLLM's names.
         sampling: The job's sampling parameters.
         gpus: GPUs of this replica; 0 runs on CPUs.
+        counts: Whether it keeps count of its load.
     """
 
     checkpoint: Path
     args: dict[str, Any]
     sampling: SamplingSpec
     gpus: int
+    counts: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLoad:
+    """How an engine is at the moment.
+
+    Attributes:
+        running: Sequences that it works on.
+        queued: Requests that wait for a slot in it.
+        kv_cache_ratio: Share of its KV cache that is in use, 0 to 1.
+        preemptions: Sequences that it put back for want of KV cache, since it started.
+    """
+
+    running: int = 0
+    queued: int = 0
+    kv_cache_ratio: float = 0.0
+    preemptions: int = 0
 
 
 class Engine(Protocol):
@@ -75,6 +94,9 @@ class Engine(Protocol):
             RequestRejectedError: The engine refuses this prompt and serves on.
             EngineDeadError: The engine is gone.
         """
+
+    def load(self) -> EngineLoad:
+        """How it is at the moment; of an engine that was told not to keep count, nothing."""
 
     def shutdown(self) -> None:
         """End the engine and every process that belongs to it."""

@@ -16,12 +16,14 @@ import asyncio
 import itertools
 import os
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from magbatch.capture import STDERR, captured
-from magbatch.engines.base import FREE, EngineConfig, Form, OnTokens
+from magbatch.engines.base import FREE, EngineConfig, EngineLoad, Form, OnTokens
 from magbatch.errors import EngineDeadError, EngineStartError, RequestRejectedError
 from magbatch.rows import Completion, Generation, Prompt
 from magbatch.tokenizer import Tokenizer
@@ -93,6 +95,7 @@ class FakeEngine:
         self._tokenizer = tokenizer
         self._slots = asyncio.Semaphore(self._args.max_num_seqs)
         self._dead = False
+        self._running = self._queued = 0
         self._thawed = asyncio.Event()
         self._thawed.set()
 
@@ -110,7 +113,7 @@ class FakeEngine:
             raise EngineDeadError("the scripted engine is dead")
         began = time.monotonic()
         self._note(prompt.row_id)
-        async with self._slots:
+        async with self._slot():
             rule = self._rule(prompt)
             if rule.do == "reject":
                 raise RequestRejectedError("the script rejects this prompt")
@@ -146,6 +149,24 @@ class FakeEngine:
             if hangs:
                 await asyncio.Event().wait()
         return Completion(tokens, reason)
+
+    @asynccontextmanager
+    async def _slot(self) -> AsyncIterator[None]:
+        self._queued += 1
+        try:
+            await self._slots.acquire()
+        finally:
+            self._queued -= 1
+        self._running += 1
+        try:
+            yield
+        finally:
+            self._running -= 1
+            self._slots.release()
+
+    def load(self) -> EngineLoad:
+        """See `Engine.load`. Its cache is full when all its slots are."""
+        return EngineLoad(self._running, self._queued, self._running / self._args.max_num_seqs)
 
     def shutdown(self) -> None:
         """See `Engine.shutdown`."""

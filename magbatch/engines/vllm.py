@@ -14,7 +14,7 @@ from typing import Any
 from uuid import uuid4
 
 from magbatch.capture import STDERR, captured
-from magbatch.engines.base import FREE, EngineConfig, Form, OnTokens
+from magbatch.engines.base import FREE, EngineConfig, EngineLoad, Form, OnTokens
 from magbatch.errors import EngineDeadError, EngineStartError, RequestRejectedError
 from magbatch.rows import Completion, Generation, Prompt
 from magbatch.tokenizer import picture
@@ -56,7 +56,9 @@ class VllmEngine:
                     **sampling, output_kind=RequestOutputKind.DELTA, stream_interval=CHUNK_TOKENS,
                     detokenize=False, skip_special_tokens=False,
                 )  # fmt: skip
-                self._engine = AsyncLLM.from_engine_args(args)
+                self._stats = _Stats()
+                loggers = [_logger_for(self._stats)] if config.counts else None
+                self._engine = AsyncLLM.from_engine_args(args, stat_loggers=loggers)
             except Exception as error:  # vLLM has no one class for what can be wrong at a start
                 raise EngineStartError(_first_cause(error, said.text())) from error
 
@@ -115,9 +117,62 @@ class VllmEngine:
         completions = [Completion(*sample) for sample in zip(tokens, map(str, reasons), strict=True)]
         return Generation(completions, cached, time.monotonic() - began)
 
+    def load(self) -> EngineLoad:
+        """See `Engine.load`."""
+        return self._stats.load()
+
     def shutdown(self) -> None:
         """See `Engine.shutdown`."""
         self._engine.shutdown()
+
+
+class _Stats:
+    """What vLLM says of itself after each of its steps; it calls these records unstable between versions."""
+
+    def __init__(self) -> None:
+        self._scheduler: Any = None
+        self._preemptions = 0
+
+    def record(self, scheduler: Any, iteration: Any) -> None:
+        self._scheduler = scheduler or self._scheduler
+        if iteration is not None:
+            self._preemptions += iteration.num_preempted_reqs
+
+    def load(self) -> EngineLoad:
+        now = self._scheduler
+        if now is None:
+            return EngineLoad()
+        queued = now.num_waiting_reqs + now.num_skipped_waiting_reqs
+        return EngineLoad(now.num_running_reqs, queued, now.kv_cache_usage, self._preemptions)
+
+
+def _logger_for(stats: _Stats) -> type:
+    """The class of a stat logger of vLLM's that keeps no more than this.
+
+    It stands in the place of vLLM's own Prometheus logger, which would be there as well otherwise, and count
+    every token of every step in a registry that nobody reads.
+    """
+    from vllm.v1.metrics.loggers import PrometheusStatLogger
+
+    class Logger(PrometheusStatLogger):
+        def __init__(self, vllm_config: Any, engine_indexes: Any = None) -> None:
+            self.engine_indexes = engine_indexes or [0]
+
+        def record(
+            self, scheduler_stats: Any, iteration_stats: Any, mm_cache_stats: Any = None, engine_idx: int = 0
+        ) -> None:
+            stats.record(scheduler_stats, iteration_stats)
+
+        def record_sleep_state(self, *_: Any, **__: Any) -> None:
+            return
+
+        def log_engine_initialized(self) -> None:
+            return
+
+        def log(self) -> None:
+            return
+
+    return Logger
 
 
 def _as_vllm(prompt: Prompt) -> Any:

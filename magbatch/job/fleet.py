@@ -43,16 +43,17 @@ from magbatch.engines import start
 from magbatch.engines.base import EngineConfig
 from magbatch.errors import ClusterError, EngineStartError, InterruptedJobError, JobError, LeaseError, StorageError
 from magbatch.job import preempt
+from magbatch.job.board import BoardState, Load, Snapshot, Use, Watch
 from magbatch.job.lease import Hold
 from magbatch.job.plan import Plan
 from magbatch.job.prepare import Job, from_block, prepare
-from magbatch.job.progress import BoardState, Snapshot, Watch
-from magbatch.job.replica import Replica, Tally
+from magbatch.job.replica import REPORT_INTERVAL_S, Replica
 from magbatch.model import engine_args, facts, locate
 from magbatch.pipeline.prompt import Prompter
 from magbatch.rows import Shard
 from magbatch.spec import JobSpec
 from magbatch.tokenizer import Tokenizer
+from magbatch.totals import Totals
 
 MAX_READ_TASK_ROWS = 2048  # a task that starts in the middle of a row group decodes its beginning again
 READ_TASKS_WANTED = 16  # of a small job, so that every core reads
@@ -113,9 +114,9 @@ class _RayBoard:
         """See `Board.strike`."""
         await self._ask(self._handle.strike.remote(rows))
 
-    async def report(self, replica: str, tally: Tally) -> bool:
+    async def report(self, replica: str, done: Totals, use: Use, load: Load) -> bool:
         """See `Board.report`."""
-        return bool(await self._ask(self._handle.report.remote(replica, tally)))
+        return bool(await self._ask(self._handle.report.remote(replica, done, use, load)))
 
     async def trouble(self, message: str) -> None:
         """See `Board.trouble`."""
@@ -142,6 +143,7 @@ class _Worker:
         with suppress(StorageError):  # the replica looks again while it works
             if hold.is_lost():  # Ray starts a zombie's replicas anew, driver or no driver
                 raise LeaseError(f"another run has taken {hold.root} over")
+        ray.get(board.join.remote(name, ray.get_runtime_context().get_actor_id()))
         budget = threading.Timer(spec.replicas.start_timeout_s, _give_up_start, (spec.replicas.start_timeout_s, board))
         budget.daemon = True
         budget.start()
@@ -150,15 +152,19 @@ class _Worker:
             args = engine_args(spec, facts(checkpoint))
             tokenizer = Tokenizer(checkpoint)
             engine = start(
-                spec.model.engine, EngineConfig(checkpoint, args, spec.sampling, spec.replicas.gpus), tokenizer
+                spec.model.engine,
+                EngineConfig(checkpoint, args, spec.sampling, spec.replicas.gpus, spec.metrics.enabled),
+                tokenizer,
             )
         except JobError as error:
             ray.get(board.engine_failed.remote(str(error)))
             raise
         finally:
             budget.cancel()
-        ray.get(board.report.remote(name, Tally()))
+        ray.get(board.report.remote(name, Totals(), Use(), Load()))
         self._board = board
+        self._begun = threading.Event()
+        threading.Thread(target=self._wait, args=(name,), name="waiting", daemon=True).start()
         self._touched = touched
         self._replica = Replica(
             name, job, engine, tokenizer, Prompter(spec, checkpoint, tokenizer, int(args["max_model_len"])),
@@ -166,7 +172,16 @@ class _Worker:
             board=_RayBoard(board), die=_die, notice=preempt.notice, hold=hold,
         )  # fmt: skip
 
+    def _wait(self, name: str) -> None:
+        """Until its first rows come, it serves, and its slots are free; then the replica itself reports."""
+        began = time.monotonic()
+        while not self._begun.wait(REPORT_INTERVAL_S):
+            now = time.monotonic()
+            self._board.report.remote(name, Totals(), Use(short_s=now - began), Load())
+            began = now
+
     async def __call__(self, block: pa.Table) -> pa.Table:
+        self._begun.set()
         shards = block.column("shard").to_pylist()
         left = []
         for index, shard in enumerate(shards):
@@ -183,7 +198,7 @@ def _read(job: Job, shards: list[Shard], partly_done: frozenset[int], board: Any
     """`prepare`, as a read task."""
 
     def wait(error: StorageError) -> None:
-        board.trouble.remote(f"the input's storage refuses, trying again: {error}")
+        board.input_refused.remote(f"the input's storage refuses, trying again: {error}")
 
     try:
         yield from prepare(job, shards, partly_done, wait)
@@ -347,7 +362,8 @@ def _supervise(
 ) -> Snapshot:
     # Beside the driver: the board must not go with a spot node.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    board: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(BoardState).remote()
+    rows = int((plan.shard_sizes - done).clip(0).sum())
+    board: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(BoardState).remote(rows)
     dataset = _dataset(job, plan, done, board, hold, doubtful=doubtful)
     failure: list[BaseException] = []
 
@@ -383,6 +399,7 @@ def _supervise(
             dataset._current_executor.shutdown(force=True)
         thread.join(SHUTDOWN_GRACE_S)
     last: Snapshot = ray.get(board.snapshot.remote())
+    watch(last)
     if stop.is_set():
         late = time.monotonic() > deadline
         raise InterruptedJobError(

@@ -21,18 +21,20 @@ import pyarrow.compute
 
 from magbatch.answers import made_columns
 from magbatch.errors import LeaseError, OutputError, SpecChangedError, StorageError
-from magbatch.job.audit import Audit, Totals, audit_unit, units
-from magbatch.job.parts import Part, Spool, read_columns, read_part, row_groups, row_ids_of
+from magbatch.job.audit import Audit, audit_unit, units
+from magbatch.job.parts import Part, Spool, read_columns, read_part, read_totals, row_groups, row_ids_of
 from magbatch.job.plan import Plan
 from magbatch.rows import ERRORS, RESULTS, SCHEMA_VERSION, PartName, errors_schema, new_attempt, results_schema
 from magbatch.spec import JobSpec, carried_columns, differences, parse
 from magbatch.storage import Store, open_store
 from magbatch.storage.patience import PatientStore
 from magbatch.storage.s3 import NoBucketError
+from magbatch.totals import Totals
 
 PLAN = "_magbatch/plan.parquet"
 SPEC = "_magbatch/spec.yaml"
 REPORT = "_magbatch/report.json"
+PAGE = "_magbatch/report.html"
 MANIFEST = "_magbatch/manifest.json"
 SUPERSEDED = "_magbatch/superseded"
 READERS = 8  # objects read at once by an audit: object storage answers in tens of ms
@@ -207,6 +209,29 @@ class Ledger:
                 counts[shard] = sum(row_id in done for row_id in plan.shard(shard).row_ids())
         return counts
 
+    def part_names(self) -> list[PartName]:
+        """Every committed object that is visible now."""
+        return [part for kind in (RESULTS, ERRORS) for part in self.parts(kind)]
+
+    def totals(self, names: list[PartName]) -> Totals:
+        """The sums over some objects, from their footers; a row that is in two of them counts twice.
+
+        Raises:
+            OutputError: One is damaged.
+        """
+
+        def one(name: PartName) -> Totals:
+            try:
+                return read_totals(self.store, name)
+            except FileNotFoundError:  # moved since it was listed
+                return Totals()
+
+        sums = Totals()
+        with ThreadPoolExecutor(READERS) as pool:
+            for totals in pool.map(one, names):
+                sums = sums.plus(totals)
+        return sums
+
     # The proof
 
     def audit(self, plan: Plan, more: dict[str, list[str]] | None = None) -> Iterator[Audit]:
@@ -355,7 +380,7 @@ class Ledger:
         Returns:
             Objects that it does not name, which an interrupted end left; and names of which there is no object.
         """
-        parts = [part for kind in (RESULTS, ERRORS) for part in self.parts(kind)]
+        parts = self.part_names()
         manifest = self.manifest()  # after the listing: what is not in it now will be in no later one either
         if manifest is None:
             return [], []

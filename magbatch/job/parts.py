@@ -7,6 +7,7 @@ is believed only when what was read back is what was written.
 import hashlib
 import io
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +17,10 @@ import pyarrow.parquet as pq
 from magbatch.errors import OutputError
 from magbatch.rows import ERRORS, PartName
 from magbatch.storage import Store
+from magbatch.totals import COLUMNS, Totals
 
+FOOTER_BYTES = 1 << 16
 ROW_GROUP_BYTES = 16 << 20  # in memory: what a reader of one column has to fetch at least, and a spool holds
-_TOTALLED = ("prompt_tokens", "cached_tokens", "reasoning_tokens", "answer_tokens", "reasoning_status")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,7 @@ def read_part(store: Store, name: PartName, more: dict[str, list[str]]) -> Part 
     Returns:
         The part, or what is wrong with the object.
     """
-    columns = ["row_id", "error_code"] if name.kind == ERRORS else ["row_id", "sample", *_TOTALLED]
+    columns = ["row_id", "error_code"] if name.kind == ERRORS else ["row_id", *COLUMNS]
     try:
         data = store.read(str(name))
         table = pq.read_table(io.BytesIO(data), columns=[*columns, *more.get(name.kind, [])], use_threads=False)
@@ -96,6 +98,23 @@ def read_columns(store: Store, name: PartName, columns: list[str]) -> pa.Table:
         raise
     except (pa.ArrowException, OSError, KeyError) as error:
         raise damaged(store, f"{name}: cannot be read: {' '.join(str(error).split())}") from error
+
+
+def read_totals(store: Store, name: PartName) -> Totals:
+    """The sums over an object: from its footer alone, where that has them.
+
+    Raises:
+        FileNotFoundError: It is gone.
+        OutputError: It is damaged.
+    """
+    found: Totals | None = None
+    with suppress(pa.ArrowException):  # the footer is longer than what was read of it
+        end = store.read_end(str(name), FOOTER_BYTES)
+        found = Totals.of_footer(pq.read_metadata(io.BytesIO(end)).metadata)
+    if found is not None:
+        return found
+    table = read_columns(store, name, ["error_code"] if name.kind == ERRORS else [*COLUMNS])
+    return Totals.of(name.kind, table)
 
 
 def row_groups(store: Store, name: PartName, sha256: str | None = None) -> Iterator[pa.Table]:

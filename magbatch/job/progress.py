@@ -1,140 +1,315 @@
-"""What is going on while a job runs: the board that its replicas report to, and the line a person sees.
+"""How far a job is: what its runs have done and used, how fast it goes, when it ends; and the line a person sees.
 
-Counts are of committed rows only: what the line says is done survives a crash.
+Counts are of committed rows only: what is shown as done survives a crash. What earlier runs have used goes on being
+counted; what their rows hold is in the footers of the objects.
 """
 
+import math
+import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from types import TracebackType
-from typing import Self
+from typing import Any, NamedTuple, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-from magbatch.errors import JobError
-from magbatch.job.replica import Tally
+from magbatch.job.board import Load, Place, Snapshot, Use
+from magbatch.rows import ReasoningStatus
+from magbatch.spec import JobSpec
+from magbatch.totals import Totals
 
 RATE_WINDOW_S = 60.0
-LOG_INTERVAL_S = 15.0  # between two lines where there is no terminal
-SILENT_REPLICA_S = 30.0  # a replica that has not reported for so long is not counted as up
+LOG_INTERVAL_S = 60.0  # between two lines where there is no terminal
+HISTORY_POINTS = 512  # at most: then every other one is dropped
+HISTORY_INTERVAL_S = 2.0  # between two points of a job that has just begun
+Z_90 = 1.645  # standard deviations on either side of the mean that hold 90% of a normal distribution
+
+
+class Point(NamedTuple):
+    """The job at one moment.
+
+    Attributes:
+        at: Unix time (s).
+        rows: Done.
+        tokens: Reasoning and answer, of them, as far as this run and the footers know.
+        replicas: That serve.
+    """
+
+    at: float
+    rows: int
+    tokens: int
+    replicas: int
 
 
 @dataclass(slots=True)
-class Snapshot:
-    """The state of a run at one moment.
+class Spent:
+    """What runs of a job have used.
 
     Attributes:
-        done: What this run has committed.
-        replicas: Replicas that serve.
-        starting: Whether none has served yet.
-        engine_error: What the first of the engines that failed to start said; None if all started.
-        failed_starts: Engines that failed to start since one did.
-        engine_deaths: Engines that died while rows were in them.
-        trouble: What keeps replicas waiting, with its number; None while nothing ever did.
-        failure: What stops the job, from the task or replica that met it first; None while nothing does.
+        device_s: Seconds for which devices were held: GPUs, or on CPUs replicas.
+        starved_s: Seconds in which an engine had free slots while rows remained to be begun.
+        engine_deaths: Engines that died, or hung, with rows in them.
+        restarts: Replicas that took the place of one that had ended.
+        input_errors: Refusals of the input's storage.
+        use: What replicas did beside answering.
     """
 
-    done: Tally = field(default_factory=Tally)
-    replicas: int = 0
-    starting: bool = True
-    engine_error: str | None = None
-    failed_starts: int = 0
+    device_s: float = 0.0
+    starved_s: float = 0.0
     engine_deaths: int = 0
-    trouble: tuple[int, str] | None = None
-    failure: JobError | None = None
+    restarts: int = 0
+    input_errors: int = 0
+    use: Use = field(default_factory=Use)
+
+    @classmethod
+    def of(cls, snapshot: Snapshot, devices: int) -> Self:
+        """What one run has used so far, with so many devices a replica."""
+        use = Use()
+        for place in snapshot.places:
+            use.add(place.use)
+        held = devices * sum(place.seconds for place in snapshot.places)
+        return cls(held, snapshot.starved_s, snapshot.engine_deaths, snapshot.restarts, snapshot.input_errors, use)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        """Of a record that holds `asdict` of one."""
+        return cls(**data | {"use": Use(**data["use"])})
+
+    def plus(self, other: Self) -> Self:
+        """The sums of both."""
+        sums = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "use"}
+        use = Use()
+        use.add(self.use)
+        use.add(other.use)
+        return type(self)(**{name: value + getattr(other, name) for name, value in sums.items()}, use=use)
 
 
-class BoardState:
-    """The board's memory: small, and bounded by the shards and replicas of one run."""
+class Eta(NamedTuple):
+    """Seconds until a job is complete: expected, and a 90% interval."""
 
-    def __init__(self) -> None:
-        self._done = Tally()
-        self._begun: set[int] = set()
-        self._strikes: dict[int, dict[str, int]] = {}
-        self._seen: dict[str, float] = {}
-        self._served = False
-        self._engine_error: str | None = None
-        self._failed_starts = 0
-        self._engine_deaths = 0
-        self._trouble: tuple[int, str] | None = None
-        self._failure: JobError | None = None
-        self._stopping = False
+    expected_s: float
+    early_s: float
+    late_s: float
 
-    def begin(self, shard: int) -> tuple[bool, dict[str, int]]:
-        """See `Board.begin`."""
-        first = shard not in self._begun
-        self._begun.add(shard)
-        return first, self._strikes.get(shard, {})
 
-    def strike(self, rows: dict[int, list[str]]) -> None:
-        """See `Board.strike`."""
-        self._engine_deaths += 1
-        for shard, row_ids in rows.items():
-            strikes = self._strikes.setdefault(shard, {})
-            for row_id in row_ids:
-                strikes[row_id] = strikes.get(row_id, 0) + 1
+def eta(rows_left: int, seen: Totals, tokens_per_s: float, rows_per_s: float) -> Eta | None:
+    """When the rest is done at this speed; None while nothing moves.
 
-    def report(self, replica: str, tally: Tally) -> bool:
-        """See `Board.report`."""
-        if replica not in self._seen:
-            self._failed_starts, self._engine_error = 0, None
-        self._seen[replica] = time.monotonic()
-        self._served = True
-        for item in fields(Tally):
-            setattr(self._done, item.name, getattr(self._done, item.name) + getattr(tally, item.name))
-        return self._stopping
+    The rest is as long as the rows seen so far, give or take: the interval holds both that its lengths scatter, and
+    that the mean of those seen is no more than an estimate (the variance of a sum of R draws, and R times the
+    standard error of a mean of N). Rows that take longest are seen last: early in a job, the late end is the likelier.
 
-    def engine_failed(self, message: str) -> None:
-        """An engine did not start."""
-        if not self._failed_starts:
-            self._engine_error = message
-        self._failed_starts += 1
+    Args:
+        rows_left: Rows that are not done.
+        seen: Totals of rows that are.
+        tokens_per_s: Generated tokens a second.
+        rows_per_s: Rows a second, for jobs in which no token was generated.
+    """
+    if rows_left == 0:
+        return Eta(0.0, 0.0, 0.0)
+    if not seen.generated_tokens or tokens_per_s <= 0:
+        return Eta(*[rows_left / rows_per_s] * 3) if rows_per_s > 0 else None
+    per_row = seen.records / seen.rows
+    mean = seen.generated_tokens / seen.records
+    variance = max(0.0, seen.squared_tokens / seen.records - mean**2)
+    records_left = rows_left * per_row
+    spread = Z_90 * math.sqrt(variance * (records_left + records_left**2 / seen.records))
+    tokens = records_left * mean
+    return Eta(tokens / tokens_per_s, max(0.0, tokens - spread) / tokens_per_s, (tokens + spread) / tokens_per_s)
 
-    def trouble(self, message: str) -> None:
-        """See `Board.trouble`."""
-        self._trouble = ((self._trouble[0] if self._trouble else 0) + 1, message)
 
-    def failed(self, error: JobError) -> None:
-        """A task or a replica met what stops the job; Ray would hand on no more than its text."""
-        self._failure = self._failure or error
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A job at one moment.
 
-    def left(self, replica: str) -> None:
-        """See `Board.left`."""
-        self._seen.pop(replica, None)
+    Attributes:
+        planned: Its rows.
+        done: Rows that are done.
+        totals: Of all committed rows; None while the footers of earlier ones are being read.
+        seen: Of those that are known.
+        snapshot: The fleet.
+        places: Of its replicas, or of those of the last one that has ended.
+        rows_per_s: In the last minute.
+        tokens_per_s: Generated ones, in the last minute.
+        eta: When it ends.
+        spent: What all its runs have used.
+        cost: Of that, in the spec's currency; None without a price.
+        started: When this run began (Unix time, s).
+        progressed: When rows were last committed, else when this run began (Unix time, s).
+        complete: Its manifest is written.
+    """
 
-    def stop(self) -> None:
-        """Ask every replica, with its next report, to stop."""
-        self._stopping = True
+    planned: int
+    done: int
+    totals: Totals | None
+    seen: Totals
+    snapshot: Snapshot
+    places: list[Place]
+    rows_per_s: float
+    tokens_per_s: float
+    eta: Eta | None
+    spent: Spent
+    cost: float | None
+    started: float
+    progressed: float
+    complete: bool
 
-    def snapshot(self) -> Snapshot:
-        """The state now."""
-        now = time.monotonic()
-        up = sum(now - seen < SILENT_REPLICA_S for seen in self._seen.values())
-        return Snapshot(
-            self._done, up, not self._served, self._engine_error, self._failed_starts,
-            self._engine_deaths, self._trouble, self._failure,
-        )  # fmt: skip
+    @property
+    def truncated(self) -> int:
+        """Samples whose thinking was truncated."""
+        return self.seen.by_status.get(ReasoningStatus.TRUNCATED, 0)
+
+
+class JobProgress:
+    """Follows a job through one run of the command; any thread may ask where it stands.
+
+    Args:
+        spec: The job.
+        planned: Its rows.
+        before: Rows that were done before this run.
+        spent: What earlier runs have used.
+        history: Of them.
+    """
+
+    def __init__(
+        self,
+        spec: JobSpec,
+        planned: int,
+        before: int,
+        spent: Spent | None = None,
+        history: list[Point] | None = None,
+    ) -> None:
+        self._planned, self._before = planned, before
+        self._devices = max(1, spec.replicas.gpus)
+        self._price = spec.cost.device_hour
+        self._lock = threading.Lock()
+        self._earlier: Totals | None = None if before else Totals()
+        self._spent = spent or Spent()
+        self._history = list(history or [])
+        self._interval_s = HISTORY_INTERVAL_S
+        self._snapshot = Snapshot()
+        self._places: list[Place] = []
+        self._fleets = Totals()  # of this run's fleets that have ended
+        self._window: deque[tuple[float, int, int]] = deque()
+        self._started = self._progressed = time.time()
+        self._looked = time.monotonic()
+        self._final: Totals | None = None
+
+    @property
+    def before(self) -> int:
+        """Rows that were done before this run."""
+        return self._before
+
+    @property
+    def history(self) -> list[Point]:
+        """The job over time, earlier runs included."""
+        with self._lock:
+            return list(self._history)
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since the run was last looked at, as it is a few times a second."""
+        return time.monotonic() - self._looked
+
+    def know(self, earlier: Totals) -> None:
+        """What the rows of earlier runs hold was read from their objects."""
+        with self._lock:
+            self._earlier = earlier
+
+    def alive(self) -> None:
+        """The run goes on with something that shows no progress."""
+        self._looked = time.monotonic()
+
+    def see(self, snapshot: Snapshot) -> None:
+        """The fleet is like this now."""
+        with self._lock:
+            now = self._looked = time.monotonic()
+            if snapshot.done.rows > self._snapshot.done.rows:
+                self._progressed = time.time()
+            self._snapshot = snapshot
+            done = self._fleets.plus(snapshot.done)
+            if not snapshot.starting:
+                self._window.append((now, done.rows, done.generated_tokens))
+                while now - self._window[0][0] > RATE_WINDOW_S:
+                    self._window.popleft()
+            self._note(self._point())
+
+    def end_fleet(self) -> None:
+        """The fleet has ended; another may come."""
+        with self._lock:
+            self._note(self._point(), always=True)
+            self._fleets = self._fleets.plus(self._snapshot.done)
+            self._spent = self._spent.plus(Spent.of(self._snapshot, self._devices))
+            self._places = self._snapshot.places
+            for place in self._places:
+                place.load = Load()
+            self._snapshot = Snapshot(starting=False)
+            self._window.clear()
+
+    def finish(self, totals: Totals) -> None:
+        """The job is complete."""
+        with self._lock:
+            self._final = totals
+
+    def standing(self) -> Standing:
+        """Where the job stands now."""
+        with self._lock:
+            mine = self._fleets.plus(self._snapshot.done)
+            totals = self._final or (None if self._earlier is None else self._earlier.plus(mine))
+            seen = totals or mine
+            done = self._planned if self._final is not None else min(self._planned, self._before + mine.rows)
+            rows_s, tokens_s = self._rates()
+            spent = self._spent.plus(Spent.of(self._snapshot, self._devices))
+            cost = None if self._price is None else self._price * spent.device_s / 3600
+            return Standing(
+                self._planned, done, totals, seen, self._snapshot,
+                self._snapshot.places or self._places, rows_s, tokens_s,
+                eta(self._planned - done, seen, tokens_s, rows_s), spent, cost, self._started, self._progressed,
+                self._final is not None,
+            )  # fmt: skip
+
+    def _rates(self) -> tuple[float, float]:
+        if len(self._window) < 2:
+            return 0.0, 0.0
+        (then, rows_then, tokens_then), (now, rows, tokens) = self._window[0], self._window[-1]
+        seconds = max(now - then, 1e-9)
+        return (rows - rows_then) / seconds, (tokens - tokens_then) / seconds
+
+    def _point(self) -> Point:
+        mine = self._fleets.plus(self._snapshot.done)
+        tokens = mine.generated_tokens + (self._earlier.generated_tokens if self._earlier is not None else 0)
+        return Point(time.time(), self._before + mine.rows, tokens, self._snapshot.replicas)
+
+    def _note(self, point: Point, *, always: bool = False) -> None:
+        if self._earlier is None:
+            return  # its tokens would be too few
+        last = self._history[-1].at if self._history else 0.0
+        if point.at - last < (0 if always else self._interval_s):
+            return
+        self._history.append(point)
+        if len(self._history) > HISTORY_POINTS:
+            self._history = self._history[::2]
+            self._interval_s *= 2
 
 
 class ProgressLine:
-    """The live line on a terminal; a plain line now and then elsewhere.
+    """The live line on a terminal; a plain line a minute elsewhere.
 
     Args:
         console: Where it goes.
-        planned: Rows of the job.
-        before: Rows that were done before this run.
+        progress: What it shows.
+
+    Attributes:
+        progress: The same.
     """
 
-    def __init__(self, console: Console, planned: int, before: int) -> None:
+    def __init__(self, console: Console, progress: JobProgress) -> None:
         self._console = console
-        self._planned = planned
-        self._before = before
-        self._began = time.monotonic()
-        self._history: deque[tuple[float, int, int]] = deque()
-        self._logged = self._began
+        self.progress = progress
+        self._began = self._logged = time.monotonic()
         self._deaths = self._troubles = 0
         self._bar = Progress(
             SpinnerColumn(),
@@ -144,7 +319,8 @@ class ProgressLine:
             console=console,
             transient=True,
         )
-        self._task = self._bar.add_task("rows", total=planned, completed=before, state="starting Ray")
+        standing = progress.standing()
+        self._task = self._bar.add_task("rows", total=standing.planned, completed=standing.done, state="starting Ray")
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:
@@ -157,15 +333,10 @@ class ProgressLine:
         if self._console.is_terminal:
             self._bar.stop()
 
-    def show(self, snapshot: Snapshot) -> None:
-        """Show a snapshot."""
-        now = time.monotonic()
-        done = snapshot.done.answered + snapshot.done.failed
-        tokens = snapshot.done.reasoning_tokens + snapshot.done.answer_tokens
-        if not snapshot.starting:
-            self._history.append((now, done, tokens))
-            while self._history and now - self._history[0][0] > RATE_WINDOW_S:
-                self._history.popleft()
+    def show(self) -> None:
+        """Show where the job stands."""
+        now, standing = time.monotonic(), self.progress.standing()
+        snapshot = standing.snapshot
         if snapshot.engine_deaths > self._deaths:
             self._deaths = snapshot.engine_deaths
             self.say(
@@ -174,8 +345,8 @@ class ProgressLine:
         if snapshot.trouble is not None and snapshot.trouble[0] > self._troubles:
             self._troubles, message = snapshot.trouble
             self.say(message)
-        text = self._text(snapshot, done, now)
-        self._bar.update(self._task, completed=self._before + done, state=text)
+        text = line(standing, starting_s=now - self._began)
+        self._bar.update(self._task, completed=standing.done, state=text)
         if not self._console.is_terminal and now - self._logged >= LOG_INTERVAL_S:
             self._logged = now
             self.say(f"rows {text}")
@@ -184,20 +355,23 @@ class ProgressLine:
         """One line above the bar."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    def _text(self, snapshot: Snapshot, done: int, now: float) -> str:
-        if snapshot.starting:
-            return f"{self._before + done}/{self._planned} · starting the engine, {now - self._began:.0f} s"
-        (then, rows_then, tokens_then), (_, _, tokens) = self._history[0], self._history[-1]
-        seconds = max(now - then, 1e-9)
-        rows_s = (done - rows_then) / seconds if len(self._history) > 1 else 0.0
-        tokens_s = (tokens - tokens_then) / seconds if len(self._history) > 1 else 0.0
-        left = self._planned - self._before - done
-        eta = str(timedelta(seconds=round(left / rows_s))) if rows_s > 0 else "-"
-        return (
-            f"{self._before + done:,}/{self._planned:,} · {rows_s:,.1f} rows/s · {tokens_s:,.0f} tokens/s"
-            f" · {snapshot.done.failed:,} failed · {snapshot.done.truncated:,} truncated"
-            f" · {snapshot.replicas} replica{'' if snapshot.replicas == 1 else 's'} · ETA {eta}"
-        )
+
+def line(standing: Standing, starting_s: float) -> str:
+    """Where a job stands, on one line."""
+    if standing.snapshot.starting and not standing.complete:
+        return f"{standing.done:,}/{standing.planned:,} · starting the engine, {starting_s:.0f} s"
+    replicas = standing.snapshot.replicas
+    return (
+        f"{standing.done:,}/{standing.planned:,} · {standing.rows_per_s:,.1f} rows/s"
+        f" · {standing.tokens_per_s:,.0f} tokens/s"
+        f" · {standing.seen.failed:,} failed · {standing.truncated:,} truncated"
+        f" · {replicas} replica{'' if replicas == 1 else 's'} · ETA {shown_eta(standing.eta)}"
+    )
 
 
-Watch = Callable[[Snapshot], None]
+def shown_eta(eta: Eta | None) -> str:
+    """As `2:13:00 (2:05:10 to 2:40:00)`."""
+    if eta is None:
+        return "-"
+    expected, early, late = (str(timedelta(seconds=round(seconds))) for seconds in eta)
+    return expected if early == late else f"{expected} ({early} to {late})"

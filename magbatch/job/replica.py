@@ -6,27 +6,31 @@ they finish: none waits for a slower neighbour.
 """
 
 import asyncio
+import functools
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Protocol
 
 from magbatch.answers import Reader, made_columns
 from magbatch.engines.base import Engine
 from magbatch.errors import EngineDeadError, ErrorCode, RowError, Step, StorageError
 from magbatch.job.ask import Ask, Progress
+from magbatch.job.board import Board, Load, Use
+from magbatch.job.in_flight import InFlight
 from magbatch.job.lease import EXPIRY_S, Hold
 from magbatch.job.ledger import Ledger
 from magbatch.job.prepare import Job, ShardPrompts
+from magbatch.metrics import COMMIT_BOUNDS_S
 from magbatch.pipeline.generate import ADMITTED_PER_SLOT, Admission, Generate, Steering
 from magbatch.pipeline.parse import Parser
 from magbatch.pipeline.prompt import Prompter
-from magbatch.pipeline.write import PartWriter
-from magbatch.rows import DeadLetter, FinishedRow, Prompt, ReasoningStatus
+from magbatch.pipeline.write import Committed, PartWriter
+from magbatch.rows import DeadLetter, FinishedRow, Prompt
 from magbatch.tokenizer import Tokenizer
+from magbatch.totals import Totals, bucket
 
 # Engines that die with a row in flight before it counts as their killer. After the first death a part of the suspects
 # is let in at once, after the second one suspect at a time: a killer is found among 2 x 256 rows by three deaths, and
@@ -41,47 +45,6 @@ REPORT_INTERVAL_S = 1.0
 HOLD_INTERVAL_S = 5.0
 
 
-@dataclass(slots=True)
-class Tally:
-    """What a replica did since it last reported: counts of rows and tokens."""
-
-    answered: int = 0
-    failed: int = 0
-    truncated: int = 0
-    prompt_tokens: int = 0
-    reasoning_tokens: int = 0
-    answer_tokens: int = 0
-
-    def count(self, rows: list[FinishedRow]) -> None:
-        """Add committed rows."""
-        self.answered += len(rows)
-        for row in rows:
-            self.prompt_tokens += row.prompt_tokens
-            for answer in row.answers:
-                self.truncated += answer.status == ReasoningStatus.TRUNCATED
-                self.reasoning_tokens += answer.reasoning_tokens
-                self.answer_tokens += answer.answer_tokens
-
-
-class Board(Protocol):
-    """Where the replicas of a job meet: the driver keeps it, for the length of one run."""
-
-    async def begin(self, shard: int) -> tuple[bool, dict[str, int]]:
-        """Whether this is the run's first attempt at a shard, and the strikes against its rows."""
-
-    async def strike(self, rows: dict[int, list[str]]) -> None:
-        """An engine died with these rows in flight, by shard."""
-
-    async def report(self, replica: str, tally: Tally) -> bool:
-        """Add to the job's counts; True asks the replica to stop."""
-
-    async def trouble(self, message: str) -> None:
-        """Something keeps the replica waiting: one line for a person."""
-
-    async def left(self, replica: str) -> None:
-        """The replica ends."""
-
-
 @dataclass(slots=True, eq=False)
 class _Attempt:
     """One attempt at a shard: finished rows wait here for their commit."""
@@ -90,30 +53,13 @@ class _Attempt:
     writer: PartWriter
     finished: list[FinishedRow] = field(default_factory=list)
     letters: list[DeadLetter] = field(default_factory=list)
+    open: deque[Prompt] = field(default_factory=deque)  # rows that are not let in yet
     since: float = 0.0  # when the oldest row that waits was finished
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def waiting(self) -> int:
         return len(self.finished) + len(self.letters)
-
-
-@dataclass(slots=True, eq=False)
-class _Request:
-    """One request of a row: a row may make several, one after the other or at once."""
-
-    began: float
-    pulse: float | None = None  # when its last tokens came; None before the first
-
-
-@dataclass(slots=True, eq=False)
-class _InFlight:
-    """A row inside the engine."""
-
-    shard: int
-    task: asyncio.Task[Any]
-    requests: set[_Request] = field(default_factory=set)
-    hangs: bool = False
 
 
 class Replica:
@@ -168,14 +114,14 @@ class Replica:
         self._noticed: float | None = None
         self._refusal: str | None = None
         self._ledger = Ledger(job.spec.output.path, job.spec.output.patience_s, self._note_refusal)
-        self._in_flight: dict[str, _InFlight] = {}
-        self._pulse = 0.0  # when the engine last gave any row a token
-        self._reached = 0.0  # when the youngest of the rows began that have a first token: engines serve in turn
+        self._in_flight = InFlight(limits.row_timeout_s)
+        self._slots, self._samples = slots, job.spec.sampling.n
+        self._preemptions = 0  # of the engine, as far as they are reported
         self._held_at = time.monotonic()  # when the lease was last seen to be the run's
         self._attempts: set[_Attempt] = set()
         self._rows: set[asyncio.Task[None]] = set()
         self._commits: set[asyncio.Task[None]] = set()
-        self._tally = Tally()
+        self._done, self._use = Totals(), Use()
         self._stopping = False
         self._storage_failure: StorageError | None = None
         self._clock: asyncio.Task[None] | None = None
@@ -219,9 +165,9 @@ class Replica:
                     if letter.row_id not in done:
                         self._finish(attempt, letter)
                 # Emptied as rows are admitted: a straggler must not hold the images of its whole shard.
-                rows = deque(row for row in work.prompts if row.row_id not in done)
+                attempt.open.extend(row for row in work.prompts if row.row_id not in done)
                 del work
-                left = await self._admit(attempt, rows, strikes, mine)
+                left = await self._admit(attempt, strikes, mine)
             left += await _wait_for(mine)
             await self._commit(attempt)
             return left
@@ -241,13 +187,11 @@ class Replica:
         for task in self._rows:
             task.cancel()
 
-    async def _admit(
-        self, attempt: _Attempt, rows: deque[Prompt], strikes: dict[str, int], mine: set[asyncio.Task[None]]
-    ) -> int:
+    async def _admit(self, attempt: _Attempt, strikes: dict[str, int], mine: set[asyncio.Task[None]]) -> int:
         """Let rows into the engine as it has room; returns how many a stop has kept out."""
         left = 0
-        while rows:
-            prompt = rows.popleft()
+        while attempt.open:
+            prompt = attempt.open.popleft()
             struck = strikes.get(prompt.row_id, 0)
             if struck >= STRIKES:
                 message = f"it was in flight in {STRIKES} engines when they died or hung"
@@ -311,35 +255,18 @@ class Replica:
             self._commit_soon(attempt)
 
     async def _answer(self, shard: int, prompt: Prompt) -> FinishedRow | DeadLetter:
-        if not self._in_flight:
-            self._pulse = time.monotonic()
-        task = asyncio.current_task()
-        assert task is not None
-        row = self._in_flight[prompt.row_id] = _InFlight(shard, task)
-
-        @contextmanager
-        def watch() -> Iterator[Callable[[], None]]:
-            request = _Request(time.monotonic())
-            row.requests.add(request)
-
-            def pulse() -> None:
-                request.pulse = self._pulse = time.monotonic()
-                self._reached = max(self._reached, request.began)
-
-            try:
-                yield pulse
-            finally:
-                row.requests.discard(request)
-
-        progress = Progress(watch)
+        self._in_flight.enter(shard, prompt.row_id)
+        progress = Progress(functools.partial(self._in_flight.watch, prompt.row_id))
         try:
             return await self._ask(prompt, progress)
         except EngineDeadError:
             raise
         except asyncio.CancelledError:
-            if not row.hangs:
-                del self._in_flight[prompt.row_id]
+            if not self._in_flight.hangs(prompt.row_id):
+                self._in_flight.leave(prompt.row_id)
                 raise
+            task = asyncio.current_task()
+            assert task is not None
             task.uncancel()
             waited = f"the engine gave it no token for {self._spec.limits.row_timeout_s:,.0f} s (limits.row_timeout_s)"
             return DeadLetter(prompt.row_id, progress.step, ErrorCode.ROW_TIMEOUT, waited)
@@ -351,7 +278,7 @@ class Replica:
     def _finish(self, attempt: _Attempt, row: FinishedRow | DeadLetter) -> None:
         if not attempt.waiting:
             attempt.since = time.monotonic()
-        self._in_flight.pop(row.row_id, None)
+        self._in_flight.leave(row.row_id)
         if isinstance(row, DeadLetter):
             attempt.letters.append(row)
         else:
@@ -365,19 +292,28 @@ class Replica:
                 if (finished or letters) and time.monotonic() - self._held_at > EXPIRY_S:
                     await self._check_hold()
                 if finished:
-                    await asyncio.to_thread(attempt.writer.results, finished)
+                    await self._count(asyncio.to_thread(attempt.writer.results, finished))
                     del attempt.finished[: len(finished)]
-                    self._tally.count(finished)
                 if letters:
-                    await asyncio.to_thread(attempt.writer.errors, letters)
+                    await self._count(asyncio.to_thread(attempt.writer.errors, letters))
                     del attempt.letters[: len(letters)]
-                    self._tally.failed += len(letters)
             except StorageError as error:
                 self._storage_failure = error
                 raise
             finally:
                 attempt.since = time.monotonic()
                 self._committed.set()
+
+    async def _count(self, commit: Coroutine[None, None, Committed]) -> None:
+        """Wait for an object to be written, and count its rows."""
+        began = time.monotonic()
+        committed = await commit
+        took = time.monotonic() - began
+        self._done = self._done.plus(committed.totals)
+        self._use.commits += 1
+        self._use.commit_ms += round(1000 * took)
+        self._use.commit_bytes += committed.bytes
+        bucket(self._use.by_commit, [took], COMMIT_BOUNDS_S)
 
     def _commit_soon(self, attempt: _Attempt) -> None:
         """Commit in a task of its own: one that is under way is never cancelled half-way."""
@@ -393,10 +329,13 @@ class Replica:
 
     async def _tick(self) -> None:
         """Commits what has waited long enough, and tells the board what was done."""
-        reported = time.monotonic()
+        reported = ticked = time.monotonic()
         while True:
             await asyncio.sleep(TICK_S)
             now = time.monotonic()
+            if self._in_flight.requests * self._samples < self._slots and not self._stopping and self._noticed is None:
+                self._use.short_s += now - ticked
+            ticked = now
             if self._noticed is None and self._notice is not None and self._notice.is_set():
                 self._noticed = now
                 await self._board.trouble("a node is about to go: its replica commits what is finished")
@@ -408,7 +347,8 @@ class Replica:
             if self._refusal is not None:
                 refusal, self._refusal = self._refusal, None
                 await self._board.trouble(f"the output's storage refuses, trying again: {refusal}")
-            self._look_for_hangs(now)
+            if self._in_flight.look(now):
+                self._end_soon()
             if now - reported >= REPORT_INTERVAL_S:
                 reported = now
                 await self._report()
@@ -432,31 +372,16 @@ class Replica:
     def _note_refusal(self, error: StorageError) -> None:
         """From the thread of a commit: the next tick tells the board."""
         self._refusal = str(error)
-
-    def _look_for_hangs(self, now: float) -> None:
-        """A row that gets no token while others do is given up; an engine that gives none to any is as good as dead."""
-        patience = self._spec.limits.row_timeout_s
-        if patience is None or not self._in_flight:
-            return
-        if now - self._pulse > patience:
-            self._end_soon()
-            return
-        for row in self._in_flight.values():
-            if any(self._hangs(request, now, patience) for request in row.requests):
-                row.hangs = True
-                row.task.cancel()
-
-    def _hangs(self, request: _Request, now: float, patience: float) -> bool:
-        """Only if the engine went on without it; one without a first token may wait for a slot, but not while others
-        that came long after it have theirs.
-        """
-        started = request.pulse is not None
-        since, went_on = (request.pulse or 0.0, self._pulse) if started else (request.began, self._reached)
-        return now - since > patience and went_on - since > patience / 2
+        self._use.commit_retries += 1
 
     async def _report(self) -> None:
-        tally, self._tally = self._tally, Tally()
-        if await self._board.report(self._name, tally) and not self._stopping:
+        load = self._engine.load()
+        self._use.preemptions += load.preemptions - self._preemptions
+        self._preemptions = load.preemptions
+        done, self._done, use, self._use = self._done, Totals(), self._use, Use()
+        waiting = sum(len(attempt.open) for attempt in self._attempts)
+        stop = await self._board.report(self._name, done, use, Load(len(self._in_flight), waiting, load))
+        if stop and not self._stopping:
             self.stop()
 
     def _end_soon(self) -> asyncio.Task[None]:
@@ -469,10 +394,7 @@ class Replica:
         if self._notice is not None and await asyncio.to_thread(self._notice.wait, NOTICE_WAIT_S):
             await self._end()  # the node goes, and has taken the engine first: no row did it
             return
-        by_shard: dict[int, list[str]] = {}
-        for row_id, row in self._in_flight.items():
-            by_shard.setdefault(row.shard, []).append(row_id)
-        await self._board.strike(by_shard)
+        await self._board.strike(self._in_flight.by_shard())
         await self._end()
 
     async def _end(self) -> None:

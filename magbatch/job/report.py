@@ -5,11 +5,13 @@ the run that just ended.
 """
 
 import hashlib
+import heapq
 import platform
 import shutil
 import tempfile
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,12 +20,15 @@ import pyarrow as pa
 import pyarrow.compute
 
 import magbatch
-from magbatch.job.audit import Totals
+from magbatch.job.board import Place
+from magbatch.job.progress import Point, Spent
 from magbatch.rows import RESULTS
 from magbatch.spec import JobSpec
+from magbatch.totals import Totals
 
 BUCKETS = 64  # of hashed ids on disk: memory is one bucket's, whatever the number of rows
 SAMPLE_CHARS = 100
+SLOWEST_ROWS = 10
 
 
 class DuplicateIds:
@@ -96,6 +101,70 @@ class Run:
         return self.tokens / self.serving_s if self.serving_s > 0 else 0.0
 
 
+class Slowest:
+    """Keeps the rows that took longest.
+
+    Args:
+        column: The user's id, where the job has one.
+        count: How many are kept.
+    """
+
+    def __init__(self, column: str | None, count: int = SLOWEST_ROWS) -> None:
+        self._columns = [*([column] if column else []), "row_id", "latency_s", "reasoning_tokens", "answer_tokens"]
+        self._column, self._count = column, count
+        self._rows: list[dict[str, Any]] = []
+
+    def see(self, kind: str, table: pa.Table) -> None:
+        """Take the rows of one object."""
+        if kind != RESULTS or not table.num_rows:
+            return
+        first = table.filter(pa.compute.equal(table.column("sample"), 0)).select(list(dict.fromkeys(self._columns)))
+        longest = pa.compute.select_k_unstable(first, self._count, [("latency_s", "descending")])
+        self._rows += first.take(longest).to_pylist()
+        self._rows = heapq.nlargest(self._count, self._rows, key=itemgetter("latency_s"))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The slowest first; `id` is the user's."""
+        return [
+            {
+                "row_id": row["row_id"],
+                "id": None if self._column is None or row[self._column] is None else str(row[self._column]),
+                "latency_s": row["latency_s"],
+                "reasoning_tokens": row["reasoning_tokens"],
+                "answer_tokens": row["answer_tokens"],
+            }
+            for row in self._rows
+        ]
+
+
+@dataclass(slots=True)
+class Replica:
+    """What one place in the fleet did in the run that ended the job.
+
+    Attributes:
+        number: Of the place.
+        rows: Committed.
+        tokens: Reasoning and answer tokens of them.
+        seconds: For which replicas held it, engine starts included.
+        short_s: Of those, seconds in which its engine had free slots.
+        joins: Replicas that have had it.
+    """
+
+    number: int
+    rows: int
+    tokens: int
+    seconds: float
+    short_s: float
+    joins: int
+
+    @classmethod
+    def of(cls, place: Place) -> Self:
+        """Of the board's."""
+        return cls(
+            place.number, place.done.rows, place.done.generated_tokens, place.seconds, place.use.short_s, place.joins
+        )
+
+
 @dataclass(slots=True)
 class Report:
     """A completed job.
@@ -108,6 +177,12 @@ class Report:
         duplicate_ids: Rows whose user id an earlier row has too; None without an id column.
         run: The run that completed it.
         settings: The spec, and the resolved engine arguments.
+        spent: What all runs of the job have used.
+        history: The job over time.
+        replicas: Of the run that completed it.
+        slowest: Rows that took longest, with the user's id.
+        cost: Of the devices; None without a price.
+        currency: Of the cost.
     """
 
     job: str
@@ -117,6 +192,12 @@ class Report:
     duplicate_ids: int | None
     run: Run
     settings: dict[str, Any] = field(default_factory=dict)
+    spent: Spent = field(default_factory=Spent)
+    history: list[Point] = field(default_factory=list)
+    replicas: list[Replica] = field(default_factory=list)
+    slowest: list[dict[str, Any]] = field(default_factory=list)
+    cost: float | None = None
+    currency: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """As report.json holds it."""
@@ -126,7 +207,14 @@ class Report:
     def from_dict(cls, data: dict[str, Any]) -> Self:
         """Read back what `to_dict` gave."""
         known = {name: value for name, value in data.items() if name != "versions"}
-        return cls(**known | {"totals": Totals(**data["totals"]), "run": Run(**data["run"])})
+        parts = {
+            "totals": Totals(**data["totals"]),
+            "run": Run(**data["run"]),
+            "spent": Spent.from_dict(data["spent"]),
+            "history": [Point(*point) for point in data["history"]],
+            "replicas": [Replica(**replica) for replica in data["replicas"]],
+        }
+        return cls(**known | parts)
 
     def lines(self) -> list[str]:
         """The summary that ends the command."""
@@ -154,6 +242,9 @@ class Report:
             lines.append(
                 f"this run: {self.run.rows:,} rows in {self.run.seconds:,.0f} s, {speed} while the engine served"
             )
+        if self.spent.device_s:
+            cost = "" if self.cost is None else f", {self.cost:,.2f} {self.currency}"
+            lines.append(f"devices: {self.spent.device_s / 3600:,.2f} hours{cost}")
         return lines
 
 

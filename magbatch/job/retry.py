@@ -24,9 +24,10 @@ import pyarrow.compute
 from rich.console import Console
 
 from magbatch.errors import ErrorCode, SpecChangedError, SpecError
-from magbatch.job.audit import Totals, units
+from magbatch.job.audit import units
 from magbatch.job.lease import Lease
-from magbatch.job.ledger import READERS, REPORT, Ledger, narrow_columns, schema_of
+from magbatch.job.ledger import PAGE, READERS, REPORT, Ledger, narrow_columns, schema_of
+from magbatch.job.page import render
 from magbatch.job.parts import Part, Spool, damaged, read_columns, read_part, row_groups
 from magbatch.job.plan import Plan
 from magbatch.job.prepare import Job, Preparer
@@ -35,6 +36,7 @@ from magbatch.job.run import complete, patient_ledger, stored_report
 from magbatch.rows import ERRORS, RESULTS, PartName, ReasoningStatus, new_attempt
 from magbatch.spec import JobSpec, differences, parse
 from magbatch.storage import open_store
+from magbatch.totals import Totals
 
 FOLDER = "_magbatch/retries"
 OBJECTS_AT_HAND = 8  # of the retry: consecutive shards of the job take their rows from the same few
@@ -370,11 +372,11 @@ class _Change:
 
     def take(self, part: Part) -> None:
         self.gone.append(part.name)
-        self.totals = self.totals.plus(Totals.of(part, self.expected), -1)
+        self.totals = self.totals.plus(Totals.of(part.name.kind, part.table, self.expected), -1)
 
     def give(self, part: Part) -> None:
         self.new.append(part.entry())
-        self.totals = self.totals.plus(Totals.of(part, self.expected))
+        self.totals = self.totals.plus(Totals.of(part.name.kind, part.table, self.expected))
 
 
 def _replace(
@@ -451,6 +453,7 @@ def _entries(manifest: dict[str, Any]) -> dict[PartName, str]:
 
 def _write_report(ledger: Ledger, report: Report) -> None:
     ledger.store.write(REPORT, json.dumps(report.to_dict(), indent=1).encode())
+    ledger.store.write(PAGE, render(report))
 
 
 def _now() -> str:

@@ -7,8 +7,9 @@ its manifest is there.
 
 import io
 import json
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -20,20 +21,24 @@ import pyarrow.parquet as pq
 from rich.console import Console
 
 from magbatch.errors import ClusterError, LeaseError, OutputError, StorageError
-from magbatch.job.audit import Totals
+from magbatch.job.board import Snapshot
+from magbatch.job.exporter import Exporter
+from magbatch.job.heartbeat import Heartbeat, earlier
 from magbatch.job.lease import Lease
-from magbatch.job.ledger import REPORT, Ledger
+from magbatch.job.ledger import PAGE, REPORT, Ledger
+from magbatch.job.page import render
 from magbatch.job.plan import Plan, make_plan, rendered_columns
 from magbatch.job.prepare import Job, Preparer
-from magbatch.job.progress import ProgressLine, Snapshot
-from magbatch.job.report import DuplicateIds, Report, Run, one_line, settings
+from magbatch.job.progress import JobProgress, ProgressLine
+from magbatch.job.report import DuplicateIds, Replica, Report, Run, Slowest, one_line, settings
 from magbatch.model import engine_args, facts, locate
 from magbatch.pipeline.read import ShardReader
 from magbatch.pipeline.render import Renderer
-from magbatch.rows import ERRORS, RESULTS, Prompt, Segment, Shard
+from magbatch.rows import ERRORS, RESULTS, Segment, Shard
 from magbatch.spec import JobSpec
 from magbatch.storage import open_store
 from magbatch.storage.s3 import NoBucketError
+from magbatch.totals import Totals
 
 SAMPLE_ROWS = 3
 LATE_LISTING_S = (0.5, 1.0, 2.0, 4.0)  # waits for a listing that does not show yet what was written
@@ -89,7 +94,10 @@ def run(spec: JobSpec, console: Console, limit: int | None = None) -> Outcome:
             lease = Lease(open_store(ledger.path, quick=True), console.print)
             with suppress(LeaseError), lease.held():
                 ledger.tidy(lease.confirm)
-        return _outcome(spec, stored_report(ledger), ledger, known, already=True)
+        report = stored_report(ledger)
+        if not any(item.name == PAGE for item in ledger.store.list(PAGE)):  # the run ended right before it
+            ledger.store.write(PAGE, render(report))
+        return _outcome(spec, report, ledger, known, already=True)
     plan = known or _new_plan(spec, ledger, limit)
     Preparer(Job(spec, plan.columns))  # what is wrong with model, tokenizer or prompt shows before anything is written
     lease = Lease(open_store(ledger.path, quick=True), console.print)
@@ -145,9 +153,34 @@ def complete(spec: JobSpec, plan: Plan, ledger: Ledger, console: Console, lease:
         console.print(
             f"{before:,} of {plan.rows:,} rows are committed already; going on with the rest", highlight=False
         )
-    the_run = _answer(Job(spec, plan.columns), plan, ledger, done, console, lease)
-    the_run.seconds = time.monotonic() - began
-    return _finish(spec, plan, ledger, the_run, lease)
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    progress = JobProgress(spec, plan.rows, before, *earlier(ledger.store))
+    heartbeat = Heartbeat(open_store(ledger.path, quick=True), progress, lease.check)
+    with Exporter(spec, progress, say).serving(), heartbeat.beating():
+        if before:
+            _look_back(ledger, progress, say)
+        the_run = _answer(Job(spec, plan.columns), plan, ledger, done, ProgressLine(console, progress), lease)
+        the_run.seconds = time.monotonic() - began
+        report = _finish(spec, plan, ledger, the_run, progress, lease)
+        progress.finish(report.totals)
+        ledger.store.write(PAGE, render(report))
+    return report
+
+
+def _look_back(ledger: Ledger, progress: JobProgress, say: Callable[[str], None]) -> None:
+    """Read what the rows of earlier runs hold from the footers of their objects, while the engines start."""
+    names = ledger.part_names()  # now: later ones are this run's
+
+    def read() -> None:
+        try:
+            progress.know(ledger.totals(names))
+        except (StorageError, OutputError) as error:
+            say(f"the metrics of this run lack the rows of earlier ones: {error}")
+
+    threading.Thread(target=read, name="look-back", daemon=True).start()
 
 
 def stored_report(ledger: Ledger) -> Report:
@@ -177,21 +210,27 @@ def _new_plan(spec: JobSpec, ledger: Ledger, limit: int | None) -> Plan:
 
 
 def _answer(
-    job: Job, plan: Plan, ledger: Ledger, done: "np.ndarray[Any, np.dtype[np.int64]]", console: Console, lease: Lease
+    job: Job,
+    plan: Plan,
+    ledger: Ledger,
+    done: "np.ndarray[Any, np.dtype[np.int64]]",
+    line: ProgressLine,
+    lease: Lease,
 ) -> Run:
     """Let replicas answer until the ledger has every row."""
     the_run = Run()
-    with ProgressLine(console, plan.rows, int(done.sum())) as line:
+    with line:
         while (left := plan.rows - int(done.sum())) > 0:
             from magbatch.job.fleet import run_fleet
 
             serving = _Serving(line, lease)
             last = run_fleet(job, plan, done, serving.watch, lease.hold, doubtful=lease.inherited)
             the_run.serving_s += time.monotonic() - serving.since
-            the_run.rows += last.done.answered + last.done.failed
-            the_run.tokens += last.done.reasoning_tokens + last.done.answer_tokens
+            line.progress.end_fleet()
+            the_run.rows += last.done.rows
+            the_run.tokens += last.done.generated_tokens
             the_run.engine_deaths += last.engine_deaths
-            done = _listed(ledger, plan, plan.rows - left + last.done.answered + last.done.failed)
+            done = _listed(ledger, plan, plan.rows - left + last.done.rows)
             if plan.rows - int(done.sum()) >= left:
                 raise ClusterError(f"the run ended with {left:,} rows open and committed none of them; run it again")
     return the_run
@@ -219,26 +258,42 @@ class _Serving:
     def watch(self, snapshot: Snapshot) -> None:
         if not self._started and not snapshot.starting:
             self._started, self.since = True, time.monotonic()
-        self._line.show(snapshot)
+        self._line.progress.see(snapshot)
+        self._line.show()
         self._lease.check()
 
 
-def _finish(spec: JobSpec, plan: Plan, ledger: Ledger, the_run: Run, lease: Lease) -> Report:
+def _finish(spec: JobSpec, plan: Plan, ledger: Ledger, the_run: Run, progress: JobProgress, lease: Lease) -> Report:
     """Prove the output complete; the manifest is written last, after the report."""
     args, missing = engine_args(spec, facts(locate(spec.model, weights=False))), list[str]()
     for wait_s in (*LATE_LISTING_S, 0.0):
+        slowest, reports = Slowest(spec.input.columns.id), list[Report]()
         with DuplicateIds(spec.input.columns.id) as ids:
 
-            def report(totals: Totals, ids: DuplicateIds = ids) -> Report:
+            def see(kind: str, table: pa.Table, ids: DuplicateIds = ids, slowest: Slowest = slowest) -> None:
+                progress.alive()
+                ids.see(kind, table)
+                slowest.see(kind, table)
+
+            def store_report(
+                totals: Totals,
+                ids: DuplicateIds = ids,
+                slowest: Slowest = slowest,
+                reports: list[Report] = reports,
+            ) -> None:
                 repeated = ids.count() if spec.input.columns.id else None
-                return Report(spec.name, ledger.path, plan.rows, totals, repeated, the_run, settings(spec, args))
+                standing = progress.standing()
+                report = Report(
+                    spec.name, ledger.path, plan.rows, totals, repeated, the_run, settings(spec, args), standing.spent,
+                    progress.history, [Replica.of(place) for place in standing.places], slowest.rows(), standing.cost,
+                    spec.cost.currency,
+                )  # fmt: skip
+                ledger.store.write(REPORT, json.dumps(report.to_dict(), indent=1).encode())
+                reports.append(report)
 
-            def store_report(totals: Totals) -> None:
-                ledger.store.write(REPORT, json.dumps(report(totals).to_dict(), indent=1).encode())
-
-            totals, missing = ledger.finalise(spec, plan, ids.see, store_report, lease.confirm)
+            _, missing = ledger.finalise(spec, plan, see, store_report, lease.confirm)
             if not missing:
-                return report(totals)
+                return reports[-1]
         time.sleep(wait_s)
     raise StorageError(
         f"{ledger.path}: {len(missing):,} rows are in no object that its listing shows, though every shard was done; "
@@ -305,99 +360,3 @@ def _question(spec: JobSpec, plan: Plan, shards: range, row_id: str) -> str:
         users = [message for message in values[spec.input.columns.messages] if message["role"] == "user"]
         return str(users[-1]["content"]) if users else ""
     return Renderer(spec, None).question(values)
-
-
-def preview(spec: JobSpec, limit: int | None = None) -> dict[str, Any]:
-    """What `plan` shows: nothing is started and nothing is written.
-
-    Raises:
-        JobError: As `run` would.
-    """
-    spec = limited(spec, limit)
-    plan = make_plan(spec, limit)
-    preparer = Preparer(Job(spec, plan.columns))
-    args = engine_args(spec, facts(locate(spec.model, weights=False)))
-    first: dict[str, Any] | None = None
-    for shard in plan.shards():
-        segment = next((segment for segment in shard.segments if segment.problem is None), None)
-        if segment is None:
-            continue
-        one = Segment(segment.path, segment.key, segment.size, segment.tag, segment.start, 1)
-        work = preparer(Shard(shard.index, (one,)))
-        first = _shown(work.prompts[0], preparer) if work.prompts else {"error": work.failed[0].message}
-        break
-    sizes = plan.shard_sizes
-    return {
-        "job": spec.name,
-        "files": plan.num_files(),
-        "bad_files": [problem for _, problem in plan.bad_files()],
-        "rows": plan.rows,
-        "shards": plan.num_shards,
-        "rows_in_a_shard": [int(sizes.min()), int(sizes.max())] if plan.num_shards else [0, 0],
-        "output": spec.output.path,
-        "first_prompt": first,
-        "notes": _notes(spec, args, first),
-        "settings": settings(spec, args),
-    }
-
-
-def _shown(prompt: Prompt, preparer: Preparer) -> dict[str, Any]:
-    asked = prompt.parts[0] if prompt.in_parts else prompt
-    return {
-        "row_id": prompt.row_id,
-        "tokens": len(asked.token_ids),
-        "images": len(asked.images),
-        "parts": prompt.requests,
-        "text": preparer.tokenizer.show(asked.token_ids),
-    }
-
-
-def _notes(spec: JobSpec, args: dict[str, Any], first: dict[str, Any] | None) -> list[str]:
-    room = int(args["max_model_len"]) - int((first or {}).get("tokens", 0))
-    if spec.sampling.max_tokens > room:
-        return [f"sampling.max_tokens {spec.sampling.max_tokens} is cut to what the context leaves: first row {room}"]
-    return []
-
-
-def listing(spec: JobSpec, limit: int | None = None) -> list[dict[str, Any]]:
-    """The shards of a plan, one record each: number, rows, and the files they come from."""
-    plan = make_plan(limited(spec, limit), limit)
-    return [
-        {
-            "shard": shard.index,
-            "rows": shard.rows,
-            "files": list(dict.fromkeys(segment.path for segment in shard.segments)),
-        }
-        for shard in plan.shards()
-    ]
-
-
-def status(output: str) -> dict[str, Any]:
-    """Where a job stands, from one listing of its objects.
-
-    Raises:
-        OutputError: There is no job here.
-    """
-    ledger = Ledger(output)
-    spec, plan = ledger.open_job()
-    manifest = ledger.manifest()
-    if manifest is not None:
-        answered, failed, rows_done = manifest["answered"], manifest["failed"], plan.rows
-        shards = plan.num_shards
-    else:
-        done = ledger.done_counts(plan)
-        failed = sum(part.rows for part in ledger.parts(ERRORS))
-        rows_done = int(done.sum())
-        answered = rows_done - failed
-        shards = int((done >= plan.shard_sizes).sum())
-    return {
-        "job": spec.name,
-        "output": ledger.path,
-        "complete": manifest is not None,
-        "planned": plan.rows,
-        "done": rows_done,
-        "answered": answered,
-        "failed": failed,
-        "shards": plan.num_shards,
-        "shards_done": shards,
-    }

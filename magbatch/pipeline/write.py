@@ -5,6 +5,7 @@ it are done exactly from then on. Its schema is the output's contract, whatever 
 """
 
 import io
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -24,6 +25,22 @@ from magbatch.rows import (
     results_schema,
 )
 from magbatch.storage import Store
+from magbatch.totals import Totals
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """One object that is visible now.
+
+    Attributes:
+        name: Its name.
+        totals: Of its rows, as its footer has them.
+        bytes: Its size.
+    """
+
+    name: PartName
+    totals: Totals
+    bytes: int
 
 
 class PartWriter:
@@ -60,7 +77,7 @@ class PartWriter:
         self._attempt = new_attempt()
         self._seq = 0
 
-    def results(self, rows: list[FinishedRow]) -> PartName:
+    def results(self, rows: list[FinishedRow]) -> Committed:
         """Commit answered rows.
 
         Raises:
@@ -93,7 +110,7 @@ class PartWriter:
             fields[name] = [of_row(row) if of_row else answer.values.get(name) for row, _, answer in samples]
         return self._commit(RESULTS, len(rows), results_schema(self._carried.schema, self._made), fields)
 
-    def errors(self, letters: list[DeadLetter]) -> PartName:
+    def errors(self, letters: list[DeadLetter]) -> Committed:
         """Commit dead letters; raises as `results` does."""
         now = datetime.now(UTC)
         fields: dict[str, list[Any]] = {
@@ -109,7 +126,7 @@ class PartWriter:
         fields["answer"] = [letter.answer for letter in letters]
         return self._commit(ERRORS, len(letters), schema, fields)
 
-    def _commit(self, kind: str, rows: int, schema: pa.Schema, fields: dict[str, list[Any]]) -> PartName:
+    def _commit(self, kind: str, rows: int, schema: pa.Schema, fields: dict[str, list[Any]]) -> Committed:
         where = pa.array([self._positions.get(str(row_id)) for row_id in fields["row_id"]], pa.int64())
         carried = self._carried.take(where)  # a null position gives null values
         columns = [
@@ -118,17 +135,21 @@ class PartWriter:
             else pa.array(fields[field.name], field.type)
             for field in schema
         ]
-        sink = io.BytesIO()
-        pq.write_table(pa.Table.from_arrays(columns, schema=schema), sink, compression="zstd")
+        sink, table = io.BytesIO(), pa.Table.from_arrays(columns, schema=schema)
+        totals = Totals.of(kind, table)
+        with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
+            writer.write_table(table)
+            writer.add_key_value_metadata(totals.to_footer())
+        data = sink.getvalue()
         name = PartName(kind, self._shard, self._attempt, self._seq, rows)
         try:
-            self._store.write(str(name), sink.getvalue())
+            self._store.write(str(name), data)
         except StorageError:
             # It may be visible all the same: what comes next must look like another attempt's.
             self._attempt, self._seq = new_attempt(), 0
             raise
         self._seq += 1
-        return name
+        return Committed(name, totals, len(data))
 
 
 def _parts(row: FinishedRow) -> list[dict[str, Any]]:

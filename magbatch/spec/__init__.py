@@ -7,7 +7,17 @@ anything starts. Nothing here knows a credential: access comes from the standard
 from magbatch.spec.job import FREE_FIELDS, JobSpec, carried_columns, differences
 from magbatch.spec.load import load, parse
 from magbatch.spec.schema import properties, resolve
-from magbatch.spec.sections import BOXED, WHOLE, AnswerSpec, InputSpec, LimitsSpec, ModelSpec, SamplingSpec, is_remote
+from magbatch.spec.sections import (
+    BOXED,
+    WHOLE,
+    AnswerSpec,
+    InputSpec,
+    LimitsSpec,
+    MetricsSpec,
+    ModelSpec,
+    SamplingSpec,
+    is_remote,
+)
 
 __all__ = [
     "BOXED",
@@ -17,6 +27,7 @@ __all__ = [
     "InputSpec",
     "JobSpec",
     "LimitsSpec",
+    "MetricsSpec",
     "ModelSpec",
     "SamplingSpec",
     "carried_columns",

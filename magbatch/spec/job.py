@@ -3,7 +3,7 @@
 from typing import Annotated, Any
 
 import yaml
-from pydantic import Field, field_validator, model_validator
+from pydantic import AwareDatetime, Field, field_validator, model_validator
 
 from magbatch.rows import RESERVED_COLUMNS
 from magbatch.spec.schema import properties
@@ -11,8 +11,10 @@ from magbatch.spec.sections import (
     MAX_SHARD_ROWS,
     MIN_SHARD_ROWS,
     AnswerSpec,
+    CostSpec,
     InputSpec,
     LimitsSpec,
+    MetricsSpec,
     ModelSpec,
     OutputSpec,
     PromptSpec,
@@ -27,7 +29,8 @@ SHARDS_PER_REPLICA = 32  # enough that replicas stay even when one shard is slow
 
 # What may change between two runs of one job: none of it changes what an answer would be.
 FREE_FIELDS = frozenset(
-    {"name", "replicas", "output.commit_interval_s", "output.commit_rows", "output.patience_s"}
+    {"name", "replicas", "metrics", "cost", "deadline"}
+    | {"output.commit_interval_s", "output.commit_rows", "output.patience_s"}
     | {"limits.max_failed_rows", "limits.row_timeout_s", "input.fetch_timeout_s"}
     | {"input.fetch_private", "limits.document_timeout_s", "limits.document_memory_mb"}
     | {"input.shard_rows", "input.on_bad_file"}  # both are frozen in the plan
@@ -54,6 +57,14 @@ class JobSpec(Section):
     output: Annotated[OutputSpec, Field(description="Where the answers go.")]
     replicas: Annotated[ReplicasSpec, Field(description="How many engines.")] = ReplicasSpec()
     limits: Annotated[LimitsSpec, Field(description="What a row may cost, and how much may fail.")] = LimitsSpec()
+    metrics: Annotated[MetricsSpec, Field(description="Where the numbers are shown.")] = MetricsSpec()
+    cost: Annotated[CostSpec, Field(description="What a device costs.")] = CostSpec()
+    deadline: Annotated[
+        AwareDatetime | None,
+        Field(
+            description="When it should be complete, 2026-11-30T08:00:00+01:00: an alert's matter, it stops nothing."
+        ),
+    ] = None
 
     @field_validator("input")
     @classmethod

@@ -259,6 +259,44 @@ class ReplicasSpec(Section):
         return self
 
 
+class MetricsSpec(Section):
+    """Where the numbers of a running job are shown."""
+
+    enabled: Annotated[bool, Field(description="Serve /metrics and /healthz while the command runs.")] = True
+    bind: Annotated[
+        str, Field(min_length=1, description="Address to serve on; 0.0.0.0 lets other machines read the numbers.")
+    ] = "127.0.0.1"
+    port: Annotated[
+        int | None,
+        Field(ge=0, le=65535, description="null takes 9480, or a free one where that is taken; 0 a free one."),
+    ] = None
+    linger_s: Annotated[
+        float, Field(ge=0, description="Seconds to go on serving after the end, so that the last numbers are scraped.")
+    ] = 0.0
+    push_gateway: Annotated[
+        str | None, Field(description="URL of a Pushgateway that is sent them, now and then and at the end.")
+    ] = None
+    file_sd: Annotated[
+        str | None, Field(description="A folder for a file that tells Prometheus (file_sd) where this job is.")
+    ] = None
+
+    @field_validator("push_gateway")
+    @classmethod
+    def _is_a_url(cls, value: str | None) -> str | None:
+        if value is not None and not re.match(r"https?://[^/]", value):
+            raise ValueError("write http://host:9091, the address of the Pushgateway")
+        return value
+
+
+class CostSpec(Section):
+    """What a device costs, for the report and the metrics."""
+
+    device_hour: Annotated[
+        float | None, Field(ge=0, description="Price of one GPU (on CPUs, one replica) for an hour; null counts hours.")
+    ] = None
+    currency: Annotated[str, Field(pattern=r"^[A-Z]{3}$", description="Of that price: USD, EUR and so on.")] = "USD"
+
+
 class LimitsSpec(Section):
     """What a row may cost, and how much may fail."""
 

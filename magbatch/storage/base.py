@@ -33,6 +33,9 @@ class Store(Protocol):
             StorageError: The storage refuses.
         """
 
+    def read_end(self, name: str, size: int) -> bytes:
+        """The last `size` bytes of an object, or all of a smaller one; raises as `read` does."""
+
     def write(self, name: str, data: bytes) -> None:
         """Make the object visible, whole; an older one by this name is replaced at once."""
 

@@ -48,6 +48,12 @@ class LocalStore:
         with local_errors(self._path(name)):
             return Path(self._path(name)).read_bytes()
 
+    def read_end(self, name: str, size: int) -> bytes:
+        """See `Store.read_end`."""
+        with local_errors(self._path(name)), open(self._path(name), "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - size))
+            return file.read()
+
     def write(self, name: str, data: bytes) -> None:
         """See `Store.write`."""
         path = self._path(name)

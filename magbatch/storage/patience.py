@@ -33,6 +33,10 @@ class PatientStore:
         """See `Store.read`."""
         return self._try(lambda: self._store.read(name))
 
+    def read_end(self, name: str, size: int) -> bytes:
+        """See `Store.read_end`."""
+        return self._try(lambda: self._store.read_end(name, size))
+
     def write(self, name: str, data: bytes) -> None:
         """See `Store.write`."""
         self._try(lambda: self._store.write(name, data))

@@ -169,6 +169,12 @@ class S3Store:
         with s3_errors(self._where(name), self._client):
             return self._client().get_object(Bucket=self._bucket, Key=self._prefix + name)["Body"].read()
 
+    def read_end(self, name: str, size: int) -> bytes:
+        """See `Store.read_end`."""
+        with s3_errors(self._where(name), self._client):
+            answer = self._client().get_object(Bucket=self._bucket, Key=self._prefix + name, Range=f"bytes=-{size}")
+            return answer["Body"].read()
+
     def write(self, name: str, data: bytes) -> None:
         """See `Store.write`."""
         with s3_errors(self._where(name), self._client):

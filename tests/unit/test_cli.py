@@ -320,7 +320,7 @@ def test_status_of_a_complete_job(job: SmallJob) -> None:
     found = json.loads(command("status", job.output, "--json").stdout)
     assert found == {
         "job": "small", "output": job.output, "complete": True, "planned": 10, "done": 10, "answered": 10, "failed": 0,
-        "shards": 3, "shards_done": 3,
+        "shards": 3, "shards_done": 3, "currency": "USD", "run": None,
     }  # fmt: skip
 
 

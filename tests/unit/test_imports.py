@@ -16,7 +16,7 @@ LEVELS = [
     {"magbatch", "errors", "capture"},
     {"rows"},
     {"spec"},
-    {"storage", "metrics", "model", "tokenizer", "tiny", "answers", "documents"},
+    {"storage", "metrics", "model", "tokenizer", "tiny", "answers", "documents", "totals"},
     {"engines"},
     {"pipeline"},
     {"job"},

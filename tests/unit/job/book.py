@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 from small_job import SmallJob
 
 from magbatch.errors import ErrorCode, Step, StorageError
-from magbatch.job.audit import Totals
 from magbatch.job.ledger import REPORT, Ledger
 from magbatch.job.plan import Plan
 from magbatch.job.report import Report, Run
@@ -22,6 +21,7 @@ from magbatch.pipeline.write import PartWriter
 from magbatch.rows import ERRORS, RESULTS, Answer, DeadLetter, FinishedRow, PartName, ReasoningStatus
 from magbatch.spec import JobSpec
 from magbatch.storage import ObjectInfo, Store
+from magbatch.totals import Totals
 
 NOW = datetime(2026, 11, 6, 12, tzinfo=UTC)
 
@@ -58,7 +58,7 @@ class Hand:
         if truncated:
             answer = Answer(by, ReasoningStatus.TRUNCATED, None, "length", 9, 0)
         finished = [FinishedRow(self.ids[shard][row], 7, 3, 0.5, [answer] * self.samples, NOW) for row in rows]
-        return (writer or self.writer(shard)).results(finished)
+        return (writer or self.writer(shard)).results(finished).name
 
     def failed(
         self, shard: int, *rows: int, by: str = "i", writer: PartWriter | None = None,
@@ -66,7 +66,7 @@ class Hand:
     ) -> PartName:  # fmt: skip
         """Commit dead letters for rows of a shard; `by` stands in the message."""
         letters = [DeadLetter(self.ids[shard][row], Step.RENDER, code, by) for row in rows]
-        return (writer or self.writer(shard)).errors(letters)
+        return (writer or self.writer(shard)).errors(letters).name
 
     def answer_all(self, by: str = "again", **options: Any) -> None:
         """Every row, by one attempt at each shard."""

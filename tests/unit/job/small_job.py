@@ -14,18 +14,19 @@ import pyarrow.parquet as pq
 import yaml
 
 from magbatch.engines import start
-from magbatch.engines.base import FREE, Engine, EngineConfig, Form, OnTokens
+from magbatch.engines.base import FREE, Engine, EngineConfig, EngineLoad, Form, OnTokens
+from magbatch.job.board import BoardState, Load, Use
 from magbatch.job.ledger import Ledger
 from magbatch.job.plan import Plan, make_plan
 from magbatch.job.prepare import Job, Preparer, ShardPrompts, from_block, to_block
-from magbatch.job.progress import BoardState
-from magbatch.job.replica import Replica, Tally
+from magbatch.job.replica import Replica
 from magbatch.model import engine_args, facts, locate
 from magbatch.pipeline.prompt import Prompter
 from magbatch.rows import Generation, Prompt
 from magbatch.spec import JobSpec, parse
 from magbatch.storage import open_store
 from magbatch.tokenizer import Tokenizer
+from magbatch.totals import Totals
 
 PATIENCE_S = 30.0  # how long a test waits for what must happen before it fails
 
@@ -45,8 +46,8 @@ class LocalBoard:
         self.struck.append(rows)
         self.state.strike(rows)
 
-    async def report(self, replica: str, tally: Tally) -> bool:
-        return self.state.report(replica, tally)
+    async def report(self, replica: str, done: Totals, use: Use, load: Load) -> bool:
+        return self.state.report(replica, done, use, load)
 
     async def trouble(self, message: str) -> None:
         self.state.trouble(message)
@@ -88,6 +89,9 @@ class WatchedEngine:
             return await self.engine.generate(prompt, max_tokens=max_tokens, seed=seed, on_tokens=on_tokens, form=form)
         finally:
             self.inside.discard(prompt.row_id)
+
+    def load(self) -> EngineLoad:
+        return self.engine.load()
 
     def shutdown(self) -> None:
         self.engine.shutdown()

@@ -12,10 +12,11 @@ from document_files import encoded, text_pdf, tiff, two_halves
 from rich.console import Console
 from small_job import SmallJob
 
+from magbatch.engines.base import EngineLoad
 from magbatch.errors import ClusterError, JobError
 from magbatch.job.compact import compact
 from magbatch.job.plan import MAX_DOCUMENT_SHARD_ROWS, make_plan
-from magbatch.job.run import preview
+from magbatch.job.preview import preview
 
 LONG = "\f".join(f"part {page} " * 60 for page in range(1, 8))  # about 300 tokens a page
 
@@ -196,6 +197,9 @@ class Queue:
         elif "These are pages" not in text:
             await asyncio.sleep(2.0)
         return await self.engine.generate(prompt, on_tokens=on_tokens, **options)
+
+    def load(self) -> EngineLoad:
+        return self.engine.load()
 
     def shutdown(self) -> None:
         self.engine.shutdown()

@@ -18,6 +18,7 @@ from magbatch.job import run as run_module
 from magbatch.job.compact import compact
 from magbatch.job.lease import Lease
 from magbatch.job.ledger import MANIFEST, Ledger
+from magbatch.job.progress import JobProgress
 from magbatch.job.report import Run
 from magbatch.job.retry import Choice, drop, merge, prepare
 from magbatch.job.run import run
@@ -92,8 +93,9 @@ def test_a_zombie_at_its_end_damages_nothing(
     with lease.held():
         zombie = Ledger(book.job.output)
         zombie.store = Interrupted(zombie.store, call, name, others)
+        progress = JobProgress(book.job.spec(), book.job.plan.rows, book.job.plan.rows)
         with pytest.raises(LeaseError):
-            run_module._finish(book.job.spec(), book.job.plan, zombie, Run(), lease)
+            run_module._finish(book.job.spec(), book.job.plan, zombie, Run(), progress, lease)
     assert sorted(book.all_objects()) == sorted(compacted)
     book.check_manifest(report=False)
     assert run(book.job.spec(), quiet).already

@@ -8,9 +8,9 @@ import pytest
 from small_job import SmallJob
 
 from magbatch.errors import SpecError
-from magbatch.job.audit import Totals
 from magbatch.rows import RESULTS
 from magbatch.spec import carried_columns
+from magbatch.totals import Totals
 
 
 def results(answers: list[str | None], expected: pa.Array) -> pa.Table:
@@ -22,6 +22,7 @@ def results(answers: list[str | None], expected: pa.Array) -> pa.Table:
             **{name: pa.array([1] * rows, pa.int32()) for name in ("prompt_tokens", "cached_tokens")},
             **{name: pa.array([1] * rows, pa.int32()) for name in ("reasoning_tokens", "answer_tokens")},
             "reasoning_status": ["complete"] * rows,
+            "latency_s": [0.5] * rows,
             "answer": pa.array(answers, pa.large_string()),
             "truth": expected,
         }

@@ -13,7 +13,6 @@ from book import Book, Breaking, carry_out
 from small_job import SmallJob
 
 from magbatch.errors import OutputError, SpecChangedError, StorageError
-from magbatch.job.audit import Totals
 from magbatch.job.ledger import Ledger
 from magbatch.job.plan import Plan
 from magbatch.rows import (
@@ -24,6 +23,7 @@ from magbatch.rows import (
     results_schema,
 )
 from magbatch.spec import JobSpec
+from magbatch.totals import Totals
 
 
 @pytest.fixture
@@ -52,6 +52,39 @@ def test_what_is_done_is_what_is_in_an_object(either_book: Book) -> None:
     book.answered(1, 2, 3)  # another attempt, which did row 2 again
     assert book.ledger.done_rows(1) == {book.ids[1][row] for row in (0, 2, 3)}
     assert book.ledger.done_counts(book.plan).tolist() == [0, 3, 1]
+
+
+def test_the_sums_of_what_is_done_come_from_the_footers(either_book: Book) -> None:
+    """Without a look at any row; an object that has none in its footer, or is gone meanwhile, is no obstacle."""
+    book = either_book
+    writer = book.writer(1)
+    book.answered(1, 1, 2, writer=writer)
+    book.failed(1, 0, writer=writer)
+    book.answered(2, 1)
+    names = book.ledger.part_names()
+    expected = Totals()
+    for name in names:
+        table = pq.read_table(io.BytesIO(book.ledger.store.read(str(name))))
+        expected.add(name.kind, table)
+    assert (expected.answered, expected.failed) == (3, 1)
+    reads: list[str] = []
+    whole = book.ledger.store.read
+
+    def noting(name: str) -> bytes:
+        reads.append(name)
+        return whole(name)
+
+    ledger = Ledger(book.ledger.path)
+    ledger.store.read = noting  # type: ignore[method-assign]
+    assert ledger.totals(names) == expected
+    assert reads == []
+    bare, sink = pq.read_table(io.BytesIO(whole(str(names[0])))).replace_schema_metadata(None), io.BytesIO()
+    pq.write_table(bare, sink)
+    ledger.store.write(str(names[0]), sink.getvalue())
+    assert ledger.totals(names) == expected
+    assert reads == [str(names[0])]
+    ledger.store.delete(str(names[0]))
+    assert ledger.totals(names).rows == expected.rows - names[0].rows
 
 
 def test_finished_input_and_objects_of_one_attempt_are_never_read(book: Book) -> None:

@@ -1,80 +1,79 @@
 import io
-from dataclasses import asdict
+import math
+import random
+from typing import Any
 
+import pytest
 from rich.console import Console
 
-from magbatch.job.progress import BoardState, ProgressLine, Snapshot
-from magbatch.job.replica import Tally
+from magbatch.job import progress as progress_module
+from magbatch.job.board import Load, Place, Snapshot, State, Use
+from magbatch.job.progress import HISTORY_POINTS, JobProgress, Point, ProgressLine, Spent, eta, shown_eta
+from magbatch.spec import parse
+from magbatch.totals import Totals
+
+SPEC = """
+name: small
+model: {source: builtin:tiny, engine: fake}
+input: {path: /in, columns: {prompt: question}}
+output: {path: /out}
+replicas: {gpus: 2}
+cost: {device_hour: 3.6, currency: EUR}
+"""
 
 
-def test_a_board_begins_empty() -> None:
-    snapshot = BoardState().snapshot()
-    assert asdict(snapshot) == asdict(Snapshot(Tally(), 0, True, None))
+class Clock:
+    """Time that a test moves, by both clocks."""
+
+    def __init__(self) -> None:
+        self.now = 5000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def time(self) -> float:
+        return self.now + 1_700_000_000
 
 
-def test_a_board_adds_up_what_replicas_report() -> None:
-    board = BoardState()
-    assert board.report("one", Tally()) is False
-    assert board.snapshot().starting is False
-    assert board.report("one", Tally(3, 1, 2, 30, 20, 10)) is False
-    assert board.report("two", Tally(1, 0, 0, 5, 4, 3)) is False
-    snapshot = board.snapshot()
-    assert snapshot.done == Tally(4, 1, 2, 35, 24, 13)
-    assert snapshot.replicas == 2
-    board.left("one")
-    board.left("never came")
-    assert board.snapshot().replicas == 1
-    assert board.snapshot().done == Tally(4, 1, 2, 35, 24, 13)
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(progress_module, "time", made)
+    return made
 
 
-def test_a_board_that_lost_its_last_replica_is_not_starting_again() -> None:
-    """Else an engine that failed to start long ago would end a job whose replica is being replaced."""
-    board = BoardState()
-    board.engine_failed("no memory on that node")
-    board.report("one", Tally())
-    board.left("one")
-    assert (board.snapshot().starting, board.snapshot().replicas) == (False, 0)
+def job(planned: int = 20_000, before: int = 0, **more: Any) -> JobProgress:
+    return JobProgress(parse(SPEC), planned, before, **more)
 
 
-def test_a_board_counts_strikes_row_by_row() -> None:
-    board = BoardState()
-    assert board.begin(4) == (True, {})
-    assert board.begin(4) == (False, {})
-    board.strike({4: ["a", "b"], 5: ["c"]})
-    board.strike({4: ["b"]})
-    assert board.begin(4) == (False, {"a": 1, "b": 2})
-    assert board.begin(5) == (True, {"c": 1})
-    assert board.begin(6) == (True, {})
-    assert board.snapshot().engine_deaths == 2
+def tokens(rows: int, each: int, failed: int = 0) -> Totals:
+    """Rows of one length."""
+    return Totals(
+        answered=rows, failed=failed, records=rows, reasoning_tokens=rows * each, squared_tokens=rows * each * each
+    )
 
 
-def test_a_board_keeps_what_the_first_engine_said() -> None:
-    board = BoardState()
-    board.engine_failed("no GPU")
-    board.engine_failed("no GPU either")
-    assert board.snapshot().engine_error == "no GPU"
-    assert board.snapshot().starting is True
-
-
-def test_a_board_that_stops_tells_every_replica() -> None:
-    board = BoardState()
-    board.stop()
-    assert board.report("one", Tally()) is True
-    assert board.report("two", Tally()) is True
+def fleet(done: Totals, replicas: int = 1, **more: Any) -> Snapshot:
+    places = [Place(number, State.SERVING) for number in range(replicas)]
+    return Snapshot(done, places, False, **more)
 
 
 def shown(terminal: bool, *snapshots: Snapshot, planned: int = 20_000, before: int = 0) -> str:
     """Everything that the line wrote."""
     said = io.StringIO()
-    with ProgressLine(Console(file=said, force_terminal=terminal, width=300), planned, before) as line:
+    with ProgressLine(Console(file=said, force_terminal=terminal, width=300), job(planned, before)) as line:
         for snapshot in snapshots:
-            line.show(snapshot)
+            line.progress.see(snapshot)
+            line.show()
     return said.getvalue()
 
 
+# The line
+
+
 def test_the_line_says_what_is_committed() -> None:
-    done = Tally(answered=1100, failed=134, truncated=7, reasoning_tokens=5)
-    text = shown(True, Snapshot(done, 3, False), before=10_000)
+    done = Totals(answered=1100, failed=134, records=1100, reasoning_tokens=5, by_status={"truncated": 7})
+    text = shown(True, fleet(done, 3), before=10_000)
     assert "11,234/20,000" in text
     assert "134 failed" in text
     assert "7 truncated" in text
@@ -82,24 +81,177 @@ def test_the_line_says_what_is_committed() -> None:
     assert "ETA -" in text  # one report gives no speed
 
 
-def test_the_line_gives_a_speed_and_an_end() -> None:
-    first = Snapshot(Tally(), 1, False)
-    text = shown(True, first, Snapshot(Tally(answered=10_000, reasoning_tokens=1, answer_tokens=1), 1, False))
-    assert "1 replica ·" in text
-    assert "10,000/20,000" in text
-    assert " 0.0 rows/s" not in text.rpartition("10,000/20,000")[2]
-    assert "ETA 0:00:0" in text  # as many rows again, in no time
+def test_the_line_gives_a_speed_and_an_end(clock: Clock) -> None:
+    progress = job()
+    progress.see(fleet(Totals()))
+    clock.now += 10
+    progress.see(fleet(tokens(5_000, 8)))
+    said = io.StringIO()
+    with ProgressLine(Console(file=said, force_terminal=True, width=300), progress) as line:
+        line.show()
+    text = said.getvalue()
+    assert "5,000/20,000 · 500.0 rows/s · 4,000 tokens/s" in text
+    assert "1 replica · ETA 0:00:30" in text
 
 
 def test_the_line_says_that_the_engine_starts() -> None:
-    assert "5/20000 · starting the engine, 0 s" in shown(True, Snapshot(), before=5)
+    assert "5/20,000 · starting the engine, 0 s" in shown(True, Snapshot(), before=5)
 
 
 def test_a_dead_engine_is_said_once_and_without_a_terminal_too() -> None:
-    dead = Snapshot(Tally(), 0, False, engine_deaths=1)
+    dead = fleet(Totals(), 0, engine_deaths=1)
     text = shown(False, dead, dead)
     assert text.splitlines() == ["an engine died (number 1); its replica is replaced and its open rows are asked again"]
 
 
+def test_a_plain_line_comes_once_a_minute_where_there_is_no_terminal(clock: Clock) -> None:
+    said = io.StringIO()
+    with ProgressLine(Console(file=said, width=300), job()) as line:
+        for second in range(130):
+            line.progress.see(fleet(tokens(10 * second, 5)))
+            line.show()
+            clock.now += 1
+    assert [text.split(" · ")[:2] for text in said.getvalue().splitlines()] == [
+        ["rows 600/20,000", "10.0 rows/s"],
+        ["rows 1,200/20,000", "10.0 rows/s"],
+    ]
+
+
 def test_no_rows_are_no_division_by_zero() -> None:
-    assert "0/0" in shown(True, Snapshot(Tally(), 1, False), Snapshot(Tally(), 1, False), planned=0)
+    assert "0/0" in shown(True, fleet(Totals()), fleet(Totals()), planned=0)
+
+
+# Speed and end
+
+
+def test_the_speed_is_the_last_minutes(clock: Clock) -> None:
+    progress = job()
+    for second in range(300):
+        progress.see(fleet(tokens(second if second < 200 else 200 + 10 * (second - 200), 7)))
+        clock.now += 1
+    standing = progress.standing()
+    assert standing.rows_per_s == pytest.approx(10)
+    assert standing.tokens_per_s == pytest.approx(70)
+
+
+def test_rows_of_one_length_leave_no_doubt() -> None:
+    found = eta(1000, tokens(100, 50), tokens_per_s=500, rows_per_s=10)
+    assert found is not None
+    assert found == pytest.approx((100.0, 100.0, 100.0))
+    assert shown_eta(found) == "0:01:40"
+
+
+def test_the_interval_holds_nine_of_ten_ends() -> None:
+    """Jobs of heavy-tailed lengths, of which the first 500 rows are seen: nothing but chance decides."""
+    rng = random.Random(7)
+    within = 0
+    for _ in range(400):
+        lengths = [int(rng.lognormvariate(5, 0.8)) + 1 for _ in range(2500)]
+        first, rest = lengths[:500], lengths[500:]
+        seen = Totals(
+            answered=500, records=500, reasoning_tokens=sum(first), squared_tokens=sum(one * one for one in first)
+        )
+        found = eta(len(rest), seen, tokens_per_s=1000, rows_per_s=1)
+        assert found is not None
+        within += found.early_s <= sum(rest) / 1000 <= found.late_s
+    assert 0.86 <= within / 400 <= 0.94  # 0.9, give or take three standard errors
+
+
+def test_an_interval_narrows_as_rows_are_seen() -> None:
+    def width(rows: int) -> float:
+        half = rows // 2
+        seen = Totals(
+            answered=rows, records=rows, reasoning_tokens=half * 10 + half * 90, squared_tokens=half * (100 + 8100)
+        )
+        found = eta(1000, seen, 100, 1)
+        assert found is not None
+        return found.late_s - found.early_s
+
+    assert width(10) > width(100) > width(10_000)
+
+
+def test_without_tokens_rows_give_the_end_and_without_speed_there_is_none() -> None:
+    assert eta(100, Totals(failed=50), 0, 5) == (20, 20, 20)
+    assert eta(100, Totals(failed=50), 0, 0) is None
+    assert eta(100, Totals(), 0, 0) is None
+    assert eta(0, Totals(), 0, 0) == (0, 0, 0)
+    assert shown_eta(None) == "-"
+
+
+# Through fleets, and runs
+
+
+def test_a_run_goes_on_counting_where_the_one_before_was(clock: Clock) -> None:
+    earlier = Totals(answered=90, failed=10, records=90, reasoning_tokens=900, by_code={"internal": 10})
+    spent = Spent(100.0, 2.0, 1, 3, 4, Use(commits=7))
+    progress = job(1000, 100, spent=spent, history=[Point(1.0, 100, 900, 1)])
+    progress.see(fleet(tokens(50, 10)))
+    standing = progress.standing()
+    assert standing.done == 150
+    assert standing.totals is None, "what earlier rows hold is not known yet: nothing is better than too little"
+    progress.know(earlier)
+    totals = progress.standing().totals
+    assert totals == earlier.plus(tokens(50, 10))
+    place = Place(0, State.SERVING, use=Use(commits=5), seconds=30, joins=2)
+    progress.see(Snapshot(tokens(60, 10), [place], False, engine_deaths=1, starved_s=0.5, input_errors=1))
+    standing = progress.standing()
+    assert standing.spent == Spent(100 + 2 * 30, 2.5, 2, 4, 5, Use(commits=12))
+    assert standing.cost == pytest.approx(3.6 * 160 / 3600)
+    assert progress.history[0] == Point(1.0, 100, 900, 1)
+
+
+def test_a_second_fleet_adds_to_the_first(clock: Clock) -> None:
+    progress = job(100)
+    place = Place(0, State.SERVING, tokens(40, 10), Use(commits=5), Load(3), 30, 1)
+    progress.see(Snapshot(tokens(40, 10), [place], False, engine_deaths=1))
+    progress.end_fleet()
+    between = progress.standing()
+    assert (between.done, between.snapshot.replicas, between.spent.engine_deaths) == (40, 0, 1)
+    assert [(one.number, one.done.rows, one.load) for one in between.places] == [(0, 40, Load())]
+    progress.see(fleet(tokens(60, 10), engine_deaths=2))
+    standing = progress.standing()
+    assert (standing.done, standing.seen, standing.spent.engine_deaths) == (100, tokens(100, 10), 3)
+    assert standing.spent.device_s == 2 * 30
+
+
+def test_at_the_end_counts_are_the_manifests() -> None:
+    """A row that two replicas have committed is counted twice until then."""
+    progress = job(10)
+    progress.see(fleet(tokens(11, 5)))
+    assert progress.standing().done == 10
+    progress.finish(tokens(10, 5))
+    standing = progress.standing()
+    assert (standing.complete, standing.done, standing.totals) == (True, 10, tokens(10, 5))
+
+
+def test_a_long_history_keeps_its_ends_in_few_points(clock: Clock) -> None:
+    progress = job(10**6)
+    began = clock.time()
+    for second in range(5000):
+        progress.see(fleet(tokens(second, 3)))
+        clock.now += 1
+    progress.end_fleet()
+    history = progress.history
+    assert HISTORY_POINTS / 4 < len(history) <= HISTORY_POINTS + 1
+    assert history[0].at == began
+    assert history[-1].rows == 4999
+    assert [point.at for point in history] == sorted(point.at for point in history)
+    assert all(math.isclose(point.tokens, 3 * point.rows) for point in history)
+
+
+def test_progress_is_when_rows_were_committed_last(clock: Clock) -> None:
+    progress = job()
+    began = clock.time()
+    assert progress.standing().progressed == began
+    clock.now += 100
+    progress.see(fleet(Totals()))
+    assert progress.standing().progressed == began
+    progress.see(fleet(tokens(1, 1)))
+    clock.now += 100
+    progress.see(fleet(tokens(1, 1)))
+    assert progress.standing().progressed == began + 100
+    assert progress.silent_s == 0
+    clock.now += 9
+    assert progress.silent_s == 9
+    progress.alive()
+    assert progress.silent_s == 0

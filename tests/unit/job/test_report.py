@@ -7,9 +7,9 @@ import pyarrow as pa
 import pytest
 from small_job import SmallJob
 
-from magbatch.job.audit import Totals
 from magbatch.job.report import DuplicateIds, Report, Run, one_line, settings, versions
 from magbatch.rows import ERRORS, RESULTS
+from magbatch.totals import Totals
 
 TOTALS = Totals(
     answered=1_234_000,

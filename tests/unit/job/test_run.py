@@ -11,7 +11,9 @@ from rich.console import Console
 from small_job import SmallJob
 
 from magbatch.errors import ModelError, OutputError, SpecChangedError
-from magbatch.job.run import Outcome, listing, preview, run, status
+from magbatch.job.preview import listing, preview
+from magbatch.job.run import Outcome, run
+from magbatch.job.status import status
 from magbatch.spec import JobSpec
 
 
@@ -239,11 +241,13 @@ def test_status_follows_a_job_from_its_start_to_its_end(either_job: SmallJob) ->
     job.begin()
     fresh = {
         "job": "small", "output": job.output, "complete": False, "planned": 10, "done": 0, "answered": 0, "failed": 0,
-        "shards": 3, "shards_done": 0,
+        "shards": 3, "shards_done": 0, "currency": "USD", "run": None,
     }  # fmt: skip
     assert status(job.output) == fresh
     job.answer()
     open_end = fresh | {"done": 10, "answered": 9, "failed": 1, "shards_done": 3}
     assert status(job.output) == open_end
     go(job.spec())
-    assert status(job.output) == open_end | {"complete": True}
+    ended = status(job.output)
+    assert ended["run"]["alive"] is False
+    assert ended == open_end | {"complete": True, "run": ended["run"]}

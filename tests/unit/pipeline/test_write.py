@@ -53,11 +53,15 @@ def read(root: str, part: PartName) -> pa.Table:
 
 
 def test_answers_become_records(root: str) -> None:
-    part = writer(open_store(root)).results(
-        [
-            finished("a", answer("ünïcode ✓", None, status=ReasoningStatus.ABSENT, reasoning_tokens=0)),
-            finished("b", answer(None, "cut", status=ReasoningStatus.TRUNCATED, finish_reason="length")),
-        ]
+    part = (
+        writer(open_store(root))
+        .results(
+            [
+                finished("a", answer("ünïcode ✓", None, status=ReasoningStatus.ABSENT, reasoning_tokens=0)),
+                finished("b", answer(None, "cut", status=ReasoningStatus.TRUNCATED, finish_reason="length")),
+            ]
+        )
+        .name
     )
     common = {
         "sample": 0,
@@ -79,7 +83,7 @@ def test_answers_become_records(root: str) -> None:
 
 def test_dead_letters_become_records(root: str) -> None:
     before = datetime.now(UTC)
-    part = writer(open_store(root)).errors([letter("a"), letter("b", "ünïcode ✓")])
+    part = writer(open_store(root)).errors([letter("a"), letter("b", "ünïcode ✓")]).name
     records = read(root, part).to_pylist()
     for record in records:
         assert before <= record.pop("finished_at") <= datetime.now(UTC)
@@ -93,7 +97,8 @@ def test_dead_letters_become_records(root: str) -> None:
 def test_the_name_says_what_is_inside_and_the_sequence_goes_on(root: str) -> None:
     store = open_store(root)
     write = writer(store)
-    parts = [write.results([finished("a"), finished("b")]), write.errors([letter("c")]), write.results([finished("d")])]
+    done = [write.results([finished("a"), finished("b")]), write.errors([letter("c")]), write.results([finished("d")])]
+    parts = [one.name for one in done]
     assert [(part.kind, part.shard, part.seq, part.rows) for part in parts] == [
         ("results", 7, 0, 2),
         ("errors", 7, 1, 1),
@@ -105,14 +110,18 @@ def test_the_name_says_what_is_inside_and_the_sequence_goes_on(root: str) -> Non
 
 def test_two_attempts_at_a_shard_never_share_a_name(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
-    parts = {writer(store).results([finished("a")]) for _ in range(20)}
+    parts = {writer(store).results([finished("a")]).name for _ in range(20)}
     assert len(parts) == len({part.attempt for part in parts}) == 20
     assert len(list(store.list("results/"))) == 20
 
 
 def test_several_samples_of_a_row_are_records_of_one_row(tmp_path: Path) -> None:
-    part = writer(open_store(str(tmp_path))).results(
-        [finished("a", *(answer(f"a{sample}") for sample in range(3))), finished("b", answer("b0"), answer(None))]
+    part = (
+        writer(open_store(str(tmp_path)))
+        .results(
+            [finished("a", *(answer(f"a{sample}") for sample in range(3))), finished("b", answer("b0"), answer(None))]
+        )
+        .name
     )
     assert part.rows == 2
     table = read(str(tmp_path), part)
@@ -151,11 +160,11 @@ def test_a_carried_column_keeps_its_type_and_its_values(tmp_path: Path, name: st
     values = column.to_pylist()
     carried = pa.table({name: column})
     write = writer(open_store(str(tmp_path)), carried, {"a": 0, "b": 1, "c": 2})
-    results = write.results([finished("c", answer(), answer()), finished("a"), finished("b")])
+    results = write.results([finished("c", answer(), answer()), finished("a"), finished("b")]).name
     table = read(str(tmp_path), results)
     assert table.schema.field(name).type == column.type
     assert table.column(name).to_pylist() == [values[2], values[2], values[0], values[1]]
-    errors = read(str(tmp_path), write.errors([letter("b"), letter("never read"), letter("c")]))
+    errors = read(str(tmp_path), write.errors([letter("b"), letter("never read"), letter("c")]).name)
     assert errors.schema.field(name).type == column.type
     assert errors.column(name).to_pylist() == [values[1], None, values[2]]
 
@@ -165,7 +174,7 @@ def test_carried_columns_of_many_chunks_are_taken_by_position(tmp_path: Path) ->
     ids = {f"row-{number}": number for number in range(100)}
     write = writer(open_store(str(tmp_path)), pa.concat_tables(chunks), ids)
     wanted = [97, 0, 55, 2]
-    part = write.results([finished(f"row-{number}") for number in wanted])
+    part = write.results([finished(f"row-{number}") for number in wanted]).name
     assert read(str(tmp_path), part).column("n").to_pylist() == wanted
 
 
@@ -183,10 +192,10 @@ def test_the_schema_does_not_depend_on_the_values(root: str, carried: pa.Table) 
     plain = [finished("a")]
     empty = [finished("a", answer(None, None, status=ReasoningStatus.ABSENT))]
     for rows in (plain, empty, []):
-        schema = read(root, write.results(rows)).schema
+        schema = read(root, write.results(rows).name).schema
         assert same(schema, results_schema(carried.schema))
     for letters in ([letter("a")], [letter("none")], []):
-        schema = read(root, write.errors(letters)).schema
+        schema = read(root, write.errors(letters).name).schema
         assert same(schema, errors_schema(carried.schema))
 
 
@@ -200,7 +209,7 @@ def same(got: pa.Schema, wanted: pa.Schema) -> bool:
 
 
 def test_nothing_but_reasoning_and_answer_may_be_null_in_the_outputs_own_columns(tmp_path: Path) -> None:
-    part = writer(open_store(str(tmp_path))).results([finished("a")])
+    part = writer(open_store(str(tmp_path))).results([finished("a")]).name
     nullable = [field.name for field in read(str(tmp_path), part).schema if field.nullable]
     assert nullable == ["reasoning", "answer"]
 
@@ -213,7 +222,7 @@ def test_a_store_that_refuses_has_nothing_and_what_comes_next_is_another_attempt
     place = tmp_path / "out"
     store = open_store(str(place))
     write = writer(store)
-    first = write.results([finished("a")])
+    first = write.results([finished("a")]).name
     place.rename(tmp_path / "away")
     place.write_bytes(b"")  # a file where the folder was: the disk refuses
     for refused in (lambda: write.results([finished("b")]), lambda: write.errors([letter("b")])):
@@ -222,10 +231,10 @@ def test_a_store_that_refuses_has_nothing_and_what_comes_next_is_another_attempt
     place.unlink()
     (tmp_path / "away").rename(place)
     assert [item.name for item in store.list("")] == [str(first)]
-    again = write.results([finished("b")])
+    again = write.results([finished("b")]).name
     assert again.attempt != first.attempt
     assert (again.seq, again.rows) == (0, 1)
-    assert write.results([finished("c")]).seq == 1
+    assert write.results([finished("c")]).name.seq == 1
     assert len(list(store.list("results/"))) == 3
 
 
@@ -234,5 +243,5 @@ def test_a_bucket_that_comes_later_takes_what_comes_then(s3: str) -> None:
     with pytest.raises(StorageError):
         write.results([finished("a")])
     s3_client().create_bucket(Bucket=f"{s3.removeprefix('s3://')}-later")
-    part = write.results([finished("a")])
+    part = write.results([finished("a")]).name
     assert read(f"{s3}-later", part).column("row_id").to_pylist() == ["a"]

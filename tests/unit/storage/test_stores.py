@@ -23,6 +23,16 @@ def test_what_was_written_is_read_whole(root: str) -> None:
         assert store.read("results/a.parquet") == data
 
 
+def test_the_end_of_an_object_is_read_alone(root: str) -> None:
+    store, data = open_store(root), bytes(range(200))
+    store.write("results/a.parquet", data)
+    assert store.read_end("results/a.parquet", 7) == data[-7:]
+    assert store.read_end("results/a.parquet", 200) == data
+    assert store.read_end("results/a.parquet", 5000) == data
+    with pytest.raises(FileNotFoundError):
+        store.read_end("results/b.parquet", 7)
+
+
 def test_nothing_is_there_before_something_is_written(root: str) -> None:
     store = open_store(f"{root}/deeper/still")
     assert list(store.list("")) == []

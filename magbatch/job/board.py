@@ -1,0 +1,328 @@
+"""Where the replicas of one run meet: what they report, and what the driver reads.
+
+The board outlives every replica: what one of them has committed or used stays counted when it is gone. A replica's
+place in the fleet has a number, which whoever comes after it takes over, so that a week of restarts makes no more
+series of metrics than there are places.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from enum import StrEnum
+from typing import Protocol, Self
+
+from magbatch.engines.base import EngineLoad
+from magbatch.errors import JobError
+from magbatch.totals import Totals
+
+SILENT_REPLICA_S = 30.0  # a replica that has not reported for so long is not counted as up
+
+
+@dataclass(slots=True)
+class Load:
+    """How a replica is at the moment.
+
+    Attributes:
+        in_flight: Rows inside the engine.
+        waiting: Rows that are at hand and wait for the engine.
+        engine: What the engine says of itself.
+    """
+
+    in_flight: int = 0
+    waiting: int = 0
+    engine: EngineLoad = field(default_factory=EngineLoad)
+
+
+@dataclass(slots=True)
+class Use:
+    """What a replica did beside answering, since it last reported; or the sum of that.
+
+    Attributes:
+        short_s: Seconds in which its engine had free slots.
+        preemptions: Sequences that the engine put back for want of KV cache.
+        commits: Objects written.
+        commit_ms: Milliseconds that this took, tries that were refused included.
+        commit_bytes: Bytes of them.
+        commit_retries: Tries that the output's storage refused.
+        by_commit: Objects by the upper bound of the seconds that each took (`metrics.COMMIT_BOUNDS_S`, or `+Inf`).
+    """
+
+    short_s: float = 0.0
+    preemptions: int = 0
+    commits: int = 0
+    commit_ms: int = 0
+    commit_bytes: int = 0
+    commit_retries: int = 0
+    by_commit: dict[str, int] = field(default_factory=dict)
+
+    def add(self, other: Self) -> None:
+        """Add what another one holds."""
+        for item in fields(self):
+            mine, theirs = getattr(self, item.name), getattr(other, item.name)
+            if isinstance(mine, dict):
+                for key, count in theirs.items():
+                    mine[key] = mine.get(key, 0) + count
+            else:
+                setattr(self, item.name, mine + theirs)
+
+
+class State(StrEnum):
+    """Where a replica is. A closed list."""
+
+    STARTING = "starting"
+    SERVING = "serving"
+    LOST = "lost"  # silent, or gone, and not replaced yet
+
+
+class Board(Protocol):
+    """The board, as a replica sees it: the driver keeps it, for the length of one run."""
+
+    async def begin(self, shard: int) -> tuple[bool, dict[str, int]]:
+        """Whether this is the run's first attempt at a shard, and the strikes against its rows."""
+
+    async def strike(self, rows: dict[int, list[str]]) -> None:
+        """An engine died with these rows in flight, by shard."""
+
+    async def report(self, replica: str, done: Totals, use: Use, load: Load) -> bool:
+        """Add to the job's counts; True asks the replica to stop."""
+
+    async def trouble(self, message: str) -> None:
+        """Something keeps the replica waiting: one line for a person."""
+
+    async def left(self, replica: str) -> None:
+        """The replica ends."""
+
+
+@dataclass(slots=True)
+class Place:
+    """One place in the fleet, and what its replicas did one after the other.
+
+    Attributes:
+        number: From 0.
+        state: Of the replica that has it.
+        done: What its replicas have committed.
+        use: What they did beside.
+        load: How the one that serves is; empty while none does.
+        seconds: For which replicas have held it, their engines' starts included.
+        joins: Replicas that have had it.
+    """
+
+    number: int
+    state: State = State.STARTING
+    done: Totals = field(default_factory=Totals)
+    use: Use = field(default_factory=Use)
+    load: Load = field(default_factory=Load)
+    seconds: float = 0.0
+    joins: int = 0
+
+
+@dataclass(slots=True)
+class Snapshot:
+    """The state of a run at one moment.
+
+    Attributes:
+        done: What this run has committed.
+        places: Of replicas that serve, start, or did so.
+        starting: Whether none has served yet.
+        engine_error: What the first of the engines that failed to start said; None if all started.
+        failed_starts: Engines that failed to start since one did.
+        engine_deaths: Engines that died while rows were in them.
+        starved_s: Seconds, over all replicas, in which an engine had free slots while rows remained to be begun.
+        input_errors: Refusals of the input's storage that were waited out.
+        trouble: What keeps replicas waiting, with its number; None while nothing ever did.
+        failure: What stops the job, from the task or replica that met it first; None while nothing does.
+    """
+
+    done: Totals = field(default_factory=Totals)
+    places: list[Place] = field(default_factory=list)
+    starting: bool = True
+    engine_error: str | None = None
+    failed_starts: int = 0
+    engine_deaths: int = 0
+    starved_s: float = 0.0
+    input_errors: int = 0
+    trouble: tuple[int, str] | None = None
+    failure: JobError | None = None
+
+    def count(self, state: State) -> int:
+        """Replicas in a state."""
+        return sum(place.state == state for place in self.places)
+
+    @property
+    def replicas(self) -> int:
+        """Replicas that serve."""
+        return self.count(State.SERVING)
+
+    @property
+    def restarts(self) -> int:
+        """Replicas that took the place of one that had ended."""
+        return sum(max(0, place.joins - 1) for place in self.places)
+
+
+@dataclass(slots=True)
+class _Tenant:
+    """The replica that has a place."""
+
+    name: str
+    actor: str
+    joined: float
+    seen: float
+    serves: bool = False
+    left: bool = False
+
+
+Watch = Callable[[Snapshot], None]
+
+
+class BoardState:
+    """The board's memory: small, and bounded by the shards and the places of one run.
+
+    Args:
+        rows: That the run is to do.
+    """
+
+    def __init__(self, rows: int = 0) -> None:
+        self._rows = rows
+        self._done = Totals()
+        self._begun: set[int] = set()
+        self._strikes: dict[int, dict[str, int]] = {}
+        self._places: list[Place] = []
+        self._tenants: list[_Tenant] = []  # of the place with the same index
+        self._served = False
+        self._engine_error: str | None = None
+        self._failed_starts = 0
+        self._engine_deaths = 0
+        self._starved_s = 0.0
+        self._input_errors = 0
+        self._trouble: tuple[int, str] | None = None
+        self._failure: JobError | None = None
+        self._stopping = False
+
+    def join(self, replica: str, actor: str) -> None:
+        """A replica begins to start its engine.
+
+        Args:
+            replica: Its name; no two have the same.
+            actor: Ray's id: an actor that Ray starts anew keeps it.
+        """
+        now = time.monotonic()
+        number = self._free(actor, now)
+        tenant = _Tenant(replica, actor, now, now)
+        if number == len(self._places):
+            self._places.append(Place(number))
+            self._tenants.append(tenant)
+        else:
+            self._settle(number, now)
+            self._tenants[number] = tenant
+        self._places[number].joins += 1
+
+    def begin(self, shard: int) -> tuple[bool, dict[str, int]]:
+        """See `Board.begin`."""
+        first = shard not in self._begun
+        self._begun.add(shard)
+        return first, self._strikes.get(shard, {})
+
+    def strike(self, rows: dict[int, list[str]]) -> None:
+        """See `Board.strike`."""
+        self._engine_deaths += 1
+        for shard, row_ids in rows.items():
+            strikes = self._strikes.setdefault(shard, {})
+            for row_id in row_ids:
+                strikes[row_id] = strikes.get(row_id, 0) + 1
+
+    def report(self, replica: str, done: Totals, use: Use, load: Load) -> bool:
+        """See `Board.report`."""
+        now = time.monotonic()
+        number = self._number(replica)
+        if number is None:  # it was silent for so long that another has its place
+            self.join(replica, "")
+            number = self._number(replica)
+            assert number is not None
+        place, tenant = self._places[number], self._tenants[number]
+        if not tenant.serves:
+            self._failed_starts, self._engine_error = 0, None
+            tenant.serves = True
+        tenant.seen, tenant.left = now, False
+        self._served = True
+        place.load = load
+        place.done, self._done = place.done.plus(done), self._done.plus(done)
+        if use.short_s and self._rows_to_begin() > 0:
+            self._starved_s += use.short_s
+        place.use.add(use)
+        return self._stopping
+
+    def engine_failed(self, message: str) -> None:
+        """An engine did not start."""
+        if not self._failed_starts:
+            self._engine_error = message
+        self._failed_starts += 1
+
+    def trouble(self, message: str) -> None:
+        """See `Board.trouble`."""
+        self._trouble = ((self._trouble[0] if self._trouble else 0) + 1, message)
+
+    def input_refused(self, message: str) -> None:
+        """The input's storage refuses, and is asked again."""
+        self._input_errors += 1
+        self.trouble(message)
+
+    def failed(self, error: JobError) -> None:
+        """A task or a replica met what stops the job; Ray would hand on no more than its text."""
+        self._failure = self._failure or error
+
+    def left(self, replica: str) -> None:
+        """See `Board.left`."""
+        number = self._number(replica)
+        if number is not None:
+            self._tenants[number].left = True
+            self._tenants[number].seen = time.monotonic()
+
+    def stop(self) -> None:
+        """Ask every replica, with its next report, to stop."""
+        self._stopping = True
+
+    def snapshot(self) -> Snapshot:
+        """The state now."""
+        now = time.monotonic()
+        places = []
+        for place, tenant in zip(self._places, self._tenants, strict=True):
+            state = self._state(tenant, now)
+            load = place.load if state == State.SERVING else Load()
+            seconds = place.seconds + _held(tenant, state, now)
+            places.append(Place(place.number, state, place.done, place.use, load, seconds, place.joins))
+        return Snapshot(
+            self._done, places, not self._served, self._engine_error, self._failed_starts, self._engine_deaths,
+            self._starved_s, self._input_errors, self._trouble, self._failure,
+        )  # fmt: skip
+
+    def _rows_to_begin(self) -> int:
+        """Rows of the run that are neither done nor in an engine."""
+        return self._rows - self._done.rows - sum(place.load.in_flight for place in self._places)
+
+    def _number(self, replica: str) -> int | None:
+        return next((number for number, tenant in enumerate(self._tenants) if tenant.name == replica), None)
+
+    def _free(self, actor: str, now: float) -> int:
+        """The place of the same actor, else the first whose replica is gone, else a new one."""
+        same = (number for number, tenant in enumerate(self._tenants) if actor and tenant.actor == actor)
+        gone = (number for number, tenant in enumerate(self._tenants) if self._state(tenant, now) == State.LOST)
+        return next(same, next(gone, len(self._tenants)))
+
+    def _settle(self, number: int, now: float) -> None:
+        """Count the seconds of the replica that had a place."""
+        tenant = self._tenants[number]
+        self._places[number].seconds += _held(tenant, self._state(tenant, now), now)
+        self._places[number].load = Load()
+
+    @staticmethod
+    def _state(tenant: _Tenant, now: float) -> State:
+        if tenant.left:
+            return State.LOST
+        if not tenant.serves:
+            return State.STARTING
+        return State.SERVING if now - tenant.seen < SILENT_REPLICA_S else State.LOST
+
+
+def _held(tenant: _Tenant, state: State, now: float) -> float:
+    """Seconds for which a replica has had its devices; of one that is gone, until it was last heard of."""
+    return (tenant.seen if state == State.LOST else now) - tenant.joined

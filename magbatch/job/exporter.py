@@ -1,0 +1,245 @@
+"""The numbers of a running job for Prometheus: one endpoint for the whole fleet, kept by the driver.
+
+`/metrics` is what the board and the ledger know at that moment; `/healthz` says whether the run still looks after
+its fleet. Nothing that reads them, and nothing that goes wrong with them, holds the job up.
+"""
+
+import http
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, make_server
+
+from prometheus_client import make_wsgi_app, push_to_gateway
+from prometheus_client.exposition import ThreadingWSGIServer
+from prometheus_client.registry import CollectorRegistry
+
+import magbatch
+from magbatch import metrics
+from magbatch.errors import SpecError
+from magbatch.job.board import State
+from magbatch.job.progress import JobProgress, Standing
+from magbatch.metrics import Values
+from magbatch.rows import ReasoningStatus
+from magbatch.spec import JobSpec, MetricsSpec
+from magbatch.totals import LATENCY_BOUNDS_S, LENGTH_BOUNDS_TOKENS, Totals, cumulative
+
+DEFAULT_PORT = 9480
+PUSH_INTERVAL_S = 15.0
+PUSH_TIMEOUT_S = 5.0
+HEALTHY_S = 60.0  # the run looks after its fleet a few times a second
+
+
+class Exporter:
+    """Serves a job's numbers.
+
+    Args:
+        spec: The job.
+        progress: Where they come from.
+        say: Shows one line to a person.
+    """
+
+    def __init__(self, spec: JobSpec, progress: JobProgress, say: Callable[[str], None]) -> None:
+        self._spec, self._progress, self._say = spec, progress, say
+        self._common = {"job_name": spec.name, "model": spec.model.source}
+        self.registry: CollectorRegistry = metrics.registry(self.values)
+        self._pushed_in_vain = False
+
+    def values(self) -> Values:
+        """The numbers of this moment."""
+        values = Values(self._common)
+        spec = self._spec
+        info = {"version": magbatch.__version__, "engine": spec.model.engine, "output": spec.output.path}
+        values.set(metrics.JOB_INFO, 1, **info)
+        standing = self._progress.standing()
+        _job(values, standing, spec)
+        if standing.totals is not None:
+            _rows(values, standing.totals)
+        _fleet(values, standing)
+        _storage(values, standing)
+        return values
+
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        """Serve for the length of a block, and for `metrics.linger_s` after a job that is complete.
+
+        Raises:
+            SpecError: The address cannot be had.
+        """
+        settings = self._spec.metrics
+        if not settings.enabled:
+            yield
+            return
+        with ExitStack() as stack:
+            server = self._bind(settings)
+            stack.callback(server.server_close)
+            threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
+            stack.callback(server.shutdown)
+            host, port = _reachable(settings.bind), server.server_port
+            self._say(f"metrics: http://{host}:{port}/metrics")
+            if settings.file_sd is not None:
+                stack.enter_context(self._announced(settings.file_sd, f"{host}:{port}"))
+            if settings.push_gateway is not None:
+                stack.enter_context(self._pushing(settings.push_gateway))
+            yield
+            if self._progress.standing().complete and settings.linger_s:
+                self._say(f"metrics: served for another {settings.linger_s:g} s (metrics.linger_s)")
+                time.sleep(settings.linger_s)
+
+    def _bind(self, settings: MetricsSpec) -> ThreadingWSGIServer:
+        wanted = DEFAULT_PORT if settings.port is None else settings.port
+        # A job whose port nobody has chosen is not to fail because another has it.
+        for port in [wanted, 0] if settings.port is None else [wanted]:
+            try:
+                family = socket.getaddrinfo(settings.bind, port, type=socket.SOCK_STREAM)[0][0]
+                server = type("Server", (ThreadingWSGIServer,), {"address_family": family})
+                return make_server(settings.bind, port, self._answer, server, handler_class=_Silent)
+            except OSError as error:
+                refused = error
+        raise SpecError(
+            f"metrics.bind {settings.bind}, metrics.port {wanted}: cannot be served on: {refused.strerror or refused}; "
+            "set metrics.port to a free one, or to 0, which takes one that is"
+        )
+
+    def _answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        path = environ["PATH_INFO"].rstrip("/")
+        if path == "/metrics":
+            app: Callable[..., Iterable[bytes]] = make_wsgi_app(self.registry)
+            return app(environ, start_response)
+        if path == "/healthz":
+            status, text = self._health()
+        else:
+            status, text = http.HTTPStatus.NOT_FOUND, "not here: /metrics, /healthz"
+        start_response(f"{status.value} {status.phrase}", [("Content-Type", "text/plain; charset=utf-8")])
+        return [f"{text}\n".encode()]
+
+    def _health(self) -> tuple[http.HTTPStatus, str]:
+        silent = self._progress.silent_s
+        if silent > HEALTHY_S and not self._progress.standing().complete:
+            return http.HTTPStatus.SERVICE_UNAVAILABLE, f"the run has not looked after its fleet for {silent:.0f} s"
+        return http.HTTPStatus.OK, "ok"
+
+    @contextmanager
+    def _announced(self, folder: str, target: str) -> Iterator[None]:
+        """A file for Prometheus' file_sd; one that is left behind shows a job that was killed as down."""
+        file = Path(folder) / f"magbatch-{self._spec.name}.json"
+        draft = file.with_suffix(f".{os.getpid()}.tmp")
+        labels = {"job_name": self._spec.name, "output": self._spec.output.path}
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            draft.write_text(json.dumps([{"targets": [target], "labels": labels}]))
+            draft.replace(file)
+        except OSError as error:
+            raise SpecError(f"metrics.file_sd {folder}: cannot be written: {error.strerror or error}") from error
+        yield
+        file.unlink(missing_ok=True)
+
+    @contextmanager
+    def _pushing(self, url: str) -> Iterator[None]:
+        over = threading.Event()
+
+        def push() -> None:
+            while not over.wait(PUSH_INTERVAL_S):
+                self._push(url)
+
+        thread = threading.Thread(target=push, name="push", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+            self._push(url)
+
+    def _push(self, url: str) -> None:
+        grouping = {"job_name": self._spec.name}
+        try:
+            push_to_gateway(url, "magbatch", self.registry, grouping, timeout=PUSH_TIMEOUT_S)
+            self._pushed_in_vain = False
+        except OSError as error:  # urllib's errors are
+            if not self._pushed_in_vain:
+                self._say(f"metrics.push_gateway {url}: {error}; the job goes on without it")
+            self._pushed_in_vain = True
+
+
+class _Silent(WSGIRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        return
+
+
+def _reachable(bind: str) -> str:
+    """The name by which who reads the numbers finds this process."""
+    if bind in {"0.0.0.0", "::"}:
+        return socket.gethostname()
+    return f"[{bind}]" if ":" in bind else bind
+
+
+def _job(values: Values, standing: Standing, spec: JobSpec) -> None:
+    values.set(metrics.JOB_STARTED, standing.started)
+    values.set(metrics.JOB_COMPLETE, int(standing.complete))
+    values.set(metrics.JOB_PROGRESS, standing.progressed)
+    if standing.eta is not None and not standing.complete:
+        for bound, seconds in zip(("expected", "early", "late"), standing.eta, strict=True):
+            values.set(metrics.JOB_ETA, time.time() + seconds, bound=bound)
+    if spec.deadline is not None:
+        values.set(metrics.JOB_DEADLINE, spec.deadline.timestamp())
+    values.set(metrics.DEVICE_SECONDS, standing.spent.device_s)
+    if standing.cost is not None:
+        values.set(metrics.COST, standing.cost, currency=spec.cost.currency)
+    values.set(metrics.ROWS_PLANNED, standing.planned)
+
+
+def _rows(values: Values, totals: Totals) -> None:
+    values.set(metrics.ROWS_COMMITTED, totals.answered, outcome="answered")
+    values.set(metrics.ROWS_COMMITTED, totals.failed, outcome="failed")
+    for code, count in sorted(totals.by_code.items()):
+        values.set(metrics.ROWS_FAILED, count, code=code)
+    for status in ReasoningStatus:
+        values.set(metrics.RECORDS, totals.by_status.get(status, 0), reasoning_status=str(status))
+    for kind in ("prompt", "cached", "reasoning", "answer"):
+        values.set(metrics.TOKENS, getattr(totals, f"{kind}_tokens"), kind=kind)
+    if totals.records:
+        truncated = totals.by_status.get(ReasoningStatus.TRUNCATED, 0)
+        values.set(metrics.TRUNCATED, truncated / totals.records)
+    values.observe(metrics.ROW_LATENCY, cumulative(totals.by_latency, LATENCY_BOUNDS_S), totals.latency_ms / 1000)
+    for metric, counts, sum_ in (
+        (metrics.REASONING_TOKENS, totals.by_reasoning, totals.reasoning_tokens),
+        (metrics.ANSWER_TOKENS, totals.by_answer, totals.answer_tokens),
+    ):
+        values.observe(metric, cumulative(counts, LENGTH_BOUNDS_TOKENS), sum_)
+
+
+def _fleet(values: Values, standing: Standing) -> None:
+    snapshot, spent = standing.snapshot, standing.spent
+    for state in State:
+        values.set(metrics.REPLICAS, snapshot.count(state), state=str(state))
+    values.set(metrics.REPLICA_RESTARTS, spent.restarts)
+    values.set(metrics.ENGINE_DEATHS, spent.engine_deaths)
+    values.set(metrics.STARVED_SECONDS, spent.starved_s)
+    for place in standing.places:
+        replica = str(place.number)
+        values.set(metrics.REPLICA_ROWS, place.done.rows, replica=replica)
+        values.set(metrics.REPLICA_TOKENS, place.done.generated_tokens, replica=replica)
+        values.set(metrics.ENGINE_PREEMPTIONS, place.use.preemptions, replica=replica)
+        if snapshot.places and place.state == State.SERVING:
+            load = place.load
+            values.set(metrics.ROWS_IN_FLIGHT, load.in_flight, replica=replica)
+            values.set(metrics.ROWS_WAITING, load.waiting, replica=replica)
+            values.set(metrics.ENGINE_RUNNING, load.engine.running, replica=replica)
+            values.set(metrics.ENGINE_QUEUED, load.engine.queued, replica=replica)
+            values.set(metrics.ENGINE_KV, load.engine.kv_cache_ratio, replica=replica)
+
+
+def _storage(values: Values, standing: Standing) -> None:
+    use = standing.spent.use
+    values.observe(metrics.COMMIT_SECONDS, cumulative(use.by_commit, metrics.COMMIT_BOUNDS_S), use.commit_ms / 1000)
+    values.set(metrics.COMMIT_BYTES, use.commit_bytes)
+    values.set(metrics.COMMIT_RETRIES, use.commit_retries)
+    values.set(metrics.STORAGE_ERRORS, standing.spent.input_errors, side="input")
+    values.set(metrics.STORAGE_ERRORS, use.commit_retries, side="output")

@@ -1,0 +1,107 @@
+"""The run's own account of itself, beside the answers: `_magbatch/progress.json`, written anew every few seconds.
+
+It tells another machine how fast the job goes and when it ends, and the next run what earlier ones have used. No
+row's fate hangs on it: what is done is in the objects.
+"""
+
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from typing import Any
+
+from magbatch.errors import LeaseError, StorageError
+from magbatch.job.board import State
+from magbatch.job.progress import JobProgress, Point, Spent
+from magbatch.storage import Store
+
+RECORD = "_magbatch/progress.json"
+INTERVAL_S = 5.0
+ALIVE_S = 60.0  # a record that is older is that of a run which has died
+
+
+class Heartbeat:
+    """Writes the record while a run goes on.
+
+    Args:
+        store: The output, as a store that answers quickly or not at all.
+        progress: What it tells.
+        may_write: Raises LeaseError once another run has the output.
+    """
+
+    def __init__(self, store: Store, progress: JobProgress, may_write: Callable[[], None]) -> None:
+        self._store, self._progress, self._may_write = store, progress, may_write
+        self._over = threading.Event()
+
+    @contextmanager
+    def beating(self) -> Iterator[None]:
+        """For the length of a run; the last record says that it is over."""
+        thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._over.set()
+            thread.join()
+            self._write(running=False)
+
+    def _beat(self) -> None:
+        while not self._over.wait(INTERVAL_S):
+            self._write(running=True)
+
+    def _write(self, *, running: bool) -> None:
+        with suppress(StorageError, LeaseError):  # the next beat tries again; another run writes its own
+            self._may_write()
+            self._store.write(RECORD, json.dumps(record(self._progress, running=running)).encode())
+
+
+def record(progress: JobProgress, *, running: bool) -> dict[str, Any]:
+    """What is written: see the README's `status --json`."""
+    standing = progress.standing()
+    snapshot, seen = standing.snapshot, standing.seen
+    return {
+        "version": 1,
+        "running": running,
+        "at": time.time(),
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "started": standing.started,
+        "planned": standing.planned,
+        "done": standing.done,
+        "failed": seen.failed,
+        "truncated": standing.truncated,
+        "rows_per_s": standing.rows_per_s,
+        "tokens_per_s": standing.tokens_per_s,
+        "starting": snapshot.starting,
+        "replicas": {str(state): snapshot.count(state) for state in State},
+        "eta": standing.eta._asdict() if standing.eta is not None else None,
+        "cost": standing.cost,
+        "spent": asdict(standing.spent),
+        "history": progress.history,
+    }
+
+
+def last_record(store: Store) -> dict[str, Any] | None:
+    """What a run has written last; None where none has, or where it is not to be understood.
+
+    Raises:
+        StorageError: It cannot be read.
+    """
+    with suppress(FileNotFoundError, ValueError):
+        found = json.loads(store.read(RECORD))
+        if isinstance(found, dict) and found.get("version") == 1:
+            return found
+    return None
+
+
+def earlier(store: Store) -> tuple[Spent, list[Point]]:
+    """What runs before this one have used, and the job over time."""
+    found = last_record(store)
+    if found is not None:
+        with suppress(KeyError, TypeError):  # another version's
+            return Spent.from_dict(found["spent"]), [Point(*point) for point in found["history"]]
+    return Spent(), []

@@ -1,0 +1,107 @@
+"""The rows inside one engine, and whether they, or the engine, hang.
+
+A row hangs when it gets no token for a while in which the engine went on with others; an engine that gives none to
+any is as good as dead. Of a row without a first token nothing is known but that it may wait for a slot: it hangs
+when rows that began well after it have theirs.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(slots=True, eq=False)
+class _Request:
+    """One request of a row: a row may make several, one after the other or at once."""
+
+    began: float
+    pulse: float | None = None  # when its last tokens came; None before the first
+
+
+@dataclass(slots=True, eq=False)
+class _Row:
+    shard: int
+    task: asyncio.Task[Any]
+    requests: set[_Request] = field(default_factory=set)
+    hangs: bool = False
+
+
+class InFlight:
+    """The rows inside one engine.
+
+    Args:
+        patience_s: Seconds without a token after which a row, or the engine, hangs; None waits on.
+    """
+
+    def __init__(self, patience_s: float | None) -> None:
+        self._patience_s = patience_s
+        self._rows: dict[str, _Row] = {}
+        self._pulse = 0.0  # when the engine last gave any row a token
+        self._reached = 0.0  # when the youngest of the rows began that have a first token: engines serve in turn
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def requests(self) -> int:
+        """Requests that are under way."""
+        return sum(len(row.requests) for row in self._rows.values())
+
+    def enter(self, shard: int, row_id: str) -> None:
+        """The current task asks for a row of a shard."""
+        if not self._rows:
+            self._pulse = time.monotonic()
+        task = asyncio.current_task()
+        assert task is not None
+        self._rows[row_id] = _Row(shard, task)
+
+    def leave(self, row_id: str) -> None:
+        """A row is no longer asked for; one that has left already is no error."""
+        self._rows.pop(row_id, None)
+
+    def hangs(self, row_id: str) -> bool:
+        """Whether a row's task was cancelled because it hangs."""
+        return self._rows[row_id].hangs
+
+    def by_shard(self) -> dict[int, list[str]]:
+        """The rows, by shard."""
+        found: dict[int, list[str]] = {}
+        for row_id, row in self._rows.items():
+            found.setdefault(row.shard, []).append(row_id)
+        return found
+
+    @contextmanager
+    def watch(self, row_id: str) -> Iterator[Callable[[], None]]:
+        """See `generate.Watch`: for the length of one request of a row."""
+        row, request = self._rows[row_id], _Request(time.monotonic())
+        row.requests.add(request)
+
+        def pulse() -> None:
+            request.pulse = self._pulse = time.monotonic()
+            self._reached = max(self._reached, request.began)
+
+        try:
+            yield pulse
+        finally:
+            row.requests.discard(request)
+
+    def look(self, now: float) -> bool:
+        """Cancel the rows that hang; True where the whole engine does."""
+        patience = self._patience_s
+        if patience is None or not self._rows:
+            return False
+        if now - self._pulse > patience:
+            return True
+        for row in self._rows.values():
+            if any(self._hangs(request, now, patience) for request in row.requests):
+                row.hangs = True
+                row.task.cancel()
+        return False
+
+    def _hangs(self, request: _Request, now: float, patience: float) -> bool:
+        started = request.pulse is not None
+        since, went_on = (request.pulse or 0.0, self._pulse) if started else (request.began, self._reached)
+        return now - since > patience and went_on - since > patience / 2

@@ -1,0 +1,121 @@
+"""report.html: what remains of a job for people, one page that needs nothing beside it."""
+
+import io
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from magbatch.job.progress import Point
+from magbatch.job.report import Report, versions
+from magbatch.totals import INFINITE, LATENCY_BOUNDS_S, LENGTH_BOUNDS_TOKENS
+
+BLUE, GREY, RED = "#2563a8", "#8a94a0", "#b3382c"
+WIDTH_IN, HEIGHT_IN = 7.2, 2.6
+MOST_REPLICAS = 64  # bars that can be told apart
+
+
+def render(report: Report) -> bytes:
+    """The page of a complete job."""
+    pictures = {
+        "speed": _picture(_speed, report.history) if len(report.history) > 1 else None,
+        "rows": _picture(_rows, report.history, report.planned) if len(report.history) > 1 else None,
+        "reasoning": _picture(_lengths, report.totals.by_reasoning, LENGTH_BOUNDS_TOKENS, "reasoning tokens, at most"),
+        "answer": _picture(_lengths, report.totals.by_answer, LENGTH_BOUNDS_TOKENS, "answer tokens, at most"),
+        "latency": _picture(_lengths, report.totals.by_latency, LATENCY_BOUNDS_S, "seconds, at most"),
+        "failures": _picture(_failures, report.totals.by_code) if report.totals.by_code else None,
+        "replicas": _picture(_replicas, report) if report.replicas else None,
+    }
+    environment = Environment(loader=PackageLoader("magbatch.job", "."), autoescape=True, undefined=StrictUndefined)
+    page = environment.get_template("report.html").render(
+        report=report,
+        totals=report.totals,
+        pictures=pictures,
+        settings=yaml.safe_dump(report.settings, sort_keys=False, allow_unicode=True),
+        versions=versions(),
+    )
+    return page.encode()
+
+
+def _picture(draw: Callable[..., None], *values: Any) -> Markup:
+    """What is drawn, as SVG that stands in a page."""
+    figure = Figure(figsize=(WIDTH_IN, HEIGHT_IN), layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    draw(axes, *values)
+    svg = io.StringIO()
+    figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
+    text = svg.getvalue()
+    return Markup(text[text.index("<svg") :])  # made here, of numbers and of names that matplotlib escapes
+
+
+def _hours(history: list[Point]) -> tuple[list[float], str]:
+    seconds = [point.at - history[0].at for point in history]
+    for unit, size in (("hours", 3600.0), ("minutes", 60.0)):
+        if seconds[-1] > 2 * size:
+            return [value / size for value in seconds], unit
+    return seconds, "seconds"
+
+
+def _plain(axis: Any) -> None:
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+
+
+def _speed(axes: Axes, history: list[Point]) -> None:
+    times, unit = _hours(history)
+    rates = [max(0, new.tokens - old.tokens) / max(new.at - old.at, 1e-9) for old, new in pairwise(history)]
+    axes.stairs(rates, times, color=BLUE, fill=True, alpha=0.25)
+    axes.stairs(rates, times, color=BLUE)
+    axes.set(xlabel=f"{unit} since the job began", ylabel="tokens/s")
+    axes.set_ylim(bottom=0)
+    _plain(axes.yaxis)
+    serving = axes.twinx()
+    serving.spines[["top"]].set_visible(False)
+    serving.step(times, [point.replicas for point in history], where="post", color=GREY, linestyle=":")
+    serving.set_ylabel("replicas (dotted)", color=GREY)
+    serving.set_ylim(bottom=0)
+    serving.yaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _rows(axes: Axes, history: list[Point], planned: int) -> None:
+    times, unit = _hours(history)
+    axes.plot(times, [point.rows for point in history], color=BLUE)
+    axes.axhline(planned, color=GREY, linestyle=":")
+    axes.set(xlabel=f"{unit} since the job began", ylabel="rows done")
+    axes.set_ylim(bottom=0)
+    _plain(axes.yaxis)
+
+
+def _lengths(axes: Axes, counts: dict[str, int], bounds: tuple[float, ...], label: str) -> None:
+    names = [*(str(bound) for bound in bounds), INFINITE]
+    filled = [place for place, name in enumerate(names) if counts.get(name)]
+    shown = names[: max(filled, default=0) + 1]
+    bars = axes.bar(
+        [f"{float(name):,g}" if name != INFINITE else "more" for name in shown],
+        [counts.get(name, 0) for name in shown],
+        color=BLUE,
+    )
+    axes.bar_label(bars, labels=[f"{counts.get(name, 0):,}" for name in shown], fontsize="small")
+    axes.set(xlabel=label, ylabel="count")
+    _plain(axes.yaxis)
+
+
+def _failures(axes: Axes, by_code: dict[str, int]) -> None:
+    ordered = sorted(by_code.items(), key=lambda item: item[1])
+    bars = axes.barh([code for code, _ in ordered], [count for _, count in ordered], color=RED)
+    axes.bar_label(bars, labels=[f"{count:,}" for _, count in ordered], fontsize="small")
+    axes.set_xlabel("dead letters")
+    _plain(axes.xaxis)
+
+
+def _replicas(axes: Axes, report: Report) -> None:
+    shown = report.replicas[:MOST_REPLICAS]
+    axes.bar([str(replica.number) for replica in shown], [replica.tokens for replica in shown], color=BLUE)
+    axes.set(xlabel="replica", ylabel="tokens")
+    _plain(axes.yaxis)

@@ -1,0 +1,168 @@
+import pytest
+
+from magbatch.engines.base import EngineLoad
+from magbatch.job import board as board_module
+from magbatch.job.board import BoardState, Load, Place, State, Use
+from magbatch.totals import Totals
+
+NONE = (Totals(), Use(), Load())
+
+
+class Clock:
+    """Monotonic time that a test moves."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(board_module, "time", made)
+    return made
+
+
+def test_a_board_begins_empty() -> None:
+    snapshot = BoardState().snapshot()
+    assert (snapshot.done, snapshot.places, snapshot.starting) == (Totals(), [], True)
+    assert (snapshot.replicas, snapshot.restarts, snapshot.engine_error) == (0, 0, None)
+
+
+def test_a_board_adds_up_what_replicas_report() -> None:
+    board = BoardState()
+    for name in ("one", "two"):
+        board.join(name, name)
+    assert board.snapshot().count(State.STARTING) == 2
+    assert board.report("one", *NONE) is False
+    assert board.snapshot().starting is False
+    first = Totals(answered=3, failed=1, prompt_tokens=30, reasoning_tokens=20, answer_tokens=10, by_code={"x": 1})
+    assert board.report("one", first, Use(commits=2, by_commit={"0.1": 2}), Load(in_flight=4)) is False
+    board.report("two", Totals(answered=1, failed=1, by_code={"x": 1}), Use(commits=1, by_commit={"0.1": 1}), Load(7))
+    snapshot = board.snapshot()
+    assert snapshot.done == first.plus(Totals(answered=1, failed=1, by_code={"x": 1}))
+    assert snapshot.done.by_code == {"x": 2}
+    assert snapshot.replicas == 2
+    assert [(place.number, place.done.rows, place.load.in_flight) for place in snapshot.places] == [
+        (0, 4, 4),
+        (1, 2, 7),
+    ]
+    assert snapshot.places[0].use == Use(commits=2, by_commit={"0.1": 2})
+    board.left("one")
+    board.left("never came")
+    assert board.snapshot().replicas == 1
+    assert board.snapshot().done == snapshot.done
+
+
+def test_what_a_replica_did_stays_when_it_dies_and_goes_on_with_its_successor(clock: Clock) -> None:
+    board = BoardState()
+    board.join("one", "actor")
+    board.report("one", Totals(answered=3), Use(commits=1, preemptions=2), Load(5, 6, EngineLoad(running=4)))
+    clock.now += 10
+    board.report("one", *NONE)
+    clock.now += 5
+    board.join("two", "actor")  # Ray starts the same actor anew, before the board can know that the first is gone
+    (place,) = board.snapshot().places
+    assert (place.state, place.joins, place.done.answered) == (State.STARTING, 2, 3)
+    assert (place.use.commits, place.use.preemptions) == (1, 2)
+    assert place.load == Load(), "what is gone has no load"
+    assert board.snapshot().restarts == 1
+    clock.now += 7
+    board.report("two", Totals(answered=4), Use(preemptions=1), Load(1))
+    (place,) = board.snapshot().places
+    assert (place.state, place.done.answered, place.use.preemptions, place.load.in_flight) == (State.SERVING, 7, 3, 1)
+    assert place.seconds == 15 + 7
+
+
+def test_a_replica_that_is_silent_is_lost_and_its_place_is_the_next_ones(clock: Clock) -> None:
+    board = BoardState()
+    for name in ("one", "two"):
+        board.join(name, name)
+        board.report(name, *NONE)
+    clock.now += 20
+    board.report("two", *NONE)
+    clock.now += 15
+    snapshot = board.snapshot()
+    assert [place.state for place in snapshot.places] == [State.LOST, State.SERVING]
+    assert [place.seconds for place in snapshot.places] == [0, 35], "what is lost holds nothing since it was heard of"
+    board.join("three", "three")
+    assert [place.joins for place in board.snapshot().places] == [2, 1]
+    assert len(board.snapshot().places) == 2
+    board.report("one", Totals(answered=1), Use(), Load())  # it was not dead, but cut off: it gets a place again
+    assert board.snapshot().done.answered == 1
+    assert len(board.snapshot().places) == 3
+
+
+def test_an_engine_that_starts_for_long_is_not_lost(clock: Clock) -> None:
+    board = BoardState()
+    board.join("one", "one")
+    clock.now += 900
+    (place,) = board.snapshot().places
+    assert (place.state, place.seconds) == (State.STARTING, 900)
+
+
+def test_free_slots_starve_an_engine_only_while_rows_remain_to_be_begun() -> None:
+    board = BoardState(rows=10)
+    board.join("one", "one")
+    board.report("one", Totals(answered=2), Use(short_s=1.0), Load(in_flight=3))
+    assert board.snapshot().starved_s == 1.0
+    board.report("one", Totals(), Use(short_s=1.0), Load(in_flight=8))
+    assert board.snapshot().starved_s == 1.0, "2 are done and 8 in the engine: there is nothing to begin"
+    board.report("one", Totals(), Use(short_s=0.5), Load(in_flight=7))
+    assert board.snapshot().starved_s == 1.5
+    assert board.snapshot().places[0].use.short_s == 2.5
+
+
+def test_a_board_that_lost_its_last_replica_is_not_starting_again() -> None:
+    """Else an engine that failed to start long ago would end a job whose replica is being replaced."""
+    board = BoardState()
+    board.engine_failed("no memory on that node")
+    board.report("one", *NONE)
+    board.left("one")
+    assert (board.snapshot().starting, board.snapshot().replicas) == (False, 0)
+
+
+def test_a_board_counts_strikes_row_by_row() -> None:
+    board = BoardState()
+    assert board.begin(4) == (True, {})
+    assert board.begin(4) == (False, {})
+    board.strike({4: ["a", "b"], 5: ["c"]})
+    board.strike({4: ["b"]})
+    assert board.begin(4) == (False, {"a": 1, "b": 2})
+    assert board.begin(5) == (True, {"c": 1})
+    assert board.begin(6) == (True, {})
+    assert board.snapshot().engine_deaths == 2
+
+
+def test_a_board_keeps_what_the_first_engine_said() -> None:
+    board = BoardState()
+    board.engine_failed("no GPU")
+    board.engine_failed("no GPU either")
+    assert board.snapshot().engine_error == "no GPU"
+    assert board.snapshot().starting is True
+
+
+def test_a_board_that_stops_tells_every_replica() -> None:
+    board = BoardState()
+    board.stop()
+    assert board.report("one", *NONE) is True
+    assert board.report("two", *NONE) is True
+
+
+def test_refusals_of_the_input_are_counted_and_said() -> None:
+    board = BoardState()
+    board.input_refused("503")
+    board.input_refused("503 again")
+    assert (board.snapshot().input_errors, board.snapshot().trouble) == (2, (2, "503 again"))
+
+
+def test_a_snapshot_is_one_of_its_moment() -> None:
+    board = BoardState()
+    board.report("one", Totals(answered=1), Use(commits=1), Load())
+    before = board.snapshot()
+    board.report("one", Totals(answered=1), Use(commits=1), Load())
+    assert before.done.answered == 1
+    assert before.places == [Place(0, State.SERVING, Totals(answered=1), before.places[0].use, Load(),
+                                   before.places[0].seconds, 1)]  # fmt: skip

@@ -1,0 +1,285 @@
+"""One endpoint for a whole job: what it serves, where, and that nothing about it holds the job up."""
+
+import http.server
+import json
+import re
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from shutil import which
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from magbatch.engines.base import EngineLoad
+from magbatch.errors import SpecError
+from magbatch.job import exporter as exporter_module
+from magbatch.job import progress as progress_module
+from magbatch.job.board import Load, Place, Snapshot, State, Use
+from magbatch.job.exporter import HEALTHY_S, Exporter
+from magbatch.job.progress import JobProgress
+from magbatch.metrics import METRICS
+from magbatch.spec import JobSpec, parse
+from magbatch.totals import Totals
+
+DONE = Totals(
+    answered=7, failed=3, records=14, prompt_tokens=70, cached_tokens=5, reasoning_tokens=900, answer_tokens=90,
+    squared_tokens=90_000, latency_ms=3500, by_code={"internal": 2, "prompt_too_long": 1},
+    by_status={"complete": 12, "truncated": 2}, by_latency={"0.5": 7}, by_reasoning={"64": 14}, by_answer={"16": 14},
+)  # fmt: skip
+USE = Use(1.5, 4, 6, 120, 5000, 2, {"0.025": 6})
+PLACES = [
+    Place(0, State.SERVING, DONE, USE, Load(8, 9, EngineLoad(4, 3, 0.25, 4)), 100.0, 3),
+    Place(1, State.STARTING, seconds=20.0, joins=1),
+]
+FLEET = Snapshot(DONE, PLACES, False, engine_deaths=2, starved_s=1.5, input_errors=1)
+
+
+def spec(**metrics: Any) -> JobSpec:
+    return parse(
+        yaml.safe_dump(
+            {
+                "name": "small",
+                "model": {"source": "builtin:tiny", "engine": "fake"},
+                "input": {"path": "/in", "columns": {"prompt": "question"}},
+                "output": {"path": "/out"},
+                "replicas": {"gpus": 0},
+                "cost": {"device_hour": 36, "currency": "EUR"},
+                "deadline": "2026-11-30T08:00:00+01:00",
+                "metrics": {"port": 0} | metrics,
+            }
+        )
+    )
+
+
+class Job:
+    """A job that serves its numbers, and what it said."""
+
+    def __init__(self, **metrics: Any) -> None:
+        self.spec = spec(**metrics)
+        self.progress = JobProgress(self.spec, 20, 0)
+        self.said: list[str] = []
+        self.exporter = Exporter(self.spec, self.progress, self.said.append)
+
+    def get(self, path: str) -> httpx.Response:
+        (url,) = (line.removeprefix("metrics: ") for line in self.said if line.startswith("metrics: http"))
+        return httpx.get(url.removesuffix("/metrics") + path, trust_env=False)
+
+    def numbers(self) -> dict[str, float]:
+        """Series to value; the labels that all have are left out."""
+        found = {}
+        for line in self.get("/metrics").text.splitlines():
+            if not line.startswith("#"):
+                series, _, value = line.rpartition(" ")
+                series = re.sub(r'job_name="small",?|model="builtin:tiny",?', "", series)
+                found[series.replace(",}", "}").replace("{}", "")] = float(value)
+        return found
+
+
+@pytest.fixture
+def job() -> Iterator[Job]:
+    made = Job()
+    with made.exporter.serving():
+        yield made
+
+
+def test_the_endpoint_knows_the_whole_fleet(job: Job) -> None:
+    job.progress.see(FLEET)
+    found = job.numbers()
+    expected = {
+        "magbatch_rows_planned": 20,
+        'magbatch_rows_committed_total{outcome="answered"}': 7,
+        'magbatch_rows_committed_total{outcome="failed"}': 3,
+        'magbatch_rows_failed_total{code="internal"}': 2,
+        'magbatch_tokens_total{kind="reasoning"}': 900,
+        'magbatch_tokens_total{kind="cached"}': 5,
+        'magbatch_records_total{reasoning_status="truncated"}': 2,
+        "magbatch_truncated_ratio": 2 / 14,
+        "magbatch_row_latency_seconds_sum": 3.5,
+        'magbatch_row_latency_seconds_bucket{le="0.25"}': 0,
+        'magbatch_row_latency_seconds_bucket{le="+Inf"}': 7,
+        "magbatch_reasoning_length_tokens_sum": 900,
+        "magbatch_answer_length_tokens_count": 14,
+        'magbatch_replicas{state="serving"}': 1,
+        'magbatch_replicas{state="starting"}': 1,
+        'magbatch_replicas{state="lost"}': 0,
+        "magbatch_replica_restarts_total": 2,
+        "magbatch_engine_deaths_total": 2,
+        'magbatch_replica_rows_total{replica="0"}': 10,
+        'magbatch_replica_tokens_total{replica="0"}': 990,
+        'magbatch_rows_in_flight{replica="0"}': 8,
+        'magbatch_rows_waiting{replica="0"}': 9,
+        'magbatch_engine_running_sequences{replica="0"}': 4,
+        'magbatch_engine_queued_requests{replica="0"}': 3,
+        'magbatch_engine_kv_cache_usage_ratio{replica="0"}': 0.25,
+        'magbatch_engine_preemptions_total{replica="0"}': 4,
+        "magbatch_starved_seconds_total": 1.5,
+        "magbatch_commit_duration_seconds_count": 6,
+        "magbatch_commit_duration_seconds_sum": 0.12,
+        "magbatch_commit_bytes_total": 5000,
+        "magbatch_commit_retries_total": 2,
+        'magbatch_storage_errors_total{side="input"}': 1,
+        'magbatch_storage_errors_total{side="output"}': 2,
+        "magbatch_device_seconds_total": 120,
+        'magbatch_cost_total{currency="EUR"}': 1.2,
+        "magbatch_job_deadline_timestamp_seconds": job.spec.deadline.timestamp() if job.spec.deadline else 0,
+        "magbatch_job_complete": 0,
+    }
+    assert {name: found.get(name) for name in expected} == pytest.approx(expected)
+    assert not any('replica="1"' in series and "in_flight" in series for series in found), "it does not serve yet"
+
+
+def test_every_metric_that_is_declared_has_a_value(job: Job) -> None:
+    later = DONE.plus(Totals(answered=1, records=1, reasoning_tokens=50, squared_tokens=2500))
+    job.progress.see(FLEET)
+    job.progress.see(Snapshot(later, PLACES, False))
+    series = {name.partition("{")[0] for name in job.numbers()}
+    assert {name for metric in METRICS.values() for name in metric.exposed} == series
+
+
+def test_rows_are_left_out_until_those_of_earlier_runs_are_known() -> None:
+    job = Job()
+    job.progress = JobProgress(job.spec, 20, 5)
+    job.exporter = Exporter(job.spec, job.progress, job.said.append)
+    with job.exporter.serving():
+        job.progress.see(FLEET)
+        assert not any(name.startswith(("magbatch_rows_committed", "magbatch_tokens")) for name in job.numbers())
+        job.progress.know(Totals(answered=5, records=5, by_status={"complete": 5}))
+        assert job.numbers()['magbatch_rows_committed_total{outcome="answered"}'] == 12
+
+
+@pytest.mark.skipif(which("promtool") is None, reason="promtool is not installed (Debian: prometheus)")
+def test_promtool_finds_nothing_to_object_to(job: Job) -> None:
+    job.progress.see(FLEET)
+    done = subprocess.run(
+        ["promtool", "check", "metrics"], input=job.get("/metrics").content, capture_output=True, check=False
+    )
+    assert (done.returncode, done.stdout + done.stderr) == (0, b"")
+
+
+def test_health_is_whether_the_run_looks_after_its_fleet(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = job.get("/healthz")
+    assert (answer.status_code, answer.text) == (200, "ok\n")
+    now = progress_module.time.monotonic()
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: now + HEALTHY_S + 5)
+    answer = job.get("/healthz")
+    assert answer.status_code == 503
+    assert "not looked after its fleet" in answer.text
+    job.progress.finish(DONE)
+    assert job.get("/healthz").status_code == 200
+    assert job.get("/").status_code == 404
+
+
+def test_it_is_served_to_this_machine_alone_unless_the_spec_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert spec().metrics.bind == "127.0.0.1"
+    wide = Job(bind="0.0.0.0")
+    with wide.exporter.serving():
+        assert f"http://{socket.gethostname()}:" in wide.said[0]
+    six = Job(bind="::1")
+    with six.exporter.serving():
+        assert six.get("/healthz").status_code == 200
+
+
+def test_a_port_that_is_taken_stops_only_who_has_asked_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(SpecError, match=rf"metrics\.port {port}.*in use"), Job(port=port).exporter.serving():
+            pass
+        monkeypatch.setattr(exporter_module, "DEFAULT_PORT", port)
+        job = Job(port=None)
+        with job.exporter.serving():
+            assert job.get("/healthz").status_code == 200
+            assert f":{port}/" not in job.said[0]
+    with pytest.raises(SpecError, match=r"metrics\.bind no\.such\.host"), Job(bind="no.such.host").exporter.serving():
+        pass
+
+
+def test_metrics_can_be_left_out() -> None:
+    job = Job(enabled=False)
+    with job.exporter.serving():
+        assert job.said == []
+
+
+def test_a_file_tells_prometheus_where_the_job_is_for_as_long_as_it_runs(tmp_path: Path) -> None:
+    folder = tmp_path / "targets"
+    job = Job(file_sd=str(folder))
+    with job.exporter.serving():
+        (file,) = folder.iterdir()
+        assert file.name == "magbatch-small.json"
+        (group,) = json.loads(file.read_text())
+        assert group["labels"]["job_name"] == "small"
+        (target,) = group["targets"]
+        assert job.said[0] == f"metrics: http://{target}/metrics"
+    assert list(folder.iterdir()) == []
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with pytest.raises(SpecError, match=r"metrics\.file_sd"), Job(file_sd=str(blocked)).exporter.serving():
+        pass
+
+
+class Gateway(http.server.BaseHTTPRequestHandler):
+    """Takes what is pushed."""
+
+    pushed: list[tuple[str, str]]
+
+    def do_PUT(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        type(self).pushed.append((self.path, body))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        return
+
+
+def test_a_gateway_is_sent_the_last_numbers() -> None:
+    Gateway.pushed = []
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Gateway)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        job = Job(push_gateway=f"http://127.0.0.1:{server.server_port}")
+        with job.exporter.serving():
+            job.progress.finish(DONE)
+    finally:
+        server.shutdown()
+        server.server_close()
+    ((path, body),) = Gateway.pushed
+    assert path == "/metrics/job/magbatch/job_name/small"
+    assert 'magbatch_job_complete{job_name="small",model="builtin:tiny"} 1.0' in body
+    assert job.said[1:] == []
+
+
+def test_a_gateway_that_is_away_is_said_once_and_holds_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exporter_module, "PUSH_INTERVAL_S", 0.01)
+    pushes = threading.Semaphore(0)
+    push = Exporter._push
+
+    def counted(self: Exporter, url: str) -> None:
+        push(self, url)
+        pushes.release()
+
+    monkeypatch.setattr(Exporter, "_push", counted)
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    job = Job(push_gateway=f"http://127.0.0.1:{port}")
+    with job.exporter.serving():
+        for _ in range(3):
+            assert pushes.acquire(timeout=30)
+    assert len([line for line in job.said if "push_gateway" in line]) == 1
+
+
+def test_the_last_numbers_can_be_kept_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(exporter_module.time, "sleep", slept.append)
+    job = Job(linger_s=30)
+    with job.exporter.serving():
+        pass
+    assert slept == [], "a job that was interrupted goes at once"
+    job = Job(linger_s=30)
+    with job.exporter.serving():
+        job.progress.finish(DONE)
+    assert slept == [30]

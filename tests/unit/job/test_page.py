@@ -1,0 +1,120 @@
+"""report.html, looked at by a real browser."""
+
+import re
+import subprocess
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from shutil import which
+
+import pytest
+from PIL import Image
+
+from magbatch.job.page import render
+from magbatch.job.progress import Point, Spent
+from magbatch.job.report import Replica, Report, Run
+from magbatch.totals import Totals
+
+CHROMIUM = which("chromium-headless-shell") or which("chromium")
+TOTALS = Totals(
+    answered=9000, failed=37, records=9000, prompt_tokens=10**6, reasoning_tokens=5 * 10**6, answer_tokens=10**5,
+    by_code={"prompt_too_long": 30, "engine_rejected": 7}, by_status={"complete": 8900, "truncated": 100},
+    by_latency={"5.0": 8000, "+Inf": 1000}, by_reasoning={"256": 5000, "8192": 4000}, by_answer={"16": 9000},
+)  # fmt: skip
+REPORT = Report(
+    job="invoices", output="s3://acme/<out>&more", planned=9037, totals=TOTALS, duplicate_ids=3,
+    run=Run(3600, 3000, 9037, 5 * 10**6, 1),
+    settings={"name": "invoices", "prompt": {"system": "</pre><script>alert(1)</script>"}},
+    spent=Spent(7200), history=[Point(1e9 + 60 * minute, 150 * minute, 9000 * minute, 2) for minute in range(61)],
+    replicas=[Replica(number, 4500, 2_500_000, 3600, 30, 1) for number in range(2)],
+    slowest=[{"row_id": "abc-1", "id": "<b>7</b>", "latency_s": 99.5, "reasoning_tokens": 8000, "answer_tokens": 9}],
+    cost=12.5,
+    currency="EUR",
+)  # fmt: skip
+
+
+class Page(HTMLParser):
+    """What a browser would find."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self.pictures: list[str] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        values = dict(attributes)
+        self.tags.append(tag)
+        self.links += [str(values[name]) for name in ("src", "href", "xlink:href") if values.get(name)]
+        if tag == "figure":
+            self.pictures.append(str(values["id"]))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def page(report: Report) -> Page:
+    return Page(render(report).decode())
+
+
+def test_it_tells_what_became_of_the_job() -> None:
+    found = page(REPORT)
+    for text in ("9,000", "9,037", "37", "12.50 EUR", "2.00", "engine", "abc-1", "99.50", "truncated", "s3://acme"):
+        assert text in found.text
+    assert found.pictures == ["speed", "rows", "reasoning", "answer", "latency", "failures", "replicas"]
+    assert found.tags.count("svg") == 7
+    assert "prompt_too_long" in render(REPORT).decode()
+
+
+def test_it_needs_nothing_beside_it_and_runs_nothing() -> None:
+    found = page(REPORT)
+    assert not [link for link in found.links if not link.startswith("#")]
+    assert "script" not in found.tags
+    assert "<b>7</b>" in found.text, "a row's own id is text"
+    assert "</pre><script>alert(1)</script>" in found.text
+    html = render(REPORT).decode()
+    assert not re.search(r"url\((?!#)", html)
+
+
+def test_no_two_parts_of_its_pictures_share_a_name() -> None:
+    names = re.findall(r'<clipPath id="([^"]+)"', render(REPORT).decode())
+    assert len(names) == len(set(names)) > 3
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        replace(REPORT, planned=0, totals=Totals(), run=Run(), history=[], replicas=[], slowest=[], cost=None),
+        replace(REPORT, totals=Totals(failed=9037, by_code={"file_unreadable": 9037}), slowest=[], replicas=[]),
+        replace(REPORT, history=[Point(1e9, 5, 5, 1), Point(1e9, 5, 5, 1)]),
+    ],
+    ids=["no rows", "dead letters alone", "no time passed"],
+)
+def test_there_is_a_page_for_every_job(report: Report) -> None:
+    assert report.job in page(report).text
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (Debian: chromium-headless-shell)")
+def test_a_browser_shows_it_with_its_pictures(tmp_path: Path) -> None:
+    def shot(report: Report, name: str) -> Image.Image:
+        html, picture = tmp_path / f"{name}.html", tmp_path / f"{name}.png"
+        html.write_bytes(render(report))
+        subprocess.run(
+            [str(CHROMIUM), "--no-sandbox", "--hide-scrollbars", f"--screenshot={picture}", "--window-size=1000,2400",
+             html.as_uri()],
+            check=True, capture_output=True, timeout=60,
+        )  # fmt: skip
+        return Image.open(picture).convert("RGB")
+
+    def blue(image: Image.Image) -> int:
+        """Pixels of the colour that the pictures' bars and lines have, and nothing else."""
+        counted = image.getcolors(image.width * image.height)
+        assert counted is not None
+        return sum(count for count, colour in counted if colour == (0x25, 0x63, 0xA8))
+
+    full = shot(REPORT, "full")
+    assert full.size == (1000, 2400)
+    assert blue(full) > 20_000
+    assert blue(shot(replace(REPORT, totals=Totals(), history=[], replicas=[]), "empty")) < blue(full) / 10
