@@ -1,19 +1,24 @@
 """Runs the command as a user does: a process of its own, real Ray, real storage."""
 
+import json
 import os
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from prometheus_client.parser import text_string_to_metric_families
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "magbatch"]
@@ -26,12 +31,87 @@ def magbatch(*args: str, timeout: float = 400, **env: str) -> subprocess.Complet
     )
 
 
+Scrape = dict[tuple[str, frozenset[tuple[str, str]]], float]
+"""Series by name and labels, but for the labels that all have."""
+
+
+def parse_metrics(text: str) -> Scrape:
+    """What an endpoint answered."""
+    return {
+        (
+            sample.name,
+            frozenset((k, v) for k, v in sample.labels.items() if k not in {"job_name", "model"}),
+        ): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def scraped(folder: Path, *args: str, timeout: float = 400) -> tuple[subprocess.CompletedProcess[str], list[Scrape]]:
+    """Run the command, and read its endpoint again and again, until the last numbers, which it keeps for a while."""
+    targets, scrapes = folder / "targets", list[Scrape]()
+    settings = ["--set", f"metrics.file_sd={targets}", "--set", "metrics.linger_s=3", "--set", "metrics.port=0"]
+    over = threading.Event()
+
+    def scrape() -> None:
+        while not over.wait(0.25):
+            # Not there yet, or no longer: who reads it meets a moment before or after its life.
+            with suppress(OSError, ValueError, httpx.HTTPError):
+                (file,) = targets.glob("*.json")
+                (target,) = json.loads(file.read_text())[0]["targets"]
+                scrapes.append(parse_metrics(httpx.get(f"http://{target}/metrics", trust_env=False).text))
+
+    thread = threading.Thread(target=scrape)
+    thread.start()
+    try:
+        return magbatch(*args, *settings, timeout=timeout), scrapes
+    finally:
+        over.set()
+        thread.join()
+
+
+def as_manifest(scrape: Scrape) -> dict[str, Any]:
+    """The numbers that an endpoint and a manifest share, by the manifest's names."""
+
+    def one(name: str, **labels: str) -> float:
+        return scrape[name, frozenset(labels.items())]
+
+    def by(name: str) -> dict[str, float]:
+        return {next(iter(labels))[1]: value for (found, labels), value in scrape.items() if found == name and value}
+
+    tokens = {f"{kind}_tokens": one("magbatch_tokens_total", kind=kind) for kind in ("prompt", "cached", "reasoning")}
+    return tokens | {
+        "answer_tokens": one("magbatch_tokens_total", kind="answer"),
+        "planned_rows": one("magbatch_rows_planned"),
+        "answered": one("magbatch_rows_committed_total", outcome="answered"),
+        "failed": one("magbatch_rows_committed_total", outcome="failed"),
+        "by_code": by("magbatch_rows_failed_total"),
+        "by_status": by("magbatch_records_total"),
+        "records": one("magbatch_reasoning_length_tokens_count"),
+        "latency_ms": round(1000 * one("magbatch_row_latency_seconds_sum")),
+    }
+
+
+def check_end(scrape: Scrape, output: Path) -> None:
+    """The last numbers of a job are its manifest's."""
+    assert scrape["magbatch_job_complete", frozenset()] == 1
+    manifest = json.loads((output / "_magbatch/manifest.json").read_text())
+    found = as_manifest(scrape)
+    assert found == {name: manifest[name] for name in found}
+
+
 def start(*args: str, log: Path, **env: str) -> subprocess.Popen[bytes]:
     """Run the command in a process group of its own, as a terminal does."""
     with log.open("wb") as file:
         return subprocess.Popen(
             [*COMMAND, *args], cwd=ROOT, env=os.environ | env, stdout=file, stderr=file, start_new_session=True
         )
+
+
+def free_port() -> int:
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def wait_until(condition: Callable[[], bool], what: str, seconds: float = 240) -> None:

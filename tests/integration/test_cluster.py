@@ -1,26 +1,17 @@
 """A cluster that is there already (RAY_ADDRESS), and object storage at both ends."""
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import boto3
 import pyarrow.parquet as pq
 import pytest
-from magbatch_cli import JobFiles, magbatch, read
+from magbatch_cli import JobFiles, free_port, magbatch, read
 
 from magbatch.job.ledger import Ledger
-
-
-def free_port() -> int:
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
 
 CLUSTER = """
 import os, sys, time

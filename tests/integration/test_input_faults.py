@@ -18,6 +18,7 @@ def proxy(s3_endpoint: str) -> Iterator[FaultProxy]:
         yield proxy
 
 
+@pytest.mark.fire
 def test_an_input_whose_bucket_is_away_is_waited_for(job: JobFiles, s3: str, proxy: FaultProxy) -> None:
     job.write_input(ROWS)
     open_store(s3).write("in/a.parquet", (job.input / "a.parquet").read_bytes())

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from itertools import pairwise
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -10,12 +11,14 @@ import pytest
 from magbatch_cli import (
     JobFiles,
     alive,
+    check_end,
     committed,
     descendants,
     journal,
     magbatch,
     peak_memory,
     read,
+    scraped,
     start,
     wait_until,
 )
@@ -47,8 +50,12 @@ def test_a_stopped_run_loses_nothing_and_pays_for_nothing_twice(job: JobFiles) -
             assert journal(job.journal)[row_id] == count, "a committed row was asked again"
         seen = {row_id: journal(job.journal)[row_id] for row_id in done}
 
-    last = magbatch("run", spec)
+    before = committed(job.output)
+    last, scrapes = scraped(job.folder, "run", spec)
     assert last.returncode == 0, last.stderr
+    answered = ("magbatch_rows_committed_total", frozenset({("outcome", "answered")}))
+    assert next(scrape[answered] for scrape in scrapes if answered in scrape) >= before
+    check_end(scrapes[-1], job.output)  # what two runs that were stopped have answered counts too
     rows = [row["row_id"] for row in read(job.output)]
     assert len(rows) == len(set(rows)) == 120
     assert {row_id: journal(job.journal)[row_id] for row_id in seen} == seen
@@ -58,13 +65,21 @@ def test_a_stopped_run_loses_nothing_and_pays_for_nothing_twice(job: JobFiles) -
 def test_a_row_that_kills_engines_is_a_dead_letter_and_its_neighbours_are_answered(job: JobFiles) -> None:
     job.write_input(60)
     job.engine |= {"token_s": 0.002, "script": [{"contains": "What is 33?", "do": "die"}]}
-    done = magbatch("run", job.write_spec(), "--json")
+    done, scrapes = scraped(job.folder, "run", job.write_spec(), "--json")
     assert done.returncode == 0, done.stderr
     (letter,) = read(job.output, "errors")
     assert (letter["id"], letter["error_code"], letter["step"]) == ("id-33", "engine_killer", "generate")
     assert {row["id"] for row in read(job.output)} == {f"id-{i}" for i in range(60)} - {"id-33"}
     assert journal(job.journal)[letter["row_id"]] == 3
     assert json.loads(done.stdout)["run"]["engine_deaths"] == 3
+    check_end(scrapes[-1], job.output)
+    deaths, restarts = ("magbatch_engine_deaths_total", frozenset()), ("magbatch_replica_restarts_total", frozenset())
+    assert (scrapes[-1][deaths], scrapes[-1][restarts]) == (3, 3)
+    for before, after in pairwise(scrapes):  # what a dead replica has counted stays
+        fell = [key for key, value in before.items() if key[0].endswith(("_total", "_count")) and after[key] < value]
+        assert fell == []
+    replicas = {value for _, labels in scrapes[-1] for name, value in labels if name == "replica"}
+    assert replicas == {"0"}, "who comes after it takes its number over"
     assert magbatch("verify", str(job.output)).returncode == 0
 
 

@@ -205,6 +205,7 @@ def test_a_replica_that_is_told_to_go_commits_what_is_finished_first(job: JobFil
     check_rows(job, rows, failed)
 
 
+@pytest.mark.fire
 def test_two_runs_at_once_are_one_too_many(job: JobFiles) -> None:
     rows = 120
     failed = with_bad_rows(job, rows)
@@ -246,6 +247,7 @@ def test_a_zombie_is_taken_over_and_damages_nothing(job: JobFiles) -> None:
     check_rows(job, rows, failed)
 
 
+@pytest.mark.fire
 def test_an_engine_that_never_starts_ends_the_job_with_its_last_words(job: JobFiles) -> None:
     job.write_input(10)
     job.engine |= {"start_s": 3600, "start_says": "waiting for a device that nobody has"}

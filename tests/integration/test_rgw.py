@@ -96,6 +96,7 @@ def ids(output: str, kind: str) -> list[str]:
     return found
 
 
+@pytest.mark.fire
 def test_a_job_outlives_a_kill_of_its_whole_object_store(job: JobFiles, bucket: str, rgw: Rgw) -> None:
     """Twice: once for as long as a restart takes, once until the job has said that it waits."""
     rows = 300

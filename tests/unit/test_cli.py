@@ -3,6 +3,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from magbatch.errors import ErrorCode, Step
 from magbatch.job.retry import Choice, Retry, prepare
 from magbatch.pipeline.write import PartWriter
 from magbatch.rows import Answer, DeadLetter, FinishedRow, ReasoningStatus
+from magbatch.storage import open_store
 
 HEAVY = ("torch", "ray", "vllm", "pyarrow", "numpy", "boto3", "mistral_common", "PIL", "cv2")
 ENGINES = ("torch", "ray", "vllm")
@@ -322,6 +324,30 @@ def test_status_of_a_complete_job(job: SmallJob) -> None:
         "job": "small", "output": job.output, "complete": True, "planned": 10, "done": 10, "answered": 10, "failed": 0,
         "shards": 3, "shards_done": 3, "currency": "USD", "run": None,
     }  # fmt: skip
+
+
+def test_status_tells_how_a_run_goes_and_when_it_has_died(job: SmallJob) -> None:
+    job.begin()
+    run = {
+        "version": 1, "running": True, "at": time.time() - 3, "host": "node-7", "pid": 42, "truncated": 2,
+        "rows_per_s": 12.5, "tokens_per_s": 3400.0, "replicas": {"serving": 1, "starting": 2, "lost": 0}, "cost": 7.5,
+        "eta": {"expected_s": 3600, "early_s": 3500, "late_s": 4000}, "spent": {"device_s": 5400}, "history": [],
+    }  # fmt: skip
+    store = open_store(job.output)
+    store.write("_magbatch/progress.json", json.dumps(run).encode())
+    lines = command("status", job.output).stdout.splitlines()
+    assert lines[0] == "small: running, 0 of 10 rows done (0.0%)"
+    assert "  12.5 rows/s, 3,400 tokens/s, 2 truncated, 1 replica serving, 2 starting" in lines
+    assert "  ETA 1:00:00 (0:58:20 to 1:06:40)" in lines
+    assert any(line.endswith("s ago, from host node-7, process 42") for line in lines)
+    assert "  1.50 device hours so far, 7.50 USD" in lines
+    assert lines[-1] == f"Next: magbatch status {job.output}"
+    store.write("_magbatch/progress.json", json.dumps(run | {"at": time.time() - 7200}).encode())
+    lines = command("status", job.output).stdout.splitlines()
+    assert lines[0].startswith("small: not complete")
+    assert not any("ETA" in line for line in lines), "nobody works on it"
+    assert "  last sign of life 7,200 s ago, from host node-7, process 42" in lines
+    assert lines[-1] == "Next: magbatch run SPEC, to go on"
 
 
 def test_status_of_no_rows(tmp_path: Path) -> None:
