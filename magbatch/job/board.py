@@ -297,7 +297,13 @@ class BoardState:
 
     def _rows_to_begin(self) -> int:
         """Rows of the run that are neither done nor in an engine."""
-        return self._rows - self._done.rows - sum(place.load.in_flight for place in self._places)
+        now = time.monotonic()
+        serving = (
+            place
+            for place, tenant in zip(self._places, self._tenants, strict=True)
+            if self._state(tenant, now) == State.SERVING  # what a lost one had is to be begun again
+        )
+        return self._rows - self._done.rows - sum(place.load.in_flight for place in serving)
 
     def _number(self, replica: str) -> int | None:
         return next((number for number, tenant in enumerate(self._tenants) if tenant.name == replica), None)

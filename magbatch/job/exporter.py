@@ -4,14 +4,14 @@
 its fleet. Nothing that reads them, and nothing that goes wrong with them, holds the job up.
 """
 
-import http
+import http.client
 import json
 import os
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, make_server
@@ -33,7 +33,7 @@ from magbatch.totals import LATENCY_BOUNDS_S, LENGTH_BOUNDS_TOKENS, Totals, cumu
 DEFAULT_PORT = 9480
 PUSH_INTERVAL_S = 15.0
 PUSH_TIMEOUT_S = 5.0
-HEALTHY_S = 60.0  # the run looks after its fleet a few times a second
+HEALTHY_S = 180.0  # the run looks after its fleet a few times a second, but for Ray's start
 
 
 class Exporter:
@@ -90,7 +90,8 @@ class Exporter:
             yield
             if self._progress.standing().complete and settings.linger_s:
                 self._say(f"metrics: served for another {settings.linger_s:g} s (metrics.linger_s)")
-                time.sleep(settings.linger_s)
+                with suppress(KeyboardInterrupt):  # who is told to go has nothing left to do
+                    time.sleep(settings.linger_s)
 
     def _bind(self, settings: MetricsSpec) -> ThreadingWSGIServer:
         wanted = DEFAULT_PORT if settings.port is None else settings.port
@@ -162,7 +163,7 @@ class Exporter:
         try:
             push_to_gateway(url, "magbatch", self.registry, grouping, timeout=PUSH_TIMEOUT_S)
             self._pushed_in_vain = False
-        except OSError as error:  # urllib's errors are
+        except (OSError, http.client.HTTPException) as error:  # urllib's errors are OSErrors
             if not self._pushed_in_vain:
                 self._say(f"metrics.push_gateway {url}: {error}; the job goes on without it")
             self._pushed_in_vain = True

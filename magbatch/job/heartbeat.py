@@ -60,7 +60,7 @@ class Heartbeat:
 
 
 def record(progress: JobProgress, *, running: bool) -> dict[str, Any]:
-    """What is written: see the README's `status --json`."""
+    """What is written; `magbatch status --json` shows it as `run`, but for the history."""
     standing = progress.standing()
     snapshot, seen = standing.snapshot, standing.seen
     return {

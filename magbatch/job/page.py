@@ -1,6 +1,7 @@
 """report.html: what remains of a job for people, one page that needs nothing beside it."""
 
 import io
+import logging
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -15,6 +16,9 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from magbatch.job.progress import Point
 from magbatch.job.report import Report, versions
 from magbatch.totals import INFINITE, LATENCY_BOUNDS_S, LENGTH_BOUNDS_TOKENS
+
+# Of a first start it would say that it looks for fonts.
+logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 BLUE, GREY, RED = "#2563a8", "#8a94a0", "#b3382c"
 WIDTH_IN, HEIGHT_IN = 7.2, 2.6

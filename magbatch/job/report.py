@@ -138,7 +138,7 @@ class Slowest:
 
 
 @dataclass(slots=True)
-class Replica:
+class ReplicaUse:
     """What one place in the fleet did in the run that ended the job.
 
     Attributes:
@@ -194,7 +194,7 @@ class Report:
     settings: dict[str, Any] = field(default_factory=dict)
     spent: Spent = field(default_factory=Spent)
     history: list[Point] = field(default_factory=list)
-    replicas: list[Replica] = field(default_factory=list)
+    replicas: list[ReplicaUse] = field(default_factory=list)
     slowest: list[dict[str, Any]] = field(default_factory=list)
     cost: float | None = None
     currency: str = ""
@@ -212,7 +212,7 @@ class Report:
             "run": Run(**data["run"]),
             "spent": Spent.from_dict(data["spent"]),
             "history": [Point(*point) for point in data["history"]],
-            "replicas": [Replica(**replica) for replica in data["replicas"]],
+            "replicas": [ReplicaUse(**replica) for replica in data["replicas"]],
         }
         return cls(**known | parts)
 

@@ -30,7 +30,7 @@ from magbatch.job.page import render
 from magbatch.job.plan import Plan, make_plan, rendered_columns
 from magbatch.job.prepare import Job, Preparer
 from magbatch.job.progress import JobProgress, ProgressLine
-from magbatch.job.report import DuplicateIds, Replica, Report, Run, Slowest, one_line, settings
+from magbatch.job.report import DuplicateIds, ReplicaUse, Report, Run, Slowest, one_line, settings
 from magbatch.model import engine_args, facts, locate
 from magbatch.pipeline.read import ShardReader
 from magbatch.pipeline.render import Renderer
@@ -285,8 +285,8 @@ def _finish(spec: JobSpec, plan: Plan, ledger: Ledger, the_run: Run, progress: J
                 standing = progress.standing()
                 report = Report(
                     spec.name, ledger.path, plan.rows, totals, repeated, the_run, settings(spec, args), standing.spent,
-                    progress.history, [Replica.of(place) for place in standing.places], slowest.rows(), standing.cost,
-                    spec.cost.currency,
+                    progress.history, [ReplicaUse.of(place) for place in standing.places], slowest.rows(),
+                    standing.cost, spec.cost.currency,
                 )  # fmt: skip
                 ledger.store.write(REPORT, json.dumps(report.to_dict(), indent=1).encode())
                 reports.append(report)

@@ -115,6 +115,14 @@ def test_free_slots_starve_an_engine_only_while_rows_remain_to_be_begun() -> Non
     assert board.snapshot().places[0].use.short_s == 2.5
 
 
+def test_rows_of_a_replica_that_is_lost_remain_to_be_begun(clock: Clock) -> None:
+    board = BoardState(rows=10)
+    board.report("one", Totals(), Use(), Load(in_flight=10))
+    clock.now += 100
+    board.report("two", Totals(), Use(short_s=1.0), Load())
+    assert board.snapshot().starved_s == 1.0
+
+
 def test_a_board_that_lost_its_last_replica_is_not_starting_again() -> None:
     """Else an engine that failed to start long ago would end a job whose replica is being replaced."""
     board = BoardState()

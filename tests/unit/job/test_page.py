@@ -12,7 +12,7 @@ from PIL import Image
 
 from magbatch.job.page import render
 from magbatch.job.progress import Point, Spent
-from magbatch.job.report import Replica, Report, Run
+from magbatch.job.report import ReplicaUse, Report, Run
 from magbatch.totals import Totals
 
 CHROMIUM = which("chromium-headless-shell") or which("chromium")
@@ -26,7 +26,7 @@ REPORT = Report(
     run=Run(3600, 3000, 9037, 5 * 10**6, 1),
     settings={"name": "invoices", "prompt": {"system": "</pre><script>alert(1)</script>"}},
     spent=Spent(7200), history=[Point(1e9 + 60 * minute, 150 * minute, 9000 * minute, 2) for minute in range(61)],
-    replicas=[Replica(number, 4500, 2_500_000, 3600, 30, 1) for number in range(2)],
+    replicas=[ReplicaUse(number, 4500, 2_500_000, 3600, 30, 1) for number in range(2)],
     slowest=[{"row_id": "abc-1", "id": "<b>7</b>", "latency_s": 99.5, "reasoning_tokens": 8000, "answer_tokens": 9}],
     cost=12.5,
     currency="EUR",
