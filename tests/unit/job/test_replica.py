@@ -12,12 +12,14 @@ from urllib.parse import urlsplit
 import pytest
 from small_job import LocalBoard, SmallJob, WatchedEngine, until
 
-from magbatch.engines.base import FREE, Form, OnTokens
+from magbatch.engines.base import FREE, EngineLoad, Form, OnTokens
 from magbatch.errors import EngineDeadError, StorageError
 from magbatch.job import replica as replica_module
+from magbatch.job.board import BoardState, Load
 from magbatch.job.prepare import ShardPrompts, from_block, to_block
-from magbatch.job.replica import TICK_S, Replica
+from magbatch.job.replica import REPORT_INTERVAL_S, TICK_S, Replica
 from magbatch.rows import Generation, PartName, Prompt
+from magbatch.storage.disk import LocalStore
 from magbatch.storage.s3 import s3_client
 
 NEVER_S = 3600.0  # a commit interval that no test lives to see
@@ -97,6 +99,102 @@ def test_the_board_hears_of_what_was_committed(job: SmallJob) -> None:
     assert done.prompt_tokens == sum(row["prompt_tokens"] for row in records) // 2
     assert done.reasoning_tokens == sum(row["reasoning_tokens"] for row in records) > 0
     assert done.answer_tokens == sum(row["answer_tokens"] for row in records) == 0
+
+
+def test_the_board_hears_how_a_replica_is_while_it_works(job: SmallJob) -> None:
+    job.ask(20)
+    job.set("input", shard_rows=20)
+    job.begin()
+    ids = job.row_ids()
+
+    async def work() -> None:
+        engine = job.start_engine(hold=ids)
+        shard = asyncio.create_task(job.run_shard(job.replica(engine)))
+
+        def load() -> Load:
+            places = job.board.state.snapshot().places
+            return places[0].load if places else Load()
+
+        await until(lambda: load().in_flight == 8, "twice the slots to be let in")
+        assert load().waiting == 11, "the next one is let in as soon as there is room"
+        engine.release(*ids[:16])
+        await until(lambda: load().in_flight == 4, "the rest to be in flight")
+        assert (load().waiting, load().engine) == (0, EngineLoad())
+        engine.release()
+        await shard
+
+    asyncio.run(work())
+
+
+def test_the_board_hears_what_committing_took(job: SmallJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    job.ask(9, question=[None if row < 2 else "What is it?" for row in range(9)])
+    refusals = iter([True, True])
+    write = LocalStore.write
+
+    def refuse_twice(self: LocalStore, name: str, data: bytes) -> None:
+        if name.startswith("results/") and next(refusals, False):
+            raise StorageError("503", passing=True)
+        write(self, name, data)
+
+    monkeypatch.setattr(LocalStore, "write", refuse_twice)
+    job.answer()
+    (place,) = job.board.state.snapshot().places
+    objects = [item for kind in ("results", "errors") for item in job.ledger.store.list(f"{kind}/")]
+    assert place.use.commits == sum(place.use.by_commit.values()) == len(objects)
+    assert place.use.commit_bytes == sum(item.size for item in objects)
+    assert place.use.commit_retries == 2
+    assert place.use.commit_ms > 0
+    assert place.done == job.ledger.totals(job.ledger.part_names())
+
+
+def test_free_slots_and_preemptions_are_counted(job: SmallJob) -> None:
+    job.ask(3)
+    job.set("input", shard_rows=3)
+    job.begin()
+    board = job.board.state = BoardState(rows=100)
+
+    class Pressed(WatchedEngine):
+        preempted = 5
+
+        def load(self) -> EngineLoad:
+            return EngineLoad(preemptions=self.preempted)
+
+    async def work() -> None:
+        engine = Pressed(job.start_engine(), hold=job.row_ids()[:1])
+        shard = asyncio.create_task(job.run_shard(job.replica(engine)))
+        await until(lambda: board.snapshot().starved_s > 1, "one row in four slots to be seen")
+        assert board.snapshot().places[0].use.preemptions == 5
+        engine.preempted = 7
+        engine.release()
+        await shard
+        assert board.snapshot().places[0].use.preemptions == 7
+
+    asyncio.run(work())
+
+
+def test_full_slots_starve_nobody(job: SmallJob) -> None:
+    job.ask(12)
+    job.set("input", shard_rows=12)
+    job.begin()
+    board = job.board.state = BoardState(rows=1000)
+
+    class Busy(WatchedEngine):
+        async def generate(self, prompt: Prompt, *, on_tokens: OnTokens | None = None, **options: Any) -> Generation:
+            await released.wait()
+            return await self.engine.generate(prompt, on_tokens=on_tokens, **options)
+
+    released = asyncio.Event()
+
+    async def work() -> None:
+        shard = asyncio.create_task(job.run_shard(job.replica(Busy(job.start_engine()))))
+        await until(lambda: bool(board.snapshot().places) and board.snapshot().places[0].load.in_flight == 8, "work")
+        before = board.snapshot().starved_s
+        await asyncio.sleep(4 * TICK_S + REPORT_INTERVAL_S)
+        assert board.snapshot().starved_s == before
+        released.set()
+        await shard
+
+    asyncio.run(work())
 
 
 # In the order in which they finish
