@@ -1,0 +1,318 @@
+"""The source of the Grafana dashboard: is it healthy, how fast, when is it done, what does it cost.
+
+    uv run python monitoring/dashboard.py        writes grafana/dashboards/magbatch.json
+
+Metric names come from the declarations, so that none can be mistyped. A driver tells the numbers of its whole fleet:
+`max by` makes one of a job that is scraped in two ways.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from magbatch import metrics
+from magbatch.metrics import Declared, Kind
+
+TARGET = Path(__file__).parent / "grafana" / "dashboards" / "magbatch.json"
+DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
+WIDTH = 24  # columns of Grafana's grid
+JOBS = 'job_name=~"$job_name"'
+GREEN, AMBER, RED, BLUE = "green", "orange", "red", "blue"
+Panel = dict[str, Any]
+
+
+def of(metric: Declared, *matchers: str) -> str:
+    """A metric of the jobs that are looked at."""
+    assert metric.kind is not Kind.HISTOGRAM
+    return f"{metric.exposed[0]}{{{', '.join([JOBS, *matchers])}}}"
+
+
+def value(metric: Declared, *labels: str, matchers: tuple[str, ...] = ()) -> str:
+    """The value of a gauge, or of a counter so far, of each job and of each value of some labels."""
+    return f"max by ({', '.join(['job_name', *labels])}) ({of(metric, *matchers)})"
+
+
+def rate(metric: Declared, *labels: str, matchers: tuple[str, ...] = ()) -> str:
+    """How much a counter grows in a second."""
+    return f"max by ({', '.join(['job_name', *labels])}) (rate({of(metric, *matchers)}[$__rate_interval]))"
+
+
+def quantile(share: float, metric: Declared) -> str:
+    """A quantile of what a histogram took in lately."""
+    bucket = metric.exposed[0]
+    return f"histogram_quantile({share}, max by (job_name, le) (rate({bucket}{{{JOBS}}}[$__rate_interval])))"
+
+
+def target(expr: str, legend: str = "{{job_name}}", **more: Any) -> dict[str, Any]:
+    """One query of a panel."""
+    return {"datasource": DATASOURCE, "expr": expr, "legendFormat": legend, **more}
+
+
+def panel(kind: str, title: str, about: str, unit: str, *targets: dict[str, Any], width: int, height: int) -> Panel:
+    """What all panels share; where it stands is decided when the page is laid out."""
+    assert targets
+    letters = "ABCDEFGHIJ"
+    return {
+        "type": kind,
+        "title": title,
+        "description": about,
+        "datasource": DATASOURCE,
+        "targets": [{"refId": letters[number], **one} for number, one in enumerate(targets)],
+        "fieldConfig": {"defaults": {"unit": unit, "custom": {}}, "overrides": []},
+        "options": {},
+        "gridPos": {"x": 0, "y": 0, "w": width, "h": height},
+    }
+
+
+def thresholds(first: str, *steps: tuple[float, str]) -> dict[str, Any]:
+    """Colours by value."""
+    known = [{"value": None, "color": first}, *({"value": value, "color": color} for value, color in steps)]
+    return {"mode": "absolute", "steps": known}
+
+
+def stat(
+    title: str,
+    about: str,
+    unit: str,
+    *targets: dict[str, Any],
+    colors: dict[str, Any] | None = None,
+    width: int = 4,
+    **defaults: Any,
+) -> Panel:
+    """One number, large."""
+    made = panel("stat", title, about, unit, *targets, width=width, height=4)
+    made["fieldConfig"]["defaults"] |= {"thresholds": colors or thresholds(BLUE)} | defaults
+    made["options"] = {
+        "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False},
+        "colorMode": "value",
+        "graphMode": "none",
+        "textMode": "value_and_name" if len(targets) > 1 else "auto",
+    }
+    return made
+
+
+def graph(
+    title: str, about: str, unit: str, *targets: dict[str, Any], stacked: bool = False, width: int = 8, **defaults: Any
+) -> Panel:
+    """Numbers over time."""
+    made = panel("timeseries", title, about, unit, *targets, width=width, height=8)
+    made["fieldConfig"]["defaults"] |= defaults
+    made["fieldConfig"]["defaults"]["custom"] = {
+        "lineWidth": 1,
+        "fillOpacity": 20 if stacked else 8,
+        "showPoints": "never",
+        "stacking": {"mode": "normal" if stacked else "none", "group": "A"},
+    }
+    made["options"] = {
+        "legend": {"displayMode": "list", "placement": "bottom", "showLegend": True, "calcs": []},
+        "tooltip": {"mode": "multi", "sort": "desc"},
+    }
+    return made
+
+
+def heatmap(title: str, about: str, unit: str, metric: Declared, width: int = 8) -> Panel:
+    """A histogram over time."""
+    expr = f"sum by (le) (max by (job_name, le) (increase({metric.exposed[0]}{{{JOBS}}}[$__rate_interval])))"
+    made = panel("heatmap", title, about, unit, target(expr, "{{le}}", format="heatmap"), width=width, height=8)
+    made["options"] = {
+        "calculate": False,
+        "yAxis": {"unit": unit},
+        "color": {"mode": "scheme", "scheme": "Blues", "steps": 32},
+        "cellGap": 1,
+        "legend": {"show": False},
+        "tooltip": {"mode": "single", "yHistogram": False},
+    }
+    return made
+
+
+def ratio(part: str, whole: str) -> str:
+    """A share, absent where there is nothing to share."""
+    return f"({part}) / (({whole}) > 0)"
+
+
+DONE = f"sum by (job_name) ({value(metrics.ROWS_COMMITTED, 'outcome')})"
+GENERATED = 'kind=~"reasoning|answer"'
+SECONDS_LEFT = f"{value(metrics.JOB_ETA, 'bound', matchers=('bound=%s',))} - time()"
+
+SECTIONS: dict[str, list[Panel]] = {
+    "At a glance": [
+        stat(
+            "State", "Whether the manifest is written.", "none", target(value(metrics.JOB_COMPLETE)),
+            colors=thresholds(AMBER, (1, GREEN)), width=3,
+            mappings=[{"type": "value", "options": {
+                "0": {"text": "running", "index": 0}, "1": {"text": "complete", "index": 1}}}],
+        ),
+        stat("Rows done", "Answered or dead letters, of all planned.", "percentunit",
+             target(ratio(DONE, value(metrics.ROWS_PLANNED))), width=3, decimals=1),
+        stat("Done in", "At the last minute's speed.", "s",
+             target(SECONDS_LEFT % '"expected"'), width=3),
+        stat("Rows/s", "In the last minutes.", "short",
+             target(f"sum by (job_name) ({rate(metrics.ROWS_COMMITTED, 'outcome')})"), width=3, decimals=1),
+        stat("Tokens/s", "Reasoning and answer tokens of committed rows.", "short",
+             target(f"sum by (job_name) ({rate(metrics.TOKENS, 'kind', matchers=(GENERATED,))})"), width=3),
+        stat("Replicas serving", "Of the fleet.", "none",
+             target(value(metrics.REPLICAS, matchers=('state="serving"',))), colors=thresholds(RED, (1, GREEN)),
+             width=3),
+        stat("Failed", "Dead letters.", "short", target(value(metrics.ROWS_COMMITTED, matchers=('outcome="failed"',))),
+             colors=thresholds(GREEN, (1, AMBER)), width=3),
+        stat("Cost so far", "Of all devices held, engine starts and earlier runs included.", "none",
+             target(value(metrics.COST, "currency"), "{{currency}}"), width=3, decimals=2),
+    ],
+    "Speed and end": [
+        graph("Rows/s", "Rows committed in a second, by outcome.", "short",
+              target(rate(metrics.ROWS_COMMITTED, "outcome"), "{{job_name}} {{outcome}}"), stacked=True),
+        graph("Tokens/s", "Of committed rows. Cached tokens are prompt tokens that were not computed again.", "short",
+              target(rate(metrics.TOKENS, "kind"), "{{job_name}} {{kind}}")),
+        graph("Rows", "Done, and planned.", "short", target(DONE, "{{job_name}} done"),
+              target(value(metrics.ROWS_PLANNED), "{{job_name}} planned")),
+        graph("Time left", "Expected, and the 90% interval from the lengths seen so far.", "s",
+              target(f"{value(metrics.JOB_ETA, 'bound')} - time()", "{{job_name}} {{bound}}"), width=12),
+        graph("Time to the deadline, and running for", "What the spec wants, and how long this run has gone on.", "s",
+              target(f"{value(metrics.JOB_DEADLINE)} - time()", "{{job_name}} to the deadline"),
+              target(f"time() - {value(metrics.JOB_STARTED)}", "{{job_name}} running"),
+              target(f"time() - {value(metrics.JOB_PROGRESS)}", "{{job_name}} since a commit"), width=12),
+    ],
+    "Rows": [
+        heatmap("Reasoning length", "Tokens of thinking of each sample.", "short", metrics.REASONING_TOKENS),
+        heatmap("Answer length", "Tokens of each answer.", "short", metrics.ANSWER_TOKENS),
+        heatmap("Row latency", "From a row's submission to its last token.", "s", metrics.ROW_LATENCY),
+        graph("Truncated", "Share of all samples whose thinking was truncated.", "percentunit",
+              target(value(metrics.TRUNCATED)), min=0, max=1),
+        graph("Samples by the end of their thinking", "In a second.", "short",
+              target(rate(metrics.RECORDS, "reasoning_status"), "{{job_name}} {{reasoning_status}}"), stacked=True),
+        graph("Dead letters", "So far, by code.", "short",
+              target(value(metrics.ROWS_FAILED, "code"), "{{job_name}} {{code}}"), stacked=True),
+    ],
+    "Fleet": [
+        graph("Replicas", "Starting, serving, and lost (silent and not replaced).", "none",
+              target(value(metrics.REPLICAS, "state"), "{{job_name}} {{state}}"), stacked=True),
+        graph("Restarts and engine deaths", "So far, earlier runs included.", "none",
+              target(value(metrics.REPLICA_RESTARTS), "{{job_name}} restarts"),
+              target(value(metrics.ENGINE_DEATHS), "{{job_name}} engine deaths")),
+        graph("Starvation", "Share of serving replicas' time with free slots while rows remained. It should be 0.",
+              "percentunit",
+              target(ratio(rate(metrics.STARVED_SECONDS), value(metrics.REPLICAS, matchers=('state="serving"',))))),
+        graph("Tokens/s by replica", "One that falls behind shows here.", "short",
+              target(rate(metrics.REPLICA_TOKENS, "replica"), "{{job_name}} {{replica}}"), width=12),
+        graph("Rows/s by replica", "As above.", "short",
+              target(rate(metrics.REPLICA_ROWS, "replica"), "{{job_name}} {{replica}}"), width=12),
+    ],
+    "Engines": [
+        graph("Sequences running", "In each engine; max_num_seqs is its most.", "none",
+              target(value(metrics.ENGINE_RUNNING, "replica"), "{{job_name}} {{replica}}")),
+        graph("Requests queued", "In each engine: rows at hand for the next free slot.", "none",
+              target(value(metrics.ENGINE_QUEUED, "replica"), "{{job_name}} {{replica}}")),
+        graph("KV cache", "Share in use. At 1 the engine preempts: fewer max_num_seqs would be as fast.", "percentunit",
+              target(value(metrics.ENGINE_KV, "replica"), "{{job_name}} {{replica}}"), min=0, max=1),
+        graph("Preemptions", "Sequences put back for want of KV cache, in a second.", "short",
+              target(rate(metrics.ENGINE_PREEMPTIONS, "replica"), "{{job_name}} {{replica}}")),
+        graph("Rows in flight", "Inside each replica's engine.", "none",
+              target(value(metrics.ROWS_IN_FLIGHT, "replica"), "{{job_name}} {{replica}}")),
+        graph("Rows waiting", "At hand in each replica, without room in its engine.", "none",
+              target(value(metrics.ROWS_WAITING, "replica"), "{{job_name}} {{replica}}")),
+    ],
+    "Storage": [
+        graph("Commit latency", "Of one object, refused tries included.", "s",
+              *(target(quantile(share, metrics.COMMIT_SECONDS), f"{{{{job_name}}}} p{round(100 * share)}")
+                for share in (0.5, 0.9, 0.99))),
+        graph("Written", "Bytes of rows in a second.", "Bps", target(rate(metrics.COMMIT_BYTES))),
+        graph("Refused", "Requests in a second that storage refused and that were tried again.", "short",
+              target(rate(metrics.STORAGE_ERRORS, "side"), "{{job_name}} {{side}}"),
+              target(rate(metrics.COMMIT_RETRIES), "{{job_name}} commits")),
+    ],
+    "Cost": [
+        stat("Device hours", "Held, engine starts and earlier runs included.", "h",
+             target(f"{value(metrics.DEVICE_SECONDS)} / 3600"), width=6, decimals=1),
+        stat("Cost at the end", "If the rest costs what the rows so far did.", "none",
+             target(f"{value(metrics.COST, 'currency')} / on (job_name) group_left () "
+                    f"({ratio(DONE, value(metrics.ROWS_PLANNED))} > 0)", "{{currency}}"), width=6, decimals=2),
+        stat("Cost of a million tokens", "Reasoning and answer.", "none",
+             target("job_name_currency:magbatch_cost_per_million_tokens:ratio{" + JOBS + "}", "{{currency}}"),
+             width=6, decimals=2),
+        stat("What runs", "Version and engine.", "none",
+             target(f"max by (job_name, version, engine) ({of(metrics.JOB_INFO)})", "{{version}} {{engine}}"), width=6),
+    ],
+}  # fmt: skip
+SECTIONS["Cost"][-1]["options"]["textMode"] = "name"
+
+
+def laid_out() -> list[Panel]:
+    """The panels of all sections, each at its place: as many beside each other as there is room for."""
+    panels, y = list[Panel](), 0
+    for title, section in SECTIONS.items():
+        panels.append(
+            {
+                "type": "row",
+                "title": title,
+                "collapsed": False,
+                "panels": [],
+                "gridPos": {"x": 0, "y": y, "w": 24, "h": 1},
+            }
+        )
+        x, y, height = 0, y + 1, 0
+        for one in section:
+            place = one["gridPos"]
+            if x + place["w"] > WIDTH:
+                x, y, height = 0, y + height, 0
+            place |= {"x": x, "y": y}
+            x, height = x + place["w"], max(height, place["h"])
+            panels.append(one)
+        y += height
+    return [{"id": number, **one} for number, one in enumerate(panels, start=1)]
+
+
+def dashboard() -> dict[str, Any]:
+    """As Grafana reads it."""
+    return {
+        "uid": "magbatch",
+        "title": "magbatch",
+        "description": "Offline jobs of reasoning models: healthy, how fast, when done, at what cost.",
+        "tags": ["magbatch"],
+        "schemaVersion": 39,
+        "editable": True,
+        "graphTooltip": 1,
+        "refresh": "15s",
+        "time": {"from": "now-6h", "to": "now"},
+        "timezone": "browser",
+        "templating": {
+            "list": [
+                {"name": "datasource", "label": "Data source", "type": "datasource", "query": "prometheus"},
+                {
+                    "name": "job_name",
+                    "label": "Job",
+                    "type": "query",
+                    "datasource": DATASOURCE,
+                    "query": f"label_values({metrics.JOB_INFO.exposed[0]}, job_name)",
+                    "refresh": 2,
+                    "sort": 1,
+                    "multi": True,
+                    "includeAll": True,
+                    "allValue": ".*",
+                    "current": {"text": "All", "value": "$__all"},
+                },
+            ]
+        },
+        "panels": laid_out(),
+    }
+
+
+def expressions() -> Iterator[str]:
+    """Every query, as it stands in the dashboard."""
+    for one in laid_out():
+        yield from (query["expr"] for query in one.get("targets", []))
+
+
+def queries() -> list[str]:
+    """Every query with its variables filled in, as a server can answer it."""
+    filled = {"$job_name": ".*", "$__rate_interval": "1m"}
+    found = []
+    for expr in expressions():
+        for name, text in filled.items():
+            expr = expr.replace(name, text)
+        found.append(expr)
+    return found
+
+
+if __name__ == "__main__":
+    TARGET.write_text(json.dumps(dashboard(), indent=1) + "\n")
