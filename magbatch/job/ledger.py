@@ -37,6 +37,7 @@ REPORT = "_magbatch/report.json"
 PAGE = "_magbatch/report.html"
 MANIFEST = "_magbatch/manifest.json"
 SUPERSEDED = "_magbatch/superseded"
+FOOTER_READERS = 32  # footers read at once: they are small
 READERS = 8  # objects read at once by an audit: object storage answers in tens of ms
 AUDIT_ROWS = 8192  # held at once, where no merged object has more: what bounds the memory of an audit
 
@@ -227,7 +228,7 @@ class Ledger:
                 return Totals()
 
         sums = Totals()
-        with ThreadPoolExecutor(READERS) as pool:
+        with ThreadPoolExecutor(FOOTER_READERS) as pool:
             for totals in pool.map(one, names):
                 sums = sums.plus(totals)
         return sums

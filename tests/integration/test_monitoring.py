@@ -1,13 +1,11 @@
 """A real Prometheus, with the configuration and the rules that are shipped, follows the main job."""
 
-import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import dashboard
 import pytest
-from magbatch_cli import ROOT
 from prometheus_server import Prometheus
 
 Quickstart = tuple[Path, dict[str, Any]]
@@ -54,20 +52,10 @@ def test_the_job_was_seen_at_work(followed: tuple[Prometheus, dict[str, Any]]) -
     assert 0 < float(series["value"][1]) <= 1
 
 
-def dashboard() -> ModuleType:
-    """The dashboard's source."""
-    spec = importlib.util.spec_from_file_location("dashboard", ROOT / "monitoring/dashboard.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_every_query_of_the_dashboard_is_answered(followed: tuple[Prometheus, dict[str, Any]]) -> None:
     server, _ = followed
     (at_work,) = server.query("max(max_over_time(timestamp(magbatch_rows_in_flight)[1h:1s]))")
-    queries = dashboard().queries()
+    queries = dashboard.queries()
     assert len(queries) > 20
     empty = [query for query in queries if not server.query(query, at=float(at_work["value"][1]))]
     assert [query for query in empty if not any(name in query for name in MAY_BE_EMPTY)] == []

@@ -1,15 +1,14 @@
 """The dashboard is what its source makes, asks for what there is, and is what Grafana's own type says."""
 
-import importlib.util
 import json
 import re
 import subprocess
 from collections import Counter
 from pathlib import Path
 from shutil import which
-from types import ModuleType
 from typing import Any
 
+import dashboard
 import pytest
 import yaml
 
@@ -28,24 +27,13 @@ export default dashboard;
 """
 
 
-def source() -> ModuleType:
-    """monitoring/dashboard.py."""
-    spec = importlib.util.spec_from_file_location("dashboard", MONITORING / "dashboard.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-SOURCE = source()
 TEXT = (MONITORING / "grafana/dashboards/magbatch.json").read_text()
 DASHBOARD: dict[str, Any] = json.loads(TEXT)
 PANELS = DASHBOARD["panels"]
 
 
 def test_what_is_shipped_is_what_its_source_makes() -> None:
-    assert SOURCE.dashboard() == DASHBOARD, "run: uv run python monitoring/dashboard.py"
+    assert dashboard.dashboard() == DASHBOARD, "run: uv run python monitoring/dashboard.py"
 
 
 def test_every_metric_that_it_names_is_declared() -> None:
@@ -84,7 +72,7 @@ def test_every_query_is_about_the_jobs_that_are_chosen() -> None:
     for panel in PANELS:
         for target in panel.get("targets", []):
             assert 'job_name=~"$job_name"' in target["expr"], panel["title"]
-    for query in SOURCE.queries():
+    for query in dashboard.queries():
         assert "$" not in query
 
 
@@ -103,9 +91,9 @@ def grafana(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def compiled(folder: Path, dashboard: str) -> str:
+def compiled(folder: Path, text: str) -> str:
     """What TypeScript's compiler objects to."""
-    (folder / "check.ts").write_text(CHECK.replace("JSON_HERE", dashboard))
+    (folder / "check.ts").write_text(CHECK.replace("JSON_HERE", text))
     options = ["--strict", "--noEmit", "--skipLibCheck", "--moduleResolution", "node", "--target", "es2022"]
     done = subprocess.run(
         [str(folder / "node_modules/.bin/tsc"), *options, "check.ts"],
