@@ -9,7 +9,6 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field, fields
-from datetime import timedelta
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -361,17 +360,30 @@ def line(standing: Standing, starting_s: float) -> str:
     if standing.snapshot.starting and not standing.complete:
         return f"{standing.done:,}/{standing.planned:,} · starting the engine, {starting_s:.0f} s"
     replicas = standing.snapshot.replicas
+    # What matters most comes first: a narrow terminal shows no more than the beginning.
     return (
-        f"{standing.done:,}/{standing.planned:,} · {standing.rows_per_s:,.1f} rows/s"
-        f" · {standing.tokens_per_s:,.0f} tokens/s"
+        f"{standing.done:,}/{standing.planned:,} · ETA {shown_eta(standing.eta)}"
+        f" · {standing.rows_per_s:,.1f} rows/s · {standing.tokens_per_s:,.0f} tokens/s"
         f" · {standing.seen.failed:,} failed · {standing.truncated:,} truncated"
-        f" · {replicas} replica{'' if replicas == 1 else 's'} · ETA {shown_eta(standing.eta)}"
+        f" · {replicas} replica{'' if replicas == 1 else 's'}"
     )
 
 
 def shown_eta(eta: Eta | None) -> str:
-    """As `2:13:00 (2:05:10 to 2:40:00)`."""
+    """As `2h13m (2h5m to 2h40m)`."""
     if eta is None:
         return "-"
-    expected, early, late = (str(timedelta(seconds=round(seconds))) for seconds in eta)
+    expected, early, late = map(_duration, eta)
     return expected if early == late else f"{expected} ({early} to {late})"
+
+
+def _duration(seconds: float) -> str:
+    """The two largest units of it."""
+    left, parts = round(seconds), list[str]()
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
+        count, left = divmod(left, size)
+        if count or (unit == "s" and not parts):
+            parts.append(f"{count}{unit}")
+        elif parts:
+            break
+    return "".join(parts[:2])

@@ -338,7 +338,7 @@ def test_status_tells_how_a_run_goes_and_when_it_has_died(job: SmallJob) -> None
     lines = command("status", job.output).stdout.splitlines()
     assert lines[0] == "small: running, 0 of 10 rows done (0.0%)"
     assert "  12.5 rows/s, 3,400 tokens/s, 2 truncated, 1 replica serving, 2 starting" in lines
-    assert "  ETA 1:00:00 (0:58:20 to 1:06:40)" in lines
+    assert "  ETA 1h (58m20s to 1h6m)" in lines
     assert any(line.endswith("s ago, from host node-7, process 42") for line in lines)
     assert "  1.50 device hours so far, 7.50 USD" in lines
     assert lines[-1] == f"Next: magbatch status {job.output}"

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from magbatch.job import progress as progress_module
 from magbatch.job.board import Load, Place, Snapshot, State, Use
-from magbatch.job.progress import HISTORY_POINTS, JobProgress, Point, ProgressLine, Spent, eta, shown_eta
+from magbatch.job.progress import HISTORY_POINTS, Eta, JobProgress, Point, ProgressLine, Spent, eta, shown_eta
 from magbatch.spec import parse
 from magbatch.totals import Totals
 
@@ -90,8 +90,8 @@ def test_the_line_gives_a_speed_and_an_end(clock: Clock) -> None:
     with ProgressLine(Console(file=said, force_terminal=True, width=300), progress) as line:
         line.show()
     text = said.getvalue()
-    assert "5,000/20,000 · 500.0 rows/s · 4,000 tokens/s" in text
-    assert "1 replica · ETA 0:00:30" in text
+    assert "5,000/20,000 · ETA 30s · 500.0 rows/s · 4,000 tokens/s" in text
+    assert "· 1 replica" in text
 
 
 def test_the_line_says_that_the_engine_starts() -> None:
@@ -111,7 +111,7 @@ def test_a_plain_line_comes_once_a_minute_where_there_is_no_terminal(clock: Cloc
             line.progress.see(fleet(tokens(10 * second, 5)))
             line.show()
             clock.now += 1
-    assert [text.split(" · ")[:2] for text in said.getvalue().splitlines()] == [
+    assert [text.split(" · ")[:3:2] for text in said.getvalue().splitlines()] == [
         ["rows 600/20,000", "10.0 rows/s"],
         ["rows 1,200/20,000", "10.0 rows/s"],
     ]
@@ -138,7 +138,16 @@ def test_rows_of_one_length_leave_no_doubt() -> None:
     found = eta(1000, tokens(100, 50), tokens_per_s=500, rows_per_s=10)
     assert found is not None
     assert found == pytest.approx((100.0, 100.0, 100.0))
-    assert shown_eta(found) == "0:01:40"
+    assert shown_eta(found) == "1m40s"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0, "0s"), (0.4, "0s"), (59.6, "1m"), (61, "1m1s"), (3600, "1h"), (3661, "1h1m"), (3605, "1h"), (90_000, "1d1h"),
+     (86_460, "1d"), (10 * 86_400 + 7200, "10d2h")],
+)  # fmt: skip
+def test_a_duration_is_told_by_its_largest_units(seconds: float, shown: str) -> None:
+    assert shown_eta(Eta(seconds, seconds, seconds)) == shown
 
 
 def test_the_interval_holds_nine_of_ten_ends() -> None:
