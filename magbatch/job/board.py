@@ -5,6 +5,7 @@ place in the fleet has a number, which whoever comes after it takes over, so tha
 series of metrics than there are places.
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
@@ -179,10 +180,11 @@ class BoardState:
 
     Args:
         rows: That the run is to do.
+        start_timeout_s: Seconds that an engine may take to start: a replica that starts for longer is lost.
     """
 
-    def __init__(self, rows: int = 0) -> None:
-        self._rows = rows
+    def __init__(self, rows: int = 0, start_timeout_s: float = math.inf) -> None:
+        self._rows, self._start_timeout_s = rows, start_timeout_s
         self._done = Totals()
         self._begun: set[int] = set()
         self._strikes: dict[int, dict[str, int]] = {}
@@ -251,8 +253,9 @@ class BoardState:
         place.use.add(use)
         return self._stopping
 
-    def engine_failed(self, message: str) -> None:
-        """An engine did not start."""
+    def engine_failed(self, replica: str, message: str) -> None:
+        """An engine did not start, and its replica ends."""
+        self.left(replica)
         if not self._failed_starts:
             self._engine_error = message
         self._failed_starts += 1
@@ -320,12 +323,11 @@ class BoardState:
         self._places[number].seconds += _held(tenant, self._state(tenant, now), now)
         self._places[number].load = Load()
 
-    @staticmethod
-    def _state(tenant: _Tenant, now: float) -> State:
+    def _state(self, tenant: _Tenant, now: float) -> State:
         if tenant.left:
             return State.LOST
         if not tenant.serves:
-            return State.STARTING
+            return State.STARTING if now - tenant.joined < self._start_timeout_s else State.LOST
         return State.SERVING if now - tenant.seen < SILENT_REPLICA_S else State.LOST
 
 

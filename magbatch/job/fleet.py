@@ -144,7 +144,9 @@ class _Worker:
             if hold.is_lost():  # Ray starts a zombie's replicas anew, driver or no driver
                 raise LeaseError(f"another run has taken {hold.root} over")
         ray.get(board.join.remote(name, ray.get_runtime_context().get_actor_id()))
-        budget = threading.Timer(spec.replicas.start_timeout_s, _give_up_start, (spec.replicas.start_timeout_s, board))
+        budget = threading.Timer(
+            spec.replicas.start_timeout_s, _give_up_start, (name, spec.replicas.start_timeout_s, board)
+        )
         budget.daemon = True
         budget.start()
         try:
@@ -157,7 +159,7 @@ class _Worker:
                 tokenizer,
             )
         except JobError as error:
-            ray.get(board.engine_failed.remote(str(error)))
+            ray.get(board.engine_failed.remote(name, str(error)))
             raise
         finally:
             budget.cancel()
@@ -207,11 +209,11 @@ def _read(job: Job, shards: list[Shard], partly_done: frozenset[int], board: Any
         raise
 
 
-def _give_up_start(seconds: float, board: Any) -> None:
+def _give_up_start(name: str, seconds: float, board: Any) -> None:
     """An engine that never starts says nothing by itself: what it printed last may tell why."""
     said = last_words()
     message = f"the engine did not start within {seconds:,.0f} s (replicas.start_timeout_s)"
-    ray.get(board.engine_failed.remote(f"{message}; its last words:\n{said}" if said else message))
+    ray.get(board.engine_failed.remote(name, f"{message}; its last words:\n{said}" if said else message))
     _die()
 
 
@@ -363,7 +365,9 @@ def _supervise(
     # Beside the driver: the board must not go with a spot node.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     rows = int((plan.shard_sizes - done).clip(0).sum())
-    board: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(BoardState).remote(rows)
+    board: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(BoardState).remote(
+        rows, job.spec.replicas.start_timeout_s
+    )
     dataset = _dataset(job, plan, done, board, hold, doubtful=doubtful)
     failure: list[BaseException] = []
 

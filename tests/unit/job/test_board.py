@@ -103,6 +103,20 @@ def test_an_engine_that_starts_for_long_is_not_lost(clock: Clock) -> None:
     assert (place.state, place.seconds) == (State.STARTING, 900)
 
 
+def test_an_engine_that_does_not_start_holds_its_devices_no_longer(clock: Clock) -> None:
+    board = BoardState(start_timeout_s=600)
+    board.join("one", "one")
+    board.join("two", "two")
+    clock.now += 30
+    board.engine_failed("one", "no GPU")
+    clock.now += 500
+    assert [(place.state, place.seconds) for place in board.snapshot().places] == [
+        (State.LOST, 30), (State.STARTING, 530),
+    ]  # fmt: skip
+    clock.now += 100
+    assert board.snapshot().places[1].state == State.LOST, "its node is gone, and nobody could say so"
+
+
 def test_free_slots_starve_an_engine_only_while_rows_remain_to_be_begun() -> None:
     board = BoardState(rows=10)
     board.join("one", "one")
@@ -126,7 +140,7 @@ def test_rows_of_a_replica_that_is_lost_remain_to_be_begun(clock: Clock) -> None
 def test_a_board_that_lost_its_last_replica_is_not_starting_again() -> None:
     """Else an engine that failed to start long ago would end a job whose replica is being replaced."""
     board = BoardState()
-    board.engine_failed("no memory on that node")
+    board.engine_failed("one", "no memory on that node")
     board.report("one", *NONE)
     board.left("one")
     assert (board.snapshot().starting, board.snapshot().replicas) == (False, 0)
@@ -146,8 +160,8 @@ def test_a_board_counts_strikes_row_by_row() -> None:
 
 def test_a_board_keeps_what_the_first_engine_said() -> None:
     board = BoardState()
-    board.engine_failed("no GPU")
-    board.engine_failed("no GPU either")
+    board.engine_failed("one", "no GPU")
+    board.engine_failed("two", "no GPU either")
     assert board.snapshot().engine_error == "no GPU"
     assert board.snapshot().starting is True
 

@@ -1,5 +1,6 @@
 import datetime
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pyarrow as pa
 import pytest
 from small_job import SmallJob
 
-from magbatch.job.report import DuplicateIds, Report, Run, one_line, settings, versions
+from magbatch.job.report import DuplicateIds, Report, Run, Slowest, one_line, settings, versions
 from magbatch.rows import ERRORS, RESULTS
 from magbatch.totals import Totals
 
@@ -162,3 +163,30 @@ def test_memory_does_not_grow_with_ids_nor_do_files_stay(tmp_path: Path, monkeyp
         assert ids.count() == 1_000
         assert sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file()) == 160_000
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_slowest_rows_of_all_objects_are_kept() -> None:
+    rng = random.Random(3)
+    latencies = [rng.random() for _ in range(200)]
+    slowest, rows = Slowest("id", 5), list[tuple[float, str]]()
+    for number, begin in enumerate(range(0, 200, 10)):
+        some = latencies[begin : begin + 10]
+        names = [f"{number}-{place}" for place in range(10)]
+        rows += zip(some, names, strict=True)
+        table = pa.table(
+            {
+                "row_id": [name for name in names for _ in range(2)],
+                "sample": [0, 1] * 10,
+                "id": pa.array([None if name == rows[0][1] else 7 for name in names for _ in range(2)], pa.int64()),
+                "latency_s": [latency for latency in some for _ in range(2)],
+                "reasoning_tokens": [3] * 20,
+                "answer_tokens": [4] * 20,
+            }
+        )
+        slowest.see(RESULTS, table)
+        slowest.see(ERRORS, pa.table({"row_id": ["x"]}))
+        slowest.see(RESULTS, table.slice(0, 0))
+    expected = sorted(rows, reverse=True)[:5]
+    assert [(row["latency_s"], row["row_id"]) for row in slowest.rows()] == expected
+    assert [row["id"] for row in slowest.rows()] == [None if name == rows[0][1] else "7" for _, name in expected]
+    assert slowest.rows()[0].keys() == {"row_id", "id", "latency_s", "reasoning_tokens", "answer_tokens"}
