@@ -10,6 +10,7 @@ import os
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -33,6 +34,7 @@ from magbatch.totals import LATENCY_BOUNDS_S, LENGTH_BOUNDS_TOKENS, Totals, cumu
 DEFAULT_PORT = 9480
 PUSH_INTERVAL_S = 15.0
 PUSH_TIMEOUT_S = 5.0
+LAST_SCRAPE_S = 30.0  # to wait for, after the end
 HEALTHY_S = 180.0  # the run looks after its fleet a few times a second, but for Ray's start
 
 
@@ -50,6 +52,8 @@ class Exporter:
         self._common = {"job_name": spec.name, "model": spec.model.source}
         self.registry: CollectorRegistry = metrics.registry(self.values)
         self._pushed_in_vain = False
+        self._scrapes: deque[float] = deque(maxlen=2)
+        self._has_the_last = threading.Event()
 
     def values(self) -> Values:
         """The numbers of this moment."""
@@ -67,7 +71,7 @@ class Exporter:
 
     @contextmanager
     def serving(self) -> Iterator[None]:
-        """Serve for the length of a block, and for `metrics.linger_s` after a job that is complete.
+        """Serve for the length of a block, and for as long as `metrics.linger_s` says after a job that is complete.
 
         Raises:
             SpecError: The address cannot be had.
@@ -88,10 +92,23 @@ class Exporter:
             if settings.push_gateway is not None:
                 stack.enter_context(self._pushing(settings.push_gateway))
             yield
-            if self._progress.standing().complete and settings.linger_s:
-                self._say(f"metrics: served for another {settings.linger_s:g} s (metrics.linger_s)")
+            if self._progress.standing().complete:
                 with suppress(KeyboardInterrupt):  # who is told to go has nothing left to do
-                    time.sleep(settings.linger_s)
+                    self._linger(settings.linger_s)
+
+    def _linger(self, seconds: float | None) -> None:
+        """After the end: for a while, or until a scraper that comes regularly has been here once more."""
+        if seconds is not None:
+            if seconds:
+                self._say(f"metrics: served for another {seconds:g} s (metrics.linger_s)")
+                time.sleep(seconds)
+            return
+        if len(self._scrapes) < 2 or self._has_the_last.is_set():
+            return
+        before, last = self._scrapes
+        due = last + 1.5 * (last - before) - time.monotonic()
+        if 0 < due <= LAST_SCRAPE_S:
+            self._has_the_last.wait(due)
 
     def _bind(self, settings: MetricsSpec) -> ThreadingWSGIServer:
         wanted = DEFAULT_PORT if settings.port is None else settings.port
@@ -111,6 +128,9 @@ class Exporter:
     def _answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         path = environ["PATH_INFO"].rstrip("/")
         if path == "/metrics":
+            self._scrapes.append(time.monotonic())
+            if self._progress.standing().complete:
+                self._has_the_last.set()
             app: Callable[..., Iterable[bytes]] = make_wsgi_app(self.registry)
             return app(environ, start_response)
         if path == "/healthz":

@@ -271,8 +271,11 @@ class MetricsSpec(Section):
         Field(ge=0, le=65535, description="null takes 9480, or a free one where that is taken; 0 a free one."),
     ] = None
     linger_s: Annotated[
-        float, Field(ge=0, description="Seconds to go on serving after the end, so that the last numbers are scraped.")
-    ] = 0.0
+        float | None,
+        Field(
+            ge=0, description="Seconds to serve on after the end; null: until a regular scraper has it, 30 s at most."
+        ),
+    ] = None
     push_gateway: Annotated[
         str | None, Field(description="URL of a Pushgateway that is sent them, now and then and at the end.")
     ] = None

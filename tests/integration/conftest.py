@@ -32,7 +32,7 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory, prometheus: Prometheus 
     output = tmp_path_factory.mktemp("quickstart") / "out"
     settings = [f"output.path={output}"]
     if prometheus is not None:
-        settings += [f"metrics.file_sd={prometheus.targets}", "metrics.port=0", "metrics.linger_s=4"]
+        settings += [f"metrics.file_sd={prometheus.targets}", "metrics.port=0"]
     sets = [word for setting in settings for word in ("--set", setting)]
     done = magbatch("run", "jobs/quickstart.yaml", *sets, "--json")
     assert done.returncode == 0, done.stdout + done.stderr

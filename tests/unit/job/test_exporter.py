@@ -267,6 +267,40 @@ def test_a_gateway_that_is_away_is_said_once_and_holds_nothing_up(monkeypatch: p
     assert len([line for line in job.said if "push_gateway" in line]) == 1
 
 
+def test_a_scraper_that_comes_regularly_is_waited_for_and_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+
+    class Scraper(threading.Event):
+        """Comes once more while it is waited for."""
+
+        def wait(self, timeout: float | None = None) -> bool:
+            waited.append(timeout or 0)
+            assert 'magbatch_job_complete{job_name="small",model="builtin:tiny"} 1.0' in job.get("/metrics").text
+            return super().wait(timeout)
+
+    for scrapes, pause_s, wait in ((0, 0.0, False), (1, 0.0, False), (2, 0.3, True), (3, 0.3, True)):
+        waited.clear()
+        job = Job()
+        with job.exporter.serving():
+            monkeypatch.setattr(job.exporter, "_has_the_last", Scraper())
+            for _ in range(scrapes):
+                time.sleep(pause_s)
+                job.get("/metrics")
+            job.progress.finish(DONE)
+        assert len(waited) == wait, scrapes
+        assert all(0 < seconds <= 1.5 * 30 for seconds in waited)
+    job = Job()
+    with job.exporter.serving():
+        job.get("/metrics")
+        time.sleep(0.05)
+        job.get("/metrics")
+        time.sleep(0.5)  # the next would have been due long ago: it comes no more
+        job.progress.finish(DONE)
+        monkeypatch.setattr(job.exporter, "_has_the_last", Scraper())
+        waited.clear()
+    assert waited == []
+
+
 def test_the_last_numbers_can_be_kept_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     slept: list[float] = []
     monkeypatch.setattr(exporter_module.time, "sleep", slept.append)

@@ -106,6 +106,14 @@ def test_rules_name_metrics_that_are_declared_and_rules_that_are_recorded() -> N
             assert set(re.findall(r"\b[a-z_]+:magbatch_\w+:\w+", text)) <= recorded, rule
 
 
+def test_every_rule_that_is_recorded_is_used() -> None:
+    used = " ".join(
+        [*(rule["expr"] for rule in rules()), (MONITORING / "grafana/dashboards/magbatch.json").read_text()]
+    )
+    names = [rule["record"] for rule in rules() if "record" in rule]
+    assert [name for name in names if name not in used] == []
+
+
 @amtool
 def test_the_example_of_alertmanager_is_one() -> None:
     assert "SUCCESS" in said("amtool", "check-config", "alertmanager.yml")
