@@ -263,4 +263,4 @@ def _storage(values: Values, standing: Standing) -> None:
     values.set(metrics.COMMIT_BYTES, use.commit_bytes)
     values.set(metrics.COMMIT_RETRIES, use.commit_retries)
     values.set(metrics.STORAGE_ERRORS, standing.spent.input_errors, side="input")
-    values.set(metrics.STORAGE_ERRORS, use.commit_retries, side="output")
+    values.set(metrics.STORAGE_ERRORS, use.commit_retries + standing.spent.output_errors, side="output")

@@ -49,14 +49,24 @@ class Ledger:
         path: Local directory or s3:// prefix.
         patience_s: Seconds that its storage may refuse, or be away, before that is an error.
         on_wait: Is called with each refusal that is waited out.
+
+    Attributes:
+        refusals: How many were.
     """
 
     def __init__(
         self, path: str, patience_s: float = 0.0, on_wait: Callable[[StorageError], None] | None = None
     ) -> None:
         self.path = path.rstrip("/")
+        self.refusals = 0
+
+        def wait(error: StorageError) -> None:
+            self.refusals += 1
+            if on_wait is not None:
+                on_wait(error)
+
         store = open_store(self.path)
-        self.store: Store = PatientStore(store, patience_s, on_wait) if patience_s else store
+        self.store: Store = PatientStore(store, patience_s, wait) if patience_s else store
 
     # The job's own files
 

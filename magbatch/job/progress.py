@@ -8,6 +8,7 @@ import math
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -53,6 +54,7 @@ class Spent:
         engine_deaths: Engines that died, or hung, with rows in them.
         restarts: Replicas that took the place of one that had ended.
         input_errors: Refusals of the input's storage.
+        output_errors: Refusals of the output's that the driver met; replicas count theirs in `use`.
         use: What replicas did beside answering.
     """
 
@@ -61,6 +63,7 @@ class Spent:
     engine_deaths: int = 0
     restarts: int = 0
     input_errors: int = 0
+    output_errors: int = 0
     use: Use = field(default_factory=Use)
 
     @classmethod
@@ -70,7 +73,7 @@ class Spent:
         for place in snapshot.places:
             use.add(place.use)
         held = devices * sum(place.seconds for place in snapshot.places)
-        return cls(held, snapshot.starved_s, snapshot.engine_deaths, snapshot.restarts, snapshot.input_errors, use)
+        return cls(held, snapshot.starved_s, snapshot.engine_deaths, snapshot.restarts, snapshot.input_errors, 0, use)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
@@ -171,6 +174,7 @@ class JobProgress:
         before: Rows that were done before this run.
         spent: What earlier runs have used.
         history: Of them.
+        refusals: Tells how many requests of the driver's the output's storage has refused.
     """
 
     def __init__(
@@ -180,10 +184,12 @@ class JobProgress:
         before: int,
         spent: Spent | None = None,
         history: list[Point] | None = None,
+        refusals: Callable[[], int] = lambda: 0,
     ) -> None:
         self._planned, self._before = planned, before
         self._devices = max(1, spec.replicas.gpus)
         self._price = spec.cost.device_hour
+        self._refusals = refusals
         self._lock = threading.Lock()
         self._earlier: Totals | None = None if before else Totals()
         self._spent = spent or Spent()
@@ -262,6 +268,7 @@ class JobProgress:
             done = self._planned if self._final is not None else min(self._planned, self._before + mine.rows)
             rows_s, tokens_s = self._rates()
             spent = self._spent.plus(Spent.of(self._snapshot, self._devices))
+            spent.output_errors += self._refusals()
             cost = None if self._price is None else self._price * spent.device_s / 3600
             return Standing(
                 self._planned, done, totals, seen, self._snapshot,

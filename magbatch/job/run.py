@@ -157,7 +157,7 @@ def complete(spec: JobSpec, plan: Plan, ledger: Ledger, console: Console, lease:
     def say(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    progress = JobProgress(spec, plan.rows, before, *earlier(ledger.store))
+    progress = JobProgress(spec, plan.rows, before, *earlier(ledger.store), refusals=lambda: ledger.refusals)
     heartbeat = Heartbeat(open_store(ledger.path, quick=True), progress, lease.check)
     with Exporter(spec, progress, say).serving(), heartbeat.beating():
         if before:

@@ -192,8 +192,8 @@ def test_without_tokens_rows_give_the_end_and_without_speed_there_is_none() -> N
 
 def test_a_run_goes_on_counting_where_the_one_before_was(clock: Clock) -> None:
     earlier = Totals(answered=90, failed=10, records=90, reasoning_tokens=900, by_code={"internal": 10})
-    spent = Spent(100.0, 2.0, 1, 3, 4, Use(commits=7))
-    progress = job(1000, 100, spent=spent, history=[Point(1.0, 100, 900, 1)])
+    spent = Spent(100.0, 2.0, 1, 3, 4, 5, Use(commits=7))
+    progress = job(1000, 100, refusals=lambda: 1, spent=spent, history=[Point(1.0, 100, 900, 1)])
     progress.see(fleet(tokens(50, 10)))
     standing = progress.standing()
     assert standing.done == 150
@@ -204,7 +204,7 @@ def test_a_run_goes_on_counting_where_the_one_before_was(clock: Clock) -> None:
     place = Place(0, State.SERVING, use=Use(commits=5), seconds=30, joins=2)
     progress.see(Snapshot(tokens(60, 10), [place], False, engine_deaths=1, starved_s=0.5, input_errors=1))
     standing = progress.standing()
-    assert standing.spent == Spent(100 + 2 * 30, 2.5, 2, 4, 5, Use(commits=12))
+    assert standing.spent == Spent(100 + 2 * 30, 2.5, 2, 4, 5, 6, Use(commits=12))
     assert standing.cost == pytest.approx(3.6 * 160 / 3600)
     assert progress.history[0] == Point(1.0, 100, 900, 1)
 
