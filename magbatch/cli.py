@@ -193,7 +193,7 @@ def _print_run(found: dict[str, Any], run: dict[str, Any]) -> None:
         if run["alive"]:
             print(f"  ETA {shown_eta(Eta(**run['eta']) if run['eta'] else None)}")
         print(f"  last sign of life {run['age_s']:,.0f} s ago, from host {run['host']}, process {run['pid']}")
-    cost = "" if run["cost"] is None else f", {run['cost']:,.2f} {found['currency']}"
+    cost = "" if run["cost"] is None else f", {run['cost']:,.2f} {run['currency']}"
     print(f"  {run['spent']['device_s'] / 3600:,.2f} device hours so far{cost}")
 
 

@@ -9,7 +9,8 @@ import hashlib
 import os
 import re
 import time
-from contextlib import aclosing
+from contextlib import aclosing, suppress
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
@@ -130,20 +131,19 @@ class _Stats:
     """What vLLM says of itself after each of its steps; it calls these records unstable between versions."""
 
     def __init__(self) -> None:
-        self._scheduler: Any = None
-        self._preemptions = 0
+        self._load = EngineLoad()
 
     def record(self, scheduler: Any, iteration: Any) -> None:
-        self._scheduler = scheduler or self._scheduler
-        if iteration is not None:
-            self._preemptions += iteration.num_preempted_reqs
+        # Within vLLM's own loop, which takes whatever is raised here for the engine's death.
+        with suppress(Exception):
+            preemptions = self._load.preemptions + (iteration.num_preempted_reqs if iteration is not None else 0)
+            self._load = replace(self._load, preemptions=preemptions)
+            if scheduler is not None:
+                queued = scheduler.num_waiting_reqs + scheduler.num_skipped_waiting_reqs
+                self._load = EngineLoad(scheduler.num_running_reqs, queued, scheduler.kv_cache_usage, preemptions)
 
     def load(self) -> EngineLoad:
-        now = self._scheduler
-        if now is None:
-            return EngineLoad()
-        queued = now.num_waiting_reqs + now.num_skipped_waiting_reqs
-        return EngineLoad(now.num_running_reqs, queued, now.kv_cache_usage, self._preemptions)
+        return self._load
 
 
 def _logger_for(stats: _Stats) -> type:
@@ -164,6 +164,9 @@ def _logger_for(stats: _Stats) -> type:
             stats.record(scheduler_stats, iteration_stats)
 
         def record_sleep_state(self, *_: Any, **__: Any) -> None:
+            return
+
+        def record_admission_rejection(self, *_: Any, **__: Any) -> None:
             return
 
         def log_engine_initialized(self) -> None:

@@ -27,11 +27,13 @@ class Load:
         in_flight: Rows inside the engine.
         waiting: Rows that are at hand and wait for the engine.
         engine: What the engine says of itself.
+        finished: Rows that wait for their commit.
     """
 
     in_flight: int = 0
     waiting: int = 0
     engine: EngineLoad = field(default_factory=EngineLoad)
+    finished: int = 0
 
 
 @dataclass(slots=True)
@@ -291,7 +293,7 @@ class BoardState:
         for place, tenant in zip(self._places, self._tenants, strict=True):
             state = self._state(tenant, now)
             load = place.load if state == State.SERVING else Load()
-            seconds = place.seconds + _held(tenant, state, now)
+            seconds = place.seconds + self._held(tenant, now)
             places.append(Place(place.number, state, place.done, place.use, load, seconds, place.joins))
         return Snapshot(
             self._done, places, not self._served, self._engine_error, self._failed_starts, self._engine_deaths,
@@ -299,14 +301,14 @@ class BoardState:
         )  # fmt: skip
 
     def _rows_to_begin(self) -> int:
-        """Rows of the run that are neither done nor in an engine."""
+        """Rows of the run that are neither done, nor in an engine, nor finished and about to be committed."""
         now = time.monotonic()
         serving = (
             place
             for place, tenant in zip(self._places, self._tenants, strict=True)
             if self._state(tenant, now) == State.SERVING  # what a lost one had is to be begun again
         )
-        return self._rows - self._done.rows - sum(place.load.in_flight for place in serving)
+        return self._rows - self._done.rows - sum(place.load.in_flight + place.load.finished for place in serving)
 
     def _number(self, replica: str) -> int | None:
         return next((number for number, tenant in enumerate(self._tenants) if tenant.name == replica), None)
@@ -320,8 +322,16 @@ class BoardState:
     def _settle(self, number: int, now: float) -> None:
         """Count the seconds of the replica that had a place."""
         tenant = self._tenants[number]
-        self._places[number].seconds += _held(tenant, self._state(tenant, now), now)
+        self._places[number].seconds += self._held(tenant, now)
         self._places[number].load = Load()
+
+    def _held(self, tenant: _Tenant, now: float) -> float:
+        """Seconds for which a replica has had its devices, as far as anybody knows; never less than a moment ago."""
+        if tenant.left:
+            return tenant.seen - tenant.joined
+        if not tenant.serves:
+            return min(now - tenant.joined, self._start_timeout_s)
+        return min(now, tenant.seen + SILENT_REPLICA_S) - tenant.joined
 
     def _state(self, tenant: _Tenant, now: float) -> State:
         if tenant.left:
@@ -329,8 +339,3 @@ class BoardState:
         if not tenant.serves:
             return State.STARTING if now - tenant.joined < self._start_timeout_s else State.LOST
         return State.SERVING if now - tenant.seen < SILENT_REPLICA_S else State.LOST
-
-
-def _held(tenant: _Tenant, state: State, now: float) -> float:
-    """Seconds for which a replica has had its devices; of one that is gone, until it was last heard of."""
-    return (tenant.seen if state == State.LOST else now) - tenant.joined

@@ -4,7 +4,8 @@
 its fleet. Nothing that reads them, and nothing that goes wrong with them, holds the job up.
 """
 
-import http.client
+import hashlib
+import http
 import json
 import os
 import socket
@@ -34,7 +35,7 @@ from magbatch.totals import LATENCY_BOUNDS_S, LENGTH_BOUNDS_TOKENS, Totals, cumu
 DEFAULT_PORT = 9480
 PUSH_INTERVAL_S = 15.0
 PUSH_TIMEOUT_S = 5.0
-LAST_SCRAPE_S = 30.0  # to wait for, after the end
+LAST_SCRAPE_S = 60.0  # to wait for, after the end
 HEALTHY_S = 180.0  # the run looks after its fleet a few times a second, but for Ray's start
 
 
@@ -81,7 +82,7 @@ class Exporter:
             yield
             return
         with ExitStack() as stack:
-            server = self._bind(settings)
+            server = _bind(settings, self._answer)
             stack.callback(server.server_close)
             threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
             stack.callback(server.shutdown)
@@ -107,23 +108,8 @@ class Exporter:
             return
         before, last = self._scrapes
         due = last + 1.5 * (last - before) - time.monotonic()
-        if 0 < due <= LAST_SCRAPE_S:
-            self._has_the_last.wait(due)
-
-    def _bind(self, settings: MetricsSpec) -> ThreadingWSGIServer:
-        wanted = DEFAULT_PORT if settings.port is None else settings.port
-        # A job whose port nobody has chosen is not to fail because another has it.
-        for port in [wanted, 0] if settings.port is None else [wanted]:
-            try:
-                family = socket.getaddrinfo(settings.bind, port, type=socket.SOCK_STREAM)[0][0]
-                server = type("Server", (ThreadingWSGIServer,), {"address_family": family})
-                return make_server(settings.bind, port, self._answer, server, handler_class=_Silent)
-            except OSError as error:
-                refused = error
-        raise SpecError(
-            f"metrics.bind {settings.bind}, metrics.port {wanted}: cannot be served on: {refused.strerror or refused}; "
-            "set metrics.port to a free one, or to 0, which takes one that is"
-        )
+        if due > 0:
+            self._has_the_last.wait(min(due, LAST_SCRAPE_S))
 
     def _answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         path = environ["PATH_INFO"].rstrip("/")
@@ -149,17 +135,23 @@ class Exporter:
     @contextmanager
     def _announced(self, folder: str, target: str) -> Iterator[None]:
         """A file for Prometheus' file_sd; one that is left behind shows a job that was killed as down."""
-        file = Path(folder) / f"magbatch-{self._spec.name}.json"
+        place = hashlib.sha256(self._spec.output.path.encode()).hexdigest()[:8]  # jobs of one name may run at once
+        file = Path(folder) / f"magbatch-{self._spec.name}-{place}.json"
         draft = file.with_suffix(f".{os.getpid()}.tmp")
         labels = {"job_name": self._spec.name, "output": self._spec.output.path}
+        text = json.dumps([{"targets": [target], "labels": labels}])
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            draft.write_text(json.dumps([{"targets": [target], "labels": labels}]))
+            draft.write_text(text)
             draft.replace(file)
         except OSError as error:
             raise SpecError(f"metrics.file_sd {folder}: cannot be written: {error.strerror or error}") from error
-        yield
-        file.unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                if file.read_text() == text:  # another run of the job may have its own there by now
+                    file.unlink()
 
     @contextmanager
     def _pushing(self, url: str) -> Iterator[None]:
@@ -183,7 +175,7 @@ class Exporter:
         try:
             push_to_gateway(url, "magbatch", self.registry, grouping, timeout=PUSH_TIMEOUT_S)
             self._pushed_in_vain = False
-        except (OSError, http.client.HTTPException) as error:  # urllib's errors are OSErrors
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is the metrics' alone
             if not self._pushed_in_vain:
                 self._say(f"metrics.push_gateway {url}: {error}; the job goes on without it")
             self._pushed_in_vain = True
@@ -192,6 +184,29 @@ class Exporter:
 class _Silent(WSGIRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         return
+
+
+def check_address(settings: MetricsSpec) -> None:
+    """Raises SpecError where the metrics cannot be served as the spec says: before anything is begun."""
+    if settings.enabled:
+        _bind(settings, lambda *_: []).server_close()
+
+
+def _bind(settings: MetricsSpec, answer: Callable[..., Iterable[bytes]]) -> ThreadingWSGIServer:
+    wanted = DEFAULT_PORT if settings.port is None else settings.port
+    # A job whose port nobody has chosen is not to fail because another has it.
+    for port in [wanted, 0] if settings.port is None else [wanted]:
+        try:
+            family = socket.getaddrinfo(settings.bind, port, type=socket.SOCK_STREAM)[0][0]
+            server = type("Server", (ThreadingWSGIServer,), {"address_family": family})
+            return make_server(settings.bind, port, answer, server, handler_class=_Silent)
+        except (OSError, ValueError) as error:  # a name that cannot be one is a ValueError
+            refused = error
+    raise SpecError(
+        f"metrics.bind {settings.bind}, metrics.port {wanted}: cannot be served on: "
+        f"{getattr(refused, 'strerror', None) or refused}; "
+        "set metrics.port to a free one, or to 0, which takes one that is"
+    )
 
 
 def _reachable(bind: str) -> str:

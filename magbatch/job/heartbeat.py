@@ -14,6 +14,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from magbatch.errors import LeaseError, StorageError
 from magbatch.job.board import State
 from magbatch.job.progress import JobProgress, Point, Spent
@@ -21,6 +23,8 @@ from magbatch.storage import Store
 
 RECORD = "_magbatch/progress.json"
 INTERVAL_S = 5.0
+LAST_WRITE_S = 30.0
+_SPENT, _HISTORY = TypeAdapter(Spent), TypeAdapter(list[Point])
 ALIVE_S = 60.0  # a record that is older is that of a run which has died
 
 
@@ -46,8 +50,9 @@ class Heartbeat:
             yield
         finally:
             self._over.set()
-            thread.join()
-            self._write(running=False)
+            thread.join(LAST_WRITE_S)
+            if not thread.is_alive():  # else a disk hangs, and would hold up the end
+                self._write(running=False)
 
     def _beat(self) -> None:
         while not self._over.wait(INTERVAL_S):
@@ -80,6 +85,7 @@ def record(progress: JobProgress, *, running: bool) -> dict[str, Any]:
         "replicas": {str(state): snapshot.count(state) for state in State},
         "eta": standing.eta._asdict() if standing.eta is not None else None,
         "cost": standing.cost,
+        "currency": progress.currency,
         "spent": asdict(standing.spent),
         "history": progress.history,
     }
@@ -93,15 +99,14 @@ def last_record(store: Store) -> dict[str, Any] | None:
     """
     with suppress(FileNotFoundError, ValueError):
         found = json.loads(store.read(RECORD))
-        if isinstance(found, dict) and found.get("version") == 1:
+        if isinstance(found, dict) and found.get("version") == 1 and isinstance(found.get("at"), int | float):
             return found
     return None
 
 
 def earlier(store: Store) -> tuple[Spent, list[Point]]:
     """What runs before this one have used, and the job over time."""
-    found = last_record(store)
-    if found is not None:
-        with suppress(KeyError, TypeError):  # another version's
-            return Spent.from_dict(found["spent"]), [Point(*point) for point in found["history"]]
+    with suppress(StorageError, KeyError, ValidationError):  # no run may hang on what was only for people
+        found = last_record(store) or {}
+        return _SPENT.validate_python(found["spent"]), _HISTORY.validate_python(found["history"])
     return Spent(), []

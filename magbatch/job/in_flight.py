@@ -22,7 +22,16 @@ class _Request:
 
 
 @dataclass(slots=True, eq=False)
-class _Row:
+class RowInFlight:
+    """One row.
+
+    Attributes:
+        shard: Its shard.
+        task: What asks for it.
+        requests: Of it, under way.
+        hangs: Its task was cancelled because of that.
+    """
+
     shard: int
     task: asyncio.Task[Any]
     requests: set[_Request] = field(default_factory=set)
@@ -38,7 +47,7 @@ class InFlight:
 
     def __init__(self, patience_s: float | None) -> None:
         self._patience_s = patience_s
-        self._rows: dict[str, _Row] = {}
+        self._rows: dict[str, RowInFlight] = {}
         self._pulse = 0.0  # when the engine last gave any row a token
         self._reached = 0.0  # when the youngest of the rows began that have a first token: engines serve in turn
 
@@ -50,21 +59,18 @@ class InFlight:
         """Requests that are under way."""
         return sum(len(row.requests) for row in self._rows.values())
 
-    def enter(self, shard: int, row_id: str) -> None:
+    def enter(self, shard: int, row_id: str) -> RowInFlight:
         """The current task asks for a row of a shard."""
         if not self._rows:
             self._pulse = time.monotonic()
         task = asyncio.current_task()
         assert task is not None
-        self._rows[row_id] = _Row(shard, task)
+        row = self._rows[row_id] = RowInFlight(shard, task)
+        return row
 
     def leave(self, row_id: str) -> None:
         """A row is no longer asked for; one that has left already is no error."""
         self._rows.pop(row_id, None)
-
-    def hangs(self, row_id: str) -> bool:
-        """Whether a row's task was cancelled because it hangs."""
-        return self._rows[row_id].hangs
 
     def by_shard(self) -> dict[int, list[str]]:
         """The rows, by shard."""
@@ -74,9 +80,9 @@ class InFlight:
         return found
 
     @contextmanager
-    def watch(self, row_id: str) -> Iterator[Callable[[], None]]:
+    def watch(self, row: RowInFlight) -> Iterator[Callable[[], None]]:
         """See `generate.Watch`: for the length of one request of a row."""
-        row, request = self._rows[row_id], _Request(time.monotonic())
+        request = _Request(time.monotonic())
         row.requests.add(request)
 
         def pulse() -> None:

@@ -225,16 +225,12 @@ class Ledger:
         return [part for kind in (RESULTS, ERRORS) for part in self.parts(kind)]
 
     def totals(self, names: list[PartName]) -> Totals:
-        """The sums over some objects, from their footers; a row that is in two of them counts twice.
-
-        Raises:
-            OutputError: One is damaged.
-        """
+        """The sums over some objects, from their footers; a row that is in two of them counts twice."""
 
         def one(name: PartName) -> Totals:
             try:
                 return read_totals(self.store, name)
-            except FileNotFoundError:  # moved since it was listed
+            except (FileNotFoundError, OutputError):  # moved since it was listed; or damaged, as the end will say
                 return Totals()
 
         sums = Totals()

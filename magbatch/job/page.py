@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from magbatch.job.ledger import PAGE, Ledger
 from magbatch.job.progress import Point
 from magbatch.job.report import Report, versions
 from magbatch.totals import INFINITE, LATENCY_BOUNDS_S, LENGTH_BOUNDS_TOKENS
@@ -23,6 +24,15 @@ logging.getLogger("matplotlib").setLevel(logging.ERROR)
 BLUE, GREY, RED = "#2563a8", "#8a94a0", "#b3382c"
 WIDTH_IN, HEIGHT_IN = 7.2, 2.6
 MOST_REPLICAS = 64  # bars that can be told apart
+
+
+def write_page(ledger: Ledger, report: Report) -> None:
+    """Write the page of a job that is complete: nothing about a picture may fail it."""
+    try:
+        ledger.store.write(PAGE, render(report))
+    except Exception:  # whatever a drawing library raises, or the storage
+        logging.getLogger("magbatch").warning("%s/%s could not be written; report.json has it all", ledger.path, PAGE,
+                                              exc_info=True)  # fmt: skip
 
 
 def render(report: Report) -> bytes:
@@ -44,7 +54,7 @@ def render(report: Report) -> bytes:
         settings=yaml.safe_dump(report.settings, sort_keys=False, allow_unicode=True),
         versions=versions(),
     )
-    return page.encode()
+    return page.encode(errors="replace")
 
 
 def _picture(draw: Callable[..., None], *values: Any) -> Markup:

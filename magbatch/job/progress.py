@@ -25,6 +25,7 @@ RATE_WINDOW_S = 60.0
 LOG_INTERVAL_S = 60.0  # between two lines where there is no terminal
 HISTORY_POINTS = 512  # at most: then every other one is dropped
 HISTORY_INTERVAL_S = 2.0  # between two points of a job that has just begun
+LEAST_RECORDS = 5  # fewer say nothing about the lengths of others
 Z_90 = 1.645  # standard deviations on either side of the mean that hold 90% of a normal distribution
 
 
@@ -112,6 +113,8 @@ def eta(rows_left: int, seen: Totals, tokens_per_s: float, rows_per_s: float) ->
     """
     if rows_left == 0:
         return Eta(0.0, 0.0, 0.0)
+    if 0 < seen.records < LEAST_RECORDS:
+        return None
     if not seen.generated_tokens or tokens_per_s <= 0:
         return Eta(*[rows_left / rows_per_s] * 3) if rows_per_s > 0 else None
     per_row = seen.records / seen.rows
@@ -168,6 +171,9 @@ class Standing:
 class JobProgress:
     """Follows a job through one run of the command; any thread may ask where it stands.
 
+    Attributes:
+        currency: Of its cost.
+
     Args:
         spec: The job.
         planned: Its rows.
@@ -188,13 +194,15 @@ class JobProgress:
     ) -> None:
         self._planned, self._before = planned, before
         self._devices = max(1, spec.replicas.gpus)
-        self._price = spec.cost.device_hour
+        self._price, self.currency = spec.cost.device_hour, spec.cost.currency
         self._refusals = refusals
         self._lock = threading.Lock()
         self._earlier: Totals | None = None if before else Totals()
         self._spent = spent or Spent()
         self._history = list(history or [])
-        self._interval_s = HISTORY_INTERVAL_S
+        past_s = self._history[-1].at - self._history[0].at if self._history else 0.0
+        self._interval_s = max(HISTORY_INTERVAL_S, past_s / HISTORY_POINTS)
+        self._watched = False
         self._snapshot = Snapshot()
         self._places: list[Place] = []
         self._fleets = Totals()  # of this run's fleets that have ended
@@ -216,22 +224,19 @@ class JobProgress:
 
     @property
     def silent_s(self) -> float:
-        """Seconds since the run was last looked at, as it is a few times a second."""
-        return time.monotonic() - self._looked
+        """Seconds since the fleet was last looked at, as it is a few times a second; 0 while there is none."""
+        return time.monotonic() - self._looked if self._watched else 0.0
 
     def know(self, earlier: Totals) -> None:
         """What the rows of earlier runs hold was read from their objects."""
         with self._lock:
             self._earlier = earlier
 
-    def alive(self) -> None:
-        """The run goes on with something that shows no progress."""
-        self._looked = time.monotonic()
-
     def see(self, snapshot: Snapshot) -> None:
         """The fleet is like this now."""
         with self._lock:
             now = self._looked = time.monotonic()
+            self._watched = True
             if snapshot.done.rows > self._snapshot.done.rows:
                 self._progressed = time.time()
             self._snapshot = snapshot
@@ -245,6 +250,7 @@ class JobProgress:
     def end_fleet(self) -> None:
         """The fleet has ended; another may come."""
         with self._lock:
+            self._watched = False
             self._note(self._point(), always=True)
             self._fleets = self._fleets.plus(self._snapshot.done)
             self._spent = self._spent.plus(Spent.of(self._snapshot, self._devices))

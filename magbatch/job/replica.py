@@ -113,6 +113,7 @@ class Replica:
         self._looking: asyncio.Task[None] | None = None
         self._noticed: float | None = None
         self._refusal: str | None = None
+        self._refused: deque[None] = deque()  # one for each refusal, from the threads of commits
         self._ledger = Ledger(job.spec.output.path, job.spec.output.patience_s, self._note_refusal)
         self._in_flight = InFlight(limits.row_timeout_s)
         self._slots, self._samples = slots, job.spec.sampling.n
@@ -255,14 +256,14 @@ class Replica:
             self._commit_soon(attempt)
 
     async def _answer(self, shard: int, prompt: Prompt) -> FinishedRow | DeadLetter:
-        self._in_flight.enter(shard, prompt.row_id)
-        progress = Progress(functools.partial(self._in_flight.watch, prompt.row_id))
+        row = self._in_flight.enter(shard, prompt.row_id)
+        progress = Progress(functools.partial(self._in_flight.watch, row))
         try:
             return await self._ask(prompt, progress)
         except EngineDeadError:
             raise
         except asyncio.CancelledError:
-            if not self._in_flight.hangs(prompt.row_id):
+            if not row.hangs:
                 self._in_flight.leave(prompt.row_id)
                 raise
             task = asyncio.current_task()
@@ -372,15 +373,19 @@ class Replica:
     def _note_refusal(self, error: StorageError) -> None:
         """From the thread of a commit: the next tick tells the board."""
         self._refusal = str(error)
-        self._use.commit_retries += 1
+        self._refused.append(None)
 
     async def _report(self) -> None:
         load = self._engine.load()
         self._use.preemptions += load.preemptions - self._preemptions
         self._preemptions = load.preemptions
+        while self._refused:
+            self._refused.popleft()
+            self._use.commit_retries += 1
         done, self._done, use, self._use = self._done, Totals(), self._use, Use()
         waiting = sum(len(attempt.open) for attempt in self._attempts)
-        stop = await self._board.report(self._name, done, use, Load(len(self._in_flight), waiting, load))
+        finished = sum(attempt.waiting for attempt in self._attempts)
+        stop = await self._board.report(self._name, done, use, Load(len(self._in_flight), waiting, load, finished))
         if stop and not self._stopping:
             self.stop()
 

@@ -121,22 +121,28 @@ class Slowest:
         if len(self._rows) == self._count and pa.compute.max(table["latency_s"]).as_py() <= self._rows[-1]["latency_s"]:
             return  # nearly all objects of a large job: this must cost next to nothing
         first = table.filter(pa.compute.equal(table.column("sample"), 0)).select(list(dict.fromkeys(self._columns)))
-        longest = pa.compute.select_k_unstable(first, self._count, [("latency_s", "descending")])
-        self._rows += first.take(longest).to_pylist()
+        longest = first.take(pa.compute.select_k_unstable(first, self._count, [("latency_s", "descending")]))
+        ids = [None] * longest.num_rows if self._column is None else _as_text(longest.column(self._column))
+        rows = longest.select([name for name in longest.column_names if name != self._column]).to_pylist()
+        self._rows += [{**row, "id": one} for row, one in zip(rows, ids, strict=True)]
         self._rows = heapq.nlargest(self._count, self._rows, key=itemgetter("latency_s"))
 
     def rows(self) -> list[dict[str, Any]]:
         """The slowest first; `id` is the user's."""
         return [
-            {
-                "row_id": row["row_id"],
-                "id": None if self._column is None or row[self._column] is None else str(row[self._column]),
-                "latency_s": row["latency_s"],
-                "reasoning_tokens": row["reasoning_tokens"],
-                "answer_tokens": row["answer_tokens"],
-            }
+            {name: row[name] for name in ("row_id", "id", "latency_s", "reasoning_tokens", "answer_tokens")}
             for row in self._rows
         ]
+
+
+def _as_text(column: pa.ChunkedArray) -> list[str | None]:
+    """A user's ids for people, also those that Python has no value for: a year past 9999, text that is no UTF-8."""
+    try:
+        binary = pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)
+        values = (column if binary else column.cast(pa.string()).cast(pa.binary())).to_pylist()
+    except pa.ArrowException:  # nested, or in a time zone that nobody knows
+        return [None] * len(column)
+    return [None if value is None else value.decode(errors="replace") for value in values]
 
 
 @dataclass(slots=True)
@@ -212,9 +218,9 @@ class Report:
         parts = {
             "totals": Totals(**data["totals"]),
             "run": Run(**data["run"]),
-            "spent": Spent.from_dict(data["spent"]),
-            "history": [Point(*point) for point in data["history"]],
-            "replicas": [ReplicaUse(**replica) for replica in data["replicas"]],
+            "spent": Spent.from_dict(data["spent"]) if "spent" in data else Spent(),
+            "history": [Point(*point) for point in data.get("history", [])],
+            "replicas": [ReplicaUse(**replica) for replica in data.get("replicas", [])],
         }
         return cls(**known | parts)
 

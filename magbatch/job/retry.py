@@ -26,8 +26,8 @@ from rich.console import Console
 from magbatch.errors import ErrorCode, SpecChangedError, SpecError
 from magbatch.job.audit import units
 from magbatch.job.lease import Lease
-from magbatch.job.ledger import PAGE, READERS, REPORT, Ledger, narrow_columns, schema_of
-from magbatch.job.page import render
+from magbatch.job.ledger import READERS, REPORT, Ledger, narrow_columns, schema_of
+from magbatch.job.page import write_page
 from magbatch.job.parts import Part, Spool, damaged, read_columns, read_part, row_groups
 from magbatch.job.plan import Plan
 from magbatch.job.prepare import Job, Preparer
@@ -43,7 +43,7 @@ OBJECTS_AT_HAND = 8  # of the retry: consecutive shards of the job take their ro
 # What a retry may ask otherwise: the rows, what is carried, and the prompt stay what they are.
 MAY_CHANGE = (
     "sampling", "reasoning", "limits", "replicas", "model.engine_args", "input.fetch_timeout_s",
-    "output.commit_interval_s", "output.commit_rows", "output.patience_s",
+    "output.commit_interval_s", "output.commit_rows", "output.patience_s", "metrics", "cost", "deadline",
 )  # fmt: skip
 
 
@@ -304,7 +304,10 @@ def merge(retry: Retry, confirm: Callable[[], None]) -> Retried:
     confirm()
     _write_report(ledger, report)
     retries = [*manifest.get("retries", []), record]
-    ledger.renew(spec, plan, manifest, change.gone, change.new, retries=retries, **asdict(change.totals))
+    # A manifest of before some sums were kept does not get them: of its other objects they are not known.
+    sums = {name: value for name, value in asdict(change.totals).items() if name in manifest}
+    ledger.renew(spec, plan, manifest, change.gone, change.new, retries=retries, **sums)
+    write_page(ledger, report)
     ledger.tidy(confirm)
     sweep(ledger)
     allowed = retry.spec.limits.max_failed_rows
@@ -453,7 +456,6 @@ def _entries(manifest: dict[str, Any]) -> dict[PartName, str]:
 
 def _write_report(ledger: Ledger, report: Report) -> None:
     ledger.store.write(REPORT, json.dumps(report.to_dict(), indent=1).encode())
-    ledger.store.write(PAGE, render(report))
 
 
 def _now() -> str:

@@ -22,11 +22,11 @@ from rich.console import Console
 
 from magbatch.errors import ClusterError, LeaseError, OutputError, StorageError
 from magbatch.job.board import Snapshot
-from magbatch.job.exporter import Exporter
+from magbatch.job.exporter import Exporter, check_address
 from magbatch.job.heartbeat import Heartbeat, earlier
 from magbatch.job.lease import Lease
 from magbatch.job.ledger import PAGE, REPORT, Ledger
-from magbatch.job.page import render
+from magbatch.job.page import write_page
 from magbatch.job.plan import Plan, make_plan, rendered_columns
 from magbatch.job.prepare import Job, Preparer
 from magbatch.job.progress import JobProgress, ProgressLine
@@ -96,10 +96,11 @@ def run(spec: JobSpec, console: Console, limit: int | None = None) -> Outcome:
                 ledger.tidy(lease.confirm)
         report = stored_report(ledger)
         if not any(item.name == PAGE for item in ledger.store.list(PAGE)):  # the run ended right before it
-            ledger.store.write(PAGE, render(report))
+            write_page(ledger, report)
         return _outcome(spec, report, ledger, known, already=True)
     plan = known or _new_plan(spec, ledger, limit)
     Preparer(Job(spec, plan.columns))  # what is wrong with model, tokenizer or prompt shows before anything is written
+    check_address(spec.metrics)
     lease = Lease(open_store(ledger.path, quick=True), console.print)
     with ExitStack() as stack:
         with _first_look():
@@ -157,7 +158,9 @@ def complete(spec: JobSpec, plan: Plan, ledger: Ledger, console: Console, lease:
     def say(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    progress = JobProgress(spec, plan.rows, before, *earlier(ledger.store), refusals=lambda: ledger.refusals)
+    progress = JobProgress(
+        spec, plan.rows, before, *earlier(open_store(ledger.path, quick=True)), refusals=lambda: ledger.refusals
+    )
     heartbeat = Heartbeat(open_store(ledger.path, quick=True), progress, lease.check)
     with Exporter(spec, progress, say).serving(), heartbeat.beating():
         if before:
@@ -166,7 +169,7 @@ def complete(spec: JobSpec, plan: Plan, ledger: Ledger, console: Console, lease:
         the_run.seconds = time.monotonic() - began
         report = _finish(spec, plan, ledger, the_run, progress, lease)
         progress.finish(report.totals)
-        ledger.store.write(PAGE, render(report))
+        write_page(ledger, report)
     return report
 
 
@@ -177,7 +180,7 @@ def _look_back(ledger: Ledger, progress: JobProgress, say: Callable[[str], None]
     def read() -> None:
         try:
             progress.know(ledger.totals(names))
-        except (StorageError, OutputError) as error:
+        except Exception as error:  # noqa: BLE001 - of the metrics alone
             say(f"the metrics of this run lack the rows of earlier ones: {error}")
 
     threading.Thread(target=read, name="look-back", daemon=True).start()
@@ -271,7 +274,6 @@ def _finish(spec: JobSpec, plan: Plan, ledger: Ledger, the_run: Run, progress: J
         with DuplicateIds(spec.input.columns.id) as ids:
 
             def see(kind: str, table: pa.Table, ids: DuplicateIds = ids, slowest: Slowest = slowest) -> None:
-                progress.alive()
                 ids.see(kind, table)
                 slowest.see(kind, table)
 

@@ -39,7 +39,6 @@ def status(output: str) -> dict[str, Any]:
         "failed": failed,
         "shards": plan.num_shards,
         "shards_done": shards,
-        "currency": spec.cost.currency,
         "run": _run(ledger),
     }
 
@@ -50,4 +49,4 @@ def _run(ledger: Ledger) -> dict[str, Any] | None:
         return None
     age_s = max(0.0, time.time() - found["at"])  # the clocks of two machines: near enough to tell life from death
     shown = {name: value for name, value in found.items() if name not in {"version", "running", "history"}}
-    return {"alive": bool(found["running"]) and age_s < ALIVE_S, "age_s": age_s, **shown}
+    return {"alive": bool(found.get("running")) and age_s < ALIVE_S, "age_s": age_s, **shown}

@@ -3,6 +3,7 @@
 import re
 import warnings
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -273,7 +274,7 @@ class MetricsSpec(Section):
     linger_s: Annotated[
         float | None,
         Field(
-            ge=0, description="Seconds to serve on after the end; null: until a regular scraper has it, 30 s at most."
+            ge=0, description="Seconds to serve on after the end; null: until a regular scraper has it, 60 s at most."
         ),
     ] = None
     push_gateway: Annotated[
@@ -286,8 +287,23 @@ class MetricsSpec(Section):
     @field_validator("push_gateway")
     @classmethod
     def _is_a_url(cls, value: str | None) -> str | None:
-        if value is not None and not re.match(r"https?://[^/]", value):
+        try:
+            parts = urlsplit(value or "http://host")
+            right = (
+                parts.scheme in {"http", "https"} and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+            )
+            (parts.hostname or "").encode("idna")
+        except ValueError:
+            right = False
+        if not right:
             raise ValueError("write http://host:9091, the address of the Pushgateway")
+        return value
+
+    @field_validator("file_sd")
+    @classmethod
+    def _is_a_folder(cls, value: str | None) -> str | None:
+        if value is not None and (not value or "://" in value):
+            raise ValueError("write a folder of this machine, or one that it shares with Prometheus'")
         return value
 
 

@@ -322,7 +322,7 @@ def test_status_of_a_complete_job(job: SmallJob) -> None:
     found = json.loads(command("status", job.output, "--json").stdout)
     assert found == {
         "job": "small", "output": job.output, "complete": True, "planned": 10, "done": 10, "answered": 10, "failed": 0,
-        "shards": 3, "shards_done": 3, "currency": "USD", "run": None,
+        "shards": 3, "shards_done": 3, "run": None,
     }  # fmt: skip
 
 
@@ -330,7 +330,8 @@ def test_status_tells_how_a_run_goes_and_when_it_has_died(job: SmallJob) -> None
     job.begin()
     run = {
         "version": 1, "running": True, "at": time.time() - 3, "host": "node-7", "pid": 42, "truncated": 2,
-        "rows_per_s": 12.5, "tokens_per_s": 3400.0, "replicas": {"serving": 1, "starting": 2, "lost": 0}, "cost": 7.5,
+        "rows_per_s": 12.5, "tokens_per_s": 3400.0, "replicas": {"serving": 1, "starting": 2, "lost": 0},
+        "cost": 7.5, "currency": "USD",
         "eta": {"expected_s": 3600, "early_s": 3500, "late_s": 4000}, "spent": {"device_s": 5400}, "history": [],
     }  # fmt: skip
     store = open_store(job.output)

@@ -86,7 +86,7 @@ def test_a_replica_that_is_silent_is_lost_and_its_place_is_the_next_ones(clock: 
     clock.now += 15
     snapshot = board.snapshot()
     assert [place.state for place in snapshot.places] == [State.LOST, State.SERVING]
-    assert [place.seconds for place in snapshot.places] == [0, 35], "what is lost holds nothing since it was heard of"
+    assert [place.seconds for place in snapshot.places] == [30, 35], "what is lost holds nothing once that is known"
     board.join("three", "three")
     assert [place.joins for place in board.snapshot().places] == [2, 1]
     assert len(board.snapshot().places) == 2
@@ -115,6 +115,27 @@ def test_an_engine_that_does_not_start_holds_its_devices_no_longer(clock: Clock)
     ]  # fmt: skip
     clock.now += 100
     assert board.snapshot().places[1].state == State.LOST, "its node is gone, and nobody could say so"
+
+
+def test_a_bill_never_falls(clock: Clock) -> None:
+    board, bill = BoardState(start_timeout_s=100), list[float]()
+    board.join("one", "one")
+    board.join("two", "two")
+    board.report("one", *NONE)
+    for second in range(200):
+        clock.now += 1
+        if second == 20:
+            board.report("one", *NONE)
+        if second == 150:
+            board.join("three", "three")
+        bill.append(sum(place.seconds for place in board.snapshot().places))
+    assert bill == sorted(bill)
+
+
+def test_rows_that_wait_for_their_commit_starve_nobody() -> None:
+    board = BoardState(rows=10)
+    board.report("one", Totals(answered=8), Use(short_s=3.0), Load(finished=2))
+    assert board.snapshot().starved_s == 0
 
 
 def test_free_slots_starve_an_engine_only_while_rows_remain_to_be_begun() -> None:

@@ -116,10 +116,9 @@ def test_the_record_is_what_status_documents(job: SmallJob) -> None:
         pass
     found: dict[str, Any] = status(job.output)
     assert set(found) == {
-        "job", "output", "complete", "planned", "done", "answered", "failed", "shards", "shards_done", "currency",
-        "run",
+        "job", "output", "complete", "planned", "done", "answered", "failed", "shards", "shards_done", "run",
     }  # fmt: skip
     assert set(found["run"]) == {
         "alive", "age_s", "at", "host", "pid", "started", "planned", "done", "failed", "truncated", "rows_per_s",
-        "tokens_per_s", "starting", "replicas", "eta", "cost", "spent",
+        "tokens_per_s", "starting", "replicas", "eta", "cost", "currency", "spent",
     }  # fmt: skip

@@ -179,6 +179,21 @@ def test_an_interval_narrows_as_rows_are_seen() -> None:
     assert width(10) > width(100) > width(10_000)
 
 
+def test_a_few_rows_say_nothing_about_the_others() -> None:
+    assert eta(100, tokens(4, 50), 100, 1) is None
+    assert eta(100, tokens(5, 50), 100, 1) is not None
+
+
+def test_a_resumed_job_keeps_the_history_of_its_first_week(clock: Clock) -> None:
+    week = [Point(clock.time() - 604_800 + 1181 * number, number, number, 1) for number in range(512)]
+    progress = job(10**6, 512, history=week)
+    progress.know(Totals(answered=512))
+    for second in range(0, 86_400, 60):
+        clock.now += 60
+        progress.see(fleet(tokens(second, 3)))
+    assert sum(point.at <= week[-1].at for point in progress.history) > 200
+
+
 def test_without_tokens_rows_give_the_end_and_without_speed_there_is_none() -> None:
     assert eta(100, Totals(failed=50), 0, 5) == (20, 20, 20)
     assert eta(100, Totals(failed=50), 0, 0) is None
@@ -262,5 +277,5 @@ def test_progress_is_when_rows_were_committed_last(clock: Clock) -> None:
     assert progress.silent_s == 0
     clock.now += 9
     assert progress.silent_s == 9
-    progress.alive()
+    progress.end_fleet()
     assert progress.silent_s == 0

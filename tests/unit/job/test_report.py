@@ -153,7 +153,14 @@ def test_a_job_without_an_id_column_counts_nothing() -> None:
     ids=lambda values: str(values.type),
 )
 def test_an_id_may_be_of_any_type(values: pa.Array) -> None:
-    assert count(pa.table({"id": values})) == 1
+    table = pa.table({"id": values})
+    assert count(table) == 1
+    slowest = Slowest("id")
+    numbers = {"sample": [0] * 3, "latency_s": [3.0, 2.0, 1.0], "reasoning_tokens": [1] * 3, "answer_tokens": [1] * 3}
+    slowest.see(RESULTS, pa.table(numbers | {"row_id": ["x", "y", "z"], "id": values}))
+    rows = json.loads(json.dumps(slowest.rows()))
+    assert [row["row_id"] for row in rows] == ["x", "y", "z"]
+    assert rows[0]["id"] == rows[1]["id"]
 
 
 def test_memory_does_not_grow_with_ids_nor_do_files_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

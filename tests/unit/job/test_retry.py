@@ -374,3 +374,20 @@ def test_a_damaged_job_is_not_retried(book: Book, kind: str) -> None:
     with pytest.raises(OutputError, match="magbatch verify"):
         ask_again(book.ledger, Hand.answer_all)
     assert book.ledger.manifest() == before
+
+
+def test_a_job_of_before_some_sums_were_kept_can_be_asked_again_and_stays_right(book: Book) -> None:
+    """What its manifest does not hold, it does not get: nobody knows that of its other objects."""
+    store = book.ledger.store
+    new = {"by_latency", "by_reasoning", "by_answer", "latency_ms", "squared_tokens"}
+    manifest = {name: value for name, value in (book.ledger.manifest() or {}).items() if name not in new}
+    store.write("_magbatch/manifest.json", json.dumps(manifest).encode())
+    report = json.loads(store.read(REPORT))
+    for name in ("spent", "history", "replicas", "slowest", "cost", "currency"):
+        report.pop(name, None)
+    report["totals"] = {name: value for name, value in report["totals"].items() if name not in new}
+    store.write(REPORT, json.dumps(report).encode())
+    done = ask_again(book.ledger, Hand.answer_all, Choice.of([], None), ("metrics.enabled=false",))
+    assert (done.answered, done.totals.failed) == (6, 0)
+    assert not new & set(book.ledger.manifest() or {})
+    assert book.ledger.verify()[1] == []

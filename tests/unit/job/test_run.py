@@ -254,7 +254,7 @@ def test_status_follows_a_job_from_its_start_to_its_end(either_job: SmallJob) ->
     job.begin()
     fresh = {
         "job": "small", "output": job.output, "complete": False, "planned": 10, "done": 0, "answered": 0, "failed": 0,
-        "shards": 3, "shards_done": 0, "currency": "USD", "run": None,
+        "shards": 3, "shards_done": 0, "run": None,
     }  # fmt: skip
     assert status(job.output) == fresh
     job.answer()
