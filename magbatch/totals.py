@@ -140,7 +140,8 @@ class Totals:
     def of_footer(cls, metadata: dict[bytes, bytes] | None) -> Self | None:
         """What `to_footer` gave; None where a footer has none."""
         text = (metadata or {}).get(FOOTER_KEY)
-        return None if text is None else cls.of_manifest(json.loads(text))
+        found = None if text is None else json.loads(text)
+        return cls.of_manifest(found) if isinstance(found, dict) else None
 
     def _grade(self, answers: pa.ChunkedArray, expected: pa.ChunkedArray) -> None:
         """Equal as text, but for the blanks around it."""

@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, make_server
@@ -36,7 +37,7 @@ DEFAULT_PORT = 9480
 PUSH_INTERVAL_S = 15.0
 PUSH_TIMEOUT_S = 5.0
 LAST_SCRAPE_S = 60.0  # to wait for, after the end
-HEALTHY_S = 180.0  # the run looks after its fleet a few times a second, but for Ray's start
+HEALTHY_S = 180.0  # while there is a fleet, the run looks after it a few times a second
 
 
 class Exporter:
@@ -128,7 +129,7 @@ class Exporter:
 
     def _health(self) -> tuple[http.HTTPStatus, str]:
         silent = self._progress.silent_s
-        if silent > HEALTHY_S and not self._progress.standing().complete:
+        if silent > HEALTHY_S:
             return http.HTTPStatus.SERVICE_UNAVAILABLE, f"the run has not looked after its fleet for {silent:.0f} s"
         return http.HTTPStatus.OK, "ok"
 
@@ -175,7 +176,7 @@ class Exporter:
         try:
             push_to_gateway(url, "magbatch", self.registry, grouping, timeout=PUSH_TIMEOUT_S)
             self._pushed_in_vain = False
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is the metrics' alone
+        except (OSError, HTTPException, ValueError) as error:  # urllib's are OSErrors; a name that cannot be one
             if not self._pushed_in_vain:
                 self._say(f"metrics.push_gateway {url}: {error}; the job goes on without it")
             self._pushed_in_vain = True

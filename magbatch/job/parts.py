@@ -108,7 +108,8 @@ def read_totals(store: Store, name: PartName) -> Totals:
         OutputError: It is damaged.
     """
     found: Totals | None = None
-    with suppress(pa.ArrowException):  # the footer is longer than what was read of it
+    # The footer is longer than what was read of it, or what it holds is of no sums.
+    with suppress(pa.ArrowException, ValueError):
         end = store.read_end(str(name), FOOTER_BYTES)
         found = Totals.of_footer(pq.read_metadata(io.BytesIO(end)).metadata)
     if found is not None:

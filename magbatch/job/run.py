@@ -158,10 +158,9 @@ def complete(spec: JobSpec, plan: Plan, ledger: Ledger, console: Console, lease:
     def say(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    progress = JobProgress(
-        spec, plan.rows, before, *earlier(open_store(ledger.path, quick=True)), refusals=lambda: ledger.refusals
-    )
-    heartbeat = Heartbeat(open_store(ledger.path, quick=True), progress, lease.check)
+    quick = open_store(ledger.path, quick=True)
+    progress = JobProgress(spec, plan.rows, before, *earlier(quick), refusals=lambda: ledger.refusals)
+    heartbeat = Heartbeat(quick, progress, lease.check)
     with Exporter(spec, progress, say).serving(), heartbeat.beating():
         if before:
             _look_back(ledger, progress, say)
@@ -180,7 +179,7 @@ def _look_back(ledger: Ledger, progress: JobProgress, say: Callable[[str], None]
     def read() -> None:
         try:
             progress.know(ledger.totals(names))
-        except Exception as error:  # noqa: BLE001 - of the metrics alone
+        except StorageError as error:
             say(f"the metrics of this run lack the rows of earlier ones: {error}")
 
     threading.Thread(target=read, name="look-back", daemon=True).start()

@@ -253,6 +253,21 @@ def test_a_gateway_has_the_last_numbers(tmp_path: Path) -> None:
     assert job.said[1:] == []
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"push_gateway": url}
+        for url in ("host:9091", "ftp://host", "http://", "http://a..b:9091", "http://[::1", "http://h:0")
+    ]
+    + [{"file_sd": folder} for folder in ("", "s3://bucket/folder")],
+    ids=str,
+)
+def test_where_numbers_cannot_go_is_refused_before_anything_starts(wrong: dict[str, str]) -> None:
+    (name,) = wrong
+    with pytest.raises(SpecError, match=rf"metrics\.{name}: .*write "):
+        spec(**wrong)
+
+
 def test_a_gateway_that_is_away_is_said_once_and_holds_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exporter_module, "PUSH_INTERVAL_S", 0.01)
     pushes = threading.Semaphore(0)

@@ -83,6 +83,11 @@ def test_the_sums_of_what_is_done_come_from_the_footers(either_book: Book) -> No
     ledger.store.write(str(names[0]), sink.getvalue())
     assert ledger.totals(names) == expected
     assert reads == [str(names[0])]
+    for wrong in (b"{", b"[1]", b"null"):
+        odd = io.BytesIO()
+        pq.write_table(bare.replace_schema_metadata({b"magbatch.totals": wrong}), odd)
+        ledger.store.write(str(names[0]), odd.getvalue())
+        assert ledger.totals(names) == expected, wrong
     ledger.store.delete(str(names[0]))
     assert ledger.totals(names).rows == expected.rows - names[0].rows
 
