@@ -1,4 +1,4 @@
-"""The replicas of one run, placed and fed by Ray Data: the only file that imports ray.
+"""The replicas of one run, placed and fed by Ray Data: the only file of a run that imports ray.
 
 Ray Data is the engine of this: a Datasource whose read tasks yield one block for each shard, an
 autoscaling pool of actors that answer them, its backpressure, its retries. Nothing here schedules
@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 import uuid
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -32,6 +33,7 @@ import psutil
 import pyarrow as pa
 import ray
 import ray.data
+from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 from ray.util.placement_group import placement_group
@@ -40,10 +42,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 import magbatch
 from magbatch.capture import STDERR, STDOUT, captured, last_words
 from magbatch.engines import start
-from magbatch.engines.base import EngineConfig
+from magbatch.engines.base import Engine, EngineConfig
 from magbatch.errors import ClusterError, EngineStartError, InterruptedJobError, JobError, LeaseError, StorageError
 from magbatch.job import preempt
-from magbatch.job.board import BoardState, Load, Snapshot, Use, Watch
+from magbatch.job.board import BoardState, Load, Snapshot, State, Use, Watch
 from magbatch.job.lease import Hold
 from magbatch.job.plan import Plan
 from magbatch.job.prepare import Job, from_block, prepare
@@ -62,8 +64,12 @@ MIN_OPEN_SHARDS = 4
 MAX_OPEN_SHARDS = 256
 MAX_OPEN_IMAGE_SHARDS = 64  # x 32 rows x 7 MB: 14 GB where every image has the largest size
 MAX_FAILED_STARTS = 3  # of replacements, one after the other, while no replica is left
+GROW_AT = 1.0  # of its shards that a pool holds: Ray's own 1.75 is never reached where no shard queues in an actor
+UNPLACED_S = 15.0  # without any replica, until it is said why
+UNPLACED_LOOK_S = 2.0  # between two looks at the cluster meanwhile
 POLL_S = 0.25
 STOP_GRACE_S = 30.0
+LEAVE_S = 5.0  # for the board to note that a replica goes
 SHUTDOWN_GRACE_S = 10.0
 CONNECT_TIMEOUT_S = 10.0
 
@@ -166,21 +172,15 @@ class _Worker:
         ray.get(board.report.remote(name, Totals(), Use(), Load()))
         self._board = board
         self._begun = threading.Event()
-        threading.Thread(target=self._wait, args=(name,), name="waiting", daemon=True).start()
+        threading.Thread(target=_wait, args=(name, board, self._begun), name="waiting", daemon=True).start()
+        # Without a reference to the worker: Ray Data lets go of one that it releases, and it says so as it goes.
+        weakref.finalize(self, _release, name, board, self._begun, engine).atexit = False
         self._touched = touched
         self._replica = Replica(
             name, job, engine, tokenizer, Prompter(spec, checkpoint, tokenizer, int(args["max_model_len"])),
             slots=int(args["max_num_seqs"]), max_model_len=int(args["max_model_len"]),
             board=_RayBoard(board), die=_die, notice=preempt.notice, hold=hold,
         )  # fmt: skip
-
-    def _wait(self, name: str) -> None:
-        """Until its first rows come, it serves, and its slots are free; then the replica itself reports."""
-        began = time.monotonic()
-        while not self._begun.wait(REPORT_INTERVAL_S):
-            now = time.monotonic()
-            self._board.report.remote(name, Totals(), Use(short_s=now - began), Load())
-            began = now
 
     async def __call__(self, block: pa.Table) -> pa.Table:
         self._begun.set()
@@ -194,6 +194,23 @@ class _Worker:
                 await self._board.failed.remote(error)
                 raise
         return pa.table({"shard": shards, "left": left})
+
+
+def _wait(name: str, board: Any, begun: threading.Event) -> None:
+    """Until its first rows come, a replica serves, and its slots are free; then it reports by itself."""
+    began = time.monotonic()
+    while not begun.wait(REPORT_INTERVAL_S):
+        now = time.monotonic()
+        board.report.remote(name, Totals(), Use(short_s=now - began), Load())
+        began = now
+
+
+def _release(name: str, board: Any, begun: threading.Event, engine: Engine) -> None:
+    """Few rows are left, and others have them: the replica gives its devices back."""
+    begun.set()
+    with suppress(ray.exceptions.RayError):  # the board may be gone already
+        ray.get(board.left.remote(name), timeout=LEAVE_S)
+    engine.shutdown()
 
 
 def _read(job: Job, shards: list[Shard], partly_done: frozenset[int], board: Any) -> Iterator[pa.Table]:
@@ -257,6 +274,53 @@ def _placement(gpus: int, cpus: float) -> dict[str, Any]:
     return {"num_cpus": cpus, "num_gpus": 0, "ray_remote_args_fn": strategy}
 
 
+class Unplaced:
+    """Says why no replica has a place, when none has had one for a while; again only what has changed.
+
+    Args:
+        spec: The job's.
+        cluster: Gives what the cluster has in all, and what is free.
+    """
+
+    def __init__(
+        self, spec: JobSpec, cluster: Callable[[], tuple[dict[str, float], dict[str, float]]] | None = None
+    ) -> None:
+        self._gpus, self._cpus = spec.replicas.gpus, spec.replicas.cpus
+        self._cluster = cluster or (lambda: (ray.cluster_resources(), ray.available_resources()))
+        self._since = time.monotonic()
+        self._said: str | None = None
+
+    def look(self, snapshot: Snapshot) -> str | None:
+        """What a person should be told now."""
+        now = time.monotonic()
+        if snapshot.replicas or snapshot.count(State.STARTING):
+            self._since, self._said = now, None
+            return None
+        if now - self._since < UNPLACED_S:
+            return None
+        self._since = now - UNPLACED_S + UNPLACED_LOOK_S
+        text = unplaced(self._gpus, self._cpus, *self._cluster())
+        if text == self._said:
+            return None
+        self._said = text
+        return text
+
+
+def unplaced(gpus: int, cpus: float, total: dict[str, float], free: dict[str, float]) -> str:
+    """What one replica asks for, and what the cluster has."""
+    kinds = {"GPU": float(gpus), "CPU": cpus} if gpus else {"CPU": cpus}
+
+    def amount(kind: str, number: float) -> str:
+        return f"{number:g} {kind}{'' if number == 1 else 's'}"
+
+    wanted = " and ".join(amount(kind, number) for kind, number in kinds.items())
+    has = ", ".join(f"{amount(kind, total.get(kind, 0.0))} ({free.get(kind, 0.0):g} free)" for kind in kinds)
+    short = any(total.get(kind, 0.0) < number for kind, number in kinds.items())
+    return f"no replica has a place yet: one asks for {wanted}, the cluster has {has}; waiting for " + (
+        "nodes to be added" if short else "room, or for a replica that has just got it to start"
+    )
+
+
 def _quiet() -> None:
     """What Ray would print beside the progress line; its log files keep everything."""
     logging.getLogger("ray").setLevel(logging.ERROR)
@@ -289,9 +353,10 @@ def _cluster(spec: JobSpec) -> Iterator[None]:
     try:
         if address:
             _knock(address)
-            # The package travels, so that the cluster runs the version that the user runs.
-            package = str(Path(magbatch.__file__).parent)
-            environment |= {"py_modules": [package], "env_vars": {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}}
+            if RAY_JOB_CONFIG_JSON_ENV_VAR not in os.environ:  # else `submit` has sent both with the job
+                # The package travels, so that the cluster runs the version that the user runs.
+                package = str(Path(magbatch.__file__).parent)
+                environment |= {"py_modules": [package], "env_vars": {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}}
             ray.init(address=address, runtime_env=environment, **quiet)
         else:
             # Replicas must leave a CPU for reading, or nothing would ever reach them: Ray counts, it does not pin.
@@ -382,11 +447,14 @@ def _supervise(
     thread = threading.Thread(target=work, name="ray-data", daemon=True)
     thread.start()
     deadline = math.inf
+    unplaced = Unplaced(job.spec)
     try:
         while thread.is_alive():
             thread.join(POLL_S)
             snapshot: Snapshot = ray.get(board.snapshot.remote())
             watch(snapshot)
+            if (why := unplaced.look(snapshot)) is not None:
+                board.trouble.remote(why)
             if snapshot.engine_error is not None and (
                 snapshot.starting or (not snapshot.replicas and snapshot.failed_starts >= MAX_FAILED_STARTS)
             ):
@@ -426,6 +494,7 @@ def _dataset(
     context.print_on_execution_start = False
     context.target_max_block_size = 1  # every block goes out as it is made: one shard, never several
     context.wait_for_min_actors_s = 0  # the first replica that is up begins
+    context.autoscaling_config.actor_pool_util_upscaling_threshold = GROW_AT
 
     sizes = plan.shard_sizes
     open_indices = np.flatnonzero(done < sizes)
@@ -443,7 +512,7 @@ def _dataset(
     slots = int(args["max_num_seqs"])
     concurrency = open_shards(slots, shard_rows, len(open_indices), spec.replicas.max, images=images)
     pool = ray.data.ActorPoolStrategy(
-        min_size=spec.replicas.min,
+        min_size=max(1, spec.replicas.min),  # Ray takes no 0; an execution begins only where rows wait
         max_size=spec.replicas.max,
         max_tasks_in_flight_per_actor=concurrency,
         max_concurrent_calls_per_actor=concurrency,
