@@ -12,11 +12,14 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import magbatch
+
+if TYPE_CHECKING:
+    from magbatch.job.run import Outcome
 
 CRASHED = 4
 
@@ -135,6 +138,13 @@ def run(spec: SpecPath, overrides: Overrides = None, limit: Limit = None, json: 
     if json:
         _print_json(outcome.report | {"already_complete": outcome.already, "results": f"{output}/results/*.parquet"})
         raise typer.Exit(1 if outcome.too_many_failed else 0)
+    _print_outcome(outcome)
+    raise typer.Exit(1 if outcome.too_many_failed else 0)
+
+
+def _print_outcome(outcome: "Outcome") -> None:
+    """What a run came to, for a person."""
+    output = outcome.report["output"]
     print(f"{outcome.report['job']}: {'complete already, nothing to do' if outcome.already else 'complete'}")
     for line in outcome.lines:
         print(f"  {line}")
@@ -147,7 +157,6 @@ def run(spec: SpecPath, overrides: Overrides = None, limit: Limit = None, json: 
     if outcome.too_many_failed:
         print("More rows failed than limits.max_failed_rows allows.", file=sys.stderr)
     print(f"Next: magbatch verify {_shown_path(output)}")
-    raise typer.Exit(1 if outcome.too_many_failed else 0)
 
 
 def _shown_path(output: str) -> str:
@@ -160,12 +169,44 @@ def _output(path: str) -> str:
 
 
 @app.command()
-def status(output: OutputPath, json: Json = False) -> None:
+def status(
+    output: Annotated[
+        str, typer.Argument(metavar="OUTPUT|ID", help="A job's output.path; with --address, its id on that cluster.")
+    ],
+    address: Annotated[
+        str | None, typer.Option("--address", metavar="URL", help="The cluster's dashboard, http://head:8265.")
+    ] = None,
+    json: Json = False,
+) -> None:
     """Where a job stands, from its output alone: while it runs, and after."""
+    job = None
     with _errors(json):
+        from magbatch.errors import OutputError
         from magbatch.job.status import status as job_status
 
-        found = job_status(_output(output))
+        if address is not None:
+            from magbatch.cluster import Cluster
+
+            job = Cluster(address).job(output)
+            output = job.output
+        try:
+            found = job_status(_output(output))
+        except OutputError:
+            if job is None:
+                raise
+            found = None  # it has not begun yet, or failed before
+    if job is not None:
+        if json:
+            _print_json({"cluster": job.to_dict(), "status": found})
+            return
+        print(f"{job.id}: {job.state}")
+        if found is None:
+            for line in job.message.splitlines()[-5:]:
+                print(f"  {line}")
+            print(f"  no rows yet: {output}")
+            print(f"Next: magbatch logs {job.id} --address {address}")
+            return
+    assert found is not None, "an output that cannot be read has raised"
     if json:
         _print_json(found)
         return
@@ -195,6 +236,110 @@ def _print_run(found: dict[str, Any], run: dict[str, Any]) -> None:
         print(f"  last sign of life {run['age_s']:,.0f} s ago, from host {run['host']}, process {run['pid']}")
     cost = "" if run["cost"] is None else f", {run['cost']:,.2f} {run['currency']}"
     print(f"  {run['spent']['device_s'] / 3600:,.2f} device hours so far{cost}")
+
+
+Address = Annotated[
+    str,
+    typer.Option(
+        "--address", envvar="RAY_API_SERVER_ADDRESS", metavar="URL", help="The cluster's dashboard, http://head:8265."
+    ),
+]
+JobId = Annotated[str, typer.Argument(metavar="ID", help="A job's id, as `submit` and `jobs` show it.")]
+
+
+@app.command()
+def submit(spec: SpecPath, address: Address, overrides: Overrides = None, json: Json = False) -> None:
+    """Send a job to a running Ray cluster; it goes on there when this machine is gone."""
+    with _errors(json):
+        from magbatch.spec import load
+
+        loaded = load(spec, overrides)
+        from magbatch.cluster import Cluster, local_paths
+
+        job_id = Cluster(address).submit(loaded)
+    _print_submitted(job_id, loaded.name, loaded.output.path, address, local_paths(loaded), json)
+
+
+def _print_submitted(job_id: str, name: str, output: str, address: str, local: list[str], as_json: bool) -> None:
+    if as_json:
+        _print_json({"id": job_id, "job": name, "output": output, "address": address})
+        return
+    print(f"{name}: submitted to {address} as {job_id}")
+    print(f"  output: {output}")
+    for path in local:
+        print(f"  note: {path} must be there, by this path, on every machine of the cluster")
+    print(f"Next: magbatch logs -f {job_id} --address {address}")
+
+
+@app.command()
+def jobs(address: Address, json: Json = False) -> None:
+    """The jobs of a cluster, the newest first."""
+    with _errors(json):
+        from magbatch.cluster import Cluster
+
+        found = Cluster(address).jobs()
+    if json:
+        _print_json([job.to_dict() for job in found])
+        return
+    width = max((len(job.id) for job in found), default=0)
+    for job in found:
+        began, ended = (f"{moment:%Y-%m-%d %H:%M:%S}" if moment else "-" for moment in (job.started, job.ended))
+        print(f"{job.id:<{width}}  {job.state:<9}  {began} to {ended:<19} (UTC)  {job.output}")
+    print(f"{len(found):,} job{'' if len(found) == 1 else 's'} at {address}")
+    print(f"Next: magbatch {'status ID' if found else 'submit SPEC'} --address {address}")
+
+
+@app.command()
+def logs(
+    job_id: JobId,
+    address: Address,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
+) -> None:
+    """What a job of a cluster has printed."""
+    with _errors(False):
+        from magbatch.cluster import Cluster
+
+        cluster = Cluster(address)
+        if follow:
+            for text in cluster.follow(job_id):
+                print(text, end="", flush=True)
+            job = cluster.job(job_id)
+            print(f"{job_id}: {job.state}")
+            raise typer.Exit(0 if job.state == "succeeded" else job.exit_code or 3)
+        print(cluster.logs(job_id), end="")
+
+
+@app.command()
+def cancel(job_id: JobId, address: Address, json: Json = False) -> None:
+    """End a job of a cluster; what it has finished is committed first."""
+    with _errors(json):
+        from rich.console import Console
+
+        from magbatch.cluster import Cluster
+
+        cluster = Cluster(address)
+        was_over = cluster.job(job_id).is_over
+        with os.fdopen(os.dup(2), "w") as stderr, Console(file=stderr).status("ending") as shown:
+            job = cluster.cancel(job_id, lambda waited: shown.update(f"it commits what is finished ({waited:.0f} s)"))
+    if json:
+        _print_json(job.to_dict() | {"was_over": was_over})
+        return
+    print(f"{job_id}: {'had ended already: ' if was_over else ''}{job.state}")
+    print(f"  what it finished is committed: {job.output}")
+    following = f"verify {job.output}" if job.state == "succeeded" else f"resume {job_id} --address {address}"
+    print(f"Next: magbatch {following}")
+
+
+@app.command()
+def resume(job_id: JobId, address: Address, json: Json = False) -> None:
+    """Submit the spec of a job of a cluster that has ended once more: it goes on where it was."""
+    with _errors(json):
+        from magbatch.cluster import Cluster
+
+        cluster = Cluster(address)
+        new_id = cluster.resume(job_id)
+        job = cluster.job(new_id)
+    _print_submitted(new_id, job.name, job.output, address, [], json)
 
 
 @app.command()
@@ -322,6 +467,155 @@ def compact(output: OutputPath, target_mb: TargetMb = 256, json: Json = False) -
     print(f"{outcome.bytes_before / 1e6:,.1f} MB -> {outcome.bytes / 1e6:,.1f} MB")
     print(f"  results: {_shown_path(place)}/results/*.parquet")
     print(f"Next: magbatch verify {_shown_path(place)}")
+
+
+deploy = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Files that a platform runs a job from.")
+app.add_typer(deploy, name="deploy")
+
+
+@deploy.callback()
+def _deploy() -> None:
+    return
+
+
+@deploy.command("render")
+def deploy_render(
+    spec: SpecPath,
+    target: Annotated[
+        str, typer.Option("--target", metavar="kuberay|raycluster|cron|aws", help="What runs it.")
+    ] = "kuberay",
+    out: Annotated[
+        str | None, typer.Option("--out", metavar="DIR", help="Write the files here; else they are printed.")
+    ] = None,
+    image: Annotated[
+        str | None, typer.Option("--image", help="Container image, built from deploy/Dockerfile.gpu.")
+    ] = None,
+    spot: Annotated[
+        str | None, typer.Option("--spot", metavar="LABEL=VALUE", help="What spot nodes are labelled with; `none`.")
+    ] = None,
+    role: Annotated[
+        str | None, typer.Option("--role", help="AWS role of the pods (IRSA); on aws, an instance profile's name.")
+    ] = None,
+    secret: Annotated[
+        str | None, typer.Option("--secret", help="A Secret whose keys become environment variables (HF_TOKEN).")
+    ] = None,
+    region: Annotated[str | None, typer.Option("--region", help="Of AWS.")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Render a job spec into Kubernetes manifests or a cluster-launcher file."""
+    with _errors(False):
+        from magbatch.deploy import Platform, Target, render, write
+        from magbatch.errors import SpecError
+        from magbatch.spec import load
+
+        if target not in list(Target):
+            raise SpecError(f"--target {target}: write one of {', '.join(Target)}")
+        given = {"image": image, "role_arn": role, "secret": secret, "region": region, "spot": spot}
+        chosen: dict[str, str | None] = {name: value for name, value in given.items() if value is not None}
+        if spot == "none":
+            chosen["spot"] = None
+        files = render(load(spec, overrides), Target(target), Platform(**chosen))  # type: ignore[arg-type]
+        if out is None:
+            print("---\n".join(f"# {name}\n{text}" for name, text in files.items()), end="")
+            return
+        write(files, out)
+    print(f"{spec}: {len(files)} files for {target} in {out}")
+    for name in files:
+        print(f"  {name}")
+    submit = "magbatch submit /tmp/magbatch/job.yaml --address http://127.0.0.1:8265"
+    aws = f"cd {out} && ray up cluster.yaml && ray exec cluster.yaml '{submit}'"
+    print(f"Next: {aws if target == Target.AWS else f'kubectl apply -k {out}'}")
+
+
+schedule = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Jobs that run by themselves.")
+app.add_typer(schedule, name="schedule")
+
+SpecFolder = Annotated[str, typer.Argument(metavar="DIR", help="A folder; every *.yaml in it that has a schedule.")]
+Once = Annotated[bool, typer.Option("--once", help="Run what is due now, and end.")]
+At = Annotated[
+    str | None,
+    typer.Option("--at", metavar="TIME", help="The tick, such as 2026-11-24T06:00; left out: the latest by its cron."),
+]
+
+
+@schedule.command("run")
+def schedule_run(folder: SpecFolder, once: Once = False, json: Json = False) -> None:
+    """Run the jobs of a folder when they are due, until interrupted."""
+    with _errors(json):
+        from magbatch.schedule.scheduler import Scheduler, spec_files, worst
+
+        spec_files(folder)
+        scheduler = Scheduler(folder, lambda text: print(text, file=sys.stderr, flush=True))
+        runs, stopped = scheduler.runs, False
+        try:
+            scheduler.run(once=once)
+        except KeyboardInterrupt:
+            stopped = True
+    code = 0 if stopped else worst(runs)
+    if json:
+        _print_json({"runs": runs, "stopped": stopped, "exit_code": code})
+        raise typer.Exit(code)
+    well = sum(run["exit_code"] == 0 for run in runs)
+    print(f"{folder}: {len(runs):,} runs ended, {well:,} of them well" if runs else f"{folder}: no run ended")
+    print(f"Next: magbatch schedule list {folder}")
+    raise typer.Exit(code)
+
+
+@schedule.command("tick")
+def schedule_tick(spec: SpecPath, at: At = None, overrides: Overrides = None, json: Json = False) -> None:
+    """Run one tick of a schedule now, after those that were begun and are not complete."""
+    with _errors(json):
+        from rich.console import Console
+
+        from magbatch.schedule.tick import chosen, run_tick
+        from magbatch.spec import load
+
+        loaded = load(spec, overrides)
+        with os.fdopen(os.dup(2), "w") as stderr:
+            outcomes = run_tick(loaded, chosen(loaded, at), Console(file=stderr))
+    too_many = any(one.outcome is not None and one.outcome.too_many_failed for one in outcomes)
+    if json:
+        _print_json({"job": loaded.name, "ticks": [one.to_dict() for one in outcomes]})
+        raise typer.Exit(1 if too_many else 0)
+    for one in outcomes:
+        count = f"{one.files:,} file{'' if one.files == 1 else 's'}"
+        said = "no new files" if one.state == "empty" else f"{count} into {_shown_path(one.output)}"
+        print(f"{loaded.name}: tick {one.tick:%Y-%m-%dT%H:%M:%SZ}: {said}{', as before' if one.already else ''}")
+        if one.outcome is not None:
+            _print_outcome(one.outcome)
+    if outcomes[-1].outcome is None:
+        print(f"Next: magbatch schedule list {os.path.dirname(spec) or '.'}")
+    raise typer.Exit(1 if too_many else 0)
+
+
+@schedule.command("list")
+def schedule_list(folder: SpecFolder, json: Json = False) -> None:
+    """Show what the schedules of a folder have done last, and when they run next."""
+    with _errors(json):
+        from datetime import UTC, datetime
+
+        from magbatch.schedule.scheduler import listing
+
+        rows = listing(folder, datetime.now(UTC))
+    if json:
+        _print_json(rows)
+        return
+    for row in rows:
+        if "problem" in row:
+            print(row["problem"])
+            continue
+        print(f"{row['job']}: {row['cron']} ({row['timezone']}), {row['runs']:,} ticks so far")
+        last = row["last"]
+        if last is not None:
+            facts = ", ".join(f"{last[name]:,} {name}" for name in ("files", "rows", "failed") if name in last)
+            print(f"  last: {last['tick']} {last['state']}{f', {facts}' if facts else ''}")
+            print(f"  output: {_shown_path(last['output'])}")
+        if row["due"] is not None:
+            print(f"  due: {row['due']}")
+        print(f"  next: {row['next']}")
+    if not rows:
+        print(f"{folder}: no spec here has a schedule")
+    print(f"Next: magbatch schedule run {folder}")
 
 
 def _version(show: bool) -> None:

@@ -8,7 +8,7 @@ import base64
 import io
 import os
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -95,6 +95,11 @@ class Plan:
         """Path and problem of each file that cannot be read."""
         bad = self.table.filter(pa.compute.is_valid(self.table.column("problem")))
         return list(zip(bad.column("path").to_pylist(), bad.column("problem").to_pylist(), strict=True))
+
+    def files(self) -> set[tuple[str, int, str]]:
+        """Path, size (bytes) and tag of each input file, the bad ones too."""
+        names = self.table.select(["path", "size", "tag"]).group_by(["path", "size", "tag"]).aggregate([])
+        return {(row["path"], row["size"], row["tag"]) for row in names.to_pylist()}
 
     def num_files(self) -> int:
         """Input files of the job."""
@@ -185,12 +190,14 @@ def input_columns(spec: JobSpec) -> list[str]:
     return list(dict.fromkeys([*rendered_columns(spec), *carried_columns(spec.input)]))
 
 
-def make_plan(spec: JobSpec, limit: int | None = None) -> Plan:
+def make_plan(spec: JobSpec, limit: int | None = None, take: Callable[[ObjectInfo], bool] | None = None) -> Plan:
     """Plan a job.
 
     Args:
         spec: The job.
         limit: Take only this many rows, spread evenly over the input.
+        take: Says which files are the job's. These are a part of the input, so there may be none, and under
+            `on_bad_file: dead_letter` all of them may be bad; without it, that is a mistake in the spec.
 
     Raises:
         InputError: Nothing is there, a file is bad under `on_bad_file: fail`, or no file is good.
@@ -199,7 +206,7 @@ def make_plan(spec: JobSpec, limit: int | None = None) -> Plan:
     """
     names = input_columns(spec)
     root = _root(spec.input.path)
-    infos = find_parquet(spec.input.path)
+    infos = [info for info in find_parquet(spec.input.path, may_be_none=take is not None) if take is None or take(info)]
     unnamed = [info.name for info in infos if any("\ud800" <= char <= "\udfff" for char in info.name)]
     if unnamed:
         raise InputError(f"input.path {spec.input.path}: a file's name is no valid text: {unnamed[0]!r}; rename it")
@@ -209,11 +216,13 @@ def make_plan(spec: JobSpec, limit: int | None = None) -> Plan:
         raise InputError(f"input.path {spec.input.path}: it yields the same file twice")
     with ThreadPoolExecutor(FOOTER_READERS) as pool:
         list(pool.map(lambda file: _read_footer(file, names), files))
-    _check(spec, files, names)
+    all_may_be_bad = take is not None and spec.input.on_bad_file == "dead_letter"
+    if not all_may_be_bad:
+        _check(spec, files, names)
     columns = _as_text(_common_types(files, names), spec.input.columns.prompt)
     _check_expected(columns, spec.input.columns.expected)
     bad = [file for file in files if file.problem is not None]
-    if bad and (spec.input.on_bad_file == "fail" or len(bad) == len(files)):
+    if bad and (spec.input.on_bad_file == "fail" or len(bad) == len(files)) and not all_may_be_bad:
         listed = "\n".join(f"  {file.problem}" for file in bad[:20])
         more = f"\n  … and {len(bad) - 20} more" if len(bad) > 20 else ""
         advice = "" if len(bad) == len(files) else "\nMend them, or set input.on_bad_file: dead_letter to run the rest."

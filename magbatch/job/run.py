@@ -20,7 +20,7 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from magbatch.errors import ClusterError, LeaseError, OutputError, StorageError
+from magbatch.errors import ClusterError, LeaseError, OutputError, SpecError, StorageError
 from magbatch.job.board import Snapshot
 from magbatch.job.exporter import Exporter, check_address
 from magbatch.job.heartbeat import Heartbeat, earlier
@@ -67,13 +67,14 @@ def limited(spec: JobSpec, limit: int | None) -> JobSpec:
     return spec if limit is None else spec.with_output(f"{spec.output.path}-limit-{limit}")
 
 
-def run(spec: JobSpec, console: Console, limit: int | None = None) -> Outcome:
+def run(spec: JobSpec, console: Console, limit: int | None = None, frozen: Plan | None = None) -> Outcome:
     """Run a job, or go on with it.
 
     Args:
         spec: The job.
         console: Where progress goes.
         limit: Answer only this many rows, spread evenly, into an output of their own.
+        frozen: The plan of a job that is new, where it is made already.
 
     Raises:
         JobError: As its kinds say.
@@ -98,7 +99,7 @@ def run(spec: JobSpec, console: Console, limit: int | None = None) -> Outcome:
         if not any(item.name == PAGE for item in ledger.store.list(PAGE)):  # the run ended right before it
             write_page(ledger, report)
         return _outcome(spec, report, ledger, known, already=True)
-    plan = known or _new_plan(spec, ledger, limit)
+    plan = known or frozen or _new_plan(spec, ledger, limit)
     Preparer(Job(spec, plan.columns))  # what is wrong with model, tokenizer or prompt shows before anything is written
     check_address(spec.metrics)
     lease = Lease(open_store(ledger.path, quick=True), console.print)
@@ -208,6 +209,10 @@ def _new_plan(spec: JobSpec, ledger: Ledger, limit: int | None) -> Plan:
             raise OutputError(
                 f"{ledger.path}/{kind} holds objects, but there is no magbatch job here: set output.path to a new place"
             )
+    if spec.input.incremental and limit is None:
+        raise SpecError(
+            "input.incremental: such a job runs by its schedule: magbatch schedule tick SPEC; or --limit N for a taste"
+        )
     return make_plan(spec, limit)
 
 

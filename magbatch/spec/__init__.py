@@ -16,6 +16,7 @@ from magbatch.spec.sections import (
     MetricsSpec,
     ModelSpec,
     SamplingSpec,
+    ScheduleSpec,
     is_remote,
 )
 
@@ -30,6 +31,7 @@ __all__ = [
     "MetricsSpec",
     "ModelSpec",
     "SamplingSpec",
+    "ScheduleSpec",
     "carried_columns",
     "differences",
     "is_remote",

@@ -21,6 +21,7 @@ from magbatch.spec.sections import (
     ReasoningSpec,
     ReplicasSpec,
     SamplingSpec,
+    ScheduleSpec,
     Section,
 )
 
@@ -29,11 +30,11 @@ SHARDS_PER_REPLICA = 32  # enough that replicas stay even when one shard is slow
 
 # What may change between two runs of one job: none of it changes what an answer would be.
 FREE_FIELDS = frozenset(
-    {"name", "replicas", "metrics", "cost", "deadline"}
+    {"name", "replicas", "metrics", "cost", "deadline", "schedule"}
     | {"output.commit_interval_s", "output.commit_rows", "output.patience_s"}
     | {"limits.max_failed_rows", "limits.row_timeout_s", "input.fetch_timeout_s"}
     | {"input.fetch_private", "limits.document_timeout_s", "limits.document_memory_mb"}
-    | {"input.shard_rows", "input.on_bad_file"}  # both are frozen in the plan
+    | {"input.shard_rows", "input.on_bad_file", "input.incremental"}  # these are frozen in the plan
     | {f"model.engine_args.{name}" for name in (
         "max_num_seqs", "max_num_batched_tokens", "gpu_memory_utilization", "kv_cache_memory_bytes", "enforce_eager",
         "tensor_parallel_size", "pipeline_parallel_size", "distributed_executor_backend", "enable_prefix_caching",
@@ -64,6 +65,9 @@ class JobSpec(Section):
         Field(
             description="When it should be complete, 2026-11-30T08:00:00+01:00: an alert's matter, it stops nothing."
         ),
+    ] = None
+    schedule: Annotated[
+        ScheduleSpec | None, Field(description="When it runs by itself, each time into a dated output; null: never.")
     ] = None
 
     @field_validator("input")
@@ -101,6 +105,8 @@ class JobSpec(Section):
             raise ValueError("answer.schema: describe an object with named properties: each becomes a column")
         if self.answer.vote is not None and self.sampling.n < 2:
             raise ValueError("answer.vote needs samples to count: set sampling.n to 2 or more")
+        if self.input.incremental and self.schedule is None:
+            raise ValueError("input.incremental is for jobs that run again and again: set schedule.cron too")
         if columns.messages and self.prompt.template:
             raise ValueError("prompt.template cannot be used with input.columns.messages: a chat is taken as it is")
         sizes = {}

@@ -3,7 +3,7 @@
 import difflib
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -88,6 +88,7 @@ def _fields(location: tuple[int | str, ...]) -> dict[str, FieldInfo]:
     node: type[BaseModel] = JobSpec
     for name in location[:-1]:
         part = node.model_fields[str(name)].annotation
+        part = next(iter(get_args(part)), part)  # of a section that may be left out
         assert isinstance(part, type), "only parts have fields that can be missing or too many"
         assert issubclass(part, BaseModel)
         node = part

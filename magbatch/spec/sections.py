@@ -2,9 +2,12 @@
 
 import re
 import warnings
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo
 
+from cronsim import CronSim, CronSimError
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from magbatch.spec.schema import checked_schema, schema_at
@@ -101,6 +104,9 @@ class InputSpec(Section):
     path: Annotated[Location, Field(description="A Parquet file, a directory or a glob; local or s3://.")]
     columns: Annotated[ColumnsSpec, Field(description="Which columns play which part.")] = ColumnsSpec()
     carry: Annotated[list[str], Field(description="Columns copied to the output.")] = []
+    incremental: Annotated[
+        bool, Field(description="Each run of a schedule takes the files that no earlier run took; false: all files.")
+    ] = False
     on_bad_file: Annotated[
         Literal["fail", "dead_letter"],
         Field(description="A file that cannot be read: stop before anything starts, or record it and run the rest."),
@@ -118,6 +124,42 @@ class InputSpec(Section):
     fetch_private: Annotated[
         bool, Field(description="Rows may name hosts in private networks, and local files where the input is on S3.")
     ] = False
+
+
+class ScheduleSpec(Section):
+    """When a job runs by itself."""
+
+    cron: Annotated[
+        str, Field(description="When: minute, hour, day of month, month, weekday, as cron has them; `0 6 * * *`.")
+    ]
+    timezone: Annotated[str, Field(description="Whose clock that is, by its IANA name.")] = "UTC"
+    missed: Annotated[
+        Literal["catch_up", "skip"],
+        Field(description="Ticks that nobody began in time: one run for all of them, or wait for the next tick."),
+    ] = "catch_up"
+
+    @field_validator("cron")
+    @classmethod
+    def _is_cron(cls, value: str) -> str:
+        problem = "" if len(value.split()) == 5 else "it has not five fields"
+        if not problem:
+            try:
+                if next(CronSim(value, datetime.now(UTC)), None) is None:
+                    problem = "no such day in the next 50 years"
+            except CronSimError as error:
+                problem = str(error)
+        if problem:
+            raise ValueError(f"write minute, hour, day of month, month and weekday, such as `0 6 * * *`: {problem}")
+        return value
+
+    @field_validator("timezone")
+    @classmethod
+    def _is_a_time_zone(cls, value: str) -> str:
+        try:
+            ZoneInfo(value)
+        except (KeyError, ValueError, OSError) as error:  # a name that is none, a path, a folder of names
+            raise ValueError("no such time zone: write an IANA name, such as Europe/Paris or UTC") from error
+        return value
 
 
 class PromptSpec(Section):
@@ -242,7 +284,9 @@ class OutputSpec(Section):
 class ReplicasSpec(Section):
     """How many engines, and what each one holds."""
 
-    min: Annotated[int, Field(ge=1, description="Replicas to start with.")] = 1
+    min: Annotated[
+        int, Field(ge=0, description="Replicas to start with, and to keep while rows wait; 0 asks for the first then.")
+    ] = 1
     max: Annotated[int, Field(ge=1, description="Replicas to grow to while rows wait.")] = 1
     gpus: Annotated[
         int,

@@ -22,13 +22,14 @@ if TYPE_CHECKING:
 _WILDCARD = re.compile(r"[*?\[]")
 
 
-def find_parquet(path: str) -> list[ObjectInfo]:
+def find_parquet(path: str, *, may_be_none: bool = False) -> list[ObjectInfo]:
     """The input files behind a path, in the order of their names.
 
     Args:
         path: A file, a directory (every *.parquet below it), or a glob, in which `**` crosses
             folders; local or s3://. Names that begin with `_` or `.` are skipped, but for those
             that a glob spells out.
+        may_be_none: No file there is no error; a directory or a bucket that is not there always is.
 
     Returns:
         Names are whole paths or URLs.
@@ -38,7 +39,7 @@ def find_parquet(path: str) -> list[ObjectInfo]:
         StorageError: It cannot be listed.
     """
     files = _find_s3(path) if is_remote(path) else _find_local(path)
-    if not files:
+    if not files and not may_be_none:
         kind = "no file matches the glob" if _WILDCARD.search(path) else "no *.parquet file here"
         raise InputError(f"input.path {path}: {kind}")
     return sorted(files, key=lambda file: file.name)

@@ -20,10 +20,14 @@ LEVELS = [
     {"engines"},
     {"pipeline"},
     {"job"},
+    {"schedule", "cluster", "deploy"},
     {"cli"},
     {"__main__"},
 ]
-ONLY_HERE = {"ray": {"job.fleet"}, "vllm": {"engines.vllm"}}  # and torch: nowhere but in the tiny model's making
+ONLY_HERE = {
+    "ray": {"job.fleet", "cluster"},
+    "vllm": {"engines.vllm"},
+}  # and torch: nowhere but in the tiny model's making
 
 
 def modules() -> dict[str, Path]:

@@ -103,6 +103,40 @@ def test_a_wrong_field_is_named_and_so_is_what_would_be_right(field: str, value:
     assert right in said.partition(f"\n  {field}: ")[2]
 
 
+WRONG_SCHEDULES: list[tuple[str, Any, str]] = [
+    ("schedule.cron", {"cron": "0 25 * * *"}, "such as `0 6 * * *`: Bad hour (it is '0 25 * * *')"),
+    ("schedule.cron", {"cron": "0 6 * *"}, "it has not five fields (it is '0 6 * *')"),
+    ("schedule.cron", {"cron": "0 6 30 2 *"}, "Bad day-of-month"),
+    ("schedule.timezone", {"cron": "0 6 * * *", "timezone": "Europe"}, "no such time zone: write an IANA name"),
+    (
+        "schedule.timezone",
+        {"cron": "0 6 * * *", "timezone": "Mars/Olympus"},
+        "such as Europe/Paris or UTC (it is 'Mars/Ol",
+    ),
+    ("schedule.timezone", {"cron": "0 6 * * *", "timezone": "../etc"}, "no such time zone"),
+    ("schedule.missed", {"cron": "0 6 * * *", "missed": "all"}, "'catch_up' or 'skip' (it is 'all')"),
+    ("schedule.timezon", {"cron": "0 6 * * *", "timezon": "UTC"}, "did you mean `timezone`?"),
+    ("schedule.cron", {"timezone": "UTC"}, "is missing: When: minute, hour"),
+]
+
+
+@pytest.mark.parametrize(("field", "schedule", "right"), WRONG_SCHEDULES)
+def test_a_wrong_schedule_is_named_and_so_is_what_would_be_right(field: str, schedule: Any, right: str) -> None:
+    said = complaint(schedule=schedule)
+    assert said.count("\n") == 1
+    assert right in said.partition(f"\n  {field}: ")[2]
+
+
+def test_what_is_taken_bit_by_bit_needs_a_schedule() -> None:
+    assert "input.incremental is for jobs that run again and again: set schedule.cron too" in complaint(
+        input__incremental=True
+    )
+    job = spec(input__incremental=True, schedule={"cron": "0 6 * * *", "timezone": "Europe/Paris"})
+    assert job.schedule is not None
+    assert job.schedule.missed == "catch_up"
+    assert parse(job.to_yaml()) == job
+
+
 def test_every_wrong_field_is_named_at_once_and_the_message_begins_with_the_file() -> None:
     with pytest.raises(SpecError) as caught:
         parse(yaml.safe_dump(whole(sampling__n=0, limits__max_images=-1)), origin="jobs/x.yaml")
@@ -324,6 +358,7 @@ FREE: list[tuple[str, Any]] = [
     ("output__commit_interval_s", 60),
     ("output__commit_rows", 1),
     ("limits__max_failed_rows", 5),
+    ("schedule", {"cron": "0 6 * * *"}),
     ("input__fetch_timeout_s", 1),
     ("input__shard_rows", 3),
     ("input__on_bad_file", "dead_letter"),

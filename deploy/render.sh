@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Renders the examples in this folder from jobs/magistral-text.yaml again.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+for target in kuberay raycluster cron aws; do
+    schedule=()
+    if [ "$target" = cron ]; then
+        schedule=(--set 'schedule={cron: "0 6 * * *", timezone: Europe/Paris}' --set input.incremental=true)
+    fi
+    uv run magbatch deploy render jobs/magistral-text.yaml --target "$target" --out "deploy/$target" "${schedule[@]}"
+done

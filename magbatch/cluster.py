@@ -1,0 +1,248 @@
+"""A running Ray cluster, through its job API: submit, list, follow, cancel, resume.
+
+The driver of a job runs on the cluster, so that it outlives the machine that submits. What travels is this package
+as it is here, and the spec with every field written out. A job that is cancelled commits what it has finished first,
+and is resumed by its id: the spec is kept with the job.
+"""
+
+import asyncio
+import logging
+import os
+import tempfile
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+import aiohttp
+import ray
+import requests
+from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
+
+import magbatch
+from magbatch.errors import ClusterError
+from magbatch.spec import JobSpec, parse
+
+SPEC_FILE = "spec.yaml"
+# Ray's own 3 s would end a driver before its replicas have committed; a run gives them 30 s, and Ray some to end.
+STOP_WAIT_S = 90
+POLL_S = 1.0
+# Of what a job carries for `jobs`, `status` and `resume`. Ray keeps it with the job.
+NAME, OUTPUT, SPEC, VERSION = "magbatch.name", "magbatch.output", "magbatch.spec", "magbatch.version"
+ENDED = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED})
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterJob:
+    """A job of a cluster, as Ray's job API knows it.
+
+    Attributes:
+        id: Ray's submission id.
+        name: The spec's.
+        state: `pending`, `running`, `stopped`, `succeeded` or `failed`.
+        output: The spec's output.path.
+        version: Of magbatch.
+        started: When Ray took it (UTC); None where Ray does not say.
+        ended: When it ended; None while it runs.
+        message: Ray's own words.
+        exit_code: Of the command; None while it runs.
+    """
+
+    id: str
+    name: str
+    state: str
+    output: str
+    version: str
+    started: datetime | None
+    ended: datetime | None
+    message: str
+    exit_code: int | None
+
+    @classmethod
+    def of(cls, details: JobDetails) -> Self:
+        """What Ray tells of a job."""
+        metadata = details.metadata or {}
+        return cls(
+            details.submission_id or "", metadata.get(NAME, ""), str(details.status.value).lower(),
+            metadata.get(OUTPUT, ""), metadata.get(VERSION, ""), _time(details.start_time), _time(details.end_time),
+            details.message or "", details.driver_exit_code,
+        )  # fmt: skip
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended, however."""
+        return self.state in {status.value.lower() for status in ENDED}
+
+    def to_dict(self) -> dict[str, Any]:
+        """For `--json`: times as ISO 8601 texts."""
+        times = {"started": self.started, "ended": self.ended}
+        return asdict(self) | {name: value.isoformat() if value else None for name, value in times.items()}
+
+
+class Cluster:
+    """A cluster's job API.
+
+    Args:
+        address: `http://head:8265`, the address of its dashboard.
+
+    Raises:
+        ClusterError: It cannot be reached, is no Ray cluster, refuses the token, or has another version of Ray.
+    """
+
+    def __init__(self, address: str) -> None:
+        if "://" not in address:
+            address = f"http://{address}"
+        if urlsplit(address).scheme not in {"http", "https"} or not urlsplit(address).hostname:
+            raise ClusterError(f"--address {address}: write the cluster's dashboard, http://head:8265")
+        self.address = address.rstrip("/")
+        for quiet in ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
+            logging.getLogger(quiet).setLevel(logging.ERROR)
+        with self._asked():
+            self._client = JobSubmissionClient(self.address)
+            version = self._client._server_ray_version  # asked for by the line before; nothing public tells it
+        if version != ray.__version__:
+            raise ClusterError(
+                f"{self.address} runs Ray {version}, this is Ray {ray.__version__}: "
+                "use an image of the cluster with the same version"
+            )
+
+    def submit(self, spec: JobSpec) -> str:
+        """Send a job; returns its id.
+
+        Raises:
+            ClusterError: The cluster does not take it, or a job with the same output is under way there.
+        """
+        busy = next((job for job in self.jobs() if job.output == spec.output.path and not job.is_over), None)
+        if busy is not None:
+            raise ClusterError(f"{spec.output.path}: job {busy.id} is working on it; cancel it first, or wait for it")
+        job_id = f"{spec.name}-{uuid.uuid4().hex[:8]}"
+        with tempfile.TemporaryDirectory(prefix="magbatch-") as folder:
+            text = spec.to_yaml()
+            (Path(folder) / SPEC_FILE).write_text(text, encoding="utf-8")
+            environment = {
+                "working_dir": folder,
+                "py_modules": [str(Path(magbatch.__file__).parent)],
+                "excludes": ["__pycache__"],
+                "env_vars": {
+                    "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S),
+                    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+                    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+                },
+            }
+            metadata = {NAME: spec.name, OUTPUT: spec.output.path, SPEC: text, VERSION: magbatch.__version__}
+            with self._asked():
+                return str(
+                    self._client.submit_job(
+                        entrypoint=f"exec python -m magbatch run {SPEC_FILE}",
+                        submission_id=job_id,
+                        runtime_env=environment,
+                        metadata=metadata,
+                    )
+                )
+
+    def jobs(self) -> list[ClusterJob]:
+        """The jobs of magbatch that the cluster knows, the newest first."""
+        with self._asked():
+            found = [ClusterJob.of(details) for details in self._client.list_jobs() if _is_ours(details)]
+        return sorted(found, key=lambda job: job.started or datetime.now(UTC), reverse=True)
+
+    def job(self, job_id: str) -> ClusterJob:
+        """One job.
+
+        Raises:
+            ClusterError: The cluster has none by this id.
+        """
+        return ClusterJob.of(self._details(job_id))
+
+    def cancel(self, job_id: str, wait: Callable[[float], None]) -> ClusterJob:
+        """End a job once what it has finished is committed.
+
+        Args:
+            job_id: Its id.
+            wait: Is called about every second with the seconds waited so far.
+
+        Returns:
+            The job after its end; one that had ended before is left as it is.
+        """
+        job = self.job(job_id)
+        if job.is_over:
+            return job
+        with self._asked():
+            self._client.stop_job(job_id)
+        began = time.monotonic()
+        while not (job := self.job(job_id)).is_over:
+            waited = time.monotonic() - began
+            if waited > 2 * STOP_WAIT_S:
+                raise ClusterError(f"job {job_id} has not ended within {waited:,.0f} s; see magbatch logs {job_id}")
+            wait(waited)
+            time.sleep(POLL_S)
+        return job
+
+    def resume(self, job_id: str) -> str:
+        """Submit the spec of a job that has ended once more: it goes on where it was. Returns the new id."""
+        details = self._details(job_id)
+        job = ClusterJob.of(details)
+        if not job.is_over:
+            raise ClusterError(f"job {job_id} is {job.state}: nothing to resume")
+        return self.submit(parse((details.metadata or {})[SPEC], origin=f"job {job_id}"))
+
+    def logs(self, job_id: str) -> str:
+        """What a job has printed so far."""
+        self._details(job_id)
+        with self._asked():
+            return str(self._client.get_job_logs(job_id))
+
+    def follow(self, job_id: str) -> Iterator[str]:
+        """What a job has printed, and then what it prints, until it ends."""
+        self._details(job_id)
+        tail: AsyncIterator[str] = self._client.tail_job_logs(job_id)
+        with asyncio.Runner() as runner, self._asked():
+            while True:
+                try:
+                    yield runner.run(anext(tail))  # type: ignore[arg-type]
+                except StopAsyncIteration:
+                    return
+
+    def _details(self, job_id: str) -> JobDetails:
+        with self._asked():
+            found = next((one for one in self._client.list_jobs() if one.submission_id == job_id), None)
+        if found is None:
+            raise ClusterError(f"{self.address} knows no job {job_id}; magbatch jobs shows those that it knows")
+        if not _is_ours(found):
+            raise ClusterError(f"{self.address}: job {job_id} is not one of magbatch")
+        return found
+
+    @contextmanager
+    def _asked(self) -> Iterator[None]:
+        """What Ray's client raises, as one clear line."""
+        try:
+            yield
+        except (requests.RequestException, ConnectionError, aiohttp.ClientError, OSError) as error:
+            raise ClusterError(
+                f"{self.address} cannot be reached: {_first_line(error)}; is it the dashboard of a Ray cluster "
+                "(http://head:8265), and is its port forwarded?"
+            ) from error
+        except (RuntimeError, ValueError) as error:
+            raise ClusterError(f"{self.address}: {_first_line(error)}") from error
+
+
+def local_paths(spec: JobSpec) -> list[str]:
+    """The places of a spec that lie on a disk: all machines of a cluster must have it by that path."""
+    return [path for path in (spec.model.source, spec.input.path, spec.output.path) if path.startswith(os.sep)]
+
+
+def _is_ours(details: JobDetails) -> bool:
+    return SPEC in (details.metadata or {})
+
+
+def _time(milliseconds: int | None) -> datetime | None:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC) if milliseconds else None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

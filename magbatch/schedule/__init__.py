@@ -1,0 +1,1 @@
+"""Jobs that run by themselves: each tick one run into a dated output, and no input file in two of them."""

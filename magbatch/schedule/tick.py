@@ -1,0 +1,143 @@
+"""One run of a schedule: no file is in two runs, and none is left out, whatever is killed when.
+
+The order of things makes it so. Under the lease of the output: ticks that were begun and have no end are
+finished first, with the files that they have; then the tick is recorded; then what all earlier plans hold is
+read; then the tick's own plan is created, which is the claim on its files. Killed before that, nothing is claimed
+and the next run plans the tick anew; killed after it, the next run goes on with the same files. A run that stood
+still while its lease was taken over may still wake and create a plan; but only of a tick that the other one sees,
+and plans before any other, and a tick has one plan.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.console import Console
+
+from magbatch.errors import SpecError
+from magbatch.job.lease import Lease
+from magbatch.job.ledger import Ledger
+from magbatch.job.plan import Plan, input_columns, make_plan
+from magbatch.job.run import Outcome, run
+from magbatch.schedule.history import COMPLETE, EMPTY, History
+from magbatch.schedule.ticks import latest, parse_at
+from magbatch.spec import JobSpec, differences
+from magbatch.storage import open_store
+
+Answer = Callable[[JobSpec, Console, Plan], Outcome]
+
+
+@dataclass(frozen=True, slots=True)
+class TickOutcome:
+    """What a tick came to.
+
+    Attributes:
+        tick: It.
+        state: `complete`; or `empty`: there were no new files.
+        output: Of its run.
+        files: Input files of its run.
+        outcome: As `run` gives it; None of one that is empty, or was over before.
+        already: It was over before.
+    """
+
+    tick: datetime
+    state: str
+    output: str
+    files: int
+    outcome: Outcome | None = None
+    already: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """For a program."""
+        report = {} if self.outcome is None else {"report": self.outcome.report}
+        return {
+            "tick": self.tick.isoformat(), "state": self.state, "output": self.output, "files": self.files,
+            "already": self.already, **report,
+        }  # fmt: skip
+
+
+def _answered(spec: JobSpec, console: Console, plan: Plan) -> Outcome:
+    return run(spec, console, frozen=plan)
+
+
+def chosen(spec: JobSpec, at: str | None) -> datetime:
+    """The tick that is asked for: at a time that was given, or the latest by the schedule.
+
+    Raises:
+        SpecError: The spec has no schedule, the time is none, or there was no tick yet.
+    """
+    schedule, now = spec.schedule, datetime.now(UTC)
+    if schedule is None:
+        raise SpecError("schedule: is not set; add schedule: {cron: 0 6 * * *}, or run it once: magbatch run SPEC")
+    tick = parse_at(at, schedule, now) if at is not None else latest(schedule, now)
+    if tick is None:
+        raise SpecError(f"schedule.cron: {schedule.cron} had no tick in the last 40 years; give one by --at")
+    return tick
+
+
+def run_tick(spec: JobSpec, tick: datetime, console: Console, answer: Answer = _answered) -> list[TickOutcome]:
+    """Run a tick of a schedule, after those that were begun and are not complete.
+
+    Args:
+        spec: The job, as its file says it.
+        tick: Which one.
+        console: Where progress goes.
+        answer: What completes a run whose plan is frozen.
+
+    Returns:
+        What each tick came to, the one that was asked for last.
+
+    Raises:
+        LeaseError: Another scheduler works on this output.
+        JobError: As its kinds say.
+    """
+    history = History(spec.output.path)
+    lease = Lease(open_store(history.output, quick=True), lambda text: console.print(text, markup=False))
+    with lease.held():
+        before = history.ticks()
+        done = [_finish(spec, one, history, lease, console, answer) for one in before.open if one != tick]
+        state = before.states.get(tick)
+        if state in {COMPLETE, EMPTY}:
+            return [*done, _as_recorded(history, tick, state)]
+        history.begin(tick)
+        return [*done, _finish(spec, tick, history, lease, console, answer)]
+
+
+def _as_recorded(history: History, tick: datetime, state: str) -> TickOutcome:
+    files = history.facts(tick, state).get("files", 0)
+    return TickOutcome(tick, state, history.run_path(tick), files, already=True)
+
+
+def _finish(
+    spec: JobSpec, tick: datetime, history: History, lease: Lease, console: Console, answer: Answer
+) -> TickOutcome:
+    """Bring a tick that is recorded to its end."""
+    path = history.run_path(tick)
+    plan = history.plan(tick)
+    if plan is None:
+        lease.confirm()  # after the record: who takes over from here on sees it, and finishes it before any other
+        taken = history.taken() if spec.input.incremental else None
+        made = make_plan(
+            spec, take=None if taken is None else lambda file: (file.name, file.size, file.tag) not in taken
+        )
+        plan = history.claim(tick, made)
+    if not plan.num_shards and spec.input.incremental:
+        history.end(tick, EMPTY, files=0, rows=0)
+        return TickOutcome(tick, EMPTY, path, 0)
+    ledger = Ledger(path)
+    own = ledger.spec()
+    wanted = spec.with_output(path)
+    if own is not None and (changed := differences(own, wanted)):
+        listed = ", ".join(line.partition(":")[0] for line in changed)
+        console.print(
+            f"{path} was begun before the spec changed ({listed}): it is finished as it was begun", markup=False
+        )
+        wanted = own
+    if own is None and plan.columns.names != input_columns(wanted):
+        # Nothing was asked yet, and the spec was mended since: the same files, with the columns it reads now.
+        files = plan.files()
+        plan = make_plan(wanted, take=lambda file: (file.name, file.size, file.tag) in files)
+    outcome = answer(wanted, console, plan)
+    history.end(tick, COMPLETE, files=plan.num_files(), rows=plan.rows, failed=outcome.report["totals"]["failed"])
+    return TickOutcome(tick, COMPLETE, path, plan.num_files(), outcome)

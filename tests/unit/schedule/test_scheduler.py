@@ -1,0 +1,126 @@
+"""What is due begins, in a process of its own; what fails waits, and stops nothing else."""
+
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from magbatch.errors import InputError
+from magbatch.schedule import scheduler as module
+from magbatch.schedule.history import History
+from magbatch.schedule.scheduler import Scheduler, listing, spec_files, worst
+
+NOW = datetime(2026, 11, 24, 5, 1, tzinfo=UTC)
+BEFORE = NOW - timedelta(days=3)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PASS_S", 0.02)
+
+
+def write(folder: Path, name: str, **schedule: Any) -> History:
+    data: dict[str, Any] = {
+        "name": name,
+        "model": {"source": "builtin:tiny"},
+        "input": {"path": str(folder / "in"), "columns": {"prompt": "q"}},
+        "output": {"path": str(folder / "out" / name)},
+    }
+    if schedule:
+        data["schedule"] = schedule
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(data))
+    return History(data["output"]["path"])
+
+
+class Runs:
+    """Processes that end with a code, and which were begun."""
+
+    def __init__(self, code: int = 0) -> None:
+        self.code = code
+        self.begun: list[tuple[str, datetime]] = []
+
+    def __call__(self, path: str, tick: datetime) -> "subprocess.Popen[bytes]":
+        self.begun.append((Path(path).stem, tick))
+        done = History(str(Path(path).parent / "out" / Path(path).stem))
+        done.begin(tick)
+        if self.code == 0:
+            done.end(tick, "complete", files=2, rows=10, failed=0)
+        return subprocess.Popen([sys.executable, "-c", f"raise SystemExit({self.code})"])
+
+
+def test_what_is_due_runs_and_what_is_wrong_stops_nothing(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write(tmp_path, name, cron="0 6 * * *", timezone="Europe/Paris").since(BEFORE)
+    write(tmp_path, "late", cron="0 3 * * *", missed="skip").since(BEFORE)
+    write(tmp_path, "unseen", cron="0 3 * * *")
+    write(tmp_path, "plain")
+    (tmp_path / "wrong.yaml").write_text("name: [")
+    runs, said = Runs(), list[str]()
+    scheduler = Scheduler(str(tmp_path), said.append, runs, lambda: NOW)
+    scheduler.run(once=True)
+    tick = NOW - timedelta(minutes=1)
+    assert runs.begun == [("a", tick), ("b", tick)]
+    assert [run["exit_code"] for run in scheduler.runs] == [2, 0, 0]
+    assert worst(scheduler.runs) == 2
+    again = Runs()
+    Scheduler(str(tmp_path), said.append, again, lambda: NOW).run(once=True)
+    assert again.begun == []
+    rows = {row.get("job", "wrong"): row for row in listing(str(tmp_path), NOW)}
+    assert set(rows) == {"a", "b", "late", "unseen", "wrong"}
+    assert rows["a"]["last"]["state"] == "complete"
+    assert rows["a"]["next"] == "2026-11-25T05:00:00+00:00"
+    assert rows["unseen"]["last"] is None
+
+
+def test_a_run_that_fails_is_tried_again_after_a_while_and_an_interrupted_one_first(tmp_path: Path) -> None:
+    write(tmp_path, "a", cron="0 6 * * *", timezone="Europe/Paris").since(BEFORE)
+    runs, times = Runs(code=3), iter([NOW + timedelta(seconds=20 * n) for n in range(60)])
+
+    class Over(Exception):
+        pass
+
+    def clock() -> datetime:
+        try:
+            return next(times)
+        except StopIteration as end:
+            raise Over from end
+
+    scheduler = Scheduler(str(tmp_path), lambda _: None, runs, clock)
+    with pytest.raises(Over):
+        scheduler.run()
+    assert 2 <= len(runs.begun) <= 5  # in 20 minutes: after 1, 2, 4 and 8
+    assert {tick for _, tick in runs.begun} == {NOW - timedelta(minutes=1)}
+    (row,) = listing(str(tmp_path), NOW)
+    assert row["last"]["state"] == "interrupted"
+
+
+def test_who_ends_the_scheduler_ends_its_runs(tmp_path: Path) -> None:
+    write(tmp_path, "a", cron="0 6 * * *", timezone="Europe/Paris").since(BEFORE)
+    children = list[Any]()
+
+    def begin(path: str, tick: datetime) -> "subprocess.Popen[bytes]":
+        children.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]))
+        return children[-1]
+
+    def clock() -> datetime:
+        if children:
+            raise KeyboardInterrupt
+        return NOW
+
+    with pytest.raises(KeyboardInterrupt):
+        Scheduler(str(tmp_path), lambda _: None, begin, clock).run()
+    assert [child.poll() for child in children] == [-15]
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="there is no such folder"):
+        spec_files(str(tmp_path / "none"))
+
+
+def test_a_run_that_was_killed_counts_as_a_defect() -> None:
+    assert worst([{"exit_code": -9}, {"exit_code": 0}]) == 4
+    assert worst([]) == 0

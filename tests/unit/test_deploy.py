@@ -1,0 +1,241 @@
+"""Every manifest that is rendered is one that Kubernetes, KubeRay and Ray take, and says what the spec says."""
+
+import copy
+import functools
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from magbatch.cli import app
+from magbatch.deploy import Platform, Target, render
+from magbatch.errors import SpecError
+from magbatch.spec import JobSpec, load
+
+ROOT = Path(__file__).parents[2]
+CRDS = ROOT.parent / "shared/kuberay-crds-1.7.0"
+KUBERNETES = "1.34"
+JOBS = ["magistral-text", "magistral-documents"]
+SCHEDULE = ['schedule={cron: "0 6 * * *", timezone: Europe/Paris}', "input.incremental=true"]
+
+
+def spec(job: str = "magistral-text", *overrides: str) -> JobSpec:
+    return load(str(ROOT / f"jobs/{job}.yaml"), list(overrides))
+
+
+def rendered(job: str, target: Target, platform: Platform | None = None, *overrides: str) -> dict[str, Any]:
+    wanted = [*overrides, *(SCHEDULE if target == Target.CRON else [])]
+    files = render(spec(job, *wanted), target, platform or Platform())
+    return {name: yaml.safe_load(text) for name, text in files.items()}
+
+
+def strict(node: Any) -> Any:
+    """A CRD's schema as the API server holds an object against it: no unknown field, defaults filled in."""
+    if isinstance(node, list):
+        return [strict(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    node = {key: strict(value) for key, value in node.items()}
+    if node.pop("x-kubernetes-int-or-string", False):
+        return {"type": ["integer", "string"]}
+    properties = node.get("properties")
+    if isinstance(properties, dict):
+        if not node.get("x-kubernetes-preserve-unknown-fields") and "additionalProperties" not in node:
+            node["additionalProperties"] = False
+        required = node.get("required")
+        if isinstance(required, list):
+            node["required"] = [name for name in required if "default" not in properties.get(name, {})]
+    return node
+
+
+@functools.cache  # read in a second or two
+def crd(kind: str) -> jsonschema.Draft202012Validator:
+    path = CRDS / f"v1.7.0_{kind.lower()}s.yaml"
+    if not path.exists():
+        pytest.skip(f"KubeRay's schemas are not here: {path}")
+    (version,) = (v for v in yaml.load(path.read_text(), yaml.CSafeLoader)["spec"]["versions"] if v["name"] == "v1")
+    schema = strict(version["schema"]["openAPIV3Schema"])
+    schema["properties"]["metadata"] = {"type": "object"}
+    return jsonschema.Draft202012Validator(schema)
+
+
+def check(manifest: dict[str, Any]) -> None:
+    """Raises where the API server would refuse it."""
+    if manifest["apiVersion"].startswith("ray.io/"):
+        crd(manifest["kind"]).validate(manifest)
+    elif manifest["kind"] not in {"Kustomization", "PodMonitor"}:
+        kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
+
+
+def pods(manifest: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    job = manifest["spec"].get("jobTemplate", manifest["spec"])
+    cluster = job.get("rayClusterSpec", job)
+    yield cluster["headGroupSpec"]["template"]
+    for group in cluster["workerGroupSpecs"]:
+        yield group["template"]
+
+
+@pytest.mark.parametrize("job", JOBS)
+@pytest.mark.parametrize("target", [Target.KUBERAY, Target.CLUSTER, Target.CRON])
+@pytest.mark.parametrize("platform", [Platform(), Platform(spot=None, role_arn="arn:aws:iam::1:role/x", secret="hf")])
+def test_manifests_are_valid(job: str, target: Target, platform: Platform) -> None:
+    files = rendered(job, target, platform)
+    assert files["kustomization.yaml"]["resources"] == [name for name in files if name != "kustomization.yaml"]
+    for manifest in files.values():
+        check(manifest)
+    (ray,) = (manifest for manifest in files.values() if manifest["apiVersion"] == "ray.io/v1")
+    for pod in pods(ray):
+        kubernetes_validate.validate(
+            {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": pod["spec"]}, KUBERNETES, strict=True
+        )
+        assert pod["spec"]["securityContext"]["runAsNonRoot"] is True
+        assert pod["spec"]["serviceAccountName"] == files["serviceaccount.yaml"]["metadata"]["name"]
+
+
+@pytest.mark.parametrize("wrong", ["rayClusterSpecs", "entryPoint"])
+def test_the_validator_refuses_what_the_api_server_would(wrong: str) -> None:
+    manifest = copy.deepcopy(rendered("magistral-text", Target.KUBERAY)["rayjob.yaml"])
+    check(manifest)
+    manifest["spec"][wrong] = {}
+    with pytest.raises(jsonschema.ValidationError, match=wrong):
+        check(manifest)
+
+
+def test_gpus_and_replicas_are_those_of_the_spec() -> None:
+    tensor = ("replicas={min: 0, max: 5, gpus: 4}",)
+    job = rendered("magistral-text", Target.KUBERAY, None, *tensor)["rayjob.yaml"]
+    head, *workers = job["spec"]["rayClusterSpec"]["workerGroupSpecs"], *pods(job)
+    assert [group["maxReplicas"] for group in head] == [5, 5]
+    limits = [pod["spec"]["containers"][0]["resources"]["limits"] for pod in workers]
+    assert [limit.get("nvidia.com/gpu") for limit in limits] == [None, "4", "4"]
+    aws = rendered("magistral-text", Target.AWS, None, *tensor)["cluster.yaml"]
+    assert aws["max_workers"] == 3, "two replicas of 4 GPUs fit a machine of 8"
+    assert aws["available_node_types"]["spot"]["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
+
+
+def test_the_head_alone_may_ask_kubernetes_for_pods() -> None:
+    files = rendered("magistral-text", Target.KUBERAY)
+    head, *workers = pods(files["rayjob.yaml"])
+    assert head["spec"]["automountServiceAccountToken"] is True, "its autoscaler needs the token"
+    assert not any(pod["spec"]["automountServiceAccountToken"] for pod in workers)
+    assert files["serviceaccount.yaml"]["automountServiceAccountToken"] is False
+
+
+@pytest.mark.parametrize("name", ["2026.Invoices_of-November", "x" * 63, "a-" * 30 + "b"])
+def test_names_are_those_that_kubernetes_takes(name: str) -> None:
+    job = rendered("magistral-text", Target.KUBERAY, None, f"name={name}")["rayjob.yaml"]
+    assert re.fullmatch("[a-z]([-a-z0-9]{0,33}[a-z0-9])", job["metadata"]["name"])
+
+
+def test_a_node_that_goes_leaves_time_to_commit() -> None:
+    job = rendered("magistral-text", Target.KUBERAY)["rayjob.yaml"]
+    _, *workers = pods(job)
+    for pod in workers:
+        (command,) = (c["lifecycle"]["preStop"]["exec"]["command"] for c in pod["spec"]["containers"])
+        before, _, rest = command[-1].partition("; ")
+        assert (before, rest) == ("pkill -TERM -f '[M]apWorker'", "sleep 25")
+        pattern = before.split("'")[1]
+        assert re.search(pattern, "ray::MapWorker(MapBatches(_Worker))")
+        assert not re.search(pattern, " ".join(command)), "it would end the shell that is to wait"
+        assert pod["spec"]["terminationGracePeriodSeconds"] > 25
+    assert "RAY_JOB_STOP_WAIT_TIME_S" in yaml.safe_load(job["spec"]["runtimeEnvYAML"])["env_vars"]
+
+
+def test_the_spec_travels_and_its_metrics_can_be_read() -> None:
+    files = rendered("magistral-text", Target.KUBERAY)
+    text = files["configmap.yaml"]["data"]["job.yaml"]
+    (folder,) = (
+        mount["mountPath"]
+        for mount in next(pods(files["rayjob.yaml"]))["spec"]["containers"][0]["volumeMounts"]
+        if mount["name"] == "job"
+    )
+    assert files["rayjob.yaml"]["spec"]["entrypoint"] == f"magbatch run {folder}/job.yaml"
+    travelled = yaml.safe_load(text)
+    declared = {port["containerPort"] for port in next(pods(files["rayjob.yaml"]))["spec"]["containers"][0]["ports"]}
+    assert {6379, 8265, 10001} < declared, "who declares one port may lose KubeRay's own"
+    port = next(pods(files["rayjob.yaml"]))["spec"]["containers"][0]["ports"][0]
+    assert (travelled["metrics"]["bind"], travelled["metrics"]["port"]) == ("0.0.0.0", port["containerPort"])
+    assert files["podmonitor.yaml"]["spec"]["podMetricsEndpoints"][0]["port"] == port["name"]
+    assert files["networkpolicy.yaml"]["spec"]["ingress"][2]["ports"][0]["port"] == port["containerPort"]
+    again = JobSpec.model_validate(travelled)
+    assert again.model_copy(update={"metrics": spec().metrics}) == spec()
+
+
+def test_a_schedule_becomes_a_ray_cron_job() -> None:
+    job = rendered("magistral-text", Target.CRON)["raycronjob.yaml"]
+    assert (job["spec"]["schedule"], job["spec"]["timeZone"]) == ("0 6 * * *", "Europe/Paris")
+    assert job["spec"]["jobTemplate"]["entrypoint"] == "magbatch schedule tick /etc/magbatch/job.yaml"
+    with pytest.raises(SpecError, match="schedule: is missing"):
+        render(spec(), Target.CRON, Platform())
+
+
+def test_the_cluster_launcher_takes_its_file() -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    launcher = rendered("magistral-text", Target.AWS)["cluster.yaml"]
+    validate_config(prepare_config(copy.deepcopy(launcher)))
+    with pytest.raises(jsonschema.ValidationError):
+        validate_config(prepare_config(copy.deepcopy(launcher) | {"max_worker": 1}))
+
+
+@pytest.mark.parametrize("target", list(Target))
+def test_no_secret_is_in_a_manifest(target: Target) -> None:
+    secret = None if target == Target.AWS else "hf"
+    text = json.dumps(rendered("magistral-text", target, Platform(secret=secret, role_arn="arn:aws:iam::1:role/x")))
+    assert "AWS_SECRET" not in text
+    if secret:
+        assert '"envFrom": [{"secretRef": {"name": "hf"}}]' in text
+        assert '"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/x"' in text
+
+
+@pytest.mark.parametrize("target", list(Target))
+def test_what_is_checked_in_is_what_is_rendered(target: Target) -> None:
+    wanted = [*(SCHEDULE if target == Target.CRON else [])]
+    files = render(spec("magistral-text", *wanted), target, Platform())
+    folder = ROOT / "deploy" / target
+    assert {path.name for path in folder.iterdir()} == set(files)
+    for name, text in files.items():
+        assert (folder / name).read_text() == text, f"render it again: deploy/render.sh ({name})"
+
+
+def test_the_command_writes_the_files_and_says_what_is_next(tmp_path: Path) -> None:
+    path, out = str(ROOT / "jobs/magistral-text.yaml"), tmp_path / "out"
+    done = CliRunner().invoke(app, ["deploy", "render", path, "--target", "kuberay", "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    assert f"Next: kubectl apply -k {out}" in done.output
+    assert (out / "rayjob.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ["jobs/magistral-text.yaml", "--target", "helm"],
+            "--target helm: write one of kuberay, raycluster, cron, aws",
+        ),
+        (["jobs/magistral-text.yaml", "--spot", "spot"], "--spot spot: write label=value"),
+        (["jobs/magistral-text.yaml", "--target", "aws", "--secret", "hf"], "--secret: there is no Secret on AWS"),
+        (["jobs/quickstart.yaml"], "a cluster's machines share no disk"),
+    ],
+)
+def test_what_is_wrong_is_one_clear_line(arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    done = CliRunner().invoke(app, ["deploy", "render", *arguments])
+    assert done.exit_code == 2
+    assert said in done.output
+
+
+@pytest.mark.parametrize("kind", ["gpu", "cpu"])
+def test_images_run_as_the_user_that_the_pods_ask_for(kind: str) -> None:
+    lines = (ROOT / f"deploy/Dockerfile.{kind}").read_text().splitlines()
+    assert "USER 1000" in lines
+    (base,) = (line for line in lines if line.startswith("FROM "))
+    assert base.rpartition(":")[2].count(".") >= 2, "pinned"
+    assert any("procps" in line for line in lines), "the preStop hook needs pkill"
