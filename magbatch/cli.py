@@ -493,6 +493,12 @@ def deploy_render(
     spot: Annotated[
         str | None, typer.Option("--spot", metavar="LABEL=VALUE", help="What spot nodes are labelled with; `none`.")
     ] = None,
+    accelerator: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--accelerator", metavar="NAME=LABEL=VALUE", help="What nodes of an accelerator are labelled with."
+        ),
+    ] = None,
     role: Annotated[
         str | None, typer.Option("--role", help="AWS role of the pods (IRSA); on aws, an instance profile's name.")
     ] = None,
@@ -511,10 +517,11 @@ def deploy_render(
         if target not in list(Target):
             raise SpecError(f"--target {target}: write one of {', '.join(Target)}")
         given = {"image": image, "role_arn": role, "secret": secret, "region": region, "spot": spot}
-        chosen: dict[str, str | None] = {name: value for name, value in given.items() if value is not None}
+        chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         if spot == "none":
             chosen["spot"] = None
-        files = render(load(spec, overrides), Target(target), Platform(**chosen))  # type: ignore[arg-type]
+        chosen["accelerators"] = {name: label for name, _, label in (one.partition("=") for one in accelerator or [])}
+        files = render(load(spec, overrides), Target(target), Platform(**chosen))
         if out is None:
             print("---\n".join(f"# {name}\n{text}" for name, text in files.items()), end="")
             return

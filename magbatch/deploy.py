@@ -4,15 +4,16 @@ Nothing here holds a secret: access comes from the identity of the pods or machi
 """
 
 import math
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
 from magbatch.errors import OutputError, SpecError
-from magbatch.spec import JobSpec
+from magbatch.spec import JobSpec, ShapeSpec
 
 RAY_VERSION = "2.60.0"
 IMAGE = "ghcr.io/acme/magbatch:0.1.0-gpu"
@@ -29,7 +30,15 @@ MAX_NAME = 35  # of 47 that a RayJob may have
 BACKOFF = 5  # a driver that has died is started again, and goes on where it was
 READER_CPUS = 3  # beside each replica: they read, render and tokenize for it
 HEAD_CPUS = 4
-AWS_INSTANCES = {1: "p5.4xlarge", 8: "p5.48xlarge"}  # by its GPUs: H100
+AWS_ACCELERATOR = "H100"  # where the spec prefers none
+AWS_INSTANCES = {  # by accelerator, as Ray names it, and by GPUs
+    "H200": {8: "p5en.48xlarge"},
+    "H100": {1: "p5.4xlarge", 8: "p5.48xlarge"},
+    "A100": {8: "p4de.24xlarge"},
+    "L40S": {1: "g6e.4xlarge", 4: "g6e.12xlarge", 8: "g6e.48xlarge"},
+    "L4": {1: "g6.4xlarge", 4: "g6.12xlarge", 8: "g6.48xlarge"},
+}
+KARPENTER_ACCELERATOR = "karpenter.k8s.aws/instance-gpu-name"  # h100, a100, l40s
 
 
 class Target(StrEnum):
@@ -48,6 +57,7 @@ class Platform:
     Attributes:
         image: The container image, of `deploy/Dockerfile.gpu`.
         spot: `label=value` of spot nodes, tolerated as a taint too; None uses on-demand nodes alone.
+        accelerators: `label=value` of the nodes of an accelerator, by Ray's name of it; else Karpenter's label for AWS.
         role_arn: The AWS role that the pods take (IRSA); on `aws` the name of an instance profile.
         secret: A Secret whose keys become environment variables, such as HF_TOKEN.
         monitoring: The namespace from which Prometheus reads.
@@ -56,6 +66,7 @@ class Platform:
 
     image: str = IMAGE
     spot: str | None = "karpenter.sh/capacity-type=spot"
+    accelerators: dict[str, str] = field(default_factory=dict)
     role_arn: str | None = None
     secret: str | None = None
     monitoring: str = "monitoring"
@@ -64,6 +75,12 @@ class Platform:
     def __post_init__(self) -> None:
         if self.spot is not None and not all(self.spot.partition("=")):
             raise SpecError(f"--spot {self.spot}: write label=value, such as karpenter.sh/capacity-type=spot")
+        for name, label in self.accelerators.items():
+            if not name or not all(label.partition("=")):
+                raise SpecError(
+                    f"--accelerator {name}={label}: write NAME=label=value, "
+                    "such as H100=cloud.google.com/gke-accelerator=nvidia-h100-80gb"
+                )
 
 
 def render(spec: JobSpec, target: Target, platform: Platform) -> dict[str, str]:
@@ -122,8 +139,19 @@ def write(files: dict[str, str], folder: str) -> None:
         raise OutputError(f"{folder} cannot be written: {error}") from error
 
 
+class _Dumper(yaml.SafeDumper):
+    """A file within a file is written as one, line by line."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Dumper.add_representer(str, _text)
+
+
 def _yaml(manifest: dict[str, Any]) -> str:
-    return yaml.safe_dump(manifest, sort_keys=False, allow_unicode=True, width=120)
+    return yaml.dump(manifest, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def _name(spec: JobSpec) -> str:
@@ -247,9 +275,8 @@ def cluster(spec: JobSpec, platform: Platform) -> dict[str, Any]:
         ports=[{"name": name, "containerPort": port} for name, port in HEAD_PORTS.items()],
     )  # fmt: skip
     head["spec"]["automountServiceAccountToken"] = True  # the autoscaler beside it asks Kubernetes for pods
-    groups = [_worker_group(spec, platform, "on-demand", None)]
-    if platform.spot is not None:
-        groups.insert(0, _worker_group(spec, platform, "spot", platform.spot))
+    shapes = _shapes(spec, platform)
+    groups = [_worker_group(spec, platform, shape, len(shapes) - number) for number, shape in enumerate(shapes)]
     return {
         "rayVersion": RAY_VERSION,
         "enableInTreeAutoscaling": True,
@@ -262,7 +289,22 @@ def cluster(spec: JobSpec, platform: Platform) -> dict[str, Any]:
     }
 
 
-def _worker_group(spec: JobSpec, platform: Platform, name: str, spot: str | None) -> dict[str, Any]:
+def _shapes(spec: JobSpec, platform: Platform) -> list[ShapeSpec]:
+    """Kinds of nodes, best first: what the spec prefers, else spot before on-demand."""
+    if not spec.replicas.prefer:
+        markets: list[Literal["spot", "on-demand"]] = ["on-demand"] if platform.spot is None else ["spot", "on-demand"]
+        return [ShapeSpec(market=market) for market in markets]
+    if platform.spot is None and any(shape.market == "spot" for shape in spec.replicas.prefer):
+        raise SpecError("--spot none: replicas.prefer asks for spot nodes; say what they are labelled with")
+    return spec.replicas.prefer
+
+
+def _group_name(shape: ShapeSpec) -> str:
+    """Of the parts that tell it apart, as Kubernetes takes them."""
+    return re.sub(r"[^a-z0-9]+", "-", "-".join(shape.selector.values()).lower()).strip("-")
+
+
+def _worker_group(spec: JobSpec, platform: Platform, shape: ShapeSpec, priority: int) -> dict[str, Any]:
     replicas = spec.replicas
     resources = {"cpu": str(math.ceil(replicas.cpus) + READER_CPUS), "memory": f"{64 * max(1, replicas.gpus)}Gi"}
     if replicas.gpus:
@@ -273,14 +315,23 @@ def _worker_group(spec: JobSpec, platform: Platform, name: str, spot: str | None
     pod["spec"]["containers"][0]["lifecycle"] = {"preStop": {"exec": {"command": ["/bin/sh", "-c", hook]}}}
     pod["spec"]["automountServiceAccountToken"] = False
     tolerations = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}] if replicas.gpus else []
-    if spot is not None:
-        label, _, value = spot.partition("=")
-        pod["spec"]["nodeSelector"] = {label: value}
+    nodes: dict[str, str] = {}
+    if shape.market == "spot" and platform.spot is not None:
+        label, _, value = platform.spot.partition("=")
+        nodes[label] = value
         tolerations.append({"key": label, "operator": "Equal", "value": value, "effect": "NoSchedule"})
+    if shape.accelerator is not None:
+        default = f"{KARPENTER_ACCELERATOR}={shape.accelerator.lower()}"
+        label, _, value = platform.accelerators.get(shape.accelerator, default).partition("=")
+        nodes[label] = value
+    if nodes:
+        pod["spec"]["nodeSelector"] = nodes
     if tolerations:
         pod["spec"]["tolerations"] = tolerations
     return {
-        "groupName": name,
+        "groupName": _group_name(shape),
+        "labels": shape.selector,  # the autoscaler must know them before there is a node
+        "priority": priority,
         "replicas": 0,
         "minReplicas": 0,
         "maxReplicas": replicas.max,
@@ -337,17 +388,21 @@ def _pod(
 
 def _launcher(spec: JobSpec, platform: Platform) -> dict[str, Any]:
     """Ray's cluster launcher: a head that stays, workers that come and go."""
-    gpus, most = spec.replicas.gpus, max(AWS_INSTANCES)
-    if gpus > most:
-        raise SpecError(f"replicas.gpus: {gpus} are more than one machine has here ({most})")
-    per_node = min(size for size in AWS_INSTANCES if size >= max(1, gpus))
-    kind = AWS_INSTANCES[per_node] if gpus else "m7i.2xlarge"
-    nodes = math.ceil(spec.replicas.max / (per_node // gpus if gpus else 1))
+    gpus = spec.replicas.gpus
     profile: dict[str, Any] = {"IamInstanceProfile": {"Name": platform.role_arn}} if platform.role_arn else {}
     spot = {"InstanceMarketOptions": {"MarketType": "spot"}}
-    workers = {"on_demand": profile | {"InstanceType": kind}}
-    if platform.spot is not None:
-        workers = {"spot": profile | {"InstanceType": kind} | spot, **workers}
+    workers: dict[str, dict[str, Any]] = {}
+    for shape in _shapes(spec, platform):
+        kind, per_node = _instance(shape, gpus)
+        config = profile | {"InstanceType": kind} | (spot if shape.market == "spot" else {})
+        workers[_group_name(shape).replace("-", "_")] = {
+            "min_workers": 0,
+            "max_workers": math.ceil(spec.replicas.max / per_node),
+            "resources": {},
+            "labels": shape.selector,
+            "node_config": config,
+        }
+    nodes = max(worker["max_workers"] for worker in workers.values())
     stop, start = "ray stop", "ulimit -n 65536; ray start"
     return {
         "cluster_name": _name(spec),
@@ -363,10 +418,7 @@ def _launcher(spec: JobSpec, platform: Platform) -> dict[str, Any]:
         },
         "available_node_types": {
             "head": {"resources": {}, "node_config": profile | {"InstanceType": "m7i.2xlarge"}},
-            **{
-                name: {"min_workers": 0, "max_workers": nodes, "resources": {}, "node_config": config}
-                for name, config in workers.items()
-            },
+            **workers,
         },
         "head_node_type": "head",
         "file_mounts": {"/tmp/magbatch/job.yaml": "job.yaml"},
@@ -376,3 +428,17 @@ def _launcher(spec: JobSpec, platform: Platform) -> dict[str, Any]:
         ],
         "worker_start_ray_commands": [stop, f"{start} --address=$RAY_HEAD_IP:6379"],
     }
+
+
+def _instance(shape: ShapeSpec, gpus: int) -> tuple[str, int]:
+    """The machine that a replica fits, and how many of them fit it."""
+    if not gpus:
+        return "m7i.2xlarge", 1
+    name = shape.accelerator or AWS_ACCELERATOR
+    sizes = AWS_INSTANCES.get(name)
+    if sizes is None:
+        raise SpecError(f"replicas.prefer: {name} is on no AWS machine known here: {', '.join(AWS_INSTANCES)}")
+    if gpus > max(sizes):
+        raise SpecError(f"replicas.gpus: {gpus} are more than one machine has here ({max(sizes)} {name})")
+    size = min(size for size in sizes if size >= gpus)
+    return sizes[size], size // gpus

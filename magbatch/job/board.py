@@ -77,6 +77,14 @@ class State(StrEnum):
     LOST = "lost"  # silent, or gone, and not replaced yet
 
 
+class Order(StrEnum):
+    """What the driver asks of a replica. A closed list."""
+
+    NONE = ""
+    STOP = "stop"  # the run ends: what is finished is committed
+    GIVE_BACK = "give back"  # another job is to have the devices
+
+
 class Board(Protocol):
     """The board, as a replica sees it: the driver keeps it, for the length of one run."""
 
@@ -86,8 +94,8 @@ class Board(Protocol):
     async def strike(self, rows: dict[int, list[str]]) -> None:
         """An engine died with these rows in flight, by shard."""
 
-    async def report(self, replica: str, done: Totals, use: Use, load: Load) -> bool:
-        """Add to the job's counts; True asks the replica to stop."""
+    async def report(self, replica: str, done: Totals, use: Use, load: Load) -> Order:
+        """Add to the job's counts; what the replica is asked for."""
 
     async def trouble(self, message: str) -> None:
         """Something keeps the replica waiting: one line for a person."""
@@ -172,6 +180,7 @@ class _Tenant:
     seen: float
     serves: bool = False
     left: bool = False
+    recalled: bool = False
 
 
 Watch = Callable[[Snapshot], None]
@@ -234,7 +243,7 @@ class BoardState:
             for row_id in row_ids:
                 strikes[row_id] = strikes.get(row_id, 0) + 1
 
-    def report(self, replica: str, done: Totals, use: Use, load: Load) -> bool:
+    def report(self, replica: str, done: Totals, use: Use, load: Load) -> Order:
         """See `Board.report`."""
         now = time.monotonic()
         number = self._number(replica)
@@ -253,7 +262,7 @@ class BoardState:
         if use.short_s and self._rows_to_begin() > 0:
             self._starved_s += use.short_s
         place.use.add(use)
-        return self._stopping
+        return Order.STOP if self._stopping else Order.GIVE_BACK if tenant.recalled else Order.NONE
 
     def engine_failed(self, replica: str, message: str) -> None:
         """An engine did not start, and its replica ends."""
@@ -285,6 +294,13 @@ class BoardState:
     def stop(self) -> None:
         """Ask every replica, with its next report, to stop."""
         self._stopping = True
+
+    def give_back(self, count: int) -> None:
+        """Ask so many replicas to give their devices back: those that came last have the least at hand."""
+        now = time.monotonic()
+        able = [one for one in self._tenants if not one.recalled and self._state(one, now) == State.SERVING]
+        for tenant in sorted(able, key=lambda one: -one.joined)[:count]:
+            tenant.recalled = True
 
     def snapshot(self) -> Snapshot:
         """The state now."""

@@ -15,9 +15,9 @@ import sys
 import threading
 import time
 import uuid
-import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -36,40 +36,31 @@ import ray.data
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
-from ray.util.placement_group import placement_group
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import magbatch
-from magbatch.capture import STDERR, STDOUT, captured, last_words
-from magbatch.engines import start
-from magbatch.engines.base import Engine, EngineConfig
-from magbatch.errors import ClusterError, EngineStartError, InterruptedJobError, JobError, LeaseError, StorageError
+from magbatch.capture import STDERR, STDOUT, captured
+from magbatch.errors import ClusterError, EngineStartError, InterruptedJobError, JobError, StorageError
 from magbatch.job import preempt
-from magbatch.job.board import BoardState, Load, Snapshot, State, Use, Watch
+from magbatch.job.board import BoardState, Snapshot, State, Watch
 from magbatch.job.lease import Hold
+from magbatch.job.placement import Places, open_shards, remote_args
 from magbatch.job.plan import Plan
-from magbatch.job.prepare import Job, from_block, prepare
-from magbatch.job.replica import REPORT_INTERVAL_S, Replica
+from magbatch.job.pool import Pool
+from magbatch.job.prepare import Job, prepare
+from magbatch.job.shares import Claim, Shares
+from magbatch.job.worker import Worker
 from magbatch.model import engine_args, facts, locate
-from magbatch.pipeline.prompt import Prompter
 from magbatch.rows import Shard
 from magbatch.spec import JobSpec
-from magbatch.tokenizer import Tokenizer
-from magbatch.totals import Totals
 
 MAX_READ_TASK_ROWS = 2048  # a task that starts in the middle of a row group decodes its beginning again
 READ_TASKS_WANTED = 16  # of a small job, so that every core reads
-SLOTS_OF_SHARDS = 16  # shards kept open by stragglers: with 1% of rows 100 times as long, 25 times the slots' worth
-MIN_OPEN_SHARDS = 4
-MAX_OPEN_SHARDS = 256
-MAX_OPEN_IMAGE_SHARDS = 64  # x 32 rows x 7 MB: 14 GB where every image has the largest size
 MAX_FAILED_STARTS = 3  # of replacements, one after the other, while no replica is left
 GROW_AT = 1.0  # of its shards that a pool holds: Ray's own 1.75 is never reached where no shard queues in an actor
-UNPLACED_S = 15.0  # without any replica, until it is said why
-UNPLACED_LOOK_S = 2.0  # between two looks at the cluster meanwhile
 POLL_S = 0.25
+CLAIM_S = 1.0  # between two words with the other jobs of a cluster
 STOP_GRACE_S = 30.0
-LEAVE_S = 5.0  # for the board to note that a replica goes
 SHUTDOWN_GRACE_S = 10.0
 CONNECT_TIMEOUT_S = 10.0
 
@@ -105,114 +96,6 @@ class _Shards(Datasource):
         ]
 
 
-class _RayBoard:
-    """The board, from inside a replica."""
-
-    def __init__(self, handle: Any) -> None:
-        self._handle = handle
-
-    async def begin(self, shard: int) -> tuple[bool, dict[str, int]]:
-        """See `Board.begin`."""
-        answer: tuple[bool, dict[str, int]] = await self._ask(self._handle.begin.remote(shard))
-        return answer
-
-    async def strike(self, rows: dict[int, list[str]]) -> None:
-        """See `Board.strike`."""
-        await self._ask(self._handle.strike.remote(rows))
-
-    async def report(self, replica: str, done: Totals, use: Use, load: Load) -> bool:
-        """See `Board.report`."""
-        return bool(await self._ask(self._handle.report.remote(replica, done, use, load)))
-
-    async def trouble(self, message: str) -> None:
-        """See `Board.trouble`."""
-        await self._ask(self._handle.trouble.remote(message))
-
-    async def left(self, replica: str) -> None:
-        """See `Board.left`."""
-        await self._ask(self._handle.left.remote(replica))
-
-    async def _ask(self, answer: Any) -> Any:
-        try:
-            return await answer
-        except ray.exceptions.RayActorError:
-            _die()  # the board stands beside the driver: a replica without one is a zombie, and commits no more
-            raise
-
-
-class _Worker:
-    """The actor of one replica."""
-
-    def __init__(self, job: Job, board: Any, touched: frozenset[int], hold: Hold) -> None:
-        spec = job.spec
-        name = uuid.uuid4().hex[:8]
-        with suppress(StorageError):  # the replica looks again while it works
-            if hold.is_lost():  # Ray starts a zombie's replicas anew, driver or no driver
-                raise LeaseError(f"another run has taken {hold.root} over")
-        ray.get(board.join.remote(name, ray.get_runtime_context().get_actor_id()))
-        budget = threading.Timer(
-            spec.replicas.start_timeout_s, _give_up_start, (name, spec.replicas.start_timeout_s, board)
-        )
-        budget.daemon = True
-        budget.start()
-        try:
-            checkpoint = locate(spec.model, weights=spec.model.engine != "fake")
-            args = engine_args(spec, facts(checkpoint))
-            tokenizer = Tokenizer(checkpoint)
-            engine = start(
-                spec.model.engine,
-                EngineConfig(checkpoint, args, spec.sampling, spec.replicas.gpus, spec.metrics.enabled),
-                tokenizer,
-            )
-        except JobError as error:
-            ray.get(board.engine_failed.remote(name, str(error)))
-            raise
-        finally:
-            budget.cancel()
-        ray.get(board.report.remote(name, Totals(), Use(), Load()))
-        self._board = board
-        self._begun = threading.Event()
-        threading.Thread(target=_wait, args=(name, board, self._begun), name="waiting", daemon=True).start()
-        # Without a reference to the worker: Ray Data lets go of one that it releases, and it says so as it goes.
-        weakref.finalize(self, _release, name, board, self._begun, engine).atexit = False
-        self._touched = touched
-        self._replica = Replica(
-            name, job, engine, tokenizer, Prompter(spec, checkpoint, tokenizer, int(args["max_model_len"])),
-            slots=int(args["max_num_seqs"]), max_model_len=int(args["max_model_len"]),
-            board=_RayBoard(board), die=_die, notice=preempt.notice, hold=hold,
-        )  # fmt: skip
-
-    async def __call__(self, block: pa.Table) -> pa.Table:
-        self._begun.set()
-        shards = block.column("shard").to_pylist()
-        left = []
-        for index, shard in enumerate(shards):
-            unpack = functools.partial(next, from_block(block.slice(index, 1)))
-            try:
-                left.append(await self._replica.run(shard, unpack, untouched=shard not in self._touched))
-            except JobError as error:
-                await self._board.failed.remote(error)
-                raise
-        return pa.table({"shard": shards, "left": left})
-
-
-def _wait(name: str, board: Any, begun: threading.Event) -> None:
-    """Until its first rows come, a replica serves, and its slots are free; then it reports by itself."""
-    began = time.monotonic()
-    while not begun.wait(REPORT_INTERVAL_S):
-        now = time.monotonic()
-        board.report.remote(name, Totals(), Use(short_s=now - began), Load())
-        began = now
-
-
-def _release(name: str, board: Any, begun: threading.Event, engine: Engine) -> None:
-    """Few rows are left, and others have them: the replica gives its devices back."""
-    begun.set()
-    with suppress(ray.exceptions.RayError):  # the board may be gone already
-        ray.get(board.left.remote(name), timeout=LEAVE_S)
-    engine.shutdown()
-
-
 def _read(job: Job, shards: list[Shard], partly_done: frozenset[int], board: Any) -> Iterator[pa.Table]:
     """`prepare`, as a read task."""
 
@@ -224,101 +107,6 @@ def _read(job: Job, shards: list[Shard], partly_done: frozenset[int], board: Any
     except JobError as error:
         ray.get(board.failed.remote(error))
         raise
-
-
-def _give_up_start(name: str, seconds: float, board: Any) -> None:
-    """An engine that never starts says nothing by itself: what it printed last may tell why."""
-    said = last_words()
-    message = f"the engine did not start within {seconds:,.0f} s (replicas.start_timeout_s)"
-    ray.get(board.engine_failed.remote(name, f"{message}; its last words:\n{said}" if said else message))
-    _die()
-
-
-def _die() -> None:
-    """At once, with the engine: an actor whose engine is gone, or hangs, would fail whatever Ray gives it."""
-    for process in psutil.Process().children(recursive=True):
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-    os._exit(1)
-
-
-def open_shards(slots: int, shard_rows: int, num_shards: int, max_replicas: int, *, images: bool) -> int:
-    """Shards that one replica holds at once.
-
-    Enough that shards held open by a few long rows do not keep the engine from others, and, in a
-    small job, no more than leaves work for the other replicas. Ray's object store keeps the block of
-    an open shard, decoded images included: with images there are fewer.
-    """
-    wanted = math.ceil(SLOTS_OF_SHARDS * slots / shard_rows)
-    fair = math.ceil(num_shards / (2 * max_replicas))
-    least = math.ceil(2 * slots / shard_rows) + 1
-    most = MAX_OPEN_IMAGE_SHARDS if images else MAX_OPEN_SHARDS
-    return max(MIN_OPEN_SHARDS, min(most, wanted, max(fair, least)))
-
-
-def _placement(gpus: int, cpus: float) -> dict[str, Any]:
-    """Ray's arguments for a replica: its devices, together on one node where one holds them."""
-    if gpus <= 1:
-        return {"num_cpus": cpus, "num_gpus": gpus}
-
-    def strategy() -> dict[str, Any]:
-        # vLLM's Ray executor puts one worker into each bundle; the replica itself sits in the first.
-        bundles: list[dict[str, float]] = [{"GPU": 1.0, "CPU": cpus}, *({"GPU": 1.0} for _ in range(gpus - 1))]
-        group = placement_group(bundles, strategy="PACK")
-        return {
-            "scheduling_strategy": PlacementGroupSchedulingStrategy(
-                group, placement_group_bundle_index=0, placement_group_capture_child_tasks=True
-            )
-        }
-
-    return {"num_cpus": cpus, "num_gpus": 0, "ray_remote_args_fn": strategy}
-
-
-class Unplaced:
-    """Says why no replica has a place, when none has had one for a while; again only what has changed.
-
-    Args:
-        spec: The job's.
-        cluster: Gives what the cluster has in all, and what is free.
-    """
-
-    def __init__(
-        self, spec: JobSpec, cluster: Callable[[], tuple[dict[str, float], dict[str, float]]] | None = None
-    ) -> None:
-        self._gpus, self._cpus = spec.replicas.gpus, spec.replicas.cpus
-        self._cluster = cluster or (lambda: (ray.cluster_resources(), ray.available_resources()))
-        self._since = time.monotonic()
-        self._said: str | None = None
-
-    def look(self, snapshot: Snapshot) -> str | None:
-        """What a person should be told now."""
-        now = time.monotonic()
-        if snapshot.replicas or snapshot.count(State.STARTING):
-            self._since, self._said = now, None
-            return None
-        if now - self._since < UNPLACED_S:
-            return None
-        self._since = now - UNPLACED_S + UNPLACED_LOOK_S
-        text = unplaced(self._gpus, self._cpus, *self._cluster())
-        if text == self._said:
-            return None
-        self._said = text
-        return text
-
-
-def unplaced(gpus: int, cpus: float, total: dict[str, float], free: dict[str, float]) -> str:
-    """What one replica asks for, and what the cluster has."""
-    kinds = {"GPU": float(gpus), "CPU": cpus} if gpus else {"CPU": cpus}
-
-    def amount(kind: str, number: float) -> str:
-        return f"{number:g} {kind}{'' if number == 1 else 's'}"
-
-    wanted = " and ".join(amount(kind, number) for kind, number in kinds.items())
-    has = ", ".join(f"{amount(kind, total.get(kind, 0.0))} ({free.get(kind, 0.0):g} free)" for kind in kinds)
-    short = any(total.get(kind, 0.0) < number for kind, number in kinds.items())
-    return f"no replica has a place yet: one asks for {wanted}, the cluster has {has}; waiting for " + (
-        "nodes to be added" if short else "room, or for a replica that has just got it to start"
-    )
 
 
 def _quiet() -> None:
@@ -434,6 +222,9 @@ def _supervise(
         rows, job.spec.replicas.start_timeout_s
     )
     dataset = _dataset(job, plan, done, board, hold, doubtful=doubtful)
+    shared = bool(os.environ.get("RAY_ADDRESS"))
+    pool, places = Pool(dataset, job.spec.replicas, shared=shared), Places(job.spec.replicas)
+    share = _Share(job.spec, hold.root, pool, board) if shared else None
     failure: list[BaseException] = []
 
     def work() -> None:
@@ -447,13 +238,14 @@ def _supervise(
     thread = threading.Thread(target=work, name="ray-data", daemon=True)
     thread.start()
     deadline = math.inf
-    unplaced = Unplaced(job.spec)
     try:
         while thread.is_alive():
             thread.join(POLL_S)
             snapshot: Snapshot = ray.get(board.snapshot.remote())
             watch(snapshot)
-            if (why := unplaced.look(snapshot)) is not None:
+            if share is not None:
+                share.claim(snapshot)
+            if (why := places.look(snapshot, pool.waiting(snapshot))) is not None:
                 board.trouble.remote(why)
             if snapshot.engine_error is not None and (
                 snapshot.starting or (not snapshot.replicas and snapshot.failed_starts >= MAX_FAILED_STARTS)
@@ -465,10 +257,12 @@ def _supervise(
             if time.monotonic() > deadline or (stop.is_set() and snapshot.starting):
                 break
     finally:
+        if share is not None:
+            share.end()
         # Ray must not be shut down under Ray Data's running threads: that ends this process with a
-        # segmentation fault now and then (seen, Ray 2.60). There is no public way to end an execution.
-        if thread.is_alive() and dataset._current_executor is not None:
-            dataset._current_executor.shutdown(force=True)
+        # segmentation fault now and then (seen, Ray 2.60).
+        if thread.is_alive():
+            pool.shutdown()
         thread.join(SHUTDOWN_GRACE_S)
     last: Snapshot = ray.get(board.snapshot.remote())
     watch(last)
@@ -523,13 +317,66 @@ def _dataset(
         num_cpus=1,
     )
     return blocks.map_batches(
-        _Worker,
+        Worker,
         fn_constructor_args=(job, board, touched, hold),
         batch_size=1,
         batch_format="pyarrow",
         compute=pool,
-        **_placement(spec.replicas.gpus, spec.replicas.cpus),
+        **remote_args(spec.replicas),
     )
+
+
+class _Share:
+    """This job's part in the sharing of a cluster: see `shares`.
+
+    Args:
+        spec: The job's.
+        root: Its output, by which the others know it.
+        pool: Its replicas.
+        board: Passes on what is to be given back.
+    """
+
+    def __init__(self, spec: JobSpec, root: str, pool: Pool, board: Any) -> None:
+        self._spec, self._pool, self._board = spec, pool, board
+        self._job = f"{root}/{uuid.uuid4().hex[:8]}"
+        self._claimed = -math.inf
+        self._asked: Any = None
+        # Of no job: the one that came first may be the first to end. What it knows is told anew every second.
+        self._shares: Any = (
+            ray.remote(num_cpus=0, resources={"node:__internal_head__": 0.001}, max_restarts=-1)(Shares)
+            .options(name="shares", namespace="magbatch", lifetime="detached", get_if_exists=True)
+            .remote()
+        )
+
+    def claim(self, snapshot: Snapshot) -> None:
+        """Say what the job has and wants, and do what it is told, now and then; never waits for it."""
+        now = time.monotonic()
+        if now - self._claimed < CLAIM_S:
+            return
+        if self._asked is not None:
+            if not ray.wait([self._asked], timeout=0)[0]:
+                return
+            with suppress(ray.exceptions.RayActorError):  # its node has gone: it is begun anew, and told everything
+                ruling = ray.get(self._asked)
+                self._pool.cap(ruling["cap"])
+                if ruling["give_back"]:
+                    self._board.give_back.remote(ruling["give_back"])
+        self._claimed = now
+        replicas = self._spec.replicas
+        claim = Claim(
+            job=self._job,
+            kind=f"{'GPU' if replicas.gpus else 'CPU'} of {'; '.join(map(str, replicas.prefer)) or 'any node'}",
+            size=float(replicas.gpus or replicas.cpus),
+            priority=replicas.priority,
+            least=replicas.min,
+            holds=snapshot.replicas + snapshot.count(State.STARTING),
+            waiting=self._pool.waiting(snapshot),
+        )
+        self._asked = self._shares.claim.remote(asdict(claim))
+
+    def end(self) -> None:
+        """The job wants nothing any more."""
+        self._shares.end.remote(self._job)
 
 
 def _as_job_error(error: BaseException, snapshot: Snapshot) -> JobError:

@@ -18,7 +18,7 @@ from magbatch.answers import Reader, made_columns
 from magbatch.engines.base import Engine
 from magbatch.errors import EngineDeadError, ErrorCode, RowError, Step, StorageError
 from magbatch.job.ask import Ask, Progress
-from magbatch.job.board import Board, Load, Use
+from magbatch.job.board import Board, Load, Order, Use
 from magbatch.job.in_flight import InFlight
 from magbatch.job.lease import EXPIRY_S, Hold
 from magbatch.job.ledger import Ledger
@@ -112,6 +112,7 @@ class Replica:
         self._hold = hold
         self._looking: asyncio.Task[None] | None = None
         self._noticed: float | None = None
+        self._recalled = False
         self._refusal: str | None = None
         self._refused: deque[None] = deque()  # one for each refusal, from the threads of commits
         self._ledger = Ledger(job.spec.output.path, job.spec.output.patience_s, self._note_refusal)
@@ -343,7 +344,9 @@ class Replica:
             for attempt in self._attempts:
                 if self._noticed is not None or now - attempt.since >= self._spec.output.commit_interval_s:
                     self._commit_soon(attempt)
-            if self._noticed is not None and now - self._noticed > NOTICE_S:
+            if self._noticed is not None and (
+                now - self._noticed > NOTICE_S or (self._recalled and not len(self._in_flight))
+            ):
                 await self._end()
             if self._refusal is not None:
                 refusal, self._refusal = self._refusal, None
@@ -385,9 +388,12 @@ class Replica:
         done, self._done, use, self._use = self._done, Totals(), self._use, Use()
         waiting = sum(len(attempt.open) for attempt in self._attempts)
         finished = sum(attempt.waiting for attempt in self._attempts)
-        stop = await self._board.report(self._name, done, use, Load(len(self._in_flight), waiting, load, finished))
-        if stop and not self._stopping:
+        order = await self._board.report(self._name, done, use, Load(len(self._in_flight), waiting, load, finished))
+        if order == Order.STOP and not self._stopping:
             self.stop()
+        if order == Order.GIVE_BACK and self._noticed is None and not self._stopping:
+            self._noticed, self._recalled = time.monotonic(), True  # as for a node that goes
+            await self._board.trouble("another job is to have its devices: a replica commits what is finished")
 
     def _end_soon(self) -> asyncio.Task[None]:
         if self._death is None:

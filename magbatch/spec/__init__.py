@@ -15,8 +15,10 @@ from magbatch.spec.sections import (
     LimitsSpec,
     MetricsSpec,
     ModelSpec,
+    ReplicasSpec,
     SamplingSpec,
     ScheduleSpec,
+    ShapeSpec,
     is_remote,
 )
 
@@ -30,8 +32,10 @@ __all__ = [
     "LimitsSpec",
     "MetricsSpec",
     "ModelSpec",
+    "ReplicasSpec",
     "SamplingSpec",
     "ScheduleSpec",
+    "ShapeSpec",
     "carried_columns",
     "differences",
     "is_remote",

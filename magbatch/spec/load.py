@@ -87,8 +87,10 @@ def _fields(location: tuple[int | str, ...]) -> dict[str, FieldInfo]:
     """The fields of the part that holds a location."""
     node: type[BaseModel] = JobSpec
     for name in location[:-1]:
-        part = node.model_fields[str(name)].annotation
-        part = next(iter(get_args(part)), part)  # of a section that may be left out
+        if isinstance(name, int):  # in a list of sections
+            continue
+        part = node.model_fields[name].annotation
+        part = next(iter(get_args(part)), part)  # of a section that may be left out, or of a list of them
         assert isinstance(part, type), "only parts have fields that can be missing or too many"
         assert issubclass(part, BaseModel)
         node = part

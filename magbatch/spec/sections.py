@@ -15,6 +15,7 @@ from magbatch.spec.schema import checked_schema, schema_at
 MAX_SHARD_ROWS = 128  # a crash costs at most what was in flight; Ray costs 20-50 ms a shard
 MIN_SHARD_ROWS = 4
 WHOLE, BOXED = "whole", "boxed"
+ACCELERATOR_LABEL, MARKET_LABEL = "ray.io/accelerator-type", "ray.io/market-type"  # as Ray names them
 
 
 class Section(BaseModel):
@@ -281,6 +282,37 @@ class OutputSpec(Section):
     ] = 300.0
 
 
+class ShapeSpec(Section):
+    """Nodes that a replica may be on, by the labels that Ray gives them."""
+
+    accelerator: Annotated[
+        str | None, Field(min_length=1, description="The GPU, as Ray names it: H100, A100, L4 and so on.")
+    ] = None
+    market: Annotated[
+        Literal["spot", "on-demand"] | None, Field(description="How the node is paid for: spot or on-demand.")
+    ] = None
+    labels: Annotated[dict[str, str], Field(description="Any other labels of Ray's nodes.")] = {}
+
+    @model_validator(mode="after")
+    def _names_something(self) -> Self:
+        if not self.selector:
+            raise ValueError("name an accelerator, a market or labels")
+        twice = sorted(self.labels.keys() & {ACCELERATOR_LABEL, MARKET_LABEL})
+        if twice:
+            raise ValueError(f"labels: {twice} are what `accelerator` and `market` are for")
+        return self
+
+    @property
+    def selector(self) -> dict[str, str]:
+        """The labels of such nodes."""
+        own = {ACCELERATOR_LABEL: self.accelerator, MARKET_LABEL: self.market}
+        return {name: value for name, value in own.items() if value is not None} | self.labels
+
+    def __str__(self) -> str:
+        more = [f"{name}={value}" for name, value in self.labels.items()]
+        return " ".join([*filter(None, [self.market, self.accelerator]), *more])
+
+
 class ReplicasSpec(Section):
     """How many engines, and what each one holds."""
 
@@ -293,6 +325,13 @@ class ReplicasSpec(Section):
         Field(ge=0, description="GPUs of one replica (tensor_parallel_size x pipeline_parallel_size); 0 runs on CPUs."),
     ] = 1
     cpus: Annotated[float, Field(gt=0, description="CPUs that one replica reserves in Ray.")] = 1.0
+    prefer: Annotated[
+        list[ShapeSpec],
+        Field(description="Nodes, best first, [{accelerator: H100, market: spot}, {accelerator: A100}]; empty: any."),
+    ] = []
+    priority: Annotated[
+        int, Field(description="Among jobs of one cluster: the higher takes replicas of the lower, down to their min.")
+    ] = 0
     start_timeout_s: Annotated[
         float, Field(gt=0, description="Seconds that an engine may take to start, once its replica has its place.")
     ] = 1800.0

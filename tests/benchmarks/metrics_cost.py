@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from magbatch.engines.base import EngineConfig
 from magbatch.engines.vllm import VllmEngine
-from magbatch.job.board import BoardState, Load, Use
+from magbatch.job.board import BoardState, Load, Order, Use
 from magbatch.job.exporter import Exporter
 from magbatch.job.heartbeat import Heartbeat
 from magbatch.job.ledger import Ledger
@@ -64,7 +64,7 @@ class LocalBoard:
     async def strike(self, rows: dict[int, list[str]]) -> None:
         raise AssertionError("the engine died")
 
-    async def report(self, replica: str, done: Totals, use: Use, load: Load) -> bool:
+    async def report(self, replica: str, done: Totals, use: Use, load: Load) -> Order:
         return self.state.report(replica, done, use, load)
 
     async def trouble(self, message: str) -> None:

@@ -120,6 +120,61 @@ def test_gpus_and_replicas_are_those_of_the_spec() -> None:
     assert aws["available_node_types"]["spot"]["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
 
 
+PREFER = (
+    "replicas={min: 0, max: 5, prefer: [{accelerator: H100, market: spot}, {accelerator: A100, labels: {zone: b}}]}",
+)
+
+
+@pytest.mark.parametrize("target", [Target.KUBERAY, Target.CLUSTER, Target.CRON])
+def test_each_kind_of_node_that_a_spec_prefers_is_a_group(target: Target) -> None:
+    platform = Platform(accelerators={"A100": "cloud.google.com/gke-accelerator=nvidia-a100-80gb"})
+    files = rendered("magistral-text", target, platform, *PREFER)
+    for manifest in files.values():
+        check(manifest)
+    (ray,) = (manifest for manifest in files.values() if manifest["apiVersion"] == "ray.io/v1")
+    job = ray["spec"].get("jobTemplate", ray["spec"])
+    first, second = job.get("rayClusterSpec", job)["workerGroupSpecs"]
+    assert (first["groupName"], second["groupName"]) == ("h100-spot", "a100-b")
+    assert first["labels"] == {"ray.io/accelerator-type": "H100", "ray.io/market-type": "spot"}
+    assert second["labels"] == {"ray.io/accelerator-type": "A100", "zone": "b"}
+    assert first["priority"] > second["priority"]
+    pods_of = [group["template"]["spec"] for group in (first, second)]
+    assert [pod["nodeSelector"] for pod in pods_of] == [
+        {"karpenter.sh/capacity-type": "spot", "karpenter.k8s.aws/instance-gpu-name": "h100"},
+        {"cloud.google.com/gke-accelerator": "nvidia-a100-80gb"},
+    ]
+    keys = [[toleration["key"] for toleration in pod["tolerations"]] for pod in pods_of]
+    assert keys == [["nvidia.com/gpu", "karpenter.sh/capacity-type"], ["nvidia.com/gpu"]]
+
+
+def test_each_kind_of_node_that_a_spec_prefers_is_a_machine_on_aws() -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    launcher = rendered("magistral-text", Target.AWS, None, *PREFER)["cluster.yaml"]
+    validate_config(prepare_config(copy.deepcopy(launcher)))
+    first, second = launcher["available_node_types"]["h100_spot"], launcher["available_node_types"]["a100_b"]
+    assert (first["node_config"]["InstanceType"], first["max_workers"]) == ("p5.4xlarge", 5)
+    assert (second["node_config"]["InstanceType"], second["max_workers"]) == ("p4de.24xlarge", 1)
+    assert ("InstanceMarketOptions" in first["node_config"], "InstanceMarketOptions" in second["node_config"]) == (
+        True,
+        False,
+    )
+    assert second["labels"] == {"ray.io/accelerator-type": "A100", "zone": "b"}
+
+
+@pytest.mark.parametrize(
+    ("replicas", "target", "platform", "said"),
+    [
+        ("{prefer: [{accelerator: TPU}]}", Target.AWS, Platform(), "TPU is on no AWS machine known here"),
+        ("{gpus: 16, prefer: [{accelerator: A100}]}", Target.AWS, Platform(), "16 are more than one machine has"),
+        ("{prefer: [{market: spot}]}", Target.KUBERAY, Platform(spot=None), "--spot none: replicas.prefer asks for"),
+    ],
+)  # fmt: skip
+def test_nodes_that_are_not_to_be_had_are_named(replicas: str, target: Target, platform: Platform, said: str) -> None:
+    with pytest.raises(SpecError, match=re.escape(said)):
+        render(spec("magistral-text", f"replicas={replicas}"), target, platform)
+
+
 def test_the_head_alone_may_ask_kubernetes_for_pods() -> None:
     files = rendered("magistral-text", Target.KUBERAY)
     head, *workers = pods(files["rayjob.yaml"])
@@ -151,6 +206,8 @@ def test_a_node_that_goes_leaves_time_to_commit() -> None:
 def test_the_spec_travels_and_its_metrics_can_be_read() -> None:
     files = rendered("magistral-text", Target.KUBERAY)
     text = files["configmap.yaml"]["data"]["job.yaml"]
+    raw = render(spec(), Target.KUBERAY, Platform())["configmap.yaml"]
+    assert "  job.yaml: |\n    name: contracts-november\n" in raw, "a person can read it"
     (folder,) = (
         mount["mountPath"]
         for mount in next(pods(files["rayjob.yaml"]))["spec"]["containers"][0]["volumeMounts"]
@@ -221,6 +278,7 @@ def test_the_command_writes_the_files_and_says_what_is_next(tmp_path: Path) -> N
             "--target helm: write one of kuberay, raycluster, cron, aws",
         ),
         (["jobs/magistral-text.yaml", "--spot", "spot"], "--spot spot: write label=value"),
+        (["jobs/magistral-text.yaml", "--accelerator", "H100=gpu"], "--accelerator H100=gpu: write NAME=label=value"),
         (["jobs/magistral-text.yaml", "--target", "aws", "--secret", "hf"], "--secret: there is no Secret on AWS"),
         (["jobs/quickstart.yaml"], "a cluster's machines share no disk"),
     ],

@@ -25,7 +25,7 @@ LEVELS = [
     {"__main__"},
 ]
 ONLY_HERE = {
-    "ray": {"job.fleet", "cluster"},
+    "ray": {"job.fleet", "job.worker", "job.placement", "job.pool", "cluster"},
     "vllm": {"engines.vllm"},
 }  # and torch: nowhere but in the tiny model's making
 

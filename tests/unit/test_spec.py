@@ -193,6 +193,28 @@ def test_greedy_sampling_has_one_sample() -> None:
     assert "sampling: n > 1 needs temperature > 0" in complaint(sampling={"temperature": 0, "n": 3})
 
 
+def test_nodes_are_preferred_by_the_labels_that_ray_gives_them() -> None:
+    job = spec("replicas.prefer=[{accelerator: H100, market: spot}, {accelerator: A100, labels: {zone: b}}]")
+    assert [shape.selector for shape in job.replicas.prefer] == [
+        {"ray.io/accelerator-type": "H100", "ray.io/market-type": "spot"},
+        {"ray.io/accelerator-type": "A100", "zone": "b"},
+    ]
+    assert differences(job, spec()) == [], "where it runs changes no answer"
+
+
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        ({}, "replicas.prefer.0: name an accelerator, a market or labels"),
+        ({"market": "cheap"}, "replicas.prefer.0.market"),
+        ({"gpu": "H100"}, "replicas.prefer.0.gpu"),
+        ({"labels": {"ray.io/market-type": "spot"}}, "are what `accelerator` and `market` are for"),
+    ],
+)
+def test_a_wrong_kind_of_node_is_named(shape: dict[str, Any], said: str) -> None:
+    assert said in complaint(replicas__prefer=[shape])
+
+
 def test_the_least_number_of_replicas_is_not_above_the_most() -> None:
     assert "replicas: min (4) is above max (2)" in complaint(replicas={"min": 4, "max": 2})
 

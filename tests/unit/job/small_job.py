@@ -15,7 +15,7 @@ import yaml
 
 from magbatch.engines import start
 from magbatch.engines.base import FREE, Engine, EngineConfig, EngineLoad, Form, OnTokens
-from magbatch.job.board import BoardState, Load, Use
+from magbatch.job.board import BoardState, Load, Order, Use
 from magbatch.job.ledger import Ledger
 from magbatch.job.plan import Plan, make_plan
 from magbatch.job.prepare import Job, Preparer, ShardPrompts, from_block, to_block
@@ -46,7 +46,7 @@ class LocalBoard:
         self.struck.append(rows)
         self.state.strike(rows)
 
-    async def report(self, replica: str, done: Totals, use: Use, load: Load) -> bool:
+    async def report(self, replica: str, done: Totals, use: Use, load: Load) -> Order:
         return self.state.report(replica, done, use, load)
 
     async def trouble(self, message: str) -> None:

@@ -2,7 +2,7 @@ import pytest
 
 from magbatch.engines.base import EngineLoad
 from magbatch.job import board as board_module
-from magbatch.job.board import BoardState, Load, Place, State, Use
+from magbatch.job.board import BoardState, Load, Order, Place, State, Use
 from magbatch.totals import Totals
 
 NONE = (Totals(), Use(), Load())
@@ -36,10 +36,10 @@ def test_a_board_adds_up_what_replicas_report() -> None:
     for name in ("one", "two"):
         board.join(name, name)
     assert board.snapshot().count(State.STARTING) == 2
-    assert board.report("one", *NONE) is False
+    assert board.report("one", *NONE) == Order.NONE
     assert board.snapshot().starting is False
     first = Totals(answered=3, failed=1, prompt_tokens=30, reasoning_tokens=20, answer_tokens=10, by_code={"x": 1})
-    assert board.report("one", first, Use(commits=2, by_commit={"0.1": 2}), Load(in_flight=4)) is False
+    assert board.report("one", first, Use(commits=2, by_commit={"0.1": 2}), Load(in_flight=4)) == Order.NONE
     board.report("two", Totals(answered=1, failed=1, by_code={"x": 1}), Use(commits=1, by_commit={"0.1": 1}), Load(7))
     snapshot = board.snapshot()
     assert snapshot.done == first.plus(Totals(answered=1, failed=1, by_code={"x": 1}))
@@ -190,8 +190,23 @@ def test_a_board_keeps_what_the_first_engine_said() -> None:
 def test_a_board_that_stops_tells_every_replica() -> None:
     board = BoardState()
     board.stop()
-    assert board.report("one", *NONE) is True
-    assert board.report("two", *NONE) is True
+    assert board.report("one", *NONE) == Order.STOP
+    assert board.report("two", *NONE) == Order.STOP
+
+
+def test_those_that_came_last_give_back(clock: Clock) -> None:
+    board = BoardState()
+    for name in ("one", "two", "three", "four"):
+        clock.now += 1
+        board.join(name, name)
+    for name in ("one", "two", "three"):
+        assert board.report(name, *NONE) == Order.NONE
+    board.give_back(2)
+    orders = {name: board.report(name, *NONE) for name in ("one", "two", "three")}
+    assert orders == {"one": Order.NONE, "two": Order.GIVE_BACK, "three": Order.GIVE_BACK}, "the fourth starts"
+    board.left("three")
+    board.join("three again", "three")
+    assert board.report("three again", *NONE) == Order.NONE
 
 
 def test_refusals_of_the_input_are_counted_and_said() -> None:

@@ -1,0 +1,166 @@
+"""The actor of one replica: an engine started within its time, the replica around it, and its end.
+
+Ray starts a worker that has ended anew, with all that it had before it but its engine; what was committed is in the
+ledger, and nothing else of it counts.
+"""
+
+import functools
+import os
+import threading
+import time
+import uuid
+import weakref
+from contextlib import suppress
+from typing import Any
+
+import psutil
+import pyarrow as pa
+import ray
+
+from magbatch.capture import last_words
+from magbatch.engines import start
+from magbatch.engines.base import Engine, EngineConfig
+from magbatch.errors import JobError, LeaseError, StorageError
+from magbatch.job import preempt
+from magbatch.job.board import Load, Order, Use
+from magbatch.job.lease import Hold
+from magbatch.job.prepare import Job, from_block
+from magbatch.job.replica import REPORT_INTERVAL_S, Replica
+from magbatch.model import engine_args, facts, locate
+from magbatch.pipeline.prompt import Prompter
+from magbatch.tokenizer import Tokenizer
+from magbatch.totals import Totals
+
+LEAVE_S = 5.0  # for the board to note that a replica goes
+
+
+class RayBoard:
+    """The board, from inside a replica."""
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+
+    async def begin(self, shard: int) -> tuple[bool, dict[str, int]]:
+        """See `Board.begin`."""
+        answer: tuple[bool, dict[str, int]] = await self._ask(self._handle.begin.remote(shard))
+        return answer
+
+    async def strike(self, rows: dict[int, list[str]]) -> None:
+        """See `Board.strike`."""
+        await self._ask(self._handle.strike.remote(rows))
+
+    async def report(self, replica: str, done: Totals, use: Use, load: Load) -> Order:
+        """See `Board.report`."""
+        return Order(await self._ask(self._handle.report.remote(replica, done, use, load)))
+
+    async def trouble(self, message: str) -> None:
+        """See `Board.trouble`."""
+        await self._ask(self._handle.trouble.remote(message))
+
+    async def left(self, replica: str) -> None:
+        """See `Board.left`."""
+        await self._ask(self._handle.left.remote(replica))
+
+    async def _ask(self, answer: Any) -> Any:
+        try:
+            return await answer
+        except ray.exceptions.RayActorError:
+            _die()  # the board stands beside the driver: a replica without one is a zombie, and commits no more
+            raise
+
+
+class Worker:
+    """The actor of one replica.
+
+    Args:
+        job: The job.
+        board: Where the replicas of the run meet.
+        touched: Shards of which the ledger may hold rows already.
+        hold: The run's lease.
+    """
+
+    def __init__(self, job: Job, board: Any, touched: frozenset[int], hold: Hold) -> None:
+        spec = job.spec
+        name = uuid.uuid4().hex[:8]
+        with suppress(StorageError):  # the replica looks again while it works
+            if hold.is_lost():  # Ray starts a zombie's replicas anew, driver or no driver
+                raise LeaseError(f"another run has taken {hold.root} over")
+        ray.get(board.join.remote(name, ray.get_runtime_context().get_actor_id()))
+        budget = threading.Timer(
+            spec.replicas.start_timeout_s, _give_up_start, (name, spec.replicas.start_timeout_s, board)
+        )
+        budget.daemon = True
+        budget.start()
+        try:
+            checkpoint = locate(spec.model, weights=spec.model.engine != "fake")
+            args = engine_args(spec, facts(checkpoint))
+            tokenizer = Tokenizer(checkpoint)
+            engine = start(
+                spec.model.engine,
+                EngineConfig(checkpoint, args, spec.sampling, spec.replicas.gpus, spec.metrics.enabled),
+                tokenizer,
+            )
+        except JobError as error:
+            ray.get(board.engine_failed.remote(name, str(error)))
+            raise
+        finally:
+            budget.cancel()
+        ray.get(board.report.remote(name, Totals(), Use(), Load()))
+        self._board = board
+        self._begun = threading.Event()
+        threading.Thread(target=_wait, args=(name, board, self._begun), name="waiting", daemon=True).start()
+        # Without a reference to the worker: Ray Data lets go of one that it releases, and it says so as it goes.
+        weakref.finalize(self, _release, name, board, self._begun, engine).atexit = False
+        self._touched = touched
+        self._replica = Replica(
+            name, job, engine, tokenizer, Prompter(spec, checkpoint, tokenizer, int(args["max_model_len"])),
+            slots=int(args["max_num_seqs"]), max_model_len=int(args["max_model_len"]),
+            board=RayBoard(board), die=_die, notice=preempt.notice, hold=hold,
+        )  # fmt: skip
+
+    async def __call__(self, block: pa.Table) -> pa.Table:
+        """Answer the shards of a block; what comes back is how many of their rows are left."""
+        self._begun.set()
+        shards = block.column("shard").to_pylist()
+        left = []
+        for index, shard in enumerate(shards):
+            unpack = functools.partial(next, from_block(block.slice(index, 1)))
+            try:
+                left.append(await self._replica.run(shard, unpack, untouched=shard not in self._touched))
+            except JobError as error:
+                await self._board.failed.remote(error)
+                raise
+        return pa.table({"shard": shards, "left": left})
+
+
+def _wait(name: str, board: Any, begun: threading.Event) -> None:
+    """Until its first rows come, a replica serves, and its slots are free; then it reports by itself."""
+    began = time.monotonic()
+    while not begun.wait(REPORT_INTERVAL_S):
+        now = time.monotonic()
+        board.report.remote(name, Totals(), Use(short_s=now - began), Load())
+        began = now
+
+
+def _release(name: str, board: Any, begun: threading.Event, engine: Engine) -> None:
+    """Few rows are left, and others have them: the replica gives its devices back."""
+    begun.set()
+    with suppress(ray.exceptions.RayError):  # the board may be gone already
+        ray.get(board.left.remote(name), timeout=LEAVE_S)
+    engine.shutdown()
+
+
+def _give_up_start(name: str, seconds: float, board: Any) -> None:
+    """An engine that never starts says nothing by itself: what it printed last may tell why."""
+    said = last_words()
+    message = f"the engine did not start within {seconds:,.0f} s (replicas.start_timeout_s)"
+    ray.get(board.engine_failed.remote(name, f"{message}; its last words:\n{said}" if said else message))
+    _die()
+
+
+def _die() -> None:
+    """At once, with the engine: an actor whose engine is gone, or hangs, would fail whatever Ray gives it."""
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    os._exit(1)

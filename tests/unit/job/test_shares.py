@@ -1,0 +1,197 @@
+"""Jobs share a cluster by priority, evenly within one, nobody below its min; nothing moves while nobody waits."""
+
+from collections import deque
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from magbatch.job.shares import EQUAL_WAITS_S, HIGHER_WAITS_S, Claim, Shares, fair
+
+START_S, COMMIT_S = 5, 20  # of a replica: from its devices to its first word; from the order to go until it is gone
+
+
+def claim(job: str, holds: int, waiting: int = 0, **other: Any) -> Claim:
+    return Claim(
+        **{"job": job, "kind": "GPU", "size": 1.0, "priority": 0, "least": 0} | other, holds=holds, waiting=waiting
+    )
+
+
+@pytest.mark.parametrize(
+    ("claims", "shares"),
+    [
+        ([claim("a", 3, 2), claim("b", 0, 3)], {"a": 2, "b": 1}),
+        ([claim("a", 4), claim("b", 0, 9)], {"a": 2, "b": 2}),
+        ([claim("a", 4), claim("b", 0, 1)], {"a": 3, "b": 1}),
+        ([claim("a", 4, least=3), claim("b", 0, 9)], {"a": 3, "b": 1}),
+        ([claim("a", 4), claim("b", 0, 9, priority=1)], {"a": 0, "b": 4}),
+        ([claim("a", 4, least=1), claim("b", 0, 9, priority=1)], {"a": 1, "b": 3}),
+        ([claim("a", 4), claim("b", 0, 3, priority=1)], {"a": 1, "b": 3}),
+        ([claim("a", 4, priority=1), claim("b", 0, 9)], {"a": 4, "b": 0}),
+        ([claim("a", 4), claim("b", 0, 1, size=2.0)], {"a": 2, "b": 1}),
+        ([claim("a", 3), claim("b", 0, 2, size=4.0)], {"a": 3, "b": 0}),  # all there is would not be enough for one
+        ([claim("a", 1, 39), claim("b", 1, 39)], {"a": 1, "b": 1}),
+    ],
+)  # fmt: skip
+def test_what_is_fair(claims: list[Claim], shares: dict[str, int]) -> None:
+    assert fair(claims) == shares
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 9), st.integers(0, 9), st.integers(0, 2), st.integers(0, 3), st.sampled_from([1.0, 2.0, 4.0])
+        ),
+        max_size=5,
+    ),
+    st.integers(0, 4),
+)
+def test_shares_are_never_more_than_there_is_or_is_wanted(
+    jobs: list[tuple[int, int, int, int, float]], free: int
+) -> None:
+    claims = [
+        claim(str(number), holds, waiting, priority=priority, least=least, size=size)
+        for number, (holds, waiting, priority, least, size) in enumerate(jobs)
+    ]
+    shares = fair(claims, free)
+    assert sum(shares[one.job] * one.size for one in claims) <= free + sum(one.holds * one.size for one in claims)
+    for one in claims:
+        assert min(one.least, one.holds) <= shares[one.job] <= one.holds + one.waiting
+
+
+@dataclass
+class Job:
+    """A job as Ray and its driver have it."""
+
+    name: str
+    most: int
+    other: dict[str, Any] = field(default_factory=dict)
+    holds: int = 0
+    going: list[int] = field(default_factory=list)  # when each replica that was told to go is gone
+    cap: int | None = None
+    starts: int = 0
+
+
+class Sim:
+    """A cluster of so many devices: who asks first has them, as with Ray. A second is a step."""
+
+    def __init__(self, devices: int) -> None:
+        self.devices, self.now = devices, 0
+        self.shares = Shares(lambda: float(self.now))
+        self.jobs: list[Job] = []
+        self.queue: deque[Job] = deque()  # one entry for each replica that waits
+        self.starting: list[tuple[int, Job]] = []
+
+    def add(self, name: str, most: int, **other: Any) -> Job:
+        self.jobs.append(Job(name, most, other))
+        return self.jobs[-1]
+
+    def run(self, seconds: int) -> None:
+        for _ in range(seconds):
+            self.now += 1
+            for job in self.jobs:
+                gone = [when for when in job.going if when <= self.now]
+                job.going = [when for when in job.going if when > self.now]
+                job.holds -= len(gone)
+                self.devices += len(gone)
+                # Ray starts what has gone anew, at the end of the queue; the pool grows up to its bound.
+                waiting = self.queue.count(job) + sum(one is job for _, one in self.starting)
+                bound = job.most if job.cap is None else job.cap
+                self.queue.extend([job] * max(len(gone), bound - job.holds - waiting, 0))
+                while job.cap is not None and job.holds + self.queue.count(job) > job.cap and job in self.queue:
+                    self.queue.remove(job)  # the pool takes back what waits
+            while self.queue and self.devices:
+                self.devices -= 1
+                self.starting.append((self.now + START_S, self.queue.popleft()))
+            for when, job in list(self.starting):
+                if when <= self.now:
+                    self.starting.remove((when, job))
+                    job.holds += 1
+                    job.starts += 1
+            for job in self.jobs:
+                waiting = self.queue.count(job) + sum(one is job for _, one in self.starting)
+                told = self.shares.claim(asdict(claim(job.name, job.holds, waiting, **job.other)))
+                job.cap = told["cap"]
+                job.going += [self.now + COMMIT_S] * told["give_back"]
+
+    def end(self, job: Job) -> None:
+        self.jobs.remove(job)
+        self.shares.end(job.name)
+        self.devices += job.holds + sum(one is job for _, one in self.starting)
+        self.starting = [(when, one) for when, one in self.starting if one is not job]
+        self.queue = deque(one for one in self.queue if one is not job)
+
+
+def test_a_higher_job_has_its_replicas_soon_and_the_lower_has_them_back_after() -> None:
+    cluster = Sim(8)
+    low = cluster.add("low", 20, least=1)
+    cluster.run(60)
+    high = cluster.add("high", 5, priority=10)
+    cluster.run(int(HIGHER_WAITS_S) - 2)
+    assert (low.holds, high.holds, low.going) == (8, 0, []), "not at once: a node may be on its way"
+    cluster.run(2 + COMMIT_S + START_S + 5)
+    assert (low.holds, high.holds) == (3, 5)
+    cluster.run(600)
+    assert (low.holds, high.holds) == (3, 5)
+    assert (low.starts, high.starts) == (8, 5), "no replica was started in vain"
+    cluster.end(high)
+    cluster.run(60)
+    assert low.holds == 8
+
+
+def test_equals_share_evenly_after_a_while() -> None:
+    cluster = Sim(9)
+    jobs = [cluster.add("first", 20)]
+    cluster.run(60)
+    jobs += [cluster.add("second", 20), cluster.add("third", 20)]
+    cluster.run(int(EQUAL_WAITS_S) - 10)
+    assert [job.holds for job in jobs] == [9, 0, 0], "the autoscaler has its time"
+    cluster.run(400)
+    assert [job.holds for job in jobs] == [3, 3, 3]
+    starts = [job.starts for job in jobs]
+    cluster.run(3000)
+    assert [job.holds for job in jobs] == [3, 3, 3]
+    assert [job.starts for job in jobs] == starts, "and then nothing moves"
+
+
+def test_nobody_gives_back_while_nobody_waits_for_long() -> None:
+    cluster = Sim(4)
+    first = cluster.add("first", 3)
+    second = cluster.add("second", 1, priority=5)
+    cluster.run(1000)
+    assert (first.holds, second.holds, first.cap, first.starts) == (3, 1, None, 3)
+
+
+def test_what_grows_with_the_cluster_is_not_held_back() -> None:
+    """Both wait for nodes, as the autoscaler must see."""
+    cluster = Sim(2)
+    first, second = cluster.add("first", 8), cluster.add("second", 8)
+    cluster.run(1000)
+    assert (first.cap, second.cap) == (None, None)
+    assert cluster.queue.count(first) + first.holds == 8
+    cluster.devices += 14
+    cluster.run(30)
+    assert (first.holds, second.holds) == (8, 8)
+
+
+def test_jobs_on_other_nodes_have_nothing_to_do_with_it() -> None:
+    cluster = Sim(2)
+    first = cluster.add("first", 2, kind="GPU of H100")
+    cluster.run(30)
+    cluster.add("second", 2, kind="GPU of A100", priority=9)
+    cluster.run(1000)
+    assert (first.holds, first.cap) == (2, None)
+
+
+def test_who_is_silent_has_no_claim() -> None:
+    cluster = Sim(2)
+    first = cluster.add("first", 2)
+    cluster.run(30)
+    gone = cluster.add("gone", 2, priority=9)
+    cluster.run(5)
+    cluster.jobs.remove(gone)  # killed: it says no word
+    cluster.queue = deque(job for job in cluster.queue if job is not gone)
+    cluster.run(200)
+    assert (first.holds, first.starts) == (2, 2)
