@@ -227,6 +227,10 @@ class Cluster:
                 f"{self.address} cannot be reached: {_first_line(error)}; is it the dashboard of a Ray cluster "
                 "(http://head:8265), and is its port forwarded?"
             ) from error
+        except ray.exceptions.AuthenticationError as error:
+            raise ClusterError(
+                f"{self.address} wants a token: set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH, to the cluster's"
+            ) from error
         except (RuntimeError, ValueError) as error:
             raise ClusterError(f"{self.address}: {_first_line(error)}") from error
 

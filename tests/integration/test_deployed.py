@@ -64,12 +64,12 @@ def test_the_entrypoints_of_the_manifests_run(spec: str, s3: str, tmp_path: Path
         spec, "kuberay", tmp_path / "kuberay", "--set", f"output.path={s3}/once", "--set", "input.incremental=false"
     )
     path = os.pathsep.join([str(Path(COMMAND[0]).parent), os.environ["PATH"]])
-    head, dashboard = free_port(), free_port()
+    dashboard = free_port()
     script = f"""
 import os, sys
 os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
 from ray.cluster_utils import Cluster
-cluster = Cluster(initialize_head=True, head_node_args={{"port": {head}, "num_cpus": 5, "include_dashboard": True,
+cluster = Cluster(initialize_head=True, head_node_args={{"num_cpus": 5, "include_dashboard": True,
     "dashboard_port": {dashboard}, "dashboard_agent_listen_port": 0}})
 print("ready", flush=True)
 sys.stdin.read()  # until the test is over

@@ -1,7 +1,6 @@
 """Two jobs on one cluster with two kinds of GPU: the best node is taken first, and who has priority is served first."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -29,7 +28,7 @@ REPLICAS = {"min": 0, "gpus": 1, "cpus": 0.5, "prefer": [{"accelerator": "H100"}
 def address() -> Iterator[str]:
     """For RAY_ADDRESS: a head without a GPU, an A100 and an H100, as their labels say."""
     with subprocess.Popen(
-        [sys.executable, "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ
+        [sys.executable, "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
