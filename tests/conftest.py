@@ -31,7 +31,6 @@ os.environ |= {
     "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
     # On a busy machine the processes of a cluster that a test starts take their time.
     "RAY_raylet_start_wait_time_s": "90",
-    "RAY_agent_register_timeout_ms": "60000",
     "no_proxy": ",".join(filter(None, [os.environ.get("no_proxy"), "127.0.0.1", "localhost"])),
 }
 

@@ -25,8 +25,6 @@ from typing import Any
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 # A replica of several GPUs holds none itself, its placement group does: Ray must not hide them from it.
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-# A node's agents may take longer than Ray's 15 s to start on a machine that is busy: its raylet would end.
-os.environ.setdefault("RAY_agent_register_timeout_ms", "60000")
 # Ray Data's own actor arguments make Ray's core print an error for every job (ray issue 53727).
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
