@@ -100,7 +100,9 @@ ROWS_COMMITTED = _counter(
 ROWS_FAILED = _counter("magbatch_rows_failed", "Dead letters by error code.", "code")
 RECORDS = _counter("magbatch_records", "Samples of the answered rows, by how their thinking ended.", "reasoning_status")
 TOKENS = _counter("magbatch_tokens", "Tokens of committed rows: prompt, cached (of those), reasoning, answer.", "kind")
-TRUNCATED = _gauge("magbatch_truncated_ratio", "Share of all samples whose thinking was truncated, 0 to 1.")
+TRUNCATED = _gauge(
+    "magbatch_truncated_ratio", "Share of all samples whose thinking was truncated, 0 to 1; 0 before the first."
+)
 ROW_LATENCY = _histogram("magbatch_row_latency_seconds", "Seconds from a row's submission to its last token.")
 REASONING_TOKENS = _histogram("magbatch_reasoning_length_tokens", "Reasoning tokens of a sample.")
 ANSWER_TOKENS = _histogram("magbatch_answer_length_tokens", "Answer tokens of a sample.")

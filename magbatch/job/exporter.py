@@ -241,9 +241,8 @@ def _rows(values: Values, totals: Totals) -> None:
         values.set(metrics.RECORDS, totals.by_status.get(status, 0), reasoning_status=str(status))
     for kind in ("prompt", "cached", "reasoning", "answer"):
         values.set(metrics.TOKENS, getattr(totals, f"{kind}_tokens"), kind=kind)
-    if totals.records:
-        truncated = totals.by_status.get(ReasoningStatus.TRUNCATED, 0)
-        values.set(metrics.TRUNCATED, truncated / totals.records)
+    truncated = totals.by_status.get(ReasoningStatus.TRUNCATED, 0)
+    values.set(metrics.TRUNCATED, truncated / max(1, totals.records))  # from the start: a short job is scraped once
     values.observe(metrics.ROW_LATENCY, cumulative(totals.by_latency, LATENCY_BOUNDS_S), totals.latency_ms / 1000)
     for metric, counts, sum_ in (
         (metrics.REASONING_TOKENS, totals.by_reasoning, totals.reasoning_tokens),

@@ -143,6 +143,17 @@ def test_every_metric_that_is_declared_has_a_value(job: Job) -> None:
     assert {name for metric in METRICS.values() for name in metric.exposed} == series
 
 
+def test_no_series_waits_for_the_first_row(job: Job) -> None:
+    working = Place(0, State.SERVING, load=Load(8, 9, EngineLoad(4, 3, 0.25, 0)))
+    job.progress.see(Snapshot(places=[working], starting=False))
+    before = job.numbers()
+    assert before["magbatch_truncated_ratio"] == 0
+    job.progress.see(Snapshot(Totals(answered=4, records=4, by_status={"truncated": 1}), [working], False))
+    after = job.numbers()
+    assert after["magbatch_truncated_ratio"] == 0.25
+    assert {name for name in after if "eta" not in name} == {name for name in before if "eta" not in name}
+
+
 def test_rows_are_left_out_until_those_of_earlier_runs_are_known() -> None:
     job = Job()
     job.progress = JobProgress(job.spec, 20, 5)
