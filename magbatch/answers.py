@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from datetime import date, datetime, time
 from functools import cached_property
 from typing import Any
+from urllib.parse import quote
 
 import pyarrow as pa
 from jsonschema import Draft202012Validator, FormatChecker
 from jsonschema.exceptions import best_match
+from rfc3986_validator import validate_rfc3986
 
 from magbatch.rows import DOCUMENT_FIELDS
 from magbatch.spec import BOXED, WHOLE, AnswerSpec, JobSpec, properties, resolve
@@ -33,6 +35,24 @@ _PLAIN: dict[str, tuple[pa.DataType, type]] = {
     "number": (pa.float64(), float),
     "boolean": (pa.bool_(), bool),
 }
+
+
+_FORMATS = FormatChecker()
+_NOT_ASCII = re.compile(r"[^\x00-\x7f]")
+
+
+def _check_iris() -> None:
+    """An IRI is what is a URI once its other characters are percent-encoded (RFC 3987, section 3.1)."""
+    for name, rule in (("iri", "URI"), ("iri-reference", "URI_reference")):
+
+        def check(value: object, rule: str = rule) -> bool:
+            encoded = _NOT_ASCII.sub(lambda found: quote(found[0], errors="surrogatepass"), str(value))
+            return not isinstance(value, str) or validate_rfc3986(encoded, rule=rule) is not None
+
+        _FORMATS.checks(name)(check)
+
+
+_check_iris()
 
 
 class AnswerError(ValueError):
@@ -110,7 +130,7 @@ class SchemaReader:
     """
 
     def __init__(self, schema: dict[str, Any]) -> None:
-        self._validator = Draft202012Validator(schema, format_checker=FormatChecker())
+        self._validator = Draft202012Validator(schema, format_checker=_FORMATS)
         self._columns = {name: _column(part, schema)[0] for name, part in properties(schema).items()}
         # Nullable all of them: a row whose thinking was truncated has no answer.
         self.fields = pa.schema([pa.field(name, column.kind) for name, column in self._columns.items()])

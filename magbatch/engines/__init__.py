@@ -1,10 +1,14 @@
 """Engines: what turns a prompt into tokens. `base` is the seam; the others are behind it."""
 
+from typing import TYPE_CHECKING
+
 from magbatch.engines.base import Engine, EngineConfig
-from magbatch.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from magbatch.tokenizer import Tokenizer  # a second of imports, which the board's process has no use for
 
 
-def start(kind: str, config: EngineConfig, tokenizer: Tokenizer) -> Engine:
+def start(kind: str, config: EngineConfig, tokenizer: "Tokenizer") -> Engine:
     """Start an engine; returns when it can serve.
 
     Raises:

@@ -27,6 +27,8 @@ os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 # Ray Data's own actor arguments make Ray's core print an error for every job (ray issue 53727).
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+# Ray would start a process for each CPU before it knows the job's environment, which none of them ever fits.
+os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
 
 import numpy as np
 import psutil

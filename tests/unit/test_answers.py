@@ -1,5 +1,6 @@
 """Answers become typed columns, an extracted part, or a vote; what does not fit says where."""
 
+import json
 from datetime import UTC, date, datetime
 from typing import Any, Literal
 
@@ -97,6 +98,39 @@ def test_what_does_not_fit_says_where(answer: str | None, message: str) -> None:
     schema = {"type": "object", "properties": {"number": {"type": "integer"}, "due": due}, "required": ["number"]}
     with pytest.raises(AnswerError, match=message):
         SchemaReader(schema)(answer)
+
+
+@pytest.mark.parametrize(
+    ("name", "fits", "not_fitting"),
+    [
+        ("iri", "https://münchen.example/straße?q=ß#ä", "https://a b"),
+        ("iri", "urn:x", "no scheme"),
+        ("iri-reference", "/straße", "a b"),
+        ("uri", "https://example.org/a", "https://münchen.example"),
+        ("uri-reference", "/a", "/straße"),
+        ("uri-template", "/a/{b}", "/a/{b"),
+        ("email", "a@b", "a"),
+        ("idn-email", "ä@b", "ä"),
+        ("hostname", "a.example", "-a"),
+        ("idn-hostname", "münchen.example", "a..b"),
+        ("ipv4", "1.2.3.4", "1.2.3.4.5"),
+        ("ipv6", "::1", ":::1"),
+        ("date", "2026-03-01", "2026-3-1"),
+        ("date-time", "2026-03-01T12:00:00Z", "2026-03-01"),
+        ("time", "12:00:00", "noon"),
+        ("duration", "P1D", "1 day"),
+        ("json-pointer", "/a/0", "a"),
+        ("relative-json-pointer", "1/a", "/a"),
+        ("regex", "a+", "a("),
+        ("uuid", "2eb8aa08-aa98-11ea-b4aa-73b441d16380", "2eb8"),
+    ],
+)
+def test_every_format_of_json_schema_is_held(name: str, fits: str, not_fitting: str) -> None:
+    read = SchemaReader({"type": "object", "properties": {"value": {"type": ["string", "null"], "format": name}}})
+    assert read(json.dumps({"value": fits}))["value"] is not None
+    assert read('{"value": null}') == {"value": None}
+    with pytest.raises(AnswerError, match=f"is not a '{name}'"):
+        read(json.dumps({"value": not_fitting}))
 
 
 @pytest.mark.parametrize(
