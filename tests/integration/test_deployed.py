@@ -91,8 +91,8 @@ cluster.shutdown()
             assert sent.returncode == 0, sent.stdout + sent.stderr
         deadline = time.monotonic() + END_S
         for name in ("tick", "once"):
-            while "SUCCEEDED" not in (said := ray("job", "status", "--address", address, name).stdout):
-                assert "FAILED" not in said, ray("job", "logs", "--address", address, name).stdout
+            while "succeeded" not in (said := ray("job", "status", "--address", address, name).stdout):
+                assert "failed" not in said, ray("job", "logs", "--address", address, name).stdout
                 assert time.monotonic() < deadline, said
                 time.sleep(1)
         process.stdin.close()

@@ -14,7 +14,7 @@ CLUSTER = """
 import os, sys
 os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
 from ray.cluster_utils import Cluster
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "num_gpus": 0})
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "num_gpus": 0, "include_dashboard": False})
 for kind in ("A100", "H100"):
     cluster.add_node(num_cpus=1, num_gpus=1, object_store_memory=100_000_000, labels={"ray.io/accelerator-type": kind})
 print("at", cluster.address, flush=True)
