@@ -24,6 +24,8 @@ from magbatch.tokenizer import picture
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # where a failed start is looked for
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+# On CPUs: threads are as many as Ray gives the replica CPUs, not pinned to cores that other replicas would pin as well.
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 
 CHUNK_TOKENS = 64  # between two signs of life of a sample
 
