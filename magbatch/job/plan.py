@@ -1,7 +1,8 @@
-"""Input files -> shards and stable row ids, from Parquet metadata alone.
+"""Input files -> shards and stable row ids, from Parquet metadata.
 
 A plan freezes the input: files that appear later shift nothing, and a row's id depends on its
-file's path below the input and its position in the file, on nothing else. No row is read here.
+file's path below the input and its position in the file, on nothing else. Of the rows, at most the
+column is read by which they are grouped.
 """
 
 import base64
@@ -10,8 +11,9 @@ import os
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,9 +22,10 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 
 from magbatch.errors import ErrorCode, InputError, OutputError, SpecError
+from magbatch.job.groups import Arranged, Footer, Lead, Source, arrange, footer_of, lead_of
 from magbatch.pipeline.render import template_columns
 from magbatch.rows import Segment, Shard
-from magbatch.spec import JobSpec, carried_columns
+from magbatch.spec import AUTO, NONE, JobSpec, carried_columns
 from magbatch.storage import ObjectInfo
 from magbatch.storage.inputs import find_parquet, input_filesystem, stat_input
 
@@ -43,6 +46,8 @@ _COLUMNS = pa.schema(
         ("code", pa.string()),
     ]
 )
+# Of a plan whose rows are grouped: where a record's rows are, from `start` on, where they do not follow each other.
+_POSITIONS = pa.field("positions", pa.list_(pa.int32()))
 
 
 @dataclass(frozen=True)
@@ -50,21 +55,26 @@ class Plan:
     """The frozen input of a job.
 
     Attributes:
-        table: One record for each segment, in the order of the shards.
+        table: One record for each segment, in the order of the shards; or, where rows are grouped, for the rows of
+            one file that a shard has side by side.
         columns: The input columns that the job reads, with the types all files are brought to.
         offsets: Position in `table` at which each shard begins, and the end.
+        group: The column by which rows are grouped; None where they keep the order of their files.
+        note: What was found about groups when the plan was made, for people; it is not stored.
     """
 
     table: pa.Table
     columns: pa.Schema
     offsets: list[int]
+    group: str | None = None
+    note: str | None = field(default=None, compare=False)
 
     @classmethod
-    def of(cls, table: pa.Table, columns: pa.Schema) -> "Plan":
+    def of(cls, table: pa.Table, columns: pa.Schema, group: str | None = None, note: str | None = None) -> "Plan":
         """A plan over its segments."""
         shards = table.column("shard").to_numpy()
         starts = [0, *(int(index) + 1 for index in (shards[1:] != shards[:-1]).nonzero()[0])] if len(shards) else []
-        return cls(table, columns, [*starts, len(shards)])
+        return cls(table, columns, [*starts, len(shards)], group, note)
 
     @property
     def num_shards(self) -> int:
@@ -85,7 +95,8 @@ class Plan:
     def shard(self, index: int) -> Shard:
         """One shard."""
         begin, end = self.offsets[index], self.offsets[index + 1]
-        return Shard(index, tuple(_segment(record) for record in self.table.slice(begin, end - begin).to_pylist()))
+        records = self.table.slice(begin, end - begin).to_pylist()
+        return Shard(index, tuple(segment for record in records for segment in _segments(record)))
 
     def shards(self) -> Iterator[Shard]:
         """All shards, in order."""
@@ -127,19 +138,23 @@ class Plan:
                 wanted.setdefault(key, []).append(int(position))
         for positions in wanted.values():
             positions.sort()
-        for record in self.table.to_pylist():
-            segment, positions = _segment(record), wanted.get(record["key"], [])
-            at = bisect_left(positions, segment.start)
-            end = bisect_left(positions, segment.start + segment.rows)
-            while at < end:
-                start = positions[at]
-                rows = next((n for n in range(1, end - at) if positions[at + n] != start + n), end - at)
-                yield record["shard"], replace(segment, start=start, rows=rows)
-                at += rows
+        records = (record for batch in self.table.to_batches(max_chunksize=4096) for record in batch.to_pylist())
+        for record in records:
+            positions = wanted.get(record["key"], [])
+            for segment in _segments(record) if positions else ():
+                at = bisect_left(positions, segment.start)
+                end = bisect_left(positions, segment.start + segment.rows)
+                while at < end:
+                    start = positions[at]
+                    rows = next((n for n in range(1, end - at) if positions[at + n] != start + n), end - at)
+                    yield record["shard"], replace(segment, start=start, rows=rows)
+                    at += rows
 
     def to_bytes(self) -> bytes:
         """The plan as it lies beside the output: a Parquet file."""
         metadata = {"magbatch.columns": base64.b64encode(self.columns.serialize().to_pybytes()).decode()}
+        if self.group is not None:
+            metadata["magbatch.group"] = base64.b64encode(self.group.encode()).decode()
         sink = io.BytesIO()
         pq.write_table(self.table.replace_schema_metadata(metadata), sink, compression="zstd")
         return sink.getvalue()
@@ -153,17 +168,28 @@ class Plan:
         """
         try:
             table = pq.read_table(io.BytesIO(data))
-            encoded = (table.schema.metadata or {})[b"magbatch.columns"]
-            columns = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(encoded)))
-            return cls.of(table.cast(_COLUMNS), columns)
+            metadata = table.schema.metadata or {}
+            columns = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(metadata[b"magbatch.columns"])))
+            group = metadata.get(b"magbatch.group")
+            if group is None:
+                return cls.of(table.cast(_COLUMNS), columns)
+            return cls.of(table.cast(_COLUMNS.append(_POSITIONS)), columns, base64.b64decode(group).decode())
         except (pa.ArrowException, KeyError, ValueError, OSError) as error:
             raise OutputError(f"_magbatch/plan.parquet is damaged: {error}") from error
 
 
-def _segment(record: dict[str, object]) -> Segment:
-    values = {name: value for name, value in record.items() if name != "shard"}
+def _segments(record: dict[str, Any]) -> list[Segment]:
+    values = {name: value for name, value in record.items() if name not in ("shard", "positions")}
     values["code"] = ErrorCode(str(values["code"])) if values["code"] else None
-    return Segment(**values)  # type: ignore[arg-type]
+    whole = Segment(**values)
+    positions = record.get("positions")
+    if positions is None:
+        return [whole]
+    begins = [0, *(at for at in range(1, len(positions)) if positions[at] != positions[at - 1] + 1), len(positions)]
+    return [
+        Segment(whole.path, whole.key, whole.size, whole.tag, whole.start + positions[begin], end - begin)
+        for begin, end in pairwise(begins)
+    ]
 
 
 @dataclass(slots=True)
@@ -172,6 +198,7 @@ class _File:
     key: str
     rows: int = 0
     schema: pa.Schema | None = None
+    lead: Footer | None = None
     problem: str | None = None
     code: ErrorCode | None = None
 
@@ -204,7 +231,7 @@ def make_plan(spec: JobSpec, limit: int | None = None, take: Callable[[ObjectInf
         SpecError: A column that the spec names is in none of the files.
         StorageError: The input cannot be listed.
     """
-    names = input_columns(spec)
+    names, lead = input_columns(spec), lead_of(spec) if limit is None else None
     root = _root(spec.input.path)
     infos = [info for info in find_parquet(spec.input.path, may_be_none=take is not None) if take is None or take(info)]
     unnamed = [info.name for info in infos if any("\ud800" <= char <= "\udfff" for char in info.name)]
@@ -215,10 +242,10 @@ def make_plan(spec: JobSpec, limit: int | None = None, take: Callable[[ObjectInf
     if len(keys) < len(files):
         raise InputError(f"input.path {spec.input.path}: it yields the same file twice")
     with ThreadPoolExecutor(FOOTER_READERS) as pool:
-        list(pool.map(lambda file: _read_footer(file, names), files))
+        list(pool.map(lambda file: _read_footer(file, names, lead), files))
     all_may_be_bad = take is not None and spec.input.on_bad_file == "dead_letter"
     if not all_may_be_bad:
-        _check(spec, files, names)
+        _check(spec, files, names if spec.input.group in (AUTO, NONE) else [*names, spec.input.group])
     columns = _as_text(_common_types(files, names), spec.input.columns.prompt)
     _check_expected(columns, spec.input.columns.expected)
     bad = [file for file in files if file.problem is not None]
@@ -228,22 +255,53 @@ def make_plan(spec: JobSpec, limit: int | None = None, take: Callable[[ObjectInf
         advice = "" if len(bad) == len(files) else "\nMend them, or set input.on_bad_file: dead_letter to run the rest."
         raise InputError(f"{len(bad)} of {len(files)} input files cannot be used:\n{listed}{more}{advice}")
 
-    segments = _everything(files) if limit is None else _sample(files, limit)
-    return _planned(segments, spec, columns)
+    if limit is not None:
+        return _planned(_sample(files, limit), spec, columns)
+    segments, note = _everything(files), None
+    if lead is not None:
+        footers = {file.info.name: file.lead for file in files if file.problem is None}
+        sources = [Source(segment.path, segment.rows, footers.get(segment.path)) for segment in segments]
+        arranged, note = arrange(lead, sources, *_shard_rows(segments, spec, columns))
+        if arranged is not None:
+            return Plan.of(_grouped(arranged, segments), columns, lead.column, note)
+    return _planned(segments, spec, columns, note)
 
 
-def _planned(segments: list[Segment], spec: JobSpec, columns: pa.Schema) -> Plan:
-    shard_rows = spec.shard_rows(sum(segment.rows for segment in segments))
-    if spec.input.shard_rows is None and spec.input.columns.images:
-        shard_rows = min(shard_rows, MAX_IMAGE_SHARD_ROWS)
-    if spec.input.shard_rows is None and _has_pictures(spec, columns):
+def _shard_rows(segments: list[Segment], spec: JobSpec, columns: pa.Schema) -> tuple[int, int]:
+    """Rows in a shard; and how many one may have so that a group stays whole."""
+    total = sum(segment.rows for segment in segments)
+    rows, most = spec.shard_rows(total), spec.group_rows(total)
+    if spec.input.shard_rows is not None:
+        return rows, most
+    bounds = [MAX_IMAGE_SHARD_ROWS] if spec.input.columns.images else []
+    if _has_pictures(spec, columns):
         long = spec.input.document.overflow == "map_reduce"
-        shard_rows = min(shard_rows, MAX_LONG_DOCUMENT_SHARD_ROWS if long else MAX_DOCUMENT_SHARD_ROWS)
+        bounds.append(MAX_LONG_DOCUMENT_SHARD_ROWS if long else MAX_DOCUMENT_SHARD_ROWS)
+    return min([rows, *bounds]), min([most, *bounds])
+
+
+def _planned(segments: list[Segment], spec: JobSpec, columns: pa.Schema, note: str | None = None) -> Plan:
+    shard_rows, _ = _shard_rows(segments, spec, columns)
     records = [
         {"shard": shard, **{name: getattr(segment, name) for name in _COLUMNS.names if name != "shard"}}
         for shard, segment in _pack(segments, shard_rows)
     ]
-    return Plan.of(pa.Table.from_pylist(records, schema=_COLUMNS), columns)
+    return Plan.of(pa.Table.from_pylist(records, schema=_COLUMNS), columns, note=note)
+
+
+def _grouped(arranged: Arranged, segments: list[Segment]) -> pa.Table:
+    """The records of shards that hold rows side by side which stand apart in their files."""
+    source = pa.array(arranged.source, pa.int32())
+
+    def of_file(name: str) -> pa.Array:
+        values = pa.array([getattr(segment, name) for segment in segments], _COLUMNS.field(name).type)
+        return values.take(source)
+
+    made = {"shard": arranged.shard, "start": arranged.start, "rows": arranged.rows}
+    arrays = [
+        pa.array(made[name], _COLUMNS.field(name).type) if name in made else of_file(name) for name in _COLUMNS.names
+    ]
+    return pa.Table.from_arrays([*arrays, arranged.positions], schema=_COLUMNS.append(_POSITIONS))
 
 
 def _has_pictures(spec: JobSpec, columns: pa.Schema) -> bool:
@@ -269,12 +327,13 @@ def _below(root: str, name: str) -> str:
     return name[len(root) :] if name.startswith(root) else os.path.basename(name)
 
 
-def _read_footer(file: _File, names: list[str]) -> None:
+def _read_footer(file: _File, names: list[str], lead: Lead | None) -> None:
     try:
         filesystem, inner = input_filesystem(file.info.name)
         with filesystem.open_input_file(inner) as source:
             parquet = pq.ParquetFile(source)
             file.rows, file.schema = parquet.metadata.num_rows, parquet.schema_arrow
+            file.lead = footer_of(parquet.metadata, lead, names) if lead is not None else None
     except (OSError, pa.ArrowException) as error:
         if not isinstance(error, FileNotFoundError):
             stat_input(file.info.name)  # raises when it is the storage that fails, not the file
@@ -315,7 +374,9 @@ def _named_by(spec: JobSpec, name: str) -> str:
         return "input.columns.id"
     if name == columns.expected:
         return "input.columns.expected"
-    return "input.carry" if name in spec.input.carry else "prompt.template"
+    if name in spec.input.carry:
+        return "input.carry"
+    return "prompt.template" if name in rendered_columns(spec) else "input.group"
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:

@@ -20,7 +20,7 @@ from magbatch.job.ledger import Ledger
 from magbatch.job.plan import rendered_columns
 from magbatch.model import engine_args, facts, locate
 from magbatch.pipeline.prompt import Prompter
-from magbatch.pipeline.read import ShardReader
+from magbatch.pipeline.read import ShardReader, read_together
 from magbatch.pipeline.render import Renderer
 from magbatch.rows import DeadLetter, Image, InputRow, Part, Prompt, Shard
 from magbatch.spec import JobSpec, carried_columns
@@ -118,6 +118,10 @@ class Preparer:
         self._used = rendered_columns(spec)
         self._reader = ShardReader(job.columns)
 
+    def read_ahead(self, shards: list[Shard]) -> None:
+        """See `ShardReader.read_ahead`."""
+        self._reader.read_ahead(shards)
+
     def __call__(self, shard: Shard, done: frozenset[str] = frozenset()) -> ShardPrompts:
         """Prepare the rows of a shard that are not done.
 
@@ -195,9 +199,11 @@ def prepare(
     preparer = Preparer(job)
     patience_s = job.spec.output.patience_s
     ledger = Ledger(job.spec.output.path, patience_s, on_wait)
-    for shard in shards:
-        done = ledger.done_rows(shard.index) if shard.index in partly_done else frozenset[str]()
-        yield to_block(patiently(functools.partial(preparer, shard, done), patience_s, on_wait))
+    for together in read_together(shards):
+        patiently(functools.partial(preparer.read_ahead, together), patience_s, on_wait)
+        for shard in together:
+            done = ledger.done_rows(shard.index) if shard.index in partly_done else frozenset[str]()
+            yield to_block(patiently(functools.partial(preparer, shard, done), patience_s, on_wait))
 
 
 def to_block(work: ShardPrompts) -> pa.Table:

@@ -2,7 +2,7 @@
 
 Every row of a shard comes out once: as a row of the table, or as a failure that says why it could
 not be read. Only the columns that the job uses are read, and a file is read forward once however
-many shards of it a task holds.
+many shards of it a task holds, and however their rows stand between each other's.
 
 A file that is damaged, gone or changed fails its rows; a value that is not what its column says
 fails its row. A storage that does not answer raises, so that Ray tries again: that is no property
@@ -11,6 +11,8 @@ of the rows.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate, groupby, pairwise
+from operator import attrgetter
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -109,6 +111,21 @@ class _Cursor:
         self._rest, self._position = None, first
 
 
+def read_together(shards: list[Shard]) -> Iterator[list[Shard]]:
+    """Neighbouring shards whose rows stand between each other's in the files; most shards are alone.
+
+    Args:
+        shards: In the order of the plan, whose files are in the order of their paths.
+    """
+    begins = [min((segment.path, segment.start) for segment in shard.segments) for shard in shards]
+    ends = [max((segment.path, segment.start + segment.rows) for segment in shard.segments) for shard in shards]
+    highest = list(accumulate(ends, max))
+    lowest = list(accumulate(reversed(begins), min))[::-1]
+    cuts = [at for at in range(1, len(shards)) if highest[at - 1] <= lowest[at]]
+    for begin, end in pairwise([0, *cuts, len(shards)] if shards else []):
+        yield shards[begin:end]
+
+
 class ShardReader:
     """Reads shards, in the order of the plan, for one task.
 
@@ -119,6 +136,27 @@ class ShardReader:
     def __init__(self, columns: pa.Schema) -> None:
         self._columns = columns
         self._cursor: _Cursor | None = None
+        self._ahead: dict[tuple[str, int], list[pa.RecordBatch]] = {}  # by path and first row of a segment
+
+    def read_ahead(self, shards: list[Shard]) -> None:
+        """Read what these shards hold in one pass, and keep it until the next call, where their rows are mixed.
+
+        Raises:
+            StorageError: The storage does not answer.
+        """
+        self._ahead = {}
+        segments = [segment for shard in shards for segment in shard.segments if segment.problem is None]
+        order = sorted(segments, key=attrgetter("path", "start"))
+        if order == segments:  # each is read when its turn comes, and none is kept
+            return
+        for _, of_file in groupby(order, key=attrgetter("path")):
+            try:
+                for segment in of_file:
+                    batches = self._open(segment).take(segment.start, segment.rows)
+                    # Copies: a slice would keep its whole batch.
+                    self._ahead[segment.path, segment.start] = [batch.take(_all(batch)) for batch in batches]
+            except (RowError, FileNotFoundError, *_DAMAGE):  # met again, and told apart, segment by segment
+                self._cursor = None
 
     def __call__(self, shard: Shard, done: frozenset[str] = frozenset()) -> ShardRows:
         """Read the rows of a shard that are not done.
@@ -160,7 +198,9 @@ class ShardReader:
 
     def _batches(self, segment: Segment) -> tuple[pa.Table, dict[int, RowError]]:
         try:
-            batches = self._open(segment).take(segment.start, segment.rows)
+            batches = self._ahead.get((segment.path, segment.start)) or self._open(segment).take(
+                segment.start, segment.rows
+            )
         except _DAMAGE:
             batches, damage = self._up_to_the_damage(segment)
         else:
@@ -212,6 +252,10 @@ class ShardReader:
         table = pa.Table.from_batches(batches).select(self._columns.names).cast(self._columns)
         table.validate(full=True)  # Parquet readers take any bytes for text
         return table
+
+
+def _all(batch: pa.RecordBatch) -> pa.Array:
+    return pa.array(range(batch.num_rows), pa.int32())
 
 
 def _unreadable(segment: Segment, offset: int, error: Exception) -> RowError:

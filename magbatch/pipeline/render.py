@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import jinja2
+from jinja2 import nodes
 from jinja2.meta import find_undeclared_variables
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -39,6 +40,26 @@ def template_columns(template: str) -> set[str]:
         return set(find_undeclared_variables(_environment().parse(template)))
     except jinja2.TemplateSyntaxError as error:
         raise SpecError(f"prompt.template: line {error.lineno}: {error.message}") from error
+
+
+def leading_column(template: str) -> str | None:
+    """The column that a template's output begins with, but for fixed text; None where that depends on several.
+
+    Raises:
+        SpecError: The template does not parse.
+    """
+    columns = template_columns(template)
+    for node in _environment().parse(template).body:
+        shown = node.nodes if isinstance(node, nodes.Output) else [node]
+        for part in shown:
+            names = {name.name for name in [part, *part.find_all(nodes.Name)] if isinstance(name, nodes.Name)}
+            if not names and not isinstance(part, nodes.TemplateData | nodes.Const):
+                return None  # what is included, or called, may begin with anything
+            if names:
+                (name, *others) = names
+                plain = isinstance(part, nodes.Expr | nodes.If | nodes.For)
+                return name if plain and not others and name in columns else None
+    return None
 
 
 class Renderer:

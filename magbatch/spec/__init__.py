@@ -8,7 +8,9 @@ from magbatch.spec.job import FREE_FIELDS, JobSpec, carried_columns, differences
 from magbatch.spec.load import load, parse
 from magbatch.spec.schema import properties, resolve
 from magbatch.spec.sections import (
+    AUTO,
     BOXED,
+    NONE,
     WHOLE,
     AnswerSpec,
     InputSpec,
@@ -23,8 +25,10 @@ from magbatch.spec.sections import (
 )
 
 __all__ = [
+    "AUTO",
     "BOXED",
     "FREE_FIELDS",
+    "NONE",
     "WHOLE",
     "AnswerSpec",
     "InputSpec",

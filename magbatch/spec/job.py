@@ -27,6 +27,7 @@ from magbatch.spec.sections import (
 
 ANSWER_COLUMNS = frozenset({"extracted", "vote"})
 SHARDS_PER_REPLICA = 32  # enough that replicas stay even when one shard is slow
+GROUPED_SHARDS_PER_REPLICA = 8  # at least so many where rows that share a prefix are kept in one shard
 
 # What may change between two runs of one job: none of it changes what an answer would be.
 FREE_FIELDS = frozenset(
@@ -34,7 +35,7 @@ FREE_FIELDS = frozenset(
     | {"output.commit_interval_s", "output.commit_rows", "output.patience_s"}
     | {"limits.max_failed_rows", "limits.row_timeout_s", "input.fetch_timeout_s"}
     | {"input.fetch_private", "limits.document_timeout_s", "limits.document_memory_mb"}
-    | {"input.shard_rows", "input.on_bad_file", "input.incremental"}  # these are frozen in the plan
+    | {"input.shard_rows", "input.group", "input.on_bad_file", "input.incremental"}  # these are frozen in the plan
     | {f"model.engine_args.{name}" for name in (
         "max_num_seqs", "max_num_batched_tokens", "gpu_memory_utilization", "kv_cache_memory_bytes", "enforce_eager",
         "tensor_parallel_size", "pipeline_parallel_size", "distributed_executor_backend", "enable_prefix_caching",
@@ -132,6 +133,11 @@ class JobSpec(Section):
             return self.input.shard_rows
         share = total_rows // (self.replicas.max * SHARDS_PER_REPLICA)
         return max(MIN_SHARD_ROWS, min(MAX_SHARD_ROWS, share))
+
+    def group_rows(self, total_rows: int) -> int:
+        """Rows that a shard of such a job may have so that rows which share a prefix are not cut apart."""
+        share = total_rows // (self.replicas.max * GROUPED_SHARDS_PER_REPLICA)
+        return max(self.shard_rows(total_rows), min(MAX_SHARD_ROWS, share) if self.input.shard_rows is None else 0)
 
     def to_yaml(self) -> str:
         """The spec as it is stored beside the output: every field, defaults included."""

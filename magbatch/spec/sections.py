@@ -16,6 +16,7 @@ MAX_SHARD_ROWS = 128  # a crash costs at most what was in flight; Ray costs 20-5
 MIN_SHARD_ROWS = 4
 WHOLE, BOXED = "whole", "boxed"
 ACCELERATOR_LABEL, MARKET_LABEL = "ray.io/accelerator-type", "ray.io/market-type"  # as Ray names them
+AUTO, NONE = "auto", "none"
 
 
 class Section(BaseModel):
@@ -120,6 +121,13 @@ class InputSpec(Section):
             description=f"Rows in a shard; null chooses {MIN_SHARD_ROWS} to {MAX_SHARD_ROWS} by the size of the job.",
         ),
     ] = None
+    group: Annotated[
+        str,
+        Field(
+            min_length=1,
+            description="Rows that share a long prefix stand side by side: `auto` finds them; `none`; or by a column.",
+        ),
+    ] = AUTO
     document: Annotated[DocumentSpec, Field(description="How a row's document is shown to the model.")] = DocumentSpec()
     fetch_timeout_s: Annotated[float, Field(gt=0, description="Seconds that fetching one URL may take.")] = 30.0
     fetch_private: Annotated[

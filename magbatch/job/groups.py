@@ -1,0 +1,428 @@
+"""Rows that begin with the same long text or document, placed side by side.
+
+A replica that answers them together reads their common beginning once: the engine's prefix cache holds it,
+but only as long as few other beginnings come between. Of the input, the column that prompts begin with is
+read, and only where footers and the first rows show that its values repeat; of the values, hashes are kept.
+
+Rows move within a window alone: rows of one file, or of neighbouring small ones, few enough that a read
+task takes them in one pass and holds them. Row ids do not change.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.parquet as pq
+
+from magbatch.pipeline.render import leading_column
+from magbatch.spec import AUTO, NONE, JobSpec
+from magbatch.storage.inputs import input_filesystem, stat_input
+
+MIN_ROWS_A_VALUE = 2  # on average
+MIN_SHARED_BYTES = 1000  # of a text, on average: some 250 tokens, as many as a row of an answer costs to begin
+WINDOW_ROWS = 8192
+WINDOW_BYTES = 256 << 20  # as read: what a read task holds at most
+MAX_GROUPED_ROWS = 2_000_000  # a row that is placed takes 2 bytes of the stored plan, and 200 of the driver's memory
+MAX_PLAN_BYTES = 256 << 20  # of the column, compressed, that planning reads without being told to
+SHORT_BYTES = 64  # at least so long are even shortened bounds in a footer, where values are long
+UNIQUE = 0.95  # distinct values a row: in an eighth of a window where values come twice, there are fewer
+READERS = 4
+READ_BUFFER_BYTES = 1 << 20
+BATCH_BYTES, MAX_BATCH_ROWS = 8 << 20, 4096
+
+_NULL = 0  # the hash of no value
+_Integers = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Lead:
+    """The column that a job's prompts begin with.
+
+    Attributes:
+        column: Its name.
+        document: Its values stand for documents, which are long whatever their names are.
+        forced: The spec names it.
+    """
+
+    column: str
+    document: bool = False
+    forced: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Footer:
+    """What a file's footer says.
+
+    Attributes:
+        may_repeat: The column's values are kept in dictionaries, and are not seen to be short.
+        lead_bytes: Of the column, compressed.
+        lead_row_bytes: Of the column, decompressed, a row.
+        row_bytes: Of the job's other columns, decompressed, a row: of the row group with the largest.
+    """
+
+    may_repeat: bool
+    lead_bytes: int
+    lead_row_bytes: int
+    row_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """An input file. One without `footer` keeps its rows in their order."""
+
+    path: str
+    rows: int
+    footer: Footer | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Arranged:
+    """Shards, as runs of rows of one file each.
+
+    Attributes:
+        shard: Of each run.
+        source: Its file, by its place among the sources.
+        start: Its first row in the file.
+        rows: How many.
+        positions: Where each is, from `start` on; null where they follow each other.
+    """
+
+    shard: _Integers
+    source: _Integers
+    start: _Integers
+    rows: _Integers
+    positions: pa.ListArray
+
+
+def lead_of(spec: JobSpec) -> Lead | None:
+    """The column that may hold what rows share; None where there is none, or the spec wants no groups."""
+    columns, group = spec.input.columns, spec.input.group
+    if group == NONE:
+        return None
+    if group != AUTO:
+        return Lead(group, forced=True)
+    if columns.messages:
+        return None
+    # A prompt is the system prompt, the document, the images, and then the text.
+    if columns.document:
+        return Lead(columns.document, document=spec.input.document.strings != "text")
+    if columns.images:
+        return Lead(columns.images[0], document=True)
+    name = columns.prompt if spec.prompt.template is None else leading_column(spec.prompt.template)
+    return Lead(name) if name else None
+
+
+def footer_of(metadata: pq.FileMetaData, lead: Lead, names: list[str]) -> Footer | None:
+    """What a footer says; None where the column is not there, or is made of others.
+
+    Args:
+        metadata: The footer.
+        lead: The column.
+        names: The columns that the job reads.
+    """
+    if not metadata.num_rows:
+        return None
+    paths = {metadata.schema.column(index).path: index for index in range(metadata.num_columns)}
+    if lead.column not in paths:
+        return None
+    at = paths[lead.column]
+    wanted = set(names) - {lead.column}
+    others = [index for path, index in paths.items() if path.partition(".")[0] in wanted or path in wanted]
+    repeats, lead_bytes, size, row_bytes = True, 0, 0, 0
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        if not group.num_rows:
+            continue
+        chunk = group.column(at)
+        repeats = repeats and chunk.has_dictionary_page and (lead.document or not _short(chunk))
+        lead_bytes, size = lead_bytes + chunk.total_compressed_size, size + chunk.total_uncompressed_size
+        held = sum(group.column(index).total_uncompressed_size for index in others)
+        row_bytes = max(row_bytes, held // group.num_rows)
+    return Footer(repeats, lead_bytes, size // metadata.num_rows, row_bytes)
+
+
+def _short(chunk: pq.ColumnChunkMetaData) -> bool:
+    """Whether the bounds of a column's values are short; long ones are left out or shortened, not to nothing."""
+    bounds = chunk.statistics
+    if bounds is None or not bounds.has_min_max:
+        return False
+    least, most = bounds.min_raw, bounds.max_raw
+    return not isinstance(least, bytes) or max(len(least), len(most)) < SHORT_BYTES
+
+
+def arrange(lead: Lead, sources: list[Source], target: int, most: int) -> tuple[Arranged | None, str | None]:
+    """Shards of a job whose rows share prefixes.
+
+    Args:
+        lead: The column.
+        sources: Its files, in the order of the plan.
+        target: Rows in a shard.
+        most: Rows that a shard may have where that keeps a group whole.
+
+    Returns:
+        The shards, or None where they are not grouped; and what a person should know of it, or None.
+
+    Raises:
+        StorageError: The input's storage does not answer.
+    """
+    if not lead.forced:
+        sources = [one if one.footer and one.footer.may_repeat else replace(one, footer=None) for one in sources]
+    footers = [one.footer for one in sources if one.footer is not None]
+    if not footers and lead.forced:
+        return None, f"input.group: {lead.column!r} is made of other columns: rows are left in their order"
+    if not footers or (not lead.forced and not _shared(lead, sources)):
+        return None, None
+    rows, read = sum(one.rows for one in sources), sum(footer.lead_bytes for footer in footers)
+    if rows > MAX_GROUPED_ROWS:
+        return None, f"rows share {lead.column!r}, but above {MAX_GROUPED_ROWS:,} rows they are left in their order"
+    if not lead.forced and read > MAX_PLAN_BYTES:
+        return None, (
+            f"rows share {lead.column!r}, but to group them {read >> 20:,} MB would be read first; "
+            f"input.group: {lead.column} does it all the same"
+        )
+    with ThreadPoolExecutor(READERS) as pool:
+        values = list(pool.map(lambda one: _all_values(one, lead.column), sources))
+    cutter = _Cutter(target, most)
+    for piece in _pieces(sources, values):
+        cutter.add(piece)
+    return cutter.arranged(), cutter.note(lead.column)
+
+
+@dataclass(frozen=True, slots=True)
+class _Values:
+    """Of each row the hash of its value, and the bytes that it takes as read."""
+
+    hashes: _Integers
+    sizes: _Integers
+
+
+def _shared(lead: Lead, sources: list[Source]) -> bool:
+    """Whether rows of the first window share values that are long."""
+    lengths: dict[int, int] = {}
+    rows = size = valued = 0
+    for source in sources:
+        if source.footer is None:
+            continue
+        try:
+            for found in _values(source.path, lead.column, source.footer):
+                there = found.hashes != _NULL
+                lengths |= zip(
+                    found.hashes[there].tolist(), (found.sizes - source.footer.row_bytes)[there].tolist(), strict=True
+                )
+                rows, size = rows + len(found.hashes), size + int(found.sizes.sum())
+                valued += int(there.sum())
+                looked = max(rows / WINDOW_ROWS, size / WINDOW_BYTES)
+                if looked > 1 / 8 and len(lengths) > UNIQUE * valued:
+                    return False
+                if looked >= 1:
+                    break
+        except (OSError, pa.ArrowException):
+            _look_again(source.path)
+            continue
+        if rows >= WINDOW_ROWS or size >= WINDOW_BYTES:
+            break
+    enough = 0 < len(lengths) * MIN_ROWS_A_VALUE <= valued
+    return enough and (lead.document or sum(lengths.values()) >= MIN_SHARED_BYTES * len(lengths))
+
+
+def _look_again(path: str) -> None:
+    """Raises when it is the storage that fails; what is wrong with the file is found when it is read."""
+    try:
+        stat_input(path)
+    except FileNotFoundError:
+        return
+
+
+def _all_values(source: Source, column: str) -> _Values | None:
+    """Of a whole file; None where its rows keep their order."""
+    if source.footer is None:
+        return None
+    try:
+        found = list(_values(source.path, column, source.footer))
+    except (OSError, pa.ArrowException):
+        _look_again(source.path)
+        return None
+    hashes = np.concatenate([one.hashes for one in found])
+    return _Values(hashes, np.concatenate([one.sizes for one in found])) if len(hashes) == source.rows else None
+
+
+def _values(path: str, column: str, footer: Footer) -> Iterator[_Values]:
+    filesystem, inner = input_filesystem(path)
+    with filesystem.open_input_file(inner) as source:
+        file = pq.ParquetFile(source, read_dictionary=[column], buffer_size=READ_BUFFER_BYTES, pre_buffer=False)
+        batch_rows = max(16, min(MAX_BATCH_ROWS, BATCH_BYTES // max(1, footer.lead_row_bytes)))
+        for batch in file.iter_batches(batch_size=batch_rows, columns=[column]):
+            yield _hashed(batch.column(0), footer.row_bytes)
+
+
+def _hashed(column: pa.Array, row_bytes: int) -> _Values:
+    if not pa.types.is_dictionary(column.type):
+        column = column.dictionary_encode()
+    codes = column.indices.fill_null(len(column.dictionary)).to_numpy(zero_copy_only=False)
+    used = np.unique(codes)
+    used = used[used < len(column.dictionary)]
+    values = column.dictionary.take(pa.array(used))
+    if not any(test(values.type) for test in (pa.types.is_binary, pa.types.is_fixed_size_binary)):
+        values = values.cast(pa.large_string())  # a number has the same text in whatever type a file keeps it
+    values = values.cast(pa.large_binary())
+    hashes = np.full(len(column.dictionary) + 1, _NULL, dtype=np.uint64)  # the last is null's
+    sizes = np.zeros(len(hashes), dtype=np.int64)
+    digests = b"".join(blake2b(value, digest_size=8).digest() for value in values.to_pylist())
+    hashes[used] = np.frombuffer(digests, dtype=np.uint64)
+    sizes[used] = pa.compute.binary_length(values).to_numpy()
+    return _Values(hashes[codes], sizes[codes] + row_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Rows of one file that are cut into shards together with others of their window.
+
+    Attributes:
+        source: The file.
+        start: The first of them.
+        rows: How many.
+        hashes: Of their values; None where they keep their order.
+        ends: The window ends with them.
+    """
+
+    source: int
+    start: int
+    rows: int
+    hashes: _Integers | None
+    ends: bool
+
+
+def _pieces(sources: list[Source], values: list[_Values | None]) -> Iterator[_Piece]:
+    """All rows in order, each once; a window ends between two groups where it can."""
+    rows = size = 0
+    for number, (source, found) in enumerate(zip(sources, values, strict=True)):
+        if found is None:
+            yield _Piece(number, 0, source.rows, None, ends=False)
+            rows = size = 0
+            continue
+        taken = np.concatenate([[0], np.cumsum(found.sizes)])
+        at = 0
+        while at < source.rows:
+            fits = int(np.searchsorted(taken, taken[at] + WINDOW_BYTES - size, side="right")) - 1
+            end = min(at + WINDOW_ROWS - rows, source.rows, max(fits, at if rows else at + 1))
+            whole = end
+            while at < whole < source.rows and found.hashes[whole - 1] == found.hashes[whole]:
+                whole -= 1
+            if whole > at and rows + whole - at >= (rows + end - at) // 2:
+                end = whole
+            rows, size = rows + end - at, size + int(taken[end] - taken[at])
+            ends = end < source.rows
+            yield _Piece(number, at, end - at, found.hashes[at:end], ends)
+            at = end
+            if ends:
+                rows = size = 0
+
+
+class _Cutter:
+    """Cuts windows into shards that hold whole groups, as far as they are not too large for one.
+
+    Args:
+        target: Rows in a shard.
+        most: Rows that a shard may have where that keeps a group whole.
+    """
+
+    def __init__(self, target: int, most: int) -> None:
+        self._target, self._most = target, most
+        self._shards = 0
+        self._window: list[_Piece] = []
+        self._runs: list[tuple[_Integers, _Integers, _Integers, _Integers]] = []  # shard, source, start, rows
+        self._positions: list[_Integers] = []
+        self._scattered: list[_Integers] = []  # for each run whether it has positions
+        self._rows = self._groups = 0  # that were grouped, in all windows
+
+    def add(self, piece: _Piece) -> None:
+        """One piece; the order of the pieces is kept, window by window."""
+        if self._window and (piece.hashes is None) != (self._window[-1].hashes is None):
+            self._close()
+        self._window.append(piece)
+        if piece.ends:
+            self._close()
+
+    def _close(self) -> None:
+        window = [piece for piece in self._window if piece.rows]
+        self._window = []
+        if not window:
+            return
+        source = np.concatenate([np.full(piece.rows, piece.source) for piece in window])
+        row = np.concatenate([np.arange(piece.start, piece.start + piece.rows) for piece in window])
+        hashes = [piece.hashes for piece in window if piece.hashes is not None]
+        if hashes:
+            order, sizes = _by_value(np.concatenate(hashes))
+            source, row = source[order], row[order]
+            self._rows, self._groups = self._rows + len(row), self._groups + len(sizes)
+        else:
+            sizes = np.ones(len(row), dtype=np.int64)
+        lengths = _cut(sizes.tolist(), self._target, self._most if hashes else self._target)
+        shard = np.repeat(np.arange(self._shards, self._shards + len(lengths)), lengths)
+        self._shards += len(lengths)
+        self._add_runs(shard, source, row)
+
+    def _add_runs(self, shard: _Integers, source: _Integers, row: _Integers) -> None:
+        new = np.ones(len(row), dtype=bool)
+        new[1:] = (shard[1:] != shard[:-1]) | (source[1:] != source[:-1])
+        begins = np.flatnonzero(new)
+        rows = np.diff(np.append(begins, len(row)))
+        start = np.minimum.reduceat(row, begins)
+        jumps = np.zeros(len(row), dtype=np.int64)
+        jumps[1:] = (row[1:] != row[:-1] + 1) & ~new[1:]
+        scattered = np.add.reduceat(jumps, begins) > 0
+        self._runs.append((shard[begins], source[begins], start, rows))
+        self._scattered.append(scattered)
+        offsets = row - np.repeat(start, rows)
+        self._positions.append(offsets[np.repeat(scattered, rows)].astype(np.int32))
+
+    def arranged(self) -> Arranged:
+        """All shards; the last window ends here."""
+        self._close()
+        columns = [np.concatenate([run[index] for run in self._runs]) for index in range(4)]
+        shard, source, start, rows = columns
+        scattered = np.concatenate(self._scattered)
+        ends = np.cumsum(np.where(scattered, rows, 0))
+        positions = pa.ListArray.from_arrays(
+            pa.array(np.append(0, ends), pa.int32(), mask=np.append(~scattered, False)),
+            pa.array(np.concatenate(self._positions)),
+        )
+        return Arranged(shard, source, start, rows, positions)
+
+    def note(self, column: str) -> str:
+        """What was found."""
+        if not self._groups:
+            return f"no file's {column!r} can be read: its rows are left in their order"
+        moved = any(scattered.any() for scattered in self._scattered)
+        how = "are placed side by side" if moved else "stand side by side already"
+        return f"rows with the same {column!r} {how}: {self._rows / self._groups:,.1f} at a time"
+
+
+def _by_value(hashes: _Integers) -> tuple[_Integers, _Integers]:
+    """The order that puts equal values side by side, in the order in which they first come; and how many of each."""
+    _, first, value, count = np.unique(hashes, return_index=True, return_inverse=True, return_counts=True)
+    by_first = np.argsort(first)
+    rank = np.empty_like(by_first)
+    rank[by_first] = np.arange(len(first))
+    return np.argsort(rank[value], kind="stable"), count[by_first]
+
+
+def _cut(groups: list[int], target: int, most: int) -> list[int]:
+    """Rows of each shard: whole groups up to `target`, one group up to `most`, even parts of a larger one."""
+    shards: list[int] = []
+    held = 0
+    for group in groups:
+        if held and (held >= target or held + group > most):
+            shards.append(held)
+            held = 0
+        if group > most:
+            parts = -(-group // most)
+            shards += [(group * (part + 1)) // parts - (group * part) // parts for part in range(parts)]
+        else:
+            held += group
+    return [*shards, held] if held else shards
