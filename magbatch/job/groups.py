@@ -25,8 +25,9 @@ from magbatch.storage.inputs import input_filesystem, stat_input
 
 MIN_ROWS_A_VALUE = 2  # on average
 MIN_SHARED_BYTES = 1000  # of a text, on average: some 250 tokens, as many as a row of an answer costs to begin
-WINDOW_ROWS = 8192
-WINDOW_BYTES = 256 << 20  # as read: what a read task holds at most
+# A read task goes through a window once, and holds its own rows of it; several tasks may share one.
+WINDOW_ROWS = 32_768
+WINDOW_BYTES = 256 << 20  # as read
 MAX_GROUPED_ROWS = 2_000_000  # a row that is placed takes 2 bytes of the stored plan, and 200 of the driver's memory
 MAX_PLAN_BYTES = 256 << 20  # of the column, compressed, that planning reads without being told to
 SHORT_BYTES = 64  # at least so long are even shortened bounds in a footer, where values are long

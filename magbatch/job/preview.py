@@ -40,7 +40,8 @@ def preview(spec: JobSpec, limit: int | None = None) -> dict[str, Any]:
         "rows_in_a_shard": [int(sizes.min()), int(sizes.max())] if plan.num_shards else [0, 0],
         "output": spec.output.path,
         "first_prompt": first,
-        "notes": _notes(spec, args, first),
+        "group": plan.group,
+        "notes": [*_notes(spec, args, first), *([plan.note] if plan.note else [])],
         "settings": settings(spec, args),
     }
 

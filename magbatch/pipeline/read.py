@@ -147,7 +147,7 @@ class ShardReader:
         self._ahead = {}
         segments = [segment for shard in shards for segment in shard.segments if segment.problem is None]
         order = sorted(segments, key=attrgetter("path", "start"))
-        if order == segments:  # each is read when its turn comes, and none is kept
+        if order == segments or not self._columns.names:  # each is read when its turn comes, and none is kept
             return
         for _, of_file in groupby(order, key=attrgetter("path")):
             try:
