@@ -113,7 +113,8 @@ def main() -> None:
                 replicas = ", ".join(str(replica["rows"]) for replica in report["replicas"])
                 print(
                     f"group: {group:4}  {ran['serving_s']:6.1f} s, {speeds[group][-1]:7,.0f} tokens/s, "
-                    f"{totals['cached_tokens']:,} of {totals['prompt_tokens']:,} prompt tokens cached; rows by replica: {replicas}",
+                    f"{totals['cached_tokens']:,} of {totals['prompt_tokens']:,} prompt tokens cached; "
+                    f"rows by replica: {replicas}",
                     flush=True,
                 )
     ratios = [auto / none for auto, none in zip(speeds["auto"], speeds["none"], strict=True)]
