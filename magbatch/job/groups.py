@@ -3,31 +3,26 @@
 A replica that answers them together reads their common beginning once: the engine's prefix cache holds it,
 but only as long as few other beginnings come between. Of the input, the column that prompts begin with is
 read, and only where footers and the first rows show that its values repeat; of the values, hashes are kept.
-
-Rows move within a window alone: rows of one file, or of neighbouring small ones, few enough that a read
-task takes them in one pass and holds them. Row ids do not change.
 """
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from hashlib import blake2b
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
 
+from magbatch.job import windows
+from magbatch.job.windows import Arranged, Cutter, Values, pieces
 from magbatch.pipeline.render import leading_column
 from magbatch.spec import AUTO, NONE, JobSpec
 from magbatch.storage.inputs import input_filesystem, stat_input
 
 MIN_ROWS_A_VALUE = 2  # on average
-MIN_SHARED_BYTES = 1000  # of a text, on average: some 250 tokens, as many as a row of an answer costs to begin
-# A read task goes through a window once, and holds its own rows of it; several tasks may share one.
-WINDOW_ROWS = 32_768
-WINDOW_BYTES = 256 << 20  # as read
+MIN_SHARED_BYTES = 1000  # of a text, on average: some 250 tokens; fewer are read in no time
 MAX_GROUPED_ROWS = 2_000_000  # a row that is placed takes 2 bytes of the stored plan, and 200 of the driver's memory
 MAX_PLAN_BYTES = 256 << 20  # of the column, compressed, that planning reads without being told to
 SHORT_BYTES = 64  # at least so long are even shortened bounds in a footer, where values are long
@@ -37,7 +32,6 @@ READ_BUFFER_BYTES = 1 << 20
 BATCH_BYTES, MAX_BATCH_ROWS = 8 << 20, 4096
 
 _NULL = 0  # the hash of no value
-_Integers = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,25 +73,6 @@ class Source:
     path: str
     rows: int
     footer: Footer | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Arranged:
-    """Shards, as runs of rows of one file each.
-
-    Attributes:
-        shard: Of each run.
-        source: Its file, by its place among the sources.
-        start: Its first row in the file.
-        rows: How many.
-        positions: Where each is, from `start` on; null where they follow each other.
-    """
-
-    shard: _Integers
-    source: _Integers
-    start: _Integers
-    rows: _Integers
-    positions: pa.ListArray
 
 
 def lead_of(spec: JobSpec) -> Lead | None:
@@ -188,18 +163,12 @@ def arrange(lead: Lead, sources: list[Source], target: int, most: int) -> tuple[
         )
     with ThreadPoolExecutor(READERS) as pool:
         values = list(pool.map(lambda one: _all_values(one, lead.column), sources))
-    cutter = _Cutter(target, most)
-    for piece in _pieces(sources, values):
+    if all(one is None for one in values):
+        return None, f"no file's {lead.column!r} can be read as text, bytes or numbers: rows are left in their order"
+    cutter = Cutter(target, most)
+    for piece in pieces([one.rows for one in sources], values):
         cutter.add(piece)
     return cutter.arranged(), cutter.note(lead.column)
-
-
-@dataclass(frozen=True, slots=True)
-class _Values:
-    """Of each row the hash of its value, and the bytes that it takes as read."""
-
-    hashes: _Integers
-    sizes: _Integers
 
 
 def _shared(lead: Lead, sources: list[Source]) -> bool:
@@ -217,7 +186,7 @@ def _shared(lead: Lead, sources: list[Source]) -> bool:
                 )
                 rows, size = rows + len(found.hashes), size + int(found.sizes.sum())
                 valued += int(there.sum())
-                looked = max(rows / WINDOW_ROWS, size / WINDOW_BYTES)
+                looked = max(rows / windows.WINDOW_ROWS, size / windows.WINDOW_BYTES)
                 if looked > 1 / 8 and len(lengths) > UNIQUE * valued:
                     return False
                 if looked >= 1:
@@ -225,7 +194,7 @@ def _shared(lead: Lead, sources: list[Source]) -> bool:
         except (OSError, pa.ArrowException):
             _look_again(source.path)
             continue
-        if rows >= WINDOW_ROWS or size >= WINDOW_BYTES:
+        if rows >= windows.WINDOW_ROWS or size >= windows.WINDOW_BYTES:
             break
     enough = 0 < len(lengths) * MIN_ROWS_A_VALUE <= valued
     return enough and (lead.document or sum(lengths.values()) >= MIN_SHARED_BYTES * len(lengths))
@@ -239,7 +208,7 @@ def _look_again(path: str) -> None:
         return
 
 
-def _all_values(source: Source, column: str) -> _Values | None:
+def _all_values(source: Source, column: str) -> Values | None:
     """Of a whole file; None where its rows keep their order."""
     if source.footer is None:
         return None
@@ -249,10 +218,10 @@ def _all_values(source: Source, column: str) -> _Values | None:
         _look_again(source.path)
         return None
     hashes = np.concatenate([one.hashes for one in found])
-    return _Values(hashes, np.concatenate([one.sizes for one in found])) if len(hashes) == source.rows else None
+    return Values(hashes, np.concatenate([one.sizes for one in found])) if len(hashes) == source.rows else None
 
 
-def _values(path: str, column: str, footer: Footer) -> Iterator[_Values]:
+def _values(path: str, column: str, footer: Footer) -> Iterator[Values]:
     filesystem, inner = input_filesystem(path)
     with filesystem.open_input_file(inner) as source:
         file = pq.ParquetFile(source, read_dictionary=[column], buffer_size=READ_BUFFER_BYTES, pre_buffer=False)
@@ -261,7 +230,7 @@ def _values(path: str, column: str, footer: Footer) -> Iterator[_Values]:
             yield _hashed(batch.column(0), footer.row_bytes)
 
 
-def _hashed(column: pa.Array, row_bytes: int) -> _Values:
+def _hashed(column: pa.Array, row_bytes: int) -> Values:
     if not pa.types.is_dictionary(column.type):
         column = column.dictionary_encode()
     codes = column.indices.fill_null(len(column.dictionary)).to_numpy(zero_copy_only=False)
@@ -276,154 +245,4 @@ def _hashed(column: pa.Array, row_bytes: int) -> _Values:
     digests = b"".join(blake2b(value, digest_size=8).digest() for value in values.to_pylist())
     hashes[used] = np.frombuffer(digests, dtype=np.uint64)
     sizes[used] = pa.compute.binary_length(values).to_numpy()
-    return _Values(hashes[codes], sizes[codes] + row_bytes)
-
-
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """Rows of one file that are cut into shards together with others of their window.
-
-    Attributes:
-        source: The file.
-        start: The first of them.
-        rows: How many.
-        hashes: Of their values; None where they keep their order.
-        ends: The window ends with them.
-    """
-
-    source: int
-    start: int
-    rows: int
-    hashes: _Integers | None
-    ends: bool
-
-
-def _pieces(sources: list[Source], values: list[_Values | None]) -> Iterator[_Piece]:
-    """All rows in order, each once; a window ends between two groups where it can."""
-    rows = size = 0
-    for number, (source, found) in enumerate(zip(sources, values, strict=True)):
-        if found is None:
-            yield _Piece(number, 0, source.rows, None, ends=False)
-            rows = size = 0
-            continue
-        taken = np.concatenate([[0], np.cumsum(found.sizes)])
-        at = 0
-        while at < source.rows:
-            fits = int(np.searchsorted(taken, taken[at] + WINDOW_BYTES - size, side="right")) - 1
-            end = min(at + WINDOW_ROWS - rows, source.rows, max(fits, at if rows else at + 1))
-            whole = end
-            while at < whole < source.rows and found.hashes[whole - 1] == found.hashes[whole]:
-                whole -= 1
-            if whole > at and rows + whole - at >= (rows + end - at) // 2:
-                end = whole
-            rows, size = rows + end - at, size + int(taken[end] - taken[at])
-            ends = end < source.rows
-            yield _Piece(number, at, end - at, found.hashes[at:end], ends)
-            at = end
-            if ends:
-                rows = size = 0
-
-
-class _Cutter:
-    """Cuts windows into shards that hold whole groups, as far as they are not too large for one.
-
-    Args:
-        target: Rows in a shard.
-        most: Rows that a shard may have where that keeps a group whole.
-    """
-
-    def __init__(self, target: int, most: int) -> None:
-        self._target, self._most = target, most
-        self._shards = 0
-        self._window: list[_Piece] = []
-        self._runs: list[tuple[_Integers, _Integers, _Integers, _Integers]] = []  # shard, source, start, rows
-        self._positions: list[_Integers] = []
-        self._scattered: list[_Integers] = []  # for each run whether it has positions
-        self._rows = self._groups = 0  # that were grouped, in all windows
-
-    def add(self, piece: _Piece) -> None:
-        """One piece; the order of the pieces is kept, window by window."""
-        if self._window and (piece.hashes is None) != (self._window[-1].hashes is None):
-            self._close()
-        self._window.append(piece)
-        if piece.ends:
-            self._close()
-
-    def _close(self) -> None:
-        window = [piece for piece in self._window if piece.rows]
-        self._window = []
-        if not window:
-            return
-        source = np.concatenate([np.full(piece.rows, piece.source) for piece in window])
-        row = np.concatenate([np.arange(piece.start, piece.start + piece.rows) for piece in window])
-        hashes = [piece.hashes for piece in window if piece.hashes is not None]
-        if hashes:
-            order, sizes = _by_value(np.concatenate(hashes))
-            source, row = source[order], row[order]
-            self._rows, self._groups = self._rows + len(row), self._groups + len(sizes)
-        else:
-            sizes = np.ones(len(row), dtype=np.int64)
-        lengths = _cut(sizes.tolist(), self._target, self._most if hashes else self._target)
-        shard = np.repeat(np.arange(self._shards, self._shards + len(lengths)), lengths)
-        self._shards += len(lengths)
-        self._add_runs(shard, source, row)
-
-    def _add_runs(self, shard: _Integers, source: _Integers, row: _Integers) -> None:
-        new = np.ones(len(row), dtype=bool)
-        new[1:] = (shard[1:] != shard[:-1]) | (source[1:] != source[:-1])
-        begins = np.flatnonzero(new)
-        rows = np.diff(np.append(begins, len(row)))
-        start = np.minimum.reduceat(row, begins)
-        jumps = np.zeros(len(row), dtype=np.int64)
-        jumps[1:] = (row[1:] != row[:-1] + 1) & ~new[1:]
-        scattered = np.add.reduceat(jumps, begins) > 0
-        self._runs.append((shard[begins], source[begins], start, rows))
-        self._scattered.append(scattered)
-        offsets = row - np.repeat(start, rows)
-        self._positions.append(offsets[np.repeat(scattered, rows)].astype(np.int32))
-
-    def arranged(self) -> Arranged:
-        """All shards; the last window ends here."""
-        self._close()
-        columns = [np.concatenate([run[index] for run in self._runs]) for index in range(4)]
-        shard, source, start, rows = columns
-        scattered = np.concatenate(self._scattered)
-        ends = np.cumsum(np.where(scattered, rows, 0))
-        positions = pa.ListArray.from_arrays(
-            pa.array(np.append(0, ends), pa.int32(), mask=np.append(~scattered, False)),
-            pa.array(np.concatenate(self._positions)),
-        )
-        return Arranged(shard, source, start, rows, positions)
-
-    def note(self, column: str) -> str:
-        """What was found."""
-        if not self._groups:
-            return f"no file's {column!r} can be read: its rows are left in their order"
-        moved = any(scattered.any() for scattered in self._scattered)
-        how = "are placed side by side" if moved else "stand side by side already"
-        return f"rows with the same {column!r} {how}: {self._rows / self._groups:,.1f} at a time"
-
-
-def _by_value(hashes: _Integers) -> tuple[_Integers, _Integers]:
-    """The order that puts equal values side by side, in the order in which they first come; and how many of each."""
-    _, first, value, count = np.unique(hashes, return_index=True, return_inverse=True, return_counts=True)
-    by_first = np.argsort(first)
-    rank = np.empty_like(by_first)
-    rank[by_first] = np.arange(len(first))
-    return np.argsort(rank[value], kind="stable"), count[by_first]
-
-
-def _cut(groups: list[int], target: int, most: int) -> list[int]:
-    """Rows of each shard: whole groups up to `target`, one group up to `most`, even parts of a larger one."""
-    shards: list[int] = []
-    held = 0
-    for group in groups:
-        if held and (held >= target or held + group > most):
-            shards.append(held)
-            held = 0
-        if group > most:
-            parts = -(-group // most)
-            shards += [(group * (part + 1)) // parts - (group * part) // parts for part in range(parts)]
-        else:
-            held += group
-    return [*shards, held] if held else shards
+    return Values(hashes[codes], sizes[codes] + row_bytes)

@@ -22,7 +22,8 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 
 from magbatch.errors import ErrorCode, InputError, OutputError, SpecError
-from magbatch.job.groups import Arranged, Footer, Lead, Source, arrange, footer_of, lead_of
+from magbatch.job.groups import Footer, Lead, Source, arrange, footer_of, lead_of
+from magbatch.job.windows import Arranged
 from magbatch.pipeline.render import template_columns
 from magbatch.rows import Segment, Shard
 from magbatch.spec import AUTO, NONE, JobSpec, carried_columns

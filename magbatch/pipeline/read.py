@@ -9,6 +9,7 @@ fails its row. A storage that does not answer raises, so that Ray tries again: t
 of the rows.
 """
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate, groupby, pairwise
@@ -97,6 +98,12 @@ class _Cursor:
                 self._rest = batch.slice(used)
         return taken
 
+    def group_end(self, row: int) -> int:
+        """The first row after the row group of a row."""
+        metadata = self._file.metadata
+        sizes = (int(metadata.row_group(group).num_rows) for group in range(metadata.num_row_groups))
+        return next(end for end in accumulate(sizes) if end > row)
+
     def _seek(self, start: int, batch_rows: int) -> None:
         metadata = self._file.metadata
         group, first = 0, 0
@@ -136,7 +143,7 @@ class ShardReader:
     def __init__(self, columns: pa.Schema) -> None:
         self._columns = columns
         self._cursor: _Cursor | None = None
-        self._ahead: dict[tuple[str, int], list[pa.RecordBatch]] = {}  # by path and first row of a segment
+        self._ahead: dict[tuple[str, int], tuple[list[pa.RecordBatch], RowError | None]] = {}
 
     def read_ahead(self, shards: list[Shard]) -> None:
         """Read what these shards hold in one pass, and keep it until the next call, where their rows are mixed.
@@ -150,13 +157,45 @@ class ShardReader:
         if order == segments or not self._columns.names:  # each is read when its turn comes, and none is kept
             return
         for _, of_file in groupby(order, key=attrgetter("path")):
+            self._read_file(list(of_file))
+
+    def _read_file(self, segments: list[Segment]) -> None:
+        """Keep what segments of one file hold, in their order there, or what is wrong with them."""
+        try:
             try:
-                for segment in of_file:
+                for segment in segments:
                     batches = self._open(segment).take(segment.start, segment.rows)
                     # Copies: a slice would keep its whole batch.
-                    self._ahead[segment.path, segment.start] = [batch.take(_all(batch)) for batch in batches]
-            except (RowError, FileNotFoundError, *_DAMAGE):  # met again, and told apart, segment by segment
+                    self._ahead[_place(segment)] = [batch.take(_all(batch)) for batch in batches], None
+            except FileNotFoundError:
+                raise
+            except _DAMAGE:
                 self._cursor = None
+                self._past_the_damage([segment for segment in segments if _place(segment) not in self._ahead])
+        except (RowError, FileNotFoundError) as error:
+            self._cursor = None
+            wrong = error if isinstance(error, RowError) else _gone(segments[0])
+            self._ahead |= {_place(segment): ([], wrong) for segment in segments if _place(segment) not in self._ahead}
+
+    def _past_the_damage(self, segments: list[Segment]) -> None:
+        """Row by row, from one copy: damage takes the rest of its row group along, as if each row were read alone."""
+        lost, damage, cursor = 0, None, None
+        with local_copy(segments[0].path) as copy:
+            for segment in segments:
+                batches: list[pa.RecordBatch] = []
+                for row in range(segment.start, segment.start + segment.rows):
+                    if row < lost:
+                        break
+                    damage = None
+                    try:
+                        cursor = cursor or _Cursor(segment, self._columns.names, copy)
+                        batches += cursor.take(row, 1, batch_rows=1)
+                    except _DAMAGE as error:
+                        stat_input(segment.path)  # raises when the storage fails or the file is gone
+                        damage = _unreadable(segment, row - segment.start, error)
+                        lost, cursor = cursor.group_end(row) if cursor is not None else sys.maxsize, None
+                        break
+                self._ahead[_place(segment)] = batches, damage
 
     def __call__(self, shard: Shard, done: frozenset[str] = frozenset()) -> ShardRows:
         """Read the rows of a shard that are not done.
@@ -191,20 +230,18 @@ class ShardReader:
         except RowError as error:
             whole = error
         except FileNotFoundError:
-            whole = RowError(
-                ErrorCode.FILE_UNREADABLE, f"{segment.path} was there when the job was planned and is gone"
-            )
+            whole = _gone(segment)
         return self._columns.empty_table(), dict.fromkeys(range(segment.rows), whole)
 
     def _batches(self, segment: Segment) -> tuple[pa.Table, dict[int, RowError]]:
-        try:
-            batches = self._ahead.get((segment.path, segment.start)) or self._open(segment).take(
-                segment.start, segment.rows
-            )
-        except _DAMAGE:
-            batches, damage = self._up_to_the_damage(segment)
+        damage: RowError | None = None
+        if (ahead := self._ahead.get(_place(segment))) is not None:
+            batches, damage = ahead
         else:
-            damage = None
+            try:
+                batches = self._open(segment).take(segment.start, segment.rows)
+            except _DAMAGE:
+                batches, damage = self._up_to_the_damage(segment)
         table, failures = self._table(segment, batches)
         if damage is not None:
             failures |= dict.fromkeys(range(sum(batch.num_rows for batch in batches), segment.rows), damage)
@@ -252,6 +289,14 @@ class ShardReader:
         table = pa.Table.from_batches(batches).select(self._columns.names).cast(self._columns)
         table.validate(full=True)  # Parquet readers take any bytes for text
         return table
+
+
+def _place(segment: Segment) -> tuple[str, int]:
+    return segment.path, segment.start
+
+
+def _gone(segment: Segment) -> RowError:
+    return RowError(ErrorCode.FILE_UNREADABLE, f"{segment.path} was there when the job was planned and is gone")
 
 
 def _all(batch: pa.RecordBatch) -> pa.Array:

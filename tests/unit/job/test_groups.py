@@ -158,7 +158,7 @@ def test_a_sample_keeps_its_order(texts: SmallJob) -> None:
 
 
 def test_values_that_differ_are_not_read_to_the_end(texts: SmallJob, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("magbatch.job.groups.WINDOW_ROWS", 512)
+    monkeypatch.setattr("magbatch.job.windows.WINDOW_ROWS", 512)
     ask_about(texts, list(range(20_000)), row_group_size=5000)
     read: list[int] = []
 
@@ -195,6 +195,21 @@ def test_a_column_of_lists_is_no_group(texts: SmallJob) -> None:
     plan = make_plan(texts.spec(input={"group": "tags"}))
     assert plan.note == "input.group: 'tags' is made of other columns: rows are left in their order"
     assert in_order(plan) == list(range(4))
+
+
+def test_a_column_that_no_file_lets_be_read_is_said(texts: SmallJob) -> None:
+    tags = pa.array([b"\x01"] * 4, pa.binary(1))
+    texts.write(pa.table({"id": ["x"] * 4, "question": ["?"] * 4, "text": ["?"] * 4, "tag": tags}))
+    assert make_plan(texts.spec(input={"group": "tag"})).group == "tag"
+    path = Path(texts.input) / "a.parquet"
+    data = bytearray(path.read_bytes())
+    chunk = pq.ParquetFile(path).metadata.row_group(0).column(3)
+    begin = chunk.dictionary_page_offset
+    data[begin : begin + chunk.total_compressed_size] = b"\xff" * chunk.total_compressed_size
+    path.write_bytes(data)
+    plan = make_plan(texts.spec(input={"group": "tag"}))
+    assert (plan.group, in_order(plan)) == (None, list(range(4)))
+    assert plan.note == "no file's 'tag' can be read as text, bytes or numbers: rows are left in their order"
 
 
 @pytest.mark.parametrize(
@@ -275,7 +290,7 @@ def test_documents_with_pictures_keep_their_small_shards(texts: SmallJob) -> Non
 def test_rows_move_within_a_window_alone(
     texts: SmallJob, monkeypatch: pytest.MonkeyPatch, bound: str, value: int
 ) -> None:
-    monkeypatch.setattr(f"magbatch.job.groups.{bound}", value)
+    monkeypatch.setattr(f"magbatch.job.windows.{bound}", value)
     numbers = shuffled(100, 3)
     ask_about(texts, numbers)
     rows = [
@@ -445,8 +460,8 @@ def test_whatever_the_files_every_row_is_in_one_shard_and_is_read_as_itself(
                 f"{number}/{row}": f"{text(value)}\n\nWhat is {number}{row}?" for row, value in enumerate(numbers)
             }
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("magbatch.job.groups.WINDOW_ROWS", window)
-        patch.setattr("magbatch.job.groups.WINDOW_BYTES", budget * LONG)
+        patch.setattr("magbatch.job.windows.WINDOW_ROWS", window)
+        patch.setattr("magbatch.job.windows.WINDOW_BYTES", budget * LONG)
         plan = Plan.from_bytes(job.plan.to_bytes())
     readable = sum(len(numbers) for number, (numbers, _, bad) in enumerate(files) if not (bad and number))
     ids = list(plan.row_ids())

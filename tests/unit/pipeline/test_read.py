@@ -11,7 +11,7 @@ import pytest
 
 from magbatch.errors import ErrorCode
 from magbatch.pipeline import read as read_module
-from magbatch.pipeline.read import ShardReader, ShardRows
+from magbatch.pipeline.read import ShardReader, ShardRows, read_together
 from magbatch.rows import Segment, Shard
 from magbatch.storage import open_store
 from magbatch.storage.inputs import stat_input
@@ -292,6 +292,72 @@ def test_done_rows_of_a_damaged_file_stay_done(damaged: tuple[Path, list[str]]) 
     assert "a-000000040" not in texts(read)
     assert "a-000000079" not in codes(read)
     assert "a-000000078" in codes(read)
+
+
+def mixed(path: str, rows: int, shards: int, seed: int = 5) -> list[Shard]:
+    """Shards whose rows stand between each other's, in no order."""
+    order = list(range(rows))
+    random.Random(seed).shuffle(order)
+    return [Shard(index, tuple(segment(path, row, 1) for row in order[index::shards])) for index in range(shards)]
+
+
+@pytest.mark.parametrize("shards", [1, 4])
+def test_damage_fails_the_same_rows_where_shards_are_read_ahead(damaged: tuple[Path, list[str]], shards: int) -> None:
+    path, _ = damaged
+    work = mixed(str(path), 120, shards)
+    ahead, alone = ShardReader(TEXT), ShardReader(TEXT)
+    ahead.read_ahead(work)
+    for one in work:
+        read, expected = ahead(one), alone(one)
+        assert read.row_ids == expected.row_ids
+        assert read.table == expected.table
+        assert codes(read) == codes(expected)
+    assert sum(len(ahead(one).failed) for one in work) > 4
+
+
+def test_shards_that_are_read_ahead_hold_what_the_file_holds(root: str) -> None:
+    paths = [
+        put(root, f"{name}.parquet", questions(90, first=100 * at), row_group_size=40) for at, name in enumerate("ab")
+    ]
+    rng = random.Random(2)
+    places = [segment(path, row, 1) for path in paths for row in range(90)]
+    rng.shuffle(places)
+    work = [Shard(index, tuple(places[index::6])) for index in range(6)]
+    assert list(read_together(work)) == [work]
+    reader = ShardReader(TEXT)
+    reader.read_ahead(work)
+    found = {row_id: text for one in work for row_id, text in texts(reader(one)).items()}
+    assert found == {
+        f"{name}-{row:09d}": f"question {100 * at + row}" for at, name in enumerate("ab") for row in range(90)
+    }
+
+
+def test_shards_in_the_order_of_their_file_are_read_one_by_one(tmp_path: Path) -> None:
+    path = put(str(tmp_path), "a.parquet", questions(40))
+    in_order = [Shard(index, (segment(path, 10 * index, 10),)) for index in range(4)]
+    assert list(read_together(in_order)) == [[one] for one in in_order]
+    assert list(read_together([])) == []
+    windows = [*mixed(path, 20, 2), *(Shard(9, (segment(path, row, 1),)) for row in (21, 20))]
+    assert [len(together) for together in read_together(windows)] == [2, 2]
+
+
+@pytest.mark.parametrize(("spoil", "code"), [("gone", ErrorCode.FILE_UNREADABLE), ("changed", ErrorCode.FILE_CHANGED)])
+def test_a_file_that_is_another_when_it_is_read_ahead_fails_its_rows(root: str, spoil: str, code: ErrorCode) -> None:
+    path, other = (put(root, f"{name}.parquet", questions(20), row_group_size=5) for name in "ab")
+    work = [
+        Shard(index, tuple(segment(one, row, 1) for row in (7 + index, index) for one in (path, other)))
+        for index in (0, 1)
+    ]
+    if spoil == "gone":
+        open_store(root).delete("a.parquet")
+    else:
+        put(root, "a.parquet", questions(21))
+    reader = ShardReader(TEXT)
+    reader.read_ahead(work)
+    for one in work:
+        read = reader(one)
+        assert set(codes(read).values()) == {code}
+        assert [row_id[0] for row_id in read.row_ids] == ["b", "b"]
 
 
 def replaced(path: Path, old: bytes, new: bytes) -> None:
