@@ -23,7 +23,7 @@ from magbatch.storage.inputs import input_filesystem, stat_input
 
 MIN_ROWS_A_VALUE = 2  # on average
 MIN_SHARED_BYTES = 1000  # of a text, on average: some 250 tokens; fewer are read in no time
-MAX_GROUPED_ROWS = 2_000_000  # a row that is placed takes 2 bytes of the stored plan, and 200 of the driver's memory
+MAX_GROUPED_ROWS = 2_000_000  # a row that is placed takes 3 bytes of the stored plan, and 200 of the driver's memory
 MAX_PLAN_BYTES = 256 << 20  # of the column, compressed, that planning reads without being told to
 SHORT_BYTES = 64  # at least so long are even shortened bounds in a footer, where values are long
 UNIQUE = 0.95  # distinct values a row: in an eighth of a window where values come twice, there are fewer

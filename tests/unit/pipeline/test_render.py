@@ -599,28 +599,6 @@ def test_the_columns_of_a_template_are_its_free_names() -> None:
 @pytest.mark.parametrize(
     "template", ["{{ a", "{% if %}", "{% for x in y %}", "{{ a | no_such_filter }}", "a\n{{ b b }}"]
 )
-@pytest.mark.parametrize(
-    ("template", "column"),
-    [
-        ("{{ document }}\n\n{{ question }}", "document"),
-        ("{# a comment #}Read this:\n{{ document | trim }}\n{{ question }}", "document"),
-        ("{{ document[:1000] }}{{ question }}", "document"),
-        ("{{ 'Read: ' }}{{ document }}", "document"),
-        ("{% if document %}{{ document }}{% endif %}{{ question }}", "document"),
-        ("{{ question }}\n\n{{ document }}", "question"),
-        ("{% if question %}{{ document }}{% endif %}", None),
-        ("{{ document ~ question }}", None),
-        ("{% set document = question %}{{ document }}", None),
-        ("{% for page in pages %}{{ page }}{% endfor %}", None),
-        ("{% macro first() %}{{ question }}{% endmacro %}{{ first() }}{{ document }}", None),
-        ("{{ range(3) | list }}{{ document }}", None),
-        ("plain", None),
-    ],
-)
-def test_the_column_that_a_template_begins_with(template: str, column: str | None) -> None:
-    assert leading_column(template) == column
-
-
 def test_a_template_that_does_not_parse_names_the_field_and_the_line(template: str) -> None:
     with pytest.raises(SpecError) as caught:
         template_columns(template)
@@ -739,3 +717,25 @@ def test_images_need_a_user_message(chat: Chat) -> None:
     only = [{"role": "system", "content": "x"}]
     assert code(lambda: chat(only, image=PNG)) is ErrorCode.INVALID_MESSAGES
     assert chat(only).images == []
+
+
+@pytest.mark.parametrize(
+    ("template", "column"),
+    [
+        ("{{ document }}\n\n{{ question }}", "document"),
+        ("{# a comment #}Read this:\n{{ document | trim }}\n{{ question }}", "document"),
+        ("{{ document[:1000] }}{{ question }}", "document"),
+        ("{{ 'Read: ' }}{{ document }}", "document"),
+        ("{% if document %}{{ document }}{% endif %}{{ question }}", "document"),
+        ("{{ question }}\n\n{{ document }}", "question"),
+        ("{% if question %}{{ document }}{% endif %}", None),
+        ("{{ document ~ question }}", None),
+        ("{% set document = question %}{{ document }}", None),
+        ("{% for page in pages %}{{ page }}{% endfor %}", None),
+        ("{% macro first() %}{{ question }}{% endmacro %}{{ first() }}{{ document }}", None),
+        ("{{ range(3) | list }}{{ document }}", None),
+        ("plain", None),
+    ],
+)
+def test_the_column_that_a_template_begins_with(template: str, column: str | None) -> None:
+    assert leading_column(template) == column
