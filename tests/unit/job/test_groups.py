@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from small_job import SmallJob
 
 from magbatch.errors import ErrorCode, SpecError
+from magbatch.job.groups import Lead, Source, arrange, footer_of
 from magbatch.job.plan import Plan, make_plan
 from magbatch.job.prepare import from_block, prepare
 from magbatch.job.preview import preview
@@ -142,12 +143,16 @@ def test_rows_that_share_no_long_beginning_keep_their_order(texts: SmallJob, sec
     [
         ([text(row) for row in range(80)], {}),  # all differ
         ([text(row % 60) for row in range(80)], {}),  # few are there twice
+        ([f"{row % 5}".ljust(100) for row in range(80)], {}),  # too short to matter
         ([None] * 80, {}),
+        ([text(1), text(2), *[None] * 78], {}),
         ([*[text(1)] * 2, *[None] * 78], {"use_dictionary": False}),
         ([text(row % 5) for row in range(80)], {"use_dictionary": False}),  # the footer shows nothing
     ],
 )
-def test_values_that_do_not_repeat_are_left_alone(texts: SmallJob, values: list[Any], options: dict[str, Any]) -> None:
+def test_values_that_do_not_repeat_or_are_short_are_left_alone(
+    texts: SmallJob, values: list[Any], options: dict[str, Any]
+) -> None:
     texts.write(pa.table({"id": ["x"] * 80, "question": ["?"] * 80, "text": values}), **options)
     assert (texts.plan.group, texts.plan.note) == (None, None)
     assert in_order(texts.plan) == list(range(80))
@@ -158,7 +163,6 @@ def test_a_sample_keeps_its_order(texts: SmallJob) -> None:
 
 
 def test_values_that_differ_are_not_read_to_the_end(texts: SmallJob, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("magbatch.job.windows.WINDOW_ROWS", 512)
     ask_about(texts, list(range(20_000)), row_group_size=5000)
     read: list[int] = []
 
@@ -250,6 +254,22 @@ def test_what_stands_side_by_side_stays_as_it_is_and_is_cut_between_groups(texts
     ]
 
 
+def test_a_window_ends_between_two_groups(texts: SmallJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("magbatch.job.windows.WINDOW_ROWS", 20)
+    ask_about(texts, sorted(shuffled(80, 10)))
+    assert positions(texts.plan) == [list(range(start, start + 8)) for start in range(0, 80, 8)]
+
+
+def test_a_file_that_has_other_rows_than_its_footer_said_keeps_its_order(texts: SmallJob) -> None:
+    lead, path = Lead("text", forced=True), f"{texts.input}/a.parquet"
+    footer = footer_of(pq.ParquetFile(path).metadata, lead, ["text", "question"])
+    assert footer is not None
+    found, _ = arrange(lead, [Source(path, 80, footer)], 4, 10)
+    assert found is not None
+    assert found.positions.null_count < len(found.rows)
+    assert arrange(lead, [Source(path, 81, footer)], 4, 10)[0] is None
+
+
 def test_small_groups_share_a_shard_and_none_is_cut(texts: SmallJob) -> None:
     numbers = shuffled(60, 20)
     ask_about(texts, numbers)
@@ -318,6 +338,7 @@ def test_small_files_share_a_window(either_job: SmallJob) -> None:
     assert [segment.code for segment in shards[3].segments] == [ErrorCode.FILE_UNREADABLE]
     assert keys[-1] == [("9.parquet", 0)]
     assert len({*job.plan.row_ids()}) == job.plan.rows == 20
+    assert job.plan.table.column("positions").null_count == len(job.plan.table)  # what follows each other needs none
     assert Plan.from_bytes(job.plan.to_bytes()).bad_files() == job.plan.bad_files() != []
 
 

@@ -13,7 +13,7 @@ from magbatch.errors import ErrorCode
 from magbatch.pipeline import read as read_module
 from magbatch.pipeline.read import ShardReader, ShardRows, read_together
 from magbatch.rows import Segment, Shard
-from magbatch.storage import open_store
+from magbatch.storage import ObjectInfo, open_store
 from magbatch.storage.inputs import stat_input
 
 TEXT = pa.schema([("q", pa.string())])
@@ -302,17 +302,30 @@ def mixed(path: str, rows: int, shards: int, seed: int = 5) -> list[Shard]:
 
 
 @pytest.mark.parametrize("shards", [1, 4])
-def test_damage_fails_the_same_rows_where_shards_are_read_ahead(damaged: tuple[Path, list[str]], shards: int) -> None:
+def test_damage_fails_the_same_rows_where_shards_are_read_ahead(
+    damaged: tuple[Path, list[str]], shards: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path, _ = damaged
     work = mixed(str(path), 120, shards)
     ahead, alone = ShardReader(TEXT), ShardReader(TEXT)
-    ahead.read_ahead(work)
-    for one in work:
-        read, expected = ahead(one), alone(one)
+    with monkeypatch.context() as patch:
+        opened: list[str] = []
+        real = read_module.stat_input  # each opening of a file looks at it first
+
+        def look(name: str) -> ObjectInfo:
+            opened.append(name)
+            return real(name)
+
+        patch.setattr(read_module, "stat_input", look)
+        ahead.read_ahead(work)
+        found = [ahead(one) for one in work]
+        assert len(opened) == 4  # it, its copy, what the damage is, and the copy behind the damage
+    for one, read in zip(work, found, strict=True):
+        expected = alone(one)
         assert read.row_ids == expected.row_ids
         assert read.table == expected.table
         assert codes(read) == codes(expected)
-    assert sum(len(ahead(one).failed) for one in work) > 4
+    assert sum(len(read.failed) for read in found) > 4
 
 
 def test_shards_that_are_read_ahead_hold_what_the_file_holds(root: str) -> None:
@@ -342,7 +355,9 @@ def test_shards_in_the_order_of_their_file_are_read_one_by_one(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(("spoil", "code"), [("gone", ErrorCode.FILE_UNREADABLE), ("changed", ErrorCode.FILE_CHANGED)])
-def test_a_file_that_is_another_when_it_is_read_ahead_fails_its_rows(root: str, spoil: str, code: ErrorCode) -> None:
+def test_a_file_that_is_another_when_it_is_read_ahead_fails_its_rows(
+    root: str, spoil: str, code: ErrorCode, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path, other = (put(root, f"{name}.parquet", questions(20), row_group_size=5) for name in "ab")
     work = [
         Shard(index, tuple(segment(one, row, 1) for row in (7 + index, index) for one in (path, other)))
@@ -354,6 +369,7 @@ def test_a_file_that_is_another_when_it_is_read_ahead_fails_its_rows(root: str, 
         put(root, "a.parquet", questions(21))
     reader = ShardReader(TEXT)
     reader.read_ahead(work)
+    monkeypatch.delattr(read_module, "stat_input")  # nobody asks again, row by row
     for one in work:
         read = reader(one)
         assert set(codes(read).values()) == {code}
