@@ -27,7 +27,8 @@ MAX_GROUPED_ROWS = 2_000_000  # a row that is placed takes 3 bytes of the stored
 MAX_PLAN_BYTES = 256 << 20  # of the column, compressed, that planning reads without being told to
 SHORT_BYTES = 64  # at least so long are even shortened bounds in a footer, where values are long
 UNIQUE = 0.95  # distinct values a row: in an eighth of a window where values come twice, there are fewer
-READERS = 4
+MAX_FILES_LOOKED_AT = 16  # each costs a few requests, one after the other
+READERS = 16  # of all files, where rows share values
 READ_BUFFER_BYTES = 1 << 20
 BATCH_BYTES, MAX_BATCH_ROWS = 8 << 20, 4096
 
@@ -175,14 +176,12 @@ def _shared(lead: Lead, sources: list[Source]) -> bool:
     """Whether rows of the first window share values that are long."""
     lengths: dict[int, int] = {}
     rows = size = valued = 0
-    for source in sources:
-        if source.footer is None:
-            continue
+    for path, footer in [(one.path, one.footer) for one in sources if one.footer is not None][:MAX_FILES_LOOKED_AT]:
         try:
-            for found in _values(source.path, lead.column, source.footer):
+            for found in _values(path, lead.column, footer):
                 there = found.hashes != _NULL
                 lengths |= zip(
-                    found.hashes[there].tolist(), (found.sizes - source.footer.row_bytes)[there].tolist(), strict=True
+                    found.hashes[there].tolist(), (found.sizes - footer.row_bytes)[there].tolist(), strict=True
                 )
                 rows, size = rows + len(found.hashes), size + int(found.sizes.sum())
                 valued += int(there.sum())
@@ -192,7 +191,7 @@ def _shared(lead: Lead, sources: list[Source]) -> bool:
                 if looked >= 1:
                     break
         except (OSError, pa.ArrowException):
-            _look_again(source.path)
+            _look_again(path)
             continue
         if rows >= windows.WINDOW_ROWS or size >= windows.WINDOW_BYTES:
             break
