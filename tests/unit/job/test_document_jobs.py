@@ -238,7 +238,7 @@ def test_plan_shows_the_first_part(documents: SmallJob) -> None:
 
 
 def test_shards_of_pictures_are_small_and_those_of_text_are_not(job: SmallJob) -> None:
-    job.write(pa.table({"id": [str(n) for n in range(600)], "doc": ["text"] * 600}))
+    job.write(pa.table({"id": [str(n) for n in range(600)], "doc": [f"text {n}" for n in range(600)]}))
     job.set("prompt", template="?")
 
     def rows(**how: str) -> int:
