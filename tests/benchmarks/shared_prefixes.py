@@ -73,7 +73,7 @@ def run(spec: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "magbatch", "run", str(spec), "--json"]
     done = subprocess.run(command, env=os.environ | ENVIRONMENT, capture_output=True, text=True, check=False)
     if done.returncode:
-        sys.exit(done.stderr)
+        sys.exit(done.stdout + done.stderr)
     report: dict[str, Any] = json.loads(done.stdout)
     return report
 
