@@ -180,6 +180,7 @@ class Prompt:
         total_pages: Of the row's document; 0 for a row without one.
         parts: The pages that are asked about: at once, or each part with a prompt of its own.
         messages: Of a row in parts: what is asked, as in `RenderedRow`.
+        max_tokens: That a sample of it may have; None leaves it to the job.
     """
 
     row_id: str
@@ -188,6 +189,7 @@ class Prompt:
     total_pages: int = 0
     parts: list[Part] = field(default_factory=list)
     messages: list[dict[str, Any]] = field(default_factory=list)
+    max_tokens: int | None = None
 
     @property
     def in_parts(self) -> bool:

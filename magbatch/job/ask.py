@@ -149,7 +149,7 @@ class Ask:
 
     async def _note(self, prompt: Prompt, part: Part, progress: Progress, cost: _Cost, name: str) -> PartAnswer:
         # A name of its own: seeds depend on it.
-        asked = Prompt(f"{prompt.row_id}/{name}", part.token_ids, part.images)
+        asked = Prompt(f"{prompt.row_id}/{name}", part.token_ids, part.images, max_tokens=prompt.max_tokens)
         generation = await self._generate(asked, progress.watch, note=True)
         answer = self._parse(generation.completions[0])
         cost.prompt_tokens += len(part.token_ids)

@@ -215,7 +215,8 @@ def rendered_columns(spec: JobSpec) -> list[str]:
 
 def input_columns(spec: JobSpec) -> list[str]:
     """The input columns that a job reads, each once."""
-    return list(dict.fromkeys([*rendered_columns(spec), *carried_columns(spec.input)]))
+    names = [*rendered_columns(spec), spec.input.columns.max_tokens, *carried_columns(spec.input)]
+    return list(dict.fromkeys(name for name in names if name))
 
 
 def make_plan(spec: JobSpec, limit: int | None = None, take: Callable[[ObjectInfo], bool] | None = None) -> Plan:
@@ -249,6 +250,7 @@ def make_plan(spec: JobSpec, limit: int | None = None, take: Callable[[ObjectInf
         _check(spec, files, names if spec.input.group in (AUTO, NONE) else [*names, spec.input.group])
     columns = _as_text(_common_types(files, names), spec.input.columns.prompt)
     _check_expected(columns, spec.input.columns.expected)
+    _check_max_tokens(columns, spec.input.columns.max_tokens)
     bad = [file for file in files if file.problem is not None]
     if bad and (spec.input.on_bad_file == "fail" or len(bad) == len(files)) and not all_may_be_bad:
         listed = "\n".join(f"  {file.problem}" for file in bad[:20])
@@ -375,6 +377,8 @@ def _named_by(spec: JobSpec, name: str) -> str:
         return "input.columns.id"
     if name == columns.expected:
         return "input.columns.expected"
+    if name == columns.max_tokens:
+        return "input.columns.max_tokens"
     if name in spec.input.carry:
         return "input.carry"
     return "prompt.template" if name in rendered_columns(spec) else "input.group"
@@ -430,6 +434,12 @@ def _check_expected(columns: pa.Schema, expected: str | None) -> None:
     kind = columns.field(expected).type if expected is not None else pa.string()
     if pa.types.is_nested(kind) or any(test(kind) for test in _BYTES):
         raise SpecError(f"input.columns.expected: the column {expected!r} is {kind}; answers are compared with text")
+
+
+def _check_max_tokens(columns: pa.Schema, name: str | None) -> None:
+    kind = columns.field(name).type if name is not None else pa.null()
+    if not (pa.types.is_integer(kind) or pa.types.is_null(kind)):
+        raise SpecError(f"input.columns.max_tokens: the column {name!r} is {kind}; tokens are whole numbers")
 
 
 def _everything(files: list[_File]) -> list[Segment]:

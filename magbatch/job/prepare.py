@@ -21,7 +21,7 @@ from magbatch.job.plan import rendered_columns
 from magbatch.model import engine_args, facts, locate
 from magbatch.pipeline.prompt import Prompter
 from magbatch.pipeline.read import ShardReader, read_together
-from magbatch.pipeline.render import Renderer
+from magbatch.pipeline.render import Renderer, max_tokens
 from magbatch.rows import DeadLetter, Image, InputRow, Part, Prompt, Shard
 from magbatch.spec import JobSpec, carried_columns
 from magbatch.storage.patience import patiently
@@ -45,6 +45,7 @@ _PROMPT_FIELDS = [
     pa.field("total_pages", pa.int32()),
     pa.field("parts", pa.list_(_PART)),
     pa.field("messages", pa.string()),  # JSON
+    pa.field("max_tokens", pa.int64()),
     pa.field("step", pa.string()),
     pa.field("code", pa.string()),
     pa.field("message", pa.string()),
@@ -115,7 +116,8 @@ class Preparer:
         self.tokenizer, self._render, self._prompt = _steps(spec.model_dump_json())
         self._spec = spec
         self._carry = job.carry
-        self._used = rendered_columns(spec)
+        self._max_tokens = spec.input.columns.max_tokens
+        self._used = list(dict.fromkeys([*rendered_columns(spec), *filter(None, [self._max_tokens])]))
         self._reader = ShardReader(job.columns)
 
     def read_ahead(self, shards: list[Shard]) -> None:
@@ -171,9 +173,12 @@ class Preparer:
             return row
         step = Step.RENDER
         try:
+            most = max_tokens(row.values, self._max_tokens) if self._max_tokens else None
             rendered = self._render(row)
             step = Step.PROMPT
-            return self._prompt(rendered)
+            prompt = self._prompt(rendered)
+            prompt.max_tokens = most
+            return prompt
         except RowError as error:
             return DeadLetter(row.row_id, step, error.code, error.message)
         except JobError:  # no property of the row; where storage is away, the whole shard is tried again
@@ -269,6 +274,7 @@ def _record(row: Prompt | DeadLetter) -> dict[str, Any]:
             for part in row.parts
         ],
         "messages": json.dumps(row.messages) if row.messages else None,
+        "max_tokens": row.max_tokens,
     }
 
 
@@ -285,7 +291,9 @@ def _row(record: dict[str, Any]) -> Prompt | DeadLetter:
     ]
     messages = json.loads(record["messages"]) if record["messages"] else []
     images = _images(record["images"])
-    return Prompt(record["row_id"], record["token_ids"], images, record["total_pages"], parts, messages)
+    return Prompt(
+        record["row_id"], record["token_ids"], images, record["total_pages"], parts, messages, record["max_tokens"]
+    )
 
 
 def _images(records: list[dict[str, Any]]) -> list[Image]:

@@ -154,12 +154,12 @@ class Generate:
         samples = 1 if note else None
         seed = row_seed(self._sampling.seed, prompt.row_id)
         if how is None:
-            return await self._ask(prompt, self._sampling.max_tokens, seed, watch, Form(samples))
+            return await self._ask(prompt, self._most(prompt), seed, watch, Form(samples))
         if not how.thinks:
             silence = [how.tokenizer.think_open, how.tokenizer.think_close]
             ids = prompt.token_ids + [token for token in silence if token is not None]
             form = self._answer_form(samples, how)
-            return await self._ask(replace(prompt, token_ids=ids), self._sampling.max_tokens, seed, watch, form)
+            return await self._ask(replace(prompt, token_ids=ids), self._most(prompt), seed, watch, form)
         return await self._think_then_answer(prompt, how, watch, samples)
 
     async def again(
@@ -191,7 +191,7 @@ class Generate:
         asked = replace(prompt, token_ids=prompt.token_ids + more)
         seed = row_seed(self._sampling.seed, f"{prompt.row_id}/again")
         answer = (
-            await self._ask(asked, self._sampling.max_tokens, seed, watch, self._answer_form(1, how))
+            await self._ask(asked, self._most(prompt), seed, watch, self._answer_form(1, how))
         ).completions[0]
         closed = [*generated].index(tokenizer.think_close or 0) + 1 if completion.opened else 0
         return replace(completion, token_ids=generated[:closed] + answer.token_ids, finish_reason=answer.finish_reason)
@@ -203,7 +203,10 @@ class Generate:
         began = time.monotonic()
         room = self._max_model_len - len(prompt.token_ids) - 2  # for the two tokens around the thinking
         kept = min(ANSWER_TOKENS, room // 2) if how.budget_tokens is not None else 1
-        most = min(how.budget_tokens or self._sampling.max_tokens, self._sampling.max_tokens - 1, room - kept)
+        tokens = self._most(prompt)
+        if tokens < 2:
+            raise RowError(ErrorCode.MISSING_VALUE, "1 token is too few to think and answer: 2 are the least")
+        most = min(how.budget_tokens or tokens, tokens - 1, room - kept)
         if most < 1:
             raise RowError(
                 ErrorCode.PROMPT_TOO_LONG,
@@ -239,10 +242,15 @@ class Generate:
         thinking.append(closing)
         asked = replace(opened, token_ids=opened.token_ids + thinking)
         seed = row_seed(self._sampling.seed, f"{opened.row_id}/{sample}")
-        left = self._sampling.max_tokens - len(thinking) + forced
+        left = self._most(opened) - len(thinking) + forced
         generation = await self._ask(asked, left, seed, watch, self._answer_form(1, how))
         (answer,) = generation.completions
         return Completion(thinking + answer.token_ids, answer.finish_reason, opened=True, forced=forced, status=status)
+
+    def _most(self, prompt: Prompt) -> int:
+        """Tokens that a sample of a row may have."""
+        most = self._sampling.max_tokens
+        return most if prompt.max_tokens is None else min(prompt.max_tokens, most)
 
     @staticmethod
     def _answer_form(samples: int | None, how: Steering) -> Form:

@@ -23,6 +23,7 @@ from magbatch.errors import ErrorCode, RowError, SpecError
 from magbatch.rows import Image, InputRow, Page, RenderedRow
 from magbatch.spec import JobSpec
 
+MOST_TOKENS = 2**31 - 1  # a column may hold more than a context or an engine's counter ever will
 NO_VISION = "the model has no vision encoder"
 
 
@@ -205,6 +206,18 @@ def _required(values: Mapping[str, Any], name: str) -> Any:
             ErrorCode.MISSING_VALUE, f"column {name!r} is {'null' if value is None else 'empty'} in this row"
         )
     return value
+
+
+def max_tokens(values: Mapping[str, Any], name: str) -> int | None:
+    """The tokens that a row may have, by a column of it; None where that is null.
+
+    Raises:
+        RowError: `missing_value`: no tokens at all.
+    """
+    value: int | None = values.get(name)
+    if value is not None and value < 1:
+        raise RowError(ErrorCode.MISSING_VALUE, f"column {name!r} is {value} in this row: 1 token is the least")
+    return None if value is None else min(value, MOST_TOKENS)
 
 
 def _sources_in(values: dict[str, Any], name: str, noun: str) -> list[tuple[Any, str]]:

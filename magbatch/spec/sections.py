@@ -81,6 +81,10 @@ class ColumnsSpec(Section):
         str | None,
         Field(description="Right answers, where known: carried; the summary counts the answers equal to them."),
     ] = None
+    max_tokens: Annotated[
+        str | None,
+        Field(description="Tokens that a row may have: a column of whole numbers, sampling.max_tokens at most."),
+    ] = None
 
 
 class DocumentSpec(Section):

@@ -273,6 +273,7 @@ def test_nothing_there_is_said(either_job: SmallJob) -> None:
         ({"input": {"columns": {"prompt": "question", "images": ["nope"]}}}, "input.columns.images"),
         ({"input": {"columns": {"prompt": "question", "id": "nope"}}}, "input.columns.id"),
         ({"input": {"columns": {"prompt": "question", "expected": "nope"}}}, "input.columns.expected"),
+        ({"input": {"columns": {"prompt": "question", "max_tokens": "nope"}}}, "input.columns.max_tokens"),
         ({"input": {"carry": ["nope"]}}, "input.carry"),
         ({"prompt": {"template": "{{ question }} {{ nope }}"}}, "prompt.template"),
     ],
