@@ -190,9 +190,7 @@ class Generate:
         more = [token for token in [*said, *generated, *ends, *turn] if token is not None]
         asked = replace(prompt, token_ids=prompt.token_ids + more)
         seed = row_seed(self._sampling.seed, f"{prompt.row_id}/again")
-        answer = (
-            await self._ask(asked, self._most(prompt), seed, watch, self._answer_form(1, how))
-        ).completions[0]
+        answer = (await self._ask(asked, self._most(prompt), seed, watch, self._answer_form(1, how))).completions[0]
         closed = [*generated].index(tokenizer.think_close or 0) + 1 if completion.opened else 0
         return replace(completion, token_ids=generated[:closed] + answer.token_ids, finish_reason=answer.finish_reason)
 
