@@ -104,6 +104,10 @@ class EngineStartError(JobError):
     """An engine did not start; the message begins with the engine's own words."""
 
 
+class BenchError(JobError):
+    """An arm of a benchmark failed, or what the arms did cannot be compared."""
+
+
 class ResumableError(JobError):
     """The job stopped before its end; the same command goes on where it was."""
 

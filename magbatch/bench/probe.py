@@ -1,0 +1,149 @@
+"""What a benchmark needs to know from inside vLLM's own processes, in the same way for every arm.
+
+vLLM loads it as a plugin, in the processes of a benchmark alone: `plugin_folder` makes the folder that has to stand
+in their PYTHONPATH. It notes when a front end is ready to be asked, what its engine resolved, when the first request
+came, and pins the engine's processes to their core; it changes nothing that vLLM does.
+"""
+
+import functools
+import json
+import multiprocessing
+import os
+import struct
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+EVENTS_ENV = "MAGBATCH_BENCH_EVENTS"  # a folder; nothing is done without it
+CORES_ENV = "MAGBATCH_BENCH_ENGINE_CORES"  # of the engine's processes, as `0,1`; unset: wherever they are
+STEPS_ENV = "MAGBATCH_BENCH_STEPS"  # set: every step of the scheduler is noted
+EVENTS, STEPS = "events.jsonl", "steps.bin"
+STEP = struct.Struct("<dII")  # seconds since the epoch, sequences in the step, requests finished before it
+
+# What makes two engines the same, by the part of vLLM's configuration where it stands.
+SETTINGS = {
+    "model_config": ("model", "dtype", "max_model_len", "enforce_eager", "quantization", "seed"),
+    "scheduler_config": (
+        "max_num_seqs", "max_num_batched_tokens", "enable_chunked_prefill", "async_scheduling", "policy",
+        "max_num_partial_prefills", "long_prefill_token_threshold", "scheduler_cls",
+    ),
+    "cache_config": (
+        "enable_prefix_caching", "prefix_caching_hash_algo", "block_size", "cache_dtype", "num_gpu_blocks",
+        "kv_cache_memory_bytes",
+    ),
+    "parallel_config": (
+        "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "distributed_executor_backend",
+        "worker_cls",
+    ),
+    "compilation_config": ("mode", "cudagraph_mode", "backend"),
+    "load_config": ("load_format",),
+}  # fmt: skip
+
+
+def plugin_folder(folder: Path) -> Path:
+    """Make the folder that names this module as a plugin of vLLM's."""
+    about = folder / "magbatch_bench_probe-0.dist-info"
+    about.mkdir(parents=True, exist_ok=True)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: magbatch-bench-probe\nVersion: 0\n")
+    (about / "entry_points.txt").write_text(f"[vllm.general_plugins]\nmagbatch_bench_probe = {__name__}:install\n")
+    return folder
+
+
+def install() -> None:
+    """Called by vLLM in each of its processes, before an engine is made there."""
+    folder = os.environ.get(EVENTS_ENV)
+    if not folder:
+        return
+    if multiprocessing.current_process().name.startswith("EngineCore"):
+        _watch_engine(Path(folder))
+    elif multiprocessing.parent_process() is None:  # a worker of the engine's has one
+        _watch_front_end(Path(folder))
+
+
+def note(folder: Path, kind: str, **facts: Any) -> None:
+    """Append an event, with its time in seconds since the epoch; one write, so that lines stay whole."""
+    line = json.dumps({"event": kind, "at": time.time(), "pid": os.getpid()} | facts)
+    with open(folder / EVENTS, "ab", buffering=0) as file:
+        file.write(f"{line}\n".encode())
+
+
+def events(folder: Path) -> list[dict[str, Any]]:
+    """What was noted so far."""
+    path = folder / EVENTS
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def steps(folder: Path) -> list[tuple[float, int, int]]:
+    """Every step of the engine: when it began, its sequences, and the requests that were finished before it."""
+    data = (folder / STEPS).read_bytes()
+    return list(STEP.iter_unpack(data[: len(data) // STEP.size * STEP.size]))
+
+
+def resolved(config: Any) -> dict[str, Any]:
+    """What an engine came to run with, as `part.name` to text, numbers and truth values."""
+    found: dict[str, Any] = {}
+    for part, names in SETTINGS.items():
+        for name in names:
+            value = getattr(getattr(config, part, None), name, None)
+            found[f"{part}.{name}"] = value if value is None or isinstance(value, bool | int | float) else str(value)
+    return found
+
+
+def _watch_front_end(folder: Path) -> None:
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    made: Callable[..., None] = AsyncLLM.__init__
+
+    @functools.wraps(made)
+    def make(self: Any, *args: Any, **kwargs: Any) -> None:
+        made(self, *args, **kwargs)
+        note(folder, "ready")
+
+    AsyncLLM.__init__ = make
+
+
+def _watch_engine(folder: Path) -> None:
+    from vllm.v1.core.sched.scheduler import Scheduler
+    from vllm.v1.engine.core import EngineCore
+
+    if cores := os.environ.get(CORES_ENV):
+        os.sched_setaffinity(0, {int(core) for core in cores.split(",")})  # its worker processes inherit it
+    sized, added, scheduled = EngineCore._initialize_kv_caches, Scheduler.add_request, Scheduler.schedule
+    count = 0
+
+    @functools.wraps(sized)
+    def size(self: Any, config: Any, *args: Any, **kwargs: Any) -> Any:
+        found = sized(self, config, *args, **kwargs)
+        note(folder, "engine", settings=resolved(config), log_stats=self.log_stats, env=_environment(os.environ))
+        return found
+
+    @functools.wraps(added)
+    def add(self: Any, request: Any) -> Any:
+        nonlocal count
+        if not count:
+            note(folder, "first request")
+        count += 1
+        return added(self, request)
+
+    EngineCore._initialize_kv_caches, Scheduler.add_request = size, add
+    if not os.environ.get(STEPS_ENV):
+        return
+    file = open(folder / STEPS, "ab", buffering=0)  # noqa: SIM115 - for as long as the process lives
+
+    @functools.wraps(scheduled)
+    def schedule(self: Any, *args: Any, **kwargs: Any) -> Any:
+        finished = count - len(self.requests)
+        output = scheduled(self, *args, **kwargs)
+        file.write(STEP.pack(time.time(), len(output.num_scheduled_tokens), finished))
+        return output
+
+    Scheduler.schedule = schedule
+
+
+def _environment(env: Mapping[str, str]) -> dict[str, str]:
+    """What else an engine's speed depends on."""
+    names = ("OMP_NUM_THREADS", "VLLM_CPU_OMP_THREADS_BIND", "VLLM_CPU_KVCACHE_SPACE", "VLLM_ATTENTION_BACKEND")
+    return {name: env[name] for name in names if name in env} | {
+        "cores": ",".join(map(str, sorted(os.sched_getaffinity(0))))
+    }

@@ -1,0 +1,67 @@
+"""The arm `ray.data.llm`: Ray's own batch inference, Parquet to Parquet, in a process of its own.
+
+Templating and tokenizing are done before, outside: for Mistral's tokenizer its own stages cannot. Detokenizing is left
+out as well, which only helps it.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+
+import ray
+import ray.data
+
+
+def main() -> None:
+    """`python -m magbatch.bench.ray_arm CONFIG`."""
+    from ray.data.llm import build_processor, vLLMEngineProcessorConfig
+
+    config = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    gpus = config["gpus"]
+    ray.init(address="local", num_cpus=max(os.cpu_count() or 1, 3), include_dashboard=False)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    chosen = {name: config[name] for name in ("batch_size", "max_concurrent_batches") if config[name] is not None}
+    processor = build_processor(
+        vLLMEngineProcessorConfig(
+            model_source=config["checkpoint"],
+            engine_kwargs=config["engine_args"],
+            concurrency=1,
+            chat_template_stage=False,
+            tokenize_stage=False,
+            detokenize_stage=False,
+            placement_group_config=None if gpus else {"bundles": [{"CPU": 1}]},
+            **chosen,
+        ),
+        preprocess=_ask,
+        postprocess=_answer,
+    )
+    processor(ray.data.read_parquet(config["prompts"])).write_parquet(config["output"])
+    ray.shutdown()
+
+
+def _ask(row: dict[str, Any]) -> dict[str, Any]:
+    asked = {
+        "id": row["id"],
+        "tokenized_prompt": row["token_ids"],
+        "sampling_params": {
+            "temperature": 0, "max_tokens": int(row["tokens"]), "ignore_eos": True, "detokenize": False,
+        },
+    }  # fmt: skip
+    if "rgb" in row:
+        from magbatch.rows import Image
+        from magbatch.tokenizer import picture
+
+        asked["multimodal_data"] = {"image": [picture(Image(row["width"], row["height"], row["rgb"]))]}
+    return asked
+
+
+def _answer(row: dict[str, Any]) -> dict[str, Any]:
+    return {"id": row["id"], "tokens": row["generated_tokens"]}
+
+
+if __name__ == "__main__":
+    main()
