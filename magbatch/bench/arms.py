@@ -140,7 +140,7 @@ class Process:
         self.began = time.time()
         self.popen = subprocess.Popen(
             command, env=env, stdin=pipe or subprocess.DEVNULL, stdout=pipe or self._file, stderr=self._file,
-            preexec_fn=(lambda: os.sched_setaffinity(0, cores)) if cores else None,  # noqa: PLW1509 - no threads here
+            preexec_fn=(lambda: os.sched_setaffinity(0, cores)) if cores else None,  # no threads here
             start_new_session=True,  # Ctrl-C is for who runs the benchmark, which ends this one
         )  # fmt: skip
         self._children: set[psutil.Process] = set()
@@ -233,7 +233,7 @@ def _token_lists(files: list[Path]) -> tuple[dict[str, int], float]:
         table = pq.ParquetFile(file).read()
         for one, tokens in zip(table["id"].to_pylist(), table["tokens"].to_pylist(), strict=True):
             written[one] = len(tokens)
-    return written, max(file.stat().st_mtime for file in files)
+    return written, max(file.stat().st_ctime for file in files)  # a rename commits: it changes no mtime
 
 
 def resolved_args(machine: Machine, workload: Workload) -> tuple[Path, dict[str, Any]]:
@@ -269,7 +269,7 @@ class Magbatch:
         for one in files:
             table = pq.ParquetFile(one).read(["id", "reasoning_tokens", "answer_tokens"])
             written |= {row["id"]: row["reasoning_tokens"] + row["answer_tokens"] for row in table.to_pylist()}
-        ended = max((one.stat().st_mtime for one in files), default=0.0)
+        ended = max((one.stat().st_ctime for one in files), default=0.0)
         return _timed(self.name, process.began, events, written, ended, prepared, folder)
 
     def close(self) -> None:
@@ -350,7 +350,7 @@ class RunBatch:
             found = json.loads(line)
             body = (found.get("response") or {}).get("body") or {}
             written[found["custom_id"]] = (body.get("usage") or {}).get("completion_tokens", 0)
-        return _timed(self.name, process.began, events, written, output.stat().st_mtime, prepared, folder)
+        return _timed(self.name, process.began, events, written, output.stat().st_ctime, prepared, folder)
 
     def close(self) -> None:
         """Nothing is kept."""

@@ -53,7 +53,7 @@ def main() -> None:
         if not llm.reset_prefix_cache():
             raise RuntimeError("the prefix cache cannot be emptied: requests are under way")
         began = time.time()
-        outputs = llm.generate(requests, params, use_tqdm=False)  # type: ignore[arg-type]
+        outputs = llm.generate(requests, params, use_tqdm=False)
         generated = time.time()
         found = {
             "id": [row["id"] for row in rows],

@@ -24,10 +24,35 @@ from magbatch.tiny.receipts import draw_receipt
 SIGMA = 1.1  # of the lognormal lengths: as reasoning lengths are
 LONG_SHARE, LONG_TIMES = 0.01, 100  # of `tail`: rows that are a hundred times as long as the others' mean
 FILES = 8  # of the input: one would be one block for Ray
-WORDS = (
-    "invoice contract ledger payment balance supplier customer delivery warehouse quarter amount total discount "
-    "penalty clause section annex article deadline currency interest account transfer receipt order shipment customs"
-).split()
+WORDS = [
+    "invoice",
+    "contract",
+    "ledger",
+    "payment",
+    "balance",
+    "supplier",
+    "customer",
+    "delivery",
+    "warehouse",
+    "quarter",
+    "amount",
+    "total",
+    "discount",
+    "penalty",
+    "clause",
+    "section",
+    "annex",
+    "article",
+    "deadline",
+    "currency",
+    "interest",
+    "account",
+    "transfer",
+    "receipt",
+    "order",
+    "shipment",
+    "customs",
+]
 
 
 @dataclass(frozen=True, slots=True)

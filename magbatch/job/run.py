@@ -232,7 +232,7 @@ def _answer(
 
             serving = _Serving(line, lease)
             last = run_fleet(job, plan, done, serving.watch, lease.hold, doubtful=lease.inherited)
-            the_run.serving_s += time.monotonic() - serving.since
+            the_run.serving_s += serving.until - serving.since
             line.progress.end_fleet()
             the_run.rows += last.done.rows
             the_run.tokens += last.done.generated_tokens
@@ -254,17 +254,19 @@ def _listed(ledger: Ledger, plan: Plan, expected: int) -> "np.ndarray[Any, np.dt
 
 
 class _Serving:
-    """Notes when the first replica served; ends the run when its lease is lost."""
+    """Notes when the first replica served and when rows were last committed; ends the run when its lease is lost."""
 
     def __init__(self, line: ProgressLine, lease: Lease) -> None:
         self._line = line
         self._lease = lease
-        self.since = time.monotonic()
-        self._started = False
+        self.since = self.until = time.monotonic()
+        self._started, self._rows = False, 0
 
     def watch(self, snapshot: Snapshot) -> None:
         if not self._started and not snapshot.starting:
             self._started, self.since = True, time.monotonic()
+        if snapshot.done.rows != self._rows:
+            self._rows, self.until = snapshot.done.rows, time.monotonic()
         self._line.progress.see(snapshot)
         self._line.show()
         self._lease.check()

@@ -20,13 +20,13 @@ LEVELS = [
     {"engines"},
     {"pipeline"},
     {"job"},
-    {"schedule", "cluster", "deploy"},
+    {"schedule", "cluster", "deploy", "bench"},
     {"cli"},
     {"__main__"},
 ]
 ONLY_HERE = {
-    "ray": {"job.fleet", "job.worker", "job.placement", "job.pool", "cluster"},
-    "vllm": {"engines.vllm"},
+    "ray": {"job.fleet", "job.worker", "job.placement", "job.pool", "cluster", "bench.ray_arm", "bench.hand_arm"},
+    "vllm": {"engines.vllm", "bench.raw_arm", "bench.hand_arm", "bench.probe"},
 }  # and torch: nowhere but in the tiny model's making
 
 

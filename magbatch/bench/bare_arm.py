@@ -1,0 +1,91 @@
+"""What a job costs at the very least, without an engine: the libraries alone in a plain loop.
+
+`python -m magbatch.bench.bare_arm text|documents CHECKPOINT OUT FILE…` reads Parquet, tokenizes or renders, and writes
+Parquet; it prints when it began, with everything loaded, and when it ended.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+BATCH_ROWS = 64
+ECHO_TOKENS = 48  # decoded for each row, as the scripted engine answers
+
+
+def text(checkpoint: Path, output: Path, files: list[str]) -> int:
+    """pyarrow + tokenizer + pyarrow; returns the rows."""
+    from mistral_common.protocol.instruct.messages import UserMessage
+    from mistral_common.protocol.instruct.request import ChatCompletionRequest
+
+    from magbatch.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer(checkpoint)
+    tokenizer.encode(ChatCompletionRequest(messages=[UserMessage(content="warm")]))
+    return _loop(
+        output,
+        files,
+        lambda row: tokenizer.decode(
+            tokenizer.encode(ChatCompletionRequest(messages=[UserMessage(content=row["question"])]))[-ECHO_TOKENS:]
+        ),
+    )
+
+
+def documents(checkpoint: Path, output: Path, files: list[str]) -> int:
+    """pyarrow + pypdfium2 + Pillow + pyarrow, at the size in which the model sees pages; returns the pages."""
+    import pypdfium2 as pdfium
+
+    from magbatch.documents.images import ImageGrid
+    from magbatch.documents.pdf import MAX_DPI, POINTS_PER_INCH
+    from magbatch.model import facts
+
+    model = facts(checkpoint)
+    if model.image_size is None:
+        raise SystemExit("this model sees no pages")
+    grid = ImageGrid(model.image_size, model.image_cell)
+    pages = 0
+
+    def render(row: dict[str, bytes]) -> str:
+        nonlocal pages
+        document = pdfium.PdfDocument(row["document"])
+        sizes = 0
+        for page in document:
+            scale = min(MAX_DPI / POINTS_PER_INCH, grid.longest_side / max(page.get_size()))
+            image = page.render(scale=scale).to_pil().convert("RGB")
+            size = grid.fit(*image.size)
+            if image.size != size:
+                image = image.resize(size)
+            sizes += len(image.tobytes())
+            pages += 1
+        document.close()
+        return str(sizes)
+
+    _loop(output, files, render)
+    return pages
+
+
+def _loop(output: Path, files: list[str], answer: object) -> int:
+    rows = 0
+    print(json.dumps({"began": time.time()}), flush=True)
+    for number, file in enumerate(files):
+        for index, batch in enumerate(pq.ParquetFile(file).iter_batches(BATCH_ROWS)):
+            records = batch.to_pylist()
+            found = {"id": [row["id"] for row in records], "answer": [answer(row) for row in records]}  # type: ignore[operator]
+            pq.write_table(pa.table(found), output / f"{number:03d}-{index:05d}.parquet", compression="zstd")
+            rows += len(records)
+    return rows
+
+
+def main() -> None:
+    """The command line."""
+    kind, checkpoint, output, *files = sys.argv[1:]
+    loops = {"text": text, "documents": documents}
+    done = loops[kind](Path(checkpoint), Path(output), files)
+    print(json.dumps({"ended": time.time(), "done": done}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

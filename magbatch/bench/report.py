@@ -1,0 +1,148 @@
+"""What a benchmark came to: a Markdown table for people, and one document for programs."""
+
+import os
+import platform
+import statistics
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from magbatch.bench.arms import Machine
+from magbatch.bench.measure import MAGBATCH, RAW, RAY, RAY_BEST, Suite, same_settings
+from magbatch.job.report import versions
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A number that magbatch is to reach.
+
+    Attributes:
+        what: It is.
+        value: Measured.
+        bound: At least this, or at most.
+        least: Whether the bound is a least.
+        runs: What the value is made of, in the order of the runs.
+        unit: Of the runs.
+    """
+
+    what: str
+    value: float
+    bound: float
+    least: bool = True
+    runs: tuple[float, ...] = ()
+    unit: str = ""
+
+    @property
+    def met(self) -> bool:
+        """Whether it is reached."""
+        return self.value >= self.bound if self.least else self.value <= self.bound
+
+
+def targets(suite: Suite) -> list[Target]:
+    """Of the arms of a workload."""
+    raw = 1.0 if suite.workload == "image" else 0.97
+    wanted = [(RAW, raw), (RAY, 1.3), (RAY_BEST, 1.05)]
+    found = []
+    for arm, bound in wanted:
+        ratio = suite.ratio(MAGBATCH, arm)
+        if ratio is not None:
+            found.append(Target(f"{suite.workload}: magbatch / {arm}, tokens/s", ratio, bound))
+    return found
+
+
+def markdown(suites: list[Suite], reached: list[Target], machine: Machine) -> str:
+    """The tables."""
+    about = machine_facts(machine)
+    lines = [f"{about['cpu']}, {about['cores']} cores, {about['memory_gb']} GB; model {machine.model}"]
+    for suite in suites:
+        lines += [
+            "",
+            f"**{suite.workload}**: {suite.rows:,} rows, {suite.prompt_tokens:,} prompt tokens, {suite.tokens:,} "
+            f"generated, the longest row {suite.longest:,}",
+            "",
+            "| arm | tokens/s, median | all runs | rows/s | to raw | to ray.data.llm | engine ready after |",
+            "|---|---:|---|---:|---:|---:|---:|",
+        ]
+        for arm in dict.fromkeys(run.arm for run in suite.runs if run.round):
+            runs = suite.of(arm)
+            every = " ".join(f"{run.tokens_per_s:,.0f}" for run in runs)
+            speed, starts = suite.median(arm), [run.start_s for run in runs if run.start_s]
+            start = f"{statistics.median(starts):,.0f} s" if starts else "-"
+            lines.append(
+                f"| {arm} | {speed:,.0f} | {every} | {speed * suite.rows / suite.tokens:,.1f} "
+                f"| {_ratio(suite.ratio(arm, RAW))} | {_ratio(suite.ratio(arm, RAY))} | {start} |"
+            )
+        lines += [f"\n{note}" for note in suite.notes]
+    if reached:
+        lines += ["", "| target | measured | wanted | | all runs |", "|---|---:|---:|---|---|"]
+        for one in reached:
+            every = " ".join(f"{run:,.4g}" for run in one.runs)
+            lines.append(
+                f"| {one.what} | {one.value:.3f} | {'≥' if one.least else '≤'} {one.bound:g} "
+                f"| {'met' if one.met else 'missed'} | {every}{f' {one.unit}' if every and one.unit else ''} |"
+            )
+    return "\n".join(lines)
+
+
+def _ratio(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def document(suites: list[Suite], reached: list[Target], machine: Machine) -> dict[str, Any]:
+    """Everything: every run, the machine, versions, and what the engines resolved."""
+    return {
+        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": machine_facts(machine),
+        "versions": versions(),
+        "suites": [
+            {
+                "workload": suite.workload, "rows": suite.rows, "tokens": suite.tokens,
+                "prompt_tokens": suite.prompt_tokens, "longest_row_tokens": suite.longest, "seconds": suite.seconds,
+                "notes": suite.notes, "engine_settings": same_settings(suite.runs),
+                "medians_tokens_per_s": {arm: suite.median(arm) for arm in _arms(suite)},
+                "ratios": {
+                    f"{arm} / {other}": suite.ratio(arm, other)
+                    for arm in _arms(suite) for other in _arms(suite) if arm != other
+                },
+                "runs": [_record(run) for run in suite.runs],
+            }
+            for suite in suites
+        ],
+        "targets": [asdict(one) | {"met": one.met} for one in reached],
+    }  # fmt: skip
+
+
+def _arms(suite: Suite) -> list[str]:
+    return list(dict.fromkeys(run.arm for run in suite.runs if run.round))
+
+
+def _record(run: Any) -> dict[str, Any]:
+    """A run without what all runs share."""
+    found = asdict(run)
+    del found["settings"], found["folder"]
+    return found | {"tokens_per_s": run.tokens_per_s, "kind": "round" if run.round else "sweep"}
+
+
+def machine_facts(machine: Machine) -> dict[str, Any]:
+    """What the numbers were measured on."""
+    return {
+        "cpu": _cpu(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9),
+        "platform": platform.platform(),
+        "gpus": machine.gpus,
+        "model": machine.model,
+        "engine_args": machine.engine_args,
+        "engine_cores": list(machine.engine_cores),
+        "other_cores": list(machine.other_cores),
+    }
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

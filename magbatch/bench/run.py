@@ -1,0 +1,126 @@
+"""`magbatch bench`: which suites, in which folder, to one report."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from magbatch.bench.bounds import BOUNDS
+from magbatch.bench.measure import ARMS, Say, Suite, run_suite, same_settings, this_machine
+from magbatch.bench.report import Target, document, markdown, targets
+from magbatch.bench.workloads import WORKLOADS
+from magbatch.errors import SpecError
+
+ALL = "all"
+SUITES = (*WORKLOADS, *BOUNDS)
+ROUNDS = {"occupancy": 1, "null": 3, "documents": 3, "start": 3}  # of others 5
+DEFAULT_ROUNDS = 5
+ROWS = {"image": 2000, "null": 16_000, "documents": 4_000, "memory": 2_000}  # of others 2,000; documents: pages
+DEFAULT_ROWS = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a benchmark came to.
+
+    Attributes:
+        markdown: For people.
+        document: For programs.
+        missed: Targets that were not reached.
+    """
+
+    markdown: str
+    document: dict[str, Any]
+    missed: int
+
+
+def bench(
+    suite: str,
+    *,
+    rows: int | None,
+    rounds: int | None,
+    model: str,
+    gpus: int,
+    engine_args: Sequence[str],
+    arms: str | None,
+    keep: str | None,
+    report: str | None,
+    say: Say,
+) -> Outcome:
+    """Run one suite, or all.
+
+    Args:
+        suite: Out of `SUITES`, or `all`.
+        rows: Of each; None takes its own.
+        rounds: Of each; None takes its own.
+        model: As in a spec.
+        gpus: Of the engine; 0 runs on CPUs.
+        engine_args: `name=value` items, given to every arm.
+        arms: Names out of `ARMS`, with commas between; None takes all.
+        keep: A folder for what the arms read and write; None takes a temporary one.
+        report: A file for the whole report, as JSON: written after each suite.
+        say: Takes a line of progress.
+
+    Raises:
+        SpecError: An argument is wrong.
+        BenchError: An arm failed.
+    """
+    names = SUITES if suite == ALL else (suite,)
+    if unknown := [name for name in names if name not in SUITES]:
+        raise SpecError(f"there is no suite {unknown[0]!r}: write one of {', '.join(SUITES)} or {ALL}")
+    chosen = ARMS if arms is None else tuple(name.strip() for name in arms.split(","))
+    if wrong := [name for name in chosen if name not in ARMS]:
+        raise SpecError(f"--arms: there is no arm {wrong[0]!r}: write some of {', '.join(ARMS)}")
+    machine = this_machine(model, _given(engine_args), gpus)
+    suites: list[Suite] = []
+    reached: list[Target] = []
+    with _folder(keep) as folder:
+        for name in names:
+            count, times = rows or ROWS.get(name, DEFAULT_ROWS), rounds or ROUNDS.get(name, DEFAULT_ROUNDS)
+            where = folder / name
+            where.mkdir(parents=True)
+            if name in WORKLOADS:
+                suites.append(run_suite(WORKLOADS[name], machine, chosen, count, times, where, say))
+                same_settings(suites[-1].runs)
+                reached += targets(suites[-1])
+            else:
+                reached += BOUNDS[name](machine, count, times, where, say)
+            found = document(suites, reached, machine)
+            if report is not None:
+                Path(report).write_text(json.dumps(found, indent=1, default=str), encoding="utf-8")
+    return Outcome(markdown(suites, reached, machine), found, sum(not one.met for one in reached))
+
+
+def _given(items: Sequence[str]) -> dict[str, Any]:
+    given = {}
+    for item in items:
+        name, separator, value = item.partition("=")
+        if not separator or not name:
+            raise SpecError(f"--engine-arg {item}: write name=value, such as --engine-arg max_num_seqs=128")
+        try:
+            given[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise SpecError(f"--engine-arg {item}: the value is not YAML: {error}") from error
+    return given
+
+
+@contextmanager
+def _folder(keep: str | None) -> Iterator[Path]:
+    """Where the arms read and write."""
+    if keep is not None:
+        folder = Path(keep).absolute()
+        if folder.exists() and any(folder.iterdir()):
+            raise SpecError(f"--keep {keep}: the folder is not empty; name a new one")
+        yield folder
+        return
+    folder = Path(tempfile.mkdtemp(prefix="magbatch-bench-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
