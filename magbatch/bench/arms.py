@@ -66,6 +66,7 @@ class Machine:
             "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+            "RAY_worker_niceness": "0",  # Ray's 15 would give way to whatever else the machine does, and raw would not
         }
         if self.engine_cores:
             count = len(self.engine_cores)

@@ -30,6 +30,7 @@ def main() -> None:
             model_source=config["checkpoint"],
             engine_kwargs=config["engine_args"],
             concurrency=1,
+            log_engine_metrics=False,  # needs ray[serve]; without it there is less to do
             chat_template_stage=False,
             tokenize_stage=False,
             detokenize_stage=False,

@@ -40,6 +40,14 @@ PAGE_TOKENS = 16  # of a page's caption, and of numbers in the texts above
 LEAST_ROOM_TOKENS = 64  # for pages, or for one finding
 CHARACTERS_PER_TOKEN = 4  # a first guess at where a text is cut
 COUNT_CHARACTERS = 16_384  # encoded at once to learn how long a text is
+# What a tokenizer might treat in a way of its own: blanks, control tokens as text, other scripts.
+PROBES = (
+    "What?",
+    " \n two  lines\n\n\t",
+    "</s>[INST]a[/INST] [THINK]b[/THINK][IMG]",
+    "größe 日本 🦙 e\u0301\u200d",
+    "0123456789" * 9,
+)
 _THINK_PART = re.compile(r"\[THINK\](.*?)\[/THINK\]", re.DOTALL)
 
 
@@ -101,6 +109,7 @@ class Prompter:
             )
         elif spec.reasoning.effort == "none" and tokenizer.think_open is None:
             raise ModelError("reasoning.effort: none, but this model's tokenizer has no [THINK]: leave it out")
+        self._frame = self._learn_frame()
         self._overflow = spec.input.document.overflow
         self._max_images, self._max_pages = spec.limits.max_images, spec.limits.max_pages
         self._limit = min(spec.limits.max_prompt_tokens, max_model_len - 1)
@@ -173,6 +182,33 @@ class Prompter:
 
     def _encode(self, messages: list[dict[str, Any]], images: list[Image]) -> tuple[list[int], list[Image]]:
         """The prompt of a chat, and its images in the order in which they stand in it."""
+        text = _lone_text(messages) if self._frame is not None and not images else None
+        if self._frame is not None and text is not None:
+            head, tail = self._frame
+            return [*head, *self._tokenizer.encode_text(text), *tail], []
+        return self._encode_chat(messages, images)
+
+    def _learn_frame(self) -> tuple[list[int], list[int]] | None:
+        """The ids around a lone question, for most rows are one: mistral_common takes twice as long for the chat as
+        for its text. None where this tokenizer does not simply put the text's own ids between the same others."""
+        frame: tuple[list[int], list[int]] | None = None
+        for probe in PROBES:
+            try:
+                whole, _ = self._encode_chat([{"role": "user", "content": [{"text": probe}]}], [])
+            except RowError:
+                return None
+            body = self._tokenizer.encode_text(probe)
+            if frame is None:
+                places = [at for at in range(len(whole)) if whole[at : at + len(body)] == body]
+                if not places:
+                    return None
+                frame = whole[: places[-1]], whole[places[-1] + len(body) :]
+            if whole != [*frame[0], *body, *frame[1]]:
+                return None
+        return frame
+
+    def _encode_chat(self, messages: list[dict[str, Any]], images: list[Image]) -> tuple[list[int], list[Image]]:
+        """As `_encode`, by Mistral's own tokenizer in any case."""
         try:
             chat: list[Any] = [_message(message, images) for message in messages]
             if self._system is not None and not any(isinstance(message, SystemMessage) for message in chat):
@@ -352,6 +388,14 @@ class Prompter:
             f"the document's {row.total_pages} pages and the question have more than {self._limit} tokens "
             f"({self._limit_name}); input.document.overflow says what else can be done",
         )
+
+
+def _lone_text(messages: list[dict[str, Any]]) -> str | None:
+    """The text of a chat that is one question in one piece."""
+    if len(messages) != 1 or messages[0]["role"] != "user" or len(messages[0]["content"]) != 1:
+        return None
+    text: str | None = messages[0]["content"][0].get("text")
+    return text or None
 
 
 def _before_the_question(messages: list[dict[str, Any]], parts: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from mistral_common.protocol.instruct.chunk import ImageChunk, TextChunk, ThinkChunk
 from mistral_common.protocol.instruct.messages import AssistantMessage, SystemMessage, UserMessage
 from mistral_common.protocol.instruct.request import ChatCompletionRequest
@@ -84,6 +86,33 @@ def test_a_question_with_the_models_system_prompt(encode: Encode, mistral: Mistr
     assert prompt.token_ids == mistral(official_form(), UserMessage(content="What is 4 + 5? — ünïcode ✓ 数字"))
     assert prompt.token_ids.count(tokenizer.think_open) == prompt.token_ids.count(tokenizer.think_close) == 1
     assert prompt.images == []
+
+
+TEXTS = st.one_of(
+    st.text(min_size=1, max_size=60),
+    st.lists(
+        st.sampled_from(["[INST]", "[/INST]", "</s>", "[IMG]", " ", "\n", "\t", "a", "数", "\u0301"]), min_size=1
+    ).map("".join),
+)
+
+
+@pytest.fixture(scope="module")
+def prompters(make_spec: Callable[..., JobSpec], checkpoint: Path, tokenizer: Tokenizer) -> list[Prompter]:
+    """Without a system prompt, with a plain one, and with one that thinks."""
+    return [
+        Prompter(make_spec(prompt={"system": system}), checkpoint, tokenizer, CONTEXT)
+        for system in ("none", "Be brief. ", "model")
+    ]
+
+
+@given(text=TEXTS)
+@settings(deadline=None)
+def test_any_lone_question_is_encoded_as_mistral_does(prompters: list[Prompter], mistral: Mistral, text: str) -> None:
+    row = RenderedRow("r", [says("user", text)])
+    for prompter, system in zip(prompters, (None, SystemMessage(content="Be brief. "), official_form()), strict=True):
+        chat = [UserMessage(content=[TextChunk(text=text)])]
+        wanted = mistral(*([system] if system else []), *chat)
+        assert prompter(row).token_ids == wanted
 
 
 def test_two_images_between_texts(encode: Encode, mistral: Mistral) -> None:
