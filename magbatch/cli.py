@@ -487,6 +487,9 @@ def bench(
         typer.Option("--engine-arg", metavar="NAME=VALUE", help="vLLM's own, given to every arm; may be repeated."),
     ] = None,
     arms: Annotated[str | None, typer.Option("--arms", metavar="A,B", help="Only these, such as raw,magbatch.")] = None,
+    pin: Annotated[
+        bool, typer.Option("--pin/--no-pin", help="On CPUs: the engine on half of the cores, all else on the others.")
+    ] = True,
     keep: Annotated[
         str | None, typer.Option("--keep", metavar="DIR", help="Keep what the arms read and wrote here.")
     ] = None,
@@ -507,8 +510,8 @@ def bench(
             print(f"[{minutes:2d}:{seconds:02d}] {text}", file=sys.stderr, flush=True)
 
         outcome = run_bench(
-            suite, rows=rows, rounds=rounds, model=model, gpus=gpus, engine_args=engine_args or [], arms=arms,
-            keep=keep, report=json, say=say,
+            suite, rows=rows, rounds=rounds, model=model, gpus=gpus, engine_args=engine_args or [], pin=pin,
+            arms=arms, keep=keep, report=json, say=say,
         )  # fmt: skip
     print(outcome.markdown)
     made = len(outcome.document["targets"])

@@ -65,10 +65,10 @@ class Suite:
         return statistics.median(pairs) if pairs else None
 
 
-def this_machine(model: str, engine_args: dict[str, Any], gpus: int) -> Machine:
-    """This machine, with the engine on one half of its cores and everything else on the other, where CPUs run it."""
+def this_machine(model: str, engine_args: dict[str, Any], gpus: int, *, pin: bool) -> Machine:
+    """This machine; where CPUs run it, with the engine on one half of its cores and everything else on the other."""
     cores = sorted(os.sched_getaffinity(0))
-    if gpus or len(cores) < 2:
+    if gpus or not pin or len(cores) < 2:
         return Machine(model, engine_args, gpus)
     half = len(cores) // 2
     return Machine(model, engine_args, gpus, tuple(cores[:half]), tuple(cores[half:]))

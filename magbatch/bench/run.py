@@ -48,6 +48,7 @@ def bench(
     model: str,
     gpus: int,
     engine_args: Sequence[str],
+    pin: bool,
     arms: str | None,
     keep: str | None,
     report: str | None,
@@ -62,6 +63,7 @@ def bench(
         model: As in a spec.
         gpus: Of the engine; 0 runs on CPUs.
         engine_args: `name=value` items, given to every arm.
+        pin: Whether engine and everything else have cores of their own, where CPUs run the engine.
         arms: Names out of `ARMS`, with commas between; None takes all.
         keep: A folder for what the arms read and write; None takes a temporary one.
         report: A file for the whole report, as JSON: written after each suite.
@@ -77,7 +79,7 @@ def bench(
     chosen = ARMS if arms is None else tuple(name.strip() for name in arms.split(","))
     if wrong := [name for name in chosen if name not in ARMS]:
         raise SpecError(f"--arms: there is no arm {wrong[0]!r}: write some of {', '.join(ARMS)}")
-    machine = this_machine(model, _given(engine_args), gpus)
+    machine = this_machine(model, _given(engine_args), gpus, pin=pin)
     suites: list[Suite] = []
     reached: list[Target] = []
     with _folder(keep) as folder:
