@@ -28,6 +28,7 @@ RUN_TIMEOUT_S = 3600.0
 GRACE_S = 30.0
 LOG_LINES = 12
 DIED = "is gone"
+PINS = 3  # looks, 0.1 s apart: what starts during the first is found by the next
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +70,8 @@ class Machine:
             "RAY_worker_niceness": "0",  # Ray's 15 would give way to whatever else the machine does, and raw would not
         }
         if self.engine_cores:
-            count = len(self.engine_cores)
-            env |= {probe.CORES_ENV: ",".join(map(str, self.engine_cores)), "OMP_NUM_THREADS": str(count)}
-            env["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # the cores are inherited; vLLM would keep one of them free
+            env["OMP_NUM_THREADS"] = str(len(self.engine_cores))
+            env["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # vLLM would keep one of the cores free, and there may be one
         if steps:
             env[probe.STEPS_ENV] = "1"
         return env
@@ -161,6 +161,22 @@ class Process:
         if self.popen.returncode:
             raise self.failed(f"{what} ended with exit code {self.popen.returncode}")
 
+    def pinning(self, machine: Machine, events: Path) -> Callable[[psutil.Process], None]:
+        """A look for `wait`: once the engine can be asked, it gets its cores, and everything else the others.
+
+        Not before: a start on one core takes twice as long, and is not what is compared.
+        """
+        left = PINS if machine.engine_cores else 0
+
+        def look(root: psutil.Process) -> None:
+            nonlocal left
+            if not left or not any(event["event"] == "ready" for event in probe.events(events)):
+                return
+            left -= 1
+            pin(root, machine, events)
+
+        return look
+
     def failed(self, what: str) -> BenchError:
         """An error with the last lines of the log."""
         lines = [line for line in self._log.read_text(errors="replace").splitlines() if line.strip()][-LOG_LINES:]
@@ -190,6 +206,21 @@ class Process:
         for stream in (self.popen.stdin, self.popen.stdout, self._file):
             if stream is not None:
                 stream.close()
+
+
+def pin(root: psutil.Process, machine: Machine, events: Path) -> None:
+    """Give every thread of an arm its cores: the engine's processes theirs, all others the rest."""
+    engines = {event["pid"] for event in probe.events(events) if event["event"] == "engine"}
+    theirs: set[int] = set(engines)
+    for one in engines:
+        with suppress(psutil.NoSuchProcess):
+            theirs |= {child.pid for child in psutil.Process(one).children(recursive=True)}
+    for process in [root, *root.children(recursive=True)]:
+        cores = machine.engine_cores if process.pid in theirs else machine.other_cores
+        with suppress(psutil.NoSuchProcess):
+            for thread in process.threads():
+                with suppress(ProcessLookupError):  # it has ended
+                    os.sched_setaffinity(thread.id, cores)
 
 
 def _timed(
@@ -260,9 +291,9 @@ class Magbatch:
         file = folder / "job.yaml"
         file.write_text(yaml.safe_dump(spec.model_dump(mode="json")), encoding="utf-8")
         command = [sys.executable, "-m", "magbatch", "run", str(file), "--json"]
-        process = Process(command, env, folder / "log", self._machine.other_cores)
+        process = Process(command, env, folder / "log", ())
         try:
-            process.wait(RUN_TIMEOUT_S, "magbatch run")
+            process.wait(RUN_TIMEOUT_S, "magbatch run", process.pinning(self._machine, events))
         finally:
             process.end()
         files = sorted((output / "results").glob("*.parquet"))
@@ -304,9 +335,9 @@ class RayDataLlm:
         asked = {"checkpoint": str(self._checkpoint), "engine_args": self._args, "prompts": str(prepared.prompts)}
         config.write_text(json.dumps(asked | self._chosen | {"output": str(output)}))
         command = [sys.executable, "-m", "magbatch.bench.ray_arm", str(config)]
-        process = Process(command, env, folder / "log", self._machine.other_cores)
+        process = Process(command, env, folder / "log", ())
         try:
-            process.wait(RUN_TIMEOUT_S, self.name)
+            process.wait(RUN_TIMEOUT_S, self.name, process.pinning(self._machine, events))
         finally:
             process.end()
         written, ended = _token_lists(sorted(output.glob("*.parquet")))
@@ -337,13 +368,13 @@ class RunBatch:
                 }  # fmt: skip
                 request = {"custom_id": row["id"], "method": "POST", "url": "/v1/chat/completions", "body": body}
                 file.write(f"{json.dumps(request)}\n")
-        command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "run-batch", "-i", str(asked), "-o", str(output)]
+        # Not by the `vllm` command: that of vllm-cpu looks for a package by the name of vllm, and fails.
+        command = [sys.executable, "-m", "vllm.entrypoints.launchers.run_batch", "-i", str(asked), "-o", str(output)]
         process = Process(
-            [*command, "--model", str(self._checkpoint), *_flags(self._args)], env, folder / "log",
-            self._machine.other_cores,
+            [*command, "--model", str(self._checkpoint), *_flags(self._args)], env, folder / "log", (),
         )  # fmt: skip
         try:
-            process.wait(RUN_TIMEOUT_S, self.name)
+            process.wait(RUN_TIMEOUT_S, self.name, process.pinning(self._machine, events))
         finally:
             process.end()
         written: dict[str, int] = {}
@@ -424,9 +455,11 @@ class Raw:
         asked = {"checkpoint": str(self._checkpoint), "engine_args": self._args, "prompts": str(prepared.prompts)}
         config.write_text(json.dumps(asked))
         command = [sys.executable, "-m", "magbatch.bench.raw_arm", str(config)]
-        process = Process(command, env, folder / "log", self._machine.other_cores, piped=True)
+        process = Process(command, env, folder / "log", (), piped=True)
         self._process = process
         self._start_s = self._answer(process)["ready"] - process.began
+        if self._machine.engine_cores:
+            pin(psutil.Process(process.popen.pid), self._machine, self._events)
         return process
 
     def _answer(self, process: Process) -> dict[str, Any]:

@@ -17,11 +17,12 @@ from magbatch.errors import BenchError
 
 RAW, MAGBATCH, RAY, RAY_BEST, RUN_BATCH = "raw", "magbatch", "ray.data.llm", "ray.data.llm best", "vllm run-batch"
 ARMS = (RAW, MAGBATCH, RAY, RAY_BEST, RUN_BATCH)
-SWEEP = tuple((size, batches) for size in (16, 64) for batches in (8, 32))  # rows of a batch x batches at once
+BARE_ARMS = ARMS[:-1]  # of a run that is to end within 20 minutes on two cores
+SWEEP = ((16, 32), (64, 8), (64, 32))  # rows of a batch x batches at once
 SWEEP_SHARE = 4  # of the rows, one part, is enough to tell settings apart
+NOT_ASKED = f"{RUN_BATCH}: not among the arms of a bare run; --arms '{','.join(ARMS)}' has it too"
 NO_IMAGES = f"{RUN_BATCH}: left out: its requests carry images as base64 in JSON, another workload"
 SEED = 8
-MACHINE_SETTINGS = ("VLLM_CPU_KVCACHE_SPACE",)
 
 Say = Callable[[str], None]
 
@@ -116,13 +117,15 @@ def run_suite(
     suite = Suite(workload.name, len(lengths), sum(lengths), prepared.prompt_tokens, max(lengths))
     say(f"{workload.name}: {suite.rows:,} rows, {suite.tokens:,} tokens to generate, the longest row {suite.longest:,}")
     chosen = list(arms)
+    if tuple(arms) == BARE_ARMS and not workload.images:
+        suite.notes.append(NOT_ASKED)
     if RUN_BATCH in chosen and workload.images:
         chosen.remove(RUN_BATCH)
         suite.notes.append(NO_IMAGES)
     made: dict[str, Arm] = {}
     try:
-        if RAY_BEST in chosen:
-            made[RAY_BEST] = _best(workload, machine, rows, folder / "sweep", suite, say)
+        if RAY_BEST in chosen and (best := _best(workload, machine, rows, folder / "sweep", suite, say)):
+            made[RAY_BEST] = best
         makers: dict[str, Callable[[], Arm]] = {
             RAW: lambda: Raw(machine, workload),
             MAGBATCH: lambda: Magbatch(machine, workload),
@@ -133,9 +136,19 @@ def run_suite(
         for round_ in range(1, rounds + 1):
             shift = (round_ - 1) % len(chosen)
             for name in chosen[shift:] + chosen[:shift]:
+                if name not in made:
+                    continue
                 where = folder / f"{round_:02d}-{name.replace(' ', '-')}"
                 where.mkdir(parents=True)
-                run = made[name].run(prepared, where)
+                try:
+                    run = made[name].run(prepared, where)
+                except BenchError as error:
+                    if name in (RAW, MAGBATCH):
+                        raise
+                    made.pop(name).close()  # without it the others can still be compared
+                    suite.notes.append(f"{name}: left out, it failed in round {round_}: {error}")
+                    say(suite.notes[-1])
+                    continue
                 run.round = round_
                 suite.runs.append(run)
                 same_settings(suite.runs)
@@ -152,18 +165,25 @@ def _said(run: Run) -> str:
     return f"{run.arm} {run.tokens_per_s:,.0f} tokens/s ({run.seconds:,.1f} s{start})"
 
 
-def _best(workload: Workload, machine: Machine, rows: int, folder: Path, suite: Suite, say: Say) -> RayDataLlm:
-    """Ray's arm with the fastest of a few settings, on fewer rows of the same kind."""
+def _best(workload: Workload, machine: Machine, rows: int, folder: Path, suite: Suite, say: Say) -> RayDataLlm | None:
+    """Ray's arm with the fastest of a few settings, on fewer rows of the same kind; None where all of them fail."""
     few = prepare(workload, max(1, rows // SWEEP_SHARE), SEED + 1, folder / "input", machine.settings)
     speeds: dict[tuple[int, int], float] = {}
     for size, batches in SWEEP:
         name = f"{RAY} {size} x {batches}"
         where = folder / f"{size}-{batches}"
         where.mkdir(parents=True)
-        run = RayDataLlm(machine, workload, size, batches, name).run(few, where)
+        try:
+            run = RayDataLlm(machine, workload, size, batches, name).run(few, where)
+        except BenchError as error:
+            suite.notes.append(f"{name}: failed: {error}")
+            say(suite.notes[-1])
+            continue
         suite.runs.append(run)
         speeds[size, batches] = run.tokens_per_s
         say(f"sweep: {_said(run)}")
+    if not speeds:
+        return None
     size, batches = max(speeds, key=lambda one: speeds[one])
     suite.notes.append(
         f"{RAY_BEST}: batches of {size} rows, {batches} at once, the fastest of {len(SWEEP)} settings on "

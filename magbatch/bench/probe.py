@@ -1,8 +1,8 @@
 """What a benchmark needs to know from inside vLLM's own processes, in the same way for every arm.
 
 vLLM loads it as a plugin, in the processes of a benchmark alone: `plugin_folder` makes the folder that has to stand
-in their PYTHONPATH. It notes when a front end is ready to be asked, what its engine resolved, when the first request
-came, and pins the engine's processes to their core; it changes nothing that vLLM does.
+in their PYTHONPATH. It notes when a front end is ready to be asked, what its engine resolved, and when the first
+request came; it changes nothing that vLLM does.
 """
 
 import functools
@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 EVENTS_ENV = "MAGBATCH_BENCH_EVENTS"  # a folder; nothing is done without it
-CORES_ENV = "MAGBATCH_BENCH_ENGINE_CORES"  # of the engine's processes, as `0,1`; unset: wherever they are
 STEPS_ENV = "MAGBATCH_BENCH_STEPS"  # set: every step of the scheduler is noted
 EVENTS, STEPS = "events.jsonl", "steps.bin"
 STEP = struct.Struct("<dII")  # seconds since the epoch, sequences in the step, requests finished before it
@@ -107,8 +106,6 @@ def _watch_engine(folder: Path) -> None:
     from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.engine.core import EngineCore
 
-    if cores := os.environ.get(CORES_ENV):
-        os.sched_setaffinity(0, {int(core) for core in cores.split(",")})  # its worker processes inherit it
     sized, added, scheduled = EngineCore._initialize_kv_caches, Scheduler.add_request, Scheduler.schedule
     count = 0
 
@@ -144,6 +141,4 @@ def _watch_engine(folder: Path) -> None:
 def _environment(env: Mapping[str, str]) -> dict[str, str]:
     """What else an engine's speed depends on."""
     names = ("OMP_NUM_THREADS", "VLLM_CPU_OMP_THREADS_BIND", "VLLM_CPU_KVCACHE_SPACE", "VLLM_ATTENTION_BACKEND")
-    return {name: env[name] for name in names if name in env} | {
-        "cores": ",".join(map(str, sorted(os.sched_getaffinity(0))))
-    }
+    return {name: env[name] for name in names if name in env}

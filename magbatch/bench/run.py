@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from magbatch.bench.bounds import BOUNDS
-from magbatch.bench.measure import ARMS, Say, Suite, run_suite, same_settings, this_machine
+from magbatch.bench.measure import ARMS, BARE_ARMS, Say, Suite, run_suite, same_settings, this_machine
 from magbatch.bench.report import Target, document, markdown, targets
 from magbatch.bench.workloads import WORKLOADS
 from magbatch.errors import SpecError
@@ -64,7 +64,7 @@ def bench(
         gpus: Of the engine; 0 runs on CPUs.
         engine_args: `name=value` items, given to every arm.
         pin: Whether engine and everything else have cores of their own, where CPUs run the engine.
-        arms: Names out of `ARMS`, with commas between; None takes all.
+        arms: Names out of `ARMS`, with commas between; None takes all but `vllm run-batch`.
         keep: A folder for what the arms read and write; None takes a temporary one.
         report: A file for the whole report, as JSON: written after each suite.
         say: Takes a line of progress.
@@ -76,7 +76,7 @@ def bench(
     names = SUITES if suite == ALL else (suite,)
     if unknown := [name for name in names if name not in SUITES]:
         raise SpecError(f"there is no suite {unknown[0]!r}: write one of {', '.join(SUITES)} or {ALL}")
-    chosen = ARMS if arms is None else tuple(name.strip() for name in arms.split(","))
+    chosen = BARE_ARMS if arms is None else tuple(name.strip() for name in arms.split(","))
     if wrong := [name for name in chosen if name not in ARMS]:
         raise SpecError(f"--arms: there is no arm {wrong[0]!r}: write some of {', '.join(ARMS)}")
     machine = this_machine(model, _given(engine_args), gpus, pin=pin)
