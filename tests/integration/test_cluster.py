@@ -38,14 +38,13 @@ def cluster() -> Iterator[str]:
         process.wait(60)
 
 
-def test_a_job_runs_on_the_cluster_and_leaves_it_running(job: JobFiles, cluster: str) -> None:
+def test_a_job_runs_on_the_cluster(job: JobFiles, cluster: str) -> None:
+    """And leaves it running: the next test's job runs on the same."""
     job.write_input(30)
-    for name in ("first", "second"):
-        output = job.folder / name
-        done = magbatch("run", job.write_spec(output={"path": str(output)}), RAY_ADDRESS=cluster)
-        assert done.returncode == 0, done.stderr
-        assert {row["id"] for row in read(output)} == {f"id-{i}" for i in range(30)}
-        assert magbatch("verify", str(output)).returncode == 0
+    done = magbatch("run", job.write_spec(), RAY_ADDRESS=cluster)
+    assert done.returncode == 0, done.stderr
+    assert {row["id"] for row in read(job.output)} == {f"id-{i}" for i in range(30)}
+    assert magbatch("verify", str(job.output)).returncode == 0
 
 
 def test_replicas_of_two_gpus_are_placed_together(job: JobFiles, cluster: str) -> None:
@@ -68,6 +67,7 @@ def test_an_unreachable_cluster_is_one_clear_line(job: JobFiles) -> None:
     assert "Traceback" not in failed.stderr
 
 
+@pytest.mark.fire  # test_deployed.py has S3 in and out on a cluster, test_storage_faults.py on a local Ray
 def test_s3_in_and_out(job: JobFiles, s3: str, cluster: str) -> None:
     job.write_input(20, "a.parquet")
     job.write_input(20, "b.parquet")
