@@ -184,6 +184,8 @@ def status(
         from magbatch.errors import OutputError
         from magbatch.job.status import status as job_status
 
+        if address is None and "/" not in output and not os.path.exists(output):
+            address = os.environ.get("RAY_API_SERVER_ADDRESS")  # a name that is no place here is a job's id
         if address is not None:
             from magbatch.cluster import Cluster
 
@@ -325,6 +327,10 @@ def cancel(job_id: JobId, address: Address, json: Json = False) -> None:
         _print_json(job.to_dict() | {"was_over": was_over})
         return
     print(f"{job_id}: {'had ended already: ' if was_over else ''}{job.state}")
+    if job.state == "failed":
+        print(f"  it had failed by itself; what it had committed stays: {job.output}")
+        print(f"Next: magbatch logs {job_id} --address {address}")
+        return
     print(f"  what it finished is committed: {job.output}")
     following = f"verify {job.output}" if job.state == "succeeded" else f"resume {job_id} --address {address}"
     print(f"Next: magbatch {following}")
@@ -636,7 +642,7 @@ def schedule_tick(spec: SpecPath, at: At = None, overrides: Overrides = None, js
         loaded = load(spec, overrides)
         with os.fdopen(os.dup(2), "w") as stderr:
             outcomes = run_tick(loaded, chosen(loaded, at), Console(file=stderr))
-    too_many = any(one.outcome is not None and one.outcome.too_many_failed for one in outcomes)
+    too_many = any(one.too_many_failed for one in outcomes)
     if json:
         _print_json({"job": loaded.name, "ticks": [one.to_dict() for one in outcomes]})
         raise typer.Exit(1 if too_many else 0)

@@ -25,7 +25,7 @@ import requests
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 import magbatch
-from magbatch.errors import ClusterError
+from magbatch.errors import ClusterError, SpecError
 from magbatch.spec import JobSpec, parse
 
 SPEC_FILE = "spec.yaml"
@@ -116,7 +116,12 @@ class Cluster:
 
         Raises:
             ClusterError: The cluster does not take it, or a job with the same output is under way there.
+            SpecError: It is incremental: its schedule runs it.
         """
+        if spec.input.incremental:
+            raise SpecError(
+                "input.incremental: such a job runs by its schedule: magbatch schedule run, or a RayCronJob"
+            )
         busy = next((job for job in self.jobs() if job.output == spec.output.path and not job.is_over), None)
         if busy is not None:
             raise ClusterError(f"{spec.output.path}: job {busy.id} is working on it; cancel it first, or wait for it")

@@ -95,6 +95,8 @@ def render(spec: JobSpec, target: Target, platform: Platform) -> dict[str, str]:
     for name, path in (("input.path", spec.input.path), ("output.path", spec.output.path)):
         if not path.startswith("s3://"):
             raise SpecError(f"{name} {path}: a cluster's machines share no disk; write s3://bucket/prefix")
+    if spec.input.incremental and target != Target.CRON:
+        raise SpecError("input.incremental: such a job runs by its schedule: --target cron")
     served = spec.metrics.model_copy(update={"bind": "0.0.0.0", "port": METRICS_PORT})
     spec = spec.model_copy(update={"metrics": served})
     if target == Target.AWS:
@@ -275,14 +277,15 @@ def cluster(spec: JobSpec, platform: Platform) -> dict[str, Any]:
         ports=[{"name": name, "containerPort": port} for name, port in HEAD_PORTS.items()],
     )  # fmt: skip
     head["spec"]["automountServiceAccountToken"] = True  # the autoscaler beside it asks Kubernetes for pods
-    shapes = _shapes(spec, platform)
+    shapes, gpus = _shapes(spec, platform), spec.replicas.gpus
     groups = [_worker_group(spec, platform, shape, len(shapes) - number) for number, shape in enumerate(shapes)]
     return {
         "rayVersion": RAY_VERSION,
         "enableInTreeAutoscaling": True,
         "autoscalerOptions": {"version": "v2", "idleTimeoutSeconds": 120},
         "headGroupSpec": {
-            "rayStartParams": {"dashboard-host": "0.0.0.0", "num-cpus": str(HEAD_CPUS // 2)},
+            # Its CPUs read and render for replicas with GPUs; one without would be placed on them.
+            "rayStartParams": {"dashboard-host": "0.0.0.0", "num-cpus": str(HEAD_CPUS // 2 if gpus else 0)},
             "template": head,
         },
         "workerGroupSpecs": groups,
@@ -296,6 +299,9 @@ def _shapes(spec: JobSpec, platform: Platform) -> list[ShapeSpec]:
         return [ShapeSpec(market=market) for market in markets]
     if platform.spot is None and any(shape.market == "spot" for shape in spec.replicas.prefer):
         raise SpecError("--spot none: replicas.prefer asks for spot nodes; say what they are labelled with")
+    names = [_group_name(shape) for shape in spec.replicas.prefer]
+    if len(set(names)) < len(names) or not all(names):
+        raise SpecError(f"replicas.prefer: {', '.join(names)}: each is to be a group of nodes with a name of its own")
     return spec.replicas.prefer
 
 
@@ -315,12 +321,22 @@ def _worker_group(spec: JobSpec, platform: Platform, shape: ShapeSpec, priority:
     pod["spec"]["containers"][0]["lifecycle"] = {"preStop": {"exec": {"command": ["/bin/sh", "-c", hook]}}}
     pod["spec"]["automountServiceAccountToken"] = False
     tolerations = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}] if replicas.gpus else []
-    nodes: dict[str, str] = {}
+    nodes = dict(shape.labels)  # Kubernetes' nodes must have what Ray is told that they have
+    if shape.market == "on-demand" and platform.spot is not None:
+        label, _, value = platform.spot.partition("=")
+        other = {"matchExpressions": [{"key": label, "operator": "NotIn", "values": [value]}]}
+        required = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [other]}}
+        pod["spec"]["affinity"] = {"nodeAffinity": required}
     if shape.market == "spot" and platform.spot is not None:
         label, _, value = platform.spot.partition("=")
         nodes[label] = value
         tolerations.append({"key": label, "operator": "Equal", "value": value, "effect": "NoSchedule"})
     if shape.accelerator is not None:
+        if "-" in shape.accelerator and shape.accelerator not in platform.accelerators:
+            raise SpecError(
+                f"replicas.prefer: {shape.accelerator}: say what its nodes are labelled with: "
+                f"--accelerator {shape.accelerator}=LABEL=VALUE"
+            )
         default = f"{KARPENTER_ACCELERATOR}={shape.accelerator.lower()}"
         label, _, value = platform.accelerators.get(shape.accelerator, default).partition("=")
         nodes[label] = value

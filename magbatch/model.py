@@ -32,6 +32,7 @@ OFFLINE_SEQS_CPU = 64
 OFFLINE_BATCHED_TOKENS_GPU = 16384  # long prompts are read in few steps; latency does not matter here
 OFFLINE_BATCHED_TOKENS_CPU = 4096
 CPU_KV_CACHE_BYTES = 1 << 30
+DEVICES_A_NODE = 8  # as GPU machines have them; a replica of more is spread over several
 # vLLM makes "uni" into "mp" on CPUs, where its worker pins threads in a process of its own: a third one that imports
 # torch and vLLM (16 of the 52 s of CPU that a start takes). By its name it is left as it is.
 CPU_EXECUTOR = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
@@ -177,8 +178,8 @@ def engine_args(spec: JobSpec, model: ModelFacts) -> dict[str, Any]:
         "enable_prefix_caching": True,
         "disable_log_stats": True,
         "tensor_parallel_size": max(1, gpus) // int(spec.model.engine_args.get("pipeline_parallel_size") or 1),
-        # One device needs no worker process beside the engine; more are placed by Ray.
-        "distributed_executor_backend": "ray" if gpus > 1 else "uni",
+        # One device needs no worker process beside the engine; those of one node are its children; more are Ray's.
+        "distributed_executor_backend": "uni" if gpus <= 1 else "mp" if gpus <= DEVICES_A_NODE else "ray",
     }
     if spec.answer.schema is not None:
         # The one backend that knows Mistral's control tokens (measured, vLLM 0.32); blanks between values say nothing.

@@ -295,12 +295,20 @@ class BoardState:
         """Ask every replica, with its next report, to stop."""
         self._stopping = True
 
-    def give_back(self, count: int) -> None:
-        """Ask so many replicas to give their devices back: those that came last have the least at hand."""
+    def give_back(self, count: int) -> list[str]:
+        """Ask so many replicas to give their devices back: those that came last have the least at hand.
+
+        Returns:
+            Ray's ids of their actors.
+        """
         now = time.monotonic()
-        able = [one for one in self._tenants if not one.recalled and self._state(one, now) == State.SERVING]
-        for tenant in sorted(able, key=lambda one: -one.joined)[:count]:
+        able = [
+            one for one in self._tenants if one.actor and not one.recalled and self._state(one, now) == State.SERVING
+        ]
+        chosen = sorted(able, key=lambda one: -one.joined)[:count]
+        for tenant in chosen:
             tenant.recalled = True
+        return [tenant.actor for tenant in chosen]
 
     def snapshot(self) -> Snapshot:
         """The state now."""

@@ -42,7 +42,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import magbatch
 from magbatch.capture import STDERR, STDOUT, captured
-from magbatch.errors import ClusterError, EngineStartError, InterruptedJobError, JobError, StorageError
+from magbatch.errors import ClusterError, EngineStartError, InterruptedJobError, JobError, SpecError, StorageError
 from magbatch.job import preempt
 from magbatch.job.board import BoardState, Snapshot, State, Watch
 from magbatch.job.lease import Hold
@@ -52,7 +52,7 @@ from magbatch.job.pool import Pool
 from magbatch.job.prepare import Job, prepare
 from magbatch.job.shares import Claim, Shares
 from magbatch.job.worker import Worker
-from magbatch.model import engine_args, facts, locate
+from magbatch.model import DEVICES_A_NODE, engine_args, facts, locate
 from magbatch.rows import Shard
 from magbatch.spec import JobSpec
 
@@ -152,6 +152,15 @@ def _cluster(spec: JobSpec) -> Iterator[None]:
             # Replicas must leave a CPU for reading, or nothing would ever reach them: Ray counts, it does not pin.
             cpus = max(os.cpu_count() or 1, math.ceil(spec.replicas.max * spec.replicas.cpus) + 1)
             ray.init(address="local", num_cpus=cpus, include_dashboard=False, runtime_env=environment, **quiet)
+            there = int(ray.cluster_resources().get("GPU", 0))
+            if there < spec.replicas.gpus:
+                ray.shutdown()
+                raise SpecError(
+                    f"replicas.gpus: a replica asks for {spec.replicas.gpus}, this machine has {there}; "
+                    "set it to 0 for CPUs, or RAY_ADDRESS to a cluster"
+                )
+    except SpecError:
+        raise
     except Exception as error:  # Ray raises a bare one when a node is slow to start
         where = f"RAY_ADDRESS={address}" if address else "a local Ray"
         raise ClusterError(f"{where} cannot be used: {error}") from error
@@ -223,9 +232,11 @@ def _supervise(
     board: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(BoardState).remote(
         rows, job.spec.replicas.start_timeout_s
     )
-    dataset = _dataset(job, plan, done, board, hold, doubtful=doubtful)
+    spec = job.spec
+    slots = int(engine_args(spec, facts(locate(spec.model, weights=False)))["max_num_seqs"])
+    dataset = _dataset(job, plan, done, board, hold, slots, doubtful=doubtful)
     shared = bool(os.environ.get("RAY_ADDRESS"))
-    pool, places = Pool(dataset, job.spec.replicas, shared=shared), Places(job.spec.replicas)
+    pool, places = Pool(dataset, spec.replicas, slots / spec.sampling.n, shared=shared), Places(spec.replicas)
     share = _Share(job.spec, hold.root, pool, board) if shared else None
     failure: list[BaseException] = []
 
@@ -245,8 +256,7 @@ def _supervise(
             thread.join(POLL_S)
             snapshot: Snapshot = ray.get(board.snapshot.remote())
             watch(snapshot)
-            if share is not None:
-                share.claim(snapshot)
+            pool.bound(rows - snapshot.done.rows, share.claim(snapshot) if share is not None else None)
             if (why := places.look(snapshot, pool.waiting(snapshot))) is not None:
                 board.trouble.remote(why)
             if snapshot.engine_error is not None and (
@@ -281,7 +291,14 @@ def _supervise(
 
 
 def _dataset(
-    job: Job, plan: Plan, done: "np.ndarray[Any, np.dtype[np.int64]]", board: Any, hold: Hold, *, doubtful: bool
+    job: Job,
+    plan: Plan,
+    done: "np.ndarray[Any, np.dtype[np.int64]]",
+    board: Any,
+    hold: Hold,
+    slots: int,
+    *,
+    doubtful: bool,
 ) -> ray.data.Dataset:
     spec = job.spec
     context = ray.data.DataContext.get_current()
@@ -302,10 +319,8 @@ def _dataset(
     tasks = math.ceil(len(open_indices) / math.ceil(len(open_indices) / tasks))  # as many as come out of even runs
     source = _Shards(job, lambda: (plan.shard(int(index)) for index in open_indices), tasks, touched, board)
 
-    args = engine_args(spec, facts(locate(spec.model, weights=False)))
     columns = spec.input.columns
     images = bool(columns.images or columns.messages or columns.document)
-    slots = int(args["max_num_seqs"])
     concurrency = open_shards(slots, shard_rows, len(open_indices), spec.replicas.max, images=images)
     pool = ray.data.ActorPoolStrategy(
         min_size=max(1, spec.replicas.min),  # Ray takes no 0; an execution begins only where rows wait
@@ -342,6 +357,7 @@ class _Share:
         self._spec, self._pool, self._board = spec, pool, board
         self._job = f"{root}/{uuid.uuid4().hex[:8]}"
         self._claimed = -math.inf
+        self._cap: int | None = None
         self._asked: Any = None
         # Of no job: the one that came first may be the first to end. What it knows is told anew every second.
         self._shares: Any = (
@@ -350,19 +366,24 @@ class _Share:
             .remote()
         )
 
-    def claim(self, snapshot: Snapshot) -> None:
-        """Say what the job has and wants, and do what it is told, now and then; never waits for it."""
+    def claim(self, snapshot: Snapshot) -> int | None:
+        """Say what the job has and wants, and do what it is told, now and then; never waits for it.
+
+        Returns:
+            Replicas that it may have; None where nobody else waits for any.
+        """
         now = time.monotonic()
         if now - self._claimed < CLAIM_S:
-            return
+            return self._cap
         if self._asked is not None:
             if not ray.wait([self._asked], timeout=0)[0]:
-                return
-            with suppress(ray.exceptions.RayActorError):  # its node has gone: it is begun anew, and told everything
+                return self._cap
+            # Sharing ends no job: its node may have gone (it is begun anew, and told everything), or be of another age.
+            with suppress(ray.exceptions.RayError):
                 ruling = ray.get(self._asked)
-                self._pool.cap(ruling["cap"])
+                self._cap = ruling["cap"]
                 if ruling["give_back"]:
-                    self._board.give_back.remote(ruling["give_back"])
+                    self._pool.retire(ray.get(self._board.give_back.remote(ruling["give_back"])))
         self._claimed = now
         replicas = self._spec.replicas
         claim = Claim(
@@ -370,11 +391,13 @@ class _Share:
             kind=f"{'GPU' if replicas.gpus else 'CPU'} of {'; '.join(map(str, replicas.prefer)) or 'any node'}",
             size=float(replicas.gpus or replicas.cpus),
             priority=replicas.priority,
-            least=replicas.min,
+            # Devices on several nodes are one placement group, which Ray keeps until the job ends.
+            least=replicas.min if replicas.gpus <= DEVICES_A_NODE else replicas.max,
             holds=snapshot.replicas + snapshot.count(State.STARTING),
             waiting=self._pool.waiting(snapshot),
         )
         self._asked = self._shares.claim.remote(asdict(claim))
+        return self._cap
 
     def end(self) -> None:
         """The job wants nothing any more."""

@@ -11,6 +11,7 @@ from ray.util.placement_group import placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from magbatch.job.board import Snapshot, State
+from magbatch.model import DEVICES_A_NODE
 from magbatch.spec import ReplicasSpec
 
 SLOTS_OF_SHARDS = 16  # shards kept open by stragglers: with 1% of rows 100 times as long, 25 times the slots' worth
@@ -39,7 +40,7 @@ def open_shards(slots: int, shard_rows: int, num_shards: int, max_replicas: int,
 
 
 def remote_args(replicas: ReplicasSpec, nodes: Callable[[], Iterable[Node]] | None = None) -> dict[str, Any]:
-    """Ray's arguments for a replica: its devices, together on one node where one holds them, on nodes that it prefers.
+    """Ray's arguments for a replica: its devices, on one node where one holds them, of those that it prefers.
 
     Args:
         replicas: The spec's.
@@ -47,7 +48,7 @@ def remote_args(replicas: ReplicasSpec, nodes: Callable[[], Iterable[Node]] | No
     """
     gpus, cpus = replicas.gpus, replicas.cpus
     selectors = [shape.selector for shape in replicas.prefer]
-    if gpus <= 1:
+    if gpus <= DEVICES_A_NODE:
         args: dict[str, Any] = {"num_cpus": cpus, "num_gpus": gpus}
         if selectors:
             # Ray takes the first that has room, the autoscaler the first that it can add.
@@ -104,6 +105,7 @@ class Places:
         self._cluster = cluster or (lambda: (ray.cluster_resources(), ray.available_resources()))
         self._labels = labels or (lambda: [node["Labels"] for node in ray.nodes() if node["Alive"]])
         self._since = self._looked = time.monotonic()
+        self._placed = 0
         self._said: tuple[Any, ...] | None = None
 
     def look(self, snapshot: Snapshot, waiting: int = 0) -> str | None:
@@ -115,6 +117,8 @@ class Places:
         """
         now = time.monotonic()
         placed = snapshot.replicas + snapshot.count(State.STARTING)
+        if placed != self._placed:  # who has just got a place may still be among those that wait
+            self._placed, self._since = placed, now
         if placed and not waiting:
             self._since, self._said = now, None
             return None

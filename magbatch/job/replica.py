@@ -344,10 +344,12 @@ class Replica:
             for attempt in self._attempts:
                 if self._noticed is not None or now - attempt.since >= self._spec.output.commit_interval_s:
                     self._commit_soon(attempt)
-            if self._noticed is not None and (
-                now - self._noticed > NOTICE_S or (self._recalled and not len(self._in_flight))
-            ):
-                await self._end()
+            if self._noticed is not None and not self._stopping:
+                late = now - self._noticed > NOTICE_S
+                if late and not self._recalled:
+                    await self._end()
+                if self._recalled and (late or not len(self._in_flight)):
+                    self.stop()  # its shards end with the rows that are left, and its actor is let go
             if self._refusal is not None:
                 refusal, self._refusal = self._refusal, None
                 await self._board.trouble(f"the output's storage refuses, trying again: {refusal}")

@@ -8,9 +8,11 @@ that jobs fill a cluster, and make its autoscaler add nodes, as if they were alo
 Jobs share with each other if they ask for the same kind of device, on the same nodes.
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from dataclasses import fields as dataclass_fields
 from typing import Any
 
 # Waiting, before another job gives back: an autoscaler may add nodes meanwhile, and an engine's start is dear.
@@ -18,6 +20,9 @@ HIGHER_WAITS_S = 15.0
 EQUAL_WAITS_S = 300.0
 ORDER_S = 60.0  # a replica that is asked for is back by then: it has 25 s to commit
 TAKEN_S = 60.0  # and its devices are somebody else's by then
+FUTILE_S = (
+    1800.0  # else who waits cannot use them, and is given nothing for so long: nodes without its CPUs, for example
+)
 QUIET_S = 5.0  # a job that has not been heard of for so long is given nothing
 FORGET_S = 20.0  # and then it has ended
 
@@ -64,6 +69,7 @@ class _Entry:
     came: float
     heard: float
     short: float | None = None  # since when it has waited with less than its share
+    not_before: float = -math.inf  # what was given back for it, it could not use
     orders: list[float] = field(default_factory=list)  # when each replica that is on its way back was asked for
 
 
@@ -115,14 +121,23 @@ class Shares:
         Returns:
             The fields of a `Ruling`.
         """
-        claim = Claim(**fields)
+        names = {one.name for one in dataclass_fields(Claim)}
+        claim = Claim(**{name: value for name, value in fields.items() if name in names})
         now = self._clock()
         self._entries = {job: one for job, one in self._entries.items() if now - one.heard < FORGET_S}
         entry = self._entries.get(claim.job)
         if entry is None:
             entry = self._entries[claim.job] = _Entry(claim, now, now)
         more = claim.holds - entry.claim.holds
-        freed = [one for one in self._freed.get(claim.kind, []) if now - one[0] < TAKEN_S][max(0, more) :]
+        before = self._freed.get(claim.kind, [])
+        freed = [one for one in before if now - one[0] < TAKEN_S]
+        if len(freed) < len(before):  # nobody has taken them
+            for other in self._entries.values():
+                if other.claim.kind == claim.kind and other.short is not None:
+                    other.not_before = now + FUTILE_S
+        if more > 0:
+            entry.not_before = -math.inf
+            freed = freed[more:]
         freed += [(now, claim.size)] * min(-more, len(entry.orders))
         self._freed[claim.kind] = freed
         entry.orders = [asked for asked in entry.orders[max(0, -more) :] if now - asked < ORDER_S]
@@ -175,5 +190,7 @@ def _came(entry: _Entry) -> float:
 def _waits_for(one: _Entry, giver: _Entry, now: float) -> bool:
     """Whether a job has been short for long enough for another to give back."""
     if one.short is None or one.claim.priority < giver.claim.priority or now - one.heard > QUIET_S:
+        return False
+    if now < one.not_before:
         return False
     return now - one.short >= (HIGHER_WAITS_S if one.claim.priority > giver.claim.priority else EQUAL_WAITS_S)

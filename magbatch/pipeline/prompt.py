@@ -394,8 +394,8 @@ def _lone_text(messages: list[dict[str, Any]]) -> str | None:
     """The text of a chat that is one question in one piece."""
     if len(messages) != 1 or messages[0]["role"] != "user" or len(messages[0]["content"]) != 1:
         return None
-    text: str | None = messages[0]["content"][0].get("text")
-    return text or None
+    text = messages[0]["content"][0].get("text")
+    return text if isinstance(text, str) and text else None
 
 
 def _before_the_question(messages: list[dict[str, Any]], parts: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -39,6 +39,7 @@ class TickOutcome:
         files: Input files of its run.
         outcome: As `run` gives it; None of one that is empty, or was over before.
         already: It was over before.
+        too_many_failed: More of its rows failed than the spec allowed then.
     """
 
     tick: datetime
@@ -47,6 +48,7 @@ class TickOutcome:
     files: int
     outcome: Outcome | None = None
     already: bool = False
+    too_many_failed: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """For a program."""
@@ -105,8 +107,11 @@ def run_tick(spec: JobSpec, tick: datetime, console: Console, answer: Answer = _
 
 
 def _as_recorded(history: History, tick: datetime, state: str) -> TickOutcome:
-    files = history.facts(tick, state).get("files", 0)
-    return TickOutcome(tick, state, history.run_path(tick), files, already=True)
+    facts = history.facts(tick, state)
+    return TickOutcome(
+        tick, state, history.run_path(tick), facts.get("files", 0), already=True,
+        too_many_failed=bool(facts.get("too_many_failed")),
+    )  # fmt: skip
 
 
 def _finish(
@@ -139,5 +144,8 @@ def _finish(
         files = plan.files()
         plan = make_plan(wanted, take=lambda file: (file.name, file.size, file.tag) in files)
     outcome = answer(wanted, console, plan)
-    history.end(tick, COMPLETE, files=plan.num_files(), rows=plan.rows, failed=outcome.report["totals"]["failed"])
-    return TickOutcome(tick, COMPLETE, path, plan.num_files(), outcome)
+    history.end(
+        tick, COMPLETE, files=plan.num_files(), rows=plan.rows, failed=outcome.report["totals"]["failed"],
+        too_many_failed=outcome.too_many_failed,
+    )  # fmt: skip
+    return TickOutcome(tick, COMPLETE, path, plan.num_files(), outcome, too_many_failed=outcome.too_many_failed)

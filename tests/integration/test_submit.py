@@ -84,6 +84,20 @@ def test_what_is_wrong_is_one_clear_line(job: JobFiles, address: str) -> None:
         (("submit", spec, "--address", "ray://head:10001"), 3, "http://head:8265"),
         (("cancel", "no-such-job", "--address", address), 3, "knows no job no-such-job"),
         (("submit", spec, "--address", address, "--set", "sampling.top_p=2"), 2, "sampling.top_p"),
+        (
+            (
+                "submit",
+                spec,
+                "--address",
+                address,
+                "--set",
+                "input.incremental=true",
+                "--set",
+                "schedule={cron: 0 6 * * *}",
+            ),
+            2,
+            "such a job runs by its schedule",
+        ),
     ):
         failed = magbatch(*arguments)
         assert failed.returncode == code, failed.stdout + failed.stderr

@@ -53,3 +53,12 @@ def test_what_is_no_cluster_of_this_version_is_refused(status: int, body: str, s
     assert said in done.output
     assert address in done.output
     assert "Traceback" not in done.output
+
+
+def test_a_job_id_is_asked_of_the_cluster_that_the_environment_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    with dashboard(200, json.dumps({"version": "4", "ray_version": "2.9.0"})) as address:
+        monkeypatch.setenv("RAY_API_SERVER_ADDRESS", address)
+        asked = CliRunner().invoke(app, ["status", "receipts-1a2b3c4d"])
+        elsewhere = CliRunner().invoke(app, ["status", "out/receipts"])
+    assert (asked.exit_code, "runs Ray 2.9.0" in asked.output) == (3, True)
+    assert (elsewhere.exit_code, "no magbatch job here" in elsewhere.output) == (2, True)

@@ -141,7 +141,7 @@ def test_each_kind_of_node_that_a_spec_prefers_is_a_group(target: Target) -> Non
     pods_of = [group["template"]["spec"] for group in (first, second)]
     assert [pod["nodeSelector"] for pod in pods_of] == [
         {"karpenter.sh/capacity-type": "spot", "karpenter.k8s.aws/instance-gpu-name": "h100"},
-        {"cloud.google.com/gke-accelerator": "nvidia-a100-80gb"},
+        {"cloud.google.com/gke-accelerator": "nvidia-a100-80gb", "zone": "b"},
     ]
     keys = [[toleration["key"] for toleration in pod["tolerations"]] for pod in pods_of]
     assert keys == [["nvidia.com/gpu", "karpenter.sh/capacity-type"], ["nvidia.com/gpu"]]
@@ -167,12 +167,37 @@ def test_each_kind_of_node_that_a_spec_prefers_is_a_machine_on_aws() -> None:
     [
         ("{prefer: [{accelerator: TPU}]}", Target.AWS, Platform(), "TPU is on no AWS machine known here"),
         ("{gpus: 16, prefer: [{accelerator: A100}]}", Target.AWS, Platform(), "16 are more than one machine has"),
+        ("{prefer: [{accelerator: A100-80G}]}", Target.KUBERAY, Platform(), "--accelerator A100-80G=LABEL=VALUE"),
+        ("{prefer: [{labels: {a: x}}, {labels: {b: x}}]}", Target.KUBERAY, Platform(), "x, x: each is to be a group"),
         ("{prefer: [{market: spot}]}", Target.KUBERAY, Platform(spot=None), "--spot none: replicas.prefer asks for"),
     ],
 )  # fmt: skip
 def test_nodes_that_are_not_to_be_had_are_named(replicas: str, target: Target, platform: Platform, said: str) -> None:
     with pytest.raises(SpecError, match=re.escape(said)):
         render(spec("magistral-text", f"replicas={replicas}"), target, platform)
+
+
+def test_on_demand_nodes_are_no_spot_nodes() -> None:
+    """Who places pods prefers spot nodes where both would do; Ray is told that these are none."""
+    job = rendered("magistral-text", Target.KUBERAY)["rayjob.yaml"]
+    spot, on_demand = (group["template"]["spec"] for group in job["spec"]["rayClusterSpec"]["workerGroupSpecs"])
+    terms = on_demand["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    assert terms == [
+        {"matchExpressions": [{"key": "karpenter.sh/capacity-type", "operator": "NotIn", "values": ["spot"]}]}
+    ]
+    assert "affinity" not in spot
+
+
+@pytest.mark.parametrize(("gpus", "cpus"), [(0, "0"), (1, "2")])
+def test_no_replica_is_placed_on_the_head(gpus: int, cpus: str) -> None:
+    job = rendered("magistral-text", Target.KUBERAY, None, f"replicas.gpus={gpus}")["rayjob.yaml"]
+    assert job["spec"]["rayClusterSpec"]["headGroupSpec"]["rayStartParams"]["num-cpus"] == cpus
+
+
+@pytest.mark.parametrize("target", [Target.KUBERAY, Target.CLUSTER, Target.AWS])
+def test_an_incremental_job_is_run_by_its_schedule_alone(target: Target) -> None:
+    with pytest.raises(SpecError, match="--target cron"):
+        render(spec("magistral-text", *SCHEDULE), target, Platform())
 
 
 def test_the_head_alone_may_ask_kubernetes_for_pods() -> None:
@@ -297,3 +322,5 @@ def test_images_run_as_the_user_that_the_pods_ask_for(kind: str) -> None:
     (base,) = (line for line in lines if line.startswith("FROM "))
     assert base.rpartition(":")[2].count(".") >= 2, "pinned"
     assert any("procps" in line for line in lines), "the preStop hook needs pkill"
+    (profile,) = (line for line in lines if line.endswith("> /etc/profile.d/magbatch.sh"))
+    assert "/opt/magbatch/.venv/bin:$PATH" in profile, "Ray's launcher runs login shells"

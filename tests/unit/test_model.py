@@ -244,10 +244,11 @@ def test_the_context_is_no_larger_than_prompt_and_answer_need(
 @pytest.mark.parametrize(
     ("gpus", "mine", "tensor", "backend"),
     [
-        (2, {}, 2, "ray"),
-        (4, {"pipeline_parallel_size": 2}, 2, "ray"),
-        (4, {"tensor_parallel_size": 4}, 4, "ray"),
-        (2, {"distributed_executor_backend": "mp"}, 2, "mp"),
+        (2, {}, 2, "mp"),
+        (4, {"pipeline_parallel_size": 2}, 2, "mp"),
+        (4, {"tensor_parallel_size": 4}, 4, "mp"),
+        (16, {}, 16, "ray"),
+        (2, {"distributed_executor_backend": "ray"}, 2, "ray"),
     ],
 )
 def test_the_devices_of_a_replica_are_all_used(gpus: int, mine: dict[str, Any], tensor: int, backend: str) -> None:

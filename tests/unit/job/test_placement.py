@@ -27,6 +27,9 @@ def test_ray_is_asked_for_the_best_nodes_first() -> None:
         "label_selector": H100 | SPOT,
         "fallback_strategy": [{"label_selector": A100}],
     }
+    assert remote_args(replicas(gpus=8)) == {"num_cpus": 1.0, "num_gpus": 8}, "of one node"
+    several = remote_args(replicas(gpus=16))
+    assert (several["num_gpus"], callable(several["ray_remote_args_fn"])) == (0, True)
 
 
 def test_a_group_of_devices_goes_where_there_is_room_for_it() -> None:
@@ -76,9 +79,10 @@ def test_it_is_said_after_a_while_and_again_only_when_it_changes(monkeypatch: py
     assert "0.5 free" in (after(60) or "")
     one = Snapshot(places=[Place(0, State.SERVING)])
     assert after(1, one) is None
+    assert after(60) is None, "it has just gone"
     assert after(placement.UNPLACED_S - 1) is None
     assert after(2) is not None, "again, when the only replica has gone"
-    assert after(1, one) is None
+    assert after(60, one, 1) is None, "who has just got its place may be counted among those that wait"
     assert after(placement.UNPLACED_S - 1, one, 1) is None
     assert "1 of 2 replicas have a place" in (after(2, one, 1) or "")
     free["CPU"] = 0.0

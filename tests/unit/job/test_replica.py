@@ -704,7 +704,7 @@ def test_a_replica_with_a_notice_ends_by_itself(job: SmallJob, monkeypatch: pyte
     assert job.board.struck == [], "nothing was wrong with the rows in the engine"
 
 
-def test_a_replica_that_is_recalled_commits_what_is_finished_and_goes_once_its_engine_is_empty(job: SmallJob) -> None:
+def test_a_replica_that_is_recalled_commits_what_is_finished_and_leaves_the_rest(job: SmallJob) -> None:
     job.ask(20)
     job.set("input", shard_rows=20)
     job.set("output", commit_interval_s=NEVER_S)
@@ -716,19 +716,37 @@ def test_a_replica_that_is_recalled_commits_what_is_finished_and_goes_once_its_e
         engine = job.start_engine(hold=ids[3:])
         task = asyncio.create_task(job.run_shard(job.replica(engine)))
         await until(lambda: engine.order == ids[:7], "four rows in the engine, three finished")
+        job.board.state.join("replica", "actor")
         await until(lambda: job.board.state.snapshot().replicas == 1, "its first report")
-        job.board.state.give_back(1)
+        assert job.board.state.give_back(1) == ["actor"]
         await until(lambda: len(job.done()) == 3, "the commit of what is finished")
-        assert job.deaths == 0, "it has its time for what is in the engine"
+        assert not task.done(), "it has its time for what is in the engine"
         engine.release()
-        await until(lambda: job.deaths == 1, "its end, long before that time is over")
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        assert await asyncio.wait_for(task, 10) == 13, "long before that time is over"
 
     asyncio.run(work())
     assert job.done() == ids[:7]
     assert set(job.asked().values()) == {1}
-    assert (job.board.struck, job.board.gone) == ([], ["replica"])
+    assert (job.deaths, job.board.struck, job.board.gone) == (0, [], [])
+
+
+def test_a_replica_that_is_recalled_waits_for_no_row_without_end(
+    job: SmallJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replica_module, "NOTICE_S", 0.5)
+    job.ask(4)
+    job.begin()
+
+    async def work() -> None:
+        engine = job.start_engine(hold=job.row_ids()[1:])
+        task = asyncio.create_task(job.run_shard(job.replica(engine)))
+        job.board.state.join("replica", "actor")
+        await until(lambda: job.board.state.snapshot().replicas == 1, "its first report")
+        assert job.board.state.give_back(1) == ["actor"]
+        assert await asyncio.wait_for(task, 10) == 3
+
+    asyncio.run(work())
+    assert job.done() == job.row_ids()[:1]
 
 
 # Rows and engines hang

@@ -72,6 +72,7 @@ class Job:
     going: list[int] = field(default_factory=list)  # when each replica that was told to go is gone
     cap: int | None = None
     starts: int = 0
+    fits: bool = True  # on the nodes that there are
 
 
 class Sim:
@@ -96,15 +97,15 @@ class Sim:
                 job.going = [when for when in job.going if when > self.now]
                 job.holds -= len(gone)
                 self.devices += len(gone)
-                # Ray starts what has gone anew, at the end of the queue; the pool grows up to its bound.
                 waiting = self.queue.count(job) + sum(one is job for _, one in self.starting)
-                bound = job.most if job.cap is None else job.cap
-                self.queue.extend([job] * max(len(gone), bound - job.holds - waiting, 0))
+                bound = job.most if job.cap is None else min(job.most, job.cap)
+                self.queue.extend([job] * max(0, bound - job.holds - waiting))  # the pool grows up to its bound
                 while job.cap is not None and job.holds + self.queue.count(job) > job.cap and job in self.queue:
                     self.queue.remove(job)  # the pool takes back what waits
-            while self.queue and self.devices:
+            for job in [one for one in self.queue if one.fits][: self.devices]:
                 self.devices -= 1
-                self.starting.append((self.now + START_S, self.queue.popleft()))
+                self.queue.remove(job)
+                self.starting.append((self.now + START_S, job))
             for when, job in list(self.starting):
                 if when <= self.now:
                     self.starting.remove((when, job))
@@ -195,3 +196,20 @@ def test_who_is_silent_has_no_claim() -> None:
     cluster.queue = deque(job for job in cluster.queue if job is not gone)
     cluster.run(200)
     assert (first.holds, first.starts) == (2, 2)
+
+
+def test_who_cannot_use_what_is_given_back_is_not_given_it_again_and_again() -> None:
+    cluster = Sim(8)
+    low = cluster.add("low", 8)
+    cluster.run(60)
+    high = cluster.add("high", 1, priority=9, size=4.0)
+    high.fits = False  # the nodes lack its CPUs
+    cluster.run(1800)
+    assert low.holds == 8
+    assert low.starts <= 8 + 4, "once is a try"
+    high.fits = True
+
+
+def test_a_claim_of_another_version_is_understood() -> None:
+    shares = Shares()
+    assert shares.claim(asdict(claim("a", 1)) | {"of_tomorrow": 1}) == {"give_back": 0, "cap": None}

@@ -123,6 +123,19 @@ def test_a_bad_file_is_taken_once_even_where_it_is_the_only_new_one(root: str) -
     assert [one.state for one in run(spec, FIRST + 2 * DAY)] == ["empty"]
 
 
+def test_a_run_with_too_many_failed_rows_stays_one(root: str) -> None:
+    """A platform that tries the command again must not be told that all is well."""
+    spec = job(root)
+    put(root, "a.parquet")
+
+    def failing(spec: JobSpec, console: Console, plan: Plan) -> Outcome:
+        complete(spec, console, plan)
+        return Outcome({"output": spec.output.path, "totals": {"failed": 3}}, [], [], False, True)
+
+    assert [one.too_many_failed for one in run(spec, FIRST, failing)] == [True]
+    assert [(one.already, one.too_many_failed) for one in run(spec, FIRST, killed)] == [(True, True)]
+
+
 def test_without_incremental_each_run_takes_everything(tmp_path: Path) -> None:
     spec = job(str(tmp_path), input={"incremental": False})
     put(str(tmp_path), "a.parquet")
