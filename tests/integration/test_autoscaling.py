@@ -14,10 +14,10 @@ ROWS = 500
 
 @pytest.fixture
 def cluster() -> Iterator[AutoscalingCluster]:
-    """Up to two nodes of one GPU; none yet."""
+    """Up to four nodes of one GPU, twice what a job may have; none yet."""
     folder = Path(tempfile.mkdtemp(prefix="mb-", dir="/tmp"))
     try:
-        with autoscaling_cluster(folder, max_workers=2) as found:
+        with autoscaling_cluster(folder, max_workers=4) as found:
             yield found
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -35,12 +35,19 @@ def test_nodes_come_and_go_and_a_killed_one_costs_no_row(job: JobFiles, cluster:
         first = cluster.workers()
         assert first, "a replica of one GPU works on a node that was added"
         first[0].kill()
-        wait_until(lambda: process.poll() is not None, "the end of the job", 300)
+        most = [0]
+
+        def over() -> bool:
+            most.append(len(cluster.workers()))
+            return process.poll() is not None
+
+        wait_until(over, "the end of the job", 300)
     finally:
         if process.poll() is None:
             process.terminate()
             process.wait(60)
     assert process.returncode == 0, log.read_text()
+    assert max(most) <= 2, "more nodes than replicas"
     assert sorted(row["id"] for row in read(job.output)) == sorted(f"id-{i}" for i in range(ROWS))
     assert magbatch("verify", str(job.output)).returncode == 0
     wait_until(lambda: not cluster.workers(), "idle nodes go", 120)
