@@ -27,6 +27,7 @@ def test_a_benchmark_of_raw_and_magbatch(tmp_path: Path) -> None:
     assert list((kept / "text" / "01-magbatch" / "out" / "results").glob("*.parquet"))
 
 
+@pytest.mark.fire
 def test_a_null_engine_against_a_bare_loop(tmp_path: Path) -> None:
     report = tmp_path / "bench.json"
     done = magbatch("bench", "null", "--rows", "600", "--rounds", "1", "--json", str(report))

@@ -45,7 +45,7 @@ def workers(journal: Path) -> list[int]:
 
 def test_who_has_priority_is_given_a_replica_and_the_other_goes_on(tmp_path: Path, address: str) -> None:
     low, high = (JobFiles(tmp_path / name) for name in ("low", "high"))
-    for job, rows in ((low, 500), (high, 12)):
+    for job, rows in ((low, 400), (high, 12)):
         job.folder.mkdir()
         job.write_input(rows)
         job.engine |= {"max_num_seqs": 4, "token_s": 0.03}
@@ -72,6 +72,6 @@ def test_who_has_priority_is_given_a_replica_and_the_other_goes_on(tmp_path: Pat
             process.terminate()
             process.wait(60)
     assert process.returncode == 0, log.read_text()
-    assert sorted(row["id"] for row in read(low.output)) == sorted(f"id-{i}" for i in range(500))
+    assert sorted(row["id"] for row in read(low.output)) == sorted(f"id-{i}" for i in range(400))
     bill.check()
     assert magbatch("verify", str(low.output)).returncode == 0
