@@ -85,18 +85,6 @@ def test_an_engine_that_does_not_start_speaks_for_itself(job: JobFiles) -> None:
     assert "Traceback" not in failed.stderr
 
 
-def test_dead_letters_above_the_limit_end_with_1(job: JobFiles) -> None:
-    job.write_input(12, question=[None if i % 4 == 0 else f"What is {i}?" for i in range(12)])
-    spec = job.write_spec(limits={"max_prompt_tokens": 2000, "max_failed_rows": 2})
-    done = magbatch("run", spec)
-    assert done.returncode == 1, done.stderr
-    assert "missing_value 3" in done.stdout
-    letters = read(job.output, "errors")
-    assert sorted(letter["id"] for letter in letters) == ["id-0", "id-4", "id-8"]
-    assert {letter["step"] for letter in letters} == {"render"}
-    assert magbatch("run", spec, "--set", "limits.max_failed_rows=3").returncode == 0
-
-
 def test_no_rows_is_a_complete_job_with_the_contracts_columns(job: JobFiles) -> None:
     job.write_input(0)
     done = magbatch("run", job.write_spec())
@@ -106,21 +94,25 @@ def test_no_rows_is_a_complete_job_with_the_contracts_columns(job: JobFiles) -> 
     assert magbatch("verify", str(job.output)).returncode == 0
 
 
-def test_a_bad_file_becomes_a_dead_letter_while_the_rest_runs(job: JobFiles) -> None:
-    job.write_input(5)
+def test_bad_rows_and_a_bad_file_are_dead_letters_and_too_many_end_with_1(job: JobFiles) -> None:
+    job.write_input(12, question=[None if i % 4 == 0 else f"What is {i}?" for i in range(12)])
     (job.input / "b.parquet").write_bytes(b"this is no Parquet file")
     refused = magbatch("run", job.write_spec())
     assert refused.returncode == 2
     assert "b.parquet" in refused.stderr
     assert not job.output.exists()
-    spec = job.write_spec(
-        input={"path": str(job.input), "columns": {"id": "id", "prompt": "question"}, "on_bad_file": "dead_letter"}
-    )
+    source = {"path": str(job.input), "columns": {"id": "id", "prompt": "question"}, "on_bad_file": "dead_letter"}
+    spec = job.write_spec(input=source, limits={"max_prompt_tokens": 2000, "max_failed_rows": 3})
     done = magbatch("run", spec)
-    assert done.returncode == 0, done.stderr
-    (letter,) = read(job.output, "errors")
-    assert (letter["error_code"], letter["step"], letter["id"]) == ("file_unreadable", "read", None)
-    assert len(read(job.output)) == 5
+    assert done.returncode == 1, done.stderr
+    assert "missing_value 3" in done.stdout
+    letters = [(letter["id"], letter["error_code"], letter["step"]) for letter in read(job.output, "errors")]
+    assert sorted(letters, key=str) == [
+        *((f"id-{i}", "missing_value", "render") for i in (0, 4, 8)),
+        (None, "file_unreadable", "read"),
+    ]
+    assert len(read(job.output)) == 9
+    assert magbatch("run", spec, "--set", "limits.max_failed_rows=4").returncode == 0
     assert magbatch("verify", str(job.output)).returncode == 0
 
 
