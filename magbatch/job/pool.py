@@ -13,6 +13,7 @@ import ray.data
 from ray.data._internal.execution.interfaces.execution_options import ExecutionResources
 
 from magbatch.job.board import Snapshot, State
+from magbatch.model import DEVICES_A_NODE
 from magbatch.spec import ReplicasSpec
 
 
@@ -20,9 +21,9 @@ class Pool:
     """The pool of a dataset that is about to run.
 
     On a cluster (not on a local Ray) each job sees all of it, and `shares` tells them apart: Ray Data would give each
-    job its part of every node, in whole devices, so that of nodes with one GPU the second job would have none. And a
-    replica that waits is what an autoscaler is asked for: Ray Data itself would ask for nodes by the throughput that it
-    has seen, without regard to labels, and keep them until the end of the job.
+    job its part of every node, in whole devices, so that of nodes with one GPU the second job would have none. And the
+    replicas there are, with those that wait, are what an autoscaler is asked for: Ray Data itself would ask for nodes
+    by the throughput that it has seen, without regard to labels, and keep them until the end of the job.
 
     Args:
         dataset: It.
@@ -82,7 +83,7 @@ class Pool:
                 self._let_go(pool)
             if self._shared:
                 send = autoscaler._send_resource_request
-                autoscaler._send_resource_request = lambda _: send([])
+                autoscaler._send_resource_request = lambda _: send(self._wanted())
                 autoscaler.get_total_resources = self._budget
         return pools
 
@@ -100,6 +101,13 @@ class Pool:
             return scale(request)
 
         pool._update_rank, pool.scale = update_rank, scaled
+
+    def _wanted(self) -> list[dict[str, float]]:
+        """What the autoscaler is asked to have in all: the replicas that are there or wait, on nodes of any kind."""
+        if self._replicas.prefer or self._replicas.gpus > DEVICES_A_NODE:
+            return []  # such a request knows no labels; the replicas that wait are demand enough
+        devices = {"CPU": self._replicas.cpus} | ({"GPU": float(self._replicas.gpus)} if self._replicas.gpus else {})
+        return [devices] * sum(pool.current_size() for pool in self._known)
 
     def _budget(self) -> ExecutionResources:
         """The cluster, and room to ask for as many replicas again: their nodes may be there soon."""
