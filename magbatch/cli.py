@@ -652,6 +652,8 @@ def schedule_tick(spec: SpecPath, at: At = None, overrides: Overrides = None, js
         print(f"{loaded.name}: tick {one.tick:%Y-%m-%dT%H:%M:%SZ}: {said}{', as before' if one.already else ''}")
         if one.outcome is not None:
             _print_outcome(one.outcome)
+        elif one.too_many_failed:
+            print("More rows failed than limits.max_failed_rows allowed then.", file=sys.stderr)
     if outcomes[-1].outcome is None:
         print(f"Next: magbatch schedule list {os.path.dirname(spec) or '.'}")
     raise typer.Exit(1 if too_many else 0)

@@ -55,7 +55,7 @@ class TickOutcome:
         report = {} if self.outcome is None else {"report": self.outcome.report}
         return {
             "tick": self.tick.isoformat(), "state": self.state, "output": self.output, "files": self.files,
-            "already": self.already, **report,
+            "already": self.already, "too_many_failed": self.too_many_failed, **report,
         }  # fmt: skip
 
 
