@@ -26,8 +26,9 @@ import pypdfium2.raw as pdfium_c
 import yaml
 
 from magbatch.bench import probe
-from magbatch.bench.arms import RUN_TIMEOUT_S, START_TIMEOUT_S, Machine, Magbatch, Process, Raw, resolved_args
+from magbatch.bench.arms import EVENTS, RUN_TIMEOUT_S, START_TIMEOUT_S, Magbatch, Raw, resolved_args
 from magbatch.bench.measure import SEED, Say
+from magbatch.bench.process import Machine, Process
 from magbatch.bench.report import Target
 from magbatch.bench.workloads import FILES, WORDS, WORKLOADS, prepare
 from magbatch.errors import BenchError
@@ -76,7 +77,7 @@ def occupancy(machine: Machine, rows: int, rounds: int, folder: Path, say: Say) 
                 arm.run(prepared, where, steps=True)
             finally:
                 arm.close()
-            share = occupancy_of(probe.steps(where / "events"), slots, rows)
+            share = occupancy_of(probe.steps(where / EVENTS), slots, rows)
             found.setdefault(arm.name, []).append(share)
             say(f"occupancy: {arm.name} {share:.4f} of min({slots}, rows remaining)")
     return [
@@ -310,7 +311,7 @@ def start(machine: Machine, rows: int, rounds: int, folder: Path, say: Say) -> l
         by_hand = _by_hand(free, token_ids, where)
         where = folder / f"{number}-magbatch"
         where.mkdir()
-        mine = Magbatch(free, workload).run(prepared, where).first_request_s
+        mine = Magbatch(free, workload, held=False).run(prepared, where).first_request_s
         assert mine is not None
         pairs.append((mine, by_hand))
         say(f"start: magbatch {mine:.1f} s to the first request, by hand {by_hand:.1f} s")
@@ -321,7 +322,7 @@ def start(machine: Machine, rows: int, rounds: int, folder: Path, say: Say) -> l
 
 def _by_hand(machine: Machine, token_ids: list[int], folder: Path) -> float:
     checkpoint, args = resolved_args(machine, WORKLOADS["text"])
-    events, config = folder / "events", folder / "config.json"
+    events, config = folder / EVENTS, folder / "config.json"
     asked = {"checkpoint": str(checkpoint), "engine_args": args, "gpus": machine.gpus, "token_ids": token_ids}
     config.write_text(json.dumps(asked))
     command = [sys.executable, "-m", "magbatch.bench.hand_arm", str(config)]

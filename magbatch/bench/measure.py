@@ -11,14 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from magbatch.bench.arms import Arm, Machine, Magbatch, Raw, RayDataLlm, Run, RunBatch
+from magbatch.bench.arms import Arm, Magbatch, Raw, RayDataLlm, RayDriver, Run, RunBatch
+from magbatch.bench.process import Machine
 from magbatch.bench.workloads import Workload, prepare
 from magbatch.errors import BenchError
 
 RAW, MAGBATCH, RAY, RAY_BEST, RUN_BATCH = "raw", "magbatch", "ray.data.llm", "ray.data.llm best", "vllm run-batch"
 ARMS = (RAW, MAGBATCH, RAY, RAY_BEST, RUN_BATCH)
 BARE_ARMS = ARMS[:-1]  # of a run that is to end within 20 minutes on two cores
-SWEEP = ((16, 32), (64, 8), (64, 32))  # rows of a batch x batches at once
+SWEEP = ((64, 8), (64, 32))  # rows of a batch x batches at once; its defaults are 32 x 8
 SWEEP_SHARE = 4  # of the rows, one part, is enough to tell settings apart
 NOT_ASKED = f"{RUN_BATCH}: not among the arms of a bare run; --arms '{','.join(ARMS)}' has it too"
 NO_IMAGES = f"{RUN_BATCH}: left out: its requests carry images as base64 in JSON, another workload"
@@ -123,13 +124,14 @@ def run_suite(
         chosen.remove(RUN_BATCH)
         suite.notes.append(NO_IMAGES)
     made: dict[str, Arm] = {}
+    driver = RayDriver(machine, workload)
     try:
-        if RAY_BEST in chosen and (best := _best(workload, machine, rows, folder / "sweep", suite, say)):
+        if RAY_BEST in chosen and (best := _best(workload, machine, driver, rows, folder / "sweep", suite, say)):
             made[RAY_BEST] = best
         makers: dict[str, Callable[[], Arm]] = {
             RAW: lambda: Raw(machine, workload),
             MAGBATCH: lambda: Magbatch(machine, workload),
-            RAY: lambda: RayDataLlm(machine, workload, None, None, RAY),
+            RAY: lambda: RayDataLlm(driver, None, None, RAY),
             RUN_BATCH: lambda: RunBatch(machine, workload),
         }
         made |= {name: makers[name]() for name in chosen if name in makers}
@@ -156,16 +158,18 @@ def run_suite(
     finally:
         for arm in made.values():
             arm.close()
+        driver.close()
     suite.seconds = time.monotonic() - began
     return suite
 
 
 def _said(run: Run) -> str:
-    start = f", engine ready after {run.start_s:,.0f} s" if run.start_s else ""
-    return f"{run.arm} {run.tokens_per_s:,.0f} tokens/s ({run.seconds:,.1f} s{start})"
+    return f"{run.arm} {run.tokens_per_s:,.0f} tokens/s ({run.seconds:,.1f} s)"
 
 
-def _best(workload: Workload, machine: Machine, rows: int, folder: Path, suite: Suite, say: Say) -> RayDataLlm | None:
+def _best(
+    workload: Workload, machine: Machine, driver: RayDriver, rows: int, folder: Path, suite: Suite, say: Say
+) -> RayDataLlm | None:
     """Ray's arm with the fastest of a few settings, on fewer rows of the same kind; None where all of them fail."""
     few = prepare(workload, max(1, rows // SWEEP_SHARE), SEED + 1, folder / "input", machine.settings)
     speeds: dict[tuple[int, int], float] = {}
@@ -174,7 +178,7 @@ def _best(workload: Workload, machine: Machine, rows: int, folder: Path, suite: 
         where = folder / f"{size}-{batches}"
         where.mkdir(parents=True)
         try:
-            run = RayDataLlm(machine, workload, size, batches, name).run(few, where)
+            run = RayDataLlm(driver, size, batches, name).run(few, where)
         except BenchError as error:
             suite.notes.append(f"{name}: failed: {error}")
             say(suite.notes[-1])
@@ -189,4 +193,4 @@ def _best(workload: Workload, machine: Machine, rows: int, folder: Path, suite: 
         f"{RAY_BEST}: batches of {size} rows, {batches} at once, the fastest of {len(SWEEP)} settings on "
         f"{len(few.lengths):,} rows"
     )
-    return RayDataLlm(machine, workload, size, batches, RAY_BEST)
+    return RayDataLlm(driver, size, batches, RAY_BEST)

@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 EVENTS_ENV = "MAGBATCH_BENCH_EVENTS"  # a folder; nothing is done without it
+HELD_ENV = "MAGBATCH_BENCH_HELD"  # set: an engine that is ready waits for `let_go`
 STEPS_ENV = "MAGBATCH_BENCH_STEPS"  # set: every step of the scheduler is noted
-EVENTS, STEPS = "events.jsonl", "steps.bin"
+EVENTS, STEPS, GO = "events.jsonl", "steps.bin", "go"
+GO_INTERVAL_S = 0.01
 STEP = struct.Struct("<dII")  # seconds since the epoch, sequences in the step, requests finished before it
 
 # What makes two engines the same, by the part of vLLM's configuration where it stands.
@@ -67,6 +69,19 @@ def note(folder: Path, kind: str, **facts: Any) -> None:
         file.write(f"{line}\n".encode())
 
 
+def hold(folder: Path) -> None:
+    """In the process of a ready front end: tell so, and go on when it is let go."""
+    note(folder, "ready")
+    while os.environ.get(HELD_ENV) and not (folder / GO).exists():
+        time.sleep(GO_INTERVAL_S)
+    note(folder, "go")
+
+
+def let_go(folder: Path) -> None:
+    """Let an engine that was held be asked."""
+    (folder / GO).touch()
+
+
 def events(folder: Path) -> list[dict[str, Any]]:
     """What was noted so far."""
     path = folder / EVENTS
@@ -97,7 +112,7 @@ def _watch_front_end(folder: Path) -> None:
     @functools.wraps(made)
     def make(self: Any, *args: Any, **kwargs: Any) -> None:
         made(self, *args, **kwargs)
-        note(folder, "ready")
+        hold(folder)
 
     AsyncLLM.__init__ = make
 

@@ -7,7 +7,7 @@ out as well, which only helps it.
 import json
 import os
 import sys
-from pathlib import Path
+import time
 from typing import Any
 
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
@@ -17,13 +17,22 @@ import ray.data
 
 
 def main() -> None:
-    """`python -m magbatch.bench.ray_arm CONFIG`."""
-    from ray.data.llm import build_processor, vLLMEngineProcessorConfig
-
-    config = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    gpus = config["gpus"]
+    """`python -m magbatch.bench.ray_arm`: says that Ray is there; then each line of JSON on standard input is a run."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what Ray and vLLM print is no answer
     ray.init(address="local", num_cpus=max(os.cpu_count() or 1, 3), include_dashboard=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
+    print(json.dumps({"ready": time.time()}), file=answers, flush=True)
+    for line in sys.stdin:
+        _run(json.loads(line))
+        print(json.dumps({"ended": time.time()}), file=answers, flush=True)
+    ray.shutdown()
+
+
+def _run(config: dict[str, Any]) -> None:
+    """Parquet to Parquet, once."""
+    from ray.data.llm import build_processor, vLLMEngineProcessorConfig
+
     chosen = {name: config[name] for name in ("batch_size", "max_concurrent_batches") if config[name] is not None}
     processor = build_processor(
         vLLMEngineProcessorConfig(
@@ -34,14 +43,13 @@ def main() -> None:
             chat_template_stage=False,
             tokenize_stage=False,
             detokenize_stage=False,
-            placement_group_config=None if gpus else {"bundles": [{"CPU": 1}]},
+            placement_group_config=None if config["gpus"] else {"bundles": [{"CPU": 1}]},
             **chosen,
         ),
         preprocess=_ask,
         postprocess=_answer,
     )
     processor(ray.data.read_parquet(config["prompts"])).write_parquet(config["output"])
-    ray.shutdown()
 
 
 def _ask(row: dict[str, Any]) -> dict[str, Any]:

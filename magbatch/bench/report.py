@@ -2,7 +2,6 @@
 
 import os
 import platform
-import statistics
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,8 +9,8 @@ from typing import Any
 
 import psutil
 
-from magbatch.bench.arms import Machine
 from magbatch.bench.measure import MAGBATCH, RAW, RAY, RAY_BEST, Suite, same_settings
+from magbatch.bench.process import Machine
 from magbatch.job.report import versions
 
 
@@ -63,17 +62,16 @@ def markdown(suites: list[Suite], reached: list[Target], machine: Machine) -> st
             f"**{suite.workload}**: {suite.rows:,} rows, {suite.prompt_tokens:,} prompt tokens, {suite.tokens:,} "
             f"generated, the longest row {suite.longest:,}",
             "",
-            "| arm | tokens/s, median | all runs | rows/s | to raw | to ray.data.llm | engine ready after |",
-            "|---|---:|---|---:|---:|---:|---:|",
+            "| arm | tokens/s, median | all runs | rows/s | to raw | to ray.data.llm |",
+            "|---|---:|---|---:|---:|---:|",
         ]
         for arm in dict.fromkeys(run.arm for run in suite.runs if run.round):
             runs = suite.of(arm)
             every = " ".join(f"{run.tokens_per_s:,.0f}" for run in runs)
-            speed, starts = suite.median(arm), [run.start_s for run in runs if run.start_s]
-            start = f"{statistics.median(starts):,.0f} s" if starts else "-"
+            speed = suite.median(arm)
             lines.append(
                 f"| {arm} | {speed:,.0f} | {every} | {speed * suite.rows / suite.tokens:,.1f} "
-                f"| {_ratio(suite.ratio(arm, RAW))} | {_ratio(suite.ratio(arm, RAY))} | {start} |"
+                f"| {_ratio(suite.ratio(arm, RAW))} | {_ratio(suite.ratio(arm, RAY))} |"
             )
         lines += [f"\n{note}" for note in suite.notes]
     if reached:

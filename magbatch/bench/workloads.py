@@ -100,8 +100,8 @@ class Workload:
 WORKLOADS = {
     one.name: one
     for one in (
-        Workload("text", mean_tokens=40, most_tokens=1500, prompt_words=24),
-        Workload("tail", mean_tokens=16, most_tokens=1600, prompt_words=24, tail=True),
+        Workload("text", mean_tokens=24, most_tokens=1500, prompt_words=6),
+        Workload("tail", mean_tokens=16, most_tokens=1600, prompt_words=6, tail=True),
         Workload("image", mean_tokens=16, most_tokens=400, prompt_words=4, images=True),
     )
 }

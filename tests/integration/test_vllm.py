@@ -6,6 +6,7 @@ import io
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from PIL import Image as Pillow
 from PIL import ImageDraw
 
 from magbatch.answers import Reader
-from magbatch.engines.base import EngineConfig
+from magbatch.engines.base import EngineConfig, EngineLoad
 from magbatch.engines.vllm import VllmEngine
 from magbatch.errors import EngineStartError, RequestRejectedError
 from magbatch.job.ask import Ask, Progress
@@ -116,6 +117,27 @@ def test_every_sample_comes_back(serving: Serving, prompts: list[Prompt]) -> Non
     assert len(generation.completions) == 3
     assert all(0 < len(completion.token_ids) <= 8 for completion in generation.completions)
     assert generation.latency_s > 0
+
+
+def test_it_tells_what_it_works_on(serving: Serving, prompts: list[Prompt]) -> None:
+    loads: list[EngineLoad] = []
+
+    def look(_: int, __: list[int]) -> bool:
+        loads.append(serving.engine.load())
+        return True
+
+    async def ask() -> None:
+        await asyncio.gather(
+            *(
+                serving.engine.generate(replace(prompt, row_id=str(index)), max_tokens=200, seed=None, on_tokens=look)
+                for index, prompt in enumerate(prompts * 2)
+            )
+        )
+
+    serving.loop.run_until_complete(ask())
+    assert max(load.running for load in loads) == 16, "of 24 samples as many as there are slots"
+    assert max(load.queued for load in loads) > 0
+    assert 0 < max(load.kv_cache_ratio for load in loads) <= 1
 
 
 def test_a_seeded_row_does_not_depend_on_order(serving: Serving, prompts: list[Prompt]) -> None:

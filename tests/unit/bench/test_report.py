@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
-from magbatch.bench.arms import Machine, Run, check_written
+from magbatch.bench.arms import Run, check_written
 from magbatch.bench.bounds import occupancy_of
 from magbatch.bench.measure import MAGBATCH, RAW, RAY, RAY_BEST, Suite, same_settings
+from magbatch.bench.process import Machine
 from magbatch.bench.report import Target, document, markdown, targets
 from magbatch.errors import BenchError
 
@@ -39,8 +40,8 @@ def test_medians_and_ratios_are_of_rounds_alone() -> None:
 def test_the_table_shows_every_run_and_whether_targets_are_met() -> None:
     found = suite()
     text = markdown([found], targets(found), MACHINE)
-    assert "| magbatch | 3,000 | 4,800 3,000 1,364 | 50.0 | 0.91 | 1.60 | 42 s |" in text
-    assert "| raw | 3,000 | 6,000 3,000 1,500 | 50.0 | 1.00 | 2.00 | 42 s |" in text
+    assert "| magbatch | 3,000 | 4,800 3,000 1,364 | 50.0 | 0.91 | 1.60 |" in text
+    assert "| raw | 3,000 | 6,000 3,000 1,500 | 50.0 | 1.00 | 2.00 |" in text
     assert "| text: magbatch / raw, tokens/s | 0.909 | ≥ 0.97 | missed |" in text
     assert "| text: magbatch / ray.data.llm, tokens/s | 1.600 | ≥ 1.3 | met |" in text
     assert "16 x 8 |" not in text
