@@ -26,8 +26,18 @@ import pypdfium2.raw as pdfium_c
 import yaml
 
 from magbatch.bench import probe
-from magbatch.bench.arms import EVENTS, RUN_TIMEOUT_S, START_TIMEOUT_S, Magbatch, Raw, resolved_args
-from magbatch.bench.measure import SEED, Say
+from magbatch.bench.arms import (
+    EVENTS,
+    RUN_TIMEOUT_S,
+    START_TIMEOUT_S,
+    Arm,
+    Magbatch,
+    Raw,
+    RayDataLlm,
+    RayDriver,
+    resolved_args,
+)  # fmt: skip
+from magbatch.bench.measure import MAGBATCH, RAY, SEED, Say
 from magbatch.bench.process import Machine, Process
 from magbatch.bench.report import Target
 from magbatch.bench.workloads import FILES, WORDS, WORKLOADS, prepare
@@ -68,23 +78,27 @@ def occupancy(machine: Machine, rows: int, rounds: int, folder: Path, say: Say) 
     workload = WORKLOADS["tail"]
     prepared = prepare(workload, rows, SEED, folder / "input", machine.settings)
     slots = int(resolved_args(machine, workload)[1]["max_num_seqs"])
-    found: dict[str, list[float]] = {}
+    arms: list[Arm] = [
+        Magbatch(machine, workload),
+        Raw(machine, workload),
+        RayDataLlm(RayDriver(machine, workload), None, None, RAY),
+    ]
+    found: dict[str, list[float]] = {arm.name: [] for arm in arms}
     for number in range(rounds):
-        for arm in (Magbatch(machine, workload), Raw(machine, workload)):
+        for arm in arms:
             where = folder / f"{number}-{arm.name}"
             where.mkdir()
             try:
                 arm.run(prepared, where, steps=True)
             finally:
                 arm.close()
-            share = occupancy_of(probe.steps(where / EVENTS), slots, rows)
-            found.setdefault(arm.name, []).append(share)
-            say(f"occupancy: {arm.name} {share:.4f} of min({slots}, rows remaining)")
+            found[arm.name].append(occupancy_of(probe.steps(where / EVENTS), slots, rows))
+            say(f"occupancy: {arm.name} {found[arm.name][-1]:.4f} of min({slots}, rows remaining)")
+    bounds = {arm.name: 0.98 if arm.name == MAGBATCH else 0.0 for arm in arms}
     return [
-        Target("slots in use until the input is exhausted, magbatch", statistics.median(found["magbatch"]), 0.98,
-               runs=tuple(found["magbatch"])),
-        Target("the same, raw (all rows at hand from the beginning)", statistics.median(found["raw"]), 0.0,
-               runs=tuple(found["raw"])),
+        Target(f"slots in use until the input is exhausted, {name}", statistics.median(found[name]), bound,
+               runs=tuple(found[name]))
+        for name, bound in bounds.items()
     ]  # fmt: skip
 
 

@@ -1,0 +1,94 @@
+"""A process of an arm: talked to, waited for, on its cores, and gone with all that it started."""
+
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from magbatch.bench import probe
+from magbatch.bench.process import Machine, Process
+from magbatch.errors import BenchError
+
+ECHO = "import sys\nfor line in sys.stdin: print(line, end='', flush=True)"
+CHILD = "import time; print(1, flush=True); time.sleep(60)"
+FAMILY = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {CHILD!r}])"
+LAST_WORDS = "import sys; print('no such model', file=sys.stderr); sys.exit(7)"
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "log"
+
+
+def run(script: str, log: Path, *, piped: bool = False) -> Process:
+    return Process([sys.executable, "-c", script], dict(os.environ), log, (), piped=piped)
+
+
+@pytest.fixture
+def echo(log: Path) -> Iterator[Process]:
+    process = run(ECHO, log, piped=True)
+    yield process
+    process.end()
+
+
+def test_it_answers_line_by_line_and_says_when_it_is_gone(echo: Process) -> None:
+    for number in range(3):
+        echo.tell({"number": number})
+        assert echo.said(30, "an echo") == {"number": number}
+    with pytest.raises(BenchError, match="an echo said nothing for 0 s"):
+        echo.said(0.05, "an echo")
+    echo.popen.kill()
+    echo.tell({"number": 4})
+    with pytest.raises(BenchError, match="an echo is gone"):
+        echo.said(30, "an echo")
+
+
+def test_one_that_fails_is_an_error_with_its_last_words(log: Path) -> None:
+    process = run(LAST_WORDS, log)
+    with pytest.raises(BenchError, match="it ended with exit code 7; its last lines:\n  no such model"):
+        process.wait(30, "it")
+    with pytest.raises(BenchError, match="it ended with exit code 7 before it was 'ready'"):
+        process.wait_for("ready", log.parent, 30, "it")
+    process.end()
+
+
+def test_nothing_that_it_has_started_outlives_it(log: Path) -> None:
+    process = run(FAMILY, log, piped=True)
+    assert process.popen.stdout is not None
+    process.popen.stdout.readline()
+    (child,) = psutil.Process(process.popen.pid).children()
+    process.end()
+    assert not child.is_running()
+
+
+def test_an_engine_has_its_cores_and_everything_else_the_others(echo: Process, tmp_path: Path) -> None:
+    cores = sorted(os.sched_getaffinity(0))
+    engine, other = (cores[0],), (cores[-1],)
+    machine = Machine("builtin:tiny", {}, 0, engine, other)
+    echo.pin(machine, tmp_path)
+    assert os.sched_getaffinity(echo.popen.pid) == set(other)
+    (tmp_path / probe.EVENTS).write_text(f'{{"event": "engine", "at": 1.0, "pid": {echo.popen.pid}}}\n')
+    echo.pin(machine, tmp_path)
+    assert os.sched_getaffinity(echo.popen.pid) == set(engine)
+    echo.unpin()
+    assert os.sched_getaffinity(echo.popen.pid) == set(cores)
+
+
+def test_a_ready_engine_waits_until_it_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(probe.HELD_ENV, "1")
+    held = threading.Thread(target=probe.hold, args=(tmp_path,))
+    held.start()
+    held.join(0.2)
+    assert [event["event"] for event in probe.events(tmp_path)] == ["ready"]
+    probe.let_go(tmp_path)
+    held.join(30)
+    assert [event["event"] for event in probe.events(tmp_path)] == ["ready", "go"]
+    monkeypatch.delenv(probe.HELD_ENV)
+    free = tmp_path / "free"
+    free.mkdir()
+    probe.hold(free)  # for a user nothing is held
+    assert len(probe.events(free)) == 2
