@@ -14,7 +14,9 @@ from magbatch.job.board import Snapshot, State
 from magbatch.model import DEVICES_A_NODE
 from magbatch.spec import ReplicasSpec
 
-SLOTS_OF_SHARDS = 16  # shards kept open by stragglers: with 1% of rows 100 times as long, 25 times the slots' worth
+# Rows of open shards, in slots. Where 1% of rows are 100 times as long as the others, half of the slots are theirs, and
+# while one of them is answered, the other half takes 50 times the slots' worth of rows: it holds all their shards open.
+SLOTS_OF_SHARDS = 64
 MIN_OPEN_SHARDS = 4
 MAX_OPEN_SHARDS = 256
 MAX_OPEN_IMAGE_SHARDS = 64  # x 32 rows x 7 MB: 14 GB where every image has the largest size
@@ -33,7 +35,7 @@ def open_shards(slots: int, shard_rows: int, num_shards: int, max_replicas: int,
     an open shard, decoded images included: with images there are fewer.
     """
     wanted = math.ceil(SLOTS_OF_SHARDS * slots / shard_rows)
-    fair = math.ceil(num_shards / (2 * max_replicas))
+    fair = math.ceil(num_shards / (2 * max_replicas)) if max_replicas > 1 else num_shards
     least = math.ceil(2 * slots / shard_rows) + 1
     most = MAX_OPEN_IMAGE_SHARDS if images else MAX_OPEN_SHARDS
     return max(MIN_OPEN_SHARDS, min(most, wanted, max(fair, least)))

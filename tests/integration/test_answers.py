@@ -1,4 +1,4 @@
-"""What comes out is true, and belongs to the row that it stands in.
+"""What comes out is true, and belongs to the row that it stands in, also where the engine was killed meanwhile.
 
 The built-in model is right nearly always, so a pipeline that garbles a prompt, an image, token ids
 or the order of rows shows in the answers.
@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from magbatch_cli import ROOT, magbatch, read
+from magbatch_cli import ROOT, alive, committed, descendants, magbatch, named, read, start, wait_until
 
 from magbatch.tiny.batches import Encoder
 from magbatch.tiny.checkpoint import ensure
@@ -40,9 +40,12 @@ def total(of: Receipt) -> str:
 
 
 @pytest.fixture(scope="module")
-def rearranged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """The quickstart's rows in other files and another order, and receipts with their images swapped; by id."""
-    folder = tmp_path_factory.mktemp("rearranged")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of a job whose real engine was killed with -9 after a first commit, with some rows in it.
+
+    Its rows are the quickstart's in other files and another order, and receipts with their images swapped.
+    """
+    folder = tmp_path_factory.mktemp("killed")
     rows = pq.read_table(ROOT / "jobs/data/quickstart.parquet").to_pylist()
     random.Random(5).shuffle(rows)
     images = [receipt(index).png() for index in range(2 * PAIRS)]
@@ -54,11 +57,29 @@ def rearranged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, 
     (folder / "in").mkdir()
     for number, name in enumerate(["zebra", "ant", "mole"]):
         pq.write_table(pa.Table.from_pylist(rows[number::3]), folder / "in" / f"{name}.parquet")
-    done = magbatch(
-        "run", "jobs/quickstart.yaml", "--set", f"input.path={folder}/in", "--set", f"output.path={folder}/out"
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return {row["id"]: row for row in read(folder / "out")}
+    output, log = folder / "out", folder / "log"
+    settings = [
+        f"input.path={folder}/in", f"output.path={output}", "output.commit_interval_s=0.3",
+        "model.engine_args.max_num_seqs=4",
+    ]  # fmt: skip
+    process = start("run", "jobs/quickstart.yaml", *(word for one in settings for word in ("--set", one)), log=log)
+    wait_until(lambda: committed(output) > 0 or process.poll() is not None, "a first commit")
+    engines = named(descendants(process), "VLLM")
+    assert engines, log.read_text()
+    for engine in engines:
+        engine.kill()
+    wait_until(lambda: "an engine died" in log.read_text() or process.poll() is not None, "the news")
+    assert process.poll() is None, f"the job was over before its engine was killed:\n{log.read_text()}"
+    family = descendants(process)
+    assert process.wait(300) == 0, log.read_text()
+    assert alive(family) == []
+    return output
+
+
+@pytest.fixture(scope="module")
+def rearranged(killed: Path) -> dict[str, dict[str, Any]]:
+    """That job's rows, by id."""
+    return {row["id"]: row for row in read(killed)}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -97,7 +118,16 @@ def test_each_trace_belongs_to_its_question(quickstart: Quickstart) -> None:
     assert len(strangers) <= 1, strangers
 
 
-@pytest.mark.fire  # an engine of its own
+def test_a_dead_engine_is_replaced_and_nothing_is_asked_twice(killed: Path) -> None:
+    rows = read(killed)
+    assert len({row["row_id"] for row in rows}) == len(rows) == 60 + 4 * PAIRS
+    written = [path.name for path in killed.rglob("*.n*.parquet")]  # what was superseded included
+    answered = sum(int(name.split(".n")[1].split(".")[0]) for name in written)
+    assert answered == len(rows), "a committed row was answered again"
+    assert magbatch("verify", str(killed)).returncode == 0
+
+
+@pytest.mark.fire  # exact to the letter, though other rows stand beside them: up to the machine's arithmetic
 def test_other_files_in_another_order_change_no_answer(
     quickstart: Quickstart, rearranged: dict[str, dict[str, Any]]
 ) -> None:

@@ -233,27 +233,6 @@ QUICKSTART = [
 ]  # fmt: skip
 
 
-def test_a_dead_engine_is_replaced_and_nothing_is_asked_twice(tmp_path: Path) -> None:
-    """kill -9 of the real engine: the job goes on by itself, and leaves no process behind."""
-    output = tmp_path / "out"
-    process = start(*QUICKSTART, "--set", f"output.path={output}", log=tmp_path / "log")
-    wait_until(lambda: committed(output) > 0 or process.poll() is not None, "a first commit")
-    log = tmp_path / "log"
-    engines = named(descendants(process), "VLLM")
-    assert engines, log.read_text()
-    for engine in engines:
-        engine.kill()
-    wait_until(lambda: "an engine died" in log.read_text() or process.poll() is not None, "the news")
-    family = descendants(process)
-    assert process.wait(300) == 0, log.read_text()
-    assert alive(family) == []
-    rows = read(output)
-    assert len({row["row_id"] for row in rows}) == len(rows) == 60
-    written = [path.name for path in output.rglob("*.n*.parquet")]  # what was superseded included
-    assert sum(int(name.split(".n")[1].split(".")[0]) for name in written) == 60, "a committed row was answered again"
-    assert magbatch("verify", str(output)).returncode == 0
-
-
 @pytest.mark.fire
 def test_an_interrupt_leaves_no_process_and_the_same_command_goes_on(tmp_path: Path) -> None:
     """Ctrl-C under the real engine, and its children."""
