@@ -321,7 +321,8 @@ def _dataset(
 
     columns = spec.input.columns
     images = bool(columns.images or columns.messages or columns.document)
-    concurrency = open_shards(slots, shard_rows, len(open_indices), spec.replicas.max, images=images)
+    longest = spec.limits.max_prompt_tokens
+    concurrency = open_shards(slots, shard_rows, len(open_indices), spec.replicas.max, longest, images=images)
     pool = ray.data.ActorPoolStrategy(
         min_size=max(1, spec.replicas.min),  # Ray takes no 0; an execution begins only where rows wait
         max_size=spec.replicas.max,

@@ -19,6 +19,10 @@ from magbatch.spec import ReplicasSpec
 SLOTS_OF_SHARDS = 64
 MIN_OPEN_SHARDS = 4
 MAX_OPEN_SHARDS = 256
+# Of the open shards where every prompt is as long as it may be: a pool grows when its replicas are full, and they never
+# would be where the object store has no room.
+MAX_OPEN_BYTES = 4 << 30
+TOKEN_BYTES = 4
 MAX_OPEN_IMAGE_SHARDS = 64  # x 32 rows x 7 MB: 14 GB where every image has the largest size
 UNPLACED_S = 15.0  # without any replica, until it is said why
 UNPLACED_LOOK_S = 2.0  # between two looks at the cluster meanwhile
@@ -27,8 +31,10 @@ Node = tuple[dict[str, str], dict[str, float]]
 """Labels of a node, and what it has."""
 
 
-def open_shards(slots: int, shard_rows: int, num_shards: int, max_replicas: int, *, images: bool) -> int:
-    """Shards that one replica holds at once.
+def open_shards(
+    slots: int, shard_rows: int, num_shards: int, max_replicas: int, prompt_tokens: int, *, images: bool
+) -> int:
+    """Shards that one replica holds at once; `prompt_tokens` is the most that a prompt may have.
 
     Enough that shards held open by a few long rows do not keep the engine from others, and, in a
     small job, no more than leaves work for the other replicas. Ray's object store keeps the block of
@@ -37,7 +43,8 @@ def open_shards(slots: int, shard_rows: int, num_shards: int, max_replicas: int,
     wanted = math.ceil(SLOTS_OF_SHARDS * slots / shard_rows)
     fair = math.ceil(num_shards / (2 * max_replicas)) if max_replicas > 1 else num_shards
     least = math.ceil(2 * slots / shard_rows) + 1
-    most = MAX_OPEN_IMAGE_SHARDS if images else MAX_OPEN_SHARDS
+    room = MAX_OPEN_BYTES // (TOKEN_BYTES * prompt_tokens * shard_rows)
+    most = min(room, MAX_OPEN_IMAGE_SHARDS if images else MAX_OPEN_SHARDS)
     return max(MIN_OPEN_SHARDS, min(most, wanted, max(fair, least)))
 
 

@@ -9,6 +9,7 @@ import pytest
 from magbatch.job import placement
 from magbatch.job.board import Place, Snapshot, State
 from magbatch.job.placement import (
+    MAX_OPEN_BYTES,
     MAX_OPEN_IMAGE_SHARDS,
     MAX_OPEN_SHARDS,
     MIN_OPEN_SHARDS,
@@ -103,23 +104,31 @@ def test_it_is_said_after_a_while_and_again_only_when_it_changes(monkeypatch: py
 
 def test_a_replica_alone_may_hold_every_shard_open() -> None:
     """Long rows anywhere keep no other row from the engine."""
-    assert open_shards(64, 62, 33, 1, images=False) == 33
-    assert open_shards(64, 62, 10_000, 1, images=False) == math.ceil(SLOTS_OF_SHARDS * 64 / 62)
+    assert open_shards(64, 62, 33, 1, 40_000, images=False) == 33
+    assert open_shards(64, 62, 10_000, 1, 40_000, images=False) == math.ceil(SLOTS_OF_SHARDS * 64 / 62)
 
 
 def test_in_a_small_job_a_replica_leaves_shards_to_the_others_but_fills_its_slots() -> None:
-    assert open_shards(64, 16, 64, 4, images=False) == 9  # the rows of 8 fill the slots twice
-    assert open_shards(64, 16, 640, 4, images=False) == 80
-    assert open_shards(8, 128, 4, 4, images=False) == MIN_OPEN_SHARDS
+    assert open_shards(64, 16, 64, 4, 40_000, images=False) == 9  # the rows of 8 fill the slots twice
+    assert open_shards(64, 16, 640, 4, 40_000, images=False) == 80
+    assert open_shards(8, 128, 4, 4, 40_000, images=False) == MIN_OPEN_SHARDS
 
 
 @pytest.mark.parametrize(("images", "most"), [(False, MAX_OPEN_SHARDS), (True, MAX_OPEN_IMAGE_SHARDS)])
 def test_what_the_object_store_holds_is_bounded(images: bool, most: int) -> None:
-    assert open_shards(256, 4, 10**6, 1, images=images) == most
+    assert open_shards(256, 4, 10**6, 1, 40_000, images=images) == most
+
+
+def test_very_long_prompts_leave_room_in_the_object_store() -> None:
+    """A replica that cannot be full for want of room would keep its pool from growing."""
+    held = open_shards(256, 128, 10**6, 40, 128_000, images=False)
+    assert held < open_shards(256, 128, 10**6, 40, 40_000, images=False)
+    assert held * 128 * 128_000 * 4 <= MAX_OPEN_BYTES
+    assert open_shards(256, 128, 10**6, 40, 10**9, images=False) == MIN_OPEN_SHARDS
 
 
 def test_the_long_rows_of_a_heavy_tail_fit() -> None:
     """1% of rows 100 times as long: while one of them is answered, the others pass through half of the slots."""
     slots, rows = 256, 128
     passing = 100 * slots / 2
-    assert open_shards(slots, rows, 10**6, 40, images=False) * rows >= passing
+    assert open_shards(slots, rows, 10**6, 40, 40_000, images=False) * rows >= passing
