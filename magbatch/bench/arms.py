@@ -1,23 +1,26 @@
 """The arms: what answers a workload, each in processes of its own, timed and counted by what it wrote.
 
-Every run has an engine of its own: one that has answered rows before is up to a sixth faster (memory that is touched
-for the first time is slow on a virtual machine), and caches are cold without a word.
+Every run has an engine of its own: one that has answered rows before is 5 to 20% faster than a new one, and its caches
+are cold.
 An arm's time is from the moment at which its ready engine is let go (the probe notes it) to its last file.
 """
 
 import json
+import os
 import shutil
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import psutil
 import pyarrow.parquet as pq
 import yaml
 
 from magbatch.bench import probe
-from magbatch.bench.process import Machine, Process
+from magbatch.bench.process import GRACE_S, Machine, Process
 from magbatch.bench.workloads import Prepared, Workload, job
 from magbatch.errors import BenchError
 from magbatch.model import engine_args, facts, locate
@@ -37,8 +40,8 @@ class Run:
         seconds: From the moment at which the ready engine was let go to the last file.
         rows: That were written.
         tokens: That were written.
-        start_s: From the command to the ready engine; 0 where the engine was there.
-        first_request_s: From the command to the first request in the engine; None of an engine that was held or kept.
+        start_s: From the command to the ready engine; of Ray's driver, which is kept, from what it was told.
+        first_request_s: From the command to the first request in the engine; None of an engine that was held.
         settings: What the engine resolved.
         folder: What the arm left.
     """
@@ -220,34 +223,39 @@ class RayDriver:
     """Ray with a driver of `ray.data.llm`, for one run after the other.
 
     It is kept, since a cluster and what a driver imports take longer to start than what is measured; an engine is
-    started for each run all the same. What it costs the arms that run meanwhile is a few idle processes.
+    started for each run all the same, and gone before the next. What it costs the arms that run meanwhile is a few idle
+    processes, on the cores of everything but the engine.
 
     Args:
         machine: Where.
         workload: What.
+        steps: Whether the probe notes every step of the engines.
     """
 
-    def __init__(self, machine: Machine, workload: Workload) -> None:
-        self._machine = machine
+    def __init__(self, machine: Machine, workload: Workload, *, steps: bool = False) -> None:
+        self._machine, self._steps = machine, steps
         self._checkpoint, self._args = resolved_args(machine, workload)
         self._process: Process | None = None
         self._home = Path()
 
-    def run(self, name: str, chosen: dict[str, Any], prepared: Prepared, folder: Path, *, steps: bool) -> Run:
+    def run(self, name: str, chosen: dict[str, Any], prepared: Prepared, folder: Path) -> Run:
         """One dataset, with an engine of its own; see `Arm.run`."""
-        began = time.time()
         try:
             if self._process is None:
                 self._home = folder / "driver"
-                env = self._machine.environment(self._home, steps=steps, held=True)
+                env = self._machine.environment(self._home, steps=self._steps, held=True)
                 command = [sys.executable, "-m", "magbatch.bench.ray_arm"]
                 self._process = Process(command, env, self._home / "log", (), piped=True)
                 self._process.said(START_TIMEOUT_S, "Ray")
             asked = {"checkpoint": str(self._checkpoint), "engine_args": self._args, "prompts": str(prepared.prompts)}
+            self._process.confine(os.sched_getaffinity(0))
+            began = time.time()
             self._process.tell(asked | chosen | {"output": str(folder / "out"), "gpus": self._machine.gpus})
             _let_go(self._process, self._machine, self._home, name)
             self._process.said(RUN_TIMEOUT_S, name)
-            self._process.unpin()
+            self._engine_is_gone(name)
+            if self._machine.other_cores:
+                self._process.confine(self._machine.other_cores)
         except BenchError:
             self.close()  # what is left of it is not what the next run should meet
             raise
@@ -256,8 +264,21 @@ class RayDriver:
         for one in (probe.EVENTS, probe.STEPS, probe.GO):
             if (self._home / one).exists():
                 shutil.move(self._home / one, events / one)
+        if self._machine.gpus:
+            self.close()  # nothing of it may be left on the GPU
         written, ended = _token_lists(sorted((folder / "out").glob("*.parquet")))
         return _timed(name, began, events, written, ended, prepared, held=True)
+
+    def _engine_is_gone(self, name: str) -> None:
+        """Ray lets go of its actors and waits for none; the next arm must not meet this one's engine."""
+        engines = []
+        for event in probe.events(self._home):
+            with suppress(psutil.NoSuchProcess):
+                if event["event"] == "engine":
+                    engines.append(psutil.Process(event["pid"]))
+        _, left = psutil.wait_procs(engines, timeout=GRACE_S)
+        if left:
+            raise BenchError(f"{name}: its engine was still there {GRACE_S:,.0f} s after its last row")
 
     def close(self) -> None:
         """End Ray."""
@@ -273,17 +294,20 @@ class RayDataLlm:
         driver: Of all its settings.
         batch_size: Rows of a batch; None is its default.
         batches: Batches at once in an engine; None is its default.
+        blocks: That the input is cut into; None is its default, one for each file of this input.
         name: Of the arm.
     """
 
-    def __init__(self, driver: RayDriver, batch_size: int | None, batches: int | None, name: str) -> None:
+    def __init__(
+        self, driver: RayDriver, batch_size: int | None, batches: int | None, blocks: int | None, name: str
+    ) -> None:
         self.name = name
         self._driver = driver
-        self._chosen = {"batch_size": batch_size, "max_concurrent_batches": batches}
+        self._chosen = {"batch_size": batch_size, "max_concurrent_batches": batches, "blocks": blocks}
 
     def run(self, prepared: Prepared, folder: Path, *, steps: bool = False) -> Run:
-        """See `Arm.run`."""
-        return self._driver.run(self.name, self._chosen, prepared, folder, steps=steps)
+        """See `Arm.run`; `steps` are its driver's."""
+        return self._driver.run(self.name, self._chosen, prepared, folder)
 
     def close(self) -> None:
         """See `Arm.close`."""

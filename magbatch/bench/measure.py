@@ -19,7 +19,8 @@ from magbatch.errors import BenchError
 RAW, MAGBATCH, RAY, RAY_BEST, RUN_BATCH = "raw", "magbatch", "ray.data.llm", "ray.data.llm best", "vllm run-batch"
 ARMS = (RAW, MAGBATCH, RAY, RAY_BEST, RUN_BATCH)
 BARE_ARMS = ARMS[:-1]  # of a run that is to end within 20 minutes on two cores
-SWEEP = ((64, 8), (64, 32))  # rows of a batch x batches at once; its defaults are 32 x 8
+SWEEP = ((16, 16), (64, 8))  # rows of a batch x batches at once; its defaults are 32 x 8
+SWEEP_BLOCKS = 64  # the batches at once are no more than the blocks of the input
 SWEEP_SHARE = 4  # of the rows, one part, is enough to tell settings apart
 NOT_ASKED = f"{RUN_BATCH}: not among the arms of a bare run; --arms '{','.join(ARMS)}' has it too"
 NO_IMAGES = f"{RUN_BATCH}: left out: its requests carry images as base64 in JSON, another workload"
@@ -131,7 +132,7 @@ def run_suite(
         makers: dict[str, Callable[[], Arm]] = {
             RAW: lambda: Raw(machine, workload),
             MAGBATCH: lambda: Magbatch(machine, workload),
-            RAY: lambda: RayDataLlm(driver, None, None, RAY),
+            RAY: lambda: RayDataLlm(driver, None, None, None, RAY),
             RUN_BATCH: lambda: RunBatch(machine, workload),
         }
         made |= {name: makers[name]() for name in chosen if name in makers}
@@ -178,7 +179,7 @@ def _best(
         where = folder / f"{size}-{batches}"
         where.mkdir(parents=True)
         try:
-            run = RayDataLlm(driver, size, batches, name).run(few, where)
+            run = RayDataLlm(driver, size, batches, SWEEP_BLOCKS, name).run(few, where)
         except BenchError as error:
             suite.notes.append(f"{name}: failed: {error}")
             say(suite.notes[-1])
@@ -193,4 +194,4 @@ def _best(
         f"{RAY_BEST}: batches of {size} rows, {batches} at once, the fastest of {len(SWEEP)} settings on "
         f"{len(few.lengths):,} rows"
     )
-    return RayDataLlm(driver, size, batches, RAY_BEST)
+    return RayDataLlm(driver, size, batches, SWEEP_BLOCKS, RAY_BEST)

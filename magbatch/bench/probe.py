@@ -20,6 +20,7 @@ HELD_ENV = "MAGBATCH_BENCH_HELD"  # set: an engine that is ready waits for `let_
 STEPS_ENV = "MAGBATCH_BENCH_STEPS"  # set: every step of the scheduler is noted
 EVENTS, STEPS, GO = "events.jsonl", "steps.bin", "go"
 GO_INTERVAL_S = 0.01
+HELD_AT_MOST_S = 900.0  # what holds it may have been killed
 STEP = struct.Struct("<dII")  # seconds since the epoch, sequences in the step, requests finished before it
 
 # What makes two engines the same, by the part of vLLM's configuration where it stands.
@@ -72,7 +73,10 @@ def note(folder: Path, kind: str, **facts: Any) -> None:
 def hold(folder: Path) -> None:
     """In the process of a ready front end: tell so, and go on when it is let go."""
     note(folder, "ready")
+    deadline = time.monotonic() + HELD_AT_MOST_S
     while os.environ.get(HELD_ENV) and not (folder / GO).exists():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"nobody let this engine go within {HELD_AT_MOST_S:,.0f} s")
         time.sleep(GO_INTERVAL_S)
     note(folder, "go")
 

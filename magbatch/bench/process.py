@@ -5,7 +5,7 @@ import os
 import select
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,37 +101,32 @@ class Process:
             start_new_session=True,  # Ctrl-C is for who runs the benchmark, which ends this one
         )  # fmt: skip
         self._children: set[psutil.Process] = set()
+        self._remembered = 0.0
 
     def wait(self, timeout_s: float, what: str, look: Callable[[psutil.Process], None] | None = None) -> None:
         """Wait for a good end, with a look at it meanwhile; raises BenchError otherwise."""
         deadline = time.monotonic() + timeout_s
         root = psutil.Process(self.popen.pid)
-        looked = 0.0
         while self.popen.poll() is None:
-            now = time.monotonic()
-            if now - looked >= TREE_INTERVAL_S:
-                looked = now
+            self._remember()
+            if look is not None:
                 with suppress(psutil.NoSuchProcess):
-                    self._children |= set(root.children(recursive=True))
-                    if look is not None:
-                        look(root)
-            if now > deadline:
+                    look(root)
+            if time.monotonic() > deadline:
                 raise self.failed(f"{what} did not end within {timeout_s:,.0f} s")
             time.sleep(LOOK_INTERVAL_S)
         if self.popen.returncode:
             raise self.failed(f"{what} ended with exit code {self.popen.returncode}")
 
-    def wait_for(self, event: str, events: Path, timeout_s: float, what: str) -> float:
-        """Wait until the probe has noted an event; returns when it was, in seconds since the epoch.
+    def wait_for(self, event: str, events: Path, timeout_s: float, what: str) -> None:
+        """Wait until the probe has noted an event.
 
         Raises:
             BenchError: The process ended before, or it takes too long.
         """
         deadline = time.monotonic() + timeout_s
-        while True:
-            at = next((float(one["at"]) for one in probe.events(events) if one["event"] == event), None)
-            if at is not None:
-                return at
+        while not any(one["event"] == event for one in probe.events(events)):
+            self._remember()
             if self.popen.poll() is not None:
                 raise self.failed(f"{what} ended with exit code {self.popen.returncode} before it was {event!r}")
             if time.monotonic() > deadline:
@@ -159,9 +154,8 @@ class Process:
                             os.sched_setaffinity(thread.id, cores)
             time.sleep(LOOK_INTERVAL_S)
 
-    def unpin(self) -> None:
-        """Give it all cores again."""
-        cores = os.sched_getaffinity(0)
+    def confine(self, cores: Iterable[int]) -> None:
+        """Give every thread, those of an engine too, these cores."""
         for process in self.tree():
             with suppress(psutil.NoSuchProcess):
                 for thread in process.threads():
@@ -178,8 +172,11 @@ class Process:
     def said(self, timeout_s: float, what: str) -> dict[str, Any]:
         """The next line of JSON from its standard output; raises BenchError where none comes."""
         assert self.popen.stdout is not None
-        if not select.select([self.popen.stdout], [], [], timeout_s)[0]:
-            raise self.failed(f"{what} said nothing for {timeout_s:,.0f} s")
+        deadline = time.monotonic() + timeout_s
+        while not select.select([self.popen.stdout], [], [], LOOK_INTERVAL_S)[0]:
+            self._remember()
+            if time.monotonic() > deadline:
+                raise self.failed(f"{what} said nothing for {timeout_s:,.0f} s")
         line = self.popen.stdout.readline()
         if not line:
             with suppress(subprocess.TimeoutExpired):
@@ -192,6 +189,13 @@ class Process:
         """An error with the last lines of the log."""
         lines = [line for line in self._log.read_text(errors="replace").splitlines() if line.strip()][-LOG_LINES:]
         return BenchError("\n  ".join([f"{what}; its last lines:", *lines]))
+
+    def _remember(self) -> None:
+        """Note what it has started: children whose parent has died are no longer below it."""
+        now = time.monotonic()
+        if now - self._remembered >= TREE_INTERVAL_S:
+            self._remembered = now
+            self._children |= set(self.tree()[1:])
 
     def tree(self) -> list[psutil.Process]:
         """It, and what it has started."""
@@ -216,4 +220,5 @@ class Process:
         self.popen.wait()
         for stream in (self.popen.stdin, self.popen.stdout, self._file):
             if stream is not None:
-                stream.close()
+                with suppress(BrokenPipeError):  # of what was told to one that was gone
+                    stream.close()

@@ -7,7 +7,6 @@ out as well, which only helps it.
 import json
 import os
 import sys
-import time
 from typing import Any
 
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
@@ -17,15 +16,15 @@ import ray.data
 
 
 def main() -> None:
-    """`python -m magbatch.bench.ray_arm`: says that Ray is there; then each line of JSON on standard input is a run."""
+    """`python -m magbatch.bench.ray_arm`: says when Ray is there; each line on standard input is a run."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what Ray and vLLM print is no answer
     ray.init(address="local", num_cpus=max(os.cpu_count() or 1, 3), include_dashboard=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
-    print(json.dumps({"ready": time.time()}), file=answers, flush=True)
+    print("{}", file=answers, flush=True)
     for line in sys.stdin:
         _run(json.loads(line))
-        print(json.dumps({"ended": time.time()}), file=answers, flush=True)
+        print("{}", file=answers, flush=True)
     ray.shutdown()
 
 
@@ -49,7 +48,8 @@ def _run(config: dict[str, Any]) -> None:
         preprocess=_ask,
         postprocess=_answer,
     )
-    processor(ray.data.read_parquet(config["prompts"])).write_parquet(config["output"])
+    blocks = config["blocks"]
+    processor(ray.data.read_parquet(config["prompts"], override_num_blocks=blocks)).write_parquet(config["output"])
 
 
 def _ask(row: dict[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ class Target:
     Attributes:
         what: It is.
         value: Measured.
-        bound: At least this, or at most.
+        bound: At least this, or at most; None where the number is there to compare with.
         least: Whether the bound is a least.
         runs: What the value is made of, in the order of the runs.
         unit: Of the runs.
@@ -29,14 +29,16 @@ class Target:
 
     what: str
     value: float
-    bound: float
+    bound: float | None
     least: bool = True
     runs: tuple[float, ...] = ()
     unit: str = ""
 
     @property
     def met(self) -> bool:
-        """Whether it is reached."""
+        """Whether it is reached; what has no bound is."""
+        if self.bound is None:
+            return True
         return self.value >= self.bound if self.least else self.value <= self.bound
 
 
@@ -78,10 +80,11 @@ def markdown(suites: list[Suite], reached: list[Target], machine: Machine) -> st
         lines += ["", "| target | measured | wanted | | all runs |", "|---|---:|---:|---|---|"]
         for one in reached:
             every = " ".join(f"{run:,.4g}" for run in one.runs)
-            lines.append(
-                f"| {one.what} | {one.value:.3f} | {'≥' if one.least else '≤'} {one.bound:g} "
-                f"| {'met' if one.met else 'missed'} | {every}{f' {one.unit}' if every and one.unit else ''} |"
-            )
+            wanted, met = "-", "-"
+            if one.bound is not None:
+                wanted, met = f"{'≥' if one.least else '≤'} {one.bound:g}", "met" if one.met else "missed"
+            unit = f" {one.unit}" if every and one.unit else ""
+            lines.append(f"| {one.what} | {one.value:.3f} | {wanted} | {met} | {every}{unit} |")
     return "\n".join(lines)
 
 

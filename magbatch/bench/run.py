@@ -1,6 +1,7 @@
 """`magbatch bench`: which suites, in which folder, to one report."""
 
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -79,6 +80,8 @@ def bench(
     chosen = BARE_ARMS if arms is None else tuple(name.strip() for name in arms.split(","))
     if wrong := [name for name in chosen if name not in ARMS]:
         raise SpecError(f"--arms: there is no arm {wrong[0]!r}: write some of {', '.join(ARMS)}")
+    if os.environ.get("VLLM_PLUGINS"):
+        raise SpecError("VLLM_PLUGINS is set: unset it, or vLLM loads no probe, without which nothing is measured")
     machine = this_machine(model, _given(engine_args), gpus, pin=pin)
     suites: list[Suite] = []
     reached: list[Target] = []

@@ -49,8 +49,7 @@ def test_the_job_was_seen_at_work(followed: tuple[Prometheus, dict[str, Any]]) -
     # The engine of so short a job may be idle whenever it is looked at: what vLLM tells of itself at work is
     # in test_vllm.py.
     for of_the_engine in ("running_sequences", "queued_requests", "kv_cache_usage_ratio"):
-        (series,) = server.query(f"max_over_time(magbatch_engine_{of_the_engine}[1h])")
-        assert float(series["value"][1]) >= 0
+        assert len(server.query(f"max_over_time(magbatch_engine_{of_the_engine}[1h])")) == 1
 
 
 def test_every_query_of_the_dashboard_is_answered(followed: tuple[Prometheus, dict[str, Any]]) -> None:

@@ -28,6 +28,12 @@ def test_a_wrong_argument_gets_one_message(arguments: list[str], message: str, t
     assert message in done.stderr
 
 
+def test_plugins_that_are_chosen_by_hand_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_PLUGINS", "mine")
+    done = CliRunner().invoke(app, ["bench", "text", "--rows", "2"])
+    assert (done.exit_code, "VLLM_PLUGINS is set: unset it" in done.stderr) == (2, True)
+
+
 def test_the_probe_is_found_as_a_plugin_where_its_folder_is_and_nowhere_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

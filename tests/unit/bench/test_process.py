@@ -16,6 +16,12 @@ from magbatch.errors import BenchError
 ECHO = "import sys\nfor line in sys.stdin: print(line, end='', flush=True)"
 CHILD = "import time; print(1, flush=True); time.sleep(60)"
 FAMILY = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {CHILD!r}])"
+ORPHAN = f"""
+import json, subprocess, sys, time
+child = subprocess.Popen([sys.executable, '-c', {CHILD!r}], stdout=subprocess.DEVNULL)
+time.sleep(1.5)
+print(json.dumps({{'child': child.pid}}), flush=True)
+"""
 LAST_WORDS = "import sys; print('no such model', file=sys.stderr); sys.exit(7)"
 
 
@@ -26,6 +32,10 @@ def log(tmp_path: Path) -> Path:
 
 def run(script: str, log: Path, *, piped: bool = False) -> Process:
     return Process([sys.executable, "-c", script], dict(os.environ), log, (), piped=piped)
+
+
+def alive(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
 @pytest.fixture
@@ -62,7 +72,23 @@ def test_nothing_that_it_has_started_outlives_it(log: Path) -> None:
     process.popen.stdout.readline()
     (child,) = psutil.Process(process.popen.pid).children()
     process.end()
-    assert not child.is_running()
+    assert not alive(child)
+
+
+def test_what_it_has_started_does_not_outlive_it_either_where_it_died_first(log: Path) -> None:
+    process = run(ORPHAN, log, piped=True)
+    child = psutil.Process(process.said(30, "it")["child"])
+    process.popen.wait(30)
+    assert alive(child)
+    process.end()
+    assert not alive(child)
+
+
+def test_one_that_is_gone_is_ended_though_it_was_told_something(log: Path) -> None:
+    process = run("pass", log, piped=True)
+    process.popen.wait(30)
+    process.tell({"number": 1})
+    process.end()
 
 
 def test_an_engine_has_its_cores_and_everything_else_the_others(echo: Process, tmp_path: Path) -> None:
@@ -74,7 +100,7 @@ def test_an_engine_has_its_cores_and_everything_else_the_others(echo: Process, t
     (tmp_path / probe.EVENTS).write_text(f'{{"event": "engine", "at": 1.0, "pid": {echo.popen.pid}}}\n')
     echo.pin(machine, tmp_path)
     assert os.sched_getaffinity(echo.popen.pid) == set(engine)
-    echo.unpin()
+    echo.confine(cores)
     assert os.sched_getaffinity(echo.popen.pid) == set(cores)
 
 

@@ -60,6 +60,12 @@ def test_a_target_is_a_bound(value: float, least: bool, met: bool) -> None:
     assert Target("x", value, 0.98, least=least).met is met
 
 
+def test_a_number_without_a_bound_is_shown_and_not_judged() -> None:
+    one = Target("slots, raw", 0.996, None)
+    assert one.met
+    assert "| slots, raw | 0.996 | - | - |  |" in markdown([], [one], MACHINE)
+
+
 def test_the_document_has_every_run_with_settings_machine_and_versions() -> None:
     found = suite()
     data = json.loads(json.dumps(document([found], targets(found), MACHINE)))
