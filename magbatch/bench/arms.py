@@ -1,7 +1,6 @@
 """The arms: what answers a workload, each in processes of its own, timed and counted by what it wrote.
 
-Every run has an engine of its own: one that has answered rows before is 5 to 20% faster than a new one, and its caches
-are cold.
+Every run of every arm has a new engine: its caches are cold, and none is warmer than another's.
 An arm's time is from the moment at which its ready engine is let go (the probe notes it) to its last file.
 """
 
@@ -10,6 +9,7 @@ import os
 import shutil
 import sys
 import time
+from abc import ABC, abstractmethod
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -120,7 +120,7 @@ def resolved_args(machine: Machine, workload: Workload) -> tuple[Path, dict[str,
     return checkpoint, engine_args(spec, facts(checkpoint))
 
 
-class _Launched:
+class _Launched(ABC):
     """An arm that is one command.
 
     Args:
@@ -149,14 +149,15 @@ class _Launched:
 
     def close(self) -> None:
         """Nothing is kept."""
+        return
 
+    @abstractmethod
     def _command(self, prepared: Prepared, folder: Path) -> list[str]:
         """What answers the rows."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _written(self, folder: Path) -> tuple[dict[str, int], float]:
         """Tokens by id, and when the last file was there."""
-        raise NotImplementedError
 
 
 def _let_go(process: Process, machine: Machine, events: Path, what: str) -> None:

@@ -147,20 +147,13 @@ class Process:
                 with suppress(psutil.NoSuchProcess):
                     theirs |= {child.pid for child in psutil.Process(one).children(recursive=True)}
             for process in self.tree():
-                cores = machine.engine_cores if process.pid in theirs else machine.other_cores
-                with suppress(psutil.NoSuchProcess):
-                    for thread in process.threads():
-                        with suppress(ProcessLookupError):  # it has ended
-                            os.sched_setaffinity(thread.id, cores)
+                _give(process, machine.engine_cores if process.pid in theirs else machine.other_cores)
             time.sleep(LOOK_INTERVAL_S)
 
     def confine(self, cores: Iterable[int]) -> None:
         """Give every thread, those of an engine too, these cores."""
         for process in self.tree():
-            with suppress(psutil.NoSuchProcess):
-                for thread in process.threads():
-                    with suppress(ProcessLookupError):
-                        os.sched_setaffinity(thread.id, cores)
+            _give(process, cores)
 
     def tell(self, what: dict[str, Any]) -> None:
         """One line of JSON to its standard input."""
@@ -222,3 +215,11 @@ class Process:
             if stream is not None:
                 with suppress(BrokenPipeError):  # of what was told to one that was gone
                     stream.close()
+
+
+def _give(process: psutil.Process, cores: Iterable[int]) -> None:
+    """Give a process's threads these cores; one that has ended needs none."""
+    with suppress(psutil.NoSuchProcess):
+        for thread in process.threads():
+            with suppress(ProcessLookupError):
+                os.sched_setaffinity(thread.id, cores)

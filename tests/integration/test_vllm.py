@@ -228,7 +228,7 @@ def test_an_engine_that_cannot_start_says_why(tmp_path: Path) -> None:
 
 
 QUICKSTART = [
-    "run", "jobs/quickstart.yaml", "--set", "output.commit_interval_s=0.3", "--set", "sampling.max_tokens=250",
+    "run", "jobs/quickstart.yaml", "--set", "output.commit_interval_s=0.3", "--set", "sampling.max_tokens=400",
     "--set", "sampling.ignore_eos=true", "--set", "model.engine_args.max_num_seqs=4",
 ]  # fmt: skip
 
