@@ -69,6 +69,9 @@ class Machine:
         }
         if self.engine_cores:
             env["OMP_NUM_THREADS"] = str(len(self.engine_cores))
+        else:
+            env.setdefault("OMP_NUM_THREADS", "1")  # as Ray sets it for its actors: else raw alone would have another
+        if not self.gpus:
             env["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # vLLM would keep one of the cores free, and there may be one
         if steps:
             env[probe.STEPS_ENV] = "1"

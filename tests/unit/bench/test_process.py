@@ -104,6 +104,18 @@ def test_an_engine_has_its_cores_and_everything_else_the_others(echo: Process, t
     assert os.sched_getaffinity(echo.popen.pid) == set(cores)
 
 
+@pytest.mark.parametrize(
+    ("gpus", "cores", "threads", "bound"), [(0, (), "1", "nobind"), (0, (0, 1), "2", "nobind"), (1, (), "1", None)]
+)
+def test_what_ray_would_set_for_its_own_is_set_for_every_arm(
+    gpus: int, cores: tuple[int, ...], threads: str, bound: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("VLLM_CPU_OMP_THREADS_BIND", raising=False)
+    env = Machine("builtin:tiny", {}, gpus, cores, ()).environment(tmp_path / "events")
+    assert (env["OMP_NUM_THREADS"], env.get("VLLM_CPU_OMP_THREADS_BIND")) == (threads, bound)
+
+
 def test_a_ready_engine_waits_until_it_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(probe.HELD_ENV, "1")
     held = threading.Thread(target=probe.hold, args=(tmp_path,))
