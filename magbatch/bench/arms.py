@@ -224,8 +224,7 @@ class RayDriver:
     """Ray with a driver of `ray.data.llm`, for one run after the other.
 
     It is kept, since a cluster and what a driver imports take longer to start than what is measured; an engine is
-    started for each run all the same, and gone before the next. What it costs the arms that run meanwhile is a few idle
-    processes, on the cores of everything but the engine.
+    started for each run all the same, and gone before the next. While other arms run it is paused, with its cluster.
 
     Args:
         machine: Where.
@@ -249,14 +248,14 @@ class RayDriver:
                 self._process = Process(command, env, self._home / "log", (), piped=True)
                 self._process.said(START_TIMEOUT_S, "Ray")
             asked = {"checkpoint": str(self._checkpoint), "engine_args": self._args, "prompts": str(prepared.prompts)}
+            self._process.go_on()
             self._process.confine(os.sched_getaffinity(0))
             began = time.time()
             self._process.tell(asked | chosen | {"output": str(folder / "out"), "gpus": self._machine.gpus})
             _let_go(self._process, self._machine, self._home, name)
             self._process.said(RUN_TIMEOUT_S, name)
             self._engine_is_gone(name)
-            if self._machine.other_cores:
-                self._process.confine(self._machine.other_cores)
+            self._process.pause()
         except BenchError:
             self.close()  # what is left of it is not what the next run should meet
             raise

@@ -271,32 +271,35 @@ def draw_document(name: str) -> bytes:
 
 
 class Peaks:
-    """Peak resident memory of the processes of a job that grow where any do, in bytes."""
+    """The most memory that the processes of a job that grow where any do had of their own, in bytes."""
 
     def __init__(self) -> None:
         self.driver = self.replica = 0
 
     def look(self, root: psutil.Process) -> None:
-        """Take the peaks so far: the kernel keeps them, so nothing between two looks is missed."""
-        self.driver = max(self.driver, peak_bytes(root.pid))
+        """Take what they have now."""
+        self.driver = max(self.driver, own_bytes(root.pid))
         for child in root.children(recursive=True):
             with suppress(psutil.NoSuchProcess):
                 if "ray::MapWorker" in " ".join(child.cmdline()):
-                    self.replica = max(self.replica, peak_bytes(child.pid))
+                    self.replica = max(self.replica, own_bytes(child.pid))
 
 
-def peak_bytes(pid: int) -> int:
-    """The most memory that a process ever had resident; 0 of one that has ended."""
+def own_bytes(pid: int) -> int:
+    """Resident memory of a process but for shared memory: that is Ray's object store, which has a bound of its own.
+
+    0 of one that has ended.
+    """
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except (FileNotFoundError, ProcessLookupError):
         return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("RssAnon", "RssFile")))
 
 
 def memory(machine: Machine, rows: int, rounds: int, folder: Path, say: Say) -> list[Target]:
     """Peaks at 16 times the rows against those at the rows."""
-    del rounds  # a peak is a peak
+    del rounds  # the most of one run is what was looked for in every moment of it
     found: dict[int, Peaks] = {}
     for times in (1, MEMORY_TIMES):
         where = folder / f"x{times}"

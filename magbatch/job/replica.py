@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 
 from magbatch.answers import Reader, made_columns
@@ -104,7 +104,7 @@ class Replica:
         self._admission = Admission(ADMITTED_PER_SLOT * slots)
         self._max_uncommitted = max(UNCOMMITTED_PER_SLOT * slots, job.spec.output.commit_rows)
         self._committed = asyncio.Event()
-        self._turn = asyncio.Lock()  # shards enter one after the other
+        self._unpacking, self._turn = asyncio.Lock(), asyncio.Lock()  # shards enter one after the other, in one order
         self._suspects = {1: asyncio.Semaphore(max(1, slots // SLOTS_PER_SUSPECT)), 2: asyncio.Semaphore(1)}
         self._board = board
         self._die = die
@@ -134,8 +134,8 @@ class Replica:
 
         Args:
             shard: Its number.
-            unpack: Gives its prompts. Called when the engine has room for them, not before: shards
-                that wait hold no memory here.
+            unpack: Gives its prompts. Called when the shard is the next to enter, not before: of the shards
+                that wait, one holds memory here.
             untouched: It had no committed row when the run began.
 
         Returns:
@@ -151,24 +151,11 @@ class Replica:
         mine: set[asyncio.Task[None]] = set()
         attempt: _Attempt | None = None
         try:
-            async with self._turn:
-                first, strikes = await self._board.begin(shard)
-                work = await asyncio.to_thread(unpack)
-                del unpack
-                done = frozenset[str]()
-                if not (first and untouched):
-                    done = await asyncio.to_thread(self._ledger.done_rows, shard)
-                store, model = self._ledger.store, self._spec.model.source
-                made, refuses = made_columns(self._spec), self._spec.answer.schema is not None
-                writer = PartWriter(store, work.carried, work.positions, model, shard, made, with_answer=refuses)
-                attempt = _Attempt(shard, writer)
-                self._attempts.add(attempt)
-                for letter in work.failed:
-                    if letter.row_id not in done:
-                        self._finish(attempt, letter)
-                # Emptied as rows are admitted: a straggler must not hold the images of its whole shard.
-                attempt.open.extend(row for row in work.prompts if row.row_id not in done)
-                del work
+            async with AsyncExitStack() as entering:
+                async with self._unpacking:  # while the shard before enters: the engine never waits for it
+                    attempt, strikes = await self._open(shard, unpack, untouched=untouched)
+                    del unpack
+                    await entering.enter_async_context(self._turn)
                 left = await self._admit(attempt, strikes, mine)
             left += await _wait_for(mine)
             await self._commit(attempt)
@@ -188,6 +175,27 @@ class Replica:
         self._committed.set()
         for task in self._rows:
             task.cancel()
+
+    async def _open(
+        self, shard: int, unpack: Callable[[], ShardPrompts], *, untouched: bool
+    ) -> tuple[_Attempt, dict[str, int]]:
+        """An attempt at a shard, with the rows that are not done; and the strikes of each."""
+        first, strikes = await self._board.begin(shard)
+        work = await asyncio.to_thread(unpack)
+        done = frozenset[str]()
+        if not (first and untouched):
+            done = await asyncio.to_thread(self._ledger.done_rows, shard)
+        store, model = self._ledger.store, self._spec.model.source
+        made, refuses = made_columns(self._spec), self._spec.answer.schema is not None
+        writer = PartWriter(store, work.carried, work.positions, model, shard, made, with_answer=refuses)
+        attempt = _Attempt(shard, writer)
+        self._attempts.add(attempt)
+        for letter in work.failed:
+            if letter.row_id not in done:
+                self._finish(attempt, letter)
+        # Emptied as rows are admitted: a straggler must not hold the images of its whole shard.
+        attempt.open.extend(row for row in work.prompts if row.row_id not in done)
+        return attempt, strikes
 
     async def _admit(self, attempt: _Attempt, strikes: dict[str, int], mine: set[asyncio.Task[None]]) -> int:
         """Let rows into the engine as it has room; returns how many a stop has kept out."""

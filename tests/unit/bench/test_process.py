@@ -1,6 +1,7 @@
 """A process of an arm: talked to, waited for, on its cores, and gone with all that it started."""
 
 import os
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -55,6 +56,22 @@ def test_it_answers_line_by_line_and_says_when_it_is_gone(echo: Process) -> None
     echo.tell({"number": 4})
     with pytest.raises(BenchError, match="an echo is gone"):
         echo.said(30, "an echo")
+
+
+def test_one_that_is_paused_says_nothing_until_it_goes_on(echo: Process) -> None:
+    echo.pause()
+    echo.tell({"number": 1})
+    with pytest.raises(BenchError, match="an echo said nothing"):
+        echo.said(0.3, "an echo")
+    echo.go_on()
+    assert echo.said(30, "an echo") == {"number": 1}
+
+
+def test_one_that_is_paused_can_be_ended(log: Path) -> None:
+    process = run(FAMILY, log)
+    process.pause()
+    process.end()
+    assert process.popen.returncode == -signal.SIGTERM  # it was asked, and heard it
 
 
 def test_one_that_fails_is_an_error_with_its_last_words(log: Path) -> None:
