@@ -1,11 +1,10 @@
-"""The replicas of one run, placed and fed by Ray Data: the only file of a run that imports ray.
+"""The cluster of one run: a local Ray that lives as long as the run, or one that is there already.
 
-Ray Data is the engine of this: a Datasource whose read tasks yield one block for each shard, an
-autoscaling pool of actors that answer them, its backpressure, its retries. Nothing here schedules
-work by hand. What a task returns is a small record; the rows were committed by the replica.
+What answers rows on it is in `supervise`, which imports Ray Data: that takes longer than all else that is imported, and
+is done while Ray starts.
 """
 
-import functools
+import importlib
 import logging
 import math
 import os
@@ -13,11 +12,8 @@ import signal
 import socket
 import sys
 import threading
-import time
-import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,154 +23,23 @@ os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 # Ray Data's own actor arguments make Ray's core print an error for every job (ray issue 53727).
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-# Ray would start a process for each CPU before it knows the job's environment, which none of them ever fits.
-os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
 
 import numpy as np
 import psutil
-import pyarrow as pa
 import ray
-import ray.data
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
-from ray.data.block import BlockMetadata
-from ray.data.datasource import Datasource, ReadTask
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import magbatch
 from magbatch.capture import STDERR, STDOUT, captured
-from magbatch.errors import ClusterError, EngineStartError, InterruptedJobError, JobError, SpecError, StorageError
-from magbatch.job import preempt
-from magbatch.job.board import BoardState, Snapshot, State, Watch
+from magbatch.errors import ClusterError, SpecError
+from magbatch.job.board import Snapshot, Watch
 from magbatch.job.lease import Hold
-from magbatch.job.placement import Places, open_shards, remote_args
 from magbatch.job.plan import Plan
-from magbatch.job.pool import Pool
-from magbatch.job.prepare import Job, prepare
-from magbatch.job.shares import Claim, Shares
-from magbatch.job.worker import Worker
-from magbatch.model import DEVICES_A_NODE, engine_args, facts, locate
-from magbatch.rows import Shard
+from magbatch.job.prepare import Job
 from magbatch.spec import JobSpec
 
-MAX_READ_TASK_ROWS = 2048  # a task that starts in the middle of a row group decodes its beginning again
-READ_TASKS_WANTED = 16  # of a small job, so that every core reads
-MAX_FAILED_STARTS = 3  # of replacements, one after the other, while no replica is left
-GROW_AT = 1.0  # of its shards that a pool holds: Ray's own 1.75 is never reached where no shard queues in an actor
-POLL_S = 0.25
-CLAIM_S = 1.0  # between two words with the other jobs of a cluster
-STOP_GRACE_S = 30.0
 SHUTDOWN_GRACE_S = 10.0
 CONNECT_TIMEOUT_S = 10.0
-
-
-class _Shards(Datasource):
-    """A job's open shards as Ray Data's input."""
-
-    def __init__(
-        self, job: Job, shards: Callable[[], Iterable[Shard]], tasks: int, partly_done: frozenset[int], board: Any
-    ) -> None:
-        super().__init__()
-        self._job, self._shards, self._tasks, self._partly_done = job, shards, tasks, partly_done
-        self._board = board
-
-    def estimate_inmemory_data_size(self) -> int | None:
-        """Unknown: images are decoded on the way."""
-        return None
-
-    def get_read_tasks(
-        self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
-    ) -> list[ReadTask]:
-        """Read tasks over runs of neighbouring shards."""
-        shards = list(self._shards())
-        size = math.ceil(len(shards) / self._tasks)
-        return [
-            ReadTask(
-                functools.partial(
-                    _read, self._job, run, self._partly_done.intersection(shard.index for shard in run), self._board
-                ),
-                BlockMetadata(num_rows=len(run), size_bytes=None, input_files=None, exec_stats=None),
-            )
-            for run in (shards[begin : begin + size] for begin in range(0, len(shards), size))
-        ]
-
-
-def _read(job: Job, shards: list[Shard], partly_done: frozenset[int], board: Any) -> Iterator[pa.Table]:
-    """`prepare`, as a read task."""
-
-    def wait(error: StorageError) -> None:
-        board.input_refused.remote(f"the input's storage refuses, trying again: {error}")
-
-    try:
-        yield from prepare(job, shards, partly_done, wait)
-    except JobError as error:
-        ray.get(board.failed.remote(error))
-        raise
-
-
-def _quiet() -> None:
-    """What Ray would print beside the progress line; its log files keep everything."""
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    for handler in logging.getLogger("ray.data").handlers:
-        if handler.name == "console":
-            handler.setLevel(logging.CRITICAL)
-
-
-def _knock(address: str) -> None:
-    """Raises OSError at once where nobody listens: Ray itself would try for minutes."""
-    host, _, port = address.rpartition(":")
-    if host and port.isdigit():
-        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
-
-
-@contextmanager
-def _cluster(spec: JobSpec) -> Iterator[None]:
-    """The cluster of RAY_ADDRESS, or a local Ray that ends with this block, with all its processes.
-
-    Raises:
-        ClusterError: It cannot be reached.
-    """
-    address = os.environ.get("RAY_ADDRESS")
-    if address and address.startswith("ray://"):
-        raise ClusterError(f"RAY_ADDRESS={address}: Ray Client is not supported; give the head node's host:6379")
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    environment: dict[str, Any] = {"worker_process_setup_hook": preempt.listen}
-    mine = psutil.Process()
-    before = set(mine.children(recursive=True))
-    try:
-        if address:
-            _knock(address)
-            if RAY_JOB_CONFIG_JSON_ENV_VAR not in os.environ:  # else `submit` has sent both with the job
-                # The package travels, so that the cluster runs the version that the user runs.
-                package = str(Path(magbatch.__file__).parent)
-                environment |= {"py_modules": [package], "env_vars": {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}}
-            ray.init(address=address, runtime_env=environment, **quiet)
-        else:
-            # Replicas must leave a CPU for reading, or nothing would ever reach them: Ray counts, it does not pin.
-            cpus = max(os.cpu_count() or 1, math.ceil(spec.replicas.max * spec.replicas.cpus) + 1)
-            ray.init(address="local", num_cpus=cpus, include_dashboard=False, runtime_env=environment, **quiet)
-            there = int(ray.cluster_resources().get("GPU", 0))
-            if there < spec.replicas.gpus:
-                ray.shutdown()
-                raise SpecError(
-                    f"replicas.gpus: a replica asks for {spec.replicas.gpus}, this machine has {there}; "
-                    "set it to 0 for CPUs, or RAY_ADDRESS to a cluster"
-                )
-    except SpecError:
-        raise
-    except Exception as error:  # Ray raises a bare one when a node is slow to start
-        where = f"RAY_ADDRESS={address}" if address else "a local Ray"
-        raise ClusterError(f"{where} cannot be used: {error}") from error
-    try:
-        yield
-    finally:
-        started = set(mine.children(recursive=True)) - before
-        ray.shutdown()
-        # Ray does not wait for its workers, nor they for their engines: none may outlive the command.
-        _, left = psutil.wait_procs(started, timeout=SHUTDOWN_GRACE_S)
-        for process in left:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs(left)
 
 
 def run_fleet(
@@ -210,209 +75,70 @@ def run_fleet(
     # What Ray prints of its own accord (retries, lost workers) is in its log files; the progress line says
     # what a user needs. The signals are set twice, since Ray installs handlers of its own when it starts.
     with captured(STDOUT, STDERR, replay=False), _signals(stop), _cluster(job.spec), _signals(stop):
-        try:
-            return _supervise(job, plan, done, watch, stop, hold, doubtful=doubtful)
-        except ray.exceptions.RayError as error:
-            raise _as_job_error(error, Snapshot()) from error
+        from magbatch.job.supervise import supervise
+
+        return supervise(job, plan, done, watch, stop, hold, doubtful=doubtful)
 
 
-def _supervise(
-    job: Job,
-    plan: Plan,
-    done: "np.ndarray[Any, np.dtype[np.int64]]",
-    watch: Watch,
-    stop: threading.Event,
-    hold: Hold,
-    *,
-    doubtful: bool,
-) -> Snapshot:
-    # Beside the driver: the board must not go with a spot node.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    rows = int((plan.shard_sizes - done).clip(0).sum())
-    board: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(BoardState).remote(
-        rows, job.spec.replicas.start_timeout_s
-    )
-    spec = job.spec
-    slots = int(engine_args(spec, facts(locate(spec.model, weights=False)))["max_num_seqs"])
-    dataset = _dataset(job, plan, done, board, hold, slots, doubtful=doubtful)
-    shared = bool(os.environ.get("RAY_ADDRESS"))
-    pool, places = Pool(dataset, spec.replicas, slots / spec.sampling.n, shared=shared), Places(spec.replicas)
-    share = _Share(job.spec, hold.root, pool, board) if shared else None
-    failure: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            for _ in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-                if stop.is_set():
-                    return
-        except Exception as error:  # noqa: BLE001 - handed to the main thread, which knows what it means
-            failure.append(error)
-
-    thread = threading.Thread(target=work, name="ray-data", daemon=True)
-    thread.start()
-    deadline = math.inf
-    try:
-        while thread.is_alive():
-            thread.join(POLL_S)
-            snapshot: Snapshot = ray.get(board.snapshot.remote())
-            watch(snapshot)
-            pool.bound(rows - snapshot.done.rows, share.claim(snapshot) if share is not None else None)
-            if (why := places.look(snapshot, pool.waiting(snapshot))) is not None:
-                board.trouble.remote(why)
-            if snapshot.engine_error is not None and (
-                snapshot.starting or (not snapshot.replicas and snapshot.failed_starts >= MAX_FAILED_STARTS)
-            ):
-                raise EngineStartError(snapshot.engine_error)
-            if stop.is_set() and deadline == math.inf:
-                deadline = time.monotonic() + STOP_GRACE_S
-                board.stop.remote()
-            if time.monotonic() > deadline or (stop.is_set() and snapshot.starting):
-                break
-    finally:
-        if share is not None:
-            share.end()
-        # Ray must not be shut down under Ray Data's running threads: that ends this process with a
-        # segmentation fault now and then (seen, Ray 2.60).
-        if thread.is_alive():
-            pool.shutdown()
-        thread.join(SHUTDOWN_GRACE_S)
-    last: Snapshot = ray.get(board.snapshot.remote())
-    watch(last)
-    if stop.is_set():
-        late = time.monotonic() > deadline
-        raise InterruptedJobError(
-            f"stopped before every replica had committed what it had finished (within {STOP_GRACE_S:.0f} s)"
-            if late
-            else "stopped; every finished row is committed"
-        )
-    if failure:
-        raise _as_job_error(failure[0], last)
-    return last
+def _knock(address: str) -> None:
+    """Raises OSError at once where nobody listens: Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
 
 
-def _dataset(
-    job: Job,
-    plan: Plan,
-    done: "np.ndarray[Any, np.dtype[np.int64]]",
-    board: Any,
-    hold: Hold,
-    slots: int,
-    *,
-    doubtful: bool,
-) -> ray.data.Dataset:
-    spec = job.spec
-    context = ray.data.DataContext.get_current()
-    _quiet()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.target_max_block_size = 1  # every block goes out as it is made: one shard, never several
-    context.wait_for_min_actors_s = 0  # the first replica that is up begins
-    context.autoscaling_config.actor_pool_util_upscaling_threshold = GROW_AT
+@contextmanager
+def _cluster(spec: JobSpec) -> Iterator[None]:
+    """The cluster of RAY_ADDRESS, or a local Ray that ends with this block, with all its processes.
 
-    sizes = plan.shard_sizes
-    open_indices = np.flatnonzero(done < sizes)
-    touched = frozenset(int(index) for index in open_indices if doubtful or done[index] > 0)
-    rows = int((sizes - done)[open_indices].sum())
-    shard_rows = max(1, int(sizes[open_indices].mean()))
-    per_task = max(1, min(MAX_READ_TASK_ROWS, rows // READ_TASKS_WANTED) // shard_rows)
-    tasks = math.ceil(len(open_indices) / per_task)
-    tasks = math.ceil(len(open_indices) / math.ceil(len(open_indices) / tasks))  # as many as come out of even runs
-    source = _Shards(job, lambda: (plan.shard(int(index)) for index in open_indices), tasks, touched, board)
-
-    columns = spec.input.columns
-    images = bool(columns.images or columns.messages or columns.document)
-    longest = spec.limits.max_prompt_tokens
-    concurrency = open_shards(slots, shard_rows, len(open_indices), spec.replicas.max, longest, images=images)
-    pool = ray.data.ActorPoolStrategy(
-        min_size=max(1, spec.replicas.min),  # Ray takes no 0; an execution begins only where rows wait
-        max_size=spec.replicas.max,
-        max_tasks_in_flight_per_actor=concurrency,
-        max_concurrent_calls_per_actor=concurrency,
-    )
-    blocks = ray.data.read_datasource(
-        source,
-        override_num_blocks=tasks,
-        num_cpus=1,
-    )
-    return blocks.map_batches(
-        Worker,
-        fn_constructor_args=(job, board, touched, hold),
-        batch_size=1,
-        batch_format="pyarrow",
-        compute=pool,
-        **remote_args(spec.replicas),
-    )
-
-
-class _Share:
-    """This job's part in the sharing of a cluster: see `shares`.
-
-    Args:
-        spec: The job's.
-        root: Its output, by which the others know it.
-        pool: Its replicas.
-        board: Passes on what is to be given back.
+    Raises:
+        ClusterError: It cannot be reached.
     """
-
-    def __init__(self, spec: JobSpec, root: str, pool: Pool, board: Any) -> None:
-        self._spec, self._pool, self._board = spec, pool, board
-        self._job = f"{root}/{uuid.uuid4().hex[:8]}"
-        self._claimed = -math.inf
-        self._cap: int | None = None
-        self._asked: Any = None
-        # Of no job: the one that came first may be the first to end. What it knows is told anew every second.
-        self._shares: Any = (
-            ray.remote(num_cpus=0, resources={"node:__internal_head__": 0.001}, max_restarts=-1)(Shares)
-            .options(name="shares", namespace="magbatch", lifetime="detached", get_if_exists=True)
-            .remote()
-        )
-
-    def claim(self, snapshot: Snapshot) -> int | None:
-        """Say what the job has and wants, and do what it is told, now and then; never waits for it.
-
-        Returns:
-            Replicas that it may have; None where nobody else waits for any.
-        """
-        now = time.monotonic()
-        if now - self._claimed < CLAIM_S:
-            return self._cap
-        if self._asked is not None:
-            if not ray.wait([self._asked], timeout=0)[0]:
-                return self._cap
-            # Sharing ends no job: its node may have gone (it is begun anew, and told everything), or be of another age.
-            with suppress(ray.exceptions.RayError):
-                ruling = ray.get(self._asked)
-                self._cap = ruling["cap"]
-                if ruling["give_back"]:
-                    self._pool.retire(ray.get(self._board.give_back.remote(ruling["give_back"])))
-        self._claimed = now
-        replicas = self._spec.replicas
-        claim = Claim(
-            job=self._job,
-            kind=f"{'GPU' if replicas.gpus else 'CPU'} of {'; '.join(map(str, replicas.prefer)) or 'any node'}",
-            size=float(replicas.gpus or replicas.cpus),
-            priority=replicas.priority,
-            # Devices on several nodes are one placement group, which Ray keeps until the job ends.
-            least=replicas.min if replicas.gpus <= DEVICES_A_NODE else replicas.max,
-            holds=snapshot.replicas + snapshot.count(State.STARTING),
-            waiting=self._pool.waiting(snapshot),
-        )
-        self._asked = self._shares.claim.remote(asdict(claim))
-        return self._cap
-
-    def end(self) -> None:
-        """The job wants nothing any more."""
-        self._shares.end.remote(self._job)
-
-
-def _as_job_error(error: BaseException, snapshot: Snapshot) -> JobError:
-    """What broke: the error that a task or a replica met, which Ray hands on as text only, else Ray's own."""
-    if snapshot.failure is not None:
-        return snapshot.failure
-    if snapshot.engine_error is not None:
-        return EngineStartError(snapshot.engine_error)
-    first = str(error).strip().splitlines() or [type(error).__name__]
-    return ClusterError(f"Ray stopped the job: {type(error).__name__}: {first[-1]}")
+    address = os.environ.get("RAY_ADDRESS")
+    if address and address.startswith("ray://"):
+        raise ClusterError(f"RAY_ADDRESS={address}: Ray Client is not supported; give the head node's host:6379")
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    environment: dict[str, Any] = {}
+    # Ray takes seconds to start, which are spent waiting.
+    threading.Thread(target=importlib.import_module, args=("magbatch.job.supervise",), daemon=True).start()
+    mine = psutil.Process()
+    before = set(mine.children(recursive=True))
+    try:
+        if address:
+            _knock(address)
+            if RAY_JOB_CONFIG_JSON_ENV_VAR not in os.environ:  # else `submit` has sent both with the job
+                # The package travels, so that the cluster runs the version that the user runs.
+                package = str(Path(magbatch.__file__).parent)
+                environment = {"py_modules": [package], "env_vars": {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}}
+            ray.init(address=address, runtime_env=environment or None, **quiet)
+        else:
+            # Replicas must leave a CPU for reading, or nothing would ever reach them: Ray counts, it does not pin.
+            cpus = max(os.cpu_count() or 1, math.ceil(spec.replicas.max * spec.replicas.cpus) + 1)
+            # Without a runtime environment: Ray would start no worker before its agent for those is up.
+            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
+            there = int(ray.cluster_resources().get("GPU", 0))
+            if there < spec.replicas.gpus:
+                ray.shutdown()
+                raise SpecError(
+                    f"replicas.gpus: a replica asks for {spec.replicas.gpus}, this machine has {there}; "
+                    "set it to 0 for CPUs, or RAY_ADDRESS to a cluster"
+                )
+    except SpecError:
+        raise
+    except Exception as error:  # Ray raises a bare one when a node is slow to start
+        where = f"RAY_ADDRESS={address}" if address else "a local Ray"
+        raise ClusterError(f"{where} cannot be used: {error}") from error
+    try:
+        yield
+    finally:
+        started = set(mine.children(recursive=True)) - before
+        ray.shutdown()
+        # Ray does not wait for its workers, nor they for their engines: none may outlive the command.
+        _, left = psutil.wait_procs(started, timeout=SHUTDOWN_GRACE_S)
+        for process in left:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(left)
 
 
 class _signals:

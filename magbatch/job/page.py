@@ -4,19 +4,19 @@ import io
 import logging
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from magbatch.job.ledger import PAGE, Ledger
 from magbatch.job.progress import Point
 from magbatch.job.report import Report, versions
 from magbatch.totals import INFINITE, LATENCY_BOUNDS_S, LENGTH_BOUNDS_TOKENS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # Of a first start it would say that it looks for fonts.
 logging.getLogger("matplotlib").setLevel(logging.ERROR)
@@ -59,6 +59,8 @@ def render(report: Report) -> bytes:
 
 def _picture(draw: Callable[..., None], *values: Any) -> Markup:
     """What is drawn, as SVG that stands in a page."""
+    from matplotlib.figure import Figure  # most of a second, which a job that begins has no use for
+
     figure = Figure(figsize=(WIDTH_IN, HEIGHT_IN), layout="constrained")
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
@@ -78,10 +80,10 @@ def _hours(history: list[Point]) -> tuple[list[float], str]:
 
 
 def _plain(axis: Any) -> None:
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    axis.set_major_formatter(lambda value, _: f"{value:,.10g}")
 
 
-def _speed(axes: Axes, history: list[Point]) -> None:
+def _speed(axes: "Axes", history: list[Point]) -> None:
     times, unit = _hours(history)
     rates = [max(0, new.tokens - old.tokens) / max(new.at - old.at, 1e-9) for old, new in pairwise(history)]
     axes.stairs(rates, times, color=BLUE, fill=True, alpha=0.25)
@@ -94,10 +96,10 @@ def _speed(axes: Axes, history: list[Point]) -> None:
     serving.step(times, [point.replicas for point in history], where="post", color=GREY, linestyle=":")
     serving.set_ylabel("replicas (dotted)", color=GREY)
     serving.set_ylim(bottom=0)
-    serving.yaxis.set_major_locator(MaxNLocator(integer=True))
+    serving.locator_params(axis="y", integer=True)
 
 
-def _rows(axes: Axes, history: list[Point], planned: int) -> None:
+def _rows(axes: "Axes", history: list[Point], planned: int) -> None:
     times, unit = _hours(history)
     axes.plot(times, [point.rows for point in history], color=BLUE)
     axes.axhline(planned, color=GREY, linestyle=":")
@@ -106,7 +108,7 @@ def _rows(axes: Axes, history: list[Point], planned: int) -> None:
     _plain(axes.yaxis)
 
 
-def _lengths(axes: Axes, counts: dict[str, int], bounds: tuple[float, ...], label: str) -> None:
+def _lengths(axes: "Axes", counts: dict[str, int], bounds: tuple[float, ...], label: str) -> None:
     names = [*(str(bound) for bound in bounds), INFINITE]
     filled = [place for place, name in enumerate(names) if counts.get(name)]
     shown = names[: max(filled, default=0) + 1]
@@ -120,7 +122,7 @@ def _lengths(axes: Axes, counts: dict[str, int], bounds: tuple[float, ...], labe
     _plain(axes.yaxis)
 
 
-def _failures(axes: Axes, by_code: dict[str, int]) -> None:
+def _failures(axes: "Axes", by_code: dict[str, int]) -> None:
     ordered = sorted(by_code.items(), key=lambda item: item[1])
     bars = axes.barh([code for code, _ in ordered], [count for _, count in ordered], color=RED)
     axes.bar_label(bars, labels=[f"{count:,}" for _, count in ordered], fontsize="small")
@@ -128,7 +130,7 @@ def _failures(axes: Axes, by_code: dict[str, int]) -> None:
     _plain(axes.xaxis)
 
 
-def _replicas(axes: Axes, report: Report) -> None:
+def _replicas(axes: "Axes", report: Report) -> None:
     shown = report.replicas[:MOST_REPLICAS]
     axes.bar([str(replica.number) for replica in shown], [replica.tokens for replica in shown], color=BLUE)
     axes.set(xlabel="replica", ylabel="tokens")

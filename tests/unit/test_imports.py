@@ -25,7 +25,16 @@ LEVELS = [
     {"__main__"},
 ]
 ONLY_HERE = {
-    "ray": {"job.fleet", "job.worker", "job.placement", "job.pool", "cluster", "bench.ray_arm", "bench.hand_arm"},
+    "ray": {
+        "job.fleet",
+        "job.supervise",
+        "job.worker",
+        "job.placement",
+        "job.pool",
+        "cluster",
+        "bench.ray_arm",
+        "bench.hand_arm",
+    },
     "vllm": {"engines.vllm", "bench.raw_arm", "bench.hand_arm", "bench.probe"},
 }  # and torch: nowhere but in the tiny model's making
 
