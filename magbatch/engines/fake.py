@@ -16,8 +16,6 @@ import asyncio
 import itertools
 import os
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -113,7 +111,7 @@ class FakeEngine:
             raise EngineDeadError("the scripted engine is dead")
         began = time.monotonic()
         self._note(prompt.row_id)
-        async with self._slot():
+        async with _Slot(self):
             rule = self._rule(prompt)
             if rule.do == "reject":
                 raise RequestRejectedError("the script rejects this prompt")
@@ -149,20 +147,6 @@ class FakeEngine:
             if hangs:
                 await asyncio.Event().wait()
         return Completion(tokens, reason)
-
-    @asynccontextmanager
-    async def _slot(self) -> AsyncIterator[None]:
-        self._queued += 1
-        try:
-            await self._slots.acquire()
-        finally:
-            self._queued -= 1
-        self._running += 1
-        try:
-            yield
-        finally:
-            self._running -= 1
-            self._slots.release()
 
     def load(self) -> EngineLoad:
         """See `Engine.load`. Its cache is full when all its slots are."""
@@ -206,3 +190,25 @@ class FakeEngine:
         if rule.do == "never_close":
             return [token for token in tokens if token != closing][:max_tokens], "length"
         return (tokens, "stop") if len(tokens) <= max_tokens else (tokens[:max_tokens], "length")
+
+
+class _Slot:
+    """One of the engine's slots, while a row is in it."""
+
+    __slots__ = ("_engine",)
+
+    def __init__(self, engine: FakeEngine) -> None:
+        self._engine = engine
+
+    async def __aenter__(self) -> None:
+        engine = self._engine
+        engine._queued += 1
+        try:
+            await engine._slots.acquire()
+        finally:
+            engine._queued -= 1
+        engine._running += 1
+
+    async def __aexit__(self, *_: object) -> None:
+        self._engine._running -= 1
+        self._engine._slots.release()

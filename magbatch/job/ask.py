@@ -87,11 +87,12 @@ class Ask:
         vote = self._read.vote([(answer.answer, answer.values) for answer in answers])
         # What the parts took is no sample's own: the first has it, so that sums over a row are right.
         first = answers[0]
-        answers[0] = replace(
-            first,
-            reasoning_tokens=first.reasoning_tokens + cost.reasoning_tokens,
-            answer_tokens=first.answer_tokens + cost.answer_tokens,
-        )
+        if cost.reasoning_tokens or cost.answer_tokens:
+            answers[0] = replace(
+                first,
+                reasoning_tokens=first.reasoning_tokens + cost.reasoning_tokens,
+                answer_tokens=first.answer_tokens + cost.answer_tokens,
+            )
         return FinishedRow(
             prompt.row_id, cost.prompt_tokens, cost.cached_tokens, cost.latency_s, answers, datetime.now(UTC), vote,
             prompt.total_pages, cost.findings,
@@ -105,7 +106,8 @@ class Ask:
     async def _checked(self, prompt: Prompt, completion: Completion, answer: Answer, watch: Watch) -> Answer:
         """An answer with what the job has it made into; one that does not fit the schema is asked for once more."""
         try:
-            return replace(answer, values=self._read(answer.answer))
+            values = self._read(answer.answer)
+            return replace(answer, values=values) if values else answer
         except AnswerError as error:
             second = self._parse(await self._generate.again(prompt, completion, str(error), watch))
         try:

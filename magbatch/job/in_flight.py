@@ -6,9 +6,9 @@ when rows that began well after it have theirs.
 """
 
 import asyncio
+import functools
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,20 +79,14 @@ class InFlight:
             found.setdefault(row.shard, []).append(row_id)
         return found
 
-    @contextmanager
-    def watch(self, row: RowInFlight) -> Iterator[Callable[[], None]]:
+    def watch(self, row: RowInFlight) -> "Watching":
         """See `generate.Watch`: for the length of one request of a row."""
-        request = _Request(time.monotonic())
-        row.requests.add(request)
+        return Watching(self, row)
 
-        def pulse() -> None:
-            request.pulse = self._pulse = time.monotonic()
-            self._reached = max(self._reached, request.began)
-
-        try:
-            yield pulse
-        finally:
-            row.requests.discard(request)
+    def pulse(self, request: _Request) -> None:
+        """Tokens of a request have come."""
+        request.pulse = self._pulse = time.monotonic()
+        self._reached = max(self._reached, request.began)
 
     def look(self, now: float) -> bool:
         """Cancel the rows that hang; True where the whole engine does."""
@@ -111,3 +105,20 @@ class InFlight:
         started = request.pulse is not None
         since, went_on = (request.pulse or 0.0, self._pulse) if started else (request.began, self._reached)
         return now - since > patience and went_on - since > patience / 2
+
+
+class Watching:
+    """A request of a row, from its beginning to its end; a class, since each row of a job enters one."""
+
+    __slots__ = ("_in_flight", "_request", "_row")
+
+    def __init__(self, in_flight: InFlight, row: RowInFlight) -> None:
+        self._in_flight, self._row = in_flight, row
+        self._request = _Request(time.monotonic())
+
+    def __enter__(self) -> Callable[[], None]:
+        self._row.requests.add(self._request)
+        return functools.partial(self._in_flight.pulse, self._request)
+
+    def __exit__(self, *_: object) -> None:
+        self._row.requests.discard(self._request)

@@ -23,6 +23,8 @@ MAX_OPEN_SHARDS = 256
 # would be where the object store has no room.
 MAX_OPEN_BYTES = 4 << 30
 TOKEN_BYTES = 4
+MAX_BLOCKS_AHEAD, MIN_BLOCKS_AHEAD = 16, 2
+MAX_BYTES_AHEAD = 256 << 20  # of one read task
 MAX_OPEN_IMAGE_SHARDS = 64  # x 32 rows x 7 MB: 14 GB where every image has the largest size
 UNPLACED_S = 15.0  # without any replica, until it is said why
 UNPLACED_LOOK_S = 2.0  # between two looks at the cluster meanwhile
@@ -46,6 +48,12 @@ def open_shards(
     room = MAX_OPEN_BYTES // (TOKEN_BYTES * prompt_tokens * shard_rows)
     most = min(room, MAX_OPEN_IMAGE_SHARDS if images else MAX_OPEN_SHARDS)
     return max(MIN_OPEN_SHARDS, min(most, wanted, max(fair, least)))
+
+
+def blocks_ahead(shard_rows: int, prompt_tokens: int, *, images: bool) -> int:
+    """Shards that one read task makes before the first of them is taken; arguments as for `open_shards`."""
+    room = MAX_BYTES_AHEAD // (TOKEN_BYTES * prompt_tokens * shard_rows)
+    return MIN_BLOCKS_AHEAD if images else max(MIN_BLOCKS_AHEAD, min(MAX_BLOCKS_AHEAD, room))
 
 
 def remote_args(replicas: ReplicasSpec, nodes: Callable[[], Iterable[Node]] | None = None) -> dict[str, Any]:

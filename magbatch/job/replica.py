@@ -10,9 +10,11 @@ import functools
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from magbatch.answers import Reader, made_columns
 from magbatch.engines.base import Engine
@@ -38,11 +40,15 @@ from magbatch.totals import Totals, bucket
 STRIKES = 3
 SLOTS_PER_SUSPECT = 8  # after one death: of 256 rows at once, 32 are suspects
 NOTICE_WAIT_S = 1.0  # a platform that ends a node may tell the engine before the replica
+SHARDS_AHEAD = 4  # of which the board has told; one of them is unpacked
+COMMITS_AT_ONCE = 16  # a store answers in 10 to 500 ms, and a fleet's replica finishes a shard every few seconds
 UNCOMMITTED_PER_SLOT = 8  # finished rows that may wait for the store before admission waits for it
 NOTICE_S = 25.0  # between SIGTERM and the end: platforms give 30 s
 TICK_S = 0.25
 REPORT_INTERVAL_S = 1.0
 HOLD_INTERVAL_S = 5.0
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True, eq=False)
@@ -104,7 +110,10 @@ class Replica:
         self._admission = Admission(ADMITTED_PER_SLOT * slots)
         self._max_uncommitted = max(UNCOMMITTED_PER_SLOT * slots, job.spec.output.commit_rows)
         self._committed = asyncio.Event()
+        self._near = asyncio.Semaphore(SHARDS_AHEAD)
         self._unpacking, self._turn = asyncio.Lock(), asyncio.Lock()  # shards enter one after the other, in one order
+        # Apart from each other: where a store is slow, no shard waits to be unpacked until it has taken others.
+        self._unpacker, self._committer = ThreadPoolExecutor(1), ThreadPoolExecutor(COMMITS_AT_ONCE)
         self._suspects = {1: asyncio.Semaphore(max(1, slots // SLOTS_PER_SUSPECT)), 2: asyncio.Semaphore(1)}
         self._board = board
         self._die = die
@@ -152,10 +161,12 @@ class Replica:
         attempt: _Attempt | None = None
         try:
             async with AsyncExitStack() as entering:
-                async with self._unpacking:  # while the shard before enters: the engine never waits for it
-                    attempt, strikes = await self._open(shard, unpack, untouched=untouched)
-                    del unpack
-                    await entering.enter_async_context(self._turn)
+                async with self._near:  # while others enter: the engine waits neither for the board nor for a shard
+                    first, strikes = await self._board.begin(shard)
+                    async with self._unpacking:
+                        attempt = await self._open(shard, unpack, untouched=first and untouched)
+                        del unpack
+                        await entering.enter_async_context(self._turn)
                 left = await self._admit(attempt, strikes, mine)
             left += await _wait_for(mine)
             await self._commit(attempt)
@@ -176,15 +187,10 @@ class Replica:
         for task in self._rows:
             task.cancel()
 
-    async def _open(
-        self, shard: int, unpack: Callable[[], ShardPrompts], *, untouched: bool
-    ) -> tuple[_Attempt, dict[str, int]]:
-        """An attempt at a shard, with the rows that are not done; and the strikes of each."""
-        first, strikes = await self._board.begin(shard)
-        work = await asyncio.to_thread(unpack)
-        done = frozenset[str]()
-        if not (first and untouched):
-            done = await asyncio.to_thread(self._ledger.done_rows, shard)
+    async def _open(self, shard: int, unpack: Callable[[], ShardPrompts], *, untouched: bool) -> _Attempt:
+        """An attempt at a shard, with the rows that are not done."""
+        work = await self._in(self._unpacker, unpack)
+        done = frozenset[str]() if untouched else await self._in(self._unpacker, self._ledger.done_rows, shard)
         store, model = self._ledger.store, self._spec.model.source
         made, refuses = made_columns(self._spec), self._spec.answer.schema is not None
         writer = PartWriter(store, work.carried, work.positions, model, shard, made, with_answer=refuses)
@@ -195,7 +201,7 @@ class Replica:
                 self._finish(attempt, letter)
         # Emptied as rows are admitted: a straggler must not hold the images of its whole shard.
         attempt.open.extend(row for row in work.prompts if row.row_id not in done)
-        return attempt, strikes
+        return attempt
 
     async def _admit(self, attempt: _Attempt, strikes: dict[str, int], mine: set[asyncio.Task[None]]) -> int:
         """Let rows into the engine as it has room; returns how many a stop has kept out."""
@@ -302,10 +308,10 @@ class Replica:
                 if (finished or letters) and time.monotonic() - self._held_at > EXPIRY_S:
                     await self._check_hold()
                 if finished:
-                    await self._count(asyncio.to_thread(attempt.writer.results, finished))
+                    await self._count(self._in(self._committer, attempt.writer.results, finished))
                     del attempt.finished[: len(finished)]
                 if letters:
-                    await self._count(asyncio.to_thread(attempt.writer.errors, letters))
+                    await self._count(self._in(self._committer, attempt.writer.errors, letters))
                     del attempt.letters[: len(letters)]
             except StorageError as error:
                 self._storage_failure = error
@@ -314,7 +320,11 @@ class Replica:
                 attempt.since = time.monotonic()
                 self._committed.set()
 
-    async def _count(self, commit: Coroutine[None, None, Committed]) -> None:
+    @staticmethod
+    def _in(pool: ThreadPoolExecutor, function: Callable[..., T], *arguments: Any) -> Awaitable[T]:
+        return asyncio.get_running_loop().run_in_executor(pool, function, *arguments)
+
+    async def _count(self, commit: Awaitable[Committed]) -> None:
         """Wait for an object to be written, and count its rows."""
         began = time.monotonic()
         committed = await commit

@@ -28,7 +28,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from magbatch.errors import ClusterError, EngineStartError, InterruptedJobError, JobError, StorageError
 from magbatch.job.board import BoardState, Snapshot, State, Watch
 from magbatch.job.lease import Hold
-from magbatch.job.placement import Places, open_shards, remote_args
+from magbatch.job.placement import Places, blocks_ahead, open_shards, remote_args
 from magbatch.job.plan import Plan
 from magbatch.job.pool import Pool
 from magbatch.job.prepare import Job, prepare
@@ -220,6 +220,7 @@ def _dataset(
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.target_max_block_size = 1  # every block goes out as it is made: one shard, never several
+    context.memory_usage_poll_interval_s = None  # a thread for each open shard, for statistics that nobody reads
     context.wait_for_min_actors_s = 0  # the first replica that is up begins
     context.autoscaling_config.actor_pool_util_upscaling_threshold = GROW_AT
 
@@ -236,6 +237,8 @@ def _dataset(
     columns = spec.input.columns
     images = bool(columns.images or columns.messages or columns.document)
     longest = spec.limits.max_prompt_tokens
+    # Read ahead of the driver, which takes blocks a few times a second; Ray's own 2 kept a fast engine waiting.
+    context._max_num_blocks_in_streaming_gen_buffer = blocks_ahead(shard_rows, longest, images=images)
     concurrency = open_shards(slots, shard_rows, len(open_indices), spec.replicas.max, longest, images=images)
     pool = ray.data.ActorPoolStrategy(
         min_size=max(1, spec.replicas.min),  # Ray takes no 0; an execution begins only where rows wait

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 
 from magbatch.spec.schema import checked_schema, schema_at
 
-MAX_SHARD_ROWS = 128  # a crash costs at most what was in flight; Ray costs 20-50 ms a shard
+MAX_SHARD_ROWS = 256  # a crash costs what was in flight, not a shard; Ray costs 20-50 ms of CPU a shard
 MIN_SHARD_ROWS = 4
 WHOLE, BOXED = "whole", "boxed"
 ACCELERATOR_LABEL, MARKET_LABEL = "ray.io/accelerator-type", "ray.io/market-type"  # as Ray names them

@@ -432,7 +432,7 @@ def test_every_free_field_exists() -> None:
 def test_shards_are_as_large_as_the_spec_says_or_fit_the_job() -> None:
     assert spec(input__shard_rows=7).shard_rows(10**6) == 7
     assert spec().shard_rows(0) == 4
-    assert spec().shard_rows(10**9) == 128
+    assert spec().shard_rows(10**9) == 256
     assert spec(replicas={"max": 10}).shard_rows(32_000) == 100
     sizes = [spec().shard_rows(rows) for rows in range(0, 10_000, 37)]
     assert sizes == sorted(sizes)

@@ -1,6 +1,7 @@
 """Chats to ids and back, with control tokens by name and images by their size alone."""
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from mistral_common.protocol.instruct.chunk import ImageChunk, ImageURLChunk, TextChunk
 from mistral_common.protocol.instruct.messages import UserMessage
 from mistral_common.protocol.instruct.request import ChatCompletionRequest
+from mistral_common.tokens.tokenizers.base import SpecialTokenPolicy
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 from PIL import Image as Pillow
 
@@ -89,6 +91,16 @@ def test_control_tokens_have_no_text_but_are_shown_to_a_person(tokenizer: Tokeni
 
 def test_bytes_that_are_no_text_are_shown_as_such(tokenizer: Tokenizer) -> None:
     assert tokenizer.decode([36 + 0xFF, 36 + ord("a")]) == "\ufffda"
+
+
+@pytest.mark.parametrize("least", [0, 1000])
+def test_any_ids_are_decoded_as_mistral_common_does(checkpoint: Path, tokenizer: Tokenizer, least: int) -> None:
+    """With control tokens among them and without; nearly all of these are no UTF-8."""
+    theirs = MistralTokenizer.from_file(str(checkpoint / "tekken.json")).instruct_tokenizer.tokenizer
+    rng = random.Random(least)
+    for size in range(40):
+        ids = [rng.randrange(least, theirs.n_words) for _ in range(size)]
+        assert tokenizer.decode(ids) == theirs.decode(ids, special_token_policy=SpecialTokenPolicy.IGNORE)
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "[]", "7", "{}", '{"config": {}}', '{"vocab": [], "config": null}'])
