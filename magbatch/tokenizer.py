@@ -110,11 +110,16 @@ class Tokenizer:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of ids; control tokens have none."""
-        if min(token_ids, default=0) < self._text.num_special_tokens:
-            return self._text.decode(list(token_ids), special_token_policy=SpecialTokenPolicy.IGNORE)
+        least = self._text.num_special_tokens
+        last = len(token_ids)
+        while last and token_ids[last - 1] < least:  # an answer ends with one
+            last -= 1
+        ids = token_ids[:last]
+        if not ids or min(ids) < least:
+            return self._text.decode(list(ids), special_token_policy=SpecialTokenPolicy.IGNORE)
         # Without control tokens, as most are: mistral_common looks for them one by one, in ten times as long.
         pieces = self._pieces
-        return b"".join([pieces[token] for token in token_ids]).decode(errors="replace")
+        return b"".join([pieces[token] for token in ids]).decode(errors="replace")
 
     @functools.cached_property
     def _pieces(self) -> list[bytes]:
