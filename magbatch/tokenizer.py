@@ -41,6 +41,11 @@ def picture(image: Image) -> Pillow.Image:
     return Pillow.frombuffer("RGB", (image.width, image.height), image.rgb, "raw", "RGB", 0, 1)
 
 
+def blank(image: Image) -> Pillow.Image:
+    """An image of the same size, for who looks at nothing else: pixels would be copied."""
+    return Pillow.new("L", (image.width, image.height), None)
+
+
 class Tokenizer:
     """A Mistral tokenizer.
 
@@ -101,7 +106,7 @@ class Tokenizer:
         """
         if self._images is None:
             raise ModelError("this model's tokenizer takes no images")
-        columns, rows = self._images._image_to_num_tokens(picture(image))
+        columns, rows = self._images._image_to_num_tokens(blank(image))
         return rows * (columns + 1)
 
     def encode_text(self, text: str) -> list[int]:

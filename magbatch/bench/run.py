@@ -22,7 +22,7 @@ ALL = "all"
 SUITES = (*WORKLOADS, *BOUNDS)
 ROUNDS = {"occupancy": 1, "null": 3, "documents": 3, "start": 3}  # of others 5
 DEFAULT_ROUNDS = 5
-ROWS = {"image": 2000, "null": 16_000, "documents": 4_000, "memory": 16_000}  # of others 2,000; documents: pages
+ROWS = {"text": 3000, "null": 64_000, "documents": 4_000, "memory": 16_000}  # of others 2,000; documents: pages
 DEFAULT_ROWS = 2000
 
 

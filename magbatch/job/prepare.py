@@ -204,11 +204,23 @@ def prepare(
     preparer = Preparer(job)
     patience_s = job.spec.output.patience_s
     ledger = Ledger(job.spec.output.path, patience_s, on_wait)
-    for together in read_together(shards):
-        patiently(functools.partial(preparer.read_ahead, together), patience_s, on_wait)
-        for shard in together:
-            done = ledger.done_rows(shard.index) if shard.index in partly_done else frozenset[str]()
-            yield to_block(patiently(functools.partial(preparer, shard, done), patience_s, on_wait))
+
+    def works() -> Iterator[ShardPrompts]:
+        for together in read_together(shards):
+            patiently(functools.partial(preparer.read_ahead, together), patience_s, on_wait)
+            for shard in together:
+                done = ledger.done_rows(shard.index) if shard.index in partly_done else frozenset[str]()
+                yield patiently(functools.partial(preparer, shard, done), patience_s, on_wait)
+
+    coming = works()
+    with ThreadPoolExecutor(1) as ahead:  # a shard is rendered while the one before it is packed and taken
+        ready = ahead.submit(next, coming, None)
+        while (work := ready.result()) is not None:
+            ready = ahead.submit(next, coming, None)
+            block = to_block(work)
+            del work
+            yield block
+            del block
 
 
 def to_block(work: ShardPrompts) -> pa.Table:

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from magbatch.errors import ErrorCode, ModelError, RowError
 from magbatch.rows import Image, Page, Part, PartAnswer, Prompt, RenderedRow
 from magbatch.spec import JobSpec
-from magbatch.tokenizer import Tokenizer, picture
+from magbatch.tokenizer import Tokenizer, blank
 
 # Mistral's tokenizers put an empty line between texts that follow each other.
 CAPTION = "Page {number} of {total}:\n"
@@ -419,4 +419,4 @@ def _message(message: dict[str, Any], images: list[Image]) -> SystemMessage | Us
 def _chunk(part: dict[str, Any], images: list[Image]) -> TextChunk | ImageChunk:
     if "text" in part:
         return TextChunk(text=part["text"])
-    return ImageChunk(image=picture(images[part["image"]]))
+    return ImageChunk(image=blank(images[part["image"]]))
