@@ -481,7 +481,7 @@ def bench(
         str,
         typer.Argument(
             metavar="SUITE",
-            help="text, tail or image (all arms); occupancy, null, documents, memory or start (bounds); all.",
+            help="text, tail or image (all arms); occupancy, null, documents, memory, start or prefix; all.",
         ),
     ] = "text",
     rows: Annotated[int | None, typer.Option("--rows", min=1, metavar="N", help="Rows of a suite.")] = None,

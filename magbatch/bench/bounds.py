@@ -10,7 +10,7 @@ import os
 import random
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from io import BytesIO
@@ -126,12 +126,16 @@ def _scripted(name: str, given: Path, output: Path, machine: Machine, **sections
     return whole | sections
 
 
-def _run_job(spec: dict[str, Any], folder: Path, look: Callable[[psutil.Process], None] | None = None) -> Path:
+def run_job(
+    spec: dict[str, Any],
+    folder: Path,
+    look: Callable[[psutil.Process], None] | None = None,
+    env: Mapping[str, str] = os.environ,
+) -> Path:
     """Run a job to its end; returns its output."""
     file = folder / "job.yaml"
     file.write_text(yaml.safe_dump(spec), encoding="utf-8")
-    process = Process([sys.executable, "-m", "magbatch", "run", str(file), "--json"], dict(os.environ),
-                      folder / "log", ())  # fmt: skip
+    process = Process([sys.executable, "-m", "magbatch", "run", str(file), "--json"], dict(env), folder / "log", ())
     try:
         process.wait(RUN_TIMEOUT_S, "magbatch run", look)
     finally:
@@ -218,7 +222,7 @@ def _interleaved(
         where.mkdir()
         bare = _bare_rate(kind, machine, files, where)
         spec = _scripted("bench", files[0].parent, where / "out", machine, **how)
-        mine = each * steady_rate(_run_job(spec, where))
+        mine = each * steady_rate(run_job(spec, where))
         found.append((mine, bare))
         say(f"{name}: magbatch {mine:,.0f} a second, bare loop {bare:,.0f}")
     return found
@@ -306,7 +310,7 @@ def memory(machine: Machine, rows: int, rounds: int, folder: Path, say: Say) -> 
         where.mkdir(parents=True)
         files = _long_prompts(machine, rows * times, where / "input")
         peaks = found[times] = Peaks()
-        _run_job(_scripted("bench", files[0].parent, where / "out", machine), where, peaks.look)
+        run_job(_scripted("bench", files[0].parent, where / "out", machine), where, peaks.look)
         said = f"driver {peaks.driver / 1e6:,.0f} MB, replica {peaks.replica / 1e6:,.0f} MB"
         say(f"memory: {rows * times:,} rows: {said}")
     few, many = found[1], found[MEMORY_TIMES]

@@ -14,13 +14,15 @@ import yaml
 
 from magbatch.bench.bounds import BOUNDS
 from magbatch.bench.measure import ARMS, BARE_ARMS, Say, Suite, run_suite, same_settings, this_machine
+from magbatch.bench.prefixes import prefix
 from magbatch.bench.report import Target, document, markdown, targets
 from magbatch.bench.workloads import WORKLOADS
 from magbatch.errors import SpecError
 
 ALL = "all"
-SUITES = (*WORKLOADS, *BOUNDS)
-ROUNDS = {"occupancy": 1, "null": 3, "documents": 3, "start": 3}  # of others 5
+MEASURES = BOUNDS | {"prefix": prefix}
+SUITES = (*WORKLOADS, *MEASURES)
+ROUNDS = {"occupancy": 1, "null": 3, "documents": 3, "start": 3, "prefix": 3}  # of others 5
 DEFAULT_ROUNDS = 5
 ROWS = {"text": 3000, "null": 64_000, "documents": 4_000, "memory": 16_000}  # of others 2,000; documents: pages
 DEFAULT_ROWS = 2000
@@ -95,7 +97,7 @@ def bench(
                 same_settings(suites[-1].runs)
                 reached += targets(suites[-1])
             else:
-                reached += BOUNDS[name](machine, count, times, where, say)
+                reached += MEASURES[name](machine, count, times, where, say)
             found = document(suites, reached, machine)
             if report is not None:
                 Path(report).write_text(json.dumps(found, indent=1, default=str), encoding="utf-8")
