@@ -118,7 +118,7 @@ def _scripted(name: str, given: Path, output: Path, machine: Machine, **sections
         "input": {"path": str(given), "columns": {"id": "id", "prompt": "question"}},
         "prompt": {"system": "none"},
         "sampling": {"max_tokens": 512},
-        "limits": {"max_prompt_tokens": 130000, "max_images": 100},
+        "limits": {"max_prompt_tokens": 8192, "max_images": 100},
         "replicas": {"gpus": 0},
         "metrics": {"port": 0},
         "output": {"path": str(output)},
@@ -206,6 +206,7 @@ def documents(machine: Machine, rows: int, rounds: int, folder: Path, say: Say) 
     how = {
         "input": {"path": str(given), "columns": {"id": "id", "document": "document"}, "document": {"mode": "images"}},
         "prompt": {"system": "none", "template": "What does it say?"},
+        "limits": {"max_prompt_tokens": 130000, "max_images": 100},
     }
     found = _interleaved("documents", "documents", files, how, DOCUMENT_PAGES, machine, rounds, folder, say)
     return [_rate_target("documents: magbatch / bare pypdfium2 + Pillow, pages/s", found, 0.8, "pages/s")]
@@ -303,7 +304,7 @@ def own_bytes(pid: int) -> int:
 
 def memory(machine: Machine, rows: int, rounds: int, folder: Path, say: Say) -> list[Target]:
     """Peaks at 16 times the rows against those at the rows."""
-    del rounds  # the most of one run is what was looked for in every moment of it
+    del rounds  # each is looked at ten times a second, as long as it runs
     found: dict[int, Peaks] = {}
     for times in (1, MEMORY_TIMES):
         where = folder / f"x{times}"

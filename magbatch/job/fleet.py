@@ -23,6 +23,8 @@ os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 # Ray Data's own actor arguments make Ray's core print an error for every job (ray issue 53727).
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+# Ray would start a process for each CPU of the machine, however many, before its first worker is asked for.
+os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
 
 import numpy as np
 import psutil
@@ -88,6 +90,18 @@ def _knock(address: str) -> None:
 
 
 @contextmanager
+def _importing(module: str) -> Iterator[None]:
+    """Import a module meanwhile: Ray takes seconds to start, which are spent waiting."""
+    # An error is raised again by who imports it next.
+    thread = threading.Thread(target=importlib.import_module, args=(module,), name="imports", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+
+
+@contextmanager
 def _cluster(spec: JobSpec) -> Iterator[None]:
     """The cluster of RAY_ADDRESS, or a local Ray that ends with this block, with all its processes.
 
@@ -99,8 +113,6 @@ def _cluster(spec: JobSpec) -> Iterator[None]:
         raise ClusterError(f"RAY_ADDRESS={address}: Ray Client is not supported; give the head node's host:6379")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     environment: dict[str, Any] = {}
-    # Ray takes seconds to start, which are spent waiting.
-    threading.Thread(target=importlib.import_module, args=("magbatch.job.supervise",), daemon=True).start()
     mine = psutil.Process()
     before = set(mine.children(recursive=True))
     try:
@@ -110,12 +122,14 @@ def _cluster(spec: JobSpec) -> Iterator[None]:
                 # The package travels, so that the cluster runs the version that the user runs.
                 package = str(Path(magbatch.__file__).parent)
                 environment = {"py_modules": [package], "env_vars": {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}}
-            ray.init(address=address, runtime_env=environment or None, **quiet)
+            with _importing("magbatch.job.supervise"):
+                ray.init(address=address, runtime_env=environment or None, **quiet)
         else:
             # Replicas must leave a CPU for reading, or nothing would ever reach them: Ray counts, it does not pin.
             cpus = max(os.cpu_count() or 1, math.ceil(spec.replicas.max * spec.replicas.cpus) + 1)
             # Without a runtime environment: Ray would start no worker before its agent for those is up.
-            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
+            with _importing("magbatch.job.supervise"):
+                ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
             there = int(ray.cluster_resources().get("GPU", 0))
             if there < spec.replicas.gpus:
                 ray.shutdown()

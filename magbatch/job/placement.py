@@ -24,7 +24,7 @@ MAX_OPEN_SHARDS = 256
 MAX_OPEN_BYTES = 4 << 30
 TOKEN_BYTES = 4
 MAX_BLOCKS_AHEAD, MIN_BLOCKS_AHEAD = 16, 2
-MAX_BYTES_AHEAD = 1 << 30  # of one read task, where every prompt is as long as it may be
+MAX_BYTES_AHEAD = 256 << 20  # of one read task, where every prompt is as long as it may be
 MAX_OPEN_IMAGE_SHARDS = 64  # x 32 rows x 7 MB: 14 GB where every image has the largest size
 UNPLACED_S = 15.0  # without any replica, until it is said why
 UNPLACED_LOOK_S = 2.0  # between two looks at the cluster meanwhile
@@ -50,10 +50,16 @@ def open_shards(
     return max(MIN_OPEN_SHARDS, min(most, wanted, max(fair, least)))
 
 
-def blocks_ahead(shard_rows: int, prompt_tokens: int, *, images: bool) -> int:
-    """Shards that one read task makes before the first of them is taken; arguments as for `open_shards`."""
+def blocks_ahead(shard_rows: int, prompt_tokens: int, *, plain: bool) -> int:
+    """Shards that one read task makes before the first of them is taken.
+
+    Args:
+        shard_rows: Rows of a shard.
+        prompt_tokens: The most that a prompt may have.
+        plain: A row is its prompt alone: how much pictures and carried columns hold is not known beforehand.
+    """
     room = MAX_BYTES_AHEAD // (TOKEN_BYTES * prompt_tokens * shard_rows)
-    return MIN_BLOCKS_AHEAD if images else max(MIN_BLOCKS_AHEAD, min(MAX_BLOCKS_AHEAD, room))
+    return max(MIN_BLOCKS_AHEAD, min(MAX_BLOCKS_AHEAD, room)) if plain else MIN_BLOCKS_AHEAD
 
 
 def remote_args(replicas: ReplicasSpec, nodes: Callable[[], Iterable[Node]] | None = None) -> dict[str, Any]:

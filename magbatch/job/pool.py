@@ -17,6 +17,13 @@ from magbatch.model import DEVICES_A_NODE
 from magbatch.spec import ReplicasSpec
 
 
+def set_blocks_ahead(context: ray.data.DataContext, blocks: int) -> None:
+    """Blocks that a read task makes before Ray Data has taken the first of them."""
+    name = "_max_num_blocks_in_streaming_gen_buffer"
+    assert hasattr(context, name), "Ray Data calls it otherwise now"
+    setattr(context, name, blocks)
+
+
 class Pool:
     """The pool of a dataset that is about to run.
 

@@ -2,8 +2,8 @@
 
 Ray's own handler for SIGTERM is a Python one, and Ray's main thread runs no Python while a replica works,
 so that nothing would happen until the node is gone. The signal's number is written to a pipe by C code
-the moment it comes (`signal.set_wakeup_fd`), which can be asked for in the main thread alone: Ray makes its actors
-there, and then begins its loop.
+the moment it comes (`signal.set_wakeup_fd`), which can be asked for in the main thread alone: Ray runs an
+actor's constructor there, and what it is asked then elsewhere.
 """
 
 import os

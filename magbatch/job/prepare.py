@@ -212,8 +212,13 @@ def prepare(
                 done = ledger.done_rows(shard.index) if shard.index in partly_done else frozenset[str]()
                 yield patiently(functools.partial(preparer, shard, done), patience_s, on_wait)
 
+    document = job.spec.input.document
+    if job.spec.input.columns.document and document.overflow == "map_reduce":  # two such shards are gigabytes
+        yield from map(to_block, works())
+        return
     coming = works()
-    with ThreadPoolExecutor(1) as ahead:  # a shard is rendered while the one before it is packed and taken
+    ahead = ThreadPoolExecutor(1)  # a shard is rendered while the one before it is packed and taken
+    try:
         ready = ahead.submit(next, coming, None)
         while (work := ready.result()) is not None:
             ready = ahead.submit(next, coming, None)
@@ -221,6 +226,8 @@ def prepare(
             del work
             yield block
             del block
+    finally:
+        ahead.shutdown(wait=False, cancel_futures=True)
 
 
 def to_block(work: ShardPrompts) -> pa.Table:

@@ -41,7 +41,7 @@ STRIKES = 3
 SLOTS_PER_SUSPECT = 8  # after one death: of 256 rows at once, 32 are suspects
 NOTICE_WAIT_S = 1.0  # a platform that ends a node may tell the engine before the replica
 SHARDS_AHEAD = 4  # of which the board has told; one of them is unpacked
-COMMITS_AT_ONCE = 16  # a store answers in 10 to 500 ms, and a fleet's replica finishes a shard every few seconds
+COMMITS_AT_ONCE = 32  # up to 256 open shards commit every 5 s, and a store takes up to half a second
 UNCOMMITTED_PER_SLOT = 8  # finished rows that may wait for the store before admission waits for it
 NOTICE_S = 25.0  # between SIGTERM and the end: platforms give 30 s
 TICK_S = 0.25
@@ -111,8 +111,8 @@ class Replica:
         self._max_uncommitted = max(UNCOMMITTED_PER_SLOT * slots, job.spec.output.commit_rows)
         self._committed = asyncio.Event()
         self._near = asyncio.Semaphore(SHARDS_AHEAD)
-        self._unpacking, self._turn = asyncio.Lock(), asyncio.Lock()  # shards enter one after the other, in one order
-        # Apart from each other: where a store is slow, no shard waits to be unpacked until it has taken others.
+        self._unpacking, self._turn = asyncio.Lock(), asyncio.Lock()  # shards enter one after the other
+        # Apart from each other: where a store is slow, no shard waits to be unpacked until that has taken others.
         self._unpacker, self._committer = ThreadPoolExecutor(1), ThreadPoolExecutor(COMMITS_AT_ONCE)
         self._suspects = {1: asyncio.Semaphore(max(1, slots // SLOTS_PER_SUSPECT)), 2: asyncio.Semaphore(1)}
         self._board = board
@@ -164,9 +164,14 @@ class Replica:
                 async with self._near:  # while others enter: the engine waits neither for the board nor for a shard
                     first, strikes = await self._board.begin(shard)
                     async with self._unpacking:
-                        attempt = await self._open(shard, unpack, untouched=first and untouched)
+                        work = await self._in(self._unpacker, unpack)
                         del unpack
                         await entering.enter_async_context(self._turn)
+                done = frozenset[str]()
+                if not (first and untouched):  # now: a zombie may have committed of it a moment ago
+                    done = await asyncio.to_thread(self._ledger.done_rows, shard)
+                attempt = self._attempt(work, done)
+                del work
                 left = await self._admit(attempt, strikes, mine)
             left += await _wait_for(mine)
             await self._commit(attempt)
@@ -187,14 +192,12 @@ class Replica:
         for task in self._rows:
             task.cancel()
 
-    async def _open(self, shard: int, unpack: Callable[[], ShardPrompts], *, untouched: bool) -> _Attempt:
+    def _attempt(self, work: ShardPrompts, done: frozenset[str]) -> _Attempt:
         """An attempt at a shard, with the rows that are not done."""
-        work = await self._in(self._unpacker, unpack)
-        done = frozenset[str]() if untouched else await self._in(self._unpacker, self._ledger.done_rows, shard)
         store, model = self._ledger.store, self._spec.model.source
         made, refuses = made_columns(self._spec), self._spec.answer.schema is not None
-        writer = PartWriter(store, work.carried, work.positions, model, shard, made, with_answer=refuses)
-        attempt = _Attempt(shard, writer)
+        writer = PartWriter(store, work.carried, work.positions, model, work.shard, made, with_answer=refuses)
+        attempt = _Attempt(work.shard, writer)
         self._attempts.add(attempt)
         for letter in work.failed:
             if letter.row_id not in done:

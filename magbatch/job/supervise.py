@@ -30,7 +30,7 @@ from magbatch.job.board import BoardState, Snapshot, State, Watch
 from magbatch.job.lease import Hold
 from magbatch.job.placement import Places, blocks_ahead, open_shards, remote_args
 from magbatch.job.plan import Plan
-from magbatch.job.pool import Pool
+from magbatch.job.pool import Pool, set_blocks_ahead
 from magbatch.job.prepare import Job, prepare
 from magbatch.job.shares import Claim, Shares
 from magbatch.job.worker import Worker
@@ -45,7 +45,7 @@ GROW_AT = 1.0  # of its shards that a pool holds: Ray's own 1.75 is never reache
 POLL_S = 0.25
 CLAIM_S = 1.0  # between two words with the other jobs of a cluster
 STOP_GRACE_S = 30.0
-SHUTDOWN_GRACE_S = 10.0
+END_GRACE_S = 10.0
 
 
 def supervise(
@@ -137,7 +137,7 @@ def _supervise(
         # segmentation fault now and then (seen, Ray 2.60).
         if thread.is_alive():
             pool.shutdown()
-        thread.join(SHUTDOWN_GRACE_S)
+        thread.join(END_GRACE_S)
     last: Snapshot = ray.get(board.snapshot.remote())
     watch(last)
     if stop.is_set():
@@ -237,8 +237,9 @@ def _dataset(
     columns = spec.input.columns
     images = bool(columns.images or columns.messages or columns.document)
     longest = spec.limits.max_prompt_tokens
-    # Read ahead of the driver, which takes blocks a few times a second; Ray's own 2 kept a fast engine waiting.
-    context._max_num_blocks_in_streaming_gen_buffer = blocks_ahead(shard_rows, longest, images=images)
+    # Ray Data's driver takes blocks a few times a second; its own 2 for each read task kept a fast engine waiting.
+    plain = not images and set(job.carry.names) <= {columns.id}
+    set_blocks_ahead(context, blocks_ahead(shard_rows, longest, plain=plain))
     concurrency = open_shards(slots, shard_rows, len(open_indices), spec.replicas.max, longest, images=images)
     pool = ray.data.ActorPoolStrategy(
         min_size=max(1, spec.replicas.min),  # Ray takes no 0; an execution begins only where rows wait

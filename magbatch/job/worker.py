@@ -106,6 +106,7 @@ class Worker:
             raise
         finally:
             budget.cancel()
+        tokenizer.decode(tokenizer.encode_text(name))  # its table is made now, and not while rows wait
         ray.get(board.report.remote(name, Totals(), Use(), Load()))
         self._board = board
         self._begun = threading.Event()

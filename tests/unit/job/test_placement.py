@@ -14,6 +14,7 @@ from magbatch.job.placement import (
     MAX_OPEN_SHARDS,
     MIN_OPEN_SHARDS,
     SLOTS_OF_SHARDS,
+    blocks_ahead,
     choose,
     open_shards,
     remote_args,
@@ -125,6 +126,19 @@ def test_very_long_prompts_leave_room_in_the_object_store() -> None:
     assert held < open_shards(256, 128, 10**6, 40, 40_000, images=False)
     assert held * 128 * 128_000 * 4 <= MAX_OPEN_BYTES
     assert open_shards(256, 128, 10**6, 40, 10**9, images=False) == MIN_OPEN_SHARDS
+
+
+@pytest.mark.parametrize(
+    ("prompt_tokens", "plain", "blocks"),
+    [
+        (1_000, True, 16),
+        (40_000, True, 6),  # 256 rows of 160 kB each: 246 MB
+        (128_000, True, 2),
+        (1_000, False, 2),  # a carried column may hold a megabyte a row
+    ],
+)
+def test_read_tasks_are_ahead_by_a_bounded_number_of_bytes(prompt_tokens: int, plain: bool, blocks: int) -> None:
+    assert blocks_ahead(256, prompt_tokens, plain=plain) == blocks
 
 
 def test_the_long_rows_of_a_heavy_tail_fit() -> None:

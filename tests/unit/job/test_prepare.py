@@ -1,4 +1,6 @@
 import io
+import threading
+import time
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,9 @@ from small_job import SmallJob
 
 from magbatch.errors import ErrorCode, Step, StorageError
 from magbatch.job.ledger import Ledger
-from magbatch.job.prepare import BLOCK_SCHEMA, ShardPrompts, from_block, prepare, to_block
+from magbatch.job.prepare import BLOCK_SCHEMA, Preparer, ShardPrompts, from_block, prepare, to_block
 from magbatch.pipeline.write import PartWriter
-from magbatch.rows import DeadLetter, Image, Prompt
+from magbatch.rows import DeadLetter, Image, Prompt, Shard
 from magbatch.storage.inputs import read_at_most
 from magbatch.storage.s3 import NoBucketError
 
@@ -300,6 +302,84 @@ def test_a_read_task_gives_one_block_for_each_shard_and_only_what_is_open(either
     assert [block.num_rows for block in blocks] == [1, 1, 1]
     found = [(work.shard, [prompt.row_id for prompt in work.prompts]) for block in blocks for work in from_block(block)]
     assert found == [(0, ids[:4]), (1, ids[6:8]), (2, ids[8:])]
+
+
+class Doors:
+    """Shards of a read task: which were begun, and which may end."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, closed: set[int]) -> None:
+        self.begun: list[int] = []
+        self.closed = {shard: threading.Event() for shard in closed}
+        prepared = Preparer.__call__
+
+        def call(preparer: Preparer, shard: Shard, done: frozenset[str] = frozenset()) -> ShardPrompts:
+            self.begun.append(shard.index)
+            if shard.index in self.closed:
+                assert self.closed[shard.index].wait(30)
+            return prepared(preparer, shard, done)
+
+        monkeypatch.setattr(Preparer, "__call__", call)
+
+    def until(self, begun: list[int]) -> None:
+        deadline = time.monotonic() + 30
+        while self.begun != begun:
+            assert time.monotonic() < deadline, self.begun
+            time.sleep(0.01)
+
+
+def test_one_shard_is_prepared_while_the_block_before_it_waits_to_be_taken(
+    job: SmallJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job.ask(12)
+    job.set("input", shard_rows=3)
+    job.begin()
+    doors = Doors(monkeypatch, set())
+    blocks = prepare(job.job, list(job.plan.shards()), frozenset())
+    next(blocks)
+    doors.until([0, 1])
+    next(blocks)
+    doors.until([0, 1, 2])
+    assert [block["shard"][0].as_py() for block in blocks] == [2, 3]
+
+
+def test_who_takes_no_more_blocks_waits_for_none(job: SmallJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    job.ask(12)
+    job.set("input", shard_rows=3)
+    job.begin()
+    doors = Doors(monkeypatch, {1})
+    blocks = prepare(job.job, list(job.plan.shards()), frozenset())
+    next(blocks)
+    doors.until([0, 1])
+    closing = threading.Thread(target=blocks.close)  # type: ignore[attr-defined]
+    closing.start()
+    closing.join(20)
+    closed = not closing.is_alive()
+    doors.closed[1].set()
+    closing.join()
+    assert closed, "it waited for a shard that nobody takes"
+    time.sleep(0.05)
+    assert doors.begun == [0, 1]
+
+
+def test_a_store_that_is_away_stops_no_shard_before_the_one_that_met_it(
+    job: SmallJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job.ask(6)
+    job.set("input", shard_rows=3)
+    job.set("output", patience_s=0.1)
+    job.begin()
+    prepared = Preparer.__call__
+
+    def call(preparer: Preparer, shard: Shard, done: frozenset[str] = frozenset()) -> ShardPrompts:
+        if shard.index == 1:
+            raise StorageError("the input is away")
+        return prepared(preparer, shard, done)
+
+    monkeypatch.setattr(Preparer, "__call__", call)
+    blocks = prepare(job.job, list(job.plan.shards()), frozenset())
+    assert next(blocks)["shard"].to_pylist() == [0]
+    with pytest.raises(StorageError, match="the input is away"):
+        next(blocks)
 
 
 def finish(job: SmallJob, shard: int, row_ids: list[str]) -> None:

@@ -17,7 +17,7 @@ from magbatch.errors import EngineDeadError, StorageError
 from magbatch.job import replica as replica_module
 from magbatch.job.board import BoardState, Load
 from magbatch.job.prepare import ShardPrompts, from_block, to_block
-from magbatch.job.replica import REPORT_INTERVAL_S, TICK_S, Replica
+from magbatch.job.replica import REPORT_INTERVAL_S, SHARDS_AHEAD, TICK_S, Replica
 from magbatch.rows import Generation, PartName, Prompt
 from magbatch.storage.disk import LocalStore
 from magbatch.storage.s3 import s3_client
@@ -291,6 +291,31 @@ def test_the_engine_is_asked_for_twice_its_slots_and_no_more(job: SmallJob) -> N
         return engine
 
     assert asyncio.run(work()).most == 6
+    assert job.done() == sorted(job.row_ids())
+
+
+def test_the_board_is_told_of_few_shards_before_their_turn(job: SmallJob) -> None:
+    """What is not begun needs no look into the ledger when its replica has died."""
+    job.ask(40)
+    job.set("input", shard_rows=4)
+    job.engine["max_num_seqs"] = 2
+    job.begin()
+
+    async def work() -> None:
+        engine = job.start_engine(hold=job.row_ids())
+        replica = job.replica(engine)
+        shards = [
+            asyncio.create_task(replica.run(shard, lambda shard=shard: job.prompts(shard), untouched=True))  # type: ignore[misc]
+            for shard in range(10)
+        ]
+        await until(lambda: len(engine.inside) == 4, "the engine to be full")
+        await asyncio.sleep(0.05)
+        first = [(await job.board.begin(shard))[0] for shard in range(10)]
+        assert first == [False] * (2 + SHARDS_AHEAD) + [True] * (8 - SHARDS_AHEAD)
+        engine.release()
+        await asyncio.gather(*shards)
+
+    asyncio.run(work())
     assert job.done() == sorted(job.row_ids())
 
 
