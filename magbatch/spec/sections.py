@@ -122,7 +122,8 @@ class InputSpec(Section):
         Field(
             ge=1,
             le=100_000,
-            description=f"Rows in a shard; null chooses {MIN_SHARD_ROWS} to {MAX_SHARD_ROWS} by the size of the job.",
+            description=f"Rows in a shard; null chooses {MIN_SHARD_ROWS} to {MAX_SHARD_ROWS} by the size of the job; "
+            "up to 32 with images, 8 with documents.",
         ),
     ] = None
     group: Annotated[
