@@ -13,7 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -48,6 +48,15 @@ STOP_GRACE_S = 30.0
 END_GRACE_S = 10.0
 
 
+@contextmanager
+def _ray_errors_as_the_jobs() -> Iterator[None]:
+    try:
+        yield
+    except ray.exceptions.RayError as error:
+        raise _as_job_error(error, Snapshot()) from error
+
+
+@_ray_errors_as_the_jobs()
 def supervise(
     job: Job,
     plan: Plan,
@@ -72,22 +81,6 @@ def supervise(
     Raises:
         JobError: As its kinds say.
     """
-    try:
-        return _supervise(job, plan, done, watch, stop, hold, doubtful=doubtful)
-    except ray.exceptions.RayError as error:
-        raise _as_job_error(error, Snapshot()) from error
-
-
-def _supervise(
-    job: Job,
-    plan: Plan,
-    done: "np.ndarray[Any, np.dtype[np.int64]]",
-    watch: Watch,
-    stop: threading.Event,
-    hold: Hold,
-    *,
-    doubtful: bool,
-) -> Snapshot:
     # Beside the driver: the board must not go with a spot node.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     rows = int((plan.shard_sizes - done).clip(0).sum())
