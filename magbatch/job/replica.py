@@ -40,7 +40,7 @@ from magbatch.totals import Totals, bucket
 STRIKES = 3
 SLOTS_PER_SUSPECT = 8  # after one death: of 256 rows at once, 32 are suspects
 NOTICE_WAIT_S = 1.0  # a platform that ends a node may tell the engine before the replica
-SHARDS_AHEAD = 4  # of which the board has told; one of them is unpacked
+SHARDS_AHEAD = 4  # of which the board is told before their turn; one of them is unpacked
 COMMITS_AT_ONCE = 32  # up to 256 open shards commit every 5 s, and a store takes up to half a second
 UNCOMMITTED_PER_SLOT = 8  # finished rows that may wait for the store before admission waits for it
 NOTICE_S = 25.0  # between SIGTERM and the end: platforms give 30 s

@@ -1,5 +1,6 @@
 """A process of an arm: talked to, waited for, on its cores, and gone with all that it started."""
 
+import mmap
 import os
 import signal
 import sys
@@ -11,6 +12,7 @@ import psutil
 import pytest
 
 from magbatch.bench import probe
+from magbatch.bench.bounds import own_bytes
 from magbatch.bench.process import Machine, Process
 from magbatch.errors import BenchError
 
@@ -147,3 +149,16 @@ def test_a_ready_engine_waits_until_it_is_let_go(tmp_path: Path, monkeypatch: py
     free.mkdir()
     probe.hold(free)  # for a user nothing is held
     assert len(probe.events(free)) == 2
+
+
+def test_memory_that_is_shared_is_no_processs_own() -> None:
+    size, before = 64 << 20, own_bytes(os.getpid())
+    with mmap.mmap(-1, size) as shared:
+        shared.write(b"x" * size)
+        with_shared = own_bytes(os.getpid())
+    own = b"y" * size
+    with_own = own_bytes(os.getpid())
+    assert with_shared - before < size // 2
+    assert with_own - before > size // 2
+    assert len(own) == size
+    assert own_bytes(2**22 + 1) == 0  # no process has such a number

@@ -342,6 +342,21 @@ def test_one_shard_is_prepared_while_the_block_before_it_waits_to_be_taken(
     assert [block["shard"][0].as_py() for block in blocks] == [2, 3]
 
 
+def test_of_long_documents_one_shard_is_prepared_at_a_time(job: SmallJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of them would be gigabytes."""
+    job.write(pa.table({"id": ["a", "b", "c"], "text": ["one", "two", "three"]}))
+    job.set("input", columns={"id": "id", "document": "text"}, shard_rows=1)
+    job.set("input", document={"strings": "text", "mode": "text", "overflow": "map_reduce"})
+    job.set("prompt", template="What does it say?")
+    job.begin()
+    doors = Doors(monkeypatch, set())
+    blocks = prepare(job.job, list(job.plan.shards()), frozenset())
+    next(blocks)
+    time.sleep(0.05)  # what would be prepared without need is by now
+    assert doors.begun == [0]
+    assert [block["shard"][0].as_py() for block in blocks] == [1, 2]
+
+
 def test_who_takes_no_more_blocks_waits_for_none(job: SmallJob, monkeypatch: pytest.MonkeyPatch) -> None:
     job.ask(12)
     job.set("input", shard_rows=3)

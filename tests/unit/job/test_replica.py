@@ -319,6 +319,31 @@ def test_the_board_is_told_of_few_shards_before_their_turn(job: SmallJob) -> Non
     assert job.done() == sorted(job.row_ids())
 
 
+def test_what_a_zombie_commits_while_a_shard_waits_for_its_turn_is_not_asked_again(job: SmallJob) -> None:
+    job.ask(12)
+    job.set("input", shard_rows=4)
+    job.engine["max_num_seqs"] = 2
+    job.begin()
+    ids = job.row_ids()
+
+    async def work() -> list[str]:
+        engine = job.start_engine(hold=ids)
+        replica, zombie = job.replica(engine), job.replica(name="zombie")
+        shards = [
+            asyncio.create_task(replica.run(shard, lambda shard=shard: job.prompts(shard), untouched=False))  # type: ignore[misc]
+            for shard in range(3)
+        ]
+        await until(lambda: len(engine.inside) == 4, "the engine to be full")
+        await asyncio.sleep(0.05)  # the last shard is unpacked
+        await zombie.run(2, lambda: job.prompts(2), untouched=True)
+        engine.release()
+        await asyncio.gather(*shards)
+        return engine.order
+
+    assert asyncio.run(work()) == ids[:8]
+    assert job.done() == sorted(ids)
+
+
 def test_a_shard_is_unpacked_while_the_one_before_it_enters_and_not_before(job: SmallJob) -> None:
     job.ask(20)
     job.set("input", shard_rows=4)
