@@ -36,3 +36,21 @@ def test_a_null_engine_against_a_bare_loop(tmp_path: Path) -> None:
     assert target["what"].startswith("null engine, 500-token prompts")
     assert len(target["runs"]) == 2
     assert min(target["runs"]) > 0
+
+
+@pytest.mark.fire
+@pytest.mark.timeout(600)
+def test_rows_of_one_document_side_by_side_against_the_files_order(tmp_path: Path) -> None:
+    report, kept = tmp_path / "bench.json", tmp_path / "kept"
+    arguments = ["--rows", "40", "--rounds", "1", "--keep", str(kept), "--json", str(report)]
+    done = magbatch("bench", "prefix", *arguments, timeout=580)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (target,) = json.loads(report.read_text())["targets"]
+    assert target["what"].startswith("40 rows over 20 documents, 2 replicas")
+    assert len(target["runs"]) == 2
+    assert target["value"] == pytest.approx(target["runs"][0] / target["runs"][1])
+    for group in ("none", "auto"):
+        output = kept / "prefix" / f"0-{group}" / "out"
+        written = json.loads((output / "_magbatch" / "report.json").read_text())
+        assert written["settings"]["input"]["group"] == group
+        assert written["totals"]["answered"] == 40
