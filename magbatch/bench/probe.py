@@ -159,5 +159,8 @@ def _watch_engine(folder: Path) -> None:
 
 def _environment(env: Mapping[str, str]) -> dict[str, str]:
     """What else an engine's speed depends on."""
-    names = ("OMP_NUM_THREADS", "VLLM_CPU_OMP_THREADS_BIND", "VLLM_CPU_KVCACHE_SPACE", "VLLM_ATTENTION_BACKEND")
+    names = (
+        "OMP_NUM_THREADS", "THP_MEM_ALLOC_ENABLE", "VLLM_ATTENTION_BACKEND", "VLLM_CPU_KVCACHE_SPACE",
+        "VLLM_CPU_OMP_THREADS_BIND",
+    )  # fmt: skip
     return {name: env[name] for name in names if name in env}

@@ -50,9 +50,14 @@ class VllmEngine:
             try:
                 from vllm import SamplingParams
                 from vllm.engine.arg_utils import AsyncEngineArgs
+                from vllm.platforms import current_platform
                 from vllm.sampling_params import RequestOutputKind
                 from vllm.v1.engine.async_llm import AsyncLLM
 
+                if current_platform.is_cpu():
+                    # Huge pages for tensors of 2 MB and more, where the kernel gives them to who asks (`madvise`, the
+                    # usual setting): weights and KV cache are read as a whole in each step. 5% (bench/NOTES.md).
+                    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
                 args = AsyncEngineArgs(model=str(config.checkpoint), **config.args)
                 sampling = config.sampling.model_dump(exclude={"max_tokens", "seed"})
                 self._params = SamplingParams(

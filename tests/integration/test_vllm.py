@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -117,6 +118,14 @@ def test_every_sample_comes_back(serving: Serving, prompts: list[Prompt]) -> Non
     assert len(generation.completions) == 3
     assert all(0 < len(completion.token_ids) <= 8 for completion in generation.completions)
     assert generation.latency_s > 0
+
+
+def test_the_engine_asks_for_huge_pages(serving: Serving) -> None:
+    (engine,) = [child for child in psutil.Process().children(recursive=True) if "EngineCore" in child.name()]
+    maps = Path(f"/proc/{engine.pid}/smaps").read_text()
+    # "hg" is what was asked of the kernel, whether it had such pages or not.
+    asked = [line.split()[1:] for line in maps.splitlines() if line.startswith("VmFlags:")]
+    assert any("hg" in flags for flags in asked)
 
 
 def test_it_tells_what_it_works_on(serving: Serving, prompts: list[Prompt]) -> None:

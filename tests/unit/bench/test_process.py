@@ -124,15 +124,23 @@ def test_an_engine_has_its_cores_and_everything_else_the_others(echo: Process, t
 
 
 @pytest.mark.parametrize(
-    ("gpus", "cores", "threads", "bound"), [(0, (), "1", "nobind"), (0, (0, 1), "2", "nobind"), (1, (), "1", None)]
+    ("gpus", "cores", "threads", "bound", "huge"),
+    [(0, (), "1", "nobind", "1"), (0, (0, 1), "2", "nobind", "1"), (1, (), "1", None, None)],
 )
-def test_what_ray_would_set_for_its_own_is_set_for_every_arm(
-    gpus: int, cores: tuple[int, ...], threads: str, bound: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_what_ray_and_magbatch_set_for_their_own_is_set_for_every_arm(
+    gpus: int,
+    cores: tuple[int, ...],
+    threads: str,
+    bound: str | None,
+    huge: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.delenv("VLLM_CPU_OMP_THREADS_BIND", raising=False)
+    for name in ("OMP_NUM_THREADS", "VLLM_CPU_OMP_THREADS_BIND", "THP_MEM_ALLOC_ENABLE"):
+        monkeypatch.delenv(name, raising=False)
     env = Machine("builtin:tiny", {}, gpus, cores, ()).environment(tmp_path / "events")
-    assert (env["OMP_NUM_THREADS"], env.get("VLLM_CPU_OMP_THREADS_BIND")) == (threads, bound)
+    found = (env["OMP_NUM_THREADS"], env.get("VLLM_CPU_OMP_THREADS_BIND"), env.get("THP_MEM_ALLOC_ENABLE"))
+    assert found == (threads, bound, huge)
 
 
 def test_a_ready_engine_waits_until_it_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
