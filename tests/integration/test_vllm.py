@@ -22,7 +22,7 @@ from PIL import ImageDraw
 
 from magbatch.answers import Reader
 from magbatch.engines.base import EngineConfig, EngineLoad
-from magbatch.engines.vllm import VllmEngine
+from magbatch.engines.vllm import RENDERED_AT_ONCE, VllmEngine
 from magbatch.errors import EngineStartError, RequestRejectedError
 from magbatch.job.ask import Ask, Progress
 from magbatch.job.plan import make_plan
@@ -126,6 +126,26 @@ def test_the_engine_asks_for_huge_pages(serving: Serving) -> None:
     # "hg" is what was asked of the kernel, whether it had such pages or not.
     asked = [line.split()[1:] for line in maps.splitlines() if line.startswith("VmFlags:")]
     assert any("hg" in flags for flags in asked)
+
+
+def test_the_first_images_do_not_wait_for_the_others_to_be_taken_in(
+    serving: Serving, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    renderer = serving.engine._engine.renderer
+    render = renderer.render_cmpl_async
+    begun, begun_at_ends = 0, list[int]()
+
+    async def watched(*args: Any) -> Any:
+        nonlocal begun
+        begun += 1
+        rendered = await render(*args)
+        begun_at_ends.append(begun)
+        return rendered
+
+    monkeypatch.setattr(renderer, "render_cmpl_async", watched)
+    rows = [replace(prompts[2], row_id=f"row-{number}") for number in range(20)]
+    assert len(serving.generate(*rows, max_tokens=1)) == begun == 20
+    assert begun_at_ends[0] <= RENDERED_AT_ONCE
 
 
 def test_it_tells_what_it_works_on(serving: Serving, prompts: list[Prompt]) -> None:
