@@ -24,7 +24,7 @@ MEASURES = BOUNDS | {"prefix": prefix}
 SUITES = (*WORKLOADS, *MEASURES)
 ROUNDS = {"occupancy": 1, "null": 3, "documents": 3, "start": 3, "prefix": 3}  # of others 5
 DEFAULT_ROUNDS = 5
-ROWS = {"text": 3000, "null": 64_000, "documents": 4_000, "memory": 16_000}  # of others 2,000; documents: pages
+ROWS = {"text": 3000, "null": 64_000, "documents": 4_000, "memory": 64_000}  # of others 2,000; documents: pages
 DEFAULT_ROWS = 2000
 
 
