@@ -10,7 +10,7 @@ import hashlib
 import os
 import re
 import time
-from contextlib import aclosing, suppress
+from contextlib import aclosing, nullcontext, suppress
 from dataclasses import replace
 from typing import Any
 from uuid import uuid4
@@ -29,8 +29,8 @@ os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 
 CHUNK_TOKENS = 64  # between two signs of life of a sample
-# vLLM has one thread for images: one row is there, one at hand. All that wait for it at once would keep the event loop
-# from the first that is ready, and the engine without a request (bench/NOTES.md: 0.37 s at the beginning, 0.20 now).
+# Of rows with images: vLLM has one thread for them, so one row is there and one at hand. All that wait for it at once
+# would keep the event loop from the first that is ready, and the engine without a request (bench/NOTES.md).
 RENDERED_AT_ONCE = 2
 
 NEVER_LOGIT = -100.0  # what vLLM, as OpenAI, takes for a ban
@@ -104,7 +104,7 @@ class VllmEngine:
         reasons: list[str | None] = [None] * params.n
         cached = 0
         try:
-            async with self._rendering:
+            async with self._rendering if prompt.images else nullcontext():
                 (rendered,) = await self._engine.renderer.render_cmpl_async([_as_vllm(prompt)])
             # A retried row must not meet its own older request in the engine: ids are for one use.
             request = self._engine.generate(rendered, params, f"{prompt.row_id}-{uuid4().hex[:8]}")
