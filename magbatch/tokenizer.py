@@ -36,9 +36,9 @@ class _CountingImageEncoder(ImageEncoder):
         return ImageEncoding(tokens=tokens, image=np.empty((0, 0, 0), dtype=np.float32))
 
 
-def picture(image: Image) -> Pillow.Image:
+def picture(width: int, height: int, rgb: bytes) -> Pillow.Image:
     """An image as Pillow has it, over the same bytes."""
-    return Pillow.frombuffer("RGB", (image.width, image.height), image.rgb, "raw", "RGB", 0, 1)
+    return Pillow.frombuffer("RGB", (width, height), rgb, "raw", "RGB", 0, 1)
 
 
 def blank(image: Image) -> Pillow.Image:

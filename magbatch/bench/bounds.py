@@ -146,9 +146,10 @@ def run_job(
 def steady_rate(output: Path) -> float:
     """Rows a second of a job at its speed: from the tenth part of its rows that was committed to the last."""
     parts = sorted(
-        (one.stat().st_ctime, pq.read_metadata(one).num_rows)
+        (one.stat().st_ctime, count)
         for kind in ("results", "errors")
         for one in (output / kind).glob("*.parquet")
+        if (count := pq.read_metadata(one).num_rows)  # what only shows the columns is written after the last row
     )
     rows, done = sum(count for _, count in parts), 0
     for index, (at, count) in enumerate(parts):

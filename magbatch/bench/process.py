@@ -14,6 +14,7 @@ from typing import IO, Any
 import psutil
 
 from magbatch.bench import probe
+from magbatch.engines.base import HUGE_PAGES
 from magbatch.errors import BenchError
 
 GRACE_S = 30.0
@@ -73,7 +74,7 @@ class Machine:
             env.setdefault("OMP_NUM_THREADS", "1")  # as Ray sets it for its actors: else raw alone would have another
         if not self.gpus:
             env["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # vLLM would keep one of the cores free, and there may be one
-            env.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as engines/vllm.py sets it: all arms get huge pages
+            env.setdefault(HUGE_PAGES, "1")  # as magbatch's engine does: all arms get them
         if steps:
             env[probe.STEPS_ENV] = "1"
         if held:

@@ -13,14 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from magbatch.bench.probe import EVENTS_ENV, hold, install
-from magbatch.rows import Image
 from magbatch.tokenizer import picture
 
 
 def _request(row: dict[str, Any]) -> dict[str, Any]:
     request: dict[str, Any] = {"prompt_token_ids": row["token_ids"]}
     if "rgb" in row:
-        image = picture(Image(row["width"], row["height"], row["rgb"]))
+        image = picture(row["width"], row["height"], row["rgb"])
         image.load()
         request["multi_modal_data"] = {"image": image}
     return request

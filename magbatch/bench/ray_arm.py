@@ -61,10 +61,9 @@ def _ask(row: dict[str, Any]) -> dict[str, Any]:
         },
     }  # fmt: skip
     if "rgb" in row:
-        from magbatch.rows import Image
         from magbatch.tokenizer import picture
 
-        asked["multimodal_data"] = {"image": [picture(Image(row["width"], row["height"], row["rgb"]))]}
+        asked["multimodal_data"] = {"image": [picture(row["width"], row["height"], row["rgb"])]}
     return asked
 
 

@@ -86,7 +86,7 @@ def shown(opened: Pillow.Image, max_pixels: int, grid: ImageGrid, origin: str) -
         # The interpolation that Mistral's own preprocessing uses: vLLM then finds nothing left to resize.
         pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_CUBIC).astype(np.float32)
     rgb: NDArray[np.uint8] = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
-    return Image(size[0], size[1], rgb.tobytes())
+    return Image.of(size[0], size[1], rgb.data)
 
 
 def _to_rgb(image: Pillow.Image) -> Pillow.Image:

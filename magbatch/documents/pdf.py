@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 from contextlib import suppress
 
+import numpy as np
 import pypdfium2 as pdfium
 import pypdfium2.raw as pdfium_c
 
@@ -93,7 +94,7 @@ def _picture(page: pdfium.PdfPage, grid: ImageGrid) -> Image:
     pdfium_c.FPDF_RenderPageBitmap(bitmap, page, 0, 0, columns, rows, 0, flags)
     if page.formenv is not None:
         pdfium_c.FPDF_FFLDraw(page.formenv, bitmap, page, 0, 0, columns, rows, 0, flags)
-    return Image(columns, rows, bitmap.to_numpy().tobytes())
+    return Image.of(columns, rows, np.ascontiguousarray(bitmap.to_numpy()).data)
 
 
 def _scan_density(page: pdfium.PdfPage, width: float, height: float) -> float | None:

@@ -7,6 +7,7 @@ is tried again in a new one, a few times.
 
 import json
 import os
+import queue
 import resource
 import signal
 import socket
@@ -184,6 +185,29 @@ class Sandbox:
         return process.returncode
 
 
+class Sandboxes:
+    """Some of them: a document goes to one that is free, and waits where none is.
+
+    Args:
+        count: How many; each is started when it is needed.
+        timeout_s: Seconds that one document may take.
+        memory_mb: Megabytes that it may take.
+    """
+
+    def __init__(self, count: int, timeout_s: float, memory_mb: int) -> None:
+        self._free = queue.LifoQueue[Sandbox]()  # the last one used is the one that is warm
+        for _ in range(count):
+            self._free.put(Sandbox(timeout_s, memory_mb))
+
+    def __call__(self, data: bytes, want: Want) -> tuple[int, list[Page]]:
+        """See `Sandbox`."""
+        sandbox = self._free.get()
+        try:
+            return sandbox(data, want)
+        finally:
+            self._free.put(sandbox)
+
+
 def _end(process: "subprocess.Popen[bytes]", connection: Connection) -> None:
     process.kill()
     process.wait()
@@ -223,7 +247,7 @@ def _replies(data: bytes, want: Want, memory_mb: int) -> Iterator[tuple[dict[str
         for page in pages:
             image = page.image
             size = [image.width, image.height] if image is not None else None
-            yield {"number": page.number, "text": page.text, "size": size}, image.rgb if image is not None else None
+            yield {"number": page.number, "text": page.text, "size": size}, image.packed if image is not None else None
         yield {"total": total}, None
         return
     except RowError as error:

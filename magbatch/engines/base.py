@@ -8,6 +8,8 @@ from typing import Any, Protocol
 from magbatch.rows import Generation, Prompt
 from magbatch.spec import SamplingSpec
 
+HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"  # asks for them in tensors of 2 MB and more, on CPUs (PyTorch's allocator)
+
 OnTokens = Callable[[int, Sequence[int]], bool]
 """Is shown new tokens of a sample: its number, and the tokens. False ends the sample there."""
 

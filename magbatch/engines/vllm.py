@@ -6,7 +6,6 @@ tokenizer), images arrive at the size that the model takes, so that the engine's
 """
 
 import asyncio
-import hashlib
 import os
 import re
 import time
@@ -16,7 +15,7 @@ from typing import Any
 from uuid import uuid4
 
 from magbatch.capture import STDERR, captured
-from magbatch.engines.base import FREE, EngineConfig, EngineLoad, Form, OnTokens
+from magbatch.engines.base import FREE, HUGE_PAGES, EngineConfig, EngineLoad, Form, OnTokens
 from magbatch.errors import EngineDeadError, EngineStartError, RequestRejectedError
 from magbatch.rows import Completion, Generation, Prompt
 from magbatch.tokenizer import picture
@@ -29,9 +28,10 @@ os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 
 CHUNK_TOKENS = 64  # between two signs of life of a sample
-# Of rows with images: vLLM has one thread for them, so one row is there and one at hand. All that wait for it at once
-# would keep the event loop from the first that is ready, and the engine without a request (bench/NOTES.md).
-RENDERED_AT_ONCE = 2
+# vLLM has one thread for images, so one row is there and the next at hand. The tasks of all that are let in would keep
+# the event loop from the first that is ready, and the engine without a request (bench/NOTES.md).
+IMAGE_ROWS_RENDERED_AT_ONCE = 2
+REQUEST_TRIES = 3  # of what vLLM gives up before its first token and wants asked again
 
 NEVER_LOGIT = -100.0  # what vLLM, as OpenAI, takes for a ban
 _ERROR_LINE = re.compile(r"(?:^|\s)((?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b: .+)$")
@@ -59,9 +59,9 @@ class VllmEngine:
                 from vllm.v1.engine.async_llm import AsyncLLM
 
                 if current_platform.is_cpu():
-                    # Huge pages for tensors of 2 MB and more, where the kernel gives them to who asks (`madvise`, the
-                    # usual setting): weights and KV cache are read as a whole in each step. 5% (bench/NOTES.md).
-                    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+                    # Where the kernel gives them to who asks (`madvise`, the usual setting): all weights, and the KV
+                    # of all rows in the engine, are read in each step. 5% with the built-in model (bench/NOTES.md).
+                    os.environ.setdefault(HUGE_PAGES, "1")
                 args = AsyncEngineArgs(model=str(config.checkpoint), **config.args)
                 sampling = config.sampling.model_dump(exclude={"max_tokens", "seed"})
                 self._params = SamplingParams(
@@ -69,7 +69,7 @@ class VllmEngine:
                     detokenize=False, skip_special_tokens=False,
                 )  # fmt: skip
                 self._stats = _Stats()
-                self._rendering = asyncio.Semaphore(RENDERED_AT_ONCE)
+                self._rendering = asyncio.Semaphore(IMAGE_ROWS_RENDERED_AT_ONCE)
                 loggers = [_logger_for(self._stats)] if config.counts else None
                 self._engine = AsyncLLM.from_engine_args(args, stat_loggers=loggers)
             except Exception as error:  # vLLM has no one class for what can be wrong at a start
@@ -85,10 +85,7 @@ class VllmEngine:
         form: Form = FREE,
     ) -> Generation:
         """See `Engine.generate`."""
-        from vllm.exceptions import VLLMClientError
         from vllm.sampling_params import StructuredOutputsParams
-        from vllm.v1.engine.exceptions import EngineDeadError as VllmDeadError
-        from vllm.v1.engine.exceptions import EngineGenerateError
 
         params = self._params.clone()
         params.max_tokens, params.seed = max_tokens, seed
@@ -100,12 +97,29 @@ class VllmEngine:
         if form.schema is not None:
             params.structured_outputs = StructuredOutputsParams(json=form.schema)
         began = time.monotonic()
+        for _ in range(REQUEST_TRIES):
+            completions, cached = await self._ask(prompt, params, on_tokens)
+            failed = any(sample.finish_reason == "error" for sample in completions)
+            if not failed:
+                return Generation(completions, cached, time.monotonic() - began)
+            # An image that its two processes do not both know any more, after a row that was cancelled, say.
+            if any(sample.token_ids for sample in completions):
+                break
+        raise RequestRejectedError("the engine ended the request with an error of its own")
+
+    async def _ask(self, prompt: Prompt, params: Any, on_tokens: OnTokens | None) -> tuple[list[Completion], int]:
+        """One request's samples, and how many of the prompt's tokens were cached."""
+        from vllm.exceptions import VLLMClientError
+        from vllm.v1.engine.exceptions import EngineDeadError as VllmDeadError
+        from vllm.v1.engine.exceptions import EngineGenerateError
+
         tokens: list[list[int]] = [[] for _ in range(params.n)]
         reasons: list[str | None] = [None] * params.n
         cached = 0
         try:
             async with self._rendering if prompt.images else nullcontext():
-                (rendered,) = await self._engine.renderer.render_cmpl_async([_as_vllm(prompt)])
+                asked = await asyncio.to_thread(_as_vllm, prompt) if prompt.images else _as_vllm(prompt)
+                (rendered,) = await self._engine.renderer.render_cmpl_async([asked])
             # A retried row must not meet its own older request in the engine: ids are for one use.
             request = self._engine.generate(rendered, params, f"{prompt.row_id}-{uuid4().hex[:8]}")
             async with aclosing(request) as outputs:  # closing it early aborts what is left of the request
@@ -128,8 +142,7 @@ class VllmEngine:
             raise RequestRejectedError(f"{type(error).__name__}: {error}") from error
         if None in reasons:
             raise RequestRejectedError("the engine returned no whole output")
-        completions = [Completion(*sample) for sample in zip(tokens, map(str, reasons), strict=True)]
-        return Generation(completions, cached, time.monotonic() - began)
+        return [Completion(*sample) for sample in zip(tokens, map(str, reasons), strict=True)], cached
 
     def load(self) -> EngineLoad:
         """See `Engine.load`."""
@@ -195,13 +208,10 @@ def _as_vllm(prompt: Prompt) -> Any:
     """vLLM's TokensPrompt; equal images share one entry of its caches, by content."""
     request: dict[str, Any] = {"prompt_token_ids": prompt.token_ids}
     if prompt.images:
-        request["multi_modal_data"] = {"image": [picture(image) for image in prompt.images]}
-        request["multi_modal_uuids"] = {
-            "image": [
-                hashlib.blake2b(image.rgb, digest_size=16, salt=image.width.to_bytes(4, "little")).hexdigest()
-                for image in prompt.images
-            ]
+        request["multi_modal_data"] = {
+            "image": [picture(image.width, image.height, image.rgb) for image in prompt.images]
         }
+        request["multi_modal_uuids"] = {"image": [image.digest for image in prompt.images]}
     return request
 
 

@@ -27,9 +27,10 @@ from magbatch.spec import JobSpec, carried_columns
 from magbatch.storage.patience import patiently
 from magbatch.tokenizer import Tokenizer
 
+RECORDS_BYTES = 16 << 20  # of a shard, that are made into records at once
 RENDER_THREADS = 4  # decoding and fetching release the GIL
 BLOCK_SCHEMA = pa.schema([("shard", pa.int64()), ("rows", pa.int64()), ("payload", pa.large_binary())])
-_IMAGE = pa.struct([("width", pa.int32()), ("height", pa.int32()), ("rgb", pa.large_binary())])
+_IMAGE = pa.struct([("width", pa.int32()), ("height", pa.int32()), ("packed", pa.large_binary())])
 _PART = pa.struct(
     [
         ("first_page", pa.int32()),
@@ -237,11 +238,9 @@ def to_block(work: ShardPrompts) -> pa.Table:
     carried = work.carried.rename_columns([f"carry.{name}" for name in work.carried.column_names])
     schema = pa.schema([*_PROMPT_FIELDS, *carried.schema])
     sink = pa.BufferOutputStream()
-    # Pages are mostly paper: ten times less of Ray's object store, at a gigabyte a second.
-    pages = any(row.total_pages for row in work.prompts)
-    options = pa.ipc.IpcWriteOptions(compression="lz4") if pages else None
-    at_once = 1 if pages else max(1, len(order))  # no second copy of all pages
-    with pa.ipc.new_stream(sink, schema, options=options) as writer:
+    held = sum(prompt.size_bytes for prompt in work.prompts)
+    at_once = max(1, len(order) * RECORDS_BYTES // max(held, RECORDS_BYTES))  # no second copy of all images
+    with pa.ipc.new_stream(sink, schema) as writer:
         for start in range(0, len(order), at_once):
             rows_of = [_record(row) for row in order[start : start + at_once]]
             table = pa.Table.from_pylist(rows_of, schema=pa.schema(_PROMPT_FIELDS))
@@ -298,7 +297,7 @@ def _record(row: Prompt | DeadLetter) -> dict[str, Any]:
 
 
 def _image_records(images: list[Image]) -> list[dict[str, Any]]:
-    return [{"width": image.width, "height": image.height, "rgb": image.rgb} for image in images]
+    return [{"width": image.width, "height": image.height, "packed": image.packed} for image in images]
 
 
 def _row(record: dict[str, Any]) -> Prompt | DeadLetter:

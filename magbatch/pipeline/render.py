@@ -18,12 +18,13 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from magbatch.documents.fetch import DOCUMENT, IMAGE, Fetcher
 from magbatch.documents.images import ImageGrid, decode
 from magbatch.documents.pages import Want, text_pages
-from magbatch.documents.sandbox import Sandbox
+from magbatch.documents.sandbox import Sandboxes
 from magbatch.errors import ErrorCode, RowError, SpecError
 from magbatch.rows import Image, InputRow, Page, RenderedRow
 from magbatch.spec import JobSpec
 
 MOST_TOKENS = 2**31 - 1  # a column may hold more than a context or an engine's counter ever will
+RENDERERS = 2  # of documents: who reads has next to nothing to do while they work
 NO_VISION = "the model has no vision encoder"
 
 
@@ -76,7 +77,7 @@ class Renderer:
         self._document = spec.input.document
         self._limits = spec.limits
         self._fetch = Fetcher(spec.input.path, spec.input.fetch_timeout_s, private=spec.input.fetch_private)
-        self._sandbox = Sandbox(spec.limits.document_timeout_s, spec.limits.document_memory_mb)
+        self._sandbox = Sandboxes(RENDERERS, spec.limits.document_timeout_s, spec.limits.document_memory_mb)
         self._template = _environment().from_string(spec.prompt.template) if spec.prompt.template is not None else None
         self._grid = grid
 

@@ -21,8 +21,8 @@ from PIL import Image as Pillow
 from PIL import ImageDraw
 
 from magbatch.answers import Reader
-from magbatch.engines.base import EngineConfig, EngineLoad
-from magbatch.engines.vllm import RENDERED_AT_ONCE, VllmEngine
+from magbatch.engines.base import HUGE_PAGES, EngineConfig, EngineLoad
+from magbatch.engines.vllm import VllmEngine, _as_vllm
 from magbatch.errors import EngineStartError, RequestRejectedError
 from magbatch.job.ask import Ask, Progress
 from magbatch.job.plan import make_plan
@@ -31,7 +31,7 @@ from magbatch.model import engine_args, facts, locate
 from magbatch.pipeline.generate import Generate, Steering, row_seed
 from magbatch.pipeline.parse import Parser
 from magbatch.pipeline.prompt import Prompter
-from magbatch.rows import Generation, Prompt, ReasoningStatus
+from magbatch.rows import Generation, Image, Prompt, ReasoningStatus
 from magbatch.spec import JobSpec, SamplingSpec, parse
 from magbatch.tokenizer import Tokenizer
 
@@ -45,6 +45,11 @@ def picture(text: str, color: str) -> bytes:
     data = io.BytesIO()
     image.save(data, "PNG")
     return data.getvalue()
+
+
+def plain(shade: int) -> Image:
+    """A picture of one grey, of the size of those in `prompts`."""
+    return Image.of(140, 112, bytes([shade]) * (140 * 112 * 3))
 
 
 def spec_for(path: Path, **sampling: Any) -> JobSpec:
@@ -85,7 +90,9 @@ class Serving:
         self.tokenizer = Tokenizer(checkpoint)
         self.args = engine_args(spec, facts(checkpoint))
         self.loop = asyncio.new_event_loop()
-        self.engine = VllmEngine(EngineConfig(checkpoint, self.args, spec.sampling, 0))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.delenv(HUGE_PAGES, raising=False)  # the engine is to ask for them by itself
+            self.engine = VllmEngine(EngineConfig(checkpoint, self.args, spec.sampling, 0))
 
     def generate(self, *prompts: Prompt, max_tokens: int = 48, seed: int | None = None) -> list[Generation]:
         async def ask() -> list[Generation]:
@@ -120,12 +127,18 @@ def test_every_sample_comes_back(serving: Serving, prompts: list[Prompt]) -> Non
     assert generation.latency_s > 0
 
 
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="a kernel without huge pages")
 def test_the_engine_asks_for_huge_pages(serving: Serving) -> None:
+    """For its KV cache, layer by layer; "hg" is what was asked of the kernel, whether it had such pages or not."""
     (engine,) = [child for child in psutil.Process().children(recursive=True) if "EngineCore" in child.name()]
-    maps = Path(f"/proc/{engine.pid}/smaps").read_text()
-    # "hg" is what was asked of the kernel, whether it had such pages or not.
-    asked = [line.split()[1:] for line in maps.splitlines() if line.startswith("VmFlags:")]
-    assert any("hg" in flags for flags in asked)
+    asked, size = 0, 0
+    for line in Path(f"/proc/{engine.pid}/smaps").read_text().splitlines():
+        name, *values = line.split()
+        if name == "Size:":
+            size = int(values[0]) * 1024
+        elif name == "VmFlags:" and "hg" in values:
+            asked += size
+    assert asked >= 0.9 * serving.args["kv_cache_memory_bytes"]
 
 
 def test_the_first_images_do_not_wait_for_the_others_to_be_taken_in(
@@ -133,19 +146,68 @@ def test_the_first_images_do_not_wait_for_the_others_to_be_taken_in(
 ) -> None:
     renderer = serving.engine._engine.renderer
     render = renderer.render_cmpl_async
-    begun, begun_at_ends = 0, list[int]()
+    begun = there = most = 0
 
     async def watched(*args: Any) -> Any:
-        nonlocal begun
-        begun += 1
-        rendered = await render(*args)
-        begun_at_ends.append(begun)
-        return rendered
+        nonlocal begun, there, most
+        begun, there = begun + 1, there + 1
+        most = max(most, there)
+        try:
+            return await render(*args)
+        finally:
+            there -= 1
 
     monkeypatch.setattr(renderer, "render_cmpl_async", watched)
-    rows = [replace(prompts[2], row_id=f"row-{number}") for number in range(20)]
+    rows = [replace(prompts[2], row_id=f"row-{shade}", images=[plain(shade)]) for shade in range(20)]
     assert len(serving.generate(*rows, max_tokens=1)) == begun == 20
-    assert begun_at_ends[0] <= RENDERED_AT_ONCE
+    assert most == 2, "one in vLLM's thread for images, and the next at hand"
+
+
+def test_rows_pass_images_that_are_stuck_and_those_that_were_given_up(
+    serving: Serving, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    renderer = serving.engine._engine.renderer
+    render = renderer.render_cmpl_async
+
+    async def ask() -> tuple[Generation, list[Any]]:
+        opened = asyncio.Event()
+
+        async def stuck(requests: list[Any]) -> Any:
+            if "multi_modal_data" in requests[0]:
+                await opened.wait()
+            return await render(requests)
+
+        monkeypatch.setattr(renderer, "render_cmpl_async", stuck)
+
+        async def one(prompt: Prompt) -> Generation:
+            return await serving.engine.generate(prompt, max_tokens=1, seed=None)
+
+        rows = [replace(prompts[2], row_id=f"row-{shade}", images=[plain(shade)]) for shade in range(30, 35)]
+        with_images = [asyncio.create_task(one(row)) for row in rows]
+        text = await one(prompts[0])
+        assert not any(task.done() for task in with_images)
+        with_images[0].cancel()  # one that is there
+        with_images[3].cancel()  # one that waits
+        await asyncio.sleep(0)
+        opened.set()
+        return text, await asyncio.gather(*with_images, return_exceptions=True)
+
+    text, found = serving.loop.run_until_complete(ask())
+    assert len(text.completions) == 3
+    assert [isinstance(one, asyncio.CancelledError) for one in found] == [True, False, False, True, False]
+    assert all(len(found[index].completions) == 3 for index in (1, 2, 4))
+
+
+def test_an_image_that_was_given_up_on_its_way_to_the_engine_is_sent_again(
+    serving: Serving, prompts: list[Prompt]
+) -> None:
+    """vLLM notes it as sent when it is ready: the engine then ends the next request with the same picture."""
+    row = replace(prompts[2], row_id="the-next", images=[plain(77)])
+    renderer = serving.engine._engine.renderer
+    serving.loop.run_until_complete(renderer.render_cmpl_async([_as_vllm(row)]))
+    (generation,) = serving.generate(row, max_tokens=4)
+    assert {len(one.token_ids) for one in generation.completions} == {4}
+    assert {one.finish_reason for one in generation.completions} == {"length"}
 
 
 def test_it_tells_what_it_works_on(serving: Serving, prompts: list[Prompt]) -> None:

@@ -1,5 +1,6 @@
 """Row ids, object names and the two schemas: what outlives a run and what users read."""
 
+import pickle
 import random
 
 import pyarrow as pa
@@ -176,6 +177,24 @@ def test_every_column_of_the_outputs_own_is_reserved() -> None:
 
 
 def test_the_size_of_a_prompt_counts_its_tokens_and_its_pixels() -> None:
-    image = Image(28, 56, bytes(28 * 56 * 3))
+    image = Image.of(28, 56, bytes(28 * 56 * 3))
     assert Prompt("r", [1] * 100).size_bytes == 800
     assert Prompt("r", [1] * 100, [image, image]).size_bytes == 800 + 2 * 28 * 56 * 3
+
+
+@pytest.mark.parametrize(
+    "rgb", [bytes([255]) * 28 * 56 * 3, random.Random(1).randbytes(28 * 56 * 3)], ids=["paper", "noise"]
+)
+def test_an_image_is_packed_and_comes_back(rgb: bytes) -> None:
+    image = Image.of(28, 56, memoryview(rgb))
+    assert image.rgb == rgb
+    assert image == Image.of(28, 56, rgb)
+    assert pickle.loads(pickle.dumps(image)) == image
+    assert len(image.packed) < (len(rgb) / 50 if rgb[0] == rgb[1] else len(rgb) * 1.01)
+
+
+def test_a_digest_tells_pictures_apart() -> None:
+    rgb = bytes(28 * 56 * 3)
+    assert Image.of(28, 56, rgb).digest == Image.of(28, 56, rgb).digest
+    assert Image.of(28, 56, rgb).digest != Image.of(56, 28, rgb).digest, "the same bytes in another shape"
+    assert Image.of(28, 56, rgb).digest != Image.of(28, 56, rgb[:-1] + b"x").digest

@@ -1,12 +1,16 @@
 """Numbers of a benchmark: medians, ratios, settings that differ, targets."""
 
 import json
+import time
+from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from magbatch.bench.arms import Run, check_written
-from magbatch.bench.bounds import occupancy_of
+from magbatch.bench.bounds import occupancy_of, steady_rate
 from magbatch.bench.measure import MAGBATCH, RAW, RAY, RAY_BEST, Suite, same_settings
 from magbatch.bench.process import Machine
 from magbatch.bench.report import Target, document, markdown, targets
@@ -102,6 +106,16 @@ def test_an_arm_that_has_not_done_the_work_is_refused(written: dict[str, int], m
     check_written("arm", {"a": 3, "b": 5}, {"a": 3, "b": 5})
     with pytest.raises(BenchError, match=message):
         check_written("arm", written, {"a": 3, "b": 5})
+
+
+def test_a_jobs_speed_is_of_its_rows_not_of_a_file_without_any(tmp_path: Path) -> None:
+    """One without rows shows the columns, and comes when everything is over."""
+    for kind, number, rows in (("results", 0, 10), ("results", 1, 40), ("results", 2, 50), ("errors", 0, 0)):
+        (tmp_path / kind).mkdir(exist_ok=True)
+        pq.write_table(pa.table({"id": list(range(rows))}), tmp_path / kind / f"{number}.parquet")
+        time.sleep(0.2 if rows else 0)
+    times = [(tmp_path / "results" / f"{number}.parquet").stat().st_ctime for number in (0, 2)]
+    assert steady_rate(tmp_path) == pytest.approx(90 / (times[1] - times[0]))
 
 
 def test_occupancy_is_of_what_could_be_in_use_until_the_input_is_exhausted() -> None:

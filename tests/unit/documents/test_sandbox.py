@@ -7,7 +7,8 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from document_files import noise, pages_pdf, pdf_of, stream, text_pdf, tiff
 
 from magbatch.documents.images import ImageGrid
 from magbatch.documents.pages import Want
-from magbatch.documents.sandbox import Sandbox
+from magbatch.documents.sandbox import Sandbox, Sandboxes
 from magbatch.errors import ClusterError, ErrorCode, RowError
 
 LIMITS = ("limits.max_pages = 200", "limits.max_pages = 200")
@@ -52,7 +53,7 @@ def flate_bomb() -> bytes:
     return pdf_of([b"<< /Type /Catalog /Pages 2 0 R >>", pages, page, stream(content, b"/Filter /FlateDecode")])
 
 
-def refusal(sandbox: Sandbox, data: bytes, want: Want = WANT) -> RowError:
+def refusal(sandbox: Callable[[bytes, Want], object], data: bytes, want: Want = WANT) -> RowError:
     with pytest.raises(RowError) as caught:
         sandbox(data, want)
     return caught.value
@@ -131,8 +132,11 @@ def test_a_renderer_that_is_killed_accuses_no_document(small: Sandbox) -> None:
         box(GOOD, WANT)
         victim = box.pid
         assert victim is not None
+        process = psutil.Process(victim)
+        used = process.cpu_times().user
         worker.start()
-        time.sleep(0.3)
+        while process.cpu_times().user < used + 0.03:  # some pages of 200
+            time.sleep(0.001)
         os.kill(victim, signal.SIGKILL)
         worker.join()
         assert box.pid != victim, "it was done before it was killed"
@@ -160,6 +164,35 @@ def test_many_threads_share_one_renderer(small: Sandbox) -> None:
         thread.join()
     assert sorted(map(str, found)) == list("abcdefgh")
     assert [child.pid for child in psutil.Process().children() if "300" in command(child)] == [small.pid]
+
+
+def test_several_renderers_work_at_once_and_one_that_is_stuck_holds_up_no_other() -> None:
+    boxes = Sandboxes(2, 4, 4096)
+    found: list[str | None] = []
+    said: list[ErrorCode] = []
+    ended: list[str] = []
+
+    def stuck() -> None:
+        said.append(refusal(boxes, endless()).code)
+        ended.append("stuck")
+
+    def good() -> None:
+        found.extend(boxes(text_pdf(name), WANT)[1][0].text for name in "abc")
+        ended.append("good")
+
+    threads = [threading.Thread(target=stuck), threading.Thread(target=good)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (found, said) == (["a", "b", "c"], [ErrorCode.DOCUMENT_TIMEOUT])
+    assert ended == ["good", "stuck"]
+    # The one that was given up is back, and no third was started.
+    names = [str(number) for number in range(8)]
+    with ThreadPoolExecutor(len(names)) as pool:
+        pages = pool.map(lambda name: boxes(text_pdf(name), WANT)[1], names)
+        assert [page.text for (page,) in pages] == names
+    assert len([child for child in psutil.Process().children() if "4096" in command(child)]) <= 2
 
 
 def test_a_renderer_ends_with_who_started_it() -> None:

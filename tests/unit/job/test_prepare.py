@@ -60,10 +60,10 @@ CARRIED = pa.table(
 
 
 def test_a_block_is_one_record_whatever_the_shard_holds() -> None:
-    picture = Image(2, 1, bytes(range(6)))
+    picture = Image.of(2, 1, bytes(range(6)))
     work = ShardPrompts(
         7,
-        [Prompt("r-2", [5, 6], [picture, Image(1, 1, b"abc")]), Prompt("r-0", [1, 2, 3])],
+        [Prompt("r-2", [5, 6], [picture, Image.of(1, 1, b"abc")]), Prompt("r-0", [1, 2, 3])],
         [DeadLetter("r-1", Step.RENDER, ErrorCode.MISSING_VALUE, "größe ist leer: 日本")],
         CARRIED,
         {"r-0": 0, "r-1": 1, "r-2": 2},
@@ -74,10 +74,21 @@ def test_a_block_is_one_record_whatever_the_shard_holds() -> None:
     assert (block.column("shard").to_pylist(), block.column("rows").to_pylist()) == ([7], [3])
     again = through_a_block(work)
     assert again.shard == 7
-    assert again.prompts == [Prompt("r-0", [1, 2, 3]), Prompt("r-2", [5, 6], [picture, Image(1, 1, b"abc")])]
+    assert again.prompts == [Prompt("r-0", [1, 2, 3]), Prompt("r-2", [5, 6], [picture, Image.of(1, 1, b"abc")])]
     assert again.failed == work.failed
     assert again.positions == work.positions
     assert again.carried.equals(CARRIED)
+
+
+def test_images_are_made_into_records_a_few_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("magbatch.job.prepare.RECORDS_BYTES", 3 * 1000)
+    images = [Image.of(10, 10, bytes([shade]) * 300) for shade in range(50)]
+    prompts = [Prompt(f"r-{index}", [index], [image]) for index, image in enumerate(images)]
+    ids = [prompt.row_id for prompt in prompts]
+    work = ShardPrompts(1, prompts, [], pa.table({"id": ids}), {one: index for index, one in enumerate(ids)})
+    batches = list(pa.ipc.open_stream(to_block(work).column("payload")[0].as_buffer()))
+    assert {batch.num_rows for batch in batches} <= {9, 5}
+    assert through_a_block(work).prompts == prompts
 
 
 @pytest.mark.parametrize("carried", [pa.table({"id": pa.array([], pa.string())}), pa.table({})])

@@ -59,7 +59,7 @@ def says(role: str, *parts: Any) -> dict[str, Any]:
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image:
-    return Image(width, height, np.random.default_rng(seed).integers(0, 256, width * height * 3, np.uint8).tobytes())
+    return Image.of(width, height, np.random.default_rng(seed).integers(0, 256, width * height * 3, np.uint8).tobytes())
 
 
 def as_pillow(image: Image) -> Pillow.Image:

@@ -32,7 +32,7 @@ def make(make_spec: Callable[..., JobSpec], checkpoint: Path, tokenizer: Tokeniz
 
 
 def picture(shade: int = 0, cells: int = 1) -> Image:
-    return Image(28 * cells, 28, bytes([shade]) * (28 * 28 * 3 * cells))
+    return Image.of(28 * cells, 28, bytes([shade]) * (28 * 28 * 3 * cells))
 
 
 def row(*pages: Page, total: int | None = None, images: list[Image] | None = None) -> RenderedRow:
@@ -140,7 +140,7 @@ def test_a_text_is_cut_where_the_room_ends_however_long_its_tokens_are(make: Mak
 
 
 def test_a_picture_that_alone_does_not_fit_is_refused(make: Make) -> None:
-    big = Image(28 * 40, 28 * 40, bytes(28 * 40 * 28 * 40 * 3))
+    big = Image.of(28 * 40, 28 * 40, bytes(28 * 40 * 28 * 40 * 3))
     for overflow in ("truncate", "map_reduce"):
         assert refusal(lambda overflow=overflow: make(overflow, limit=250)(row(Page(1, None, big)))).code is (
             ErrorCode.PROMPT_TOO_LONG
@@ -177,7 +177,7 @@ def test_pages_are_read_in_groups_that_fit(make: Make, tokenizer: Tokenizer) -> 
     text = tokenizer.show(prompt.parts[1].token_ids)
     assert "These are pages 4 to 6 of 7 of one document" in text
     assert text.endswith("What?[/INST]")
-    assert prompt.size_bytes > 7 * len(picture().rgb)
+    assert prompt.size_bytes > 7 * picture().size_bytes
 
 
 def test_a_rows_own_images_are_in_every_part(make: Make) -> None:
