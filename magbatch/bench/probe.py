@@ -122,6 +122,7 @@ def _watch_front_end(folder: Path) -> None:
 
 
 def _watch_engine(folder: Path) -> None:
+    from vllm.platforms import current_platform
     from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.engine.core import EngineCore
 
@@ -131,7 +132,8 @@ def _watch_engine(folder: Path) -> None:
     @functools.wraps(sized)
     def size(self: Any, config: Any, *args: Any, **kwargs: Any) -> Any:
         found = sized(self, config, *args, **kwargs)
-        note(folder, "engine", settings=resolved(config), log_stats=self.log_stats, env=_environment(os.environ))
+        settings = resolved(config) | {"device": current_platform.get_device_name()}
+        note(folder, "engine", settings=settings, log_stats=self.log_stats, env=_environment(os.environ))
         return found
 
     @functools.wraps(added)

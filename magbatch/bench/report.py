@@ -61,8 +61,8 @@ def markdown(suites: list[Suite], reached: list[Target], machine: Machine) -> st
     for suite in suites:
         lines += [
             "",
-            f"**{suite.workload}**: {suite.rows:,} rows, {suite.prompt_tokens:,} prompt tokens, {suite.tokens:,} "
-            f"generated, the longest row {suite.longest:,}",
+            f"**{suite.workload}**{_device(suite)}: {suite.rows:,} rows, {suite.prompt_tokens:,} prompt tokens, "
+            f"{suite.tokens:,} generated, the longest row {suite.longest:,}",
             "",
             "| arm | tokens/s, median | all runs | rows/s | to raw | to ray.data.llm |",
             "|---|---:|---|---:|---:|---:|",
@@ -86,6 +86,12 @@ def markdown(suites: list[Suite], reached: list[Target], machine: Machine) -> st
             unit = f" {one.unit}" if every and one.unit else ""
             lines.append(f"| {one.what} | {one.value:.3f} | {wanted} | {met} | {every}{unit} |")
     return "\n".join(lines)
+
+
+def _device(suite: Suite) -> str:
+    """Of the engines, where it is not the processor that is named above."""
+    name = suite.runs[0].settings.get("device", "cpu")
+    return "" if name == "cpu" else f" on {name}"
 
 
 def _ratio(value: float | None) -> str:

@@ -24,8 +24,6 @@ from magbatch.tokenizer import picture
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # where a failed start is looked for
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-# On CPUs: threads are as many as Ray gives the replica CPUs, not pinned to cores that other replicas would pin as well.
-os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 
 CHUNK_TOKENS = 64  # between two signs of life of a sample
 # vLLM has one thread for images, so one row is there and the next at hand. The tasks of all that are let in would keep
@@ -59,6 +57,8 @@ class VllmEngine:
                 from vllm.v1.engine.async_llm import AsyncLLM
 
                 if current_platform.is_cpu():
+                    # As many threads as Ray gives the replica CPUs, not pinned to cores that others would pin as well.
+                    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
                     # Where the kernel gives them to who asks (`madvise`, the usual setting): all weights, and the KV
                     # of all rows in the engine, are read in each step. 5% with the built-in model (bench/NOTES.md).
                     os.environ.setdefault(HUGE_PAGES, "1")

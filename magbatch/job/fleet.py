@@ -23,8 +23,9 @@ os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 # Ray Data's own actor arguments make Ray's core print an error for every job (ray issue 53727).
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-# Ray would start a process for each CPU of the machine, however many, before its first worker is asked for.
-os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
+# Ray starts a process for each CPU of the machine, however many, before its first worker is asked for. On a small
+# machine all are used: by the replica, the board, what reads, and three of Ray Data's own.
+os.environ.setdefault("RAY_prestart_worker_first_driver", "1" if (os.cpu_count() or 1) <= 6 else "0")
 
 import numpy as np
 import psutil

@@ -24,6 +24,7 @@ def test_a_benchmark_of_raw_and_magbatch(tmp_path: Path) -> None:
     assert all(run["rows"] == 24 and run["seconds"] > 0 and run["start_s"] > 0 for run in runs.values())
     assert suite["engine_settings"]["scheduler_config.max_num_seqs"] == 64
     assert suite["engine_settings"]["cache_config.enable_prefix_caching"] is True
+    assert suite["engine_settings"]["device"] == "cpu"
     assert list((kept / "text" / "01-magbatch" / "out" / "results").glob("*.parquet"))
 
 

@@ -5,6 +5,8 @@ import gc
 import io
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +39,8 @@ from magbatch.tokenizer import Tokenizer
 
 # Importing vLLM and torch warns of their own deprecations.
 pytestmark = pytest.mark.filterwarnings("default")
+
+THREADS_BIND = "VLLM_CPU_OMP_THREADS_BIND"
 
 
 def picture(text: str, color: str) -> bytes:
@@ -92,7 +96,9 @@ class Serving:
         self.loop = asyncio.new_event_loop()
         with pytest.MonkeyPatch.context() as patch:
             patch.delenv(HUGE_PAGES, raising=False)  # the engine is to ask for them by itself
+            patch.delenv(THREADS_BIND, raising=False)
             self.engine = VllmEngine(EngineConfig(checkpoint, self.args, spec.sampling, 0))
+            self.bound = os.environ.get(THREADS_BIND)  # as its process was given it
 
     def generate(self, *prompts: Prompt, max_tokens: int = 48, seed: int | None = None) -> list[Generation]:
         async def ask() -> list[Generation]:
@@ -125,6 +131,16 @@ def test_every_sample_comes_back(serving: Serving, prompts: list[Prompt]) -> Non
     assert len(generation.completions) == 3
     assert all(0 < len(completion.token_ids) <= 8 for completion in generation.completions)
     assert generation.latency_s > 0
+
+
+def test_threads_are_left_unbound_on_cpus_and_nothing_of_cpus_is_set_before_the_engine_is_known_to_run_on_them(
+    serving: Serving,
+) -> None:
+    assert serving.bound == "nobind"
+    environment = {name: value for name, value in os.environ.items() if name not in (THREADS_BIND, HUGE_PAGES)}
+    code = f"import os, magbatch.engines.vllm; print({THREADS_BIND!r} in os.environ, {HUGE_PAGES!r} in os.environ)"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
 
 
 @pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="a kernel without huge pages")

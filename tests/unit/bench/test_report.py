@@ -52,6 +52,14 @@ def test_the_table_shows_every_run_and_whether_targets_are_met() -> None:
     assert "ray.data.llm best: batches of 16 rows" in text
 
 
+@pytest.mark.parametrize(("device", "named"), [("NVIDIA H100 80GB HBM3", " on NVIDIA H100 80GB HBM3"), ("cpu", "")])
+def test_the_table_names_the_gpu_that_the_engines_had(device: str, named: str) -> None:
+    found = suite()
+    for each in found.runs:
+        each.settings["device"] = device
+    assert f"**text**{named}: 100 rows, " in markdown([found], [], MACHINE)
+
+
 def test_images_are_to_be_as_fast_as_raw() -> None:
     bounds = {one.what: one.bound for one in targets(suite("image"))}
     assert bounds["image: magbatch / raw, tokens/s"] == 1.0
