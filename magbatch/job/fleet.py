@@ -23,9 +23,6 @@ os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 # Ray Data's own actor arguments make Ray's core print an error for every job (ray issue 53727).
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-# Ray starts a process for each CPU of the machine, however many, before its first worker is asked for. On a small
-# machine all are used: by the replica, the board, what reads, and three of Ray Data's own.
-os.environ.setdefault("RAY_prestart_worker_first_driver", "1" if (os.cpu_count() or 1) <= 6 else "0")
 
 import numpy as np
 import psutil
@@ -43,6 +40,7 @@ from magbatch.spec import JobSpec
 
 SHUTDOWN_GRACE_S = 10.0
 CONNECT_TIMEOUT_S = 10.0
+WORKERS_OF_A_JOB = 6  # the replica, the board, what reads, and three of Ray Data's own
 
 
 def run_fleet(
@@ -128,6 +126,8 @@ def _cluster(spec: JobSpec) -> Iterator[None]:
         else:
             # Replicas must leave a CPU for reading, or nothing would ever reach them: Ray counts, it does not pin.
             cpus = max(os.cpu_count() or 1, math.ceil(spec.replicas.max * spec.replicas.cpus) + 1)
+            # A local Ray starts as many processes before it is asked for the first: none that the job would not use.
+            os.environ.setdefault("RAY_prestart_worker_first_driver", str(int(cpus <= WORKERS_OF_A_JOB)))
             # Without a runtime environment: Ray would start no worker before its agent for those is up.
             with _importing("magbatch.job.supervise"):
                 ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)

@@ -7,9 +7,10 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -224,6 +225,24 @@ def test_an_image_that_was_given_up_on_its_way_to_the_engine_is_sent_again(
     (generation,) = serving.generate(row, max_tokens=4)
     assert {len(one.token_ids) for one in generation.completions} == {4}
     assert {one.finish_reason for one in generation.completions} == {"length"}
+
+
+@pytest.mark.parametrize(("token_ids", "tries"), [([], 3), ([5], 1)])
+def test_what_the_engine_ends_with_an_error_is_no_answer(
+    serving: Serving, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch, token_ids: list[int], tries: int
+) -> None:
+    asked = 0
+
+    async def generate(*_: Any) -> AsyncIterator[Any]:
+        nonlocal asked
+        asked += 1
+        samples = [SimpleNamespace(index=index, token_ids=token_ids, finish_reason="error") for index in range(3)]
+        yield SimpleNamespace(num_cached_tokens=0, outputs=samples)
+
+    monkeypatch.setattr(serving.engine._engine, "generate", generate)
+    with pytest.raises(RequestRejectedError, match=f"asked {tries} times"):
+        serving.generate(prompts[0])
+    assert asked == tries
 
 
 def test_it_tells_what_it_works_on(serving: Serving, prompts: list[Prompt]) -> None:
