@@ -144,3 +144,7 @@ class EngineDeadError(MagbatchError):
 
 class RequestRejectedError(MagbatchError):
     """The engine refused this one request; it goes on serving others."""
+
+
+class RequestFailedError(RequestRejectedError):
+    """The engine took this request and ended it with an error of its own: asked again, it may answer."""

@@ -94,6 +94,7 @@ class Engine(Protocol):
 
         Raises:
             RequestRejectedError: The engine refuses this prompt and serves on.
+            RequestFailedError: It has ended the request with an error of its own, and serves on.
             EngineDeadError: The engine is gone.
         """
 

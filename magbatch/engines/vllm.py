@@ -16,7 +16,7 @@ from uuid import uuid4
 
 from magbatch.capture import STDERR, captured
 from magbatch.engines.base import FREE, HUGE_PAGES, EngineConfig, EngineLoad, Form, OnTokens
-from magbatch.errors import EngineDeadError, EngineStartError, RequestRejectedError
+from magbatch.errors import EngineDeadError, EngineStartError, RequestFailedError, RequestRejectedError
 from magbatch.rows import Completion, Generation, Prompt
 from magbatch.tokenizer import picture
 
@@ -29,7 +29,6 @@ CHUNK_TOKENS = 64  # between two signs of life of a sample
 # vLLM has one thread for images, so one row is there and the next at hand. The tasks of all that are let in would keep
 # the event loop from the first that is ready, and the engine without a request (bench/NOTES.md).
 IMAGE_ROWS_RENDERED_AT_ONCE = 2
-REQUEST_TRIES = 3  # of what vLLM gives up before its first token, as it does where an image is to be sent once more
 
 NEVER_LOGIT = -100.0  # what vLLM, as OpenAI, takes for a ban
 _ERROR_LINE = re.compile(r"(?:^|\s)((?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b: .+)$")
@@ -97,19 +96,11 @@ class VllmEngine:
         if form.schema is not None:
             params.structured_outputs = StructuredOutputsParams(json=form.schema)
         began = time.monotonic()
-        tries = 0
-        while tries < REQUEST_TRIES:
-            tries += 1
-            completions, cached = await self._ask(prompt, params, on_tokens)
-            failed = any(sample.finish_reason == "error" for sample in completions)
-            if not failed:
-                return Generation(completions, cached, time.monotonic() - began)
-            # An image that its two processes do not both know any more, after a row that was cancelled, say.
-            if any(sample.token_ids for sample in completions):
-                break
-        raise RequestRejectedError(
-            f"the engine ended the request with an error of its own, asked {tries} times: its log has the cause"
-        )
+        completions, cached = await self._ask(prompt, params, on_tokens)
+        # An image that its two processes do not both know any more, after a row that was cancelled, say.
+        if any(sample.finish_reason == "error" for sample in completions):
+            raise RequestFailedError("the engine ended the request with an error of its own: its log has the cause")
+        return Generation(completions, cached, time.monotonic() - began)
 
     async def _ask(self, prompt: Prompt, params: Any, on_tokens: OnTokens | None) -> tuple[list[Completion], int]:
         """One request's samples, and how many of the prompt's tokens were cached."""

@@ -15,9 +15,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt
 
 from magbatch.engines.base import FREE, Engine, Form
-from magbatch.errors import ErrorCode, ModelError, RequestRejectedError, RowError
+from magbatch.errors import ErrorCode, ModelError, RequestFailedError, RequestRejectedError, RowError
 from magbatch.rows import Completion, Generation, Prompt, ReasoningStatus
 from magbatch.spec import JobSpec, SamplingSpec
 from magbatch.tokenizer import Tokenizer
@@ -25,6 +26,7 @@ from magbatch.tokenizer import Tokenizer
 ADMITTED_PER_SLOT = 2  # a slot that falls free finds its next row waiting in the engine
 ANSWER_TOKENS = 1024  # of the context, kept from a thinking budget that would take it whole
 OBJECTION = "That answer is not valid: {objection}. Give the whole answer again."
+REQUEST_TRIES = 3  # of what the engine itself gives up, as vLLM does where an image is to be sent once more
 LEAST_REPEATS = 4  # of a pattern, before it counts as repetition
 ADMITTED_BYTES = 2 << 30  # an image of 1540 x 1540 pixels is 7 MB; 300 of them
 
@@ -259,21 +261,32 @@ class Generate:
         self, prompt: Prompt, max_tokens: int, seed: int | None, watch: Watch, form: Form = FREE
     ) -> Generation:
         """One request, cut to what the context leaves."""
-        guard = RepetitionGuard(self._repetition_tokens)
-
         limit = min(max_tokens, self._max_model_len - len(prompt.token_ids))
         if limit < 1:
             raise RowError(ErrorCode.PROMPT_TOO_LONG, f"nothing of {self._max_model_len} tokens is left for an answer")
         try:
             with watch() as pulse:
-
-                def on_tokens(sample: int, new: Sequence[int]) -> bool:
-                    pulse()
-                    return guard(sample, new)
-
-                return await self._engine.generate(prompt, max_tokens=limit, seed=seed, on_tokens=on_tokens, form=form)
+                tries = AsyncRetrying(
+                    retry=retry_if_exception_type(RequestFailedError),
+                    stop=stop_after_attempt(REQUEST_TRIES),
+                    reraise=True,
+                )
+                return await tries(self._try, prompt, limit, seed, pulse, form)
+        except RequestFailedError as error:
+            raise RowError(ErrorCode.ENGINE_REJECTED, f"{error}; asked {REQUEST_TRIES} times") from error
         except RequestRejectedError as error:
             raise RowError(ErrorCode.ENGINE_REJECTED, str(error)) from error
+
+    async def _try(
+        self, prompt: Prompt, max_tokens: int, seed: int | None, pulse: Callable[[], None], form: Form
+    ) -> Generation:
+        guard = RepetitionGuard(self._repetition_tokens)  # of this try: what one before it said is not repeated by it
+
+        def on_tokens(sample: int, new: Sequence[int]) -> bool:
+            pulse()
+            return guard(sample, new)
+
+        return await self._engine.generate(prompt, max_tokens=max_tokens, seed=seed, on_tokens=on_tokens, form=form)
 
 
 class Admission:

@@ -9,7 +9,7 @@ import pytest
 
 from magbatch.engines import EngineConfig, start
 from magbatch.engines.base import FREE, Form, OnTokens
-from magbatch.errors import EngineDeadError, ErrorCode, RequestRejectedError, RowError
+from magbatch.errors import EngineDeadError, ErrorCode, RequestFailedError, RequestRejectedError, RowError
 from magbatch.pipeline.generate import Admission, Generate, RepetitionGuard, row_seed
 from magbatch.rows import Completion, Generation, Prompt
 from magbatch.spec import SamplingSpec
@@ -104,6 +104,40 @@ def test_a_rejected_row_is_that_rows_error() -> None:
     with pytest.raises(RowError) as caught:
         ask(Listening(RequestRejectedError("not\n this one")), SamplingSpec(), 100, prompt(1))
     assert (caught.value.code, caught.value.message) == (ErrorCode.ENGINE_REJECTED, "not this one")
+
+
+class Failing(Listening):
+    """An engine that says something, and ends its first requests with errors of its own after that."""
+
+    def __init__(self, failures: int, said: list[int]) -> None:
+        super().__init__()
+        self._failures, self._said = failures, said
+
+    async def generate(
+        self, prompt: Prompt, *, max_tokens: int, seed: int | None, on_tokens: OnTokens | None = None, form: Form = FREE
+    ) -> Generation:
+        await super().generate(prompt, max_tokens=max_tokens, seed=seed)
+        assert on_tokens is not None
+        goes_on = on_tokens(0, self._said)
+        if len(self.asked) <= self._failures:
+            raise RequestFailedError("it went wrong")
+        return Generation([Completion(self._said, "stop" if goes_on else "repetition")], 0, 0.0)
+
+
+def test_what_the_engine_gives_up_is_asked_again_from_the_start() -> None:
+    engine = Failing(2, said=[7] * 50)
+    generate = Generate(engine, SamplingSpec(seed=5), 1000, repetition_tokens=100)
+    generation = asyncio.run(generate(prompt(1)))
+    assert generation.completions == [Completion([7] * 50, "stop")], "the tries before it count as no repetition"
+    assert engine.asked == [engine.asked[0]] * 3
+
+
+def test_what_the_engine_gives_up_time_and_again_is_that_rows_error() -> None:
+    engine = Failing(3, said=[])
+    with pytest.raises(RowError) as caught:
+        ask(engine, SamplingSpec(), 100, prompt(1))
+    assert (caught.value.code, caught.value.message) == (ErrorCode.ENGINE_REJECTED, "it went wrong; asked 3 times")
+    assert len(engine.asked) == 3
 
 
 def test_a_dead_engine_is_no_rows_error() -> None:
