@@ -143,8 +143,8 @@ class EngineDeadError(MagbatchError):
 
 
 class RequestRejectedError(MagbatchError):
-    """The engine refused this one request; it goes on serving others."""
+    """The engine has no answer to this one request; it goes on serving others."""
 
 
 class RequestFailedError(RequestRejectedError):
-    """The engine took this request and ended it with an error of its own: asked again, it may answer."""
+    """The engine took the request and failed at it by itself: asked again, it may answer."""

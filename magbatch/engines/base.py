@@ -94,7 +94,7 @@ class Engine(Protocol):
 
         Raises:
             RequestRejectedError: The engine refuses this prompt and serves on.
-            RequestFailedError: It has ended the request with an error of its own, and serves on.
+            RequestFailedError: It took it, failed at it by itself, and serves on: asked again, it may answer.
             EngineDeadError: The engine is gone.
         """
 

@@ -97,9 +97,6 @@ class VllmEngine:
             params.structured_outputs = StructuredOutputsParams(json=form.schema)
         began = time.monotonic()
         completions, cached = await self._ask(prompt, params, on_tokens)
-        # An image that its two processes do not both know any more, after a row that was cancelled, say.
-        if any(sample.finish_reason == "error" for sample in completions):
-            raise RequestFailedError("the engine ended the request with an error of its own: its log has the cause")
         return Generation(completions, cached, time.monotonic() - began)
 
     async def _ask(self, prompt: Prompt, params: Any, on_tokens: OnTokens | None) -> tuple[list[Completion], int]:
@@ -123,6 +120,11 @@ class VllmEngine:
                     for item in output.outputs:
                         if reasons[item.index] is not None:
                             continue
+                        # An image that its two processes do not both know any more, after a cancelled row, say.
+                        if item.finish_reason == "error":
+                            raise RequestFailedError(
+                                "the engine ended the request with an error of its own: its log has the cause"
+                            )
                         tokens[item.index] += item.token_ids
                         reasons[item.index] = item.finish_reason
                         if on_tokens is not None and not on_tokens(item.index, item.token_ids):
@@ -134,9 +136,10 @@ class VllmEngine:
         except (VLLMClientError, ValueError, TypeError, EngineGenerateError) as error:
             if self._engine.errored:
                 raise EngineDeadError(str(error)) from error
-            raise RequestRejectedError(f"{type(error).__name__}: {error}") from error
+            kind = RequestFailedError if isinstance(error, EngineGenerateError) else RequestRejectedError
+            raise kind(f"{type(error).__name__}: {error}") from error
         if None in reasons:
-            raise RequestRejectedError("the engine returned no whole output")
+            raise RequestFailedError("the engine returned no whole output")
         return [Completion(*sample) for sample in zip(tokens, map(str, reasons), strict=True)], cached
 
     def load(self) -> EngineLoad:

@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
-from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt
 
 from magbatch.engines.base import FREE, Engine, Form
 from magbatch.errors import ErrorCode, ModelError, RequestFailedError, RequestRejectedError, RowError
@@ -260,33 +259,32 @@ class Generate:
     async def _ask(
         self, prompt: Prompt, max_tokens: int, seed: int | None, watch: Watch, form: Form = FREE
     ) -> Generation:
-        """One request, cut to what the context leaves."""
+        """What one request gives, cut to what the context leaves."""
         limit = min(max_tokens, self._max_model_len - len(prompt.token_ids))
         if limit < 1:
             raise RowError(ErrorCode.PROMPT_TOO_LONG, f"nothing of {self._max_model_len} tokens is left for an answer")
-        try:
-            with watch() as pulse:
-                tries = AsyncRetrying(
-                    retry=retry_if_exception_type(RequestFailedError),
-                    stop=stop_after_attempt(REQUEST_TRIES),
-                    reraise=True,
-                )
-                return await tries(self._try, prompt, limit, seed, pulse, form)
-        except RequestFailedError as error:
-            raise RowError(ErrorCode.ENGINE_REJECTED, f"{error}; asked {REQUEST_TRIES} times") from error
-        except RequestRejectedError as error:
-            raise RowError(ErrorCode.ENGINE_REJECTED, str(error)) from error
+        began = time.monotonic()
+        failed: RequestFailedError | None = None
+        for _ in range(REQUEST_TRIES):  # by hand: every row comes through here, and nothing is waited for
+            try:
+                generation = await self._try(prompt, limit, seed, watch, form)
+            except RequestFailedError as error:
+                failed = error
+            except RequestRejectedError as error:
+                raise RowError(ErrorCode.ENGINE_REJECTED, str(error)) from error
+            else:
+                return generation if failed is None else replace(generation, latency_s=time.monotonic() - began)
+        raise RowError(ErrorCode.ENGINE_REJECTED, f"asked {REQUEST_TRIES} times: {failed}") from failed
 
-    async def _try(
-        self, prompt: Prompt, max_tokens: int, seed: int | None, pulse: Callable[[], None], form: Form
-    ) -> Generation:
+    async def _try(self, prompt: Prompt, max_tokens: int, seed: int | None, watch: Watch, form: Form) -> Generation:
         guard = RepetitionGuard(self._repetition_tokens)  # of this try: what one before it said is not repeated by it
+        with watch() as pulse:
 
-        def on_tokens(sample: int, new: Sequence[int]) -> bool:
-            pulse()
-            return guard(sample, new)
+            def on_tokens(sample: int, new: Sequence[int]) -> bool:
+                pulse()
+                return guard(sample, new)
 
-        return await self._engine.generate(prompt, max_tokens=max_tokens, seed=seed, on_tokens=on_tokens, form=form)
+            return await self._engine.generate(prompt, max_tokens=max_tokens, seed=seed, on_tokens=on_tokens, form=form)
 
 
 class Admission:

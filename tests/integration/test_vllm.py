@@ -219,22 +219,34 @@ def test_an_image_that_was_given_up_on_its_way_to_the_engine_is_sent_again(
     serving: Serving, prompts: list[Prompt]
 ) -> None:
     """vLLM notes it as sent when it is ready: the engine then ends the next request with the same picture."""
-    row = replace(prompts[2], row_id="the-next", images=[plain(77)])
     renderer = serving.engine._engine.renderer
-    serving.loop.run_until_complete(renderer.render_cmpl_async([_as_vllm(row)]))
+    given_up = [replace(prompts[2], row_id="the-next", images=[plain(shade)]) for shade in (77, 78)]
+    for row in given_up:
+        serving.loop.run_until_complete(renderer.render_cmpl_async([_as_vllm(row)]))
+    with pytest.raises(RequestFailedError):
+        serving.generate(given_up[0], max_tokens=4)
     generate = Generate(serving.engine, SamplingSpec(n=3, max_tokens=4), int(serving.args["max_model_len"]))
-    generation = serving.loop.run_until_complete(generate(row))
+    generation = serving.loop.run_until_complete(generate(given_up[1]))
     assert {len(one.token_ids) for one in generation.completions} == {4}
     assert {one.finish_reason for one in generation.completions} == {"length"}
 
 
-@pytest.mark.parametrize("ends", [("error", "error", "error"), ("stop", "error", "length")])
+@pytest.mark.parametrize(
+    ("ends", "token_ids"), [(("error", "error", "error"), []), ((None, "error", None), [5]), (("stop", "error"), [5])]
+)
 def test_what_the_engine_ends_with_an_error_is_no_answer(
-    serving: Serving, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch, ends: tuple[str, ...]
+    serving: Serving,
+    prompts: list[Prompt],
+    monkeypatch: pytest.MonkeyPatch,
+    ends: tuple[str | None, ...],
+    token_ids: list[int],
 ) -> None:
     async def generate(*_: Any) -> AsyncIterator[Any]:
-        samples = [SimpleNamespace(index=index, token_ids=[5], finish_reason=end) for index, end in enumerate(ends)]
+        samples = [
+            SimpleNamespace(index=index, token_ids=token_ids, finish_reason=end) for index, end in enumerate(ends)
+        ]
         yield SimpleNamespace(num_cached_tokens=0, outputs=samples)
+        pytest.fail("the other samples are not waited for")
 
     monkeypatch.setattr(serving.engine._engine, "generate", generate)
     with pytest.raises(RequestFailedError, match="its log has the cause"):

@@ -2,6 +2,8 @@
 
 import asyncio
 import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -109,9 +111,9 @@ def test_a_rejected_row_is_that_rows_error() -> None:
 class Failing(Listening):
     """An engine that says something, and ends its first requests with errors of its own after that."""
 
-    def __init__(self, failures: int, said: list[int]) -> None:
+    def __init__(self, failures: int, said: list[int], then: Exception | None = None) -> None:
         super().__init__()
-        self._failures, self._said = failures, said
+        self._failures, self._said, self._then = failures, said, then
 
     async def generate(
         self, prompt: Prompt, *, max_tokens: int, seed: int | None, on_tokens: OnTokens | None = None, form: Form = FREE
@@ -121,22 +123,44 @@ class Failing(Listening):
         goes_on = on_tokens(0, self._said)
         if len(self.asked) <= self._failures:
             raise RequestFailedError("it went wrong")
+        if self._then is not None:
+            raise self._then
         return Generation([Completion(self._said, "stop" if goes_on else "repetition")], 0, 0.0)
 
 
 def test_what_the_engine_gives_up_is_asked_again_from_the_start() -> None:
     engine = Failing(2, said=[7] * 50)
     generate = Generate(engine, SamplingSpec(seed=5), 1000, repetition_tokens=100)
-    generation = asyncio.run(generate(prompt(1)))
+    pulses: list[int] = []  # of each request
+
+    @contextmanager
+    def watch() -> Iterator[Callable[[], None]]:
+        pulses.append(0)
+
+        def pulse() -> None:
+            pulses[-1] += 1
+
+        yield pulse
+
+    generation = asyncio.run(generate(prompt(1), watch))
     assert generation.completions == [Completion([7] * 50, "stop")], "the tries before it count as no repetition"
     assert engine.asked == [engine.asked[0]] * 3
+    assert pulses == [1, 1, 1], "each is a request of its own, which may wait for a slot"
+
+
+def test_a_try_after_another_may_be_refused_or_meet_a_dead_engine() -> None:
+    for error in (RequestRejectedError("too long"), EngineDeadError("gone")):
+        engine = Failing(1, said=[7], then=error)
+        with pytest.raises(EngineDeadError if isinstance(error, EngineDeadError) else RowError, match=str(error)):
+            ask(engine, SamplingSpec(), 100, prompt(1))
+        assert len(engine.asked) == 2
 
 
 def test_what_the_engine_gives_up_time_and_again_is_that_rows_error() -> None:
     engine = Failing(3, said=[])
     with pytest.raises(RowError) as caught:
         ask(engine, SamplingSpec(), 100, prompt(1))
-    assert (caught.value.code, caught.value.message) == (ErrorCode.ENGINE_REJECTED, "it went wrong; asked 3 times")
+    assert (caught.value.code, caught.value.message) == (ErrorCode.ENGINE_REJECTED, "asked 3 times: it went wrong")
     assert len(engine.asked) == 3
 
 
