@@ -12,10 +12,12 @@ import hashlib
 import re
 import secrets
 import time
+from array import array
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import pyarrow as pa
 
@@ -23,6 +25,16 @@ from magbatch.errors import ErrorCode, Step
 
 SCHEMA_VERSION = "1"
 _PACKING = "lz4_raw"  # of pixels
+
+TokenIds: TypeAlias = "array[int]"
+
+
+def as_ids(ids: Iterable[int] | bytes = ()) -> TokenIds:
+    """Token ids as prompts hold them, of any others or of the bytes of such: 4 bytes each.
+
+    A replica holds millions: in lists each takes 36 bytes, and Python's garbage collector looks at it over and over.
+    """
+    return array("i", ids)
 
 
 class ReasoningStatus(StrEnum):
@@ -190,7 +202,7 @@ class Part:
 
     first_page: int
     last_page: int
-    token_ids: list[int] = field(default_factory=list)
+    token_ids: TokenIds = field(default_factory=as_ids)
     images: list[Image] = field(default_factory=list)
 
 
@@ -209,7 +221,7 @@ class Prompt:
     """
 
     row_id: str
-    token_ids: list[int]
+    token_ids: TokenIds
     images: list[Image] = field(default_factory=list)
     total_pages: int = 0
     parts: list[Part] = field(default_factory=list)
@@ -228,7 +240,7 @@ class Prompt:
 
     @property
     def size_bytes(self) -> int:
-        """Memory that the row takes while it is unfinished: the engine holds its images unpacked."""
+        """Memory that the row takes while it is unfinished: the engine has its ids in lists, its images unpacked."""
         held: list[Prompt | Part] = [self, *self.parts]
         return sum(8 * len(one.token_ids) + sum(image.size_bytes for image in one.images) for one in held)
 

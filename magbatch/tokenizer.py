@@ -19,7 +19,7 @@ from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 from PIL import Image as Pillow
 
 from magbatch.errors import ModelError
-from magbatch.rows import Image
+from magbatch.rows import Image, TokenIds, as_ids
 
 EFFORT_VERSION = 15
 
@@ -109,9 +109,13 @@ class Tokenizer:
         columns, rows = self._images._image_to_num_tokens(blank(image))
         return rows * (columns + 1)
 
-    def encode_text(self, text: str) -> list[int]:
+    def encode_text(self, text: str) -> TokenIds:
         """Token ids of plain text; what looks like a control token in it stays text."""
-        return list(self._text.encode(text, bos=False, eos=False))
+        # mistral_common looks for tiktoken's own control tokens, of which it has none, and counts its own anew for each
+        # token: three times as long, for the same ids.
+        assert isinstance(self._text, Tekkenizer), "no other has a tekken.json"
+        ids = np.array(self._text._model.encode_ordinary(text), np.int32) + np.int32(self._text.num_special_tokens)
+        return as_ids(ids.tobytes())
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of ids; control tokens have none."""

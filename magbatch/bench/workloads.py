@@ -178,7 +178,7 @@ def prepare(workload: Workload, rows: int, seed: int, folder: Path, settings: di
             raise SpecError(f"the workload {workload.name} does not suit this model: {work.failed[0].message}")
         ids = work.carried.column("id").to_pylist()
         for prompt in work.prompts:
-            record = {"id": ids[work.positions[prompt.row_id]], "token_ids": prompt.token_ids}
+            record = {"id": ids[work.positions[prompt.row_id]], "token_ids": prompt.token_ids.tolist()}
             record["tokens"] = prompt.max_tokens
             if prompt.images:
                 (image,) = prompt.images

@@ -204,7 +204,7 @@ def _logger_for(stats: _Stats) -> type:
 
 def _as_vllm(prompt: Prompt) -> Any:
     """vLLM's TokensPrompt; equal images share one entry of its caches, by content."""
-    request: dict[str, Any] = {"prompt_token_ids": prompt.token_ids}
+    request: dict[str, Any] = {"prompt_token_ids": prompt.token_ids.tolist()}
     if prompt.images:
         request["multi_modal_data"] = {
             "image": [picture(image.width, image.height, image.rgb) for image in prompt.images]

@@ -22,7 +22,7 @@ from magbatch.model import engine_args, facts, locate
 from magbatch.pipeline.prompt import Prompter
 from magbatch.pipeline.read import ShardReader, read_together
 from magbatch.pipeline.render import Renderer, max_tokens
-from magbatch.rows import DeadLetter, Image, InputRow, Part, Prompt, Shard
+from magbatch.rows import DeadLetter, Image, InputRow, Part, Prompt, Shard, as_ids
 from magbatch.spec import JobSpec, carried_columns
 from magbatch.storage.patience import patiently
 from magbatch.tokenizer import Tokenizer
@@ -35,13 +35,13 @@ _PART = pa.struct(
     [
         ("first_page", pa.int32()),
         ("last_page", pa.int32()),
-        ("token_ids", pa.list_(pa.int32())),
+        ("token_ids", pa.binary()),
         ("images", pa.list_(_IMAGE)),
     ]
 )
 _PROMPT_FIELDS = [
     pa.field("row_id", pa.string(), nullable=False),
-    pa.field("token_ids", pa.list_(pa.int32())),
+    pa.field("token_ids", pa.binary()),  # as they lie in memory
     pa.field("images", pa.list_(_IMAGE)),
     pa.field("total_pages", pa.int32()),
     pa.field("parts", pa.list_(_PART)),
@@ -279,14 +279,14 @@ def _record(row: Prompt | DeadLetter) -> dict[str, Any]:
         return {"row_id": row.row_id, "step": str(row.step), "code": str(row.code), "message": row.message}
     return {
         "row_id": row.row_id,
-        "token_ids": row.token_ids,
+        "token_ids": row.token_ids.tobytes(),
         "images": _image_records(row.images),
         "total_pages": row.total_pages,
         "parts": [
             {
                 "first_page": part.first_page,
                 "last_page": part.last_page,
-                "token_ids": part.token_ids,
+                "token_ids": part.token_ids.tobytes(),
                 "images": _image_records(part.images),
             }
             for part in row.parts
@@ -304,13 +304,19 @@ def _row(record: dict[str, Any]) -> Prompt | DeadLetter:
     if record["code"] is not None:
         return DeadLetter(record["row_id"], Step(record["step"]), ErrorCode(record["code"]), record["message"])
     parts = [
-        Part(part["first_page"], part["last_page"], part["token_ids"], _images(part["images"]))
+        Part(part["first_page"], part["last_page"], as_ids(part["token_ids"]), _images(part["images"]))
         for part in record["parts"]
     ]
     messages = json.loads(record["messages"]) if record["messages"] else []
     images = _images(record["images"])
     return Prompt(
-        record["row_id"], record["token_ids"], images, record["total_pages"], parts, messages, record["max_tokens"]
+        record["row_id"],
+        as_ids(record["token_ids"]),
+        images,
+        record["total_pages"],
+        parts,
+        messages,
+        record["max_tokens"],
     )
 
 

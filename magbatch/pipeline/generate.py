@@ -18,7 +18,7 @@ import numpy as np
 
 from magbatch.engines.base import FREE, Engine, Form
 from magbatch.errors import ErrorCode, ModelError, RequestFailedError, RequestRejectedError, RowError
-from magbatch.rows import Completion, Generation, Prompt, ReasoningStatus
+from magbatch.rows import Completion, Generation, Prompt, ReasoningStatus, as_ids
 from magbatch.spec import JobSpec, SamplingSpec
 from magbatch.tokenizer import Tokenizer
 
@@ -158,7 +158,7 @@ class Generate:
             return await self._ask(prompt, self._most(prompt), seed, watch, Form(samples))
         if not how.thinks:
             silence = [how.tokenizer.think_open, how.tokenizer.think_close]
-            ids = prompt.token_ids + [token for token in silence if token is not None]
+            ids = prompt.token_ids + as_ids(token for token in silence if token is not None)
             form = self._answer_form(samples, how)
             return await self._ask(replace(prompt, token_ids=ids), self._most(prompt), seed, watch, form)
         return await self._think_then_answer(prompt, how, watch, samples)
@@ -189,7 +189,7 @@ class Generate:
         ]
         ends = [] if generated[-1:] == [tokenizer.end] else [tokenizer.end]
         more = [token for token in [*said, *generated, *ends, *turn] if token is not None]
-        asked = replace(prompt, token_ids=prompt.token_ids + more)
+        asked = replace(prompt, token_ids=prompt.token_ids + as_ids(more))
         seed = row_seed(self._sampling.seed, f"{prompt.row_id}/again")
         answer = (await self._ask(asked, self._most(prompt), seed, watch, self._answer_form(1, how))).completions[0]
         closed = [*generated].index(tokenizer.think_close or 0) + 1 if completion.opened else 0
@@ -211,7 +211,7 @@ class Generate:
                 ErrorCode.PROMPT_TOO_LONG,
                 f"the prompt has {len(prompt.token_ids)} tokens: nothing of {self._max_model_len} is left to think",
             )
-        opened = replace(prompt, token_ids=[*prompt.token_ids, opening])
+        opened = replace(prompt, token_ids=prompt.token_ids + as_ids([opening]))
         seed = row_seed(self._sampling.seed, prompt.row_id)
         thoughts = await self._ask(opened, most, seed, watch, Form(samples, stop=closing))
         finished = await asyncio.gather(
@@ -239,7 +239,7 @@ class Generate:
             else:
                 return Completion(thinking, thought.finish_reason, opened=True, status=ReasoningStatus.TRUNCATED)
         thinking.append(closing)
-        asked = replace(opened, token_ids=opened.token_ids + thinking)
+        asked = replace(opened, token_ids=opened.token_ids + as_ids(thinking))
         seed = row_seed(self._sampling.seed, f"{opened.row_id}/{sample}")
         left = self._most(opened) - len(thinking) + forced
         generation = await self._ask(asked, left, seed, watch, self._answer_form(1, how))

@@ -20,7 +20,7 @@ from mistral_common.protocol.instruct.request import ChatCompletionRequest
 from pydantic import ValidationError
 
 from magbatch.errors import ErrorCode, ModelError, RowError
-from magbatch.rows import Image, Page, Part, PartAnswer, Prompt, RenderedRow
+from magbatch.rows import Image, Page, Part, PartAnswer, Prompt, RenderedRow, TokenIds, as_ids
 from magbatch.spec import JobSpec
 from magbatch.tokenizer import Tokenizer, blank
 
@@ -136,7 +136,7 @@ class Prompter:
             return self._truncated(row)
         if self._overflow == "map_reduce":
             parts = [self._part(row, pages) for pages in self._groups(row)]
-            return Prompt(row.row_id, [], row.images, row.total_pages, parts, row.messages)
+            return Prompt(row.row_id, as_ids(), row.images, row.total_pages, parts, row.messages)
         raise self._too_long(row)
 
     def combine(self, prompt: Prompt, findings: Sequence[PartAnswer]) -> list[Part]:
@@ -180,18 +180,18 @@ class Prompter:
             parts.append(Part(first, last, token_ids, images))
         return parts
 
-    def _encode(self, messages: list[dict[str, Any]], images: list[Image]) -> tuple[list[int], list[Image]]:
+    def _encode(self, messages: list[dict[str, Any]], images: list[Image]) -> tuple[TokenIds, list[Image]]:
         """The prompt of a chat, and its images in the order in which they stand in it."""
         text = _lone_text(messages) if self._frame is not None and not images else None
         if self._frame is not None and text is not None:
             head, tail = self._frame
-            return [*head, *self._tokenizer.encode_text(text), *tail], []
+            return head + self._tokenizer.encode_text(text) + tail, []
         return self._encode_chat(messages, images)
 
-    def _learn_frame(self) -> tuple[list[int], list[int]] | None:
+    def _learn_frame(self) -> tuple[TokenIds, TokenIds] | None:
         """The ids around a lone question, for most rows are one: mistral_common takes twice as long for the chat as
         for its text. None where this tokenizer does not simply put the text's own ids between the same others."""
-        frame: tuple[list[int], list[int]] | None = None
+        frame: tuple[TokenIds, TokenIds] | None = None
         for probe in PROBES:
             try:
                 whole, _ = self._encode_chat([{"role": "user", "content": [{"text": probe}]}], [])
@@ -203,17 +203,17 @@ class Prompter:
                 if not places:
                     return None
                 frame = whole[: places[-1]], whole[places[-1] + len(body) :]
-            if whole != [*frame[0], *body, *frame[1]]:
+            if whole != frame[0] + body + frame[1]:
                 return None
         return frame
 
-    def _encode_chat(self, messages: list[dict[str, Any]], images: list[Image]) -> tuple[list[int], list[Image]]:
+    def _encode_chat(self, messages: list[dict[str, Any]], images: list[Image]) -> tuple[TokenIds, list[Image]]:
         """As `_encode`, by Mistral's own tokenizer in any case."""
         try:
             chat: list[Any] = [_message(message, images) for message in messages]
             if self._system is not None and not any(isinstance(message, SystemMessage) for message in chat):
                 chat.insert(0, self._system)
-            token_ids = self._tokenizer.encode(ChatCompletionRequest(messages=chat, **self._effort))
+            token_ids = as_ids(self._tokenizer.encode(ChatCompletionRequest(messages=chat, **self._effort)))
         except (MistralCommonException, ValidationError) as error:
             raise RowError(ErrorCode.INVALID_MESSAGES, f"the tokenizer refuses this chat: {error}") from error
         shown = [images[part["image"]] for message in messages for part in message["content"] if "image" in part]
@@ -246,7 +246,7 @@ class Prompter:
             return None
         return Prompt(row.row_id, token_ids, images, row.total_pages, [Part(pages[0].number, pages[-1].number)])
 
-    def _asked(self, row: RenderedRow, pages: list[Page], note: str = "") -> tuple[list[int], list[Image]]:
+    def _asked(self, row: RenderedRow, pages: list[Page], note: str = "") -> tuple[TokenIds, list[Image]]:
         images, shown = list(row.images), list[dict[str, Any]]()
         for page in pages:
             caption = CAPTION.format(number=page.number, total=row.total_pages) if row.total_pages > 1 else ""

@@ -93,6 +93,19 @@ def test_bytes_that_are_no_text_are_shown_as_such(tokenizer: Tokenizer) -> None:
     assert tokenizer.decode([36 + 0xFF, 36 + ord("a")]) == "\ufffda"
 
 
+def test_any_text_is_encoded_as_mistral_common_does(checkpoint: Path, tokenizer: Tokenizer) -> None:
+    """Control tokens as text, blanks, characters of several parts, and halves of such, which are no text."""
+    theirs = MistralTokenizer.from_file(str(checkpoint / "tekken.json")).instruct_tokenizer.tokenizer
+    rng = random.Random(1)
+    odd = [*"ab7 \n\t.'é数🙂\u0301\u200d\ud83e\udd99\0", "</s>", "[THINK]", "<|endoftext|>", "  \n", "don't"]
+    for size in range(300):
+        drawn = [rng.choice(odd) if rng.random() < 0.8 else chr(rng.randrange(0x110000)) for _ in range(size % 60)]
+        text = "".join(drawn)
+        ids = tokenizer.encode_text(text)
+        assert ids.tolist() == theirs.encode(text, bos=False, eos=False), repr(text)
+        assert ids.itemsize == 4
+
+
 @pytest.mark.parametrize("control", [True, False])
 def test_any_ids_are_decoded_as_mistral_common_does(checkpoint: Path, tokenizer: Tokenizer, control: bool) -> None:
     """With control tokens among them and without; nearly all of these are no UTF-8."""

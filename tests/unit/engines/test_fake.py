@@ -13,7 +13,7 @@ from magbatch.errors import EngineDeadError, EngineStartError, RequestRejectedEr
 from magbatch.model import engine_args, facts
 from magbatch.pipeline.parse import Parser
 from magbatch.pipeline.prompt import Prompter
-from magbatch.rows import Generation, Prompt, ReasoningStatus, RenderedRow
+from magbatch.rows import Generation, Prompt, ReasoningStatus, RenderedRow, as_ids
 from magbatch.spec import SamplingSpec, parse
 from magbatch.tokenizer import Tokenizer
 
@@ -139,7 +139,7 @@ def test_a_cancelled_row_frees_its_slot(engine: Begin, ask: Ask) -> None:
         stuck = asyncio.create_task(running.generate(ask("one"), max_tokens=10, seed=None))
         await asyncio.sleep(0)
         stuck.cancel()
-        return await running.generate(Prompt("empty", []), max_tokens=0, seed=None)
+        return await running.generate(Prompt("empty", as_ids()), max_tokens=0, seed=None)
 
     assert asyncio.run(asyncio.wait_for(play(), 30)).completions[0].token_ids == []
 

@@ -14,7 +14,7 @@ from magbatch.errors import ErrorCode, Step, StorageError
 from magbatch.job.ledger import Ledger
 from magbatch.job.prepare import BLOCK_SCHEMA, Preparer, ShardPrompts, from_block, prepare, to_block
 from magbatch.pipeline.write import PartWriter
-from magbatch.rows import DeadLetter, Image, Prompt, Shard
+from magbatch.rows import DeadLetter, Image, Prompt, Shard, as_ids
 from magbatch.storage.inputs import read_at_most
 from magbatch.storage.s3 import NoBucketError
 
@@ -63,7 +63,7 @@ def test_a_block_is_one_record_whatever_the_shard_holds() -> None:
     picture = Image.of(2, 1, bytes(range(6)))
     work = ShardPrompts(
         7,
-        [Prompt("r-2", [5, 6], [picture, Image.of(1, 1, b"abc")]), Prompt("r-0", [1, 2, 3])],
+        [Prompt("r-2", as_ids([5, 6]), [picture, Image.of(1, 1, b"abc")]), Prompt("r-0", as_ids([1, 2, 3]))],
         [DeadLetter("r-1", Step.RENDER, ErrorCode.MISSING_VALUE, "größe ist leer: 日本")],
         CARRIED,
         {"r-0": 0, "r-1": 1, "r-2": 2},
@@ -74,7 +74,7 @@ def test_a_block_is_one_record_whatever_the_shard_holds() -> None:
     assert (block.column("shard").to_pylist(), block.column("rows").to_pylist()) == ([7], [3])
     again = through_a_block(work)
     assert again.shard == 7
-    assert again.prompts == [Prompt("r-0", [1, 2, 3]), Prompt("r-2", [5, 6], [picture, Image.of(1, 1, b"abc")])]
+    assert again.prompts == work.prompts[::-1]
     assert again.failed == work.failed
     assert again.positions == work.positions
     assert again.carried.equals(CARRIED)
@@ -83,7 +83,7 @@ def test_a_block_is_one_record_whatever_the_shard_holds() -> None:
 def test_images_are_made_into_records_a_few_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("magbatch.job.prepare.RECORDS_BYTES", 3 * 1000)
     images = [Image.of(10, 10, bytes([shade]) * 300) for shade in range(50)]
-    prompts = [Prompt(f"r-{index}", [index], [image]) for index, image in enumerate(images)]
+    prompts = [Prompt(f"r-{index}", as_ids([index]), [image]) for index, image in enumerate(images)]
     ids = [prompt.row_id for prompt in prompts]
     work = ShardPrompts(1, prompts, [], pa.table({"id": ids}), {one: index for index, one in enumerate(ids)})
     batches = list(pa.ipc.open_stream(to_block(work).column("payload")[0].as_buffer()))
@@ -100,13 +100,13 @@ def test_a_shard_without_rows_is_a_block(carried: pa.Table) -> None:
 
 def test_blocks_that_were_joined_come_apart_again() -> None:
     works = [
-        ShardPrompts(number, [Prompt(f"r-{number}", [number])], [], pa.table({"id": [str(number)]}), {f"r-{number}": 0})
-        for number in range(3)
+        ShardPrompts(number, [Prompt(row, as_ids([number]))], [], pa.table({"id": [str(number)]}), {row: 0})
+        for number, row in enumerate(["r-0", "r-1", "r-2"])
     ]
     joined = pa.concat_tables([to_block(work) for work in works])
     assert [(work.shard, work.prompts, work.carried.to_pylist()) for work in from_block(joined.slice(1))] == [
-        (1, [Prompt("r-1", [1])], [{"id": "1"}]),
-        (2, [Prompt("r-2", [2])], [{"id": "2"}]),
+        (1, [Prompt("r-1", as_ids([1]))], [{"id": "1"}]),
+        (2, [Prompt("r-2", as_ids([2]))], [{"id": "2"}]),
     ]
 
 

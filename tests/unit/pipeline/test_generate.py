@@ -13,7 +13,7 @@ from magbatch.engines import EngineConfig, start
 from magbatch.engines.base import FREE, Form, OnTokens
 from magbatch.errors import EngineDeadError, ErrorCode, RequestFailedError, RequestRejectedError, RowError
 from magbatch.pipeline.generate import Admission, Generate, RepetitionGuard, row_seed
-from magbatch.rows import Completion, Generation, Prompt
+from magbatch.rows import Completion, Generation, Prompt, as_ids
 from magbatch.spec import SamplingSpec
 from magbatch.tokenizer import Tokenizer
 
@@ -64,7 +64,7 @@ class Listening:
 
 
 def prompt(tokens: int, row_id: str = "row") -> Prompt:
-    return Prompt(row_id, [100] * tokens)
+    return Prompt(row_id, as_ids([100] * tokens))
 
 
 def ask(engine: Any, sampling: SamplingSpec, context: int, *prompts: Prompt) -> list[Generation]:

@@ -17,7 +17,7 @@ from PIL import Image as Pillow
 
 from magbatch.errors import ErrorCode, ModelError, RowError
 from magbatch.pipeline.prompt import Prompter, system_message
-from magbatch.rows import Image, Prompt, RenderedRow
+from magbatch.rows import Image, Prompt, RenderedRow, TokenIds, as_ids
 from magbatch.spec import JobSpec
 from magbatch.tiny.wording import SYSTEM_PROMPT
 from magbatch.tokenizer import Tokenizer
@@ -26,12 +26,12 @@ CONTEXT = 8192
 
 
 @pytest.fixture(scope="module")
-def mistral(checkpoint: Path) -> Callable[..., list[int]]:
+def mistral(checkpoint: Path) -> Callable[..., TokenIds]:
     """Mistral's own encoding of a chat, by a tokenizer that magbatch has not touched."""
     tokenizer = MistralTokenizer.from_file(str(checkpoint / "tekken.json"))
 
-    def encode(*messages: Any) -> list[int]:
-        return list(tokenizer.encode_chat_completion(ChatCompletionRequest(messages=list(messages))).tokens)
+    def encode(*messages: Any) -> TokenIds:
+        return as_ids(tokenizer.encode_chat_completion(ChatCompletionRequest(messages=list(messages))).tokens)
 
     return encode
 
@@ -50,7 +50,7 @@ def encode(make_spec: Callable[..., JobSpec], checkpoint: Path, tokenizer: Token
 
 
 Encode = Callable[..., Prompt]
-Mistral = Callable[..., list[int]]
+Mistral = Callable[..., TokenIds]
 NO_SYSTEM = {"system": "none"}
 
 

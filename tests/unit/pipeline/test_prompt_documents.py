@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from magbatch.errors import ErrorCode, RowError
 from magbatch.pipeline.prompt import Prompter
-from magbatch.rows import Image, Page, Part, PartAnswer, Prompt, ReasoningStatus, RenderedRow
+from magbatch.rows import Image, Page, Part, PartAnswer, Prompt, ReasoningStatus, RenderedRow, as_ids
 from magbatch.spec import JobSpec
 from magbatch.tokenizer import Tokenizer
 
@@ -173,7 +173,7 @@ def test_pages_are_read_in_groups_that_fit(make: Make, tokenizer: Tokenizer) -> 
     ]
     assert prompt.in_parts
     assert prompt.requests == 3
-    assert prompt.token_ids == []
+    assert not prompt.token_ids
     text = tokenizer.show(prompt.parts[1].token_ids)
     assert "These are pages 4 to 6 of 7 of one document" in text
     assert text.endswith("What?[/INST]")
@@ -222,7 +222,7 @@ def test_more_parts_than_pages_may_be_are_refused(make: Make) -> None:
 
 
 def in_parts(total: int = 9) -> Prompt:
-    return Prompt("r", [], [], total, [Part(1, 5, [1]), Part(6, 9, [1])], ASKED)
+    return Prompt("r", as_ids(), [], total, [Part(1, 5, as_ids([1])), Part(6, 9, as_ids([1]))], ASKED)
 
 
 def test_answers_of_parts_become_one_prompt(make: Make, tokenizer: Tokenizer) -> None:

@@ -13,7 +13,7 @@ from magbatch.errors import ErrorCode, ModelError, RowError
 from magbatch.pipeline.generate import Generate, Steering
 from magbatch.pipeline.parse import Parser
 from magbatch.pipeline.prompt import Prompter
-from magbatch.rows import Answer, Generation, Prompt, ReasoningStatus, RenderedRow
+from magbatch.rows import Answer, Generation, Prompt, ReasoningStatus, RenderedRow, as_ids
 from magbatch.spec import JobSpec, parse
 from magbatch.tokenizer import Tokenizer
 
@@ -195,7 +195,7 @@ def test_a_second_answer_follows_the_same_thinking_and_the_objection(asking: Any
 
 def test_a_prompt_that_fills_the_context_is_too_long(asking: Any) -> None:
     job = asking(reasoning={"budget_tokens": 7})
-    job.prompt.token_ids = [100] * (CONTEXT - 2)
+    job.prompt.token_ids = as_ids([100] * (CONTEXT - 2))
     with pytest.raises(RowError) as caught:
         job.answers()
     assert caught.value.code is ErrorCode.PROMPT_TOO_LONG
