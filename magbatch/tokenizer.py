@@ -18,10 +18,12 @@ from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 from PIL import Image as Pillow
 
-from magbatch.errors import ModelError
+from magbatch.errors import ErrorCode, ModelError, RowError
 from magbatch.rows import Image, TokenIds, as_ids
 
 EFFORT_VERSION = 15
+MAX_ORDINARY_CHARACTERS = 100_000  # a tenth of what was seen to panic (tiktoken 0.14: a million blanks in a row)
+UNSPLIT = "a text is too much alike for the tokenizer, a run of a million blanks, say: shorten it"
 
 
 class _CountingImageEncoder(ImageEncoder):
@@ -110,12 +112,22 @@ class Tokenizer:
         return rows * (columns + 1)
 
     def encode_text(self, text: str) -> TokenIds:
-        """Token ids of plain text; what looks like a control token in it stays text."""
+        """Token ids of plain text; what looks like a control token in it stays text.
+
+        Raises:
+            RowError: A run of a million blanks or so is more than tiktoken can split.
+        """
         # mistral_common looks for tiktoken's own control tokens, of which it has none, and counts its own anew for each
         # token: three times as long, for the same ids.
         assert isinstance(self._text, Tekkenizer), "no other has a tekken.json"
-        ids = np.array(self._text._model.encode_ordinary(text), np.int32) + np.int32(self._text.num_special_tokens)
-        return as_ids(ids.tobytes())
+        model = self._text._model
+        try:
+            # What cannot be split panics in `encode_ordinary`, and no `except Exception` would hold it to its row.
+            long = len(text) > MAX_ORDINARY_CHARACTERS
+            ids = np.array(model.encode(text, disallowed_special=()) if long else model.encode_ordinary(text), np.int32)
+        except ValueError as error:
+            raise RowError(ErrorCode.INVALID_MESSAGES, f"{UNSPLIT}: {error}") from error
+        return as_ids((ids + np.int32(self._text.num_special_tokens)).tobytes())
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of ids; control tokens have none."""

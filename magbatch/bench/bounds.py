@@ -1,4 +1,4 @@
-"""What magbatch adds to an engine, each against what it cannot be better than.
+"""What magbatch adds to an engine, each against the same work done by hand.
 
 Occupancy of the engine's slots; jobs without an engine against bare loops over the same libraries; peak memory as the
 rows grow; and the time from the command to the first request against vLLM started by hand.

@@ -179,8 +179,8 @@ def test_every_column_of_the_outputs_own_is_reserved() -> None:
 
 def test_the_size_of_a_prompt_counts_its_tokens_and_its_pixels() -> None:
     image = Image.of(28, 56, bytes(28 * 56 * 3))
-    assert Prompt("r", as_ids([1] * 100)).size_bytes == 800
-    assert Prompt("r", as_ids([1] * 100), [image, image]).size_bytes == 800 + 2 * 28 * 56 * 3
+    assert Prompt("r", as_ids([1] * 100)).size_bytes == 4000
+    assert Prompt("r", as_ids([1] * 100), [image, image]).size_bytes == 4000 + 2 * 28 * 56 * 3
 
 
 @pytest.mark.parametrize(
