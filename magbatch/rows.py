@@ -24,7 +24,9 @@ import pyarrow as pa
 from magbatch.errors import ErrorCode, Step
 
 SCHEMA_VERSION = "1"
-TOKEN_BYTES = 4 + 36  # of an unfinished row: in the prompt's array, and in the list of integers that the engine is given
+TOKEN_BYTES = (
+    4 + 36
+)  # of an unfinished row: in the prompt's array, and in the list of integers that the engine is given
 _PACKING = "lz4_raw"  # of pixels
 
 TokenIds: TypeAlias = "array[int]"
@@ -241,7 +243,7 @@ class Prompt:
 
     @property
     def size_bytes(self) -> int:
-        """Memory that the row takes while it is unfinished: the engine has its ids in lists too, its images unpacked."""
+        """Memory of the row while it is unfinished: the engine has its ids in lists too, its images unpacked."""
         held: list[Prompt | Part] = [self, *self.parts]
         return sum(TOKEN_BYTES * len(one.token_ids) + sum(image.size_bytes for image in one.images) for one in held)
 

@@ -40,6 +40,7 @@ SETTINGS = {
     ),
     "compilation_config": ("mode", "cudagraph_mode", "backend"),
     "load_config": ("load_format",),
+    "model_config.multimodal_config": ("mm_processor_cache_gb",),
 }  # fmt: skip
 
 
@@ -103,7 +104,7 @@ def resolved(config: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for part, names in SETTINGS.items():
         for name in names:
-            value = getattr(getattr(config, part, None), name, None)
+            value = functools.reduce(lambda held, one: getattr(held, one, None), [*part.split("."), name], config)
             found[f"{part}.{name}"] = value if value is None or isinstance(value, bool | int | float) else str(value)
     return found
 

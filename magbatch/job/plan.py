@@ -61,6 +61,7 @@ class Plan:
         columns: The input columns that the job reads, with the types all files are brought to.
         offsets: Position in `table` at which each shard begins, and the end.
         group: The column by which rows are grouped; None where they keep the order of their files.
+        shared: Rows were seen to share what their prompts begin with, whether they are grouped or not.
         note: What was found about groups when the plan was made, for people; it is not stored.
     """
 
@@ -68,14 +69,23 @@ class Plan:
     columns: pa.Schema
     offsets: list[int]
     group: str | None = None
+    shared: bool = False
     note: str | None = field(default=None, compare=False)
 
     @classmethod
-    def of(cls, table: pa.Table, columns: pa.Schema, group: str | None = None, note: str | None = None) -> "Plan":
+    def of(
+        cls,
+        table: pa.Table,
+        columns: pa.Schema,
+        *,
+        group: str | None = None,
+        shared: bool = False,
+        note: str | None = None,
+    ) -> "Plan":
         """A plan over its segments."""
         shards = table.column("shard").to_numpy()
         starts = [0, *(int(index) + 1 for index in (shards[1:] != shards[:-1]).nonzero()[0])] if len(shards) else []
-        return cls(table, columns, [*starts, len(shards)], group, note)
+        return cls(table, columns, [*starts, len(shards)], group, shared, note)
 
     @property
     def num_shards(self) -> int:
@@ -128,7 +138,7 @@ class Plan:
     def subset(self, row_ids: Iterable[str], spec: JobSpec) -> "Plan":
         """The plan of a job that asks only these rows, by the same ids; files that cannot be read stay behind."""
         segments = [segment for _, segment in self._chosen(row_ids)]
-        return _planned(segments, spec, self.columns)
+        return _planned(segments, spec, self.columns, shared=self.shared)
 
     def _chosen(self, row_ids: Iterable[str]) -> Iterator[tuple[int, Segment]]:
         """Consecutive rows and their shard, in the order of the plan."""
@@ -156,6 +166,8 @@ class Plan:
         metadata = {"magbatch.columns": base64.b64encode(self.columns.serialize().to_pybytes()).decode()}
         if self.group is not None:
             metadata["magbatch.group"] = base64.b64encode(self.group.encode()).decode()
+        if self.shared:
+            metadata["magbatch.shared"] = ""
         sink = io.BytesIO()
         pq.write_table(self.table.replace_schema_metadata(metadata), sink, compression="zstd")
         return sink.getvalue()
@@ -171,10 +183,11 @@ class Plan:
             table = pq.read_table(io.BytesIO(data))
             metadata = table.schema.metadata or {}
             columns = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(metadata[b"magbatch.columns"])))
-            group = metadata.get(b"magbatch.group")
+            group, shared = metadata.get(b"magbatch.group"), b"magbatch.shared" in metadata
             if group is None:
-                return cls.of(table.cast(_COLUMNS), columns)
-            return cls.of(table.cast(_COLUMNS.append(_POSITIONS)), columns, base64.b64decode(group).decode())
+                return cls.of(table.cast(_COLUMNS), columns, shared=shared)
+            by = base64.b64decode(group).decode()
+            return cls.of(table.cast(_COLUMNS.append(_POSITIONS)), columns, group=by, shared=True)
         except (pa.ArrowException, KeyError, ValueError, OSError) as error:
             raise OutputError(f"_magbatch/plan.parquet is damaged: {error}") from error
 
@@ -266,8 +279,9 @@ def make_plan(spec: JobSpec, limit: int | None = None, take: Callable[[ObjectInf
         sources = [Source(segment.path, segment.rows, footers.get(segment.path)) for segment in segments]
         arranged, note = arrange(lead, sources, *_shard_rows(segments, spec, columns))
         if arranged is not None:
-            return Plan.of(_grouped(arranged, segments), columns, lead.column, note)
-    return _planned(segments, spec, columns, note)
+            return Plan.of(_grouped(arranged, segments), columns, group=lead.column, shared=True, note=note)
+    # With a note, rows share values and are not grouped all the same; or values could not be looked at.
+    return _planned(segments, spec, columns, shared=note is not None, note=note)
 
 
 def _shard_rows(segments: list[Segment], spec: JobSpec, columns: pa.Schema) -> tuple[int, int]:
@@ -283,13 +297,15 @@ def _shard_rows(segments: list[Segment], spec: JobSpec, columns: pa.Schema) -> t
     return min([rows, *bounds]), min([most, *bounds])
 
 
-def _planned(segments: list[Segment], spec: JobSpec, columns: pa.Schema, note: str | None = None) -> Plan:
+def _planned(
+    segments: list[Segment], spec: JobSpec, columns: pa.Schema, *, shared: bool = False, note: str | None = None
+) -> Plan:
     shard_rows, _ = _shard_rows(segments, spec, columns)
     records = [
         {"shard": shard, **{name: getattr(segment, name) for name in _COLUMNS.names if name != "shard"}}
         for shard, segment in _pack(segments, shard_rows)
     ]
-    return Plan.of(pa.Table.from_pylist(records, schema=_COLUMNS), columns, note=note)
+    return Plan.of(pa.Table.from_pylist(records, schema=_COLUMNS), columns, shared=shared, note=note)
 
 
 def _grouped(arranged: Arranged, segments: list[Segment]) -> pa.Table:

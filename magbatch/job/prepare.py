@@ -60,10 +60,12 @@ class Job:
     Attributes:
         spec: The job.
         columns: The input columns that it reads, with the plan's types.
+        shared: Rows were seen to share what their prompts begin with.
     """
 
     spec: JobSpec
     columns: pa.Schema
+    shared: bool = False
 
     @property
     def carry(self) -> pa.Schema:

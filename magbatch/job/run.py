@@ -165,7 +165,9 @@ def complete(spec: JobSpec, plan: Plan, ledger: Ledger, console: Console, lease:
     with Exporter(spec, progress, say).serving(), heartbeat.beating():
         if before:
             _look_back(ledger, progress, say)
-        the_run = _answer(Job(spec, plan.columns), plan, ledger, done, ProgressLine(console, progress), lease)
+        the_run = _answer(
+            Job(spec, plan.columns, plan.shared), plan, ledger, done, ProgressLine(console, progress), lease
+        )
         the_run.seconds = time.monotonic() - began
         report = _finish(spec, plan, ledger, the_run, progress, lease)
         progress.finish(report.totals)
@@ -274,7 +276,8 @@ class _Serving:
 
 def _finish(spec: JobSpec, plan: Plan, ledger: Ledger, the_run: Run, progress: JobProgress, lease: Lease) -> Report:
     """Prove the output complete; the manifest is written last, after the report."""
-    args, missing = engine_args(spec, facts(locate(spec.model, weights=False))), list[str]()
+    args = engine_args(spec, facts(locate(spec.model, weights=False)), shared=plan.shared)
+    missing: list[str] = []
     for wait_s in (*LATE_LISTING_S, 0.0):
         slowest, reports = Slowest(spec.input.columns.id), list[Report]()
         with DuplicateIds(spec.input.columns.id) as ids:

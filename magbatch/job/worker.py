@@ -95,9 +95,9 @@ class Worker:
         budget.daemon = True
         budget.start()
         try:
+            checkpoint = locate(spec.model, weights=spec.model.engine != "fake")
             with uncollected():
-                checkpoint = locate(spec.model, weights=spec.model.engine != "fake")
-                args = engine_args(spec, facts(checkpoint))
+                args = engine_args(spec, facts(checkpoint), shared=job.shared)
                 tokenizer = Tokenizer(checkpoint)
                 engine = start(
                     spec.model.engine,

@@ -247,8 +247,22 @@ def test_what_is_too_large_to_group_is_said(
     assert shown["group"] is None
     assert note in shown["notes"][-1]
     assert in_order(texts.plan) == list(range(80))
+    assert texts.plan.shared
     forced = make_plan(texts.spec(input={"group": "text"}))
     assert forced.group == (None if bound == "MAX_GROUPED_ROWS" else "text")
+
+
+@pytest.mark.parametrize(("in_groups", "shared"), [(10, True), (80, False)])
+def test_that_rows_share_something_outlives_the_plans_file_and_a_retry(
+    texts: SmallJob, in_groups: int, shared: bool
+) -> None:
+    ask_about(texts, shuffled(80, in_groups))
+    plan = texts.plan
+    assert (plan.group, plan.shared) == ("text" if shared else None, shared)
+    assert Plan.from_bytes(plan.to_bytes()) == plan
+    some = plan.subset(texts.row_ids()[:5], texts.spec())
+    assert Plan.from_bytes(some.to_bytes()) == some
+    assert (some.group, some.shared) == (None, shared)
 
 
 def test_a_preview_says_how_rows_are_grouped(texts: SmallJob) -> None:
