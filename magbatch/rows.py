@@ -24,9 +24,8 @@ import pyarrow as pa
 from magbatch.errors import ErrorCode, Step
 
 SCHEMA_VERSION = "1"
-TOKEN_BYTES = (
-    4 + 36
-)  # of an unfinished row: in the prompt's array, and in the list of integers that the engine is given
+# Of an unfinished row's token: in the prompt's array, and in the list of integers that the engine is given.
+TOKEN_BYTES = 4 + 36
 _PACKING = "lz4_raw"  # of pixels
 
 TokenIds: TypeAlias = "array[int]"

@@ -72,6 +72,18 @@ def test_a_target_is_a_bound(value: float, least: bool, met: bool) -> None:
     assert Target("x", value, 0.98, least=least).met is met
 
 
+@pytest.mark.parametrize(
+    ("ray", "verdict"),
+    [(1.2, "missed; raw itself 1.20"), (1.4, "missed"), (2.0, "met")],  # seconds of a round; raw takes 1.0
+)
+def test_what_raw_misses_as_well_is_beyond_the_engine(ray: float, verdict: str) -> None:
+    found = Suite("text", 100, 6000, 9000, 400)
+    found.runs = [run(RAW, 1, 1.0), run(MAGBATCH, 1, 1.1), run(RAY, 1, ray)]
+    assert f"| text: magbatch / ray.data.llm, tokens/s | {ray / 1.1:.3f} | ≥ 1.3 | {verdict} |" in markdown(
+        [found], targets(found), MACHINE
+    )
+
+
 def test_a_number_without_a_bound_is_shown_and_not_judged() -> None:
     one = Target("slots, raw", 0.996, None)
     assert one.met
