@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from magbatch.errors import ModelError
-from magbatch.spec import AUTO, JobSpec, ModelSpec
+from magbatch.spec import JobSpec, ModelSpec
 from magbatch.storage.inputs import fetch_prefix
 
 SMALL_FILES = ("params.json", "tekken.json", "SYSTEM_PROMPT.txt")
@@ -153,7 +153,7 @@ def facts(path: Path) -> ModelFacts:
         raise ModelError(f"{path / 'params.json'}: not a model's configuration: {error}") from error
 
 
-def engine_args(spec: JobSpec, model: ModelFacts, *, shared: bool = False) -> dict[str, Any]:
+def engine_args(spec: JobSpec, model: ModelFacts, *, distinct: bool = False) -> dict[str, Any]:
     """The engine's arguments: magbatch's offline defaults below what the spec sets.
 
     vLLM's own defaults suit serving: without these, `AsyncLLM` takes 128 sequences and 2,048
@@ -162,7 +162,7 @@ def engine_args(spec: JobSpec, model: ModelFacts, *, shared: bool = False) -> di
     Args:
         spec: The job.
         model: Its model.
-        shared: Rows were seen to share what their prompts begin with; see `Plan.shared`.
+        distinct: Hardly two rows begin with the same; see `Plan.distinct`.
     """
     gpus = spec.replicas.gpus
     # The smallest context in which no allowed prompt loses any of its max_tokens.
@@ -191,9 +191,10 @@ def engine_args(spec: JobSpec, model: ModelFacts, *, shared: bool = False) -> di
         defaults["structured_outputs_config"] = {"backend": "guidance", "disable_any_whitespace": True}
     if model.image_size:
         defaults["limit_mm_per_prompt"] = {"image": spec.limits.max_images}
-        if not _images_repeat(spec, shared):
-            # Where each image comes once, vLLM would fill 4 GB with images for nobody, each in fresh memory: taking
-            # that from the kernel costs the engine 5% (two CPU cores; bench/NOTES.md).
+        chosen = "mm_processor_cache_type" in spec.model.engine_args
+        if distinct and not chosen and _images_come_once(spec):
+            # vLLM would fill 4 GB with images for nobody, each in fresh memory: taking that from the kernel cost the
+            # engine up to 5% (two CPU cores; bench/NOTES.md).
             defaults["mm_processor_cache_gb"] = 0
     if not gpus:
         defaults |= {
@@ -205,9 +206,9 @@ def engine_args(spec: JobSpec, model: ModelFacts, *, shared: bool = False) -> di
     return defaults | spec.model.engine_args
 
 
-def _images_repeat(spec: JobSpec, shared: bool) -> bool:
-    """Whether an image may come to the engine more than once, or nobody has looked whether it does."""
+def _images_come_once(spec: JobSpec) -> bool:
+    """Whether each image comes to the engine once, if hardly two rows begin with the same."""
     columns = spec.input.columns
     asked_again = spec.answer.schema is not None or spec.reasoning.budget_tokens is not None  # for the answer's tokens
     pictures = [*filter(None, [columns.document]), *columns.images]  # the first of which is what a plan looks at
-    return shared or asked_again or spec.input.group != AUTO or len(pictures) != 1
+    return len(pictures) == 1 and not asked_again

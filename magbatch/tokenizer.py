@@ -17,6 +17,7 @@ from mistral_common.tokens.tokenizers.image import ImageEncoder, ImageEncoding
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 from PIL import Image as Pillow
+from pydantic import ValidationError
 
 from magbatch.errors import ErrorCode, ModelError, RowError
 from magbatch.rows import Image, TokenIds, as_ids
@@ -92,8 +93,19 @@ class Tokenizer:
             return None
 
     def encode(self, request: Any) -> list[int]:
-        """Token ids of a `ChatCompletionRequest`, images expanded; raises what mistral_common raises."""
-        return list(self._chat.encode_chat_completion(request).tokens)
+        """Token ids of a `ChatCompletionRequest`, images expanded.
+
+        Raises:
+            MistralCommonException: It is not a chat for this model.
+            ValidationError: The same.
+            RowError: As `encode_text`.
+        """
+        try:
+            return list(self._chat.encode_chat_completion(request).tokens)
+        except (MistralCommonException, ValidationError):
+            raise
+        except ValueError as error:  # of tiktoken
+            raise RowError(ErrorCode.INVALID_MESSAGES, f"{UNSPLIT}: {error}") from error
 
     @property
     def takes_effort(self) -> bool:

@@ -117,7 +117,7 @@ def resolved_args(machine: Machine, workload: Workload) -> tuple[Path, dict[str,
     """The checkpoint and the engine arguments of every arm: those that magbatch's own job gets."""
     spec = job(workload, Path("/nowhere"), Path("/nowhere/out"), machine.settings)
     checkpoint = locate(spec.model, weights=True)
-    return checkpoint, engine_args(spec, facts(checkpoint))
+    return checkpoint, engine_args(spec, facts(checkpoint), distinct=True)  # as the plan finds it: no image comes twice
 
 
 class _Launched(ABC):

@@ -40,7 +40,7 @@ SETTINGS = {
     ),
     "compilation_config": ("mode", "cudagraph_mode", "backend"),
     "load_config": ("load_format",),
-    "model_config.multimodal_config": ("mm_processor_cache_gb",),
+    "model_config.multimodal_config": ("mm_processor_cache_gb", "mm_processor_cache_type"),
 }  # fmt: skip
 
 

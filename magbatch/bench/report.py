@@ -25,7 +25,7 @@ class Target:
         least: Whether the bound is a least.
         runs: What the value is made of, in the order of the runs.
         unit: Of the runs.
-        raw: What `raw`, the most that the engine can do, has in the same ratio; None where there is no such thing.
+        raw: What `raw` has in the same ratio; None where there is no such thing.
     """
 
     what: str
@@ -45,13 +45,13 @@ class Target:
 
     @property
     def verdict(self) -> str:
-        """In words; a target that `raw` misses as well is beyond the engine, whatever stands around it."""
+        """In words, with the ratio of `raw` where it misses the target as well."""
         if self.bound is None:
             return "-"
         if self.met:
             return "met"
-        beyond = self.raw is not None and self.raw < self.bound
-        return f"missed; raw itself {self.raw:.2f}" if beyond else "missed"
+        also = self.raw is not None and self.raw < self.bound
+        return f"missed; raw itself {self.raw:.3f}" if also else "missed"
 
 
 def targets(suite: Suite) -> list[Target]:
@@ -62,8 +62,8 @@ def targets(suite: Suite) -> list[Target]:
     for arm, bound in wanted:
         ratio = suite.ratio(MAGBATCH, arm)
         if ratio is not None:
-            ceiling = None if arm == RAW else suite.ratio(RAW, arm)
-            found.append(Target(f"{suite.workload}: magbatch / {arm}, tokens/s", ratio, bound, raw=ceiling))
+            beside = None if arm == RAW else suite.ratio(RAW, arm)
+            found.append(Target(f"{suite.workload}: magbatch / {arm}, tokens/s", ratio, bound, raw=beside))
     return found
 
 

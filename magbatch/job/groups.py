@@ -7,7 +7,7 @@ read, and only where footers and the first rows show that its values repeat; of 
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 
 import numpy as np
@@ -76,6 +76,44 @@ class Source:
     footer: Footer | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What became of the column.
+
+    Attributes:
+        arranged: The shards; None where rows keep their order.
+        note: What a person should know of it.
+        distinct: Its first values were looked at, and hardly one comes twice.
+    """
+
+    arranged: Arranged | None = None
+    note: str | None = None
+    distinct: bool = False
+
+
+@dataclass(slots=True)
+class _Seen:
+    """The column's first values.
+
+    Attributes:
+        lengths: Bytes by the value's hash.
+        valued: Rows that have one.
+    """
+
+    lengths: dict[int, int] = field(default_factory=dict)
+    valued: int = 0
+
+    @property
+    def distinct(self) -> bool:
+        """Whether hardly one comes twice."""
+        return len(self.lengths) > UNIQUE * self.valued
+
+    def shared(self, *, document: bool) -> bool:
+        """Whether rows share them, and they are long; documents are, whatever their names are."""
+        enough = 0 < len(self.lengths) * MIN_ROWS_A_VALUE <= self.valued
+        return enough and (document or sum(self.lengths.values()) >= MIN_SHARED_BYTES * len(self.lengths))
+
+
 def lead_of(spec: JobSpec) -> Lead | None:
     """The column that may hold what rows share; None where there is none, or the spec wants no groups."""
     columns, group = spec.input.columns, spec.input.group
@@ -132,7 +170,7 @@ def _short(chunk: pq.ColumnChunkMetaData) -> bool:
     return not isinstance(least, bytes) or max(len(least), len(most)) < SHORT_BYTES
 
 
-def arrange(lead: Lead, sources: list[Source], target: int, most: int) -> tuple[Arranged | None, str | None]:
+def arrange(lead: Lead, sources: list[Source], target: int, most: int) -> Found:
     """Shards of a job whose rows share prefixes.
 
     Args:
@@ -141,9 +179,6 @@ def arrange(lead: Lead, sources: list[Source], target: int, most: int) -> tuple[
         target: Rows in a shard.
         most: Rows that a shard may have where that keeps a group whole.
 
-    Returns:
-        The shards, or None where they are not grouped; and what a person should know of it, or None.
-
     Raises:
         StorageError: The input's storage does not answer.
     """
@@ -151,43 +186,49 @@ def arrange(lead: Lead, sources: list[Source], target: int, most: int) -> tuple[
         sources = [one if one.footer and one.footer.may_repeat else replace(one, footer=None) for one in sources]
     footers = [one.footer for one in sources if one.footer is not None]
     if not footers and lead.forced:
-        return None, f"input.group: {lead.column!r} is made of other columns: rows are left in their order"
-    if not footers or (not lead.forced and not _shared(lead, sources)):
-        return None, None
+        return Found(note=f"input.group: {lead.column!r} is made of other columns: rows are left in their order")
+    if not footers:
+        return Found()
+    if not lead.forced:
+        seen = _look(lead, sources)
+        if not seen.shared(document=lead.document):
+            return Found(distinct=seen.distinct)
     rows, read = sum(one.rows for one in sources), sum(footer.lead_bytes for footer in footers)
     if rows > MAX_GROUPED_ROWS:
-        return None, f"rows share {lead.column!r}, but above {MAX_GROUPED_ROWS:,} rows they are left in their order"
+        note = f"rows share {lead.column!r}, but above {MAX_GROUPED_ROWS:,} rows they are left in their order"
+        return Found(note=note)
     if not lead.forced and read > MAX_PLAN_BYTES:
-        return None, (
-            f"rows share {lead.column!r}, but to group them {read >> 20:,} MB would be read first; "
+        return Found(
+            note=f"rows share {lead.column!r}, but to group them {read >> 20:,} MB would be read first; "
             f"input.group: {lead.column} does it all the same"
         )
     with ThreadPoolExecutor(READERS) as pool:
         values = list(pool.map(lambda one: _all_values(one, lead.column), sources))
     if all(one is None for one in values):
-        return None, f"no file's {lead.column!r} can be read as text, bytes or numbers: rows are left in their order"
+        note = f"no file's {lead.column!r} can be read as text, bytes or numbers: rows are left in their order"
+        return Found(note=note)
     cutter = Cutter(target, most)
     for piece in pieces([one.rows for one in sources], values):
         cutter.add(piece)
-    return cutter.arranged(), cutter.note(lead.column)
+    return Found(cutter.arranged(), cutter.note(lead.column))
 
 
-def _shared(lead: Lead, sources: list[Source]) -> bool:
-    """Whether rows of the first window share values that are long."""
-    lengths: dict[int, int] = {}
-    rows = size = valued = 0
+def _look(lead: Lead, sources: list[Source]) -> _Seen:
+    """The values of the first window, or of an eighth of it where hardly one comes twice."""
+    seen = _Seen()
+    rows = size = 0
     for path, footer in [(one.path, one.footer) for one in sources if one.footer is not None][:MAX_FILES_LOOKED_AT]:
         try:
             for found in _values(path, lead.column, footer):
                 there = found.hashes != _NULL
-                lengths |= zip(
+                seen.lengths |= zip(
                     found.hashes[there].tolist(), (found.sizes - footer.row_bytes)[there].tolist(), strict=True
                 )
                 rows, size = rows + len(found.hashes), size + int(found.sizes.sum())
-                valued += int(there.sum())
+                seen.valued += int(there.sum())
                 looked = max(rows / windows.WINDOW_ROWS, size / windows.WINDOW_BYTES)
-                if looked > 1 / 8 and len(lengths) > UNIQUE * valued:
-                    return False
+                if looked > 1 / 8 and seen.distinct:
+                    return seen
                 if looked >= 1:
                     break
         except (OSError, pa.ArrowException):
@@ -195,8 +236,7 @@ def _shared(lead: Lead, sources: list[Source]) -> bool:
             continue
         if rows >= windows.WINDOW_ROWS or size >= windows.WINDOW_BYTES:
             break
-    enough = 0 < len(lengths) * MIN_ROWS_A_VALUE <= valued
-    return enough and (lead.document or sum(lengths.values()) >= MIN_SHARED_BYTES * len(lengths))
+    return seen
 
 
 def _look_again(path: str) -> None:

@@ -22,7 +22,7 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 
 from magbatch.errors import ErrorCode, InputError, OutputError, SpecError
-from magbatch.job.groups import Footer, Lead, Source, arrange, footer_of, lead_of
+from magbatch.job.groups import Footer, Found, Lead, Source, arrange, footer_of, lead_of
 from magbatch.job.windows import Arranged
 from magbatch.pipeline.render import template_columns
 from magbatch.rows import Segment, Shard
@@ -61,7 +61,7 @@ class Plan:
         columns: The input columns that the job reads, with the types all files are brought to.
         offsets: Position in `table` at which each shard begins, and the end.
         group: The column by which rows are grouped; None where they keep the order of their files.
-        shared: Rows were seen to share what their prompts begin with, whether they are grouped or not.
+        distinct: What prompts begin with was looked at, and hardly two rows begin with the same; not known of a sample.
         note: What was found about groups when the plan was made, for people; it is not stored.
     """
 
@@ -69,7 +69,7 @@ class Plan:
     columns: pa.Schema
     offsets: list[int]
     group: str | None = None
-    shared: bool = False
+    distinct: bool = False
     note: str | None = field(default=None, compare=False)
 
     @classmethod
@@ -79,13 +79,13 @@ class Plan:
         columns: pa.Schema,
         *,
         group: str | None = None,
-        shared: bool = False,
+        distinct: bool = False,
         note: str | None = None,
     ) -> "Plan":
         """A plan over its segments."""
         shards = table.column("shard").to_numpy()
         starts = [0, *(int(index) + 1 for index in (shards[1:] != shards[:-1]).nonzero()[0])] if len(shards) else []
-        return cls(table, columns, [*starts, len(shards)], group, shared, note)
+        return cls(table, columns, [*starts, len(shards)], group, distinct, note)
 
     @property
     def num_shards(self) -> int:
@@ -138,7 +138,7 @@ class Plan:
     def subset(self, row_ids: Iterable[str], spec: JobSpec) -> "Plan":
         """The plan of a job that asks only these rows, by the same ids; files that cannot be read stay behind."""
         segments = [segment for _, segment in self._chosen(row_ids)]
-        return _planned(segments, spec, self.columns, shared=self.shared)
+        return _planned(segments, spec, self.columns, distinct=self.distinct)
 
     def _chosen(self, row_ids: Iterable[str]) -> Iterator[tuple[int, Segment]]:
         """Consecutive rows and their shard, in the order of the plan."""
@@ -166,8 +166,8 @@ class Plan:
         metadata = {"magbatch.columns": base64.b64encode(self.columns.serialize().to_pybytes()).decode()}
         if self.group is not None:
             metadata["magbatch.group"] = base64.b64encode(self.group.encode()).decode()
-        if self.shared:
-            metadata["magbatch.shared"] = ""
+        if self.distinct:
+            metadata["magbatch.distinct"] = ""
         sink = io.BytesIO()
         pq.write_table(self.table.replace_schema_metadata(metadata), sink, compression="zstd")
         return sink.getvalue()
@@ -183,11 +183,11 @@ class Plan:
             table = pq.read_table(io.BytesIO(data))
             metadata = table.schema.metadata or {}
             columns = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(metadata[b"magbatch.columns"])))
-            group, shared = metadata.get(b"magbatch.group"), b"magbatch.shared" in metadata
+            group, distinct = metadata.get(b"magbatch.group"), b"magbatch.distinct" in metadata
             if group is None:
-                return cls.of(table.cast(_COLUMNS), columns, shared=shared)
+                return cls.of(table.cast(_COLUMNS), columns, distinct=distinct)
             by = base64.b64decode(group).decode()
-            return cls.of(table.cast(_COLUMNS.append(_POSITIONS)), columns, group=by, shared=True)
+            return cls.of(table.cast(_COLUMNS.append(_POSITIONS)), columns, group=by)
         except (pa.ArrowException, KeyError, ValueError, OSError) as error:
             raise OutputError(f"_magbatch/plan.parquet is damaged: {error}") from error
 
@@ -273,15 +273,14 @@ def make_plan(spec: JobSpec, limit: int | None = None, take: Callable[[ObjectInf
 
     if limit is not None:
         return _planned(_sample(files, limit), spec, columns)
-    segments, note = _everything(files), None
+    segments, found = _everything(files), Found()
     if lead is not None:
         footers = {file.info.name: file.lead for file in files if file.problem is None}
         sources = [Source(segment.path, segment.rows, footers.get(segment.path)) for segment in segments]
-        arranged, note = arrange(lead, sources, *_shard_rows(segments, spec, columns))
-        if arranged is not None:
-            return Plan.of(_grouped(arranged, segments), columns, group=lead.column, shared=True, note=note)
-    # With a note, rows share values and are not grouped all the same; or values could not be looked at.
-    return _planned(segments, spec, columns, shared=note is not None, note=note)
+        found = arrange(lead, sources, *_shard_rows(segments, spec, columns))
+        if found.arranged is not None:
+            return Plan.of(_grouped(found.arranged, segments), columns, group=lead.column, note=found.note)
+    return _planned(segments, spec, columns, distinct=found.distinct, note=found.note)
 
 
 def _shard_rows(segments: list[Segment], spec: JobSpec, columns: pa.Schema) -> tuple[int, int]:
@@ -298,14 +297,14 @@ def _shard_rows(segments: list[Segment], spec: JobSpec, columns: pa.Schema) -> t
 
 
 def _planned(
-    segments: list[Segment], spec: JobSpec, columns: pa.Schema, *, shared: bool = False, note: str | None = None
+    segments: list[Segment], spec: JobSpec, columns: pa.Schema, *, distinct: bool = False, note: str | None = None
 ) -> Plan:
     shard_rows, _ = _shard_rows(segments, spec, columns)
     records = [
         {"shard": shard, **{name: getattr(segment, name) for name in _COLUMNS.names if name != "shard"}}
         for shard, segment in _pack(segments, shard_rows)
     ]
-    return Plan.of(pa.Table.from_pylist(records, schema=_COLUMNS), columns, shared=shared, note=note)
+    return Plan.of(pa.Table.from_pylist(records, schema=_COLUMNS), columns, distinct=distinct, note=note)
 
 
 def _grouped(arranged: Arranged, segments: list[Segment]) -> pa.Table:

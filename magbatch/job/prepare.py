@@ -60,12 +60,12 @@ class Job:
     Attributes:
         spec: The job.
         columns: The input columns that it reads, with the plan's types.
-        shared: Rows were seen to share what their prompts begin with.
+        distinct: As in the plan.
     """
 
     spec: JobSpec
     columns: pa.Schema
-    shared: bool = False
+    distinct: bool = False
 
     @property
     def carry(self) -> pa.Schema:

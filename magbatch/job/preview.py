@@ -20,7 +20,7 @@ def preview(spec: JobSpec, limit: int | None = None) -> dict[str, Any]:
     spec = limited(spec, limit)
     plan = make_plan(spec, limit)
     preparer = Preparer(Job(spec, plan.columns))
-    args = engine_args(spec, facts(locate(spec.model, weights=False)), shared=plan.shared)
+    args = engine_args(spec, facts(locate(spec.model, weights=False)), distinct=plan.distinct)
     first: dict[str, Any] | None = None
     for shard in plan.shards():
         segment = next((segment for segment in shard.segments if segment.problem is None), None)

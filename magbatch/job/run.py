@@ -166,7 +166,7 @@ def complete(spec: JobSpec, plan: Plan, ledger: Ledger, console: Console, lease:
         if before:
             _look_back(ledger, progress, say)
         the_run = _answer(
-            Job(spec, plan.columns, plan.shared), plan, ledger, done, ProgressLine(console, progress), lease
+            Job(spec, plan.columns, plan.distinct), plan, ledger, done, ProgressLine(console, progress), lease
         )
         the_run.seconds = time.monotonic() - began
         report = _finish(spec, plan, ledger, the_run, progress, lease)
@@ -276,7 +276,7 @@ class _Serving:
 
 def _finish(spec: JobSpec, plan: Plan, ledger: Ledger, the_run: Run, progress: JobProgress, lease: Lease) -> Report:
     """Prove the output complete; the manifest is written last, after the report."""
-    args = engine_args(spec, facts(locate(spec.model, weights=False)), shared=plan.shared)
+    args = engine_args(spec, facts(locate(spec.model, weights=False)), distinct=plan.distinct)
     missing: list[str] = []
     for wait_s in (*LATE_LISTING_S, 0.0):
         slowest, reports = Slowest(spec.input.columns.id), list[Report]()

@@ -97,7 +97,7 @@ class Worker:
         try:
             checkpoint = locate(spec.model, weights=spec.model.engine != "fake")
             with uncollected():
-                args = engine_args(spec, facts(checkpoint), shared=job.shared)
+                args = engine_args(spec, facts(checkpoint), distinct=job.distinct)
                 tokenizer = Tokenizer(checkpoint)
                 engine = start(
                     spec.model.engine,

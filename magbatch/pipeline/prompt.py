@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from magbatch.errors import ErrorCode, ModelError, RowError
 from magbatch.rows import Image, Page, Part, PartAnswer, Prompt, RenderedRow, TokenIds, as_ids
 from magbatch.spec import JobSpec
-from magbatch.tokenizer import UNSPLIT, Tokenizer, blank
+from magbatch.tokenizer import Tokenizer, blank
 
 # Mistral's tokenizers put an empty line between texts that follow each other.
 CAPTION = "Page {number} of {total}:\n"
@@ -216,8 +216,6 @@ class Prompter:
             token_ids = as_ids(self._tokenizer.encode(ChatCompletionRequest(messages=chat, **self._effort)))
         except (MistralCommonException, ValidationError) as error:
             raise RowError(ErrorCode.INVALID_MESSAGES, f"the tokenizer refuses this chat: {error}") from error
-        except ValueError as error:  # of tiktoken
-            raise RowError(ErrorCode.INVALID_MESSAGES, f"{UNSPLIT}: {error}") from error
         shown = [images[part["image"]] for message in messages for part in message["content"] if "image" in part]
         ends = token_ids.count(self._tokenizer.image_end) if self._tokenizer.image_end is not None else 0
         if not ends == len(shown) == len(images):

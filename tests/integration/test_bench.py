@@ -9,13 +9,14 @@ from magbatch_cli import magbatch
 
 @pytest.mark.fire
 @pytest.mark.timeout(900)
-def test_a_benchmark_of_raw_and_magbatch(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workload", ["text", "image"])
+def test_a_benchmark_of_raw_and_magbatch(tmp_path: Path, workload: str) -> None:
     report, kept = tmp_path / "bench.json", tmp_path / "kept"
     arguments = ["--arms", "raw,magbatch", "--rows", "24", "--rounds", "1", "--no-pin", "--keep", str(kept)]
-    done = magbatch("bench", "text", *arguments, "--json", str(report), timeout=880)
+    done = magbatch("bench", workload, *arguments, "--json", str(report), timeout=880)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "| raw | " in done.stdout
-    assert "| text: magbatch / raw, tokens/s | " in done.stdout
+    assert f"| {workload}: magbatch / raw, tokens/s | " in done.stdout
     assert f"every run: {report}" in done.stdout
     (suite,) = json.loads(report.read_text())["suites"]
     runs = {run["arm"]: run for run in suite["runs"]}
@@ -25,7 +26,9 @@ def test_a_benchmark_of_raw_and_magbatch(tmp_path: Path) -> None:
     assert suite["engine_settings"]["scheduler_config.max_num_seqs"] == 64
     assert suite["engine_settings"]["cache_config.enable_prefix_caching"] is True
     assert suite["engine_settings"]["device"] == "cpu"
-    assert list((kept / "text" / "01-magbatch" / "out" / "results").glob("*.parquet"))
+    cache_gb = suite["engine_settings"]["model_config.multimodal_config.mm_processor_cache_gb"]
+    assert cache_gb == (0 if workload == "image" else 4), "no image comes twice"
+    assert list((kept / workload / "01-magbatch" / "out" / "results").glob("*.parquet"))
 
 
 @pytest.mark.fire

@@ -93,7 +93,7 @@ class Serving:
         spec = spec_for(Path("/nowhere/x.parquet"), temperature=2.0, top_p=1.0, n=3, max_tokens=64, ignore_eos=True)
         checkpoint = locate(spec.model, weights=True)
         self.tokenizer = Tokenizer(checkpoint)
-        self.args = engine_args(spec, facts(checkpoint), shared=True)  # with vLLM's cache of images, which can go wrong
+        self.args = engine_args(spec, facts(checkpoint))  # with vLLM's cache of images, which can go wrong
         self.loop = asyncio.new_event_loop()
         with pytest.MonkeyPatch.context() as patch:
             patch.delenv(HUGE_PAGES, raising=False)  # the engine is to ask for them by itself

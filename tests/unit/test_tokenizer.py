@@ -104,7 +104,7 @@ def test_any_text_is_encoded_as_mistral_common_does(checkpoint: Path, tokenizer:
         ids = tokenizer.encode_text(text)
         assert ids.tolist() == theirs.encode(text, bos=False, eos=False), repr(text)
         assert ids.itemsize == 4
-    for long in ("word\n" * 30_000, " " * 150_000 + "x"):  # another way
+    for long in ("word\n" * 30_000, " " * 150_000 + "x", "é数🙂\ud83e." * 30_000):  # another way
         assert tokenizer.encode_text(long).tolist() == theirs.encode(long, bos=False, eos=False)
 
 

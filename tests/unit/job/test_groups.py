@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from small_job import SmallJob
 
 from magbatch.errors import ErrorCode, SpecError
@@ -247,22 +248,57 @@ def test_what_is_too_large_to_group_is_said(
     assert shown["group"] is None
     assert note in shown["notes"][-1]
     assert in_order(texts.plan) == list(range(80))
-    assert texts.plan.shared
+    assert not texts.plan.distinct
     forced = make_plan(texts.spec(input={"group": "text"}))
     assert forced.group == (None if bound == "MAX_GROUPED_ROWS" else "text")
 
 
-@pytest.mark.parametrize(("in_groups", "shared"), [(10, True), (80, False)])
-def test_that_rows_share_something_outlives_the_plans_file_and_a_retry(
-    texts: SmallJob, in_groups: int, shared: bool
+@pytest.mark.parametrize(("values", "group", "distinct"), [(10, "text", False), (60, None, False), (80, None, True)])
+def test_that_no_two_rows_begin_with_the_same_outlives_the_plans_file_and_a_retry(
+    texts: SmallJob, values: int, group: str | None, distinct: bool
 ) -> None:
-    ask_about(texts, shuffled(80, in_groups))
+    ask_about(texts, shuffled(80, values))
     plan = texts.plan
-    assert (plan.group, plan.shared) == ("text" if shared else None, shared)
+    assert (plan.group, plan.distinct) == (group, distinct)
     assert Plan.from_bytes(plan.to_bytes()) == plan
     some = plan.subset(texts.row_ids()[:5], texts.spec())
     assert Plan.from_bytes(some.to_bytes()) == some
-    assert (some.group, some.shared) == (None, shared)
+    assert (some.group, some.distinct) == (None, distinct)
+
+
+IMAGES = [f"{number}.png" for number in range(20)]
+
+
+@pytest.mark.parametrize(
+    ("scans", "columns", "kept"),
+    [
+        (pa.array(IMAGES), {}, False),
+        (pa.array([IMAGES[0]] * 20), {}, True),
+        (pa.array([[one] for one in IMAGES]), {}, True),  # values that lie deeper are not looked at
+        (pa.array([{"path": one, "bytes": None} for one in IMAGES]), {}, True),
+        (pa.array(IMAGES), {"prompt": None, "messages": "chat"}, True),  # what a chat shows comes first
+    ],
+)
+def test_a_plan_that_saw_no_image_twice_turns_the_engines_cache_of_images_off(
+    texts: SmallJob, scans: pa.Array, columns: dict[str, Any], kept: bool
+) -> None:
+    for index, one in enumerate(IMAGES):
+        Image.new("RGB", (28, 28), (index, 0, 0)).save(Path(texts.input) / one)
+    chats = [[{"role": "user", "content": f"Which color, {one}?"}] for one in IMAGES]
+    texts.write(pa.table({"question": IMAGES, "chat": chats, "scan": scans}), "a.parquet")
+    texts.set("input", columns={"prompt": "question", "images": ["scan"]} | columns)
+    texts.set("prompt", template=None)
+    texts.set("model", source="builtin:tiny", engine="vllm", engine_args={})
+    shown = preview(texts.spec())
+    assert shown["first_prompt"].get("images") == 1, shown["first_prompt"]
+    assert shown["settings"]["model"]["engine_args"].get("mm_processor_cache_gb") == (None if kept else 0)
+    sample = preview(texts.spec(), limit=20)  # nobody has looked at more than these
+    assert "mm_processor_cache_gb" not in sample["settings"]["model"]["engine_args"]
+
+
+def test_a_column_without_dictionaries_is_not_taken_for_distinct(texts: SmallJob) -> None:
+    ask_about(texts, shuffled(80, 80), use_dictionary=False)
+    assert not texts.plan.distinct
 
 
 def test_a_preview_says_how_rows_are_grouped(texts: SmallJob) -> None:
@@ -294,10 +330,10 @@ def test_a_file_that_has_other_rows_than_its_footer_said_keeps_its_order(texts: 
     lead, path = Lead("text", forced=True), f"{texts.input}/a.parquet"
     footer = footer_of(pq.ParquetFile(path).metadata, lead, ["text", "question"])
     assert footer is not None
-    found, _ = arrange(lead, [Source(path, 80, footer)], 4, 10)
+    found = arrange(lead, [Source(path, 80, footer)], 4, 10).arranged
     assert found is not None
     assert found.positions.null_count < len(found.rows)
-    assert arrange(lead, [Source(path, 81, footer)], 4, 10)[0] is None
+    assert arrange(lead, [Source(path, 81, footer)], 4, 10).arranged is None
 
 
 def test_small_groups_share_a_shard_and_none_is_cut(texts: SmallJob) -> None:
