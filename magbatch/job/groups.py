@@ -192,7 +192,8 @@ def arrange(lead: Lead, sources: list[Source], target: int, most: int) -> Found:
     if not lead.forced:
         seen = _look(lead, sources)
         if not seen.shared(document=lead.document):
-            return Found(distinct=seen.distinct)
+            all_can_be_seen = all(one.footer is not None for one in sources if one.rows)
+            return Found(distinct=seen.distinct and all_can_be_seen)
     rows, read = sum(one.rows for one in sources), sum(footer.lead_bytes for footer in footers)
     if rows > MAX_GROUPED_ROWS:
         note = f"rows share {lead.column!r}, but above {MAX_GROUPED_ROWS:,} rows they are left in their order"

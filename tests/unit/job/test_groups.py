@@ -301,6 +301,12 @@ def test_a_column_without_dictionaries_is_not_taken_for_distinct(texts: SmallJob
     assert not texts.plan.distinct
 
 
+def test_no_more_is_one_of_which_another_file_cannot_be_looked_at(texts: SmallJob) -> None:
+    ask_about(texts, shuffled(80, 80))
+    ask_about(texts, shuffled(80, 2), "b.parquet", use_dictionary=False)
+    assert not texts.plan.distinct
+
+
 def test_a_preview_says_how_rows_are_grouped(texts: SmallJob) -> None:
     shown = preview(texts.spec())
     assert shown["group"] == "text"
