@@ -301,6 +301,13 @@ def test_a_column_without_dictionaries_is_not_taken_for_distinct(texts: SmallJob
     assert not texts.plan.distinct
 
 
+@pytest.mark.parametrize("group", ["none", "text"])
+def test_what_nobody_looks_at_is_not_taken_for_distinct(texts: SmallJob, group: str) -> None:
+    ask_about(texts, shuffled(80, 80))
+    texts.set("input", group=group)
+    assert not texts.plan.distinct
+
+
 def test_no_more_is_one_of_which_another_file_cannot_be_looked_at(texts: SmallJob) -> None:
     ask_about(texts, shuffled(80, 80))
     ask_about(texts, shuffled(80, 2), "b.parquet", use_dictionary=False)
