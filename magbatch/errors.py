@@ -74,6 +74,22 @@ class RowError(MagbatchError):
         self.answer = answer
 
 
+class SandboxError(MagbatchError):
+    """A request to a sandbox gave no replies: the row behind it cannot be worked on, and others can."""
+
+
+class SandboxTimeoutError(SandboxError):
+    """The request was not done within its time."""
+
+
+class SandboxMemoryError(SandboxError):
+    """The request needs more than the sandbox's memory."""
+
+
+class SandboxDiedError(SandboxError):
+    """The request ended the sandbox's process, more than once."""
+
+
 class JobError(MagbatchError):
     """The job cannot start, or cannot go on. Nothing that was committed is lost."""
 

@@ -1,6 +1,6 @@
 """PDF -> pages: a picture at the size in which the model sees it, and the text that is embedded.
 
-Not thread-safe, and in C++ on hostile input: it runs in the renderer's process alone (see sandbox).
+Not thread-safe, and in C++ on hostile input: it runs in the renderer's process alone (see renderer).
 """
 
 import math

@@ -18,7 +18,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from magbatch.documents.fetch import DOCUMENT, IMAGE, Fetcher
 from magbatch.documents.images import ImageGrid, decode
 from magbatch.documents.pages import Want, text_pages
-from magbatch.documents.sandbox import Sandboxes
+from magbatch.documents.renderer import Renderers
 from magbatch.errors import ErrorCode, RowError, SpecError
 from magbatch.rows import Image, InputRow, Page, RenderedRow
 from magbatch.spec import JobSpec
@@ -77,7 +77,7 @@ class Renderer:
         self._document = spec.input.document
         self._limits = spec.limits
         self._fetch = Fetcher(spec.input.path, spec.input.fetch_timeout_s, private=spec.input.fetch_private)
-        self._sandbox = Sandboxes(RENDERERS, spec.limits.document_timeout_s, spec.limits.document_memory_mb)
+        self._documents = Renderers(RENDERERS, spec.limits.document_timeout_s, spec.limits.document_memory_mb)
         self._template = _environment().from_string(spec.prompt.template) if spec.prompt.template is not None else None
         self._grid = grid
 
@@ -168,7 +168,7 @@ class Renderer:
         data = b"" if as_text else self._fetch(source, folder, limit, origin, DOCUMENT)
         try:
             if not as_text:
-                return self._sandbox(data, want)
+                return self._documents(data, want)
             total, pages = text_pages(source, want)
             return total, list(pages)
         except RowError as error:

@@ -106,10 +106,10 @@ def test_renderers_and_readers_that_are_killed_lose_no_document(job: JobFiles) -
     source = {"path": str(job.input), "columns": columns, "document": {"mode": "both", "overflow": "map_reduce"}}
     spec = job.write_spec(input=source, limits={"max_prompt_tokens": 2000, "max_images": 4})
     process = start("run", spec, log=job.folder / "log")
-    killed = {"magbatch.documents.sandbox": 0, "ReadCustom": 0}
+    killed = {"magbatch.documents.renderer": 0, "ReadCustom": 0}
     last = dict.fromkeys(killed, 0.0)
     while process.poll() is None:
-        for name, pause_s in (("magbatch.documents.sandbox", 2.0), ("ReadCustom", 12.0)):
+        for name, pause_s in (("magbatch.documents.renderer", 2.0), ("ReadCustom", 12.0)):
             if time.monotonic() - last[name] > pause_s and killed[name] < 20:
                 for one in named(descendants(process), name):
                     with suppress(psutil.NoSuchProcess):
@@ -118,7 +118,7 @@ def test_renderers_and_readers_that_are_killed_lose_no_document(job: JobFiles) -
                     last[name] = time.monotonic()
         time.sleep(0.05)
     assert process.returncode == 0, (job.folder / "log").read_text()
-    assert killed["magbatch.documents.sandbox"] >= 3, killed
+    assert killed["magbatch.documents.renderer"] >= 3, killed
     rows = read(job.output)
     assert sorted(row["id"] for row in rows) == sorted(f"id-{number}" for number in range(48))
     assert {row["document_pages"] for row in rows} == {20}

@@ -14,6 +14,7 @@ PACKAGE = ROOT / "magbatch"
 # A module imports what stands in a line above its own, and what shares its line. `x` stands for all of x/.
 LEVELS = [
     {"magbatch", "errors", "capture"},
+    {"sandbox"},
     {"rows"},
     {"spec"},
     {"storage", "metrics", "model", "tokenizer", "tiny", "answers", "documents", "totals"},

@@ -7,7 +7,7 @@ import pytest
 
 from magbatch.documents.images import ImageGrid
 from magbatch.documents.pages import Want
-from magbatch.documents.sandbox import Sandbox
+from magbatch.documents.renderer import Renderers
 from magbatch.rows import Page
 
 GRID = ImageGrid(1540, 28)
@@ -16,18 +16,18 @@ Read = Callable[..., tuple[int, list[Page]]]
 
 
 @pytest.fixture(scope="session")
-def sandbox() -> Iterator[Sandbox]:
-    box = Sandbox(60, 1024)
+def renderer() -> Iterator[Renderers]:
+    box = Renderers(1, 60, 1024)
     yield box
     box.close()
 
 
 @pytest.fixture
-def read(sandbox: Sandbox) -> Read:
+def read(renderer: Renderers) -> Read:
     """Pages of a file, as a job reads it; what is wanted otherwise, by the names of `Want`."""
     from dataclasses import replace
 
     def act(data: bytes, **otherwise: Any) -> tuple[int, list[Page]]:
-        return sandbox(data, replace(WANT, **otherwise))
+        return renderer(data, replace(WANT, **otherwise))
 
     return act

@@ -19,7 +19,7 @@ from document_files import noise, pages_pdf, pdf_of, stream, text_pdf, tiff
 
 from magbatch.documents.images import ImageGrid
 from magbatch.documents.pages import Want
-from magbatch.documents.sandbox import Sandbox, Sandboxes
+from magbatch.documents.renderer import Renderers
 from magbatch.errors import ClusterError, ErrorCode, RowError
 
 LIMITS = ("limits.max_pages = 200", "limits.max_pages = 200")
@@ -59,15 +59,27 @@ def refusal(sandbox: Callable[[bytes, Want], object], data: bytes, want: Want = 
     return caught.value
 
 
+def command(process: psutil.Process) -> list[str]:
+    """How it was started; one of another test's that has ended has no command any more."""
+    with suppress(psutil.NoSuchProcess):  # a zombie too
+        return process.cmdline()
+    return []
+
+
+def pids(memory_mb: int) -> list[int]:
+    """The renderers with this bound."""
+    return [child.pid for child in psutil.Process().children() if str(memory_mb) in command(child)]
+
+
 @pytest.fixture
-def small() -> Iterator[Sandbox]:
-    box = Sandbox(2, 300)
+def small() -> Iterator[Renderers]:
+    box = Renderers(1, 2, 300)
     yield box
     box.close()
 
 
 def test_a_document_without_an_end_is_given_up_in_time() -> None:
-    box = Sandbox(2, 4096)  # so that time is what ends first
+    box = Renderers(1, 2, 4096)  # so that time is what ends first
     began = time.monotonic()
     try:
         error = refusal(box, endless())
@@ -80,7 +92,7 @@ def test_a_document_without_an_end_is_given_up_in_time() -> None:
 
 
 def test_a_bomb_is_given_up_within_its_memory() -> None:
-    box = Sandbox(60, 300)
+    box = Renderers(1, 60, 300)
     peak = 0
     stop = threading.Event()
 
@@ -88,7 +100,7 @@ def test_a_bomb_is_given_up_within_its_memory() -> None:
         nonlocal peak
         while not stop.wait(0.005):
             with suppress(psutil.NoSuchProcess):
-                peak = max(peak, psutil.Process(box.pid).memory_info().rss if box.pid else 0)
+                peak = max(peak, *(psutil.Process(pid).memory_info().rss for pid in pids(300)), 0)
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -106,7 +118,7 @@ def test_a_bomb_is_given_up_within_its_memory() -> None:
 
 def test_an_image_above_the_memory_is_too_large() -> None:
     """Python says so itself, and lives on."""
-    box = Sandbox(60, 256)
+    box = Renderers(1, 60, 256)
     try:
         error = refusal(box, tiff(noise(5000, 4000)), replace(WANT, max_pixels=10**9))
         assert error.code in (ErrorCode.DOCUMENT_TOO_LARGE, ErrorCode.DOCUMENT_UNREADABLE)
@@ -115,23 +127,21 @@ def test_an_image_above_the_memory_is_too_large() -> None:
         box.close()
 
 
-def test_a_renderer_that_is_killed_accuses_no_document(small: Sandbox) -> None:
+def test_a_renderer_that_is_killed_accuses_no_document(small: Renderers) -> None:
     """While it has nothing to do, and in the middle of a document."""
     assert small(GOOD, WANT)[0] == 1
-    first = small.pid
-    assert first is not None
+    (first,) = pids(300)
     os.kill(first, signal.SIGKILL)
     assert small(GOOD, WANT)[0] == 1
-    assert small.pid != first
+    assert pids(300) != [first]
 
-    box = Sandbox(60, 1024)
+    box = Renderers(1, 60, 1025)
     many = text_pdf(*["page"] * 200)
     found: list[int] = []
     worker = threading.Thread(target=lambda: found.append(len(box(many, WANT)[1])))
     try:
         box(GOOD, WANT)
-        victim = box.pid
-        assert victim is not None
+        (victim,) = pids(1025)
         process = psutil.Process(victim)
         used = process.cpu_times().user
         worker.start()
@@ -139,20 +149,13 @@ def test_a_renderer_that_is_killed_accuses_no_document(small: Sandbox) -> None:
             time.sleep(0.001)
         os.kill(victim, signal.SIGKILL)
         worker.join()
-        assert box.pid != victim, "it was done before it was killed"
+        assert pids(1025) != [victim], "it was done before it was killed"
     finally:
         box.close()
     assert found == [200]
 
 
-def command(process: psutil.Process) -> list[str]:
-    """How it was started; one of another test's that has ended has no command any more."""
-    with suppress(psutil.NoSuchProcess):  # a zombie too
-        return process.cmdline()
-    return []
-
-
-def test_many_threads_share_one_renderer(small: Sandbox) -> None:
+def test_many_threads_share_one_renderer(small: Renderers) -> None:
     found: list[str | None] = []
     threads = [
         threading.Thread(target=lambda name=name: found.append(small(text_pdf(name), WANT)[1][0].text))  # type: ignore[misc]
@@ -163,11 +166,11 @@ def test_many_threads_share_one_renderer(small: Sandbox) -> None:
     for thread in threads:
         thread.join()
     assert sorted(map(str, found)) == list("abcdefgh")
-    assert [child.pid for child in psutil.Process().children() if "300" in command(child)] == [small.pid]
+    assert len(pids(300)) == 1
 
 
 def test_several_renderers_work_at_once_and_one_that_is_stuck_holds_up_no_other() -> None:
-    boxes = Sandboxes(2, 4, 4096)
+    boxes = Renderers(2, 4, 4096)
     found: list[str | None] = []
     said: list[ErrorCode] = []
     ended: list[str] = []
@@ -192,18 +195,18 @@ def test_several_renderers_work_at_once_and_one_that_is_stuck_holds_up_no_other(
     with ThreadPoolExecutor(len(names)) as pool:
         pages = pool.map(lambda name: boxes(text_pdf(name), WANT)[1], names)
         assert [page.text for (page,) in pages] == names
-    assert len([child for child in psutil.Process().children() if "4096" in command(child)]) <= 2
+    assert len(pids(4096)) <= 2
 
 
 def test_a_renderer_ends_with_who_started_it() -> None:
     """Also where that one has no time to say so."""
     script = (
-        "import sys, time\n"
-        "from magbatch.documents.sandbox import Sandbox\n"
+        "import psutil, time\n"
+        "from magbatch.documents.renderer import Renderers\n"
         "from magbatch.documents.pages import Want\n"
-        "box = Sandbox(60, 512)\n"
+        "box = Renderers(1, 60, 512)\n"
         "box(b'text', Want(None, True, 9, 9, False, ('', ''), 9))\n"
-        "print(box.pid, flush=True)\n"
+        "print(psutil.Process().children()[0].pid, flush=True)\n"
         "time.sleep(600)\n"
     )
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as parent:
@@ -216,7 +219,7 @@ def test_a_renderer_ends_with_who_started_it() -> None:
 def test_a_place_where_no_renderer_starts_stops_the_job_not_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(ClusterError):
-        Sandbox(60, 512)(GOOD, WANT)
+        Renderers(1, 60, 512)(GOOD, WANT)
 
 
 def test_a_node_without_room_for_a_process_is_no_fault_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,13 +228,13 @@ def test_a_node_without_room_for_a_process_is_no_fault_of_rows(monkeypatch: pyte
 
     monkeypatch.setattr("subprocess.Popen", full)
     with pytest.raises(ClusterError, match="cannot be started"):
-        Sandbox(60, 512)(GOOD, WANT)
+        Renderers(1, 60, 512)(GOOD, WANT)
 
 
 def test_what_lies_in_the_working_directory_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "json.py").write_text("raise RuntimeError('not this one')")
     monkeypatch.chdir(tmp_path)
-    box = Sandbox(60, 512)
+    box = Renderers(1, 60, 512)
     try:
         assert box(GOOD, WANT)[0] == 1
     finally:
@@ -239,7 +242,7 @@ def test_what_lies_in_the_working_directory_is_not_imported(tmp_path: Path, monk
 
 
 def test_pages_of_nothing_are_pages() -> None:
-    box = Sandbox(60, 512)
+    box = Renderers(1, 60, 512)
     try:
         (page,) = box(pages_pdf([b""]), WANT)[1]
     finally:

@@ -1,0 +1,86 @@
+"""Documents -> pages, in processes in which a document that is damaged, hostile or endless harms nothing else.
+
+Every document ends here within its time and its memory, as pages or as a `RowError`.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from magbatch.documents.pages import Want, read_pages
+from magbatch.errors import ErrorCode, RowError, SandboxError, SandboxMemoryError, SandboxTimeoutError
+from magbatch.rows import Image, Page
+from magbatch.sandbox import Sandboxes
+
+Replies = Iterator[tuple[dict[str, Any], bytes | None]]
+
+
+class Renderers:
+    """Renders documents.
+
+    Args:
+        count: Processes at most; each is started when it is needed.
+        timeout_s: Seconds that one document may take.
+        memory_mb: Megabytes that it may take.
+    """
+
+    def __init__(self, count: int, timeout_s: float, memory_mb: int) -> None:
+        self._timeout_s, self._memory_mb = timeout_s, memory_mb
+        self._sandboxes = Sandboxes(
+            count, "magbatch.documents.renderer:handler", {}, timeout_s=timeout_s, memory_mb=memory_mb
+        )
+
+    def __call__(self, data: bytes, want: Want) -> tuple[int, list[Page]]:
+        """How many pages a document has, and those that are wanted.
+
+        Raises:
+            RowError: Why there are none.
+            ClusterError: The process cannot be started here.
+        """
+        try:
+            *pages, total = self._sandboxes(want.to_dict(), data)
+        except SandboxTimeoutError as error:
+            raise RowError(
+                ErrorCode.DOCUMENT_TIMEOUT,
+                f"not rendered within limits.document_timeout_s = {self._timeout_s:g}",
+            ) from error
+        except SandboxMemoryError as error:
+            raise RowError(
+                ErrorCode.DOCUMENT_TOO_LARGE, f"it needs more than limits.document_memory_mb = {self._memory_mb}"
+            ) from error
+        except SandboxError as error:
+            raise RowError(
+                ErrorCode.DOCUMENT_UNREADABLE, f"{error}: damaged, or above limits.document_memory_mb"
+            ) from error
+        return total.head["total"], [_page(reply.head, reply.body) for reply in pages]
+
+    def close(self) -> None:
+        """End the processes."""
+        self._sandboxes.close()
+
+
+def _page(head: dict[str, Any], body: bytes | None) -> Page:
+    image = Image(head["size"][0], head["size"][1], body) if body is not None else None
+    return Page(head["number"], head["text"], image)
+
+
+def handler(_setup: dict[str, Any]) -> Callable[[dict[str, Any], bytes], Replies]:
+    """In the process: a document in; its pages out, and how many it has, last."""
+    import cv2
+    import pypdfium2  # noqa: F401 - loaded before the memory is bounded
+
+    cv2.setNumThreads(1)
+    return _render
+
+
+def _render(head: dict[str, Any], data: bytes) -> Replies:
+    try:
+        total, pages = read_pages(data, Want.from_dict(head))
+        for page in pages:
+            image = page.image
+            size = [image.width, image.height] if image is not None else None
+            yield {"number": page.number, "text": page.text, "size": size}, image.packed if image is not None else None
+    except (RowError, MemoryError):
+        raise
+    except Exception as error:  # a document's boundary: whatever a file makes a decoder raise
+        raise RowError(ErrorCode.DOCUMENT_UNREADABLE, f"{type(error).__name__}: {error}") from error
+    yield {"total": total}, None
