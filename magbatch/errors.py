@@ -36,7 +36,7 @@ class ErrorCode(StrEnum):
     IMAGE_TOO_LARGE = "image_too_large"
     IMAGE_UNFETCHABLE = "image_unfetchable"
     TOO_MANY_IMAGES = "too_many_images"
-    URL_REFUSED = "url_refused"  # a private network, or a node's own file, that the spec does not allow rows to name
+    URL_REFUSED = "url_refused"  # a private network, a file or an object that the spec does not allow rows to name
     DOCUMENT_UNREADABLE = "document_unreadable"
     DOCUMENT_ENCRYPTED = "document_encrypted"
     DOCUMENT_EMPTY = "document_empty"  # no bytes, no page, or nothing of what input.document.mode asks for

@@ -1,39 +1,31 @@
 """What a row gives or names -> its bytes, bounded in size and time.
 
-A row is data: what it names is fetched only where the job's owner would have it fetched. An address in a private
-network is refused, however it is spelled, resolved or redirected to, unless the spec allows it; so is a file of the
-node's own disk in a job whose input lies elsewhere.
+A row is data: what it names is fetched only where the job's owner would have it fetched. That is the folder or bucket
+of the input, what `input.fetch_from` adds, and hosts of the internet. Whatever cannot be had is that row's own error.
 """
 
 import base64
-import functools
-import ipaddress
-import os
-import socket
-import ssl
-import threading
+import re
 import time
-import urllib.request
-import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from os import fsdecode
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import unquote_to_bytes
 
-import httpcore
 import httpx
-from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_after_delay, wait_random_exponential
 
-from magbatch.errors import ErrorCode, RowError, StorageError
-from magbatch.spec import is_remote
-from magbatch.storage.inputs import read_at_most
-from magbatch.storage.s3 import NoBucketError, RefusedError
+from magbatch.documents import web
+from magbatch.errors import ErrorCode, RowError
+from magbatch.spec import InputSpec
+from magbatch.storage.references import LateError, OutOfReachError, References, UnfetchableError
 
-MAX_REDIRECTS = 5
-FETCH_TRIES = 3  # of an URL whose server is overloaded, restarts, or drops the connection
-_PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
-_GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")  # RFC 4291: all that is assigned for the internet
-_PLATFORMS = ipaddress.ip_network("168.63.129.16/32")  # Azure's own service, reachable from each of its machines
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052: the last 32 bits are an IPv4 address
+MAX_PATH_BYTES = 4095  # Linux takes no longer one
+MAX_SHOWN = 200  # characters of what a row names, or of why it cannot be had, in a message
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(//)?")
+# How base64 text of a PNG, JPEG, PDF, GIF, WebP or TIFF begins.
+_BASE64 = re.compile(r"(iVBORw0KGgo|/9j/|JVBERi|R0lGOD|UklGR|SUkqA|TU0AK)[A-Za-z0-9+/\s]{16,}={0,2}\s*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,22 +63,35 @@ DOCUMENT = Kind(
 )
 
 
-class _PrivateAddressError(Exception):
-    """A host in a private network."""
-
-
 class Fetcher:
     """Loads what rows hold or name.
 
     Args:
-        input_path: Where the job's rows lie.
-        timeout_s: Seconds that one URL may take, all tries and redirects included.
-        private: Whether rows may name addresses in private networks, and local files where the input is remote.
+        spec: Where the job's rows lie, and what else they may name.
     """
 
-    def __init__(self, input_path: str, timeout_s: float, *, private: bool) -> None:
-        self._input_path = input_path
-        self._timeout_s = timeout_s
+    def __init__(self, spec: InputSpec) -> None:
+        self._references = References(spec.path, spec.fetch_from)
+        self._timeout_s = spec.fetch_timeout_s
+        self._private = spec.fetch_private
+
+    def for_row(self) -> "RowFetcher":
+        """A fetcher for all that one row names: its time is one."""
+        return RowFetcher(self._references, self._timeout_s, private=self._private)
+
+
+class RowFetcher:
+    """Loads what one row holds or names; for one thread.
+
+    Args:
+        references: Reads what lies on disks and in object stores.
+        timeout_s: Seconds that all fetches of the row may take together.
+        private: Whether the row may name hosts in private networks.
+    """
+
+    def __init__(self, references: References, timeout_s: float, *, private: bool) -> None:
+        self._references = references
+        self._timeout_s = self._left_s = timeout_s
         self._private = private
 
     def __call__(self, source: Any, folder: str, limit: int, origin: str, kind: Kind) -> bytes:
@@ -94,14 +99,14 @@ class Fetcher:
 
         Args:
             source: Bytes, a path, or an s3://, http(s)://, file:// or data: URL.
-            folder: Where relative paths begin.
+            folder: The folder of the row's own file, where relative paths begin.
             limit: Bytes that it may have.
             origin: Where in the row it stands, for messages.
             kind: What it is.
 
         Raises:
             RowError: It cannot be had, may not be had, or is too large.
-            StorageError: The storage that it lies in is away.
+            StorageError: The store that the input lies in is away.
         """
         data = self._load(source, folder, limit, origin, kind)
         if len(data) > limit:
@@ -115,235 +120,72 @@ class Fetcher:
             raise RowError(
                 kind.unreadable, f"{origin}: {kind.noun} is bytes, a path or a URL, not {type(source).__name__}"
             )
-        if source.startswith("data:"):
+        if source[:5].lower() == "data:":
             try:
                 return base64.b64decode(source.partition(",")[2], validate=True)
             except ValueError as error:
                 raise RowError(kind.unreadable, f"{origin}: the data URL is not base64: {error}") from error
+        where = f"{origin}: {_short(source)}"
         try:
-            return self._reference(source, folder, limit, origin)
+            with self._running() as deadline:
+                return self._fetch(source, folder, limit, deadline)
         except FileNotFoundError as error:
-            raise RowError(kind.unfetchable, f"{origin}: {source}: no such file or object") from error
-        except StorageError as error:
-            if error.passing and not self._is_of_the_row(error, source):
-                raise
-            raise RowError(kind.unfetchable, f"{origin}: {source}: {error}") from error
-        except _PrivateAddressError as error:
-            raise RowError(ErrorCode.URL_REFUSED, f"{origin}: {source}: {error}") from error
-        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+            raise RowError(kind.unfetchable, f"{where}: no such file or object") from error
+        except LateError as error:
+            late = f"not fetched within input.fetch_timeout_s = {self._timeout_s:g}, which is for all that a row names"
+            raise RowError(kind.unfetchable, f"{where}: {late}") from error
+        except (OutOfReachError, web.PrivateAddressError) as error:
+            raise RowError(ErrorCode.URL_REFUSED, f"{where}: {error}") from error
+        except (UnfetchableError, httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
             # A ValueError: a host that IDNA refuses, a path with a null byte.
             reason = str(error) or type(error).__name__
-            raise RowError(kind.unfetchable, f"{origin}: {source}: {reason}") from error
+            raise RowError(kind.unfetchable, f"{where}: {_short(reason)}") from error
 
-    def _is_of_the_row(self, error: StorageError, source: str) -> bool:
-        """Whether a place was refused that only this row names: a store that is away is no fault of its rows."""
-        if isinstance(error, NoBucketError):
-            return source.split("/")[:3] != self._input_path.split("/")[:3]  # the input's own bucket is there, mostly
-        return isinstance(error, RefusedError)
-
-    def _reference(self, source: str, folder: str, limit: int, origin: str) -> bytes:
-        if source.startswith(("http://", "https://")):
-            return _get(source, limit, self._timeout_s, private=self._private)
-        path = unquote(source.removeprefix("file://")) if source.startswith("file://") else source
-        if not is_remote(path) and not os.path.isabs(path):
-            path = f"{folder}/{path}"
-        if is_remote(self._input_path) and not is_remote(path) and not self._private:
-            raise RowError(
-                ErrorCode.URL_REFUSED,
-                f"{origin}: {source}: a file of the node, though the input lies on S3; input.fetch_private allows it",
-            )
-        return read_at_most(path, limit)
-
-
-@functools.cache
-def _tls() -> ssl.SSLContext:
-    return httpx.create_ssl_context()  # 30 ms of CPU: once a process, not once an image
-
-
-def _get(url: str, limit: int, timeout_s: float, *, private: bool) -> bytes:
-    """A URL's content; what may pass by itself is tried again, while there is time."""
-    deadline = time.monotonic() + timeout_s
-    return Retrying(
-        retry=retry_if_exception(_may_pass),
-        wait=wait_random_exponential(multiplier=0.5, max=5.0),
-        stop=stop_after_attempt(FETCH_TRIES) | stop_after_delay(timeout_s),
-        reraise=True,
-    )(_get_once, url, limit, timeout_s, deadline, private)
-
-
-def _may_pass(error: BaseException) -> bool:
-    if isinstance(error, httpx.HTTPStatusError):
-        return error.response.status_code in _PASSING
-    return isinstance(error, httpx.NetworkError | httpx.RemoteProtocolError)
-
-
-def _get_once(url: str, limit: int, timeout_s: float, deadline: float, private: bool) -> bytes:
-    transport = _Transport(_Network(deadline, private=private), proxies=private)
-    # What a server compresses all the same is inflated here, within the limit: httpx would do it without one.
-    headers = {"Accept-Encoding": "identity"}
-    try:
-        with (
-            httpx.Client(
-                follow_redirects=True, max_redirects=MAX_REDIRECTS, timeout=None, transport=transport, headers=headers
-            ) as client,
-            client.stream("GET", url) as response,
-        ):  # fmt: skip
-            response.raise_for_status()
-            data = bytearray()
-            for chunk in response.iter_raw():
-                data += chunk
-                if len(data) > limit:
-                    break
-            return _inflated(bytes(data), response.headers.get("Content-Encoding", "identity"), limit)
-    except httpx.TimeoutException as error:
-        raise httpx.ReadTimeout(f"not fetched within input.fetch_timeout_s = {timeout_s:g}") from error
-
-
-def _inflated(data: bytes, encoding: str, limit: int) -> bytes:
-    if encoding == "identity":
-        return data
-    if encoding not in ("gzip", "deflate"):
-        raise httpx.DecodingError(f"the server sends Content-Encoding {encoding}, which was not asked for")
-    try:
-        return zlib.decompressobj(zlib.MAX_WBITS | 32).decompress(data, limit + 1)  # 32: either header
-    except zlib.error as error:
-        raise httpx.DecodingError(f"Content-Encoding {encoding}: {error}") from error
-
-
-class _Transport(httpx.BaseTransport):
-    """httpx's own, over a network of ours, for which httpx has no public place.
-
-    Args:
-        network: Makes every connection.
-        proxies: Whether to heed the proxies of the environment, which resolve names by themselves.
-    """
-
-    def __init__(self, network: httpcore.NetworkBackend, *, proxies: bool) -> None:
-        self._network, self._proxies = network, proxies
-        self._direct = self._over(httpcore.ConnectionPool(ssl_context=_tls(), network_backend=network))
-        self._proxied: dict[str, httpx.HTTPTransport] = {}
-
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        """See `httpx.BaseTransport.handle_request`."""
-        url = request.url
-        proxy = urllib.request.getproxies().get(url.scheme) if self._proxies else None
-        if not proxy or urllib.request.proxy_bypass(url.host):
-            return self._direct.handle_request(request)
-        if proxy not in self._proxied:
-            parsed = httpx.Proxy(proxy)
-            pool = httpcore.HTTPProxy(
-                str(parsed.url), parsed.raw_auth, ssl_context=_tls(), network_backend=self._network
-            )
-            self._proxied[proxy] = self._over(pool)
-        return self._proxied[proxy].handle_request(request)
-
-    def close(self) -> None:
-        """See `httpx.BaseTransport.close`."""
-        for transport in (self._direct, *self._proxied.values()):
-            transport.close()
-
-    @staticmethod
-    def _over(pool: httpcore.ConnectionPool) -> httpx.HTTPTransport:
-        transport = httpx.HTTPTransport(verify=_tls())
-        transport._pool = pool
-        return transport
-
-
-class _Network(httpcore.NetworkBackend):
-    """Connects to the very address that was looked at, so that no second answer counts, and all before a deadline.
-
-    Args:
-        deadline: By the monotonic clock (seconds).
-        private: Whether private networks may be connected to.
-    """
-
-    def __init__(self, deadline: float, *, private: bool) -> None:
-        self._deadline, self._private = deadline, private
-        self._backend = httpcore.SyncBackend()
-
-    def connect_tcp(
-        self, host: str, port: int, timeout: float | None = None, local_address: str | None = None,
-        socket_options: Any = None,
-    ) -> httpcore.NetworkStream:  # fmt: skip
-        """See `httpcore.NetworkBackend.connect_tcp`."""
-        addresses = _resolved(host, port, _left(self._deadline))
-        for address in addresses:
-            if not self._private and not is_public(address):
-                raise _PrivateAddressError(
-                    f"{host} is {address}, in a private network; input.fetch_private: true allows it"
-                )
-        left = _left(self._deadline)
-        stream = self._backend.connect_tcp(addresses[0], port, left, local_address, socket_options)
-        return _Stream(stream, self._deadline)
-
-
-class _Stream(httpcore.NetworkStream):
-    """A connection whose every operation ends before a deadline: headers that drip, too."""
-
-    def __init__(self, stream: httpcore.NetworkStream, deadline: float) -> None:
-        self._stream, self._deadline = stream, deadline
-
-    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        """See `httpcore.NetworkStream.read`."""
-        return self._stream.read(max_bytes, _left(self._deadline))
-
-    def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        """See `httpcore.NetworkStream.write`."""
-        self._stream.write(buffer, _left(self._deadline))
-
-    def close(self) -> None:
-        """See `httpcore.NetworkStream.close`."""
-        self._stream.close()
-
-    def start_tls(
-        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
-    ) -> httpcore.NetworkStream:
-        """See `httpcore.NetworkStream.start_tls`."""
-        return _Stream(self._stream.start_tls(ssl_context, server_hostname, _left(self._deadline)), self._deadline)
-
-    def get_extra_info(self, info: str) -> Any:
-        """See `httpcore.NetworkStream.get_extra_info`."""
-        return self._stream.get_extra_info(info)
-
-
-def _left(deadline: float) -> float:
-    left = deadline - time.monotonic()
-    if left <= 0:
-        raise httpcore.ReadTimeout("late")
-    return left
-
-
-def _resolved(host: str, port: int, timeout_s: float) -> list[str]:
-    """Addresses of a host; the resolver itself takes no timeout."""
-    answer: list[list[str] | Exception] = []
-
-    def resolve() -> None:
+    @contextmanager
+    def _running(self) -> Iterator[float]:
+        """Count the time of a block; gives when the row's time is over, by the monotonic clock (seconds)."""
+        began = time.monotonic()
         try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            answer.append([str(entry[4][0]) for entry in found])
-        except (OSError, UnicodeError) as error:
-            answer.append(error)
+            yield began + self._left_s
+        finally:
+            self._left_s -= time.monotonic() - began
 
-    thread = threading.Thread(target=resolve, daemon=True)
-    thread.start()
-    thread.join(timeout_s)
-    if not answer:
-        raise httpcore.ConnectTimeout(f"{host} is not resolved")
-    if isinstance(answer[0], UnicodeError):
-        raise answer[0]
-    if isinstance(answer[0], Exception):
-        raise httpcore.ConnectError(f"{host}: {answer[0]}") from answer[0]
-    return answer[0]
+    def _fetch(self, source: str, folder: str, limit: int, deadline: float) -> bytes:
+        found = _SCHEME.match(source)
+        scheme, rest = (found[1].lower(), source[found.end() :]) if found else ("", source)
+        if scheme in ("http", "https"):
+            return web.get(source, limit, deadline, private=self._private)
+        if scheme == "s3" and found and found[2]:
+            return self._references.read(f"s3://{rest}", folder, limit, deadline)
+        if scheme == "file" and found:
+            return self._references.read(_path_of(source[found.end(1) + 1 :]), folder, limit, deadline)
+        if found and found[2]:
+            raise UnfetchableError(
+                f"the scheme {found[1]}:// is not known; write a path, or an s3, https, http, file or data URL"
+            )
+        if len(source.encode()) > MAX_PATH_BYTES or _BASE64.fullmatch(source):
+            raise UnfetchableError(
+                f"{len(source):,} characters that are neither a path nor a URL; base64 is written as "
+                "data:image/png;base64,… or kept as bytes"
+            )
+        return self._references.read(source, folder, limit, deadline)
 
 
-def is_public(address: str) -> bool:
-    """Whether an IP address is one of the internet, by IANA's registries; so must be an IPv4 one that it holds."""
-    ip = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(ip, ipaddress.IPv6Address):
-        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
-        if ip in _NAT64:
-            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
-        if inner is not None:
-            return is_public(str(inner))
-        return ip in _GLOBAL_UNICAST and ip.is_global
-    return ip.is_global and not ip.is_multicast and ip not in _PLATFORMS
+def _path_of(rest: str) -> str:
+    """The path in a file: URL, of which `rest` is what follows the scheme (RFC 8089).
+
+    >>> _path_of("//localhost/in/a%20b.png"), _path_of("/in/c.png")
+    ('/in/a b.png', '/in/c.png')
+    """
+    if rest.startswith("//"):
+        host, slash, path = rest[2:].partition("/")
+        if host.lower() not in ("", "localhost"):
+            raise UnfetchableError(f"file://{host}/… names another machine; write file:///path")
+        rest = slash + path
+    return fsdecode(unquote_to_bytes(rest))
+
+
+def _short(text: str) -> str:
+    """A text for a message: cut, on one line, and always valid Unicode."""
+    shown = text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN // 2]}… ({len(text):,} characters)"
+    return shown.encode(errors="replace").decode()

@@ -42,7 +42,8 @@ FOLDER = "_magbatch/retries"
 OBJECTS_AT_HAND = 8  # of the retry: consecutive shards of the job take their rows from the same few
 # What a retry may ask otherwise: the rows, what is carried, and the prompt stay what they are.
 MAY_CHANGE = (
-    "sampling", "reasoning", "limits", "replicas", "model.engine_args", "input.fetch_timeout_s",
+    "sampling", "reasoning", "limits", "replicas", "model.engine_args",
+    "input.fetch_from", "input.fetch_private", "input.fetch_timeout_s",
     "output.commit_interval_s", "output.commit_rows", "output.patience_s", "metrics", "cost", "deadline",
 )  # fmt: skip
 

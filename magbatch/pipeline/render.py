@@ -15,7 +15,7 @@ from jinja2 import nodes
 from jinja2.meta import find_undeclared_variables
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from magbatch.documents.fetch import DOCUMENT, IMAGE, Fetcher
+from magbatch.documents.fetch import DOCUMENT, IMAGE, Fetcher, RowFetcher
 from magbatch.documents.images import ImageGrid, decode
 from magbatch.documents.pages import Want, text_pages
 from magbatch.documents.renderer import Renderers
@@ -76,7 +76,7 @@ class Renderer:
         self._columns = spec.input.columns
         self._document = spec.input.document
         self._limits = spec.limits
-        self._fetch = Fetcher(spec.input.path, spec.input.fetch_timeout_s, private=spec.input.fetch_private)
+        self._fetcher = Fetcher(spec.input)
         self._documents = Renderers(RENDERERS, spec.limits.document_timeout_s, spec.limits.document_memory_mb)
         self._template = _environment().from_string(spec.prompt.template) if spec.prompt.template is not None else None
         self._grid = grid
@@ -90,13 +90,14 @@ class Renderer:
             ClusterError: Documents cannot be rendered here.
         """
         images: list[Image] = []
+        fetch = self._fetcher.for_row()
 
         def add(source: Any, origin: str) -> dict[str, int]:
             if len(images) == self._limits.max_images:
                 raise RowError(
                     ErrorCode.TOO_MANY_IMAGES, f"more than limits.max_images = {self._limits.max_images} images"
                 )
-            images.append(self._image(source, row.folder, origin))
+            images.append(self._image(fetch, source, row.folder, origin))
             return {"image": len(images) - 1}
 
         attached = [source for name in self._columns.images for source in _sources_in(row.values, name, "image")]
@@ -114,7 +115,7 @@ class Renderer:
             return RenderedRow(row.row_id, messages, images)
         if not any(message["role"] == "user" for message in messages):
             raise RowError(ErrorCode.INVALID_MESSAGES, "the row has a document but no user message to hold it")
-        pages, total = self._pages(row, self._columns.document, len(images))
+        pages, total = self._pages(fetch, row, self._columns.document, len(images))
         return RenderedRow(row.row_id, messages, images, pages, total)
 
     def question(self, values: dict[str, Any]) -> str:
@@ -128,16 +129,17 @@ class Renderer:
         except Exception as error:  # a template is a program: whatever it raises is this row's error
             raise RowError(ErrorCode.TEMPLATE_ERROR, f"prompt.template: {type(error).__name__}: {error}") from error
 
-    def _image(self, source: Any, folder: str, origin: str) -> Image:
+    def _image(self, fetch: RowFetcher, source: Any, folder: str, origin: str) -> Image:
         if self._grid is None:
             raise RowError(ErrorCode.IMAGES_UNSUPPORTED, f"the row has an image, but {NO_VISION}")
-        data = self._fetch(source, folder, self._limits.max_image_bytes, origin, IMAGE)
+        data = fetch(source, folder, self._limits.max_image_bytes, origin, IMAGE)
         return decode(data, self._limits.max_image_pixels, self._grid, origin)
 
-    def _pages(self, row: InputRow, column: str, images: int) -> tuple[list[Page], int]:
+    def _pages(self, fetch: RowFetcher, row: InputRow, column: str, images: int) -> tuple[list[Page], int]:
         """The pages of a row's document that may be shown, and how many it has: of several files, one after the other.
 
         Args:
+            fetch: Loads what the row names.
             row: The row.
             column: Where its document stands.
             images: That the row has beside it.
@@ -148,7 +150,7 @@ class Renderer:
         for source, origin in _sources_in(row.values, column, "document"):
             pictures = images + sum(page.image is not None for page in pages)
             want = self._want(len(pages), pictures, full=len(pages) < total)
-            count, found = self._file(source, row.folder, origin, want)
+            count, found = self._file(fetch, source, row.folder, origin, want)
             pages += [replace(page, number=total + page.number) for page in found]
             total += count
         if not total:
@@ -161,11 +163,11 @@ class Renderer:
             )
         return pages, total
 
-    def _file(self, source: Any, folder: str, origin: str, want: Want) -> tuple[int, list[Page]]:
+    def _file(self, fetch: RowFetcher, source: Any, folder: str, origin: str, want: Want) -> tuple[int, list[Page]]:
         """How many pages one file has, and those that are wanted."""
         as_text = isinstance(source, str) and self._document.strings == "text"
         limit = self._limits.max_document_bytes
-        data = b"" if as_text else self._fetch(source, folder, limit, origin, DOCUMENT)
+        data = b"" if as_text else fetch(source, folder, limit, origin, DOCUMENT)
         try:
             if not as_text:
                 return self._documents(data, want)

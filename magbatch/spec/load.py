@@ -119,7 +119,9 @@ def _absolute(spec: JobSpec) -> JobSpec:
     return spec.model_copy(
         update={
             "model": spec.model.model_copy(update={"source": source}),
-            "input": spec.input.model_copy(update={"path": fix(spec.input.path)}),
+            "input": spec.input.model_copy(
+                update={"path": fix(spec.input.path), "fetch_from": [fix(path) for path in spec.input.fetch_from]}
+            ),
             "output": spec.output.model_copy(update={"path": fix(spec.output.path).rstrip("/")}),
         }
     )

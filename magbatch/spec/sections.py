@@ -134,10 +134,16 @@ class InputSpec(Section):
         ),
     ] = AUTO
     document: Annotated[DocumentSpec, Field(description="How a row's document is shown to the model.")] = DocumentSpec()
-    fetch_timeout_s: Annotated[float, Field(gt=0, description="Seconds that fetching one URL may take.")] = 30.0
-    fetch_private: Annotated[
-        bool, Field(description="Rows may name hosts in private networks, and local files where the input is on S3.")
-    ] = False
+    fetch_from: Annotated[
+        list[Location],
+        Field(
+            description="Local folders and s3:// prefixes that rows may name beside the input's own folder or bucket."
+        ),
+    ] = []
+    fetch_timeout_s: Annotated[
+        float, Field(gt=0, description="Seconds that fetching all that one row names may take.")
+    ] = 30.0
+    fetch_private: Annotated[bool, Field(description="Rows may name hosts in private networks.")] = False
 
 
 class ScheduleSpec(Section):

@@ -45,6 +45,21 @@ def find_parquet(path: str, *, may_be_none: bool = False) -> list[ObjectInfo]:
     return sorted(files, key=lambda file: file.name)
 
 
+def input_folder(path: str) -> str:
+    """The folder of an `input.path`: of a file the folder that holds it, of a glob its fixed part, else itself.
+
+    >>> input_folder("/in/2026-*/x.parquet"), input_folder("*.parquet"), input_folder("s3://bucket/in/")
+    ('/in', '.', 's3://bucket/in')
+    """
+    exists = not is_remote(path) and os.path.exists(path)
+    wildcard = None if exists else _WILDCARD.search(path)
+    if wildcard or (exists and not os.path.isdir(path)):
+        fixed = path[: wildcard.start()] if wildcard else path
+        folder, slash, _ = fixed.rpartition("/")
+        return folder or slash or "."
+    return path.rstrip("/") or "/"
+
+
 def _is_data(relative: str) -> bool:
     parts = relative.split("/")
     return relative.endswith(".parquet") and not any(part.startswith(("_", ".")) for part in parts)
@@ -149,21 +164,6 @@ def local_copy(path: str) -> Iterator[str]:
         with s3_errors(path):
             s3_client().download_file(bucket, key, target)
         yield target
-
-
-def read_at_most(path: str, limit: int) -> bytes:
-    """A referenced file: at most limit + 1 bytes of it, so that the caller sees when it is larger.
-
-    Raises:
-        FileNotFoundError: No such file or object.
-        StorageError: The storage refuses.
-    """
-    if is_remote(path):
-        bucket, key = split_url(path)
-        with s3_errors(path):
-            return s3_client().get_object(Bucket=bucket, Key=key)["Body"].read(limit + 1)
-    with local_errors(path), open(path, "rb") as file:
-        return file.read(limit + 1)
 
 
 def fetch_prefix(url: str, target: Path, wanted: "re.Pattern[str]") -> None:

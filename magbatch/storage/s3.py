@@ -35,6 +35,7 @@ _PASSING = _CREDENTIALS | frozenset(
     {"SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "429", "OperationAborted", "RequestTimeout"}
     | {"RequestTimeTooSkewed", "BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch", "ConditionalRequestConflict"}
 )
+_THROTTLED = frozenset({"SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "429", "503"})
 _TAKEN = frozenset({"PreconditionFailed", "412"})
 _RENEWING = threading.Lock()
 
@@ -82,9 +83,8 @@ def s3_errors(path: str, made: "Callable[[], S3Client] | None" = None) -> Iterat
     from botocore.exceptions import BotoCoreError, ClientError
     from botocore.parsers import ResponseParserError
 
-    client: S3Client | None = None
+    client = _made(path, made or s3_client)
     try:
-        client = (made or s3_client)()
         yield
     except ClientError as error:
         code = error.response.get("Error", {}).get("Code", "")
@@ -94,18 +94,28 @@ def s3_errors(path: str, made: "Callable[[], S3Client] | None" = None) -> Iterat
         if code == "NoSuchBucket":
             raise NoBucketError(f"{path}: there is no such bucket", passing=True) from error
         hint = "; the credentials come from the standard AWS chain" if refused else ""
-        if code in _CREDENTIALS and client is not None:
+        if code in _CREDENTIALS:
             _renew(client)
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         # No code of S3's: it was not the store that answered, but something before it.
         unknown = not code or code == str(HTTPStatus.NOT_FOUND.value)
         passing = unknown or code in _PASSING or (status >= 500 and status != HTTPStatus.NOT_IMPLEMENTED)
-        kind = RefusedError if refused else StorageError
+        kind = RefusedError if refused else ThrottledError if code in _THROTTLED else StorageError
         raise kind(f"{path}: {error}{hint}", passing=passing) from error
     except BotoCoreError as error:
         raise StorageError(f"{path}: {error}", passing=_may_pass(error)) from error
     except ResponseParserError as error:  # no XML: something between here and the store answered
         raise StorageError(f"{path}: {error}", passing=True) from error
+
+
+def _made(path: str, make: "Callable[[], S3Client]") -> "S3Client":
+    """The client; what the AWS settings of this machine have wrong is said as that."""
+    from botocore.exceptions import BotoCoreError
+
+    try:
+        return make()
+    except (BotoCoreError, ValueError) as error:  # a ValueError: AWS_ENDPOINT_URL is no URL
+        raise SettingsError(f"{path}: the AWS settings of this machine cannot be used: {error}") from error
 
 
 def _is_gone(error: "ClientError") -> bool:
@@ -135,6 +145,16 @@ def _may_pass(error: "BotoCoreError") -> bool:
 
 class RefusedError(StorageError):
     """The store answers, and does not give what was asked for. It may pass: access may be granted late."""
+
+
+class SettingsError(StorageError):
+    """The AWS settings of this machine (environment, profile, files) are wrong: nothing was asked of a store."""
+
+    exit_code = 2
+
+
+class ThrottledError(StorageError):
+    """The store gets more requests than it will answer: sometimes for one prefix alone."""
 
 
 class NoBucketError(RefusedError):
@@ -182,9 +202,9 @@ class S3Store:
 
     def create(self, name: str, data: bytes) -> bool:
         """See `Store.create`."""
-        client = self._client()
         for _ in range(S3_ATTEMPTS):
             with s3_errors(self._where(name), self._client):
+                client = self._client()
                 try:
                     client.put_object(Bucket=self._bucket, Key=self._prefix + name, Body=data, IfNoneMatch="*")
                 except client.exceptions.ClientError as error:
@@ -201,8 +221,8 @@ class S3Store:
 
     def replace(self, name: str, data: bytes, old: bytes) -> bool:
         """See `Store.replace`."""
-        client = self._client()
         with s3_errors(self._where(name), self._client):
+            client = self._client()
             for unquote in (False, True):  # the standard's form of a tag, then the one that Ceph's RGW wants
                 try:
                     found = client.get_object(Bucket=self._bucket, Key=self._prefix + name)
@@ -223,11 +243,9 @@ class S3Store:
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """See `Store.list`."""
-        pages = (
-            self._client().get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=self._prefix + prefix)
-        )
         with s3_errors(self._where(prefix), self._client):
-            for page in pages:
+            pages = self._client().get_paginator("list_objects_v2")
+            for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix + prefix):
                 for item in page.get("Contents", []):
                     yield ObjectInfo(item["Key"][len(self._prefix) :], item["Size"], item["ETag"].strip('"'))
 
@@ -254,9 +272,9 @@ def s3_filesystem(bucket: str) -> "pafs.FileSystem":
     """pyarrow's filesystem for a bucket: it asks for the ranges of a Parquet file that are needed."""
     import pyarrow.fs as pafs
 
-    client = s3_client()
     try:
         with s3_errors(f"s3://{bucket}"):
+            client = s3_client()
             region = client.head_bucket(Bucket=bucket).get("BucketRegion") or client.meta.region_name
     except FileNotFoundError as error:
         raise NoBucketError(f"s3://{bucket}: there is no such bucket", passing=True) from error

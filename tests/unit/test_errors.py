@@ -32,6 +32,7 @@ from magbatch.rows import InputRow, RenderedRow, Segment, Shard
 from magbatch.spec import JobSpec, ModelSpec, SamplingSpec, load, parse
 from magbatch.storage import open_store
 from magbatch.storage.inputs import find_parquet, stat_input
+from magbatch.storage.references import OutOfReachError, UnfetchableError
 from magbatch.tokenizer import Tokenizer
 
 CODES = {
@@ -85,7 +86,12 @@ def spec(**sections: object) -> JobSpec:
     whole = {
         "name": "test",
         "model": {"source": "builtin:tiny"},
-        "input": {"path": "/nowhere", "columns": {"prompt": "q", "images": ["image"]}, "fetch_private": True},
+        "input": {
+            "path": "/nowhere",
+            "columns": {"prompt": "q", "images": ["image"]},
+            "fetch_private": True,
+            "fetch_from": ["/proc"],
+        },
         "output": {"path": "/out"},
     }
     return parse(yaml.safe_dump(whole | sections))
@@ -140,8 +146,10 @@ ROW_ERRORS: dict[str, tuple[Callable[[], object], type[BaseException], ErrorCode
     "idna": (lambda: render(image="http://a..b/"), UnicodeError, ErrorCode.IMAGE_UNFETCHABLE),
     "base64": (lambda: render(image="data:image/png;base64,ÄÖ"), ValueError, ErrorCode.IMAGE_UNREADABLE),
     "os, gone": (lambda: render(image="/nowhere/x.png"), FileNotFoundError, ErrorCode.IMAGE_UNFETCHABLE),
-    "os, a folder": (lambda: render(image="/"), errors.StorageError, ErrorCode.IMAGE_UNFETCHABLE),
-    "os, null byte": (lambda: render(image="/a\0b"), ValueError, ErrorCode.IMAGE_UNFETCHABLE),
+    "os, a folder": (lambda: render(image="/proc"), UnfetchableError, ErrorCode.IMAGE_UNFETCHABLE),
+    "os, no read": (lambda: render(image="/proc/self/mem"), UnfetchableError, ErrorCode.IMAGE_UNFETCHABLE),
+    "outside": (lambda: render(image="/etc/passwd"), OutOfReachError, ErrorCode.URL_REFUSED),
+    "os, null byte": (lambda: render(image="a\0b"), ValueError, ErrorCode.IMAGE_UNFETCHABLE),
 }
 
 

@@ -1,6 +1,9 @@
 """What rows name is fetched within bounds, and only from where the job's owner would have it."""
 
+import errno
 import gzip
+import os
+import socket
 import ssl
 import threading
 import time
@@ -9,53 +12,20 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from magbatch.documents import fetch
-from magbatch.documents.fetch import DOCUMENT, FETCH_TRIES, IMAGE, Fetcher, is_public
-from magbatch.errors import ErrorCode, RowError
-
-
-@pytest.mark.parametrize(
-    ("address", "public"),
-    [
-        ("8.8.8.8", True),
-        ("2606:4700:4700::1111", True),
-        ("64:ff9b::808:808", True),
-        ("127.0.0.1", False),
-        ("0.0.0.0", False),
-        ("10.1.2.3", False),
-        ("172.16.0.1", False),
-        ("192.168.1.1", False),
-        ("169.254.169.254", False),
-        ("100.64.0.1", False),
-        ("198.18.0.1", False),
-        ("224.0.0.1", False),
-        ("255.255.255.255", False),
-        ("::", False),
-        ("::1", False),
-        ("fe80::1%eth0", False),
-        ("fc00::1", False),
-        ("fec0::1", False),
-        ("ff02::1", False),
-        ("::ffff:127.0.0.1", False),
-        ("::ffff:8.8.8.8", True),
-        ("2002:7f00:1::", False),
-        ("64:ff9b::7f00:1", False),
-        ("fd00:ec2::254", False),
-        ("64:ff9b:1::7f00:1", False),
-        ("::127.0.0.1", False),
-        ("::ffff:0:127.0.0.1", False),
-        ("168.63.129.16", False),
-    ],
-)
-def test_public_addresses_are_those_of_the_internet(address: str, public: bool) -> None:
-    assert is_public(address) is public
+from magbatch.documents import web
+from magbatch.documents.fetch import DOCUMENT, IMAGE, Fetcher
+from magbatch.documents.web import FETCH_TRIES
+from magbatch.errors import ErrorCode, RowError, StorageError
+from magbatch.spec import InputSpec
+from magbatch.storage import open_store
+from magbatch.storage.s3 import quick_s3_client
 
 
 class Site(BaseHTTPRequestHandler):
@@ -77,6 +47,8 @@ class Site(BaseHTTPRequestHandler):
             headers, body = {"Content-Encoding": "gzip"}, gzip.compress(bytes(900_000))
         elif path == "/stacked":
             headers, body = {"Content-Encoding": "gzip, gzip"}, gzip.compress(gzip.compress(bytes(1 << 18)))
+        elif path == "/half-a-second":
+            time.sleep(0.5)
         elif path == "/gone":
             status, body = 404, b""
         elif path == "/drop" and Site.seen[self.path] < FETCH_TRIES:
@@ -113,13 +85,17 @@ def sites() -> Iterator[tuple[str, str]]:
         server.server_close()
 
 
-def load(source: object, *, private: bool = False, timeout_s: float = 20, input_path: str = "/in") -> bytes:
-    return Fetcher(input_path, timeout_s, private=private)(source, "/in", 1000, "column 'document'", DOCUMENT)
+def fetcher(path: str = "/in", *, private: bool = False, timeout_s: float = 20, more: tuple[str, ...] = ()) -> Fetcher:
+    return Fetcher(InputSpec(path=path, fetch_from=list(more), fetch_timeout_s=timeout_s, fetch_private=private))
 
 
-def refusal(source: object, **options: object) -> RowError:
+def load(source: object, folder: str = "/in", **options: object) -> bytes:
+    return fetcher(**options).for_row()(source, folder, 1000, "column 'document'", DOCUMENT)  # type: ignore[arg-type]
+
+
+def refusal(source: object, folder: str = "/in", **options: object) -> RowError:
     with pytest.raises(RowError) as caught:
-        load(source, **options)  # type: ignore[arg-type]
+        load(source, folder, **options)
     assert caught.value.message.startswith("column 'document': ")
     return caught.value
 
@@ -144,7 +120,7 @@ def test_a_private_network_may_be_allowed(sites: tuple[str, str]) -> None:
 
 @pytest.fixture
 def only_first_is_public(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch, "is_public", lambda address: address == "127.0.0.1")
+    monkeypatch.setattr(web, "is_public", lambda address: address == "127.0.0.1")
 
 
 @pytest.mark.usefixtures("only_first_is_public")
@@ -211,7 +187,7 @@ def test_a_certificate_is_that_of_the_name_not_of_the_address(
     threading.Thread(target=server.serve_forever, daemon=True).start()
     port = server.server_port
     monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: [(2, 1, 6, "", ("127.0.0.1", port))])
-    monkeypatch.setattr(fetch, "_tls", lambda: ssl.create_default_context(cafile=str(certificate)))
+    monkeypatch.setattr(web, "_tls", lambda: ssl.create_default_context(cafile=str(certificate)))
     try:
         assert load(f"https://docs.example:{port}/x") == b"content"
         assert load(f"https://docs.example:{port}/to?/x") == b"content", "a redirect is relative to the name"
@@ -272,22 +248,250 @@ def test_what_a_server_compresses_is_inflated_within_the_limit(sites: tuple[str,
     assert (error.code, "gzip, gzip" in error.message) == (ErrorCode.DOCUMENT_UNFETCHABLE, True)
 
 
-def test_a_nodes_files_are_not_read_for_rows_that_lie_elsewhere(tmp_path: Path) -> None:
-    path = tmp_path / "a.txt"
-    path.write_bytes(b"content")
-    assert load(str(path)) == b"content"
-    for source in (str(path), f"file://{path}"):
-        assert refusal(source, input_path="s3://bucket/in").code is ErrorCode.URL_REFUSED
-        assert load(source, input_path="s3://bucket/in", private=True) == b"content"
-
-
 def test_errors_are_those_of_what_was_asked_for() -> None:
-    fetcher = Fetcher("/in", 5, private=False)
     for kind, code in ((IMAGE, ErrorCode.IMAGE_TOO_LARGE), (DOCUMENT, ErrorCode.DOCUMENT_TOO_LARGE)):
         with pytest.raises(RowError) as caught:
-            fetcher(b"12345", "/in", 4, "here", kind)
+            fetcher().for_row()(b"12345", "/in", 4, "here", kind)
         assert caught.value.code is code
         assert f"{kind.limit_name} = 4" in caught.value.message
     assert refusal(7).code is ErrorCode.DOCUMENT_UNREADABLE
     assert refusal("data:;base64,?").code is ErrorCode.DOCUMENT_UNREADABLE
-    assert refusal("/none/x.pdf").code is ErrorCode.DOCUMENT_UNFETCHABLE
+    assert refusal("/in/none/x.pdf").code is ErrorCode.DOCUMENT_UNFETCHABLE
+
+
+# What rows may name.
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """An input folder with links out of it, and what lies beside it."""
+    for name in ("in/own.txt", "in/sub/deep.txt", "in-secret/a.txt", "elsewhere/a.txt", "elsewhere/sub/b.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"content")
+    (tmp_path / "in/link.txt").symlink_to(tmp_path / "elsewhere/a.txt")
+    (tmp_path / "in/folder").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "in/within.txt").symlink_to("sub/deep.txt")
+    return tmp_path
+
+
+OUTSIDE = (
+    "{tree}/elsewhere/a.txt", "../elsewhere/a.txt", "sub/../../elsewhere/a.txt", "{tree}/in/../in-secret/a.txt",
+    "{tree}/in-secret/a.txt", "link.txt", "folder/a.txt", "file://{tree}/elsewhere/a.txt",
+    "FILE://LOCALHOST{tree}/elsewhere/a.txt", "file:{tree}/elsewhere/a.txt", "file://{tree}/in/%2e%2e/elsewhere/a.txt",
+    "/proc/self/environ", "/proc/self/mem", "/proc/self/cwd", "/etc/passwd", "/nowhere/at/all.png", "/",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("path", ["{tree}/in", "{tree}/in/", "{tree}/in/*.parquet", "{tree}/in/**/*.parquet"])
+@pytest.mark.parametrize("source", OUTSIDE)
+def test_files_outside_the_inputs_own_folder_are_refused(tree: Path, path: str, source: str) -> None:
+    error = refusal(source.format(tree=tree), f"{tree}/in", path=path.format(tree=tree))
+    assert error.code is ErrorCode.URL_REFUSED
+    assert "input.fetch_from" in error.message
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["own.txt", "sub/deep.txt", "sub/../own.txt", "within.txt", "{tree}/in/own.txt", "file://{tree}/in/own.txt",
+     "File://localhost{tree}/in/%6fwn.txt", "file:{tree}/in/own.txt"],
+)  # fmt: skip
+def test_files_of_the_inputs_own_folder_are_read(tree: Path, source: str) -> None:
+    assert load(source.format(tree=tree), f"{tree}/in", path=f"{tree}/in") == b"content"
+    (tree / "in/a.parquet").write_bytes(b"")
+    assert load(source.format(tree=tree), f"{tree}/in", path=f"{tree}/in/a.parquet") == b"content"
+
+
+def test_a_folder_that_the_owner_has_linked_into_the_input_gives_its_own_files(tree: Path) -> None:
+    """Its rows name their neighbours; rows of other folders do not."""
+    assert load("a.txt", f"{tree}/in/folder", path=f"{tree}/in") == b"content"
+    assert load("sub/b.txt", f"{tree}/in/folder", path=f"{tree}/in") == b"content"
+    assert refusal("../in-secret/a.txt", f"{tree}/in/folder", path=f"{tree}/in").code is ErrorCode.URL_REFUSED
+
+
+def test_the_spec_may_allow_more_folders(tree: Path, s3: str) -> None:
+    more = (f"{tree}/elsewhere/sub",)
+    for path in (f"{tree}/in", f"{s3}/in"):
+        assert load(f"{tree}/elsewhere/sub/b.txt", path=path, more=more) == b"content"
+        assert refusal(f"{tree}/elsewhere/a.txt", path=path, more=more).code is ErrorCode.URL_REFUSED
+        assert refusal(f"{tree}/elsewhere/sub/../a.txt", path=path, more=more).code is ErrorCode.URL_REFUSED
+    assert load(f"{tree}/in/link.txt", path="/in", more=(f"{tree}/in", f"{tree}/elsewhere")) == b"content"
+
+
+def test_a_nodes_files_are_not_read_for_rows_that_lie_elsewhere(tree: Path) -> None:
+    for source in (f"{tree}/in/own.txt", f"file://{tree}/in/own.txt"):
+        for private in (False, True):
+            error = refusal(source, "s3://bucket/in", path="s3://bucket/in", private=private)
+            assert error.code is ErrorCode.URL_REFUSED
+
+
+def test_objects_outside_the_inputs_own_bucket_are_refused_without_a_request(s3: str, tree: Path) -> None:
+    secret = s3.replace("s3://", "s3://hr-")
+    for path in (f"{s3}/in", f"{tree}/in"):
+        for source in (
+            f"{secret}/a.txt", f"S3://{secret[5:]}/a.txt", "s3://x--nope-az1--x-s3/a.png", f"{s3}x/a.txt", "s3://",
+            "s3://arn:aws:s3:nowhere-1:123456789012:accesspoint/point/a.png", "s3:///a.txt", "s3://../a.txt",
+        ):  # fmt: skip
+            error = refusal(source, path, path=path)
+            assert (error.code, "input.fetch_from" in error.message) == (ErrorCode.URL_REFUSED, True), source
+
+
+def test_objects_of_the_inputs_own_bucket_are_read(s3: str) -> None:
+    open_store(s3).write("in/sub/a.txt", b"content")
+    open_store(s3).write("other/b.txt", b"content")
+    for source in (
+        "sub/a.txt",
+        "sub/../sub/./a.txt",
+        "../other/b.txt",
+        f"{s3}/other/b.txt",
+        f"S3://{s3[5:]}/other/b.txt",
+    ):
+        assert load(source, f"{s3}/in", path=f"{s3}/in/*.parquet") == b"content", source
+    for source in ("none.txt", "", f"{s3}", f"{s3}/", "x" * 3000):
+        assert refusal(source, f"{s3}/in", path=f"{s3}/in").code is ErrorCode.DOCUMENT_UNFETCHABLE, source
+
+
+def test_no_key_leads_out_of_a_prefix_or_a_bucket(s3: str, s3_endpoint: str) -> None:
+    """HTTP clients resolve `..` in the path of a request, whoever signed it."""
+    from magbatch.storage.s3 import s3_client
+
+    s3_client().create_bucket(Bucket=f"{s3[5:]}-hr")
+    open_store(f"{s3}-hr").write("secret.txt", b"secret")
+    open_store(s3).write("open/a.txt", b"content")
+    open_store(s3).write("shut/a.txt", b"secret")
+    assert load(f"{s3}/open/a.txt", path="/in", more=(f"{s3}/open",)) == b"content"
+    for source in (f"{s3}/open/../shut/a.txt", f"{s3}/open/../../{s3[5:]}/shut/a.txt", f"{s3}/opener/a.txt"):
+        assert refusal(source, path="/in", more=(f"{s3}/open/",)).code is ErrorCode.URL_REFUSED
+    for source in (
+        f"{s3}/../{s3[5:]}-hr/secret.txt",
+        f"{s3}/a/../../{s3[5:]}-hr/secret.txt",
+        f"../../{s3[5:]}-hr/secret.txt",
+    ):
+        assert refusal(source, f"{s3}/in", path=f"{s3}/in").code is ErrorCode.DOCUMENT_UNFETCHABLE
+
+
+# What cannot be had because of the row's own words.
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "folder", "device"])
+def test_only_files_are_opened(tmp_path: Path, kind: str) -> None:
+    """A named pipe, above all, would be waited for without an end."""
+    path = tmp_path / kind
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(str(path))
+    elif kind == "folder":
+        path.mkdir()
+    name = "/dev/zero" if kind == "device" else kind
+    error = refusal(name, str(tmp_path), path=str(tmp_path), more=("/dev",))
+    assert error.code is ErrorCode.DOCUMENT_UNFETCHABLE
+    assert kind in error.message
+    assert error.message.endswith("not a file")
+
+
+def test_a_place_that_only_rows_name_never_fails_the_job(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without credentials, without such a host, without such a bucket, without a disk that gives it."""
+    more = (
+        "/proc",
+        "s3://no-such-bucket",
+        "s3://x--nope-az1--x-s3",
+        "s3://arn:aws:s3:nowhere-1:123456789012:accesspoint",
+    )
+    for source in ("/proc/self/mem", "s3://no-such-bucket/a.png", f"{more[3]}/point/a.png"):
+        assert refusal(source, more=more).code is ErrorCode.DOCUMENT_UNFETCHABLE, source
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    quick_s3_client.cache_clear()
+    try:
+        assert "credentials" in refusal("s3://no-such-bucket/a.png", more=more).message
+        monkeypatch.delenv("AWS_ENDPOINT_URL")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        quick_s3_client.cache_clear()
+        assert refusal("s3://x--nope-az1--x-s3/a.png", more=more).code is ErrorCode.DOCUMENT_UNFETCHABLE
+    finally:
+        quick_s3_client.cache_clear()
+
+
+def test_the_inputs_own_store_that_is_away_is_no_matter_of_a_row(s3_endpoint: str) -> None:
+    with pytest.raises(StorageError, match="no such bucket") as caught:
+        load("a.txt", "s3://gone-for-a-while/in", path="s3://gone-for-a-while/in")
+    assert caught.value.passing
+
+
+def test_the_inputs_own_disk_that_is_away_is_no_matter_of_a_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stale network disk: the file cannot be read, and neither can the folder."""
+    (tmp_path / "a.txt").write_bytes(b"content")
+
+    def stale(*arguments: Any, **options: Any) -> int:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(os, "open", stale)
+    assert refusal("a.txt", str(tmp_path), path=str(tmp_path)).code is ErrorCode.DOCUMENT_UNFETCHABLE
+    monkeypatch.setattr(os, "scandir", stale)
+    with pytest.raises(StorageError) as caught:
+        load("a.txt", str(tmp_path), path=str(tmp_path))
+    assert caught.value.passing
+    monkeypatch.undo()
+    assert load("a.txt", str(tmp_path), path=str(tmp_path)) == b"content"
+
+
+@pytest.mark.parametrize(
+    ("source", "part"),
+    [
+        ("ftp://host/a.pdf", "the scheme ftp:// is not known"),
+        ("GS://bucket/a.pdf", "the scheme GS:// is not known"),
+        ("file://server/share/a.pdf", "names another machine"),
+        ("a\0b", "null"),
+        ("iVBORw0KGgo" + "Ab/+" * 30, "base64"),
+        ("/9j/" + "Ab/+" * 100_000, "base64"),
+        ("x" * 300_000, "neither a path nor a URL"),
+        ("http://" + "x" * 300_000, "characters)"),
+        ("y" * 300, "File name too long"),
+    ],
+    ids=lambda value: value[:20],
+)
+def test_a_reference_that_is_none_says_so_in_a_short_line(tmp_path: Path, source: str, part: str) -> None:
+    error = refusal(source, str(tmp_path), path=str(tmp_path))
+    assert error.code is ErrorCode.DOCUMENT_UNFETCHABLE
+    assert part in error.message
+    assert len(error.message) < 600
+    error.message.encode()
+
+
+def test_a_name_with_a_colon_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "scan:1.txt").write_bytes(b"content")
+    assert load("scan:1.txt", str(tmp_path), path=str(tmp_path)) == b"content"
+
+
+def test_a_name_that_is_no_text_can_be_reached_by_a_file_url(tmp_path: Path) -> None:
+    Path(os.fsdecode(bytes(tmp_path) + b"/a\xff.txt")).write_bytes(b"content")
+    assert load(f"file://{tmp_path}/a%FF.txt", path=str(tmp_path)) == b"content"
+    refusal(f"file://{tmp_path}/b%FF.txt", path=str(tmp_path)).message.encode()
+
+
+@pytest.mark.parametrize("scheme", ["http", "HTTP", "Http"])
+def test_schemes_are_read_in_either_case(sites: tuple[str, str], scheme: str) -> None:
+    assert load(f"{scheme}{sites[0][4:]}/x", private=True) == b"content"
+    assert load("DATA:text/plain;BASE64,Y29udGVudA==") == b"content"
+
+
+def test_a_row_has_one_time_for_all_that_it_names(sites: tuple[str, str]) -> None:
+    """A list of slow pages ends with the row's time, not with each page's."""
+    fetch = fetcher(private=True, timeout_s=1.2).for_row()
+    pages = (fetch(f"{sites[0]}/half-a-second", "/in", 1000, "here", DOCUMENT) for _ in range(100))
+    with pytest.raises(RowError, match=r"input\.fetch_timeout_s = 1\.2, which is for all that a row names"):
+        list(pages)
+    assert fetcher(private=True, timeout_s=1.2).for_row()(f"{sites[0]}/x", "/in", 1000, "here", DOCUMENT) == b"content"
+
+
+def test_every_address_of_a_host_is_tried(sites: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    port = int(sites[0].rpartition(":")[2])
+    found = [(2, 1, 6, "", (address, port)) for address in ("127.0.0.3", "127.0.0.4", "127.0.0.1")]
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: found)
+    assert load(f"http://docs.example:{port}/x", private=True) == b"content"
+    del found[-1]
+    assert refusal(f"http://docs.example:{port}/x", private=True).code is ErrorCode.DOCUMENT_UNFETCHABLE

@@ -10,12 +10,13 @@ import pytest
 from PIL import Image as Pillow
 from small_job import SmallJob
 
+from magbatch.documents.fetch import RowFetcher
 from magbatch.errors import ErrorCode, Step, StorageError
 from magbatch.job.ledger import Ledger
 from magbatch.job.prepare import BLOCK_SCHEMA, Preparer, ShardPrompts, from_block, prepare, to_block
 from magbatch.pipeline.write import PartWriter
 from magbatch.rows import DeadLetter, Image, Prompt, Shard, as_ids
-from magbatch.storage.inputs import read_at_most
+from magbatch.storage.references import References
 from magbatch.storage.s3 import NoBucketError
 
 
@@ -189,10 +190,16 @@ def test_each_row_fails_alone_and_at_its_step(job: SmallJob) -> None:
     }
 
 
-def test_a_defect_in_one_row_is_its_dead_letter_and_spares_its_neighbours(job: SmallJob) -> None:
+def test_a_defect_in_one_row_is_its_dead_letter_and_spares_its_neighbours(
+    job: SmallJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
     job.write(pa.table({"id": ["one", "two", "three"], "question": ["?"] * 3, "scan": [None, "a.parquet", None]}))
     job.set("input", columns={"id": "id", "prompt": "question", "images": ["scan"]})
-    job.set("limits", max_image_bytes=2**64)  # no read takes such a count: an OverflowError that nobody expects
+
+    def defect(*_: Any) -> bytes:
+        raise OverflowError("that nobody expects")
+
+    monkeypatch.setattr(RowFetcher, "__call__", defect)
     work = job.prompts(0)
     assert asked_for(work) == ["one", "three"]
     assert letters(work) == {"two": (Step.RENDER, ErrorCode.INTERNAL)}
@@ -435,14 +442,16 @@ def test_a_store_that_is_away_fails_no_row(tmp_path: Path, s3: str, monkeypatch:
     away = iter([NoBucketError("gone", passing=True), StorageError("503 SlowDown", passing=True)])
     waited: list[str] = []
 
-    def moody(path: str, limit: int) -> bytes:
+    real = References.read
+
+    def moody(self: References, path: str, *arguments: Any) -> bytes:
         if path == names[0] and (error := next(away, None)) is not None:
             raise error
-        return read_at_most(path, limit)
+        return real(self, path, *arguments)
 
-    monkeypatch.setattr("magbatch.documents.fetch.read_at_most", moody)
+    monkeypatch.setattr(References, "read", moody)
     (block,) = prepare(job.job, [job.plan.shard(0)], frozenset(), lambda error: waited.append(str(error)))
     (work,) = from_block(block)
     assert asked_for(work) == ["a0", "a1"]
-    assert letters(work) == {"a2": (Step.RENDER, ErrorCode.IMAGE_UNFETCHABLE)}
+    assert letters(work) == {"a2": (Step.RENDER, ErrorCode.URL_REFUSED)}
     assert waited == ["gone", "503 SlowDown"]

@@ -26,8 +26,8 @@ from mistral_common.tokens.tokenizers.image import (
 from numpy.typing import NDArray
 from PIL import Image as Pillow
 
-from magbatch.documents.fetch import MAX_REDIRECTS
 from magbatch.documents.images import ImageGrid, decode
+from magbatch.documents.web import MAX_REDIRECTS
 from magbatch.errors import ErrorCode, RowError, SpecError
 from magbatch.pipeline.render import Renderer, leading_column, template_columns
 from magbatch.rows import Image, InputRow, RenderedRow
@@ -295,9 +295,16 @@ def test_pixels_are_those_that_mistrals_own_encoder_gives() -> None:
 def render(make_spec: Callable[..., JobSpec]) -> Callable[..., RenderedRow]:
     """Render one row that asks about the columns `image` and `more`."""
 
-    def act(folder: str = "", grid: ImageGrid | None = GRID, sections: Any = None, **values: Any) -> RenderedRow:
+    def act(
+        folder: str = "",
+        grid: ImageGrid | None = GRID,
+        sections: Any = None,
+        fetch_from: tuple[str, ...] = (),
+        **values: Any,
+    ) -> RenderedRow:
         columns = {"prompt": "question", "images": ["image", "more"]}
-        source = {"path": "/in", "columns": columns, "fetch_timeout_s": 5, "fetch_private": True}
+        source = {"path": folder or "/in", "columns": columns, "fetch_timeout_s": 5, "fetch_private": True}
+        source["fetch_from"] = list(fetch_from)
         spec = make_spec(**({"input": source} | (sections or {})))
         return Renderer(spec, grid)(InputRow("r", {"question": "What?"} | values, folder))
 
@@ -353,7 +360,8 @@ def test_an_image_may_lie_elsewhere(render: Render, tmp_path: Path, s3: str) -> 
     path.write_bytes(PNG)
     open_store(s3).write("deep/a.png", PNG)
     for source in (str(path), f"file://{path}", path.as_uri(), f"{s3}/deep/a.png"):
-        assert shows_two_halves(render(folder="/nowhere", image=source)), source
+        row = render(folder="/nowhere", image=source, fetch_from=(str(tmp_path), f"{s3}/deep"))
+        assert shows_two_halves(row), source
 
 
 def test_lists_give_their_images_in_order(render: Render) -> None:
@@ -376,7 +384,7 @@ def test_lists_give_their_images_in_order(render: Render) -> None:
         ({"bytes": None, "path": None}, ErrorCode.MISSING_VALUE),
         ("none.png", ErrorCode.IMAGE_UNFETCHABLE),
         ("", ErrorCode.IMAGE_UNFETCHABLE),
-        ("/", ErrorCode.IMAGE_UNFETCHABLE),
+        ("/", ErrorCode.URL_REFUSED),
         ("a\0b", ErrorCode.IMAGE_UNFETCHABLE),
         ("x" * 5000, ErrorCode.IMAGE_UNFETCHABLE),
         ("http://", ErrorCode.IMAGE_UNFETCHABLE),
@@ -395,7 +403,9 @@ def test_an_image_that_cannot_be_had_says_why(render: Render, tmp_path: Path, va
 
 @pytest.mark.parametrize("source", ["{s3}/none.png", "s3://no-such-bucket/a.png", "s3://Not a bucket/a.png", "{s3}"])
 def test_an_object_that_cannot_be_had_says_why(render: Render, s3: str, source: str) -> None:
-    assert code(lambda: render(image=source.replace("{s3}", s3))) is ErrorCode.IMAGE_UNFETCHABLE
+    more = (s3, "s3://no-such-bucket", "s3://Not a bucket")
+    assert code(lambda: render(image=source.replace("{s3}", s3), fetch_from=more)) is ErrorCode.IMAGE_UNFETCHABLE
+    assert code(lambda: render(image="s3://another/a.png", fetch_from=more)) is ErrorCode.URL_REFUSED
 
 
 def test_too_many_images_are_refused_before_the_first_is_too_many(render: Render) -> None:

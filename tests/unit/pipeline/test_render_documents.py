@@ -34,7 +34,7 @@ def render(make_spec: Callable[..., JobSpec]) -> Render:
         **values: Any,
     ) -> RenderedRow:
         named = {"prompt": "question", "document": "file"} | (columns or {})
-        source = {"path": "/in", "columns": named, "document": how or {}}
+        source = {"path": folder or "/in", "columns": named, "document": how or {}}
         spec = make_spec(input=source, limits=limits or {})
         return Renderer(spec, grid)(InputRow("r", {"question": "What?", "file": document} | values, folder))
 

@@ -9,7 +9,7 @@ import pytest
 
 from magbatch.errors import InputError, StorageError
 from magbatch.storage import open_store
-from magbatch.storage.inputs import fetch_prefix, find_parquet, input_filesystem, read_at_most, stat_input
+from magbatch.storage.inputs import fetch_prefix, find_parquet, input_filesystem, stat_input
 
 
 def below(root: str, path: str) -> list[str]:
@@ -147,19 +147,10 @@ def test_the_state_of_a_file_follows_the_file(root: str) -> None:
 
 def test_an_input_whose_bucket_is_away_is_not_gone(s3_endpoint: str) -> None:
     """Its rows would become dead letters."""
-    for touch in (stat_input, input_filesystem, lambda path: read_at_most(path, 9)):
+    for touch in (stat_input, input_filesystem):
         with pytest.raises(StorageError, match=r"s3://no-such-bucket.*: there is no such bucket") as refused:
             touch("s3://no-such-bucket/a.parquet")
         assert refused.value.passing
-
-
-def test_a_referenced_file_is_read_up_to_the_limit_and_one_byte(root: str) -> None:
-    open_store(root).write("a", b"0123456789")
-    assert read_at_most(f"{root}/a", 100) == b"0123456789"
-    assert read_at_most(f"{root}/a", 10) == b"0123456789"
-    assert read_at_most(f"{root}/a", 4) == b"01234"
-    with pytest.raises(FileNotFoundError):
-        read_at_most(f"{root}/b", 4)
 
 
 def test_a_prefix_is_fetched_with_the_wanted_names_directly_below_it(s3: str, tmp_path: Path) -> None:

@@ -1,0 +1,230 @@
+"""Public web addresses -> bytes, bounded in size and time.
+
+An address in a private network is refused, however it is spelled, resolved or redirected to, unless the spec allows
+it: the connection goes to the very address that was looked at.
+"""
+
+import functools
+import socket
+import ssl
+import threading
+import time
+import urllib.request
+import zlib
+from typing import Any
+
+import httpcore
+import httpx
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_before_delay, wait_random_exponential
+
+from magbatch.documents.addresses import is_public
+from magbatch.storage.references import LateError
+
+MAX_REDIRECTS = 5
+FETCH_TRIES = 3  # of an URL whose server is overloaded, restarts, or drops the connection
+_PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+
+class PrivateAddressError(Exception):
+    """A host in a private network."""
+
+
+@functools.cache
+def _tls() -> ssl.SSLContext:
+    return httpx.create_ssl_context()  # 30 ms of CPU: once a process, not once an image
+
+
+def get(url: str, limit: int, deadline: float, *, private: bool) -> bytes:
+    """At most limit + 1 bytes of a URL's content; what may pass by itself is tried again, while there is time.
+
+    Args:
+        url: http:// or https://.
+        limit: Bytes.
+        deadline: By the monotonic clock (seconds): for all tries and redirects.
+        private: Whether hosts in private networks may be asked.
+
+    Raises:
+        PrivateAddressError: A host is in a private network.
+        LateError: The content did not come in time.
+        httpx.HTTPError, httpx.InvalidURL, ValueError: It cannot be had.
+    """
+    timeout_s = max(0.0, deadline - time.monotonic())
+    return Retrying(
+        retry=retry_if_exception(_may_pass),
+        wait=wait_random_exponential(multiplier=0.5, max=5.0),
+        stop=stop_after_attempt(FETCH_TRIES) | stop_before_delay(timeout_s),
+        reraise=True,
+    )(_get_once, url, limit, deadline, private)
+
+
+def _may_pass(error: BaseException) -> bool:
+    if isinstance(error, httpx.HTTPStatusError):
+        return error.response.status_code in _PASSING
+    return isinstance(error, httpx.NetworkError | httpx.RemoteProtocolError)
+
+
+def _get_once(url: str, limit: int, deadline: float, private: bool) -> bytes:
+    transport = _Transport(_Network(deadline, private=private), proxies=private)
+    # What a server compresses all the same is inflated here, within the limit: httpx would do it without one.
+    headers = {"Accept-Encoding": "identity"}
+    try:
+        with (
+            httpx.Client(
+                follow_redirects=True, max_redirects=MAX_REDIRECTS, timeout=None, transport=transport, headers=headers
+            ) as client,
+            client.stream("GET", url) as response,
+        ):  # fmt: skip
+            response.raise_for_status()
+            data = bytearray()
+            for chunk in response.iter_raw():
+                data += chunk
+                if len(data) > limit:
+                    break
+            return _inflated(bytes(data), response.headers.get("Content-Encoding", "identity"), limit)
+    except httpx.TimeoutException as error:
+        raise LateError from error
+
+
+def _inflated(data: bytes, encoding: str, limit: int) -> bytes:
+    if encoding == "identity":
+        return data
+    if encoding not in ("gzip", "deflate"):
+        raise httpx.DecodingError(f"the server sends Content-Encoding {encoding}, which was not asked for")
+    try:
+        return zlib.decompressobj(zlib.MAX_WBITS | 32).decompress(data, limit + 1)  # 32: either header
+    except zlib.error as error:
+        raise httpx.DecodingError(f"Content-Encoding {encoding}: {error}") from error
+
+
+class _Transport(httpx.BaseTransport):
+    """httpx's own, over a network of ours, for which httpx has no public place.
+
+    Args:
+        network: Makes every connection.
+        proxies: Whether to heed the proxies of the environment, which resolve names by themselves.
+    """
+
+    def __init__(self, network: httpcore.NetworkBackend, *, proxies: bool) -> None:
+        self._network, self._proxies = network, proxies
+        self._direct = self._over(httpcore.ConnectionPool(ssl_context=_tls(), network_backend=network))
+        self._proxied: dict[str, httpx.HTTPTransport] = {}
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """See `httpx.BaseTransport.handle_request`."""
+        url = request.url
+        proxy = urllib.request.getproxies().get(url.scheme) if self._proxies else None
+        if not proxy or urllib.request.proxy_bypass(url.host):
+            return self._direct.handle_request(request)
+        if proxy not in self._proxied:
+            parsed = httpx.Proxy(proxy)
+            pool = httpcore.HTTPProxy(
+                str(parsed.url), parsed.raw_auth, ssl_context=_tls(), network_backend=self._network
+            )
+            self._proxied[proxy] = self._over(pool)
+        return self._proxied[proxy].handle_request(request)
+
+    def close(self) -> None:
+        """See `httpx.BaseTransport.close`."""
+        for transport in (self._direct, *self._proxied.values()):
+            transport.close()
+
+    @staticmethod
+    def _over(pool: httpcore.ConnectionPool) -> httpx.HTTPTransport:
+        transport = httpx.HTTPTransport(verify=_tls())
+        transport._pool = pool
+        return transport
+
+
+class _Network(httpcore.NetworkBackend):
+    """Connects to the very address that was looked at, so that no second answer counts, and all before a deadline.
+
+    Args:
+        deadline: By the monotonic clock (seconds).
+        private: Whether private networks may be connected to.
+    """
+
+    def __init__(self, deadline: float, *, private: bool) -> None:
+        self._deadline, self._private = deadline, private
+        self._backend = httpcore.SyncBackend()
+
+    def connect_tcp(
+        self, host: str, port: int, timeout: float | None = None, local_address: str | None = None,
+        socket_options: Any = None,
+    ) -> httpcore.NetworkStream:  # fmt: skip
+        """See `httpcore.NetworkBackend.connect_tcp`."""
+        addresses = _resolved(host, port, _left(self._deadline))
+        for address in addresses:
+            if not self._private and not is_public(address):
+                raise PrivateAddressError(
+                    f"{host} is {address}, in a private network; input.fetch_private: true allows it"
+                )
+        refused: Exception | None = None
+        for tried, address in enumerate(addresses):
+            share = _left(self._deadline) / (
+                len(addresses) - tried
+            )  # one that does not answer leaves time for the next
+            try:
+                stream = self._backend.connect_tcp(address, port, share, local_address, socket_options)
+                return _Stream(stream, self._deadline)
+            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+                refused = error
+        raise refused or httpcore.ConnectError(f"{host} has no address")
+
+
+class _Stream(httpcore.NetworkStream):
+    """A connection whose every operation ends before a deadline: headers that drip, too."""
+
+    def __init__(self, stream: httpcore.NetworkStream, deadline: float) -> None:
+        self._stream, self._deadline = stream, deadline
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        """See `httpcore.NetworkStream.read`."""
+        return self._stream.read(max_bytes, _left(self._deadline))
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        """See `httpcore.NetworkStream.write`."""
+        self._stream.write(buffer, _left(self._deadline))
+
+    def close(self) -> None:
+        """See `httpcore.NetworkStream.close`."""
+        self._stream.close()
+
+    def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.NetworkStream:
+        """See `httpcore.NetworkStream.start_tls`."""
+        return _Stream(self._stream.start_tls(ssl_context, server_hostname, _left(self._deadline)), self._deadline)
+
+    def get_extra_info(self, info: str) -> Any:
+        """See `httpcore.NetworkStream.get_extra_info`."""
+        return self._stream.get_extra_info(info)
+
+
+def _left(deadline: float) -> float:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise httpcore.ReadTimeout("late")
+    return left
+
+
+def _resolved(host: str, port: int, timeout_s: float) -> list[str]:
+    """Addresses of a host; the resolver itself takes no timeout."""
+    answer: list[list[str] | Exception] = []
+
+    def resolve() -> None:
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            answer.append(list(dict.fromkeys(str(entry[4][0]) for entry in found)))
+        except (OSError, UnicodeError) as error:
+            answer.append(error)
+
+    thread = threading.Thread(target=resolve, daemon=True)
+    thread.start()
+    thread.join(timeout_s)
+    if not answer:
+        raise httpcore.ConnectTimeout(f"{host} is not resolved")
+    if isinstance(answer[0], UnicodeError):
+        raise answer[0]
+    if isinstance(answer[0], Exception):
+        raise httpcore.ConnectError(f"{host}: {answer[0]}") from answer[0]
+    return answer[0]

@@ -1,0 +1,210 @@
+"""Files and objects that rows name: only those that the job may read, bounded in size and time.
+
+A row is data, so its words decide nothing outside itself. What it may not name, and what cannot be had, is that
+row's own matter. Only the store that the input lies in may be away, and that is looked at apart from the row.
+"""
+
+import errno
+import os
+import stat
+import time
+from collections.abc import Callable, Sequence
+
+from magbatch.errors import StorageError
+from magbatch.spec import is_remote
+from magbatch.storage.disk import local_errors
+from magbatch.storage.inputs import input_folder
+from magbatch.storage.s3 import (
+    NoBucketError,
+    RefusedError,
+    SettingsError,
+    ThrottledError,
+    quick_s3_client,
+    s3_client,
+    s3_errors,
+    split_url,
+)
+
+CHUNK_BYTES = 1 << 20
+TRIES = 3  # of what the input's own store refuses, while it gives other things
+MAX_PATH_BYTES = 4095  # PATH_MAX of Linux, without its end
+_KINDS = {
+    stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
+}  # fmt: skip
+
+
+class OutOfReachError(Exception):
+    """A row may not name this."""
+
+
+class UnfetchableError(Exception):
+    """This cannot be had, whoever asks: the message says why."""
+
+
+class LateError(Exception):
+    """The time that there was for it is over."""
+
+
+class References:
+    """Reads what rows name of disks and object stores.
+
+    Args:
+        input_path: `input.path`: rows may name what lies in its folder, or in its bucket.
+        more: `input.fetch_from`: local folders and s3:// prefixes that they may name as well.
+    """
+
+    def __init__(self, input_path: str, more: Sequence[str] = ()) -> None:
+        self._remote = is_remote(input_path)
+        self._bucket = split_url(input_path)[0] if self._remote else None
+        self._root = None if self._remote else os.path.realpath(input_folder(input_path))
+        self._folders = [os.path.realpath(path) for path in more if not is_remote(path)]
+        self._prefixes = [split_url(path.rstrip("/")) for path in more if is_remote(path)]
+
+    def read(self, path: str, folder: str, limit: int, deadline: float) -> bytes:
+        """At most limit + 1 bytes of a file or object, so that the caller sees if it is larger.
+
+        Args:
+            path: A local path or an s3:// URL.
+            folder: The folder of the row's own file; relative paths begin there.
+            limit: Bytes.
+            deadline: By the monotonic clock (seconds).
+
+        Raises:
+            OutOfReachError: The row may not name it.
+            FileNotFoundError: There is no such file or object.
+            UnfetchableError: It cannot be had.
+            LateError: It did not come in time.
+            StorageError: The store of the input is away.
+        """
+        if not is_remote(path) and not os.path.isabs(path):
+            path = f"{folder}/{path}"
+        if is_remote(path):
+            bucket, key = _resolved(path)
+            self._check_object(bucket, key)
+            own, where = bucket == self._bucket, f"s3://{bucket}/{key}"
+
+            def act() -> bytes:
+                return _read_object(bucket, key, limit, deadline, quick=not own)
+
+        else:
+            where = real = os.path.realpath(path)
+            own = self._check_file(real, folder)
+
+            def act() -> bytes:
+                return _read_file(real, limit, deadline)
+
+        try:
+            return self._of_the_store(act) if own else _of_the_row(act)
+        except UnfetchableError as error:  # which names the place as the row does, not as it was resolved
+            raise UnfetchableError(str(error).removeprefix(f"{where}: ")) from error
+
+    def _check_object(self, bucket: str, key: str) -> None:
+        if bucket == self._bucket or any(bucket == name and _is_below(key, prefix) for name, prefix in self._prefixes):
+            return
+        where = f"the bucket of input.path, {self._bucket}" if self._bucket else "where the input lies"
+        raise OutOfReachError(f"an object outside {where}; input.fetch_from: [s3://bucket/prefix] allows it")
+
+    def _check_file(self, real: str, folder: str) -> bool:
+        """Whether a file lies in the input's own tree; raises if the row may not name it."""
+        if not self._remote:
+            # The owner of the input may have linked a folder into it.
+            linked = os.path.realpath(folder) if folder else self._root
+            if any(root is not None and _is_below(real, root) for root in (self._root, linked)):
+                return True
+        if not any(_is_below(real, root) for root in self._folders):
+            where = "the input lies on S3" if self._remote else f"it is not below the input's folder, {self._root}"
+            raise OutOfReachError(f"a file of this machine, and {where}; input.fetch_from: [FOLDER] allows it")
+        return False
+
+    def _of_the_store(self, act: Callable[[], bytes]) -> bytes:
+        """Read from the store of the input: if that is away, no row is at fault."""
+        for _ in range(TRIES):
+            try:
+                return act()
+            except StorageError as error:
+                if isinstance(error, SettingsError | ThrottledError):
+                    raise
+                if not error.passing:
+                    raise UnfetchableError(str(error)) from error
+                self._look()
+                last = error
+                if isinstance(error, RefusedError) and not isinstance(error, NoBucketError):
+                    break
+        raise UnfetchableError(str(last)) from last
+
+    def _look(self) -> None:
+        """Raises StorageError if the store of the input gives nothing else either."""
+        if self._bucket is not None:
+            with s3_errors(f"s3://{self._bucket}"):
+                s3_client().list_objects_v2(Bucket=self._bucket, MaxKeys=1)
+        elif self._root is not None:
+            with local_errors(self._root), os.scandir(self._root) as entries:
+                next(entries, None)
+
+
+def _of_the_row(act: Callable[[], bytes]) -> bytes:
+    """Read from a place that only this row names."""
+    try:
+        return act()
+    except StorageError as error:
+        cause = error.__cause__
+        if isinstance(cause, OSError) and cause.errno in {errno.EMFILE, errno.ENFILE}:
+            raise  # this machine has no room for another open file
+        raise UnfetchableError(str(error)) from error
+
+
+def _is_below(path: str, folder: str) -> bool:
+    return folder in ("", path) or path.startswith(f"{folder.rstrip('/')}/")
+
+
+def _resolved(url: str) -> tuple[str, str]:
+    """Bucket and key that an s3:// URL asks for.
+
+    A key is taken as it is, but for `.` and `..`: HTTP clients resolve these in the path of a request (RFC 3986,
+    section 5.2.4), and would leave the prefix, or the bucket, that was looked at.
+    """
+    bucket, key = split_url(url)
+    parts: list[str] = []
+    for part in key.split("/"):
+        if part == "..":
+            del parts[-1:]
+        elif part != ".":
+            parts.append(part)
+    return bucket, "/".join(parts)
+
+
+def _read_object(bucket: str, key: str, limit: int, deadline: float, *, quick: bool) -> bytes:
+    client = quick_s3_client if quick else s3_client
+    with s3_errors(f"s3://{bucket}/{key}", client):
+        body = client().get_object(Bucket=bucket, Key=key)["Body"]
+        try:
+            return _read_chunks(body.read, limit, deadline)
+        finally:
+            body.close()
+
+
+def _read_file(path: str, limit: int, deadline: float) -> bytes:
+    with local_errors(path):
+        _check_regular(os.stat(path))  # before it is opened: that alone moves a tape, and wakes who writes into a pipe
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        with open(handle, "rb", buffering=0) as file:
+            _check_regular(os.fstat(handle))
+            return _read_chunks(file.read, limit, deadline)
+
+
+def _check_regular(found: os.stat_result) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise UnfetchableError(f"{_KINDS.get(stat.S_IFMT(found.st_mode), 'something else')}, not a file")
+
+
+def _read_chunks(read: Callable[[int], bytes | None], limit: int, deadline: float) -> bytes:
+    data = bytearray()
+    while len(data) <= limit:
+        if time.monotonic() > deadline:
+            raise LateError
+        chunk = read(min(CHUNK_BYTES, limit + 1 - len(data)))
+        if not chunk:
+            break
+        data += chunk
+    return bytes(data)
