@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 
 from magbatch.job import windows
 from magbatch.job.windows import Arranged, Cutter, Values, pieces
-from magbatch.pipeline.render import leading_column
 from magbatch.spec import AUTO, NONE, JobSpec
 from magbatch.storage.inputs import input_filesystem, stat_input
+from magbatch.template import leading_column
 
 MIN_ROWS_A_VALUE = 2  # on average
 MIN_SHARED_BYTES = 1000  # of a text, on average: some 250 tokens; fewer are read in no time

@@ -24,11 +24,11 @@ import pyarrow.parquet as pq
 from magbatch.errors import ErrorCode, InputError, OutputError, SpecError
 from magbatch.job.groups import Footer, Found, Lead, Source, arrange, footer_of, lead_of
 from magbatch.job.windows import Arranged
-from magbatch.pipeline.render import template_columns
 from magbatch.rows import Segment, Shard
 from magbatch.spec import AUTO, NONE, JobSpec, carried_columns
 from magbatch.storage import ObjectInfo
 from magbatch.storage.inputs import find_parquet, input_filesystem, stat_input
+from magbatch.template import template_columns
 
 FOOTER_READERS = 16  # footers are small and far away: latency, not bandwidth, is the limit
 MAX_DOCUMENT_SHARD_ROWS = 8  # of at most limits.max_images pages each

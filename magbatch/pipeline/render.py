@@ -10,58 +10,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-import jinja2
-from jinja2 import nodes
-from jinja2.meta import find_undeclared_variables
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
 from magbatch.documents.fetch import DOCUMENT, IMAGE, Fetcher, RowFetcher
 from magbatch.documents.images import ImageGrid, decode
 from magbatch.documents.pages import Want, text_pages
 from magbatch.documents.renderer import Renderers
-from magbatch.errors import ErrorCode, RowError, SpecError
+from magbatch.errors import ErrorCode, RowError
 from magbatch.rows import Image, InputRow, Page, RenderedRow
 from magbatch.spec import JobSpec
+from magbatch.template import Template
 
 MOST_TOKENS = 2**31 - 1  # a column may hold more than a context or an engine's counter ever will
 RENDERERS = 2  # of documents: who reads has next to nothing to do while they work
 NO_VISION = "the model has no vision encoder"
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    return ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=True)
-
-
-def template_columns(template: str) -> set[str]:
-    """The names that a template uses: all must be input columns.
-
-    Raises:
-        SpecError: The template does not parse.
-    """
-    try:
-        return set(find_undeclared_variables(_environment().parse(template)))
-    except jinja2.TemplateSyntaxError as error:
-        raise SpecError(f"prompt.template: line {error.lineno}: {error.message}") from error
-
-
-def leading_column(template: str) -> str | None:
-    """The column that a template's output begins with, but for fixed text; None where that depends on several.
-
-    Raises:
-        SpecError: The template does not parse.
-    """
-    columns = template_columns(template)
-    for node in _environment().parse(template).body:
-        shown = node.nodes if isinstance(node, nodes.Output) else [node]
-        for part in shown:
-            names = {name.name for name in [part, *part.find_all(nodes.Name)] if isinstance(name, nodes.Name)}
-            if not names and not isinstance(part, nodes.TemplateData | nodes.Const):
-                return None  # what is included, or called, may begin with anything
-            if names:
-                (name, *others) = names
-                plain = isinstance(part, nodes.Expr | nodes.If | nodes.For)
-                return name if plain and not others and name in columns else None
-    return None
 
 
 class Renderer:
@@ -78,7 +38,7 @@ class Renderer:
         self._limits = spec.limits
         self._fetcher = Fetcher(spec.input)
         self._documents = Renderers(RENDERERS, spec.limits.document_timeout_s, spec.limits.document_memory_mb)
-        self._template = _environment().from_string(spec.prompt.template) if spec.prompt.template is not None else None
+        self._template = Template(spec.prompt.template) if spec.prompt.template is not None else None
         self._grid = grid
 
     def __call__(self, row: InputRow) -> RenderedRow:
@@ -124,10 +84,7 @@ class Renderer:
             return str(_required(values, self._columns.prompt or ""))
         if self._columns.prompt:
             _required(values, self._columns.prompt)
-        try:
-            return self._template.render(values)
-        except Exception as error:  # a template is a program: whatever it raises is this row's error
-            raise RowError(ErrorCode.TEMPLATE_ERROR, f"prompt.template: {type(error).__name__}: {error}") from error
+        return self._template(values)
 
     def _image(self, fetch: RowFetcher, source: Any, folder: str, origin: str) -> Image:
         if self._grid is None:

@@ -27,12 +27,13 @@ from magbatch.job.plan import Plan
 from magbatch.model import facts, locate
 from magbatch.pipeline.prompt import Prompter
 from magbatch.pipeline.read import ShardReader
-from magbatch.pipeline.render import Renderer, template_columns
+from magbatch.pipeline.render import Renderer
 from magbatch.rows import InputRow, RenderedRow, Segment, Shard
 from magbatch.spec import JobSpec, ModelSpec, SamplingSpec, load, parse
 from magbatch.storage import open_store
 from magbatch.storage.inputs import find_parquet, stat_input
 from magbatch.storage.references import OutOfReachError, UnfetchableError
+from magbatch.template import template_columns
 from magbatch.tokenizer import Tokenizer
 
 CODES = {
@@ -134,7 +135,7 @@ ROW_ERRORS: dict[str, tuple[Callable[[], object], type[BaseException], ErrorCode
         jinja2.exceptions.SecurityError,
         ErrorCode.TEMPLATE_ERROR,
     ),
-    "jinja2, what it runs": (lambda: template("{{ 1 / 0 }}"), ZeroDivisionError, ErrorCode.TEMPLATE_ERROR),
+    "jinja2, what it runs": (lambda: template("{{ q < 1 }}"), TypeError, ErrorCode.TEMPLATE_ERROR),
     "pillow, no image": (
         lambda: decode(b"no image", 10**6, GRID, "x"),
         UnidentifiedImageError,

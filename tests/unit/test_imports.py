@@ -17,7 +17,7 @@ LEVELS = [
     {"sandbox"},
     {"rows"},
     {"spec"},
-    {"storage", "metrics", "model", "tokenizer", "tiny", "answers", "documents", "totals"},
+    {"storage", "metrics", "model", "tokenizer", "tiny", "answers", "documents", "totals", "template"},
     {"engines"},
     {"pipeline"},
     {"job"},

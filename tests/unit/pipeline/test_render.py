@@ -28,8 +28,8 @@ from PIL import Image as Pillow
 
 from magbatch.documents.images import ImageGrid, decode
 from magbatch.documents.web import MAX_REDIRECTS
-from magbatch.errors import ErrorCode, RowError, SpecError
-from magbatch.pipeline.render import Renderer, leading_column, template_columns
+from magbatch.errors import ErrorCode, RowError
+from magbatch.pipeline.render import Renderer
 from magbatch.rows import Image, InputRow, RenderedRow
 from magbatch.spec import JobSpec
 from magbatch.storage import open_store
@@ -596,26 +596,6 @@ def test_a_template_reaches_nothing_but_the_row(ask: Ask, template: str) -> None
     assert rows == [1]
 
 
-def test_the_columns_of_a_template_are_its_free_names() -> None:
-    assert template_columns("plain") == set()
-    assert template_columns("{{ a }}{% if b is defined %}{{ c | default('') }}{% endif %}") == {"a", "b", "c"}
-    assert template_columns("{% for x in items %}{{ x.name }}{{ loop.index }}{% endfor %}{% set y = z %}{{ y }}") == {
-        "items",
-        "z",
-    }
-    assert template_columns("{% for i in range(3) %}{{ ü }}{% endfor %}") == {"ü"}
-
-
-@pytest.mark.parametrize(
-    "template", ["{{ a", "{% if %}", "{% for x in y %}", "{{ a | no_such_filter }}", "a\n{{ b b }}"]
-)
-def test_a_template_that_does_not_parse_names_the_field_and_the_line(template: str) -> None:
-    with pytest.raises(SpecError) as caught:
-        template_columns(template)
-    line = 2 if template.startswith("a\n") else 1
-    assert str(caught.value).startswith(f"prompt.template: line {line}: ")
-
-
 # Chats.
 
 
@@ -727,25 +707,3 @@ def test_images_need_a_user_message(chat: Chat) -> None:
     only = [{"role": "system", "content": "x"}]
     assert code(lambda: chat(only, image=PNG)) is ErrorCode.INVALID_MESSAGES
     assert chat(only).images == []
-
-
-@pytest.mark.parametrize(
-    ("template", "column"),
-    [
-        ("{{ document }}\n\n{{ question }}", "document"),
-        ("{# a comment #}Read this:\n{{ document | trim }}\n{{ question }}", "document"),
-        ("{{ document[:1000] }}{{ question }}", "document"),
-        ("{{ 'Read: ' }}{{ document }}", "document"),
-        ("{% if document %}{{ document }}{% endif %}{{ question }}", "document"),
-        ("{{ question }}\n\n{{ document }}", "question"),
-        ("{% if question %}{{ document }}{% endif %}", None),
-        ("{{ document ~ question }}", None),
-        ("{% set document = question %}{{ document }}", None),
-        ("{% for page in pages %}{{ page }}{% endfor %}", None),
-        ("{% macro first() %}{{ question }}{% endmacro %}{{ first() }}{{ document }}", None),
-        ("{{ range(3) | list }}{{ document }}", None),
-        ("plain", None),
-    ],
-)
-def test_the_column_that_a_template_begins_with(template: str, column: str | None) -> None:
-    assert leading_column(template) == column
