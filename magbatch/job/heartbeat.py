@@ -35,10 +35,13 @@ class Heartbeat:
         store: The output, as a store that answers quickly or not at all.
         progress: What it tells.
         may_write: Raises LeaseError once another run has the output.
+        say: Shows one line to a person.
     """
 
-    def __init__(self, store: Store, progress: JobProgress, may_write: Callable[[], None]) -> None:
-        self._store, self._progress, self._may_write = store, progress, may_write
+    def __init__(
+        self, store: Store, progress: JobProgress, may_write: Callable[[], None], say: Callable[[str], None]
+    ) -> None:
+        self._store, self._progress, self._may_write, self._say = store, progress, may_write, say
         self._over = threading.Event()
 
     @contextmanager
@@ -56,7 +59,11 @@ class Heartbeat:
 
     def _beat(self) -> None:
         while not self._over.wait(INTERVAL_S):
-            self._write(running=True)
+            try:
+                self._write(running=True)
+            except Exception as error:  # noqa: BLE001 - a thread's boundary: no row may hang on what is for people
+                self._say(f"the run's own record is no longer written: {type(error).__name__}: {error}")
+                return
 
     def _write(self, *, running: bool) -> None:
         with suppress(StorageError, LeaseError):  # the next beat tries again; another run writes its own

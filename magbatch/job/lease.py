@@ -4,6 +4,9 @@ The lease is the object `_magbatch/lease-<n>.json` with the highest n. It is tak
 exactly one of many can do, on a disk and on S3 alike; its holder writes it anew every few seconds. Who comes
 second looks for such a sign of life, and takes over when there is none. Nobody compares clocks of two machines.
 
+Silence tells something only while the store takes writes: while it is away, or full, no holder can give a sign. So
+who waits for one writes as well, and begins to count again at each refusal.
+
 What the lease protects is the bill, and the user's peace. The answers do not need it: rows of two runs that
 overlap are told apart by the ledger's one rule, and a manifest is only ever put in the place of the one that
 its writer has seen.
@@ -21,11 +24,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from magbatch.errors import LeaseError, StorageError
+from magbatch.errors import LeaseError, OutputError, StorageError
 from magbatch.storage import Store, open_store
 from magbatch.storage.patience import PatientStore, patiently
+from magbatch.storage.s3 import NoBucketError
 
 PREFIX = "_magbatch/lease-"
+WATCHERS = "_magbatch/watch-"
 BEAT_S = 5.0
 # Without a sign of life. A beat is at most four requests of a quick store, each a few times QUICK_TIMEOUT_S.
 EXPIRY_S = 60.0
@@ -99,14 +104,16 @@ class Lease:
     Args:
         store: The output, as a store that answers quickly or not at all.
         say: Shows one line to a person.
+        patience_s: Seconds that the output's storage may refuse before the holder gives up; EXPIRY_S at least.
 
     Attributes:
         inherited: It was taken from a run that had not given it back: its replicas may still commit.
     """
 
-    def __init__(self, store: Store, say: Callable[[str], None]) -> None:
+    def __init__(self, store: Store, say: Callable[[str], None], patience_s: float = 0.0) -> None:
         self._store = store
         self._say = say
+        self._patience_s = max(patience_s, EXPIRY_S)
         self.inherited = False
         pid = os.getpid()
         self._record: dict[str, Any] = {
@@ -120,6 +127,7 @@ class Lease:
         }
         self._number = 0
         self._lost: str | None = None
+        self._defect: BaseException | None = None
         self._over = threading.Event()
 
     @contextmanager
@@ -128,9 +136,15 @@ class Lease:
 
         Raises:
             LeaseError: Another run has it.
-            StorageError: The output cannot be written.
+            OutputError: The output cannot be written, or its store cannot keep two runs apart.
+            StorageError: The output's storage is away.
         """
-        self._take()
+        try:
+            self._take()
+        except StorageError as error:
+            if error.passing and not isinstance(error, NoBucketError):
+                raise
+            raise OutputError(f"output.path: {error}") from error
         beats = threading.Thread(target=self._beat, name="lease", daemon=True)
         beats.start()
         try:
@@ -151,29 +165,62 @@ class Lease:
         """Raises LeaseError when another run has taken the output over, as far as the last beat knows."""
         if self._lost is not None:
             raise LeaseError(f"another run ({self._lost}) has taken {self._store.root} over; this one stops")
+        if self._defect is not None:
+            raise RuntimeError("the thread that renews the lease ended") from self._defect
 
     def confirm(self) -> None:
-        """As `check`, by a look at the output itself: before what only the holder may do."""
-        patiently(self._look, EXPIRY_S)
+        """As `check`, by a look at the output itself: before what only the holder may do.
+
+        Raises:
+            StorageError: The output's storage was away for longer than its patience.
+        """
+        patiently(self._look, self._patience_s, self._say_refused)
         self.check()
 
+    def _say_refused(self, error: StorageError) -> None:
+        self._say(f"the output's storage refuses, trying again: {error}")
+
+    def _wait_at_first(self, error: StorageError) -> None:
+        if isinstance(error, NoBucketError):
+            raise error
+        self._say_refused(error)
+
     def _take(self) -> None:
-        store = PatientStore(self._store, EXPIRY_S)
+        store = PatientStore(self._store, EXPIRY_S, self._wait_at_first)
+        refused_since: float | None = None
         while True:
-            found = patiently(self._newest, EXPIRY_S)
+            found = patiently(self._newest, EXPIRY_S, self._wait_at_first)
             if found is not None:
                 self._wait_for_end(*found)
             self._number = found[0] + 1 if found is not None else 1
-            if not store.create(_name(self._number), self._data()):
+            try:
+                created = (self._store if self.inherited else store).create(_name(self._number), self._data())
+            except StorageError as error:
+                refused_since = refused_since or time.monotonic()
+                if not self.inherited or not error.passing or time.monotonic() - refused_since > self._patience_s:
+                    raise
+                time.sleep(LOOK_S)
+                continue  # the holder may have been refused as well, and beat as soon as it is not
+            if not created:
                 continue
             numbers = [self._number, *_numbers(store)]
             if max(numbers) == self._number:
                 break
             # This one was free because others have had it, and ended, while the request was under way.
             store.delete(_name(self._number))
+        self._check_store(store)
         for number in numbers:
             if number < self._number:
                 store.delete(_name(number))
+
+    def _check_store(self, store: Store) -> None:
+        """Give the lease back at once if the store would have given it to two."""
+        if not store.keeps_conditions(_name(self._number), self._data()):
+            store.delete(_name(self._number))
+            raise OutputError(
+                f"output.path: {self._store.root}: the store ignores conditions of writes (If-None-Match, If-Match), "
+                "so that two runs could work on one output; choose a store that keeps them"
+            )
 
     def _wait_for_end(self, number: int, data: bytes) -> None:
         """Come back once the holder is gone; raise where it is alive."""
@@ -188,29 +235,52 @@ class Lease:
                 raise busy
             return
         self._say(f"another run ({who}) had this output; waiting {EXPIRY_S:.0f} s for a sign of life from it")
-        watched_since: float | None = None
-        while watched_since is None or time.monotonic() - watched_since < EXPIRY_S:
+        proof = f"{WATCHERS}{self._record['id']}.json"
+        try:
+            if self._gives_a_sign(number, data, proof):
+                raise busy
+        finally:
+            with suppress(StorageError):
+                self._store.delete(proof)
+
+    def _gives_a_sign(self, number: int, data: bytes, proof: str) -> bool:
+        """Whether a holder is alive: watched for EXPIRY_S during which the store took each write of ours.
+
+        Args:
+            number: Of the holder's lease.
+            data: The lease as it was.
+            proof: Name of an object that is written at each look.
+        """
+        quiet_since: float | None = None
+        refused_since: float | None = None
+        while quiet_since is None or time.monotonic() - quiet_since < EXPIRY_S:
             time.sleep(LOOK_S)
             try:
+                self._store.write(proof, self._data())
                 found = self._newest()
             except StorageError as error:
-                if not error.passing:
+                refused_since = refused_since or time.monotonic()
+                if not error.passing or time.monotonic() - refused_since > self._patience_s:
                     raise
-                watched_since = None  # while the store was away, nobody could give a sign of life
+                quiet_since = None
                 continue
             if found is None or (found[0] == number and _read(found[1])["released"]):
-                return
+                return False
             if found != (number, data):
-                raise busy
-            watched_since = watched_since or time.monotonic()
+                return True
+            refused_since, quiet_since = None, quiet_since or time.monotonic()
+        return False
 
     def _beat(self) -> None:
-        while not self._over.wait(BEAT_S):
-            with suppress(StorageError):  # the next beat tries again; expiry allows for several
-                self._look()
-                if self._lost is not None:
-                    return
-                self._write(released=False)
+        try:
+            while not self._over.wait(BEAT_S):
+                with suppress(StorageError):  # the next beat tries again; expiry allows for several
+                    self._look()
+                    if self._lost is not None:
+                        return
+                    self._write(released=False)
+        except Exception as error:  # noqa: BLE001 - a thread's boundary: `check` raises it where it ends the run
+            self._defect = error
 
     def _look(self) -> None:
         found = self._newest()

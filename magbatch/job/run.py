@@ -92,7 +92,7 @@ def run(spec: JobSpec, console: Console, limit: int | None = None, frozen: Plan 
                 f"first is {lost[0]}. Bring them back, or set output.path to a new place to run it again"
             )
         if strays:  # an end that was interrupted left them, unless a retry or a compaction is under way
-            lease = Lease(open_store(ledger.path, quick=True), console.print)
+            lease = Lease(open_store(ledger.path, quick=True), console.print, spec.output.patience_s)
             with suppress(LeaseError), lease.held():
                 ledger.tidy(lease.confirm)
         report = stored_report(ledger)
@@ -102,7 +102,7 @@ def run(spec: JobSpec, console: Console, limit: int | None = None, frozen: Plan 
     plan = known or frozen or _new_plan(spec, ledger, limit)
     Preparer(Job(spec, plan.columns))  # what is wrong with model, tokenizer or prompt shows before anything is written
     check_address(spec.metrics)
-    lease = Lease(open_store(ledger.path, quick=True), console.print)
+    lease = Lease(open_store(ledger.path, quick=True), console.print, spec.output.patience_s)
     with ExitStack() as stack:
         with _first_look():
             stack.enter_context(lease.held())
@@ -161,7 +161,7 @@ def complete(spec: JobSpec, plan: Plan, ledger: Ledger, console: Console, lease:
 
     quick = open_store(ledger.path, quick=True)
     progress = JobProgress(spec, plan.rows, before, *earlier(quick), refusals=lambda: ledger.refusals)
-    heartbeat = Heartbeat(quick, progress, lease.check)
+    heartbeat = Heartbeat(quick, progress, lease.check, say)
     with Exporter(spec, progress, say).serving(), heartbeat.beating():
         if before:
             _look_back(ledger, progress, say)

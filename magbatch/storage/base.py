@@ -52,6 +52,12 @@ class Store(Protocol):
         Of several that try at once, one succeeds.
         """
 
+    def keeps_conditions(self, name: str, data: bytes) -> bool:
+        """Whether the store refuses what `create` and `replace` rest on, tried on an object that is there.
+
+        Two writes that must not happen are asked for. A store that takes one leaves `data` in the object.
+        """
+
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """The objects whose name begins with prefix, in the order of their names; none where nothing is."""
 

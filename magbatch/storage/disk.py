@@ -12,6 +12,7 @@ from magbatch.errors import StorageError
 from magbatch.storage.base import ObjectInfo
 
 DRAFTS = "_magbatch/tmp/"  # outside the folders that users glob, and on the same disk, so that a rename is atomic
+FOLDER_TRIES = 10
 _PASSING_ERRNO = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EBUSY, errno.ENOLCK, errno.ENOMEM}
     | {errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH}
@@ -76,7 +77,7 @@ class LocalStore:
         """See `Store.replace`."""
         path = self._path(name)
         with local_errors(path, writing=True):
-            os.makedirs(os.path.dirname(path), exist_ok=True)
+            _make_folder(os.path.dirname(path))
         with local_errors(path, writing=True), open(f"{path}.lock", "wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # of this open file: it ends with it, or with the process
             try:
@@ -88,12 +89,22 @@ class LocalStore:
             self.write(name, data)
         return True
 
+    def keeps_conditions(self, name: str, data: bytes) -> bool:
+        """See `Store.keeps_conditions`; `replace` compares under a lock of its own."""
+        path = self._path(name)
+        with local_errors(path, writing=True), self._draft(path, data) as draft:
+            try:
+                _give_name(draft, path)
+            except FileExistsError:
+                return True
+        return False
+
     @contextmanager
     def _draft(self, path: str, data: bytes) -> Iterator[str]:
         """A whole file on the disk of `path`, to be given that name; gone after the block."""
         draft = self._path(f"{DRAFTS}{uuid.uuid4().hex}")
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        os.makedirs(os.path.dirname(draft), exist_ok=True)
+        _make_folder(os.path.dirname(path))
+        _make_folder(os.path.dirname(draft))
         try:
             with open(draft, "xb") as file:
                 file.write(data)
@@ -122,7 +133,7 @@ class LocalStore:
     def move(self, name: str, target: str) -> None:
         """See `Store.move`."""
         with local_errors(self._path(name)):
-            os.makedirs(os.path.dirname(self._path(target)), exist_ok=True)
+            _make_folder(os.path.dirname(self._path(target)))
             try:
                 os.rename(self._path(name), self._path(target))
             except FileNotFoundError:
@@ -132,6 +143,17 @@ class LocalStore:
         """See `Store.delete`."""
         with local_errors(self._path(name)):
             Path(self._path(name)).unlink(missing_ok=True)
+
+
+def _make_folder(path: str) -> None:
+    """Make a folder and those above it; one that goes away meanwhile is made again."""
+    for _ in range(FOLDER_TRIES):
+        try:
+            os.makedirs(path, exist_ok=True)
+            return
+        except FileNotFoundError as error:
+            gone = error
+    raise StorageError(f"{path}: no such folder can be made: {gone.strerror}") from gone
 
 
 def _give_name(draft: str, path: str) -> None:

@@ -49,6 +49,10 @@ class PatientStore:
         """See `Store.replace`."""
         return self._try(lambda: self._store.replace(name, data, old))
 
+    def keeps_conditions(self, name: str, data: bytes) -> bool:
+        """See `Store.keeps_conditions`."""
+        return self._try(lambda: self._store.keeps_conditions(name, data))
+
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """See `Store.list`. A listing that breaks off goes on after the last name that was given."""
         last = ""

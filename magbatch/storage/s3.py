@@ -241,6 +241,21 @@ class S3Store:
                 return True
             return self.read(name) == data
 
+    def keeps_conditions(self, name: str, data: bytes) -> bool:
+        """See `Store.keeps_conditions`. Some stores that speak S3 ignore the headers, others do not know them."""
+        return self._refuses(name, data, IfNoneMatch="*") and self._refuses(name, data, IfMatch=f'"{"0" * 32}"')
+
+    def _refuses(self, name: str, data: bytes, **condition: str) -> bool:
+        with s3_errors(self._where(name), self._client):
+            client = self._client()
+            try:
+                client.put_object(Bucket=self._bucket, Key=self._prefix + name, Body=data, **condition)  # type: ignore[arg-type]
+            except client.exceptions.ClientError as error:
+                if error.response.get("Error", {}).get("Code") not in {*_TAKEN, "ConditionalRequestConflict"}:
+                    raise
+                return True
+        return False
+
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """See `Store.list`."""
         with s3_errors(self._where(prefix), self._client):

@@ -123,3 +123,25 @@ def test_a_store_that_stays_away_ends_the_command_and_the_same_one_goes_on(
         row_id: asked.get(row_id) for row_id in before
     }, "a committed row was asked again"
     check_rows(output)
+
+
+@pytest.mark.fire  # minutes: the second is longer than three leases live
+@pytest.mark.parametrize("seconds", [70, 200])
+def test_a_store_that_is_away_for_less_than_its_patience_ends_nothing(
+    job: JobFiles, on_s3: tuple[str, str], proxy: FaultProxy, seconds: int
+) -> None:
+    """Every request is refused for so long. The command ends with 0, and asks for no row twice."""
+    spec, output = on_s3
+    process = start("run", spec, log=job.folder / "log", AWS_ENDPOINT_URL=proxy.endpoint)
+    log = job.folder / "log"
+    wait_until(lambda: committed(output) > ROWS // 4 or process.poll() is not None, "first commits")
+    assert process.poll() is None, log.read_text()
+    before = committed(output)
+    proxy.add("slow_down", seconds=seconds)
+    assert process.wait(seconds + 300) == 0, log.read_text()
+    assert before < ROWS
+    assert proxy.injected["slow_down"] > 0
+    asked = journal(job.journal)
+    assert (len(asked), set(asked.values())) == (ROWS - len(BAD), {1}), "a row was paid for twice"
+    proxy.clear()
+    check_rows(output)

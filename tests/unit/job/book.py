@@ -234,6 +234,9 @@ class Breaking:
         self._change(lambda: self.taken.append(self.store.replace(name, data, old)), None)
         return self.taken[-1]
 
+    def keeps_conditions(self, name: str, data: bytes) -> bool:
+        return self.store.keeps_conditions(name, data)
+
     def move(self, name: str, target: str) -> None:
         self._change(self.store.move, self._copy, name, target)
 

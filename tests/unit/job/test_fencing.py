@@ -158,7 +158,7 @@ def test_an_outage_is_no_silence(book: Book, monkeypatch: pytest.MonkeyPatch) ->
     with Lease(store, print).held():
         forget(book)
         # The holder writes its own place again with its next beat: the watcher is one of another place.
-        watcher = Lease(store, outage)
+        watcher = Lease(store, outage, patience_s=60)
         watcher._record["place"] = "elsewhere still"
         with pytest.raises(LeaseError, match="another run is working on it"), watcher.held():
             pytest.fail("a run that beats whenever it can was taken over")

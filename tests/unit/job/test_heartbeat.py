@@ -36,7 +36,7 @@ def test_a_run_tells_another_machine_how_it_goes(either_job: SmallJob, monkeypat
     assert status(job.output)["run"] is None
     following = progress(job)
     following.see(FLEET)
-    with Heartbeat(open_store(job.output, quick=True), following, nobody).beating():
+    with Heartbeat(open_store(job.output, quick=True), following, nobody, print).beating():
         deadline = time.monotonic() + 30
         while status(job.output)["run"] is None:
             assert time.monotonic() < deadline
@@ -53,7 +53,7 @@ def test_a_record_that_grows_old_is_that_of_a_run_that_died(job: SmallJob) -> No
     job.ask(6)
     job.begin()
     store = open_store(job.output)
-    with Heartbeat(store, progress(job), nobody).beating():
+    with Heartbeat(store, progress(job), nobody, print).beating():
         pass
     found = json.loads(store.read(RECORD)) | {"running": True}
     for age, alive in ((0, True), (ALIVE_S - 5, True), (ALIVE_S + 5, False)):
@@ -68,7 +68,7 @@ def test_the_next_run_goes_on_counting(job: SmallJob) -> None:
     following = progress(job, Spent(device_s=100, use=Use(commits=1, by_commit={"0.1": 1})))
     following.see(FLEET)
     following.end_fleet()
-    with Heartbeat(store, following, nobody).beating():
+    with Heartbeat(store, following, nobody, print).beating():
         pass
     spent, history = earlier(store)
     assert spent == Spent(150, 0.0, 1, 0, 0, 0, Use(commits=4, by_commit={"0.1": 1}))
@@ -90,7 +90,7 @@ def test_who_was_taken_over_writes_nothing(job: SmallJob) -> None:
         raise LeaseError("another run has it")
 
     store = open_store(job.output)
-    with Heartbeat(store, progress(job), lost).beating():
+    with Heartbeat(store, progress(job), lost, print).beating():
         pass
     assert last_record(store) is None
 
@@ -104,7 +104,7 @@ def test_a_store_that_is_away_holds_no_run_up(job: SmallJob, monkeypatch: pytest
         raise StorageError("503", passing=True)
 
     monkeypatch.setattr(store, "write", refuse)
-    with Heartbeat(store, progress(job), nobody).beating():
+    with Heartbeat(store, progress(job), nobody, print).beating():
         pass
     assert tries == [RECORD]
 
@@ -112,7 +112,7 @@ def test_a_store_that_is_away_holds_no_run_up(job: SmallJob, monkeypatch: pytest
 def test_the_record_is_what_status_documents(job: SmallJob) -> None:
     job.ask(6)
     job.begin()
-    with Heartbeat(open_store(job.output), progress(job), nobody).beating():
+    with Heartbeat(open_store(job.output), progress(job), nobody, print).beating():
         pass
     found: dict[str, Any] = status(job.output)
     assert set(found) == {

@@ -7,10 +7,11 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from magbatch.errors import LeaseError, StorageError
+from magbatch.errors import LeaseError, OutputError, StorageError
 from magbatch.job import lease as lease_module
 from magbatch.job.lease import PREFIX, Lease
 from magbatch.storage import Store, open_store
@@ -166,5 +167,153 @@ def test_one_of_many_that_come_at_once_gets_it(store: Store) -> None:
 
 def test_a_place_that_cannot_be_written_is_said_plainly(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match="file"), Lease(open_store(str(tmp_path / "file")), print).held():
+    with (
+        pytest.raises(OutputError, match=r"output\.path: .*file"),
+        Lease(open_store(str(tmp_path / "file")), print).held(),
+    ):
         pytest.fail("nothing can be held here")
+
+
+@pytest.mark.parametrize("place", ["/proc/none/out", "s3://no-such-bucket/out"])
+def test_a_place_that_cannot_be_made_is_said_at_once(
+    s3_endpoint: str, said: list[str], monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    monkeypatch.setattr(lease_module, "EXPIRY_S", 3600.0)
+    with (
+        pytest.raises(OutputError, match=f"output.path: {place}") as refused,
+        Lease(open_store(place), said.append).held(),
+    ):
+        pytest.fail("nothing can be held here")
+    assert (refused.value.exit_code, said) == (2, [])
+
+
+# Stores that refuse for longer than a lease lives.
+
+
+class Away:
+    """A store that refuses some of its calls while `calls` names them.
+
+    Args:
+        store: The real one.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store, self.root = store, store.root
+        self.calls: set[str] = set()
+        self.refused = 0
+
+    def __getattr__(self, call: str) -> Any:
+        real = getattr(self.store, call)
+
+        def act(*arguments: Any) -> Any:
+            if call in self.calls:
+                self.refused += 1
+                raise StorageError(f"503 SlowDown: {call}", passing=True)
+            return real(*arguments)
+
+        return act
+
+
+EVERYTHING = {"read", "write", "create", "list", "delete"}
+WRITES = {"write", "create", "delete"}  # as a disk that is full does, or a store that is only read
+
+
+@pytest.fixture
+def away(store: Store) -> Away:
+    return Away(store)
+
+
+@pytest.mark.parametrize("calls", [EVERYTHING, WRITES], ids=["everything", "writes"])
+def test_an_outage_longer_than_a_lease_lives_takes_it_from_no_one(away: Away, said: list[str], calls: set[str]) -> None:
+    """The holder cannot beat; whoever waits for a sign of life sees that it cannot write either."""
+    store: Any = away
+    holder = Lease(store, said.append, patience_s=60)
+    with holder.held():
+
+        def outage(waiting: str) -> None:
+            away.calls.update(calls)
+            threading.Timer(4.5, away.calls.clear).start()  # three times EXPIRY_S
+
+        watcher = Lease(store, outage, patience_s=60)
+        watcher._record["place"] = "another machine"
+        with pytest.raises(LeaseError, match="another run is working on it"), watcher.held():
+            pytest.fail("a run that beats whenever it can was taken over")
+        assert away.refused > 0
+        holder.confirm()
+    assert [item.name for item in store.list("_magbatch/watch-")] == []
+
+
+def test_a_holder_waits_as_long_as_the_outputs_patience_says(away: Away, said: list[str]) -> None:
+    store: Any = away
+    lease = Lease(store, said.append, patience_s=30)
+    with lease.held():
+        away.calls = set(EVERYTHING)
+        threading.Timer(3.0, away.calls.clear).start()
+        lease.confirm()
+        assert "the output's storage refuses, trying again: 503 SlowDown: list" in said
+        lease.check()
+
+
+def test_a_take_over_that_is_refused_at_its_last_moment_looks_again(away: Away, said: list[str]) -> None:
+    """The disk was full for the holder too, which may come first when it is not."""
+    store: Any = away
+    forge(store)
+    watcher = Lease(store, said.append, patience_s=60)
+    away.calls = {"create"}
+
+    def back() -> None:
+        forge(store, beat=1)
+        away.calls.clear()
+
+    threading.Timer(2.5, back).start()
+    with pytest.raises(LeaseError, match="another run is working on it"), watcher.held():
+        pytest.fail("a run that beats whenever it can was taken over")
+
+
+def test_an_outage_that_does_not_end_ends_the_waiting(away: Away, said: list[str]) -> None:
+    store: Any = away
+    forge(store)
+    away.calls = {"write"}
+    with pytest.raises(StorageError, match="503"), Lease(store, said.append, patience_s=2).held():
+        pytest.fail("nothing can be held here")
+
+
+def test_a_thread_that_ends_by_a_defect_ends_the_run(away: Away, monkeypatch: pytest.MonkeyPatch) -> None:
+    store: Any = away
+    lease = Lease(store, print)
+    with lease.held():
+        monkeypatch.setattr(away, "store", None)  # whatever is called raises AttributeError
+        with pytest.raises(RuntimeError, match="the thread that renews the lease ended"):
+            check_for(lease, seconds=30)
+        monkeypatch.undo()
+
+
+@pytest.mark.parametrize("header", ["If-None-Match", "If-Match"])
+def test_a_store_that_ignores_conditions_is_refused(s3: str, said: list[str], header: str) -> None:
+    """Some that speak S3 do: they would give one lease to two."""
+    from magbatch.storage.s3 import quick_s3_client
+
+    def strip(request: Any, **_: Any) -> None:
+        del request.headers[header]
+
+    events = quick_s3_client().meta.events
+    events.register("before-sign.s3.PutObject", strip)
+    try:
+        with pytest.raises(OutputError, match=rf"output\.path: {s3}/out: the store ignores conditions") as refused:
+            Lease(open_store(f"{s3}/out", quick=True), said.append).held().__enter__()
+        assert refused.value.exit_code == 2
+    finally:
+        events.unregister("before-sign.s3.PutObject", strip)
+    assert list(open_store(s3).list("")) == []
+    with Lease(open_store(f"{s3}/out", quick=True), said.append).held():
+        assert len(list(open_store(s3).list(""))) == 1
+
+
+def test_a_disk_that_gives_one_name_twice_is_refused(
+    tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some network disks and mounted buckets do."""
+    monkeypatch.setattr("magbatch.storage.disk._give_name", os.rename)
+    with pytest.raises(OutputError, match="the store ignores conditions"):
+        Lease(open_store(str(tmp_path)), said.append).held().__enter__()
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
