@@ -34,6 +34,7 @@ class ErrorCode(StrEnum):
     INVALID_MESSAGES = "invalid_messages"
     IMAGE_UNREADABLE = "image_unreadable"
     IMAGE_TOO_LARGE = "image_too_large"
+    IMAGE_TIMEOUT = "image_timeout"  # not decoded within limits.image_timeout_s
     IMAGE_UNFETCHABLE = "image_unfetchable"
     TOO_MANY_IMAGES = "too_many_images"
     URL_REFUSED = "url_refused"  # a private network, a file or an object that the spec does not allow rows to name

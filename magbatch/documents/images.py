@@ -1,28 +1,27 @@
 """Image files -> upright RGB images at the size in which the model sees them.
 
-Nothing is decoded before its size was checked, and no image is larger than the model's grid.
+Nothing is decoded before its size was checked, and no image is larger than the model's grid. Runs in a process that
+may die (see `decoder`): it is somebody else's code, on bytes that anybody may have written.
 """
 
-import io
+import re
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Pillow
-from PIL import ImageOps
 
+from magbatch.documents.image_files import bounded, check_size, open_image, plain
+from magbatch.documents.samples import Raster, raster, strips
 from magbatch.errors import ErrorCode, RowError
 from magbatch.rows import Image
 
-# Not all that Pillow knows: PostScript would start Ghostscript, and some take any text that begins as they do.
-FORMATS = (
-    *("PNG", "JPEG", "JPEG2000", "TIFF", "WEBP", "GIF", "AVIF", "BMP", "DIB", "PPM", "ICO", "TGA", "PCX", "PSD"),
-    *("QOI", "SGI", "ICNS"),
-)
-
-# The size is checked here, from the header, against the job's own limit.
-Pillow.MAX_IMAGE_PIXELS = None
+MOST_STRETCH = 8.0  # between the resolutions of the two sides; what is above is a mistake in the file
+_ORIENTATION, _TILE_WIDTH, _TILE_LENGTH = 0x0112, 322, 323  # tags of TIFF and EXIF
+_XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
+_INTEGERS = {1: 1, 3: 2, 4: 4}  # EXIF's types of whole numbers, and their bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +36,12 @@ class ImageGrid:
     longest_side: int
     cell: int
 
-    def fit(self, width: int, height: int) -> tuple[int, int]:
+    def fit(self, width: float, height: float) -> tuple[int, int]:
         """The size in which the model sees an image (Mistral's rule, as in mistral_common's ImageEncoder)."""
         ratio = max(width / self.longest_side, height / self.longest_side)
         if ratio > 1:
-            width, height = max(round(width / ratio), 1), max(round(height / ratio), 1)
+            width, height = width / ratio, height / ratio
+        width, height = max(round(width), 1), max(round(height), 1)
         return ((width - 1) // self.cell + 1) * self.cell, ((height - 1) // self.cell + 1) * self.cell
 
 
@@ -49,55 +49,135 @@ def decode(data: bytes, max_pixels: int, grid: ImageGrid, origin: str) -> Image:
     """Decode one image file into what the model sees; of an animation, its first picture.
 
     Args:
-        data: One of `FORMATS`; CMYK, palette and 16-bit included.
+        data: One of `image_files.FORMATS`; CMYK, palette, 16 and 32 bits included.
         max_pixels: Checked from the header, before anything is decoded.
         grid: The sizes that the model takes.
         origin: Where the image came from, for messages.
 
     Raises:
         RowError: `image_unreadable` or `image_too_large`.
+        MemoryError: It needs more than there is.
     """
     try:
-        with open_image(data) as opened:
+        with open_image(data, max_pixels, origin) as opened:
             return shown(opened, max_pixels, grid, origin)
-    except RowError:
+    except (RowError, MemoryError):
         raise
     except Exception as error:  # Pillow's decoders have no one class for what can be wrong with a file
-        raise RowError(ErrorCode.IMAGE_UNREADABLE, f"{origin}: not an image that can be decoded: {error}") from error
-
-
-def open_image(data: bytes) -> Pillow.Image:
-    """An image file whose header was read; raises whatever Pillow's openers raise."""
-    return Pillow.open(io.BytesIO(data), formats=FORMATS)
+        message = f"{origin}: not an image that can be decoded: {plain(error)}"
+        raise RowError(ErrorCode.IMAGE_UNREADABLE, message) from error
 
 
 def shown(opened: Pillow.Image, max_pixels: int, grid: ImageGrid, origin: str) -> Image:
     """The frame at which an opened file stands, as the model sees it; raises whatever Pillow's decoders raise."""
-    width, height = opened.size
-    if width * height > max_pixels:
-        raise RowError(
-            ErrorCode.IMAGE_TOO_LARGE,
-            f"{origin}: {width} x {height} pixels, above limits.max_image_pixels = {max_pixels}",
-        )
-    opened.load()
-    pixels = np.asarray(_to_rgb(ImageOps.exif_transpose(opened)), dtype=np.float32)
-    size = grid.fit(pixels.shape[1], pixels.shape[0])
-    if size != (pixels.shape[1], pixels.shape[0]):
-        # The interpolation that Mistral's own preprocessing uses: vLLM then finds nothing left to resize.
-        pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_CUBIC).astype(np.float32)
-    rgb: NDArray[np.uint8] = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
-    return Image.of(size[0], size[1], rgb.data)
+    tags = getattr(opened, "tag_v2", {})
+    check_size(*opened.size, max_pixels, origin)
+    check_size(_whole(tags.get(_TILE_WIDTH)), _whole(tags.get(_TILE_LENGTH)), max_pixels, f"{origin}: a tile of it")
+    (across, down), turn = _stretch(opened), _whole(tags.get(_ORIENTATION))
+    with bounded(max_pixels, origin):
+        decoded = raster(opened)
+    check_size(decoded.width, decoded.height, max_pixels, origin)
+    turn = turn or _orientation(opened)
+    if decoded.upright:
+        across, down, turn = (down, across, 1) if turn > 4 else (across, down, 1)
+    width, height = decoded.width * across, decoded.height * down
+    # A quarter turn is made last, of few pixels: scaling does not mind.
+    size = grid.fit(height, width)[::-1] if turn > 4 else grid.fit(width, height)
+    rgb = _turned(_resized(decoded, size), turn)
+    return Image.of(rgb.shape[1], rgb.shape[0], np.ascontiguousarray(rgb).data)
 
 
-def _to_rgb(image: Pillow.Image) -> Pillow.Image:
-    if image.mode.startswith(("I", "F")):  # 16 and 32 bits a channel: convert("RGB") would clip, not scale
-        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-        # 32 bits say nothing about the range that is used, 16 bits do.
-        wide = image.mode.startswith("I;16") or values.max(initial=0.0) > 255
-        scaled = np.clip(values / 257 if wide else values, 0, 255)
-        return Pillow.fromarray(np.rint(scaled).astype(np.uint8)).convert("RGB")
-    if "A" in image.getbands() or "transparency" in image.info:
-        white = Pillow.new("RGBA", image.size, "white")
-        white.alpha_composite(image.convert("RGBA"))
-        return white.convert("RGB")
-    return image.convert("RGB")
+def _resized(decoded: Raster, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """A picture in RGB, (height, width, 3), resampled to a size (width, height).
+
+    The interpolation is the one of Mistral's own preprocessing: vLLM then finds nothing left to resize. Large pictures
+    are made narrow strip by strip, and then low: it is what one call does, which would hold all of it in 32 bits.
+    """
+    width, height = decoded.width, decoded.height
+    rows = list(strips(width, height))
+    if (width, height) == size:
+        return _three(np.concatenate([decoded.strip(*some) for some in rows]))
+    if len(rows) == 1:
+        pixels = _cubic(decoded.strip(0, height).astype(np.float32), size)
+    else:
+        first = _cubic(decoded.strip(*rows[0]).astype(np.float32), (size[0], rows[0][1]))
+        narrow = np.empty((height, *first.shape[1:]), np.float32)
+        narrow[: rows[0][1]] = first
+        for begin, end in rows[1:]:
+            narrow[begin:end] = _cubic(decoded.strip(begin, end).astype(np.float32), (size[0], end - begin))
+        pixels = _cubic(narrow, size)
+    np.rint(pixels, out=pixels)
+    return _three(np.clip(pixels, 0, 255, out=pixels).astype(np.uint8))
+
+
+def _cubic(pixels: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+    return np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_CUBIC), np.float32)
+
+
+def _three(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.stack([pixels] * 3, axis=-1) if pixels.ndim == 2 else pixels
+
+
+def _turned(rgb: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """A picture the right way up, by EXIF's orientation of it."""
+    if orientation > 4:
+        rgb = rgb.transpose(1, 0, 2)
+    if orientation in (2, 3, 6, 7):
+        rgb = rgb[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        rgb = rgb[::-1]
+    return rgb
+
+
+def _orientation(opened: Pillow.Image) -> int:
+    """How a loaded picture lies, 1 to 8, by its EXIF block or, without one that tells, by its XMP."""
+    info = opened.info
+    block = info.get("exif", b"")
+    if not block and "Raw profile type exif" in info:  # hexadecimal, below three lines of head, as ImageMagick has it
+        text = "".join(str(info["Raw profile type exif"]).split("\n")[3:])
+        block = bytes.fromhex(text) if re.fullmatch(r"([0-9a-fA-F]{2})*", text) else b""
+    found = _exif_orientation(bytes(block).removeprefix(b"Exif\0\0"))
+    if found is not None:
+        return found
+    xmp = info.get("xmp") or info.get("XML:com.adobe.xmp") or b""
+    match = _XMP_ORIENTATION.search(xmp.encode() if isinstance(xmp, str) else bytes(xmp))
+    return int(match[1]) if match else 1
+
+
+def _exif_orientation(block: bytes) -> int | None:
+    """The orientation in a block of EXIF, whatever else is wrong with that; None where it has none.
+
+    EXIF is a TIFF file (TIFF 6.0, section 2): a header, and a directory whose entries have 12 bytes each: tag, type,
+    count, and a value that, if it is short, stands there itself.
+    """
+    order: Literal["little", "big"] | None = {b"II": "little", b"MM": "big"}.get(block[:2])  # type: ignore[assignment]
+    if order is None or len(block) < 8:
+        return None
+    at = int.from_bytes(block[4:8], order)
+    for entry in range(at + 2, at + 2 + 12 * int.from_bytes(block[at : at + 2], order), 12):
+        head = block[entry : entry + 12]
+        if len(head) == 12 and int.from_bytes(head[:2], order) == _ORIENTATION:
+            size = _INTEGERS.get(int.from_bytes(head[2:4], order), 0)
+            value = int.from_bytes(head[8 : 8 + size], order)
+            return value if 1 <= value <= 8 else None
+    return None
+
+
+def _stretch(opened: Pillow.Image) -> tuple[float, float]:
+    """By how much a picture is stretched across and down: pixels need not be square, and faxes' are not."""
+    found = opened.info.get("dpi") or opened.info.get("resolution") or opened.info.get("jfif_density")
+    if not isinstance(found, tuple) or len(found) != 2:
+        return 1.0, 1.0
+    try:
+        across, down = (float(one) for one in found)
+    except (TypeError, ValueError, ZeroDivisionError):  # what should be a number is text, or 0/0
+        return 1.0, 1.0
+    if not (across > 0 and down > 0) or not 1 / MOST_STRETCH <= across / down <= MOST_STRETCH:
+        return 1.0, 1.0
+    finest = max(across, down)
+    return finest / across, finest / down
+
+
+def _whole(value: Any) -> int:
+    """A tag's value where it is a whole number, else 0."""
+    return value if isinstance(value, int) else 0

@@ -12,7 +12,8 @@ from typing import Any, Self
 from PIL import Image as Pillow
 from PIL import UnidentifiedImageError
 
-from magbatch.documents.images import ImageGrid, open_image, shown
+from magbatch.documents.image_files import open_image, plain
+from magbatch.documents.images import ImageGrid, shown
 from magbatch.errors import ErrorCode, RowError
 from magbatch.rows import Page
 
@@ -86,13 +87,15 @@ def read_pages(data: bytes, want: Want) -> tuple[int, Iterator[Page]]:
     if data[:PDF_HEADER_BYTES].lstrip().startswith(PDF_HEADER):
         return _pdf_pages(data, want)
     try:
-        opened = open_image(data)
+        opened = open_image(data, want.max_pixels, "the file")
     except UnidentifiedImageError:
         return _pdf_pages(data, want) if PDF_HEADER in data[:PDF_HEADER_BYTES] else _text_pages(data, want)
+    except RowError as error:
+        raise RowError(ErrorCode.DOCUMENT_TOO_LARGE, error.message) from error
     except Exception as error:  # Pillow's openers have no one class for what can be wrong with a header
         with suppress(RowError):  # "BM", "P1" begin an image file, and sentences
             return _text_pages(data, want)
-        raise RowError(ErrorCode.DOCUMENT_UNREADABLE, f"not an image that can be decoded: {error}") from error
+        raise RowError(ErrorCode.DOCUMENT_UNREADABLE, f"not an image that can be decoded: {plain(error)}") from error
     if want.grid is None and want.no_images is None:
         raise RowError(ErrorCode.DOCUMENT_EMPTY, "an image has no text; input.document.mode: both or images shows it")
     total = int(getattr(opened, "n_frames", 1)) if opened.format == "TIFF" else 1  # other frames are animations
@@ -118,7 +121,9 @@ def _frames(opened: Pillow.Image, count: int, want: Want) -> Iterator[Page]:
         except MemoryError:
             raise
         except Exception as error:
-            raise RowError(ErrorCode.DOCUMENT_UNREADABLE, f"page {index + 1} cannot be decoded: {error}") from error
+            raise RowError(
+                ErrorCode.DOCUMENT_UNREADABLE, f"page {index + 1} cannot be decoded: {plain(error)}"
+            ) from error
         yield Page(index + 1, image=image)
 
 

@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from magbatch.documents.decoder import Decoders
 from magbatch.documents.fetch import DOCUMENT, IMAGE, Fetcher, RowFetcher
-from magbatch.documents.images import ImageGrid, decode
+from magbatch.documents.images import ImageGrid
 from magbatch.documents.pages import Want, text_pages
 from magbatch.documents.renderer import Renderers
 from magbatch.errors import ErrorCode, RowError
@@ -20,7 +21,7 @@ from magbatch.spec import JobSpec
 from magbatch.template import Template
 
 MOST_TOKENS = 2**31 - 1  # a column may hold more than a context or an engine's counter ever will
-RENDERERS = 2  # of documents: who reads has next to nothing to do while they work
+RENDERERS = 2  # of documents, and as many of images: the reader has next to nothing to do while they work
 NO_VISION = "the model has no vision encoder"
 
 
@@ -40,6 +41,12 @@ class Renderer:
         self._documents = Renderers(RENDERERS, spec.limits.document_timeout_s, spec.limits.document_memory_mb)
         self._template = Template(spec.prompt.template) if spec.prompt.template is not None else None
         self._grid = grid
+        limits = spec.limits
+        self._decode = (
+            Decoders(RENDERERS, grid, limits.max_image_pixels, limits.max_image_bytes, limits.image_timeout_s)
+            if grid is not None
+            else None
+        )
 
     def __call__(self, row: InputRow) -> RenderedRow:
         """Render one row.
@@ -47,7 +54,7 @@ class Renderer:
         Raises:
             RowError: What is wrong with it.
             StorageError: The storage of an image or a document that it names is away.
-            ClusterError: Documents cannot be rendered here.
+            ClusterError: Images or documents cannot be decoded here.
         """
         images: list[Image] = []
         fetch = self._fetcher.for_row()
@@ -87,10 +94,10 @@ class Renderer:
         return self._template(values)
 
     def _image(self, fetch: RowFetcher, source: Any, folder: str, origin: str) -> Image:
-        if self._grid is None:
+        if self._decode is None:
             raise RowError(ErrorCode.IMAGES_UNSUPPORTED, f"the row has an image, but {NO_VISION}")
         data = fetch(source, folder, self._limits.max_image_bytes, origin, IMAGE)
-        return decode(data, self._limits.max_image_pixels, self._grid, origin)
+        return self._decode(data, origin)
 
     def _pages(self, fetch: RowFetcher, row: InputRow, column: str, images: int) -> tuple[list[Page], int]:
         """The pages of a row's document that may be shown, and how many it has: of several files, one after the other.

@@ -34,7 +34,8 @@ FREE_FIELDS = frozenset(
     {"name", "replicas", "metrics", "cost", "deadline", "schedule"}
     | {"output.commit_interval_s", "output.commit_rows", "output.patience_s"}
     | {"limits.max_failed_rows", "limits.row_timeout_s", "input.fetch_timeout_s"}
-    | {"input.fetch_from", "input.fetch_private", "limits.document_timeout_s", "limits.document_memory_mb"}
+    | {"input.fetch_from", "input.fetch_private"}
+    | {"limits.image_timeout_s", "limits.document_timeout_s", "limits.document_memory_mb"}
     | {"input.shard_rows", "input.group", "input.on_bad_file", "input.incremental"}  # these are frozen in the plan
     | {f"model.engine_args.{name}" for name in (
         "max_num_seqs", "max_num_batched_tokens", "gpu_memory_utilization", "kv_cache_memory_bytes", "enforce_eager",

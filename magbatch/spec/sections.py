@@ -427,6 +427,7 @@ class LimitsSpec(Section):
         50_000_000
     )
     max_image_bytes: Annotated[int, Field(ge=1, description="Bytes of one fetched image file.")] = 100_000_000
+    image_timeout_s: Annotated[float, Field(gt=0, description="Seconds that decoding one image may take.")] = 20.0
     max_pages: Annotated[
         int, Field(ge=1, description="Pages of one document; a page's picture holds up to 7 MB until it is answered.")
     ] = 200

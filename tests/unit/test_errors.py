@@ -38,7 +38,14 @@ from magbatch.tokenizer import Tokenizer
 
 CODES = {
     *("file_unreadable", "file_schema", "file_changed", "row_unreadable", "missing_value", "template_error"),
-    *("invalid_messages", "image_unreadable", "image_too_large", "image_unfetchable", "too_many_images"),
+    *(
+        "invalid_messages",
+        "image_unreadable",
+        "image_too_large",
+        "image_unfetchable",
+        "image_timeout",
+        "too_many_images",
+    ),
     *("images_unsupported", "prompt_too_long", "engine_rejected", "engine_killer", "row_timeout", "internal"),
     *("answer_invalid", "url_refused", "document_unreadable", "document_encrypted", "document_empty"),
     *("document_too_large", "document_timeout", "document_unfetchable", "too_many_pages"),

@@ -117,7 +117,9 @@ def test_16_bits_of_colour_are_scaled() -> None:
     assert near(decoded(data.tobytes()), (100, 0, 255), 0)
 
 
-@pytest.mark.parametrize(("low", "high", "shown"), [(0, 255, (0, 255)), (0, 65535, (0, 255)), (257, 257 * 9, (1, 9))])
+@pytest.mark.parametrize(
+    ("low", "high", "shown"), [(0, 255, (0, 255)), (0, 65535, (0, 255)), (257, 257 * 9, (28, 255))]
+)
 def test_32_bits_of_grey_are_scaled_by_what_they_use(low: int, high: int, shown: tuple[int, int]) -> None:
     values = np.full((28, 28), low, np.int32)
     values[:, 14:] = high
