@@ -27,7 +27,8 @@ from magbatch.job.windows import Arranged
 from magbatch.rows import Segment, Shard
 from magbatch.spec import AUTO, NONE, JobSpec, carried_columns
 from magbatch.storage import ObjectInfo
-from magbatch.storage.inputs import find_parquet, input_filesystem, stat_input
+from magbatch.storage.inputs import input_filesystem, stat_input
+from magbatch.storage.search import check_apart, find_parquet
 from magbatch.template import template_columns
 
 FOOTER_READERS = 16  # footers are small and far away: latency, not bandwidth, is the limit
@@ -243,9 +244,10 @@ def make_plan(spec: JobSpec, limit: int | None = None, take: Callable[[ObjectInf
 
     Raises:
         InputError: Nothing is there, a file is bad under `on_bad_file: fail`, or no file is good.
-        SpecError: A column that the spec names is in none of the files.
+        SpecError: A column that the spec names is in none of the files, or input and output are not apart.
         StorageError: The input cannot be listed.
     """
+    check_apart(spec.input.path, spec.output.path)
     names, lead = input_columns(spec), lead_of(spec) if limit is None else None
     root = _root(spec.input.path)
     infos = [info for info in find_parquet(spec.input.path, may_be_none=take is not None) if take is None or take(info)]

@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from magbatch.errors import StorageError
 from magbatch.spec import is_remote
 from magbatch.storage.disk import local_errors
-from magbatch.storage.inputs import input_folder
 from magbatch.storage.s3 import (
     NoBucketError,
     RefusedError,
@@ -24,6 +23,7 @@ from magbatch.storage.s3 import (
     s3_errors,
     split_url,
 )
+from magbatch.storage.search import input_folder
 
 CHUNK_BYTES = 1 << 20
 TRIES = 3  # of what the input's own store refuses, while it gives other things

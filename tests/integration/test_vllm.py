@@ -312,7 +312,11 @@ def test_a_document_in_parts_is_one_row_of_the_real_engine(serving: Serving, tmp
     frames = [Pillow.open(io.BytesIO(picture(str(page), "white"))) for page in range(12)]
     pq.write_table(pa.table({"scan": [tiff(*frames)]}), tmp_path / "rows.parquet")
     text = spec_for(tmp_path / "rows.parquet", n=3, max_tokens=12, seed=3).to_yaml()
-    source = {"path": str(tmp_path), "columns": {"document": "scan"}, "document": {"overflow": "map_reduce"}}
+    source = {
+        "path": f"{tmp_path}/rows.parquet",
+        "columns": {"document": "scan"},
+        "document": {"overflow": "map_reduce"},
+    }
     limits = {"max_images": 4, "max_prompt_tokens": 2000}
     changes = {
         "input": source,

@@ -31,8 +31,9 @@ from magbatch.pipeline.render import Renderer
 from magbatch.rows import InputRow, RenderedRow, Segment, Shard
 from magbatch.spec import JobSpec, ModelSpec, SamplingSpec, load, parse
 from magbatch.storage import open_store
-from magbatch.storage.inputs import find_parquet, stat_input
+from magbatch.storage.inputs import stat_input
 from magbatch.storage.references import OutOfReachError, UnfetchableError
+from magbatch.storage.search import find_parquet
 from magbatch.template import template_columns
 from magbatch.tokenizer import Tokenizer
 

@@ -243,11 +243,33 @@ def test_no_data_is_read(either_job: SmallJob) -> None:
     assert either_job.plan.rows == 5000
 
 
-def test_a_glob_that_yields_a_file_twice_is_refused(job: SmallJob) -> None:
+def test_a_glob_that_yields_a_file_twice_has_it_once(either_job: SmallJob) -> None:
+    job = either_job
     job.ask(3, "sub/a.parquet")
-    with pytest.raises(InputError, match="same file twice"):
-        make_plan(job.spec(input={"path": f"{job.input}/**/**/*.parquet"}))
+    assert make_plan(job.spec(input={"path": f"{job.input}/**/**/*.parquet"})).rows == 3
     assert make_plan(job.spec(input={"path": f"{job.input}/**/*.parquet"})).rows == 3
+
+
+@pytest.mark.parametrize(
+    "path", ["{root}", "{root}/", "{root}/input/../", "{root}/**/*.parquet", "{root}/*/*/*.parquet"]
+)
+def test_a_job_that_would_read_its_own_answers_is_refused(either_job: SmallJob, path: str) -> None:
+    if ".." in path and either_job.root.startswith("s3://"):
+        path = "{root}"  # a key has no parents
+    either_job.ask(3)
+    with pytest.raises(SpecError, match=r"output\.path .* and input\.path .* lie one inside the other"):
+        make_plan(either_job.spec(input={"path": path.format(root=either_job.root)}))
+
+
+def test_a_job_that_would_write_among_its_input_is_refused(either_job: SmallJob) -> None:
+    job = either_job
+    job.ask(3)
+    for inside in (job.root, job.input, f"{job.input}/answers"):
+        with pytest.raises(SpecError, match="lie one inside the other"):
+            make_plan(job.spec(output={"path": inside}))
+    assert (
+        make_plan(job.spec(input={"path": f"{job.input}/*.parquet"}, output={"path": f"{job.input}/answers"})).rows == 3
+    )
 
 
 @pytest.mark.parametrize("name", ["größe 日本", "no-break\u00a0space", "wide\u3000space", "👩\u200d💻", "it's 100% #1"])

@@ -210,7 +210,7 @@ def test_a_refusal_says_where_credentials_come_from_and_shows_none(forbidding: s
     script = """
 from magbatch.errors import StorageError
 from magbatch.storage import open_store
-from magbatch.storage.inputs import find_parquet
+from magbatch.storage.search import find_parquet
 for act in (lambda: open_store("s3://bucket").read("a"), lambda: find_parquet("s3://bucket/in/")):
     try:
         act()

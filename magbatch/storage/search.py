@@ -1,0 +1,339 @@
+"""`input.path` -> the input files behind it, each real one once.
+
+A folder that no one should read as plain Parquet files is refused by name: a table, whose files hold deleted rows
+too, and the output of a job.
+"""
+
+import os
+import re
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from fnmatch import fnmatchcase
+from itertools import islice
+
+from magbatch.errors import InputError, SpecError
+from magbatch.spec import is_remote
+from magbatch.storage.base import ObjectInfo
+from magbatch.storage.disk import DRAFTS, local_errors
+from magbatch.storage.s3 import NoBucketError, RefusedError, S3Store, split_url
+
+_WILDCARD = re.compile(r"[*?\[]")
+OUTPUT = "_magbatch"
+ANSWERS = ("results", "errors")
+# What a job writes, as far as a glob could take it for input: below an output, and below one run of a schedule.
+_WRITTEN = tuple(
+    f"{run}{kind}/00000000-0-0000.n1.parquet" for run in ("", "runs/2026-11-24T06-00-00Z/") for kind in ANSWERS
+)
+_ICEBERG = re.compile(r"(v\d+|\d+-[0-9a-f-]{36})(\.gz)?\.metadata\.json")
+MOST_METADATA = 1000  # names of a folder that is looked at for Iceberg's: these sort first
+_EXPORTS = {
+    "Delta": "duckdb -c \"copy (from delta_scan('{table}')) to 'rows.parquet'\"",
+    "Iceberg": "duckdb -c \"copy (from iceberg_scan('{table}')) to 'rows.parquet'\"",
+    "Hudi": "Spark: spark.read.format('hudi').load('{table}').write.parquet(…)",
+}
+
+
+def find_parquet(path: str, *, may_be_none: bool = False) -> list[ObjectInfo]:
+    """The input files behind a path, in the order of their names.
+
+    Args:
+        path: A file, a directory (every *.parquet below it), or a glob, in which `**` crosses
+            folders; local or s3://. Names that begin with `_` or `.` are skipped, but for those
+            that a glob spells out. A file that links give several names has the one without links.
+        may_be_none: No file there is no error; a directory or a bucket that is not there always is.
+
+    Returns:
+        Names are whole paths or URLs.
+
+    Raises:
+        InputError: Nothing is there, or what is there is a table or the output of a job.
+        StorageError: It cannot be listed.
+    """
+    files = _find_s3(path) if is_remote(path) else _find_local(path)
+    if not files and not may_be_none:
+        kind = "no file matches the glob" if _WILDCARD.search(path) else "no *.parquet file here"
+        raise InputError(f"input.path {path}: {kind}")
+    return sorted(files, key=lambda file: file.name)
+
+
+def input_folder(path: str) -> str:
+    """The folder of an `input.path`: of a file the folder that holds it, of a glob its fixed part, else itself.
+
+    >>> input_folder("/in/2026-*/x.parquet"), input_folder("*.parquet"), input_folder("s3://bucket/in/")
+    ('/in', '.', 's3://bucket/in')
+    """
+    exists = not is_remote(path) and os.path.exists(path)
+    wildcard = None if exists else _WILDCARD.search(path)
+    if wildcard or (exists and not os.path.isdir(path)):
+        fixed = path[: wildcard.start()] if wildcard else path
+        folder, slash, _ = fixed.rpartition("/")
+        return folder or slash or "."
+    return path.rstrip("/") or "/"
+
+
+def check_apart(input_path: str, output_path: str) -> None:
+    """A job must not read its own answers, nor write among what it reads.
+
+    Raises:
+        SpecError: One of the two lies inside the other.
+    """
+    output, folder = _real(output_path), _real(input_folder(input_path))
+    is_glob = folder != _real(input_path) and _WILDCARD.search(input_path) is not None
+    if is_glob and _is_below(output, folder) and output != folder:
+        pattern = [*folder.split("/"), *input_path[len(input_folder(input_path)) :].strip("/").split("/")]
+        reached = any(_matches([*output.split("/"), *name.split("/")], pattern) for name in _WRITTEN)
+    else:
+        given = folder if is_glob else _real(input_path)
+        reached = _is_below(output, given) or _is_below(given, output)
+    if reached:
+        raise SpecError(
+            f"output.path {output_path} and input.path {input_path} lie one inside the other: the job would read its "
+            "own answers; give each a folder of its own"
+        )
+
+
+def _real(path: str) -> str:
+    return path.rstrip("/") if is_remote(path) else os.path.realpath(path)
+
+
+def _is_below(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(f"{folder.rstrip('/')}/")
+
+
+# On a disk
+
+
+def _find_local(path: str) -> list[ObjectInfo]:
+    path = os.path.join(os.getcwd(), path)
+    with local_errors(path):
+        if _WILDCARD.search(path) and not os.path.exists(path):
+            parts = path.split("/")
+            fixed = next(index for index, part in enumerate(parts) if _WILDCARD.search(part))
+            root = "/".join(parts[:fixed]) or "/"
+            names = [name for name in _expanded(root, parts[fixed:]) if _matches(name.split("/"), parts)]
+        elif os.path.isdir(path):
+            root = path
+            names = [name for name in _files_below(path) if _is_data(os.path.relpath(name, path))]
+        elif os.path.exists(path):
+            root, names = os.path.dirname(path), [path]
+        else:
+            raise InputError(f"input.path {path}: there is no such file or directory")
+        files = _each_once(path, root, names)
+        _refuse_local(path, root, [file.name for file in files])
+        return files
+
+
+def _files_below(root: str) -> Iterator[str]:
+    return (entry.path for folder in _folders(root) for entry in _entries(folder) if not entry.is_dir())
+
+
+def _folders(root: str) -> Iterator[str]:
+    """A folder and those below it, each real one once: those that links lead to last. Hidden ones are left out."""
+    plain, linked = [root], list[str]()
+    seen = set[object]()
+    while plain or linked:
+        folder = plain.pop() if plain else linked.pop(0)
+        found, real = os.stat(folder), os.path.realpath(folder)
+        # Mounts give one folder two paths; a folder's number alone may be used again by some network disks.
+        marks = {real, (found.st_dev, found.st_ino, found.st_ctime_ns) if found.st_ino else real}
+        if marks & seen:
+            continue
+        seen |= marks
+        yield folder
+        for entry in _entries(folder):
+            if entry.is_dir() and not entry.name.startswith(("_", ".")):
+                (linked if entry.is_symlink() else plain).append(entry.path)
+
+
+def _entries(folder: str) -> list["os.DirEntry[str]"]:
+    try:
+        with os.scandir(folder) as entries:
+            found = sorted(entries, key=lambda entry: entry.name)
+    except (FileNotFoundError, NotADirectoryError):  # moved since it was seen
+        return []
+    return found
+
+
+def _expanded(folder: str, parts: list[str]) -> Iterator[str]:
+    """Paths that a glob may mean, from a folder on; `**` enters each real folder once."""
+    first, *rest = parts
+    if first == "**":
+        for below in _folders(folder):
+            yield from _expanded(below, rest) if rest else (entry.path for entry in _entries(below))
+        return
+    if _WILDCARD.search(first):
+        paths = [os.path.join(folder, entry.name) for entry in _entries(folder) if fnmatchcase(entry.name, first)]
+    else:
+        paths = [os.path.join(folder, first)]
+    for path in paths:
+        if not rest:
+            yield path
+        elif os.path.isdir(path):
+            yield from _expanded(path, rest)
+
+
+def _each_once(path: str, root: str, names: Iterable[str]) -> list[ObjectInfo]:
+    """The files by these names; of several names of one file, the one that no link leads to."""
+    base = os.path.realpath(root)
+    reals: dict[str, str] = {}
+    found: list[tuple[bool, str, os.stat_result]] = []
+    for name in dict.fromkeys(names):
+        try:
+            state = os.stat(name)
+        except FileNotFoundError as error:
+            if os.path.islink(name):
+                raise InputError(f"input.path {path}: {name} is a link to a file that is not there") from error
+            continue  # not there, or no longer
+        if not stat.S_ISREG(state.st_mode):
+            if stat.S_ISDIR(state.st_mode):
+                continue
+            raise InputError(f"input.path {path}: {name} is neither a file nor a folder")
+        folder = os.path.dirname(name)
+        if folder not in reals:
+            reals[folder] = os.path.realpath(folder)
+        plain = os.path.normpath(os.path.join(base, os.path.relpath(folder, root)))
+        is_linked = os.path.islink(name) or reals[folder] != plain
+        found.append((is_linked, name, state))
+    once: dict[object, ObjectInfo] = {}
+    for _, name, state in sorted(found, key=lambda item: item[:2]):
+        number = state.st_ino or os.path.realpath(name)  # some network disks have no numbers, or use one again
+        once.setdefault(
+            (state.st_dev, number, state.st_size, state.st_mtime_ns),
+            ObjectInfo(name, state.st_size, str(state.st_mtime_ns)),
+        )
+    return list(once.values())
+
+
+def _refuse_local(path: str, root: str, names: list[str]) -> None:
+    folders = {os.path.dirname(os.path.abspath(name)) for name in names}
+    folders |= {os.path.dirname(os.path.realpath(name)) for name in names if os.path.islink(name)}
+    folders |= {os.path.realpath(folder) for folder in folders}
+    above = {os.path.sep}
+    for folder in folders:
+        while folder not in above:
+            above.add(folder)
+            folder = os.path.dirname(folder)
+    for folder in sorted(above):
+        kind = _table_kind(folder)
+        if kind is not None:
+            raise _is_table(path, folder, kind)
+        if _is_below(folder, os.path.abspath(root)) and _is_output(folder):
+            _refuse_output(path, folder)
+
+
+def _is_output(folder: str) -> bool:
+    """Whether a folder holds the records of a job: more than drafts, which any written object leaves a place for."""
+    with suppress(OSError):
+        return any(f"{OUTPUT}/{name}/" != DRAFTS for name in os.listdir(os.path.join(folder, OUTPUT)))
+    return False
+
+
+def _table_kind(folder: str) -> str | None:
+    if os.path.isdir(os.path.join(folder, "_delta_log")):
+        return "Delta"
+    if os.path.isdir(os.path.join(folder, ".hoodie")):
+        return "Hudi"
+    with suppress(OSError):
+        if any(_ICEBERG.fullmatch(name) for name in os.listdir(os.path.join(folder, "metadata"))):
+            return "Iceberg"
+    return None
+
+
+def _is_table(path: str, folder: str, kind: str) -> InputError:
+    export = _EXPORTS[kind].format(table=folder)
+    return InputError(
+        f"input.path {path}: {folder} is {'an' if kind == 'Iceberg' else 'a'} {kind} table, and its files hold rows "
+        f"that were deleted or replaced as well; give Parquet files of its current rows, for example by {export}"
+    )
+
+
+def _refuse_output(path: str, folder: str) -> None:
+    """Raises unless the path spells out that it means the answers of that job."""
+    if not set(ANSWERS) & set(path.split("/")):
+        raise InputError(
+            f"input.path {path}: {folder} is the output of a job; its answers are {folder}/results/*.parquet, and "
+            "other input needs a folder without it"
+        )
+
+
+# In object storage
+
+
+def _find_s3(path: str) -> list[ObjectInfo]:
+    bucket, key = split_url(path)
+    wildcard = _WILDCARD.search(key)
+    prefix = key[: wildcard.start()] if wildcard else key
+    store = S3Store(f"s3://{bucket}")
+    try:
+        found = list(store.list(prefix))
+    except NoBucketError as error:
+        raise InputError(f"input.path {path}: there is no such bucket") from error
+    if any(item.name == key for item in found):
+        kept = [item for item in found if item.name == key]
+    elif wildcard:
+        kept = [item for item in found if _matches(item.name.split("/"), key.split("/"))]
+    else:
+        folder = key if not key or key.endswith("/") else f"{key}/"
+        kept = [item for item in found if item.name.startswith(folder) and _is_data(item.name[len(folder) :])]
+    _refuse_s3(path, store, prefix, [item.name for item in found], [item.name for item in kept])
+    return [ObjectInfo(f"s3://{bucket}/{item.name}", item.size, item.tag) for item in kept]
+
+
+def _refuse_s3(path: str, store: S3Store, prefix: str, found: list[str], kept: list[str]) -> None:
+    marks = {mark: kind for name in found for mark, kind in _marks(name)}
+    top = prefix.rpartition("/")[0]
+    above = [top[: match.start()] for match in re.finditer("/", top)] + ([top] if top else [])
+    if kept:
+        marks |= {mark: kind for folder in ["", *above] for mark, kind in _marks_of_table(store, folder)}
+    for name in kept if marks else ():
+        folder = name
+        while folder:
+            folder = folder.rpartition("/")[0]
+            kind = marks.get(folder)
+            if kind == OUTPUT:
+                _refuse_output(path, f"{store.root}/{folder}".rstrip("/"))
+            elif kind is not None:
+                raise _is_table(path, f"{store.root}/{folder}".rstrip("/"), kind)
+
+
+def _marks(key: str) -> Iterator[tuple[str, str]]:
+    """The folder that a key marks as a table or an output, and as what."""
+    for mark, kind in (("_delta_log", "Delta"), (".hoodie", "Hudi"), (OUTPUT, OUTPUT)):
+        folder, found, _ = f"/{key}".partition(f"/{mark}/")
+        if found and not (mark == OUTPUT and f"/{DRAFTS}" in f"/{key}"):
+            yield folder.removeprefix("/"), kind
+    folder, found, name = f"/{key}".rpartition("/metadata/")
+    if found and _ICEBERG.fullmatch(name):
+        yield folder.removeprefix("/"), "Iceberg"
+
+
+def _marks_of_table(store: S3Store, folder: str) -> Iterator[tuple[str, str]]:
+    """As `_marks`, of a folder that was not listed."""
+    base = f"{folder}/" if folder else ""
+    with suppress(RefusedError):  # who may not list it cannot know
+        for mark in ("_delta_log/", ".hoodie/", "metadata/"):
+            for item in islice(store.list(f"{base}{mark}"), MOST_METADATA if mark == "metadata/" else 1):
+                yield from (found for found in _marks(item.name) if found[0] == folder)
+
+
+# Names
+
+
+def _is_data(relative: str) -> bool:
+    parts = relative.split("/")
+    return relative.endswith(".parquet") and not any(part.startswith(("_", ".")) for part in parts)
+
+
+def _matches(name: list[str], pattern: list[str]) -> bool:
+    """Whether a glob means a name, both cut at the slashes: as on a disk, but `_` hides a name as `.` does."""
+    if not name or not pattern:
+        return not name and all(part == "**" for part in pattern)
+    first, *rest = pattern
+    if first == "**" and _matches(name, rest):
+        return True
+    if name[0].startswith(("_", ".")) and name[0][0] != first[:1]:
+        return False
+    if first == "**":
+        return _matches(name[1:], pattern)
+    return fnmatchcase(name[0], first) and _matches(name[1:], rest)
