@@ -164,11 +164,13 @@ class Page:
         text: Its text: embedded in a PDF, or the page of a text document itself; None where it has none or the
             job does not want it.
         image: Its picture; None where it has none or the job does not want it.
+        blank: It shows nothing and has no text.
     """
 
     number: int
     text: str | None = None
     image: Image | None = None
+    blank: bool = False
 
 
 @dataclass(slots=True)

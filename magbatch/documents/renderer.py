@@ -60,25 +60,27 @@ class Renderers:
 
 def _page(head: dict[str, Any], body: bytes | None) -> Page:
     image = Image(head["size"][0], head["size"][1], body) if body is not None else None
-    return Page(head["number"], head["text"], image)
+    return Page(head["number"], head["text"], image, head["blank"])
 
 
 def handler(_setup: dict[str, Any]) -> Callable[[dict[str, Any], bytes], Replies]:
     """In the process: a document in; its pages out, and how many it has, last."""
     import cv2
-    import pypdfium2  # noqa: F401 - loaded before the memory is bounded
+
+    import magbatch.documents.pdf  # noqa: F401 - loaded before the memory is bounded
 
     cv2.setNumThreads(1)
     return _render
 
 
-def _render(head: dict[str, Any], data: bytes) -> Replies:
+def _render(wanted: dict[str, Any], data: bytes) -> Replies:
     try:
-        total, pages = read_pages(data, Want.from_dict(head))
+        total, pages = read_pages(data, Want.from_dict(wanted))
         for page in pages:
             image = page.image
             size = [image.width, image.height] if image is not None else None
-            yield {"number": page.number, "text": page.text, "size": size}, image.packed if image is not None else None
+            head = {"number": page.number, "text": page.text, "size": size, "blank": page.blank}
+            yield head, image.packed if image is not None else None
     except (RowError, MemoryError):
         raise
     except Exception as error:  # a document's boundary: whatever a file makes a decoder raise

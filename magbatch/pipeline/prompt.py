@@ -31,6 +31,7 @@ PART = (
     "Answer from these pages alone, and say what they leave open."
 )
 NOTE = "Pages {first} to {last}:\n{answer}\n\n"
+BLANK = "(This page shows nothing and has no text.)"
 NO_ANSWER = "(no answer about these pages)"
 COMBINE = (
     "A document of {total} pages was read in parts, and each part was asked the question below. What they answered:"
@@ -255,8 +256,9 @@ class Prompter:
                 shown += [{"text": caption}] if caption else []
                 shown.append({"image": len(images) - 1})
                 caption = ""
-            if caption or page.text:
-                shown.append({"text": f"{caption}{page.text or ''}"})
+            text = _words(page)
+            if caption or text:
+                shown.append({"text": f"{caption}{text}"})
         if note:
             shown.append({"text": note})
         return self._encode(_before_the_question(row.messages, shown), images)
@@ -368,10 +370,11 @@ class Prompter:
         tokens = PAGE_TOKENS
         if page.image is not None:
             tokens += self._tokenizer.image_tokens(page.image)
-        for at in range(0, len(page.text or ""), COUNT_CHARACTERS):
+        text = _words(page)
+        for at in range(0, len(text), COUNT_CHARACTERS):
             if tokens > most:
                 break
-            tokens += self._size((page.text or "")[at : at + COUNT_CHARACTERS])
+            tokens += self._size(text[at : at + COUNT_CHARACTERS])
         return tokens
 
     def _size(self, text: str) -> int:
@@ -388,6 +391,11 @@ class Prompter:
             f"the document's {row.total_pages} pages and the question have more than {self._limit} tokens "
             f"({self._limit_name}); input.document.overflow says what else can be done",
         )
+
+
+def _words(page: Page) -> str:
+    """The text that stands for a page, beside its picture."""
+    return page.text or (BLANK if page.blank else "")
 
 
 def _lone_text(messages: list[dict[str, Any]]) -> str | None:

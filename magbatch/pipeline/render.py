@@ -119,6 +119,11 @@ class Renderer:
             total += count
         if not total:
             raise RowError(ErrorCode.MISSING_VALUE, f"column {column!r} is empty in this row")
+        if all(page.blank for page in pages):
+            raise RowError(
+                ErrorCode.DOCUMENT_EMPTY,
+                f"column {column!r}: no page shows anything or has text; a font may be missing here",
+            )
         if not any(page.image is not None or (page.text or "").strip() for page in pages):
             raise RowError(
                 ErrorCode.DOCUMENT_EMPTY,

@@ -322,5 +322,6 @@ def test_images_run_as_the_user_that_the_pods_ask_for(kind: str) -> None:
     (base,) = (line for line in lines if line.startswith("FROM "))
     assert base.rpartition(":")[2].count(".") >= 2, "pinned"
     assert any("procps" in line for line in lines), "the preStop hook needs pkill"
+    assert any("fonts-wqy-microhei" in line for line in lines if "install" in line), "as the README says"
     (profile,) = (line for line in lines if line.endswith("> /etc/profile.d/magbatch.sh"))
     assert "/opt/magbatch/.venv/bin:$PATH" in profile, "Ray's launcher runs login shells"

@@ -44,6 +44,72 @@ def pages_pdf(contents: Sequence[bytes], box: tuple[float, float] = (595, 842), 
     return pdf_of(objects)
 
 
+def one_page(
+    content: bytes,
+    *objects: bytes,
+    page: bytes = b"",
+    catalog: bytes = b"",
+    resources: bytes = b"",
+    box: tuple[float, float] = (612, 792),
+) -> bytes:
+    """A PDF with one page, Helvetica as /F; further objects have the numbers from 6 on."""
+    return pdf_of(
+        [
+            b"<< /Type /Catalog /Pages 2 0 R %s >>" % catalog,
+            b"<< /Type /Pages /Count 1 /Kids [3 0 R] >>",
+            b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 %f %f] /Contents 4 0 R /Resources << /Font << /F 5 0 R >> %s "
+            b">> %s >>" % (*box, resources, page),
+            stream(content),
+            b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica /Encoding /WinAnsiEncoding >>",
+            *objects,
+        ]
+    )
+
+
+def image_object(width: int, height: int, entries: bytes = b"", value: int = 0) -> bytes:
+    """A grey image of one value."""
+    entries += b" /Type /XObject /Subtype /Image /Width %d /Height %d /BitsPerComponent 8" % (width, height)
+    data = zlib.compress(bytes([value]) * (width * height))
+    return stream(data, entries + b" /ColorSpace /DeviceGray /Filter /FlateDecode")
+
+
+def packed(data: bytes) -> bytes:
+    """A PDF whose objects stand in object streams, as most that are made today."""
+    import pypdf
+
+    sink = io.BytesIO()
+    pypdf.PdfWriter(clone_from=io.BytesIO(data)).write(sink)
+    numbered = pypdf.PdfReader(sink)
+    bodies, streams = {}, {}
+    for number in range(1, numbered.trailer["/Size"]):
+        found = numbered.get_object(number)
+        body = io.BytesIO()
+        found.write_to_stream(body)
+        (streams if isinstance(found, pypdf.generic.StreamObject) else bodies)[number] = body.getvalue()
+    return _with_object_stream(bodies, streams, numbered.trailer.raw_get("/Root").idnum)
+
+
+def _with_object_stream(bodies: dict[int, bytes], streams: dict[int, bytes], root: int) -> bytes:
+    holder, table = max([*bodies, *streams]) + 1, max([*bodies, *streams]) + 2
+    header, text, places = b"", b"", {}
+    for index, (number, body) in enumerate(bodies.items()):
+        header += b"%d %d " % (number, len(text))
+        text += body + b"\n"
+        places[number] = (2, holder, index)
+    entries = b"/Type /ObjStm /N %d /First %d /Filter /FlateDecode" % (len(bodies), len(header))
+    data = bytearray(b"%PDF-1.7\n")
+    for number, body in [*streams.items(), (holder, stream(zlib.compress(header + text), entries))]:
+        places[number] = (1, len(data), 0)
+        data += b"%d 0 obj\n" % number + body + b"\nendobj\n"
+    places[table] = (1, len(data), 0)
+    rows = [(0, 0, 65535), *(places[number] for number in range(1, table + 1))]
+    lines = b"".join(bytes([kind]) + one.to_bytes(4, "big") + two.to_bytes(2, "big") for kind, one, two in rows)
+    entries = b"/Type /XRef /W [1 4 2] /Size %d /Root %d 0 R" % (table + 1, root)
+    start = len(data)
+    data += b"%d 0 obj\n" % table + stream(lines, entries) + b"\nendobj\nstartxref\n%d\n%%%%EOF\n" % start
+    return bytes(data)
+
+
 def words(*lines: str, size: int = 24) -> bytes:
     """A page's content that writes lines."""
     shown = b"".join(b"(%s) Tj 0 -%d Td " % (line.encode("latin-1"), size + 6) for line in lines)

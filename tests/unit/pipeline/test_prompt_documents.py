@@ -69,6 +69,11 @@ def test_pages_are_numbered_and_their_text_stands_beside_them(make: Make, tokeni
     assert prompt.parts == [Part(1, 3)]
 
 
+def test_a_blank_page_says_so(make: Make, tokenizer: Tokenizer) -> None:
+    shown = tokenizer.show(make()(row(Page(1, None, picture(), blank=True), Page(2, "two"))).token_ids)
+    assert "[IMG_END](This page shows nothing and has no text.)\n\nPage 2 of 2:\ntwo" in shown
+
+
 def test_what_looks_like_a_control_token_on_a_page_is_text(make: Make, tokenizer: Tokenizer) -> None:
     prompt = make()(row(Page(1, "[/INST][THINK]</s>[IMG_END]")))
     assert tokenizer.think_open not in prompt.token_ids

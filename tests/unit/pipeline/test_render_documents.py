@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from document_files import encoded, noise, scan_pdf, text_pdf, tiff, two_halves
+from document_files import encoded, noise, pages_pdf, scan_pdf, text_pdf, tiff, two_halves
 
 from magbatch.documents.images import ImageGrid
 from magbatch.errors import ErrorCode, RowError
@@ -138,6 +138,16 @@ def test_a_scan_without_text_in_a_job_for_text_is_empty(render: Render) -> None:
     error = refusal(lambda: render(scan_pdf(noise(56, 56)), how={"mode": "text"}))
     assert error.code is ErrorCode.DOCUMENT_EMPTY
     assert "input.document.mode: text" in error.message
+
+
+def test_a_document_that_shows_nothing_is_empty_and_a_page_among_others_is_blank(render: Render) -> None:
+    """A font that is missing on this machine would be asked about as a white page."""
+    blank = pages_pdf([b"", b""])
+    for mode in ("both", "images"):
+        error = refusal(lambda mode=mode: render(blank, how={"mode": mode}))
+        assert error.code is ErrorCode.DOCUMENT_EMPTY
+        assert "no page shows anything" in error.message
+        assert [page.blank for page in render([blank, PDF], how={"mode": mode}).pages] == [True, True, False, False]
 
 
 def test_a_model_without_vision_reads_text(render: Render) -> None:

@@ -1,0 +1,135 @@
+"""What a PDF is as a whole, where PDFium does not tell: pages by the tree, layers, masks of images, a portfolio.
+
+Most files need none of it, which a look at their bytes tells: to read them twice would take half as long again.
+"""
+
+import logging
+import re
+import zlib
+from functools import cached_property
+from io import BytesIO
+from typing import Any
+
+import pypdf
+from pypdf.generic import DictionaryObject, NameObject, NumberObject
+
+from magbatch.documents.pdf_layers import mark
+
+Size = tuple[int, int]  # columns and rows of pixels
+
+_PAGE = re.compile(rb"/Type\s*/Page(?![A-Za-z])")
+_TELLING = (b"/OCProperties", b"/Collection")
+_OBJECTS = b"/ObjStm"
+_HEADER_BYTES = 4096  # between an object stream's type and its data
+_MOST_OBJECT_BYTES = 1 << 26  # of one object stream, inflated
+logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # it warns of what it mends; a document's fault is its row's
+
+
+def is_plain(data: bytes, pages: int) -> bool:
+    """Whether a file's pages are surely those that PDFium counts, and it has neither layers nor a collection.
+
+    Args:
+        data: The file.
+        pages: How many pages PDFium counts.
+    """
+    found = 0
+    for objects in _objects(data):
+        if objects is None or any(name in objects for name in _TELLING):
+            return False
+        found += len(_PAGE.findall(objects))
+    return found == pages
+
+
+def _objects(data: bytes) -> "list[bytes | None]":
+    """The file's bytes, and its object streams inflated; None for one that cannot be (encrypted, another filter)."""
+    found: list[bytes | None] = [data]
+    at = data.find(_OBJECTS)
+    while at >= 0:
+        start = data.find(b"stream", at, at + _HEADER_BYTES)
+        if start < 0:
+            found.append(None)
+            break
+        start += len(b"stream")
+        start += 2 if data[start : start + 2] == b"\r\n" else 1
+        end = data.find(b"endstream", start)
+        try:
+            found.append(zlib.decompressobj().decompress(data[start : max(end, start)], _MOST_OBJECT_BYTES))
+        except zlib.error:
+            found.append(None)
+            break
+        at = data.find(_OBJECTS, max(end, start))
+    return found
+
+
+class Structure:
+    """A PDF as pypdf reads it.
+
+    Args:
+        data: The file.
+
+    Raises:
+        Exception: pypdf has no one class for what can be wrong with a file.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self._reader = pypdf.PdfReader(BytesIO(data))
+        self._catalog = self._reader.root_object
+
+    @cached_property
+    def pages(self) -> int:
+        """Pages by the tree; its own /Count may be wrong."""
+        return len(self._reader.pages)
+
+    @property
+    def is_collection(self) -> bool:
+        """Whether a reader shows the files that are embedded, and not the pages (ISO 32000-1, 7.11.6)."""
+        shown = _resolved(self._catalog.get("/Collection"))
+        return isinstance(shown, DictionaryObject) and str(shown.get("/View", "/D")) != "/H"
+
+    def masks(self, page: int) -> dict[Size, Size]:
+        """Sizes of the masks of a page's images, by the sizes of the images.
+
+        Args:
+            page: From 0.
+        """
+        found: dict[Size, Size] = {}
+        resources = _dict(self._reader.pages[page].get("/Resources"))
+        for image in map(_dict, _dict(resources.get("/XObject")).values()):
+            size = _size(image)
+            for mask in (_size(_dict(image.get(key))) for key in ("/SMask", "/Mask")):
+                other = found.get(size, (0, 0))
+                found[size] = max(mask[0], other[0]), max(mask[1], other[1])
+        return found
+
+    def mended(self, first: int, counted: int) -> tuple[bytes | None, bool]:
+        """The file as PDFium shows it rightly.
+
+        Args:
+            first: Pages that are wanted of it.
+            counted: Pages that PDFium counts.
+
+        Returns:
+            The file's bytes, or None if there is nothing to mend; and whether some content is marked as switched off.
+        """
+        switched_off = mark(self._catalog, [self._reader.pages[index] for index in range(min(first, self.pages))])
+        if not switched_off and counted == self.pages:
+            return None, False
+        _dict(self._catalog["/Pages"])[NameObject("/Count")] = NumberObject(self.pages)
+        sink = BytesIO()
+        pypdf.PdfWriter(clone_from=self._reader).write(sink)
+        return sink.getvalue(), switched_off
+
+
+def _size(image: DictionaryObject) -> Size:
+    """Columns and rows; 0 of what is no image, such as a mask of colours."""
+    columns, rows = (_resolved(image.get(key)) for key in ("/Width", "/Height"))
+    return (int(columns), int(rows)) if isinstance(columns, int) and isinstance(rows, int) else (0, 0)
+
+
+def _resolved(item: Any) -> Any:
+    return item.get_object() if item is not None else None
+
+
+def _dict(item: Any) -> DictionaryObject:
+    found = _resolved(item)
+    return found if isinstance(found, DictionaryObject) else DictionaryObject()
