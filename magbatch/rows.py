@@ -62,6 +62,7 @@ class Segment:
         rows: How many; 1 for a file that was unreadable when planned.
         problem: Why the whole file cannot be read, else None.
         code: The error code that belongs to the problem.
+        digest: Fingerprint of a file on a disk, else None: see `DiskFile`.
     """
 
     path: str
@@ -72,6 +73,7 @@ class Segment:
     rows: int
     problem: str | None = None
     code: ErrorCode | None = None
+    digest: str | None = None
 
     def row_ids(self) -> list[str]:
         """The ids of its rows, in the order of the file; an unreadable file counts as one row."""

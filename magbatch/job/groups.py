@@ -15,65 +15,45 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
 
+from magbatch.errors import JobError
 from magbatch.job import windows
+from magbatch.job.footers import Footer, Lead
 from magbatch.job.windows import Arranged, Cutter, Values, pieces
+from magbatch.pipeline.read import open_parquet
+from magbatch.rows import Segment
 from magbatch.spec import AUTO, NONE, JobSpec
-from magbatch.storage.inputs import input_filesystem, stat_input
+from magbatch.storage.columns import is_bytes
+from magbatch.storage.input_file import open_input
 from magbatch.template import leading_column
 
 MIN_ROWS_A_VALUE = 2  # on average
 MIN_SHARED_BYTES = 1000  # of a text, on average: some 250 tokens; fewer are read in no time
 MAX_GROUPED_ROWS = 2_000_000  # a row that is placed takes 3 bytes of the stored plan, and 200 of the driver's memory
 MAX_PLAN_BYTES = 256 << 20  # of the column, compressed, that planning reads without being told to
-SHORT_BYTES = 64  # at least so long are even shortened bounds in a footer, where values are long
 UNIQUE = 0.95  # distinct values a row: in an eighth of a window where values come twice, there are fewer
 MAX_FILES_LOOKED_AT = 16  # each costs a few requests, one after the other
 READERS = 16  # of all files, where rows share values
-READ_BUFFER_BYTES = 1 << 20
 BATCH_BYTES, MAX_BATCH_ROWS = 8 << 20, 4096
 
 _NULL = 0  # the hash of no value
 
 
 @dataclass(frozen=True, slots=True)
-class Lead:
-    """The column that a job's prompts begin with.
-
-    Attributes:
-        column: Its name.
-        document: Its values stand for documents, which are long whatever their names are.
-        forced: The spec names it.
-    """
-
-    column: str
-    document: bool = False
-    forced: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Footer:
-    """What a file's footer says.
-
-    Attributes:
-        may_repeat: The column's values are kept in dictionaries, and are not seen to be short.
-        lead_bytes: Of the column, compressed.
-        lead_row_bytes: Of the column, decompressed, a row.
-        row_bytes: Of the job's other columns, decompressed, a row: of the row group with the largest.
-    """
-
-    may_repeat: bool
-    lead_bytes: int
-    lead_row_bytes: int
-    row_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
 class Source:
-    """An input file. One without `footer` keeps its rows in their order."""
+    """An input file. One without `footer` keeps its rows in their order.
 
-    path: str
-    rows: int
+    Attributes:
+        segment: All its rows, as they are planned.
+        footer: What its footer says of the column.
+    """
+
+    segment: Segment
     footer: Footer | None = None
+
+    @property
+    def rows(self) -> int:
+        """Rows of the file."""
+        return self.segment.rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,44 +112,6 @@ def lead_of(spec: JobSpec) -> Lead | None:
     return Lead(name) if name else None
 
 
-def footer_of(metadata: pq.FileMetaData, lead: Lead, names: list[str]) -> Footer | None:
-    """What a footer says; None where the column is not there, or is made of others.
-
-    Args:
-        metadata: The footer.
-        lead: The column.
-        names: The columns that the job reads.
-    """
-    if not metadata.num_rows:
-        return None
-    paths = {metadata.schema.column(index).path: index for index in range(metadata.num_columns)}
-    if lead.column not in paths:
-        return None
-    at = paths[lead.column]
-    wanted = set(names) - {lead.column}
-    others = [index for path, index in paths.items() if path.partition(".")[0] in wanted or path in wanted]
-    repeats, lead_bytes, size, row_bytes = True, 0, 0, 0
-    for number in range(metadata.num_row_groups):
-        group = metadata.row_group(number)
-        if not group.num_rows:
-            continue
-        chunk = group.column(at)
-        repeats = repeats and chunk.has_dictionary_page and (lead.document or not _short(chunk))
-        lead_bytes, size = lead_bytes + chunk.total_compressed_size, size + chunk.total_uncompressed_size
-        held = sum(group.column(index).total_uncompressed_size for index in others)
-        row_bytes = max(row_bytes, held // group.num_rows)
-    return Footer(repeats, lead_bytes, size // metadata.num_rows, row_bytes)
-
-
-def _short(chunk: pq.ColumnChunkMetaData) -> bool:
-    """Whether the bounds of a column's values are short; long ones are left out or shortened, not to nothing."""
-    bounds = chunk.statistics
-    if bounds is None or not bounds.has_min_max:
-        return False
-    least, most = bounds.min_raw, bounds.max_raw
-    return not isinstance(least, bytes) or max(len(least), len(most)) < SHORT_BYTES
-
-
 def arrange(lead: Lead, sources: list[Source], target: int, most: int) -> Found:
     """Shards of a job whose rows share prefixes.
 
@@ -218,9 +160,10 @@ def _look(lead: Lead, sources: list[Source]) -> _Seen:
     """The values of the first window, or of an eighth of it where hardly one comes twice."""
     seen = _Seen()
     rows = size = 0
-    for path, footer in [(one.path, one.footer) for one in sources if one.footer is not None][:MAX_FILES_LOOKED_AT]:
+    chosen = [(one.segment, one.footer) for one in sources if one.footer is not None][:MAX_FILES_LOOKED_AT]
+    for segment, footer in chosen:
         try:
-            for found in _values(path, lead.column, footer):
+            for found in _values(segment, lead.column, footer):
                 there = found.hashes != _NULL
                 seen.lengths |= zip(
                     found.hashes[there].tolist(), (found.sizes - footer.row_bytes)[there].tolist(), strict=True
@@ -232,20 +175,13 @@ def _look(lead: Lead, sources: list[Source]) -> _Seen:
                     return seen
                 if looked >= 1:
                     break
-        except (OSError, pa.ArrowException):
-            _look_again(path)
+        except JobError:
+            raise
+        except Exception:  # noqa: BLE001 - a file's boundary: what is wrong with it is found when it is read
             continue
         if rows >= windows.WINDOW_ROWS or size >= windows.WINDOW_BYTES:
             break
     return seen
-
-
-def _look_again(path: str) -> None:
-    """Raises when it is the storage that fails; what is wrong with the file is found when it is read."""
-    try:
-        stat_input(path)
-    except FileNotFoundError:
-        return
 
 
 def _all_values(source: Source, column: str) -> Values | None:
@@ -253,31 +189,33 @@ def _all_values(source: Source, column: str) -> Values | None:
     if source.footer is None:
         return None
     try:
-        found = list(_values(source.path, column, source.footer))
-    except (OSError, pa.ArrowException):
-        _look_again(source.path)
+        found = list(_values(source.segment, column, source.footer))
+    except JobError:
+        raise
+    except Exception:  # noqa: BLE001 - a file's boundary, as above
         return None
     hashes = np.concatenate([one.hashes for one in found])
     return Values(hashes, np.concatenate([one.sizes for one in found])) if len(hashes) == source.rows else None
 
 
-def _values(path: str, column: str, footer: Footer) -> Iterator[Values]:
-    filesystem, inner = input_filesystem(path)
-    with filesystem.open_input_file(inner) as source:
-        file = pq.ParquetFile(source, read_dictionary=[column], buffer_size=READ_BUFFER_BYTES, pre_buffer=False)
+def _values(segment: Segment, column: str, footer: Footer) -> Iterator[Values]:
+    with open_input(segment.path, segment.size, segment.tag, segment.digest) as source:
+        file: pq.ParquetFile = open_parquet(source, read_dictionary=[column])
         batch_rows = max(16, min(MAX_BATCH_ROWS, BATCH_BYTES // max(1, footer.lead_row_bytes)))
         for batch in file.iter_batches(batch_size=batch_rows, columns=[column]):
             yield _hashed(batch.column(0), footer.row_bytes)
 
 
 def _hashed(column: pa.Array, row_bytes: int) -> Values:
+    if isinstance(column, pa.ExtensionArray):
+        column = column.storage
     if not pa.types.is_dictionary(column.type):
         column = column.dictionary_encode()
     codes = column.indices.fill_null(len(column.dictionary)).to_numpy(zero_copy_only=False)
     used = np.unique(codes)
     used = used[used < len(column.dictionary)]
     values = column.dictionary.take(pa.array(used))
-    if not any(test(values.type) for test in (pa.types.is_binary, pa.types.is_fixed_size_binary)):
+    if not is_bytes(values.type):
         values = values.cast(pa.large_string())  # a number has the same text in whatever type a file keeps it
     values = values.cast(pa.large_binary())
     hashes = np.full(len(column.dictionary) + 1, _NULL, dtype=np.uint64)  # the last is null's

@@ -21,13 +21,15 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
 
-from magbatch.errors import ErrorCode, InputError, OutputError, SpecError
-from magbatch.job.groups import Footer, Found, Lead, Source, arrange, footer_of, lead_of
+from magbatch.errors import ErrorCode, InputError, OutputError, RowError, SpecError
+from magbatch.job.footers import FileFacts, Lead, read_footer
+from magbatch.job.groups import Found, Source, arrange, lead_of
 from magbatch.job.windows import Arranged
 from magbatch.rows import Segment, Shard
 from magbatch.spec import AUTO, NONE, JobSpec, carried_columns
 from magbatch.storage import ObjectInfo
-from magbatch.storage.inputs import input_filesystem, stat_input
+from magbatch.storage.columns import as_chat, as_text, common, is_bytes, plain, settled
+from magbatch.storage.input_file import open_input
 from magbatch.storage.search import check_apart, find_parquet
 from magbatch.template import template_columns
 
@@ -46,6 +48,7 @@ _COLUMNS = pa.schema(
         ("rows", pa.int64()),
         ("problem", pa.string()),
         ("code", pa.string()),
+        ("digest", pa.dictionary(pa.int32(), pa.string())),
     ]
 )
 # Of a plan whose rows are grouped: where a record's rows are, from `start` on, where they do not follow each other.
@@ -185,6 +188,9 @@ class Plan:
             metadata = table.schema.metadata or {}
             columns = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(metadata[b"magbatch.columns"])))
             group, distinct = metadata.get(b"magbatch.group"), b"magbatch.distinct" in metadata
+            if "digest" not in table.column_names:  # an older plan
+                nothing = pa.nulls(table.num_rows, _COLUMNS.field("digest").type)
+                table = table.add_column(_COLUMNS.get_field_index("digest"), "digest", nothing)
             if group is None:
                 return cls.of(table.cast(_COLUMNS), columns, distinct=distinct)
             by = base64.b64decode(group).decode()
@@ -201,21 +207,30 @@ def _segments(record: dict[str, Any]) -> list[Segment]:
     if positions is None:
         return [whole]
     begins = [0, *(at for at in range(1, len(positions)) if positions[at] != positions[at - 1] + 1), len(positions)]
-    return [
-        Segment(whole.path, whole.key, whole.size, whole.tag, whole.start + positions[begin], end - begin)
-        for begin, end in pairwise(begins)
-    ]
+    return [replace(whole, start=whole.start + positions[begin], rows=end - begin) for begin, end in pairwise(begins)]
 
 
 @dataclass(slots=True)
 class _File:
     info: ObjectInfo
     key: str
-    rows: int = 0
-    schema: pa.Schema | None = None
-    lead: Footer | None = None
+    facts: FileFacts | None = None
+    digest: str | None = None
     problem: str | None = None
     code: ErrorCode | None = None
+
+    @property
+    def rows(self) -> int:
+        return self.facts.rows if self.facts is not None else 0
+
+    def refuse(self, code: ErrorCode, problem: str) -> None:
+        """Mark it as bad."""
+        self.code, self.problem = code, RowError(code, f"{self.info.name}: {problem}").message
+
+    def segment(self, start: int, rows: int) -> Segment:
+        """Some of its rows."""
+        info = self.info
+        return Segment(info.name, self.key, info.size, info.tag, start, rows, self.problem, self.code, self.digest)
 
 
 def rendered_columns(spec: JobSpec) -> list[str]:
@@ -258,12 +273,13 @@ def make_plan(spec: JobSpec, limit: int | None = None, take: Callable[[ObjectInf
     keys = {file.key for file in files}  # a hash of 48 bits: two files of one input never share it in practice
     if len(keys) < len(files):
         raise InputError(f"input.path {spec.input.path}: it yields the same file twice")
+    looked_for = names if spec.input.group in (AUTO, NONE) else [*names, spec.input.group]
     with ThreadPoolExecutor(FOOTER_READERS) as pool:
-        list(pool.map(lambda file: _read_footer(file, names, lead), files))
+        list(pool.map(lambda file: _read_footer(file, names, looked_for, lead), files))
     all_may_be_bad = take is not None and spec.input.on_bad_file == "dead_letter"
     if not all_may_be_bad:
-        _check(spec, files, names if spec.input.group in (AUTO, NONE) else [*names, spec.input.group])
-    columns = _as_text(_common_types(files, names), spec.input.columns.prompt)
+        _check(spec, files, looked_for)
+    columns = _as_text(spec, _common_types(files, names))
     _check_expected(columns, spec.input.columns.expected)
     _check_max_tokens(columns, spec.input.columns.max_tokens)
     bad = [file for file in files if file.problem is not None]
@@ -277,8 +293,8 @@ def make_plan(spec: JobSpec, limit: int | None = None, take: Callable[[ObjectInf
         return _planned(_sample(files, limit), spec, columns)
     segments, found = _everything(files), Found()
     if lead is not None:
-        footers = {file.info.name: file.lead for file in files if file.problem is None}
-        sources = [Source(segment.path, segment.rows, footers.get(segment.path)) for segment in segments]
+        footers = {file.info.name: file.facts.lead for file in files if file.facts and file.problem is None}
+        sources = [Source(segment, footers.get(segment.path)) for segment in segments]
         found = arrange(lead, sources, *_shard_rows(segments, spec, columns))
         if found.arranged is not None:
             return Plan.of(_grouped(found.arranged, segments), columns, group=lead.column, note=found.note)
@@ -347,37 +363,35 @@ def _below(root: str, name: str) -> str:
     return name[len(root) :] if name.startswith(root) else os.path.basename(name)
 
 
-def _read_footer(file: _File, names: list[str], lead: Lead | None) -> None:
+def _read_footer(file: _File, names: list[str], looked_for: list[str], lead: Lead | None) -> None:
+    info = file.info
     try:
-        filesystem, inner = input_filesystem(file.info.name)
-        with filesystem.open_input_file(inner) as source:
-            parquet = pq.ParquetFile(source)
-            file.rows, file.schema = parquet.metadata.num_rows, parquet.schema_arrow
-            file.lead = footer_of(parquet.metadata, lead, names) if lead is not None else None
-    except (OSError, pa.ArrowException) as error:
-        if not isinstance(error, FileNotFoundError):
-            stat_input(file.info.name)  # raises when it is the storage that fails, not the file
-        file.code = ErrorCode.FILE_UNREADABLE
-        file.problem = f"{file.info.name}: not a readable Parquet file: {' '.join(str(error).split())}"
+        with open_input(info.name, info.size, info.tag) as source:
+            file.facts = read_footer(source, looked_for, lead)
+            file.digest = source.digest
+    except FileNotFoundError:
+        file.refuse(ErrorCode.FILE_UNREADABLE, "it was listed and is gone")
+    except RowError as error:
+        file.refuse(error.code, error.message.removeprefix(f"{info.name}: "))
+    if file.facts is None or not file.rows:  # a file without rows lacks nothing: some writers leave its columns out
         return
-    missing = [name for name in names if name not in file.schema.names]
-    twice = [name for name in names if file.schema.names.count(name) > 1]
+    there = file.facts.schema.names
+    missing = [name for name in names if name not in there]
+    twice = [name for name in names if there.count(name) > 1]
     if twice:
-        file.code = ErrorCode.FILE_SCHEMA
-        file.problem = f"{file.info.name}: has the column {', '.join(map(repr, twice))} twice"
+        file.refuse(ErrorCode.FILE_SCHEMA, f"has the column {', '.join(map(repr, twice))} twice")
     elif missing:
-        file.code = ErrorCode.FILE_SCHEMA
-        file.problem = f"{file.info.name}: lacks the column {', '.join(map(repr, missing))}; it has {file.schema.names}"
+        lacks = f"lacks the column {', '.join(map(repr, missing))}"
+        file.refuse(ErrorCode.FILE_SCHEMA, f"{lacks}; it has {file.facts.names}")
 
 
 def _check(spec: JobSpec, files: list[_File], names: list[str]) -> None:
     """A name that no readable file knows is the spec's mistake, not the files'."""
-    schemas = [file.schema for file in files if file.schema is not None]
+    read = [file.facts for file in files if file.facts is not None]
+    facts = [one for one in read if one.rows] or [one for one in read if one.names]
     for name in names:
-        if schemas and not any(name in schema.names for schema in schemas):
-            raise SpecError(
-                f"{_named_by(spec, name)}: no input file has a column {name!r}; they have {schemas[0].names}"
-            )
+        if facts and not any(name in one.schema.names for one in facts):
+            raise SpecError(f"{_named_by(spec, name)}: no input file has a column {name!r}; they have {facts[0].names}")
 
 
 def _named_by(spec: JobSpec, name: str) -> str:
@@ -401,55 +415,43 @@ def _named_by(spec: JobSpec, name: str) -> str:
     return "prompt.template" if name in rendered_columns(spec) else "input.group"
 
 
-def _plain(kind: pa.DataType) -> pa.DataType:
-    """A type without what differs from file to file by accident: dictionaries, and columns of nulls only."""
-    if pa.types.is_dictionary(kind):
-        return _plain(kind.value_type)
-    return pa.string() if pa.types.is_null(kind) else kind
-
-
 def _common_types(files: list[_File], names: list[str]) -> pa.Schema:
     """The types all files are brought to; a file that cannot be brought to them is marked as bad."""
-    common: pa.Schema | None = None
-    nulls: set[str] = set()
-    for file in files:
-        if file.schema is None or file.problem is not None:
+    found: dict[str, pa.DataType] | None = None
+    for file in sorted(files, key=lambda file: not file.rows):  # those without rows last: their types say least
+        if file.facts is None or file.problem is not None:
             continue
-        mine = pa.schema([pa.field(name, _plain(file.schema.field(name).type)) for name in names])
-        mine_nulls = {name for name in names if pa.types.is_null(file.schema.field(name).type)}
-        if common is None:
-            common, nulls = mine, mine_nulls
-            continue
-        # A column that holds nothing but nulls in one file takes the type it has in the others.
-        for name in nulls - mine_nulls:
-            common = common.set(common.get_field_index(name), mine.field(name))
-        for name in mine_nulls:
-            mine = mine.set(mine.get_field_index(name), common.field(name))
-        nulls &= mine_nulls
+        if not file.rows and found is not None:
+            break
+        schema = file.facts.schema
+        mine = {name: plain(schema.field(name).type) for name in names if schema.get_field_index(name) >= 0}
         try:
-            common = pa.unify_schemas([common, mine], promote_options="permissive")
-        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-            file.code = ErrorCode.FILE_SCHEMA
-            file.problem = (
-                f"{file.info.name}: a column has another type than in the files before: {' '.join(str(error).split())}"
-            )
-    return common if common is not None else pa.schema([pa.field(name, pa.string()) for name in names])
+            found = {**mine, **({name: common(name, kind, mine[name]) for name, kind in (found or {}).items()})}
+        except RowError as error:  # nothing of a bad file's types is kept
+            file.refuse(error.code, error.message)
+    kinds = found or {}
+    return pa.schema([pa.field(name, settled(kinds.get(name, pa.null()))) for name in names])
 
 
-_BYTES = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
-
-
-def _as_text(columns: pa.Schema, prompt: str | None) -> pa.Schema:
-    """The prompt column as text: some writers leave Parquet's string annotation out. Reading checks the UTF-8."""
-    if prompt is None or not any(test(columns.field(prompt).type) for test in _BYTES):
-        return columns
-    return columns.set(columns.get_field_index(prompt), pa.field(prompt, pa.large_string()))
+def _as_text(spec: JobSpec, columns: pa.Schema) -> pa.Schema:
+    """Columns that are read as text, as text."""
+    given = spec.input.columns
+    pictures = {*given.images, given.document}
+    texts = {given.prompt, given.expected}
+    if spec.prompt.template is not None:
+        texts |= template_columns(spec.prompt.template)
+    for position, one in enumerate(columns):
+        if one.name in texts - pictures:
+            columns = columns.set(position, one.with_type(as_text(one.type)))
+        elif one.name == given.messages:
+            columns = columns.set(position, one.with_type(as_chat(one.type)))
+    return columns
 
 
 def _check_expected(columns: pa.Schema, expected: str | None) -> None:
     """Answers are text, so what they are compared with must have a text of its own."""
     kind = columns.field(expected).type if expected is not None else pa.string()
-    if pa.types.is_nested(kind) or any(test(kind) for test in _BYTES):
+    if pa.types.is_nested(kind) or is_bytes(kind):
         raise SpecError(f"input.columns.expected: the column {expected!r} is {kind}; answers are compared with text")
 
 
@@ -461,13 +463,10 @@ def _check_max_tokens(columns: pa.Schema, name: str | None) -> None:
 
 def _everything(files: list[_File]) -> list[Segment]:
     return [
-        Segment(
-            file.info.name, file.key, file.info.size, file.info.tag, 0,
-            file.rows if file.problem is None else 1, file.problem, file.code,
-        )
+        file.segment(0, file.rows if file.problem is None else 1)
         for file in files
         if file.rows or file.problem is not None
-    ]  # fmt: skip
+    ]
 
 
 def _sample(files: list[_File], limit: int) -> list[Segment]:
@@ -485,9 +484,9 @@ def _sample(files: list[_File], limit: int) -> list[Segment]:
         file, start = good[index], row - first
         last = segments[-1] if segments else None
         if last is not None and last.key == file.key and last.start + last.rows == start:
-            segments[-1] = Segment(last.path, last.key, last.size, last.tag, last.start, last.rows + 1)
+            segments[-1] = replace(last, rows=last.rows + 1)
         else:
-            segments.append(Segment(file.info.name, file.key, file.info.size, file.info.tag, start, 1))
+            segments.append(file.segment(start, 1))
     return segments
 
 
@@ -498,12 +497,7 @@ def _pack(segments: list[Segment], shard_rows: int) -> Iterator[tuple[int, Segme
         start, left = segment.start, segment.rows
         while left:
             rows = min(room, left)
-            yield (
-                shard,
-                Segment(
-                    segment.path, segment.key, segment.size, segment.tag, start, rows, segment.problem, segment.code
-                ),
-            )
+            yield shard, replace(segment, start=start, rows=rows)
             start, left, room = start + rows, left - rows, room - rows
             if room == 0:
                 shard, room = shard + 1, shard_rows

@@ -1,5 +1,6 @@
 """What a job would do: nothing is started and nothing is written."""
 
+from dataclasses import replace
 from typing import Any
 
 from magbatch.job.plan import make_plan
@@ -7,7 +8,7 @@ from magbatch.job.prepare import Job, Preparer
 from magbatch.job.report import settings
 from magbatch.job.run import limited
 from magbatch.model import engine_args, facts, locate
-from magbatch.rows import Prompt, Segment, Shard
+from magbatch.rows import Prompt, Shard
 from magbatch.spec import JobSpec
 
 
@@ -26,7 +27,7 @@ def preview(spec: JobSpec, limit: int | None = None) -> dict[str, Any]:
         segment = next((segment for segment in shard.segments if segment.problem is None), None)
         if segment is None:
             continue
-        one = Segment(segment.path, segment.key, segment.size, segment.tag, segment.start, 1)
+        one = replace(segment, rows=1)
         work = preparer(Shard(shard.index, (one,)))
         first = _shown(work.prompts[0], preparer) if work.prompts else {"error": work.failed[0].message}
         break

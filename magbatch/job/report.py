@@ -24,6 +24,7 @@ from magbatch.job.board import Place
 from magbatch.job.progress import Point, Spent
 from magbatch.rows import RESULTS
 from magbatch.spec import JobSpec
+from magbatch.storage.columns import as_keys, convert, is_bytes, plain
 from magbatch.totals import Totals
 
 BUCKETS = 64  # of hashed ids on disk: memory is one bucket's, whatever the number of rows
@@ -55,12 +56,7 @@ class DuplicateIds:
             return
         if kind == RESULTS:
             table = table.filter(pa.compute.equal(table.column("sample"), 0))
-        column = table.column(self._column)
-        if not (
-            pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type) or pa.types.is_nested(column.type)
-        ):
-            column = column.cast(pa.string()).cast(pa.binary())  # bytes: an id need not be valid UTF-8
-        for value in column.to_pylist():
+        for value in _keys(table.column(self._column)):
             if value is not None:
                 data = value if isinstance(value, bytes) else repr(value).encode()
                 digest = hashlib.blake2b(data, digest_size=16).digest()
@@ -135,11 +131,20 @@ class Slowest:
         ]
 
 
+def _keys(column: pa.ChunkedArray) -> list[Any]:
+    """A user's ids as values of Python, equal if and only if the ids are. Some have no value of Python's own."""
+    kind = as_keys(plain(column.type))
+    return [key for chunk in column.chunks for key in convert(chunk, kind).to_pylist()]
+
+
 def _as_text(column: pa.ChunkedArray) -> list[str | None]:
     """A user's ids for people, also those that Python has no value for: a year past 9999, text that is no UTF-8."""
+    if isinstance(column.type, pa.UuidType):
+        return [None if value is None else str(value) for value in column.to_pylist()]
+    if is_bytes(column.type):
+        return [None if value is None else value.decode(errors="replace") for value in column.to_pylist()]
     try:
-        binary = pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)
-        values = (column if binary else column.cast(pa.string()).cast(pa.binary())).to_pylist()
+        values = column.cast(pa.string()).cast(pa.binary()).to_pylist()
     except pa.ArrowException:  # nested, or in a time zone that nobody knows
         return [None] * len(column)
     return [None if value is None else value.decode(errors="replace") for value in values]

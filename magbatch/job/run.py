@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,7 @@ from magbatch.job.report import DuplicateIds, ReplicaUse, Report, Run, Slowest, 
 from magbatch.model import engine_args, facts, locate
 from magbatch.pipeline.read import ShardReader
 from magbatch.pipeline.render import Renderer
-from magbatch.rows import ERRORS, RESULTS, Segment, Shard
+from magbatch.rows import ERRORS, RESULTS, Shard
 from magbatch.spec import JobSpec
 from magbatch.storage import open_store
 from magbatch.storage.s3 import NoBucketError
@@ -361,7 +361,7 @@ def _question(spec: JobSpec, plan: Plan, shards: range, row_id: str) -> str:
         for segment in plan.shard(shard).segments
         if segment.key == key and segment.start <= int(position) < segment.start + segment.rows
     )
-    one = Segment(segment.path, key, segment.size, segment.tag, int(position), 1)
+    one = replace(segment, start=int(position), rows=1)
     read = ShardReader(plan.columns)(Shard(shard, (one,)))
     if not read.row_ids:
         return f"(no longer readable: {read.failed[0][1].message})"

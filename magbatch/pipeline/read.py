@@ -5,26 +5,28 @@ not be read. Only the columns that the job uses are read, and a file is read for
 many shards of it a task holds, and however their rows stand between each other's.
 
 A file that is damaged, gone or changed fails its rows; a value that is not what its column says
-fails its row. A storage that does not answer raises, so that Ray tries again: that is no property
-of the rows.
+fails its row. No row leaves before its file was seen to be the planned one after it was read. A storage
+that does not answer raises, so that Ray tries again: that is no property of the rows.
 """
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, groupby, pairwise
 from operator import attrgetter
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from magbatch.errors import ErrorCode, RowError
+from magbatch.errors import ErrorCode, JobError, RowError
 from magbatch.rows import Segment, Shard
-from magbatch.storage.inputs import input_filesystem, local_copy, stat_input
+from magbatch.storage.columns import converted
+from magbatch.storage.input_file import InputFile, open_input
 
 READ_BATCH_ROWS = 64
 READ_BUFFER_BYTES = 1 << 20  # a column chunk is streamed, not loaded: row groups can be gigabytes
-_DAMAGE = (OSError, pa.ArrowException, StopIteration)  # what Arrow raises for it; StopIteration: the file ends early
+_NO_DAMAGE = (RowError, JobError, FileNotFoundError)  # of the file as such; whatever else is raised is its content's
 
 
 @dataclass(slots=True)
@@ -44,41 +46,48 @@ class ShardRows:
     failed: list[tuple[str, RowError]]
 
 
+def open_parquet(file: InputFile, **options: Any) -> pq.ParquetFile:
+    """A Parquet file, to be streamed; options as of pyarrow's ParquetFile."""
+    return pq.ParquetFile(
+        pa.PythonFile(file, mode="r"),
+        buffer_size=READ_BUFFER_BYTES,
+        pre_buffer=False,
+        page_checksum_verification=True,  # where the file has them: damage must not pass as text
+        coerce_int96_timestamp_unit="us",  # in nanoseconds, years past 2262 come out as others
+        **options,
+    )
+
+
 class _Cursor:
     """A forward reader of one file.
 
     Args:
         segment: Of the file, as it was planned.
         columns: Input columns to read.
-        copy: A whole local copy to read instead, else None.
 
     Raises:
-        RowError: It is no longer the file that was planned.
+        RowError: It is no longer the file that was planned, or cannot be opened.
+        FileNotFoundError: It is gone.
+        StorageError: The storage does not answer.
     """
 
-    def __init__(self, segment: Segment, columns: list[str], copy: str | None = None) -> None:
-        now = stat_input(segment.path)
-        if (now.size, now.tag) != (segment.size, segment.tag):
-            raise RowError(
-                ErrorCode.FILE_CHANGED,
-                f"{segment.path} is not the file that was planned ({segment.size} bytes then, {now.size} now); "
-                "run the changed input into a new output",
-            )
-        filesystem, inner = input_filesystem(copy or segment.path)
+    def __init__(self, segment: Segment, columns: list[str]) -> None:
         self.path = segment.path
-        self._file = pq.ParquetFile(
-            filesystem.open_input_file(inner),
-            buffer_size=READ_BUFFER_BYTES,
-            pre_buffer=False,
-            page_checksum_verification=True,  # where the file has them: damage must not pass as text
-        )
+        self._source = open_input(segment.path, segment.size, segment.tag, segment.digest)
+        self.digest = self._source.digest
+        self._file = open_parquet(self._source)
         self._columns = columns
         self._batches: Iterator[pa.RecordBatch] = iter(())
         self._rest: pa.RecordBatch | None = None
         self._position = self._file.metadata.num_rows  # of the next row; past the end forces a seek
 
     def take(self, start: int, rows: int, batch_rows: int = READ_BATCH_ROWS) -> list[pa.RecordBatch]:
-        """The rows [start, start + rows)."""
+        """The rows [start, start + rows); raises as the cursor itself, and anything for damage."""
+        taken = self._take(start, rows, batch_rows)
+        self._source.check()
+        return taken
+
+    def _take(self, start: int, rows: int, batch_rows: int) -> list[pa.RecordBatch]:
         self._seek(start, batch_rows)
         taken: list[pa.RecordBatch] = []
         while rows:
@@ -143,6 +152,7 @@ class ShardReader:
     def __init__(self, columns: pa.Schema) -> None:
         self._columns = columns
         self._cursor: _Cursor | None = None
+        self._seen: tuple[str, str | None] = "", None  # file and fingerprint: a plan of an older version has none
         self._ahead: dict[tuple[str, int], tuple[list[pa.RecordBatch], RowError | None]] = {}
 
     def read_ahead(self, shards: list[Shard]) -> None:
@@ -167,9 +177,9 @@ class ShardReader:
                     batches = self._open(segment).take(segment.start, segment.rows)
                     # Copies: a slice would keep its whole batch.
                     self._ahead[_place(segment)] = [batch.take(_all(batch)) for batch in batches], None
-            except FileNotFoundError:
+            except _NO_DAMAGE:
                 raise
-            except _DAMAGE:
+            except Exception:  # noqa: BLE001 - a file's boundary: damaged bytes make a library raise anything
                 self._cursor = None
                 self._past_the_damage([segment for segment in segments if _place(segment) not in self._ahead])
         except (RowError, FileNotFoundError) as error:
@@ -178,24 +188,24 @@ class ShardReader:
             self._ahead |= {_place(segment): ([], wrong) for segment in segments if _place(segment) not in self._ahead}
 
     def _past_the_damage(self, segments: list[Segment]) -> None:
-        """Row by row, from one copy: damage takes the rest of its row group along, as if each row were read alone."""
+        """Row by row, in one pass: damage takes the rest of its row group along, as if each row were read alone."""
         lost, damage, cursor = 0, None, None
-        with local_copy(segments[0].path) as copy:
-            for segment in segments:
-                batches: list[pa.RecordBatch] = []
-                for row in range(segment.start, segment.start + segment.rows):
-                    if row < lost:
-                        break
-                    damage = None
-                    try:
-                        cursor = cursor or _Cursor(segment, self._columns.names, copy)
-                        batches += cursor.take(row, 1, batch_rows=1)
-                    except _DAMAGE as error:
-                        stat_input(segment.path)  # raises when the storage fails or the file is gone
-                        damage = _unreadable(segment, row - segment.start, error)
-                        lost, cursor = cursor.group_end(row) if cursor is not None else sys.maxsize, None
-                        break
-                self._ahead[_place(segment)] = batches, damage
+        for segment in segments:
+            batches: list[pa.RecordBatch] = []
+            for row in range(segment.start, segment.start + segment.rows):
+                if row < lost:
+                    break
+                damage = None
+                try:
+                    cursor = cursor or self._new(segment)
+                    batches += cursor.take(row, 1, batch_rows=1)
+                except _NO_DAMAGE:
+                    raise
+                except Exception as error:  # noqa: BLE001 - a file's boundary, as above
+                    damage = _unreadable(segment, row - segment.start, error)
+                    lost, cursor = cursor.group_end(row) if cursor is not None else sys.maxsize, None
+                    break
+            self._ahead[_place(segment)] = batches, damage
 
     def __call__(self, shard: Shard, done: frozenset[str] = frozenset()) -> ShardRows:
         """Read the rows of a shard that are not done.
@@ -228,9 +238,9 @@ class ShardReader:
                 raise RowError(segment.code or ErrorCode.FILE_UNREADABLE, segment.problem)
             return self._batches(segment)
         except RowError as error:
-            whole = error
+            whole, self._cursor = error, None
         except FileNotFoundError:
-            whole = _gone(segment)
+            whole, self._cursor = _gone(segment), None
         return self._columns.empty_table(), dict.fromkeys(range(segment.rows), whole)
 
     def _batches(self, segment: Segment) -> tuple[pa.Table, dict[int, RowError]]:
@@ -240,7 +250,9 @@ class ShardReader:
         else:
             try:
                 batches = self._open(segment).take(segment.start, segment.rows)
-            except _DAMAGE:
+            except _NO_DAMAGE:
+                raise
+            except Exception:  # noqa: BLE001 - a file's boundary: damaged bytes make a library raise anything
                 batches, damage = self._up_to_the_damage(segment)
         table, failures = self._table(segment, batches)
         if damage is not None:
@@ -251,22 +263,28 @@ class ShardReader:
         """Row by row: a damaged page does not take the rows before it along."""
         self._cursor = None
         batches: list[pa.RecordBatch] = []
-        # From a whole copy: Arrow has one error for bytes that are damaged and for bytes that did not come.
-        with local_copy(segment.path) as copy:
-            try:
-                cursor = _Cursor(segment, self._columns.names, copy)
-                for offset in range(segment.rows):
-                    batches += cursor.take(segment.start + offset, 1, batch_rows=1)
-            except _DAMAGE as error:
-                stat_input(segment.path)  # raises when the storage fails or the file is gone: then it is no damage
-                return batches, _unreadable(segment, len(batches), error)
+        try:
+            cursor = self._new(segment)
+            for offset in range(segment.rows):
+                batches += cursor.take(segment.start + offset, 1, batch_rows=1)
+        except _NO_DAMAGE:
+            raise
+        except Exception as error:  # noqa: BLE001 - a file's boundary, as above
+            return batches, _unreadable(segment, len(batches), error)
         return batches, None
 
     def _open(self, segment: Segment) -> _Cursor:
         if self._cursor is None or self._cursor.path != segment.path:
             self._cursor = None
-            self._cursor = _Cursor(segment, self._columns.names)
+            self._cursor = self._new(segment)
         return self._cursor
+
+    def _new(self, segment: Segment) -> _Cursor:
+        if segment.digest is None and self._seen[0] == segment.path:
+            segment = replace(segment, digest=self._seen[1])
+        cursor = _Cursor(segment, self._columns.names)
+        self._seen = segment.path, cursor.digest
+        return cursor
 
     def _table(self, segment: Segment, batches: list[pa.RecordBatch]) -> tuple[pa.Table, dict[int, RowError]]:
         """One table in the planned types: files may differ in large_string, dictionary and the like."""
@@ -274,21 +292,19 @@ class ShardReader:
             return self._columns.empty_table(), {}
         try:
             return self._as_planned(batches), {}
-        except pa.ArrowException:  # a value that is not UTF-8, or that the planned type cannot hold: find its row
+        except RowError:  # a value that is not UTF-8, or that the planned type cannot hold: find its row
             tables: list[pa.Table] = []
             failures: dict[int, RowError] = {}
             rows = (batch.slice(index, 1) for batch in batches for index in range(batch.num_rows))
             for offset, row in enumerate(rows):
                 try:
-                    tables.append(self._as_planned([row]))
-                except pa.ArrowException as error:
-                    failures[offset] = _unreadable(segment, offset, error)
+                    tables.append(self._as_planned([row], segment.start + offset))
+                except RowError as error:
+                    failures[offset] = RowError(error.code, f"{segment.path}: {error.message}")
             return pa.concat_tables([self._columns.empty_table(), *tables]), failures
 
-    def _as_planned(self, batches: list[pa.RecordBatch]) -> pa.Table:
-        table = pa.Table.from_batches(batches).select(self._columns.names).cast(self._columns)
-        table.validate(full=True)  # Parquet readers take any bytes for text
-        return table
+    def _as_planned(self, batches: list[pa.RecordBatch], row: int = 0) -> pa.Table:
+        return converted(pa.Table.from_batches(batches), self._columns, row)
 
 
 def _place(segment: Segment) -> tuple[str, int]:
@@ -304,5 +320,5 @@ def _all(batch: pa.RecordBatch) -> pa.Array:
 
 
 def _unreadable(segment: Segment, offset: int, error: Exception) -> RowError:
-    why = str(error) or "the file ends early"
+    why = str(error) or ("the file ends early" if isinstance(error, StopIteration) else type(error).__name__)
     return RowError(ErrorCode.ROW_UNREADABLE, f"{segment.path}: damaged at row {segment.start + offset}: {why}")

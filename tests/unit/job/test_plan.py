@@ -11,6 +11,7 @@ from small_job import SmallJob
 
 from magbatch.errors import ErrorCode, InputError, OutputError, SpecError
 from magbatch.job.plan import Plan, input_columns, make_plan
+from magbatch.pipeline.read import ShardReader
 from magbatch.spec import parse
 
 
@@ -173,7 +174,7 @@ def lacks_a_column(job: SmallJob) -> str:
 
 def other_type(job: SmallJob) -> str:
     job.write(pa.table({"id": ["x"], "question": [1]}), "bad.parquet")
-    return "Field question has incompatible types: string vs int64"
+    return "the column 'question' is int64 here, but string in the files before"
 
 
 def column_twice(job: SmallJob) -> str:
@@ -354,7 +355,53 @@ def test_the_types_of_a_column_are_brought_together(
     assert job.plan.rows == len(kinds)
 
 
+def test_a_file_that_is_refused_leaves_no_trace_in_the_types(job: SmallJob) -> None:
+    nulls = pa.nulls(1)
+    kinds = [
+        {"x": nulls, "y": [[1]], "question": ["?"]},
+        {"x": [1], "y": ["text"], "question": ["?"]},  # refused for y: its x says nothing
+        {"x": ["text"], "y": [[2]], "question": ["?"]},
+    ]
+    for name, columns in zip("abc", kinds, strict=True):
+        job.write(pa.table(columns), f"{name}.parquet")
+    job.set("input", columns={"prompt": "question"}, carry=["x", "y"], on_bad_file="dead_letter")
+    assert [path for path, _ in job.plan.bad_files()] == [f"{job.input}/b.parquet"]
+    assert job.plan.columns.field("x").type == TEXT
+
+
+@pytest.mark.parametrize("first", [TEXT, pa.string_view()])
+def test_text_is_text_in_whatever_layout_a_writer_kept_it(job: SmallJob, first: pa.DataType) -> None:
+    for name, kind in (("a", first), ("b", pa.string_view()), ("c", TEXT)):
+        job.write(
+            pa.table({"id": pa.array(["i"], kind), "question": pa.array([f"What is {name}?"], kind)}), f"{name}.parquet"
+        )
+    assert job.plan.columns == pa.schema([("question", TEXT), ("id", TEXT)])
+    assert len(job.prompts(0).prompts) == 3
+
+
+def test_bytes_are_text_where_a_prompt_shows_them(job: SmallJob) -> None:
+    order = pa.array([{"no": b"4711"}, {"no": b"\xff"}], pa.struct([("no", pa.binary())]))
+    job.write(pa.table({"name": pa.array(["Café".encode()] * 2, pa.binary()), "order": order, "scan": [b"\xff"] * 2}))
+    job.set("input", columns={"prompt": None, "id": "name"}, carry=["scan"])
+    job.set("prompt", template="{{ name }}: {{ order.no }}")
+    assert job.plan.columns.field("scan").type == pa.binary()
+    work = job.prompts(0)
+    (prompt,), (letter,) = work.prompts, work.failed
+    assert "[INST]Café: 4711[/INST]" in job.tokenizer.show(prompt.token_ids)
+    assert letter.code is ErrorCode.ROW_UNREADABLE
+    assert "column 'order'" in letter.message
+
+
 # The stored plan
+
+
+def test_a_plan_of_the_version_before_is_read(job: SmallJob) -> None:
+    job.ask(3)
+    old = Plan.from_bytes(stored(job.plan, drop="digest"))
+    assert [segment.digest for shard in old.shards() for segment in shard.segments] == [None]
+    assert list(old.row_ids()) == list(job.plan.row_ids())
+    read = ShardReader(old.columns)(old.shard(0))
+    assert (len(read.row_ids), read.failed) == (3, [])
 
 
 def test_a_stored_plan_is_the_same_plan(job: SmallJob) -> None:

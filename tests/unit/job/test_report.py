@@ -3,6 +3,7 @@ import json
 import random
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pyarrow as pa
 import pytest
@@ -146,6 +147,10 @@ def test_a_job_without_an_id_column_counts_nothing() -> None:
         pa.array([5, 5, 6]).cast(pa.duration("us")),
         pa.array([{"a": 1}, {"a": 1}, {"a": 2}]),
         pa.array([["a"], ["a"], ["b"]]),
+        pa.array([UUID(int=1), UUID(int=1), UUID(int=2)], pa.uuid()),
+        pa.array([b"\xff\xfe", b"\xff\xfe", b"\xff\xff"], pa.binary(2)),
+        pa.array([5, 5, 6], pa.timestamp("us", tz="Mars/Olympus")),
+        pa.array([{"t": 10**12}, {"t": 10**12}, {"t": 1}], pa.struct([("t", pa.timestamp("s"))])),
         pa.Array.from_buffers(
             pa.string(), 3, [None, pa.array([0, 1, 2, 3], pa.int32()).buffers()[1], pa.py_buffer(b"\xff\xffb")]
         ),

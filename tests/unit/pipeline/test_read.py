@@ -1,20 +1,30 @@
 """Every row of a shard comes out once: readable in the planned types, or with the reason why not."""
 
+import io
 import os
 import random
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from botocore.awsrequest import AWSResponse
 
-from magbatch.errors import ErrorCode
+from magbatch.errors import ErrorCode, StorageError
 from magbatch.pipeline import read as read_module
 from magbatch.pipeline.read import ShardReader, ShardRows, read_together
 from magbatch.rows import Segment, Shard
-from magbatch.storage import ObjectInfo, open_store
+from magbatch.storage import open_store
+from magbatch.storage.columns import plain, settled
+from magbatch.storage.input_file import InputFile, open_input
 from magbatch.storage.inputs import stat_input
+from magbatch.storage.s3 import s3_client
 
 TEXT = pa.schema([("q", pa.string())])
 
@@ -310,16 +320,16 @@ def test_damage_fails_the_same_rows_where_shards_are_read_ahead(
     ahead, alone = ShardReader(TEXT), ShardReader(TEXT)
     with monkeypatch.context() as patch:
         opened: list[str] = []
-        real = read_module.stat_input  # each opening of a file looks at it first
+        real = read_module.open_input
 
-        def look(name: str) -> ObjectInfo:
+        def look(name: str, *planned: Any) -> InputFile:
             opened.append(name)
-            return real(name)
+            return real(name, *planned)
 
-        patch.setattr(read_module, "stat_input", look)
+        patch.setattr(read_module, "open_input", look)
         ahead.read_ahead(work)
         found = [ahead(one) for one in work]
-        assert len(opened) == 4  # it, its copy, what the damage is, and the copy behind the damage
+        assert len(opened) == 3  # at once, row by row, and behind the damage
     for one, read in zip(work, found, strict=True):
         expected = alone(one)
         assert read.row_ids == expected.row_ids
@@ -369,7 +379,7 @@ def test_a_file_that_is_another_when_it_is_read_ahead_fails_its_rows(
         put(root, "a.parquet", questions(21))
     reader = ShardReader(TEXT)
     reader.read_ahead(work)
-    monkeypatch.delattr(read_module, "stat_input")  # nobody asks again, row by row
+    monkeypatch.delattr(read_module, "open_input")  # nobody asks again, row by row
     for one in work:
         read = reader(one)
         assert set(codes(read).values()) == {code}
@@ -449,18 +459,171 @@ def test_a_file_that_goes_or_changes_while_it_is_read(s3: str, then: int | None,
     assert codes(reader(shard(last))) == dict.fromkeys(last.row_ids(), code)
 
 
-def test_bytes_that_do_not_come_are_no_damage(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Arrow has one error for both. The file is then read from a whole copy."""
+@contextmanager
+def cut_off(answers: int, tag: str) -> Iterator[list[str]]:
+    """The next answers with content of an object end after three bytes, as of a connection that was reset."""
+    cut, events = list[str](), s3_client().meta.events
+
+    def before_send(request: Any, **_: Any) -> AWSResponse | None:
+        if len(cut) == answers:
+            return None
+        cut.append(request.url)
+        headers = {"Content-Length": "1000", "ETag": f'"{tag}"'}
+        return AWSResponse(request.url, 206, headers, io.BytesIO(b"PAR"))
+
+    events.register("before-send.s3.GetObject", before_send)
+    try:
+        yield cut
+    finally:
+        events.unregister("before-send.s3.GetObject", before_send)
+
+
+@pytest.mark.parametrize(("answers", "comes"), [(1, True), (3, True), (1000, False)])
+def test_bytes_that_do_not_come_are_no_damage(s3: str, answers: int, comes: bool) -> None:
     path = put(s3, "a.parquet", questions(6))
-    real, refused = read_module.input_filesystem, list[str]()
+    work = shard(segment(path, 2, 3))
+    with cut_off(answers, stat_input(path).tag) as cut:
+        if comes:
+            read = ShardReader(TEXT)(work)
+            assert (list(texts(read).values()), read.failed) == (["question 2", "question 3", "question 4"], [])
+        else:
+            with pytest.raises(StorageError) as refused:
+                ShardReader(TEXT)(work)
+            assert refused.value.passing
+        assert cut
 
-    def moody(where: str) -> Any:
-        if where.startswith("s3://"):
-            refused.append(where)
-            raise OSError("AWS Error NETWORK_CONNECTION during HeadObject operation")
-        return real(where)
 
-    monkeypatch.setattr(read_module, "input_filesystem", moody)
-    read = ShardReader(TEXT)(shard(segment(path, 2, 3)))
-    assert refused
-    assert (list(texts(read).values()), read.failed) == (["question 2", "question 3", "question 4"], [])
+# A file that is replaced while it is read
+
+
+def replace_quietly(path: str, table: pa.Table, how: str, **options: Any) -> None:
+    """Another content of the same size and modification time."""
+    before, sink = os.stat(path), pa.BufferOutputStream()
+    pq.write_table(table, sink, **options)
+    data = sink.getvalue().to_pybytes()
+    assert len(data) == before.st_size
+    if how == "renamed":
+        Path(f"{path}.new").write_bytes(data)
+        os.rename(f"{path}.new", path)
+    else:
+        Path(path).write_bytes(data)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def asked(word: str, rows: int) -> pa.Table:
+    return pa.table({"q": [f"{word} {row:05d} {'x' * 60}" for row in range(rows)]})
+
+
+def frozen(path: str, start: int, rows: int) -> Segment:
+    """As `segment`, with the fingerprint that a plan has."""
+    made = segment(path, start, rows)
+    with open_input(path, made.size, made.tag) as file:
+        return replace(made, digest=file.digest)
+
+
+@pytest.mark.parametrize("rows", [50, 8000])  # smaller and larger than what is hashed whole
+@pytest.mark.parametrize("how", ["renamed", "in place"])
+def test_a_file_of_the_same_size_and_time_is_not_taken_for_the_planned_one(tmp_path: Path, how: str, rows: int) -> None:
+    path = put(str(tmp_path), "a.parquet", asked("old", rows), compression="none")
+    work = shard(frozen(path, 0, 20))
+    assert len(texts(ShardReader(TEXT)(work))) == 20
+    replace_quietly(path, asked("new", rows), how, compression="none")
+    assert set(codes(ShardReader(TEXT)(work)).values()) == {ErrorCode.FILE_CHANGED}
+
+
+@pytest.mark.parametrize("quietly", [True, False])
+@pytest.mark.parametrize("with_print", [True, False])
+def test_rows_of_a_file_that_is_written_to_while_it_is_read_do_not_leave(
+    tmp_path: Path, quietly: bool, with_print: bool
+) -> None:
+    path = put(str(tmp_path), "a.parquet", asked("old", 40_000), compression="none", row_group_size=1000)
+    make = frozen if with_print else segment  # older plans have none
+    parts = [make(path, start, 1000) for start in range(0, 40_000, 1000)]
+    reader = ShardReader(TEXT)
+    assert all(text.startswith("old") for text in texts(reader(shard(parts[0]))).values())
+    if quietly:
+        replace_quietly(path, asked("new", 40_000), "in place", compression="none", row_group_size=1000)
+    else:
+        put(str(tmp_path), "b.parquet", asked("new", 40_000), compression="none", row_group_size=1000)
+        Path(path).write_bytes((tmp_path / "b.parquet").read_bytes())
+    for part in parts[1:]:
+        read = reader(shard(part))
+        assert (texts(read), set(codes(read).values())) == ({}, {ErrorCode.FILE_CHANGED})
+
+
+def test_rows_of_an_object_that_is_replaced_while_it_is_read_are_the_planned_ones_or_none(s3: str) -> None:
+    options: dict[str, Any] = {"compression": "none", "row_group_size": 1000}
+    path = put(s3, "a.parquet", asked("old", 40_000), **options)
+    parts = [segment(path, start, 100) for start in range(0, 40_000, 100)]
+    reader = ShardReader(TEXT)
+    assert len(texts(reader(shard(parts[0])))) == 100
+    put(s3, "a.parquet", asked("new", 40_000), **options)
+    found = [reader(shard(part)) for part in parts[1:]]
+    assert all(text.startswith("old") for read in found for text in texts(read).values())
+    assert sum(len(read.row_ids) for read in found) < 20_000  # what was fetched before, at most
+    assert {error.code for read in found for _, error in read.failed} == {ErrorCode.FILE_CHANGED}
+
+
+@pytest.mark.parametrize("how", ["chmod", "link", "copied", "moved away and back"])
+def test_a_file_that_was_copied_or_given_other_rights_is_still_the_planned_one(tmp_path: Path, how: str) -> None:
+    path = put(str(tmp_path), "a.parquet", asked("old", 8000), compression="none")
+    parts = [frozen(path, start, 100) for start in range(0, 8000, 100)]
+    reader = ShardReader(TEXT)
+    first = texts(reader(shard(parts[0])))
+    if how == "chmod":
+        os.chmod(path, 0o600)
+    elif how == "link":
+        os.link(path, tmp_path / "other")
+    else:
+        copy = tmp_path / "copy"
+        shutil.copy2(path, copy) if how == "copied" else os.rename(path, copy)
+        os.rename(copy, path)
+    for again in (reader, ShardReader(TEXT)):
+        read = again(shard(*parts))
+        assert (len(read.row_ids), read.failed) == (8000, [])
+        assert first.items() <= texts(read).items()
+
+
+# What damage makes Arrow raise
+
+
+def test_whatever_damage_raises_fails_its_rows_alone(tmp_path: Path) -> None:
+    """A plan may hold what a footer no longer promises: rows past the end."""
+    path, fine = (put(str(tmp_path), f"{name}.parquet", questions(20), row_group_size=10) for name in "ab")
+    read = ShardReader(TEXT)(shard(segment(path, 15, 10), segment(fine, 0, 5)))
+    assert len(codes(read)) == 5 or len(codes(read)) == 10
+    assert set(codes(read).values()) == {ErrorCode.ROW_UNREADABLE}
+    assert [row_id[0] for row_id in read.row_ids].count("b") == 5
+
+
+def test_a_number_that_the_types_of_other_files_cannot_hold_names_both_types(tmp_path: Path) -> None:
+    path = put(str(tmp_path), "a.parquet", pa.table({"q": ["a", "b"], "id": [1, 2**60 + 1]}))
+    planned = pa.schema([("q", pa.string()), ("id", pa.float64())])
+    ((_, error),) = ShardReader(planned)(shard(segment(path, 0, 2))).failed
+    assert error.message.startswith(f"{path}: row 1: column 'id' is int64 in this file and double in the job: ")
+
+
+def test_far_dates_in_the_old_format_of_spark_stay_what_they_are(tmp_path: Path) -> None:
+    far = [datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC), datetime(1, 1, 1, tzinfo=UTC), None]
+    times = pa.array([one and one.replace(tzinfo=None) for one in far], pa.timestamp("us"))
+    path = put(str(tmp_path), "a.parquet", pa.table({"q": ["?"] * 3, "t": times}), use_deprecated_int96_timestamps=True)
+    read = ShardReader(pa.schema([("q", pa.string()), ("t", pa.timestamp("us"))]))(shard(segment(path, 0, 3)))
+    assert read.table.column("t").to_pylist() == times.to_pylist()
+    old_plan = pa.schema([("q", pa.string()), ("t", pa.timestamp("ns"))])
+    read = ShardReader(old_plan)(shard(segment(path, 0, 3)))
+    assert set(codes(read)) == {"a-000000000", "a-000000001"}  # refused, not another year
+
+
+def test_a_struct_with_a_field_of_nulls_is_no_damage(tmp_path: Path) -> None:
+    chat = pa.struct([("role", pa.string()), ("content", pa.string()), ("tools", pa.null())])
+    rows = [[{"role": "user", "content": f"question {row}", "tools": None}] for row in range(40)]
+    table = pa.table({"chat": pa.array(rows, pa.list_(chat)), "meta": pa.array([row[0] for row in rows], chat)})
+    path = put(str(tmp_path), "a.parquet", table)
+    plans = [table.schema, pa.schema([(one.name, settled(plain(one.type))) for one in table.schema])]
+    for planned in plans:
+        reader = ShardReader(planned)
+        for start, count in ((0, 40), (7, 3), (39, 1)):
+            read = reader(shard(segment(path, start, count)))
+            assert read.failed == []
+            assert read.table.column("chat").to_pylist() == rows[start : start + count]
+            assert read.table.column("meta").to_pylist() == [row[0] for row in rows[start : start + count]]

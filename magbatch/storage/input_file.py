@@ -1,0 +1,259 @@
+"""One input file, held to be the file that was planned for as long as it is read.
+
+Bytes come from the planned file or not at all. Object storage names the version with each answer. A file on a disk
+stays open while it is read, and is looked at again before its rows leave. Bytes that did not come are a StorageError
+and never damage: what reads the file decides over the bytes alone.
+"""
+
+import errno
+import io
+import os
+import stat
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any
+
+from magbatch.errors import ErrorCode, RowError, StorageError
+from magbatch.spec import is_remote
+from magbatch.storage.inputs import stat_input
+from magbatch.storage.s3 import RefusedError, s3_client, s3_errors, split_url
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3.type_defs import GetObjectOutputTypeDef
+
+ATTEMPTS = 4  # at one range whose answer broke off; the client itself repeats requests that got no answer
+PRINT_WHOLE_BYTES = 256 << 10  # a file of at most this size is hashed whole
+PRINT_END_BYTES = 64 << 10  # of a larger one the beginning and the end, which holds the footer
+PRINT_BLOCK_BYTES = 4 << 10
+PRINT_BLOCKS = 16  # evenly between the two
+# What a disk answers when it is away. A bad sector (EIO) is none of these: no waiting mends it.
+_AWAY = frozenset(
+    {errno.ESTALE, errno.EAGAIN, errno.EBUSY, errno.ENOLCK, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
+    | {errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ECONNRESET, errno.ESHUTDOWN}
+)
+
+
+class InputFile(io.RawIOBase):
+    """A readable file of known size, which a reader of Parquet may be given.
+
+    Args:
+        path: A local path or s3:// URL.
+        size: Bytes that it had when it was planned.
+        tag: ETag or modification time (ns) that it had then.
+
+    Attributes:
+        digest: Fingerprint of a file on a disk; None of an object, which its tag identifies.
+        failure: What went wrong with the file as such; libraries may have put an error of their own in its place.
+    """
+
+    def __init__(self, path: str, size: int, tag: str) -> None:
+        self.path, self.size_bytes, self.tag = path, size, tag
+        self.digest: str | None = None
+        self.failure: Exception | None = None
+        self._position = 0
+
+    def _range(self, start: int, length: int) -> bytes:
+        """Bytes [start, start + length), fewer at the end of the file."""
+        raise NotImplementedError
+
+    def check(self) -> None:
+        """Raise RowError (`file_changed`) unless all that was read so far is of the planned file."""
+
+    def read_at(self, start: int, length: int) -> bytes:
+        """Bytes [start, start + length), fewer at the end of the file.
+
+        Raises:
+            RowError: It is no longer the file that was planned.
+            FileNotFoundError: It is gone.
+            StorageError: The storage does not answer, or refuses.
+        """
+        length = min(length, self.size_bytes - start)
+        try:
+            return self._range(start, length) if length > 0 else b""
+        except (RowError, StorageError, FileNotFoundError) as error:
+            self.failure = error
+            raise
+
+    def changed(self, how: str) -> RowError:
+        """The error of a file that is another."""
+        return RowError(
+            ErrorCode.FILE_CHANGED,
+            f"{self.path} is not the file that was planned ({how}); run the changed input into a new output",
+        )
+
+    # What Python and Arrow ask of a file
+
+    def readable(self) -> bool:
+        """See `io.IOBase`."""
+        return True
+
+    def seekable(self) -> bool:
+        """See `io.IOBase`."""
+        return True
+
+    def tell(self) -> int:
+        """See `io.IOBase`."""
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """See `io.IOBase`."""
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size_bytes}[whence]
+        self._position = max(0, base + offset)
+        return self._position
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """See `io.IOBase`."""
+        data = self.read_at(self._position, self.size_bytes if size is None or size < 0 else size)
+        self._position += len(data)
+        return data
+
+    def readinto(self, buffer: Any, /) -> int:
+        """See `io.IOBase`."""
+        data = self.read(len(memoryview(buffer).cast("B")))
+        memoryview(buffer).cast("B")[: len(data)] = data
+        return len(data)
+
+
+class DiskFile(InputFile):
+    """A file on a disk.
+
+    It is the planned one if size, modification time and fingerprint are the planned ones. Owner, mode, links and
+    place on the disk do not count: a dataset that was copied or restored with its times is the same. While it is
+    read, any change of it is noticed, of those too, and then its fingerprint decides.
+
+    Args:
+        path: Where it is.
+        size: Bytes that it had when it was planned.
+        tag: Modification time (ns) that it had then.
+        digest: Fingerprint that it had then; None in plans of older versions.
+    """
+
+    def __init__(self, path: str, size: int, tag: str, digest: str | None = None) -> None:
+        super().__init__(path, size, tag)
+        self._descriptor = -1
+        try:
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO would wait for ever
+            self._seen = os.fstat(self._descriptor)
+        except OSError as error:
+            raise _refused(path, error) from error
+        if not stat.S_ISREG(self._seen.st_mode):
+            raise RowError(ErrorCode.FILE_UNREADABLE, f"{path}: not a regular file")
+        self._compare(self._seen)
+        self.digest = self.fingerprint()
+        if digest is not None and digest != self.digest:
+            raise self.changed("its content is another, though size and time are the same")
+
+    def fingerprint(self) -> str:
+        """A hash of the whole of a small file, and of parts of a large one: 32 hex characters.
+
+        The end is among the parts. A Parquet file's footer stands there, with the place, size and bounds of each
+        column's data: another content has another footer in all but made-up cases.
+        """
+        found = blake2b(digest_size=16)
+        if self.size_bytes <= PRINT_WHOLE_BYTES:
+            places = [(0, self.size_bytes)]
+        else:
+            step = (self.size_bytes - 2 * PRINT_END_BYTES) // PRINT_BLOCKS
+            blocks = [(PRINT_END_BYTES + step * at, PRINT_BLOCK_BYTES) for at in range(PRINT_BLOCKS)]
+            places = [(0, PRINT_END_BYTES), *blocks, (self.size_bytes - PRINT_END_BYTES, PRINT_END_BYTES)]
+        for start, length in places:
+            found.update(self.read_at(start, length))
+        return found.hexdigest()
+
+    def check(self) -> None:
+        """See `InputFile.check`."""
+        try:
+            now = os.fstat(self._descriptor)
+            try:
+                # A network disk asks its server again when a file is opened, and may answer from memory otherwise.
+                again = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            except FileNotFoundError:
+                again = -1
+            if again >= 0:
+                try:
+                    other = os.fstat(again)
+                finally:
+                    os.close(again)
+                if os.path.samestat(other, now):
+                    now = other
+        except OSError as error:
+            raise _refused(self.path, error) from error
+        self._compare(now)
+        if now.st_ctime_ns != self._seen.st_ctime_ns:  # its time may have been set back
+            if self.fingerprint() != self.digest:
+                raise self.changed("it was changed while it was read")
+            self._seen = now
+
+    def _compare(self, now: os.stat_result) -> None:
+        if now.st_size != self.size_bytes:
+            raise self.changed(f"{self.size_bytes:,} bytes then, {now.st_size:,} now")
+        if str(now.st_mtime_ns) != self.tag:
+            raise self.changed("it was written to since")
+
+    def _range(self, start: int, length: int) -> bytes:
+        try:
+            data = os.pread(self._descriptor, length, start)
+            while len(data) < length and (more := os.pread(self._descriptor, length - len(data), start + len(data))):
+                data += more  # Linux reads at most 2 GiB at once
+        except OSError as error:
+            if error.errno in _AWAY:
+                raise _refused(self.path, error) from error
+            raise  # a bad sector: damage of what lies there
+        return data
+
+    def close(self) -> None:
+        """See `io.IOBase`."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+        super().close()
+
+
+class S3File(InputFile):
+    """An object in a bucket. Each answer names the object's ETag, so no range is of another version."""
+
+    def _range(self, start: int, length: int) -> bytes:
+        bucket, key = split_url(self.path)
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                with s3_errors(self.path):
+                    answer = s3_client().get_object(Bucket=bucket, Key=key, Range=f"bytes={start}-{start + length - 1}")
+                    self._is_planned(answer)
+                    return answer["Body"].read()
+            except StorageError as error:
+                if not error.passing:
+                    raise self._own_matter(error) from error
+                if isinstance(error, RefusedError) or attempt == ATTEMPTS:
+                    raise
+        raise AssertionError("the last attempt returns or raises")
+
+    def _own_matter(self, error: StorageError) -> RowError:
+        """What is wrong with an object that its store shows and does not give; raises if the store refuses that too."""
+        now = stat_input(self.path)
+        if now.tag != self.tag:  # a shorter one has no such range
+            return self.changed(f"ETag {self.tag} then, {now.tag} now")
+        return RowError(ErrorCode.FILE_UNREADABLE, str(error))
+
+    def _is_planned(self, answer: "GetObjectOutputTypeDef") -> None:
+        tag = answer["ETag"].strip('"')
+        if tag != self.tag:
+            answer["Body"].close()
+            raise self.changed(f"ETag {self.tag} then, {tag} now")
+
+
+def open_input(path: str, size: int, tag: str, digest: str | None = None) -> InputFile:
+    """An input file as it was planned.
+
+    Raises:
+        RowError: It is another by now, or no regular file.
+        FileNotFoundError: It is gone.
+        StorageError: The storage does not answer, or refuses.
+    """
+    return S3File(path, size, tag) if is_remote(path) else DiskFile(path, size, tag, digest)
+
+
+def _refused(path: str, error: OSError) -> Exception:
+    if isinstance(error, FileNotFoundError):
+        return FileNotFoundError(path)
+    if error.errno in _AWAY:
+        return StorageError(f"{path}: {error.strerror}", passing=True)
+    return RowError(ErrorCode.FILE_UNREADABLE, f"{path}: {error.strerror or error}")
