@@ -2,9 +2,6 @@
 
 import os
 import re
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,25 +55,6 @@ def stat_input(path: str) -> ObjectInfo:
     with local_errors(path):
         stat = os.stat(path)
     return ObjectInfo(path, stat.st_size, str(stat.st_mtime_ns))
-
-
-@contextmanager
-def local_copy(path: str) -> Iterator[str]:
-    """An input file as a local one: itself, or a copy of the whole that is gone after the block.
-
-    Raises:
-        FileNotFoundError: It is gone.
-        StorageError: The storage refuses.
-    """
-    if not is_remote(path):
-        yield path
-        return
-    bucket, key = split_url(path)
-    with tempfile.TemporaryDirectory(prefix="magbatch-") as folder:
-        target = os.path.join(folder, "copy.parquet")
-        with s3_errors(path):
-            s3_client().download_file(bucket, key, target)
-        yield target
 
 
 def fetch_prefix(url: str, target: Path, wanted: "re.Pattern[str]") -> None:
