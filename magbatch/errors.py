@@ -20,6 +20,7 @@ class Step(StrEnum):
     GENERATE = "generate"
     PARSE = "parse"
     CHECK = "check"
+    WRITE = "write"
 
 
 class ErrorCode(StrEnum):
@@ -119,6 +120,12 @@ class OutputError(JobError):
 
 class EngineStartError(JobError):
     """An engine did not start; the message begins with the engine's own words."""
+
+
+class DefectError(JobError):
+    """magbatch itself is wrong somewhere; the message names the exception. The same command goes on where it was."""
+
+    exit_code = 4
 
 
 class BenchError(JobError):

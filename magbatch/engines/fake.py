@@ -13,6 +13,7 @@ scripted by what stands in the prompt:
 """
 
 import asyncio
+import ctypes
 import itertools
 import os
 import time
@@ -37,10 +38,10 @@ class Rule(BaseModel):
 
     contains: Annotated[str, Field(description="Text that the decoded prompt must hold.")]
     do: Annotated[
-        Literal["answer", "die", "hang", "stall", "freeze", "reject", "never_close", "no_think"],
+        Literal["answer", "die", "hang", "stall", "freeze", "block", "reject", "never_close", "no_think"],
         Field(
             description="`die` ends the engine; `hang` stops one row after its first token, `stall` before it, "
-            "`freeze` all rows."
+            "`freeze` all rows, `block` the whole process: its event loop and every thread."
         ),
     ] = "answer"
     tokens: Annotated[int | None, Field(ge=1, description="Length of the thinking in tokens.")] = None
@@ -118,6 +119,8 @@ class FakeEngine:
             if rule.do == "die":
                 self._dead = True
                 raise EngineDeadError("the script ends the engine")
+            if rule.do == "block":
+                ctypes.PyDLL(None).pause()  # with Python's lock held, as a regular expression that backtracks has it
             if rule.do == "stall":
                 await asyncio.Event().wait()
             if rule.do == "freeze":

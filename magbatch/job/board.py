@@ -13,10 +13,13 @@ from enum import StrEnum
 from typing import Protocol, Self
 
 from magbatch.engines.base import EngineLoad
-from magbatch.errors import JobError
+from magbatch.errors import DefectError, JobError
 from magbatch.totals import Totals
 
 SILENT_REPLICA_S = 30.0  # a replica that has not reported for so long is not counted as up
+MIN_SILENCE_S, MAX_SILENCE_S = 60.0, 600.0  # until a replica that does not report is ended
+MOST_BETWEEN_LOOKS_S = 1.0  # the driver looks a few times a second
+MAX_BREAKS = 3  # replicas that end by a defect, one after the other, while no row is committed
 
 
 @dataclass(slots=True)
@@ -69,6 +72,15 @@ class Use:
                 setattr(self, item.name, mine + theirs)
 
 
+def silence_s(row_timeout_s: float | None) -> float:
+    """Seconds without a report after which a replica is ended.
+
+    Args:
+        row_timeout_s: The spec's `limits.row_timeout_s`: how long a row may stand still.
+    """
+    return min(MAX_SILENCE_S, max(MIN_SILENCE_S, row_timeout_s or MAX_SILENCE_S))
+
+
 class State(StrEnum):
     """Where a replica is. A closed list."""
 
@@ -91,17 +103,23 @@ class Board(Protocol):
     async def begin(self, shard: int) -> tuple[bool, dict[str, int]]:
         """Whether this is the run's first attempt at a shard, and the strikes against its rows."""
 
-    async def strike(self, rows: dict[int, list[str]]) -> None:
-        """An engine died with these rows in flight, by shard."""
+    async def announce(self, replica: str, rows: dict[int, list[str]]) -> None:
+        """The replica is about to begin these rows, by shard."""
 
-    async def report(self, replica: str, done: Totals, use: Use, load: Load) -> Order:
-        """Add to the job's counts; what the replica is asked for."""
+    async def strike(self, replica: str, rows: dict[int, list[str]]) -> None:
+        """The replica's engine died with these rows in flight, by shard."""
+
+    async def report(self, replica: str, done: Totals, use: Use, load: Load, rows: dict[int, list[str]]) -> Order:
+        """Add to the job's counts; what the replica is asked for. `rows` are those that it is at, by shard."""
 
     async def trouble(self, message: str) -> None:
         """Something keeps the replica waiting: one line for a person."""
 
     async def left(self, replica: str) -> None:
         """The replica ends."""
+
+    async def broke(self, replica: str, cause: str) -> None:
+        """The replica ends by a defect of its own."""
 
 
 @dataclass(slots=True)
@@ -142,6 +160,7 @@ class Snapshot:
         input_errors: Refusals of the input's storage that were waited out.
         trouble: What keeps replicas waiting, with its number; None while nothing ever did.
         failure: What stops the job, from the task or replica that met it first; None while nothing does.
+        silent: Name, and Ray's id of the actor, of each replica that serves and has not reported for too long.
     """
 
     done: Totals = field(default_factory=Totals)
@@ -154,6 +173,7 @@ class Snapshot:
     input_errors: int = 0
     trouble: tuple[int, str] | None = None
     failure: JobError | None = None
+    silent: list[tuple[str, str]] = field(default_factory=list)
 
     def count(self, state: State) -> int:
         """Replicas in a state."""
@@ -183,6 +203,25 @@ class _Tenant:
     recalled: bool = False
 
 
+@dataclass(slots=True)
+class _Answering:
+    """A replica that has its devices, whoever has its place.
+
+    Attributes:
+        actor: Ray's id of its actor.
+        rows: The rows that it is at, by shard.
+        serves: Whether its engine has started.
+        silent_s: Seconds without a report, as far as the board itself was awake.
+        reports: Number of the last report, from 1; 0 before the first.
+    """
+
+    actor: str
+    rows: dict[int, list[str]] = field(default_factory=dict)
+    serves: bool = False
+    silent_s: float = 0.0
+    reports: int = 0
+
+
 Watch = Callable[[Snapshot], None]
 
 
@@ -192,10 +231,15 @@ class BoardState:
     Args:
         rows: That the run is to do.
         start_timeout_s: Seconds that an engine may take to start: a replica that starts for longer is lost.
+        silence_s: Seconds without a report after which a replica that serves is to be ended.
     """
 
-    def __init__(self, rows: int = 0, start_timeout_s: float = math.inf) -> None:
-        self._rows, self._start_timeout_s = rows, start_timeout_s
+    def __init__(self, rows: int = 0, start_timeout_s: float = math.inf, silence_s: float = math.inf) -> None:
+        self._rows, self._start_timeout_s, self._silence_s = rows, start_timeout_s, silence_s
+        self._answering: dict[str, _Answering] = {}
+        self._struck: set[str] = set()
+        self._looked = time.monotonic()
+        self._broke: tuple[int, int] = (-1, 0)  # rows that were committed then, and how many replicas broke since
         self._done = Totals()
         self._begun: set[int] = set()
         self._strikes: dict[int, dict[str, int]] = {}
@@ -219,6 +263,11 @@ class BoardState:
             actor: Ray's id: an actor that Ray starts anew keeps it.
         """
         now = time.monotonic()
+        for other, one in list(self._answering.items()):
+            if actor and one.actor == actor:
+                del self._answering[other]  # the process before it is gone
+        if actor:
+            self._answering[replica] = _Answering(actor)
         number = self._free(actor, now)
         tenant = _Tenant(replica, actor, now, now)
         if number == len(self._places):
@@ -235,17 +284,40 @@ class BoardState:
         self._begun.add(shard)
         return first, self._strikes.get(shard, {})
 
-    def strike(self, rows: dict[int, list[str]]) -> None:
-        """See `Board.strike`."""
+    def announce(self, replica: str, rows: dict[int, list[str]]) -> None:
+        """See `Board.announce`."""
+        if (one := self._answering.get(replica)) is not None:
+            for shard, row_ids in rows.items():
+                one.rows.setdefault(shard, []).extend(row_ids)
+
+    def strike(self, replica: str, rows: dict[int, list[str]]) -> None:
+        """See `Board.strike`; a replica that asks again was not heard, and is heard once."""
+        if replica in self._struck:
+            return
+        self._struck.add(replica)
         self._engine_deaths += 1
         for shard, row_ids in rows.items():
             strikes = self._strikes.setdefault(shard, {})
             for row_id in row_ids:
                 strikes[row_id] = strikes.get(row_id, 0) + 1
 
-    def report(self, replica: str, done: Totals, use: Use, load: Load) -> Order:
-        """See `Board.report`."""
+    def report(
+        self,
+        replica: str,
+        done: Totals,
+        use: Use,
+        load: Load,
+        rows: dict[int, list[str]] | None = None,
+        number: int | None = None,
+    ) -> Order:
+        """See `Board.report`; a report that was heard already, by its number, counts no second time."""
         now = time.monotonic()
+        answering = self._answering.get(replica)
+        if answering is not None:
+            answering.serves, answering.silent_s, answering.rows = True, 0.0, rows or {}
+            if number is not None and number <= answering.reports:
+                done, use = Totals(), Use()
+            answering.reports = max(answering.reports, number or 0)
         number = self._number(replica)
         if number is None:  # it was silent for so long that another has its place
             self.join(replica, "")
@@ -286,10 +358,31 @@ class BoardState:
 
     def left(self, replica: str) -> None:
         """See `Board.left`."""
+        self._answering.pop(replica, None)
         number = self._number(replica)
         if number is not None:
             self._tenants[number].left = True
             self._tenants[number].seen = time.monotonic()
+
+    def broke(self, replica: str, cause: str) -> None:
+        """See `Board.broke`: its place is taken by another; without a row committed meanwhile, not for ever."""
+        self.left(replica)
+        self.trouble(f"a replica ends by a defect in magbatch, its log has the traceback: {cause}")
+        rows, breaks = self._broke
+        self._broke = self._done.rows, breaks + 1 if rows == self._done.rows else 1
+        if self._broke[1] >= MAX_BREAKS:
+            self.failed(
+                DefectError(f"{MAX_BREAKS} replicas ended by a defect in magbatch, and no row was done: {cause}")
+            )
+
+    def froze(self, replica: str) -> None:
+        """A replica is silent for too long, though its process lives, and is ended: its rows may have done it."""
+        answering = self._answering.get(replica)
+        if answering is not None:
+            self.strike(replica, answering.rows)
+            self.left(replica)
+            silence = f"a replica said nothing for {self._silence_s:.0f} s"
+            self.trouble(f"{silence}: it is ended, and a row that was in three such is a dead letter")
 
     def stop(self) -> None:
         """Ask every replica, with its next report, to stop."""
@@ -313,6 +406,7 @@ class BoardState:
     def snapshot(self) -> Snapshot:
         """The state now."""
         now = time.monotonic()
+        silent = self._silent(now)
         places = []
         for place, tenant in zip(self._places, self._tenants, strict=True):
             state = self._state(tenant, now)
@@ -321,8 +415,18 @@ class BoardState:
             places.append(Place(place.number, state, place.done, place.use, load, seconds, place.joins))
         return Snapshot(
             self._done, places, not self._served, self._engine_error, self._failed_starts, self._engine_deaths,
-            self._starved_s, self._input_errors, self._trouble, self._failure,
+            self._starved_s, self._input_errors, self._trouble, self._failure, silent,
         )  # fmt: skip
+
+    def _silent(self, now: float) -> list[tuple[str, str]]:
+        # A board that stood still itself, with its node, heard nobody meanwhile: that is no silence of theirs.
+        passed = min(now - self._looked, MOST_BETWEEN_LOOKS_S)
+        self._looked = now
+        for one in self._answering.values():
+            one.silent_s += passed
+        return [
+            (name, one.actor) for name, one in self._answering.items() if one.serves and one.silent_s > self._silence_s
+        ]
 
     def _rows_to_begin(self) -> int:
         """Rows of the run that are neither done, nor in an engine, nor finished and about to be committed."""

@@ -51,6 +51,7 @@ def run_fleet(
     hold: Hold,
     *,
     doubtful: bool,
+    silence: float | None = None,
 ) -> Snapshot:
     """Answer every open row of a job, once.
 
@@ -62,6 +63,7 @@ def run_fleet(
         hold: The run's lease.
         doubtful: Replicas of an earlier run may have committed rows after `done` was counted: each shard is
             looked up in the ledger again when its turn comes.
+        silence: Seconds without a report after which a replica is ended; None takes them from the spec.
 
     Returns:
         The last state.
@@ -78,7 +80,7 @@ def run_fleet(
     with captured(STDOUT, STDERR, replay=False), _signals(stop), _cluster(job.spec), _signals(stop):
         from magbatch.job.supervise import supervise
 
-        return supervise(job, plan, done, watch, stop, hold, doubtful=doubtful)
+        return supervise(job, plan, done, watch, stop, hold, doubtful=doubtful, silence=silence)
 
 
 def _knock(address: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import ray
 import ray.data
+from ray._private.state import actors
 from ray.data._internal.execution.interfaces.execution_options import ExecutionResources
 
 from magbatch.job.board import Snapshot, State
@@ -74,6 +75,17 @@ class Pool:
     def retire(self, actors: Iterable[str]) -> None:
         """Give no shards to these actors any more, and release each as soon as it has none."""
         self._retiring.update(actors)
+
+    def running(self, actor: str) -> Any:
+        """The handle of an actor that Ray takes for alive; None if its process is gone, or starts.
+
+        Args:
+            actor: Ray's id.
+        """
+        if actors(actor).get("State") != "ALIVE":
+            return None
+        handles = [handle for pool in self._pools() for handle in list(pool._running_actors)]
+        return next((handle for handle in handles if handle._actor_id.hex() == actor), None)
 
     def shutdown(self) -> None:
         """End the execution, and its threads."""

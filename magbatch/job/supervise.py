@@ -26,7 +26,7 @@ from ray.data.datasource import Datasource, ReadTask
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from magbatch.errors import ClusterError, EngineStartError, InterruptedJobError, JobError, StorageError
-from magbatch.job.board import BoardState, Snapshot, State, Watch
+from magbatch.job.board import BoardState, Snapshot, State, Watch, silence_s
 from magbatch.job.lease import Hold
 from magbatch.job.placement import Places, blocks_ahead, open_shards, remote_args
 from magbatch.job.plan import Plan
@@ -66,6 +66,7 @@ def supervise(
     hold: Hold,
     *,
     doubtful: bool,
+    silence: float | None = None,
 ) -> Snapshot:
     """Have the open rows answered on the cluster that this process is connected to; see `fleet.run_fleet`.
 
@@ -77,6 +78,7 @@ def supervise(
         stop: Is set to have the replicas commit what is finished, and end.
         hold: The run's lease.
         doubtful: Each shard is looked up in the ledger again when its turn comes.
+        silence: Seconds without a report after which a replica is ended; None takes them from the spec.
 
     Raises:
         JobError: As its kinds say.
@@ -85,7 +87,9 @@ def supervise(
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     rows = int((plan.shard_sizes - done).clip(0).sum())
     board: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(BoardState).remote(
-        rows, job.spec.replicas.start_timeout_s
+        rows,
+        job.spec.replicas.start_timeout_s,
+        silence_s(job.spec.limits.row_timeout_s) if silence is None else silence,
     )
     spec = job.spec
     slots = int(engine_args(spec, facts(locate(spec.model, weights=False)))["max_num_seqs"])
@@ -114,6 +118,10 @@ def supervise(
             pool.bound(rows - snapshot.done.rows, share.claim(snapshot) if share is not None else None)
             if (why := places.look(snapshot, pool.waiting(snapshot))) is not None:
                 board.trouble.remote(why)
+            for name, actor in snapshot.silent:
+                _end_silent(name, actor, pool, board)
+            if snapshot.failure is not None:
+                raise snapshot.failure
             if snapshot.engine_error is not None and (
                 snapshot.starting or (not snapshot.replicas and snapshot.failed_starts >= MAX_FAILED_STARTS)
             ):
@@ -143,6 +151,17 @@ def supervise(
     if failure:
         raise _as_job_error(failure[0], last)
     return last
+
+
+def _end_silent(name: str, actor: str, pool: Pool, board: Any) -> None:
+    """End a replica that does not report: its event loop stands still, and nothing in its process can end it."""
+    handle = pool.running(actor)
+    if handle is None:  # its process went, with its node perhaps: no row did that
+        board.left.remote(name)
+        return
+    ray.get(board.froze.remote(name))  # before the next one asks for the strikes
+    with suppress(ray.exceptions.RayError):  # it has just ended
+        ray.kill(handle, no_restart=False)
 
 
 class _Shards(Datasource):

@@ -6,69 +6,99 @@ ledger, and nothing else of it counts.
 
 import functools
 import gc
+import itertools
 import os
 import threading
 import time
+import traceback
 import uuid
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import psutil
 import pyarrow as pa
 import ray
+from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
 from magbatch.capture import last_words
 from magbatch.engines import start
 from magbatch.engines.base import Engine, EngineConfig
-from magbatch.errors import JobError, LeaseError, StorageError
+from magbatch.errors import DefectError, JobError, LeaseError, StorageError
 from magbatch.job import preempt
 from magbatch.job.board import Load, Order, Use
 from magbatch.job.lease import Hold
 from magbatch.job.prepare import Job, from_block
 from magbatch.job.replica import REPORT_INTERVAL_S, Replica
+from magbatch.job.watchdog import deathless
 from magbatch.model import engine_args, facts, locate
 from magbatch.pipeline.prompt import Prompter
 from magbatch.tokenizer import Tokenizer
 from magbatch.totals import Totals
 
 LEAVE_S = 5.0  # for the board to note that a replica goes
+BOARD_WAIT_S = 5.0  # at most, between two tries to reach it
 
 
 class RayBoard:
-    """The board, from inside a replica."""
+    """The board, from inside a replica.
 
-    def __init__(self, handle: Any) -> None:
-        self._handle = handle
+    A board that cannot be reached for a moment is asked again: calls may be heard twice, which the board notices
+    where it matters. Only a board that is dead ends the replica.
+
+    Args:
+        handle: Ray's handle of the board.
+        die: Ends this process.
+        wait_s: At most, between two tries (seconds).
+    """
+
+    def __init__(self, handle: Any, die: Callable[[], None], wait_s: float = BOARD_WAIT_S) -> None:
+        self._handle, self._die, self._wait_s = handle, die, wait_s
+        self._reports = itertools.count(1)
 
     async def begin(self, shard: int) -> tuple[bool, dict[str, int]]:
         """See `Board.begin`."""
-        answer: tuple[bool, dict[str, int]] = await self._ask(self._handle.begin.remote(shard))
+        answer: tuple[bool, dict[str, int]] = await self._ask("begin", shard)
         return answer
 
-    async def strike(self, rows: dict[int, list[str]]) -> None:
-        """See `Board.strike`."""
-        await self._ask(self._handle.strike.remote(rows))
+    async def announce(self, replica: str, rows: dict[int, list[str]]) -> None:
+        """See `Board.announce`."""
+        await self._ask("announce", replica, rows)
 
-    async def report(self, replica: str, done: Totals, use: Use, load: Load) -> Order:
+    async def strike(self, replica: str, rows: dict[int, list[str]]) -> None:
+        """See `Board.strike`."""
+        await self._ask("strike", replica, rows)
+
+    async def report(self, replica: str, done: Totals, use: Use, load: Load, rows: dict[int, list[str]]) -> Order:
         """See `Board.report`."""
-        return Order(await self._ask(self._handle.report.remote(replica, done, use, load)))
+        return Order(await self._ask("report", replica, done, use, load, rows, next(self._reports)))
 
     async def trouble(self, message: str) -> None:
         """See `Board.trouble`."""
-        await self._ask(self._handle.trouble.remote(message))
+        await self._ask("trouble", message)
 
     async def left(self, replica: str) -> None:
         """See `Board.left`."""
-        await self._ask(self._handle.left.remote(replica))
+        await self._ask("left", replica)
 
-    async def _ask(self, answer: Any) -> Any:
+    async def broke(self, replica: str, cause: str) -> None:
+        """See `Board.broke`."""
+        await self._ask("broke", replica, cause)
+
+    async def _ask(self, method: str, *arguments: Any) -> Any:
+        tries = AsyncRetrying(
+            retry=retry_if_exception_type(ray.exceptions.ActorUnavailableError),
+            wait=wait_random_exponential(multiplier=0.2, max=self._wait_s),
+        )
         try:
-            return await answer
+            return await tries(self._once, method, *arguments)
         except ray.exceptions.RayActorError:
-            _die()  # the board stands beside the driver: a replica without one is a zombie, and commits no more
+            self._die()  # the board stands beside the driver: a replica without one is a zombie, and commits no more
             raise
+
+    async def _once(self, method: str, *arguments: Any) -> Any:
+        return await getattr(self._handle, method).remote(*arguments)
 
 
 class Worker:
@@ -113,14 +143,14 @@ class Worker:
         ray.get(board.report.remote(name, Totals(), Use(), Load()))
         self._board = board
         self._begun = threading.Event()
-        threading.Thread(target=_wait, args=(name, board, self._begun), name="waiting", daemon=True).start()
+        deathless("waiting", functools.partial(_wait, name, board, self._begun), _die)
         # Without a reference to the worker: Ray Data lets go of one that it releases, and it says so as it goes.
         weakref.finalize(self, _release, name, board, self._begun, engine).atexit = False
         self._touched = touched
         self._replica = Replica(
             name, job, engine, tokenizer, Prompter(spec, checkpoint, tokenizer, int(args["max_model_len"])),
             slots=int(args["max_num_seqs"]), max_model_len=int(args["max_model_len"]),
-            board=RayBoard(board), die=_die, notice=preempt.notice, hold=hold,
+            board=RayBoard(board, _die), die=_die, notice=preempt.notice, hold=hold,
         )  # fmt: skip
 
     async def __call__(self, block: pa.Table) -> pa.Table:
@@ -134,6 +164,10 @@ class Worker:
                 left.append(await self._replica.run(shard, unpack, untouched=shard not in self._touched))
             except JobError as error:
                 await self._board.failed.remote(error)
+                raise
+            except Exception as error:
+                traceback.print_exc()
+                await self._board.failed.remote(DefectError(f"shard {shard}: {type(error).__name__}: {error}"))
                 raise
         return pa.table({"shard": shards, "left": left})
 
@@ -174,8 +208,11 @@ def _give_up_start(name: str, seconds: float, board: Any) -> None:
     """An engine that never starts says nothing by itself: what it printed last may tell why."""
     said = last_words()
     message = f"the engine did not start within {seconds:,.0f} s (replicas.start_timeout_s)"
-    ray.get(board.engine_failed.remote(name, f"{message}; its last words:\n{said}" if said else message))
-    _die()
+    message = f"{message}; its last words:\n{said}" if said else message
+    try:
+        ray.get(board.engine_failed.remote(name, message), timeout=LEAVE_S)
+    finally:
+        _die()  # also where the board is gone, or does not answer
 
 
 def _die() -> None:

@@ -1,18 +1,22 @@
 """Finished rows -> one whole Parquet object.
 
 An object written here is the commit of its rows: it is visible whole or not at all, and the rows in
-it are done exactly from then on. Its schema is the output's contract, whatever the values.
+it are done exactly from then on. Its schema is the output's contract, whatever the values. An object is bounded in
+bytes, and a row that no object can hold fails alone.
 """
 
 import io
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from itertools import accumulate
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from magbatch.errors import StorageError
+from magbatch.errors import ErrorCode, Step, StorageError
 from magbatch.rows import (
     ERRORS,
     NO_COLUMNS,
@@ -26,6 +30,15 @@ from magbatch.rows import (
 )
 from magbatch.storage import Store
 from magbatch.totals import Totals
+
+# Of carried cells and generated text in one object, unless a single row has more. A replica builds up to 32 objects
+# at once, and each is in memory three times: as a table, as Parquet, and on its way out.
+OBJECT_BYTES = 64 << 20
+
+MAX_TAKEN_BYTES = 1 << 30  # of one column, as one array; the offsets of Arrow's usual types end at 2 GB
+MAX_CAUSE_CHARS = 500
+
+Row = FinishedRow | DeadLetter
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +54,21 @@ class Committed:
     name: PartName
     totals: Totals
     bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What became of the first of the rows that were to be committed.
+
+    Attributes:
+        taken: Rows that are dealt with.
+        committed: The object that holds them; None if no object can hold any of them.
+        refused: Dead letters of the rows that no object can hold, to be committed as any others.
+    """
+
+    taken: int
+    committed: Committed | None
+    refused: list[DeadLetter]
 
 
 class PartWriter:
@@ -70,19 +98,89 @@ class PartWriter:
         self._store = store
         self._made = made
         self._with_answer = with_answer
-        self._carried = carried
-        self._positions = positions
+        self._carried = _Carried(carried, positions)
         self._model = model
         self._shard = shard
         self._attempt = new_attempt()
         self._seq = 0
+        self._dropped: dict[str, str] = {}  # why the carried cells of a dead letter are left out, by row id
 
-    def results(self, rows: list[FinishedRow]) -> Committed:
-        """Commit answered rows.
+    def commit(self, rows: Sequence[Row]) -> Written:
+        """Commit as many of the first rows as one object holds; called again and again, it commits all of them.
+
+        An answered row that cannot be written by itself is left out, and becomes a dead letter. A dead letter that
+        cannot be written loses what it carries.
+
+        Args:
+            rows: Answered rows or dead letters, not both; one or more.
+
+        Raises:
+            StorageError: The store refuses; nothing of these rows is visible.
+        """
+        rows = rows[: self._fitting(rows)]
+        while True:
+            kept, refused = list(rows), list[DeadLetter]()
+            built = self._built(kept)
+            if built is None:
+                refused = [letter for row in rows if (letter := self._refused(row)) is not None]
+                lost = {letter.row_id for letter in refused}
+                kept = [row for row in rows if row.row_id not in lost]
+                built = self._built(kept) if kept else None
+            if built is not None or not kept:
+                return Written(len(rows), self._put(built, len(kept)) if built is not None else None, refused)
+            rows = rows[: (len(rows) + 1) // 2]  # each can be written, but not all together
+
+    def results(self, rows: Sequence[FinishedRow]) -> Committed:
+        """Commit answered rows, all in one object.
 
         Raises:
             StorageError: Nothing of them is visible.
         """
+        return self._put(self._build_results(rows), len(rows))
+
+    def errors(self, letters: Sequence[DeadLetter]) -> Committed:
+        """Commit dead letters, all in one object; raises as `results` does."""
+        return self._put(self._build_errors(letters), len(letters))
+
+    def _fitting(self, rows: Sequence[Row]) -> int:
+        """How many of the first rows an object may hold; at least one."""
+        most = max(len(row.answers) if isinstance(row, FinishedRow) else 1 for row in rows)
+        carries = self._carried.nbytes * most > OBJECT_BYTES // 2  # else no row's cells need to be looked at
+        sizes = accumulate(self._size(row, carries=carries) for row in rows)
+        return max(1, sum(size <= OBJECT_BYTES for size in sizes))
+
+    def _size(self, row: Row, *, carries: bool) -> int:
+        """Characters of a row's text, and bytes of its carried cells; each of its records repeats the cells."""
+        carried = self._carried.size_of(row.row_id) if carries else 0
+        if isinstance(row, DeadLetter):
+            return carried + len(row.message) + len(row.answer or "")
+        parts = sum(len(part.reasoning or "") + len(part.answer or "") for part in row.parts)
+        text = sum(len(answer.reasoning or "") + len(answer.answer or "") for answer in row.answers)
+        return text + len(row.answers) * (carried + parts)
+
+    def _built(self, rows: Sequence[Row]) -> "_Object | None":
+        """An object of rows; None if it cannot be built."""
+        try:
+            return self._build(rows)
+        except Exception:  # noqa: BLE001 - a row's boundary: each row is looked at by itself then
+            return None
+
+    def _build(self, rows: Sequence[Row]) -> "_Object":
+        answered = [row for row in rows if isinstance(row, FinishedRow)]
+        return self._build_results(answered) if answered else self._build_errors(cast("Sequence[DeadLetter]", rows))
+
+    def _refused(self, row: Row) -> DeadLetter | None:
+        """The dead letter of an answered row that no object can hold; None if an object can hold the row."""
+        try:
+            self._build([row])
+        except Exception as error:  # noqa: BLE001 - a row's boundary: whatever one row does to its object
+            cause = f"{type(error).__name__}: {error}"[:MAX_CAUSE_CHARS]
+            if isinstance(row, FinishedRow):
+                return DeadLetter(row.row_id, Step.WRITE, ErrorCode.INTERNAL, f"results cannot hold the row: {cause}")
+            self._dropped[row.row_id] = cause
+        return None
+
+    def _build_results(self, rows: Sequence[FinishedRow]) -> "_Object":
         samples = [(row, sample, answer) for row in rows for sample, answer in enumerate(row.answers)]
         fields: dict[str, list[Any]] = {
             "row_id": [row.row_id for row, _, _ in samples],
@@ -108,27 +206,28 @@ class PartWriter:
         for name in self._made.names:
             of_row = of_rows.get(name)
             fields[name] = [of_row(row) if of_row else answer.values.get(name) for row, _, answer in samples]
-        return self._commit(RESULTS, len(rows), results_schema(self._carried.schema, self._made), fields)
+        return self._table(RESULTS, results_schema(self._carried.schema, self._made), fields)
 
-    def errors(self, letters: list[DeadLetter]) -> Committed:
-        """Commit dead letters; raises as `results` does."""
+    def _build_errors(self, letters: Sequence[DeadLetter]) -> "_Object":
         now = datetime.now(UTC)
         fields: dict[str, list[Any]] = {
             "row_id": [letter.row_id for letter in letters],
             "step": [str(letter.step) for letter in letters],
             "error_code": [str(letter.code) for letter in letters],
-            # A path can hold what is no text (surrogates): a message must not stop its own commit.
-            "message": [letter.message.encode(errors="replace").decode() for letter in letters],
+            "message": [_as_text(self._message(letter)) for letter in letters],
             "attempt": [self._attempt] * len(letters),
             "finished_at": [now] * len(letters),
         }
         schema = errors_schema(self._carried.schema, with_answer=self._with_answer)
-        fields["answer"] = [letter.answer for letter in letters]
-        return self._commit(ERRORS, len(letters), schema, fields)
+        fields["answer"] = [_as_text(letter.answer) for letter in letters]
+        return self._table(ERRORS, schema, fields)
 
-    def _commit(self, kind: str, rows: int, schema: pa.Schema, fields: dict[str, list[Any]]) -> Committed:
-        where = pa.array([self._positions.get(str(row_id)) for row_id in fields["row_id"]], pa.int64())
-        carried = self._carried.take(where)  # a null position gives null values
+    def _message(self, letter: DeadLetter) -> str:
+        dropped = self._dropped.get(letter.row_id)
+        return letter.message if dropped is None else f"{letter.message}; carried columns are left out: {dropped}"
+
+    def _table(self, kind: str, schema: pa.Schema, fields: dict[str, list[Any]]) -> "_Object":
+        carried = self._carried.take([row_id if row_id not in self._dropped else "" for row_id in fields["row_id"]])
         columns = [
             carried.column(field.name)
             if field.name in carried.column_names
@@ -140,16 +239,74 @@ class PartWriter:
         with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
             writer.write_table(table)
             writer.add_key_value_metadata(totals.to_footer())
-        data = sink.getvalue()
-        name = PartName(kind, self._shard, self._attempt, self._seq, rows)
+        return _Object(kind, sink.getvalue(), totals)
+
+    def _put(self, built: "_Object", rows: int) -> Committed:
+        name = PartName(built.kind, self._shard, self._attempt, self._seq, rows)
         try:
-            self._store.write(str(name), data)
+            self._store.write(str(name), built.data)
         except StorageError:
             # It may be visible all the same: what comes next must look like another attempt's.
             self._attempt, self._seq = new_attempt(), 0
             raise
         self._seq += 1
-        return Committed(name, totals, len(data))
+        return Committed(name, built.totals, len(built.data))
+
+
+class _Carried:
+    """Carried columns of a shard, by row id, whatever their size.
+
+    Arrow joins the pieces of a column before it takes rows from it, and an array of text or bytes holds no more than
+    2 GB. So columns of that size are never joined here.
+
+    Args:
+        table: One row for each row of the shard.
+        positions: Row id to its row in `table`; a row that could not be read has none.
+
+    Attributes:
+        schema: Names and types of the columns.
+        nbytes: Bytes of all cells.
+    """
+
+    def __init__(self, table: pa.Table, positions: dict[str, int]) -> None:
+        self._table, self._positions = table, positions
+        self.schema: pa.Schema = table.schema
+        self.nbytes: int = table.nbytes
+
+    def size_of(self, row_id: str) -> int:
+        """Bytes of one row's cells."""
+        position = self._positions.get(row_id)
+        return 0 if position is None else self._table.slice(position, 1).nbytes
+
+    def take(self, row_ids: Sequence[str]) -> pa.Table:
+        """The cells of these rows, in this order; of a row that could not be read, nulls."""
+        where = [self._positions.get(row_id) for row_id in row_ids]
+        most = max(Counter(where).values(), default=0)
+        if self.nbytes * most <= MAX_TAKEN_BYTES:
+            return self._table.take(pa.array(where, pa.int64()))
+        return pa.table([_pieces(column, where) for column in self._table.columns], schema=self.schema)
+
+
+def _pieces(column: pa.ChunkedArray, where: list[int | None]) -> pa.ChunkedArray:
+    """A column of single cells, none of them copied."""
+    pieces: list[pa.Array] = []
+    for position in where:
+        pieces += [pa.nulls(1, column.type)] if position is None else column.slice(position, 1).chunks
+    return pa.chunked_array(pieces, column.type)
+
+
+@dataclass(frozen=True, slots=True)
+class _Object:
+    """An object that is not visible yet."""
+
+    kind: str
+    data: bytes
+    totals: Totals
+
+
+def _as_text(text: str | None) -> str | None:
+    """Text that can be stored: a path can hold what is no text (surrogates), and a message must not stop its commit."""
+    return None if text is None else text.encode(errors="replace").decode()
 
 
 def _parts(row: FinishedRow) -> list[dict[str, Any]]:

@@ -62,7 +62,7 @@ def tree() -> list[type[Exception]]:
 
 def test_the_closed_lists_are_part_of_the_contract() -> None:
     assert {code.value for code in ErrorCode} == CODES
-    assert [step.value for step in Step] == ["read", "render", "prompt", "generate", "parse", "check"]
+    assert [step.value for step in Step] == ["read", "render", "prompt", "generate", "parse", "check", "write"]
 
 
 def test_there_is_one_tree_and_it_stands_in_one_file() -> None:
@@ -70,11 +70,12 @@ def test_there_is_one_tree_and_it_stands_in_one_file() -> None:
     assert all(error.__module__ == "magbatch.errors" for error in tree())
 
 
-def test_errors_that_go_on_where_they_stopped_exit_with_3_and_the_others_of_a_job_with_2() -> None:
+def test_errors_that_go_on_where_they_stopped_exit_with_3_a_defect_with_4_and_the_others_of_a_job_with_2() -> None:
     codes = {error.__name__: error.exit_code for error in tree() if issubclass(error, JobError)}
     resumable = {error.__name__ for error in tree() if issubclass(error, ResumableError)}
     assert resumable == {"ResumableError", "StorageError", "LeaseError", "ClusterError", "InterruptedJobError"}
-    assert codes == {name: 3 if name in resumable else 2 for name in codes}
+    expected = {name: 3 if name in resumable else 2 for name in codes}
+    assert codes == expected | {"DefectError": 4}
 
 
 def test_a_row_error_carries_its_code_and_its_message() -> None:

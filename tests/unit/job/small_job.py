@@ -16,10 +16,11 @@ import yaml
 from magbatch.engines import start
 from magbatch.engines.base import FREE, Engine, EngineConfig, EngineLoad, Form, OnTokens
 from magbatch.job.board import BoardState, Load, Order, Use
+from magbatch.job.lease import Hold
 from magbatch.job.ledger import Ledger
 from magbatch.job.plan import Plan, make_plan
 from magbatch.job.prepare import Job, Preparer, ShardPrompts, from_block, to_block
-from magbatch.job.replica import Replica
+from magbatch.job.replica import Replica, Timing
 from magbatch.model import engine_args, facts, locate
 from magbatch.pipeline.prompt import Prompter
 from magbatch.rows import Generation, Prompt
@@ -42,15 +43,22 @@ class LocalBoard:
     async def begin(self, shard: int) -> tuple[bool, dict[str, int]]:
         return self.state.begin(shard)
 
-    async def strike(self, rows: dict[int, list[str]]) -> None:
-        self.struck.append(rows)
-        self.state.strike(rows)
+    async def announce(self, replica: str, rows: dict[int, list[str]]) -> None:
+        self.state.announce(replica, rows)
 
-    async def report(self, replica: str, done: Totals, use: Use, load: Load) -> Order:
-        return self.state.report(replica, done, use, load)
+    async def strike(self, replica: str, rows: dict[int, list[str]]) -> None:
+        self.struck.append(rows)
+        self.state.strike(replica, rows)
+
+    async def report(self, replica: str, done: Totals, use: Use, load: Load, rows: dict[int, list[str]]) -> Order:
+        return self.state.report(replica, done, use, load, rows)
 
     async def trouble(self, message: str) -> None:
         self.state.trouble(message)
+
+    async def broke(self, replica: str, cause: str) -> None:
+        self.gone.append(replica)
+        self.state.broke(replica, cause)
 
     async def left(self, replica: str) -> None:
         self.gone.append(replica)
@@ -113,7 +121,7 @@ class SmallJob:
         self.journal = folder / "journal"
         self.engine: dict[str, Any] = {"max_num_seqs": 4, "journal": str(self.journal)}
         self.board = LocalBoard()
-        self.deaths = 0
+        self.deaths = self.replicas = 0
         self.sections: dict[str, Any] = {
             "name": "small",
             "input": {"path": self.input, "columns": {"id": "id", "prompt": "question"}},
@@ -185,9 +193,16 @@ class SmallJob:
         return WatchedEngine(start("fake", EngineConfig(self.checkpoint, args, spec.sampling, 0), self.tokenizer), hold)
 
     def replica(
-        self, engine: Engine | None = None, name: str = "replica", notice: threading.Event | None = None
+        self,
+        engine: Engine | None = None,
+        name: str | None = None,
+        notice: threading.Event | None = None,
+        hold: Hold | None = None,
+        timing: Timing = Timing(),  # noqa: B008 - frozen
     ) -> Replica:
         """A replica of the job; where its engine dies, `deaths` counts instead of a process ending."""
+        self.replicas += 1
+        name = name or ("replica" if self.replicas == 1 else f"replica {self.replicas}")
 
         def die() -> None:
             self.deaths += 1
@@ -196,6 +211,7 @@ class SmallJob:
             name, self.job, engine or self.start_engine(), self.tokenizer,
             Prompter(self.spec(), self.checkpoint, self.tokenizer, 2400),
             slots=self.engine["max_num_seqs"], max_model_len=2400, board=self.board, die=die, notice=notice,
+            hold=hold, timing=timing,
         )  # fmt: skip
 
     # Its way

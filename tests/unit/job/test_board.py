@@ -1,8 +1,9 @@
 import pytest
 
 from magbatch.engines.base import EngineLoad
+from magbatch.errors import DefectError
 from magbatch.job import board as board_module
-from magbatch.job.board import BoardState, Load, Order, Place, State, Use
+from magbatch.job.board import BoardState, Load, Order, Place, State, Use, silence_s
 from magbatch.totals import Totals
 
 NONE = (Totals(), Use(), Load())
@@ -171,8 +172,8 @@ def test_a_board_counts_strikes_row_by_row() -> None:
     board = BoardState()
     assert board.begin(4) == (True, {})
     assert board.begin(4) == (False, {})
-    board.strike({4: ["a", "b"], 5: ["c"]})
-    board.strike({4: ["b"]})
+    board.strike("one", {4: ["a", "b"], 5: ["c"]})
+    board.strike("two", {4: ["b"]})
     assert board.begin(4) == (False, {"a": 1, "b": 2})
     assert board.begin(5) == (True, {"c": 1})
     assert board.begin(6) == (True, {})
@@ -224,3 +225,100 @@ def test_a_snapshot_is_one_of_its_moment() -> None:
     assert before.done.answered == 1
     assert before.places == [Place(0, State.SERVING, Totals(answered=1), before.places[0].use, Load(),
                                    before.places[0].seconds, 1)]  # fmt: skip
+
+
+# Replicas that say nothing, or end by a defect.
+
+
+def look_for(board: BoardState, clock: Clock, seconds: float) -> list[tuple[str, str]]:
+    """As the driver does, four times a second; what is silent in the end."""
+    silent: list[tuple[str, str]] = []
+    for _ in range(round(4 * seconds)):
+        clock.now += 0.25
+        silent = board.snapshot().silent
+    return silent
+
+
+@pytest.mark.parametrize(("row_timeout_s", "seconds"), [(3.0, 60.0), (90.0, 90.0), (4000.0, 600.0), (None, 600.0)])
+def test_a_replica_may_be_silent_for_as_long_as_a_row_and_for_a_minute_at_least(
+    row_timeout_s: float | None, seconds: float
+) -> None:
+    assert silence_s(row_timeout_s) == seconds
+
+
+def test_a_replica_that_serves_and_says_nothing_is_silent_whoever_has_its_place(clock: Clock) -> None:
+    board = BoardState(silence_s=60)
+    board.join("one", "actor 1")
+    assert look_for(board, clock, 100) == [], "its engine starts"
+    board.report("one", *NONE)
+    assert look_for(board, clock, 59) == []
+    board.report("one", *NONE)
+    assert look_for(board, clock, 59) == []
+    board.join("two", "actor 2")  # it takes the place of the first, which is counted as lost
+    assert look_for(board, clock, 2) == [("one", "actor 1")]
+    board.report("one", *NONE)
+    assert look_for(board, clock, 2) == [], "it has woken up"
+
+
+def test_the_rows_of_a_replica_that_is_ended_for_its_silence_are_struck_once(clock: Clock) -> None:
+    board = BoardState(silence_s=60)
+    board.join("one", "actor 1")
+    board.announce("one", {4: ["a", "b"]})
+    board.report("one", *NONE, {4: ["b"], 5: ["c"]})
+    board.announce("one", {5: ["d"]})
+    assert look_for(board, clock, 61) == [("one", "actor 1")]
+    board.froze("one")
+    board.froze("one")
+    assert (board.begin(4)[1], board.begin(5)[1]) == ({"b": 1}, {"c": 1, "d": 1})
+    snapshot = board.snapshot()
+    assert (snapshot.silent, snapshot.engine_deaths) == ([], 1)
+    assert "a replica said nothing for 60 s" in str(snapshot.trouble)
+
+
+@pytest.mark.parametrize("end", ["left", "engine_failed", "join"])
+def test_a_replica_that_has_ended_is_not_silent(clock: Clock, end: str) -> None:
+    board = BoardState(silence_s=60)
+    board.join("one", "actor 1")
+    board.report("one", *NONE)
+    {
+        "left": lambda: board.left("one"),
+        "engine_failed": lambda: board.engine_failed("one", "no"),
+        "join": lambda: board.join("two", "actor 1"),  # Ray has started its process anew
+    }[end]()
+    assert look_for(board, clock, 120) == []
+
+
+def test_a_board_that_stood_still_itself_takes_nobody_for_silent(clock: Clock) -> None:
+    board = BoardState(silence_s=60)
+    board.join("one", "actor 1")
+    board.report("one", *NONE)
+    board.snapshot()
+    clock.now += 500
+    assert board.snapshot().silent == []
+    assert look_for(board, clock, 50) == []
+
+
+def test_what_is_heard_twice_counts_once() -> None:
+    """A call whose answer was lost is made again."""
+    board = BoardState()
+    board.join("one", "actor 1")
+    for _ in range(2):
+        board.report("one", Totals(answered=3), Use(commits=1), Load(), {}, 1)
+        board.strike("one", {4: ["a"]})
+    board.report("one", Totals(answered=1), Use(commits=1), Load(), {}, 2)
+    snapshot = board.snapshot()
+    assert (snapshot.done.answered, snapshot.places[0].use.commits, snapshot.engine_deaths) == (4, 2, 1)
+    assert board.begin(4)[1] == {"a": 1}
+
+
+def test_replicas_that_break_one_after_the_other_end_the_job_unless_rows_are_done() -> None:
+    board = BoardState()
+    for number in range(5):
+        board.join(f"{number}", "actor")
+        board.report(f"{number}", Totals(answered=1) if number == 1 else Totals(), Use(), Load())
+        board.broke(f"{number}", "KeyError: 'x'")
+        failure = board.snapshot().failure
+        assert (failure is None) == (number < 3)
+    assert isinstance(failure, DefectError)
+    assert "KeyError: 'x'" in str(failure)
+    assert board.snapshot().count(State.LOST) == 1

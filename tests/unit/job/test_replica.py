@@ -14,10 +14,9 @@ from small_job import LocalBoard, SmallJob, WatchedEngine, until
 
 from magbatch.engines.base import FREE, EngineLoad, Form, OnTokens
 from magbatch.errors import EngineDeadError, StorageError
-from magbatch.job import replica as replica_module
 from magbatch.job.board import BoardState, Load
 from magbatch.job.prepare import ShardPrompts, from_block, to_block
-from magbatch.job.replica import REPORT_INTERVAL_S, SHARDS_AHEAD, TICK_S, Replica
+from magbatch.job.replica import REPORT_INTERVAL_S, SHARDS_AHEAD, TICK_S, Replica, Timing
 from magbatch.rows import Generation, PartName, Prompt
 from magbatch.storage.disk import LocalStore
 from magbatch.storage.s3 import s3_client
@@ -668,8 +667,8 @@ def test_fewer_suspects_are_let_in_at_once_with_every_death(job: SmallJob, strik
     job.set("input", shard_rows=24)
     job.engine["max_num_seqs"] = 32
     job.begin()
-    for _ in range(strikes):
-        job.board.state.strike({0: job.row_ids()})
+    for number in range(strikes):
+        job.board.state.strike(f"dead {number}", {0: job.row_ids()})
 
     async def work() -> WatchedEngine:
         engine = job.start_engine(hold=job.row_ids())
@@ -735,8 +734,7 @@ def test_a_notice_commits_what_is_finished_and_lets_no_more_in(job: SmallJob) ->
     assert job.board.struck == []
 
 
-def test_a_replica_with_a_notice_ends_by_itself(job: SmallJob, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replica_module, "NOTICE_S", 0.5)
+def test_a_replica_with_a_notice_ends_by_itself(job: SmallJob) -> None:
     job.ask(4)
     job.begin()
     notice = threading.Event()
@@ -744,7 +742,7 @@ def test_a_replica_with_a_notice_ends_by_itself(job: SmallJob, monkeypatch: pyte
 
     async def work() -> None:
         engine = job.start_engine(hold=job.row_ids()[1:])
-        task = asyncio.create_task(job.run_shard(job.replica(engine, notice=notice)))
+        task = asyncio.create_task(job.run_shard(job.replica(engine, notice=notice, timing=Timing(notice_s=0.5))))
         await until(lambda: job.deaths == 1, "the end of the replica")
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -780,16 +778,13 @@ def test_a_replica_that_is_recalled_commits_what_is_finished_and_leaves_the_rest
     assert (job.deaths, job.board.struck, job.board.gone) == (0, [], [])
 
 
-def test_a_replica_that_is_recalled_waits_for_no_row_without_end(
-    job: SmallJob, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(replica_module, "NOTICE_S", 0.5)
+def test_a_replica_that_is_recalled_waits_for_no_row_without_end(job: SmallJob) -> None:
     job.ask(4)
     job.begin()
 
     async def work() -> None:
         engine = job.start_engine(hold=job.row_ids()[1:])
-        task = asyncio.create_task(job.run_shard(job.replica(engine)))
+        task = asyncio.create_task(job.run_shard(job.replica(engine, timing=Timing(notice_s=0.5))))
         job.board.state.join("replica", "actor")
         await until(lambda: job.board.state.snapshot().replicas == 1, "its first report")
         assert job.board.state.give_back(1) == ["actor"]

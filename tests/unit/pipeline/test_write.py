@@ -1,5 +1,6 @@
 """An object is whole when it is visible, and its schema is the contract whatever the values."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from magbatch.errors import ErrorCode, Step, StorageError
-from magbatch.pipeline.write import PartWriter
+from magbatch.pipeline.write import PartWriter, Written
 from magbatch.rows import (
     Answer,
     DeadLetter,
@@ -45,11 +46,11 @@ def writer(store: Store, carried: pa.Table = NOTHING, positions: dict[str, int] 
     return PartWriter(store, carried, positions or {}, "the-model", 7)
 
 
-def read(root: str, part: PartName) -> pa.Table:
+def read(root: str, part: PartName, columns: list[str] | None = None) -> pa.Table:
     """The object as any reader of Parquet sees it."""
     filesystem, path = input_filesystem(f"{root}/{part}")
     with filesystem.open_input_file(path) as file:
-        return pq.read_table(file)
+        return pq.read_table(file, columns=columns)
 
 
 def test_answers_become_records(root: str) -> None:
@@ -245,3 +246,124 @@ def test_a_bucket_that_comes_later_takes_what_comes_then(s3: str) -> None:
     s3_client().create_bucket(Bucket=f"{s3.removeprefix('s3://')}-later")
     part = write.results([finished("a")]).name
     assert read(f"{s3}-later", part).column("row_id").to_pylist() == ["a"]
+
+
+# What no object can hold.
+
+
+def commit_all(write: PartWriter, rows: list[FinishedRow] | list[DeadLetter]) -> list[Written]:
+    """As a replica does: until nothing is left."""
+    done: list[Written] = []
+    while rows:
+        done.append(write.commit(rows))
+        rows = rows[done[-1].taken :]
+    return done
+
+
+def of(root: str, done: list[Written]) -> list[str]:
+    """Row ids of the objects."""
+    parts = [one.committed.name for one in done if one.committed is not None]
+    return [row_id for part in parts for row_id in read(root, part, ["row_id"]).column("row_id").to_pylist()]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        finished("bad", answer("\ud800")),
+        finished("bad", answer("fine", "\udfff")),
+        finished("bad", answer("fine"), answer(None, "\ud800", status=ReasoningStatus.TRUNCATED)),
+        replace(finished("bad"), vote={"answer": "\ud800", "share": 1.0}),
+        replace(finished("bad"), vote={"answer": 5, "share": "much"}),
+        replace(finished("bad"), prompt_tokens=1 << 40),
+        replace(finished("bad"), total_pages=-(1 << 40)),
+        finished("bad", answer("fine", values={"due": "tomorrow"})),
+    ],
+    ids=["answer", "reasoning", "second sample", "vote", "types", "tokens", "pages", "value"],
+)
+@pytest.mark.parametrize("position", [0, 3, 6])
+def test_an_answer_that_cannot_be_written_is_a_dead_letter_and_its_neighbours_are_written(
+    tmp_path: Path, bad: FinishedRow, position: int
+) -> None:
+    vote = pa.struct([("answer", pa.large_string()), ("share", pa.float64())])
+    made = pa.schema([("due", pa.date32()), ("vote", vote), ("document_pages", pa.int32())])
+    good = [finished(f"good {number}") for number in range(6)]
+    write = PartWriter(open_store(str(tmp_path)), NOTHING, {}, "the-model", 7, made)
+    done = commit_all(write, [*good[:position], bad, *good[position:]])
+    assert of(str(tmp_path), done) == [row.row_id for row in good]
+    (refused,) = (one for written in done for one in written.refused)
+    assert (refused.row_id, refused.step, refused.code) == ("bad", Step.WRITE, ErrorCode.INTERNAL)
+    assert refused.message.startswith("results cannot hold the row: ")
+    (lost,) = commit_all(write, [refused])
+    assert of(str(tmp_path), [lost]) == ["bad"]
+
+
+def test_rows_none_of_which_can_be_written_leave_no_object(tmp_path: Path) -> None:
+    (done,) = commit_all(writer(open_store(str(tmp_path))), [finished(name, answer("\ud800")) for name in "abc"])
+    assert (done.taken, done.committed) == (3, None)
+    assert [one.row_id for one in done.refused] == ["a", "b", "c"]
+    assert list(open_store(str(tmp_path)).list("")) == []
+
+
+def test_a_dead_letter_loses_the_carried_cells_that_cannot_be_written_and_says_so(tmp_path: Path) -> None:
+    """Parquet holds no seconds: 2^62 of them are no milliseconds."""
+    carried = pa.table({"n": [1, 2, 3], "at": pa.array([0, 1 << 62, 2], pa.timestamp("s"))})
+    write = writer(open_store(str(tmp_path)), carried, {"a": 0, "b": 1, "c": 2})
+    (done,) = commit_all(write, [finished("a"), finished("b"), finished("c")])
+    assert of(str(tmp_path), [done]) == ["a", "c"]
+    (letters,) = commit_all(write, [*done.refused, letter("c")])
+    assert letters.committed is not None
+    lost, other = read(str(tmp_path), letters.committed.name).to_pylist()
+    assert (lost["row_id"], lost["n"], lost["at"]) == ("b", None, None)
+    assert "carried columns are left out: ArrowInvalid: " in lost["message"]
+    assert (other["n"], other["message"]) == (3, "gone")
+
+
+def test_text_of_a_dead_letter_that_is_no_text_is_stored_as_far_as_it_is(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    write = PartWriter(store, NOTHING, {}, "the-model", 7, with_answer=True)
+    done = write.commit([replace(letter("a", "of \ud800"), answer="\udc00 it is")])
+    assert done.committed is not None
+    (record,) = read(str(tmp_path), done.committed.name).to_pylist()
+    assert (record["message"], record["answer"]) == ("of ?", "? it is")
+
+
+# What is too large for one object.
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.list_(pa.binary())])
+def test_carried_cells_of_more_bytes_than_an_array_holds_are_written_in_several_objects(
+    tmp_path: Path, kind: pa.DataType
+) -> None:
+    """2.25 GB, of which this process holds one cell: 250 pieces of a column may be the same."""
+    text = "x" * 9_000_000
+    cell = pa.array([[text.encode()] if pa.types.is_list(kind) else text], kind)
+    carried = pa.table({"text": pa.chunked_array([cell] * 250)})
+    ids = [f"row-{number}" for number in range(250)]
+    write = writer(open_store(str(tmp_path)), carried, {row_id: number for number, row_id in enumerate(ids)})
+    done = commit_all(write, [finished(row_id) for row_id in ids])
+    assert not any(one.refused for one in done)
+    assert {one.taken for one in done} == {7, 5}, "an object holds at most 64 MB"
+    assert of(str(tmp_path), done) == ids
+    letters = commit_all(write, [letter(row_id) for row_id in ids[:9]])
+    assert [one.taken for one in letters] == [7, 2]
+    last = letters[-1].committed
+    assert last is not None
+    table = read(str(tmp_path), last.name)
+    assert table.schema.field("text").type == kind
+    assert table.column("text").to_pylist() == cell.to_pylist() * 2
+
+
+def test_generated_text_counts_as_well(tmp_path: Path) -> None:
+    rows = [finished(name, answer("x" * 20_000_000, "y" * 5_000_000)) for name in "abcde"]
+    done = commit_all(writer(open_store(str(tmp_path))), rows)
+    assert [one.taken for one in done] == [2, 2, 1]
+    assert of(str(tmp_path), done) == [*"abcde"]
+
+
+def test_samples_that_repeat_a_large_cell_are_written_together(tmp_path: Path) -> None:
+    """One row of 2.4 GB of records: its samples are never apart."""
+    carried = pa.table({"text": ["x" * 30_000_000, "small"]})
+    write = writer(open_store(str(tmp_path)), carried, {"large": 0, "small": 1})
+    done = commit_all(write, [finished("large", *([answer()] * 80)), finished("small")])
+    assert [(one.taken, one.refused) for one in done] == [(1, []), (1, [])]
+    assert of(str(tmp_path), done) == ["large"] * 80 + ["small"]
