@@ -8,7 +8,13 @@ Two families, told apart by what they stop:
 Callers match types and codes, never message strings.
 """
 
+import re
 from enum import StrEnum
+
+MAX_MESSAGE_CHARS = 2000  # of a dead letter: what a library says may quote the whole value
+_KEPT_END_CHARS = 500  # of a longer one: where libraries put the reason
+_ADDRESS = re.compile(r" (?:object )?at 0x[0-9a-fA-F]+")  # differs from process to process, and says nothing
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")  # among them those that end a line, or steer a terminal
 
 
 class Step(StrEnum):
@@ -59,6 +65,16 @@ class MagbatchError(Exception):
     """The root of the tree."""
 
 
+def short_message(message: str) -> str:
+    """A message as dead letters hold it: one line of text, at most 2,000 characters, without addresses of objects."""
+    if len(message) > MAX_MESSAGE_CHARS:
+        begin = message[: MAX_MESSAGE_CHARS - _KEPT_END_CHARS - 40]
+        message = f"{begin} … ({len(message):,} characters) … {message[-_KEPT_END_CHARS:]}"
+    lines = _CONTROL.sub("\n", message).splitlines()
+    text = _ADDRESS.sub("", " ".join(line.strip() for line in lines if line.strip()))
+    return text.encode(errors="replace").decode()  # a path can hold what is no text
+
+
 class RowError(MagbatchError):
     """One row cannot be answered.
 
@@ -69,7 +85,7 @@ class RowError(MagbatchError):
     """
 
     def __init__(self, code: ErrorCode, message: str, answer: str | None = None) -> None:
-        message = " ".join(line.strip() for line in message.splitlines())
+        message = short_message(message)
         super().__init__(message)
         self.code = code
         self.message = message

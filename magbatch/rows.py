@@ -21,7 +21,7 @@ from typing import Any, Self, TypeAlias
 
 import pyarrow as pa
 
-from magbatch.errors import ErrorCode, Step
+from magbatch.errors import ErrorCode, Step, short_message
 
 SCHEMA_VERSION = "1"
 # Of an unfinished row's token: in the prompt's array, and in the list of integers that the engine is given.
@@ -330,13 +330,16 @@ class FinishedRow:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A row that has no answer, and why; with the answer that was not accepted."""
+    """A row that has no answer, and why in one short line; with the answer that was not accepted."""
 
     row_id: str
     step: Step
     code: ErrorCode
     message: str
     answer: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "message", short_message(self.message))
 
 
 RESULT_FIELDS: dict[str, pa.DataType] = {

@@ -28,7 +28,7 @@ from magbatch.job.windows import Arranged
 from magbatch.rows import Segment, Shard
 from magbatch.spec import AUTO, NONE, JobSpec, carried_columns
 from magbatch.storage import ObjectInfo
-from magbatch.storage.columns import as_chat, as_text, common, is_bytes, plain, settled
+from magbatch.storage.columns import as_chat, as_text, common, is_bytes, is_list, plain, settled
 from magbatch.storage.input_file import open_input
 from magbatch.storage.search import check_apart, find_parquet
 from magbatch.template import template_columns
@@ -281,6 +281,7 @@ def make_plan(spec: JobSpec, limit: int | None = None, take: Callable[[ObjectInf
         _check(spec, files, looked_for)
     columns = _as_text(spec, _common_types(files, names))
     _check_expected(columns, spec.input.columns.expected)
+    _check_pictures(spec, columns)
     _check_max_tokens(columns, spec.input.columns.max_tokens)
     bad = [file for file in files if file.problem is not None]
     if bad and (spec.input.on_bad_file == "fail" or len(bad) == len(files)) and not all_may_be_bad:
@@ -453,6 +454,19 @@ def _check_expected(columns: pa.Schema, expected: str | None) -> None:
     kind = columns.field(expected).type if expected is not None else pa.string()
     if pa.types.is_nested(kind) or is_bytes(kind):
         raise SpecError(f"input.columns.expected: the column {expected!r} is {kind}; answers are compared with text")
+
+
+def _check_pictures(spec: JobSpec, columns: pa.Schema) -> None:
+    """A struct of other fields would fail every row."""
+    for name in filter(None, [*spec.input.columns.images, spec.input.columns.document]):
+        kind = columns.field(name).type
+        kind = kind.value_type if is_list(kind) else kind
+        if pa.types.is_struct(kind) and not {"bytes", "path"} & {one.name for one in kind}:
+            fields = ", ".join(repr(one.name) for one in kind)
+            raise SpecError(
+                f"{_named_by(spec, name)}: the column {name!r} is a struct of {fields}; an image or a document is a "
+                "struct with the field `bytes` or `path`, bytes, or text that names it"
+            )
 
 
 def _check_max_tokens(columns: pa.Schema, name: str | None) -> None:

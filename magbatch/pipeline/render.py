@@ -202,6 +202,11 @@ def _sources_in(values: dict[str, Any], name: str, noun: str) -> list[tuple[Any,
     for position, item in enumerate(items):
         origin = f"column {name!r}" + (f", {noun} {position}" if isinstance(value, list) else "")
         if isinstance(item, dict):  # Hugging Face's image feature
+            if not {"bytes", "path"} & item.keys():
+                fields = ", ".join(map(repr, item)) or "no field"
+                raise RowError(
+                    ErrorCode.MISSING_VALUE, f"{origin}: a struct needs the field `bytes` or `path`; it has {fields}"
+                )
             item = item.get("bytes") or item.get("path")
         if item is None:
             raise RowError(ErrorCode.MISSING_VALUE, f"{origin} is null in this row")

@@ -28,7 +28,7 @@ from magbatch.model import facts, locate
 from magbatch.pipeline.prompt import Prompter
 from magbatch.pipeline.read import ShardReader
 from magbatch.pipeline.render import Renderer
-from magbatch.rows import InputRow, RenderedRow, Segment, Shard
+from magbatch.rows import DeadLetter, InputRow, RenderedRow, Segment, Shard
 from magbatch.spec import JobSpec, ModelSpec, SamplingSpec, load, parse
 from magbatch.storage import open_store
 from magbatch.storage.inputs import stat_input
@@ -87,6 +87,23 @@ def test_a_row_error_carries_its_code_and_its_message() -> None:
     )
     assert not isinstance(error, JobError)
     assert RowError(ErrorCode.INTERNAL, "two\n  lines\r\n").message == "two lines"
+
+
+@pytest.mark.parametrize("make", [RowError, lambda code, text: DeadLetter("r", Step.READ, code, text)])
+def test_a_message_is_one_short_line_of_text(make: Callable[[ErrorCode, str], RowError | DeadLetter]) -> None:
+    def said(text: str) -> str:
+        return make(ErrorCode.INTERNAL, text).message
+
+    value = "iVBORw0KGgo" * 30_000
+    assert said("x" * 2000) == "x" * 2000
+    for long in (f"column 'image': {value}: File name too long", f"column 'image': {value}"):
+        assert len(said(long)) <= 2000
+        assert said(long).startswith("column 'image': iVBOR")
+        assert said(said(long)) == said(long)
+    assert said(f"{value}: File name too long").endswith(": File name too long")
+    image = "cannot identify image file <_io.BytesIO object at 0x7f1c2a3b4c5d>"
+    assert said(image) == "cannot identify image file <_io.BytesIO>"
+    assert said("a\ud800 b\x1b]52;c;YQ==\x07 \u2028 c") == "a? b ]52;c;YQ== c"
 
 
 # Each upstream library's exceptions, as they really come out of it.

@@ -2,7 +2,6 @@
 
 import base64
 import io
-import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -141,12 +140,10 @@ def test_an_input_of_empty_files_alone_has_no_rows(job: SmallJob) -> None:
     assert make_plan(job.spec()).rows == 0
 
 
-def test_what_is_no_file_is_not_waited_for(job: SmallJob) -> None:
-    job.ask(3)
-    os.mkfifo(f"{job.input}/pipe.parquet")
-    plan = make_plan(job.spec(input={"on_bad_file": "dead_letter"}))
-    ((_, problem),) = plan.bad_files()
-    assert problem == f"{job.input}/pipe.parquet: not a regular file"
+def test_an_object_may_have_any_name(s3: str, tmp_path: Path) -> None:
+    job = SmallJob(tmp_path, f"{s3}/job")
+    job.ask(3, "/double//slash.parquet")
+    assert len(job.prompts(0).prompts) == 3
 
 
 def test_a_footer_that_does_not_come_is_no_bad_file(s3: str, tmp_path: Path) -> None:

@@ -392,6 +392,16 @@ def test_bytes_are_text_where_a_prompt_shows_them(job: SmallJob) -> None:
     assert "column 'order'" in letter.message
 
 
+@pytest.mark.parametrize("column", ["images", "document"])
+@pytest.mark.parametrize("in_a_list", [True, False])
+def test_a_struct_that_is_no_picture_says_which_fields_it_has(job: SmallJob, column: str, in_a_list: bool) -> None:
+    scan = {"data": b"x", "mime": "image/png"}
+    job.write(pa.table({"id": ["i"], "question": ["?"], "scan": [[scan] if in_a_list else scan]}))
+    job.set("input", columns={"prompt": "question", column: ["scan"] if column == "images" else "scan"})
+    with pytest.raises(SpecError, match=f"^input.columns.{column}: the column 'scan' is a struct of 'data', 'mime'; "):
+        job.plan  # noqa: B018
+
+
 # The stored plan
 
 
