@@ -3,6 +3,7 @@
 Nothing here holds a secret: access comes from the identity of the pods or machines, or from a Secret that is named.
 """
 
+import hashlib
 import math
 import re
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ WORKER_GRACE_S = 60
 HEAD_GRACE_S = 120
 JOB_STOP_WAIT_S = 90  # Ray's own is 3
 MAX_NAME = 35  # of 47 that a RayJob may have
+NAME_HASH = 8
 BACKOFF = 5  # a driver that has died is started again, and goes on where it was
 READER_CPUS = 3  # beside each replica: they read, render and tokenize for it
 HEAD_CPUS = 4
@@ -157,9 +159,16 @@ def _yaml(manifest: dict[str, Any]) -> str:
 
 
 def _name(spec: JobSpec) -> str:
-    """A name that Kubernetes takes for all that is made of it: KubeRay adds a time to it, and names Services by it."""
-    name = spec.name.lower().replace(".", "-").replace("_", "-")
-    return (name if name[0].isalpha() else f"job-{name}")[:MAX_NAME].strip("-")
+    """A name that Kubernetes takes for all that is made of it: KubeRay adds a time to it, and names Services by it.
+
+    Different jobs have different names: a hash of the whole name ends one that had to be changed or cut.
+    """
+    name = spec.name.lower().replace(".", "-").replace("_", "-").strip("-")
+    name = name if name[:1].isalpha() else f"job-{name}"
+    if name == spec.name and len(name) <= MAX_NAME:
+        return name
+    digest = hashlib.sha256(spec.name.encode()).hexdigest()[:NAME_HASH]
+    return f"{name[: MAX_NAME - NAME_HASH - 1].strip('-')}-{digest}"
 
 
 def _metadata(spec: JobSpec) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 PDF, multi-page TIFF, any image that Pillow reads, and text in UTF-8 or UTF-16, whose pages end at form feeds.
 """
 
-import codecs
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,10 +14,12 @@ from PIL import UnidentifiedImageError
 
 from magbatch.documents.image_files import open_image, plain
 from magbatch.documents.images import ImageGrid, shown
+from magbatch.documents.texts import decoded, plain_text
 from magbatch.errors import ErrorCode, RowError
 from magbatch.rows import Page
 
 PDF_HEADER = b"%PDF-"
+_PDF = re.compile(rb"\s*%PDF-\d")
 PDF_HEADER_BYTES = 1024  # within which that stands (ISO 32000-1, annex H)
 
 
@@ -84,17 +86,21 @@ def read_pages(data: bytes, want: Want) -> tuple[int, Iterator[Page]]:
     """
     if not data:
         raise RowError(ErrorCode.DOCUMENT_EMPTY, "it has no bytes")
-    if data[:PDF_HEADER_BYTES].lstrip().startswith(PDF_HEADER):
+    if _PDF.match(data, 0, PDF_HEADER_BYTES):
         return _pdf_pages(data, want)
+    text = plain_text(data)
+    if text is not None:
+        return _pdf_pages(data, want) if _is_pdf(data) else text_pages(text, want)
     try:
         opened = open_image(data, want.max_pixels, "the file")
-    except UnidentifiedImageError:
-        return _pdf_pages(data, want) if PDF_HEADER in data[:PDF_HEADER_BYTES] else _text_pages(data, want)
+    except UnidentifiedImageError as error:
+        within = PDF_HEADER in data[:PDF_HEADER_BYTES]
+        return _pdf_pages(data, want) if within else _text_pages(data, want, str(error))
     except RowError as error:
         raise RowError(ErrorCode.DOCUMENT_TOO_LARGE, error.message) from error
     except Exception as error:  # Pillow's openers have no one class for what can be wrong with a header
-        with suppress(RowError):  # "BM", "P1" begin an image file, and sentences
-            return _text_pages(data, want)
+        with suppress(RowError):  # "BM" begins an image file, and sentences
+            return _text_pages(data, want, "")
         raise RowError(ErrorCode.DOCUMENT_UNREADABLE, f"not an image that can be decoded: {plain(error)}") from error
     if want.grid is None and want.no_images is None:
         raise RowError(ErrorCode.DOCUMENT_EMPTY, "an image has no text; input.document.mode: both or images shows it")
@@ -127,21 +133,36 @@ def _frames(opened: Pillow.Image, count: int, want: Want) -> Iterator[Page]:
         yield Page(index + 1, image=image)
 
 
-def _text_pages(data: bytes, want: Want) -> tuple[int, Iterator[Page]]:
-    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+def _is_pdf(data: bytes) -> bool:
+    """Whether a text is a PDF that stands a little way into a file, and no text about such files."""
+    if PDF_HEADER not in data[:PDF_HEADER_BYTES]:
+        return False
+    from magbatch.documents.pdf import PdfPages
+
     try:
-        text = data.decode("utf-16" if wide else "utf-8-sig")
+        PdfPages(data)
+    except RowError as error:
+        return error.code is not ErrorCode.DOCUMENT_UNREADABLE
+    return True
+
+
+def _text_pages(data: bytes, want: Want, otherwise: str) -> tuple[int, Iterator[Page]]:
+    try:
+        return text_pages(decoded(data), want)
     except UnicodeDecodeError as error:
         raise RowError(
-            ErrorCode.DOCUMENT_UNREADABLE, "neither a PDF, nor an image, nor text in UTF-8 or UTF-16"
+            ErrorCode.DOCUMENT_UNREADABLE,
+            f"neither a PDF, nor an image, nor text in UTF-8 or UTF-16 (convert other encodings): {otherwise}",
         ) from error
-    return text_pages(text, want)
 
 
 def text_pages(text: str, want: Want) -> tuple[int, Iterator[Page]]:
     """The pages of a text, as `read_pages` gives them; form feeds end pages."""
     if "\0" in text:
-        raise RowError(ErrorCode.DOCUMENT_UNREADABLE, "neither a PDF, nor an image, nor text: it holds null characters")
+        raise RowError(
+            ErrorCode.DOCUMENT_UNREADABLE,
+            "neither a PDF, nor an image, nor text: it holds null characters (UTF-16 needs a byte order mark)",
+        )
     texts = [page.strip("\r\n") for page in text.split("\f")]
     while texts and not texts[-1].strip():
         texts.pop()

@@ -236,13 +236,24 @@ def _messages(value: Any, add: Callable[[Any, str], dict[str, int]]) -> list[dic
 
 
 def _part(part: Any, where: str, add: Callable[[Any, str], dict[str, int]]) -> dict[str, Any]:
-    if isinstance(part, dict):
-        # A struct column gives every part all fields, most of them null.
-        if isinstance(part.get("text"), str):
-            return {"text": part["text"]}
-        source = part.get("image_url") or part.get("image")
-        if isinstance(source, dict):
-            source = source.get("url") or source.get("bytes") or source.get("path")
-        if source is not None:
-            return dict(add(source, where))
+    """One part of a chat. A struct column gives every part all fields: its type decides, else what is not empty."""
+    if not isinstance(part, dict):
+        raise RowError(
+            ErrorCode.INVALID_MESSAGES, f"{where}: is {type(part).__name__}, not a struct with text or an image"
+        )
+    kind, text = str(part.get("type") or ""), part.get("text")
+    is_text, is_image = kind.endswith("text"), "image" in kind
+    source = _image_in(part.get("image_url")) or _image_in(part.get("image"))
+    if kind and not is_text and not is_image:
+        raise RowError(ErrorCode.INVALID_MESSAGES, f"{where}: type is {kind!r}, not `text`, `image_url` or `image`")
+    if not kind and text and source:
+        raise RowError(ErrorCode.INVALID_MESSAGES, f"{where}: has a text and an image; `type` says which it is")
+    if source and not is_text:
+        return dict(add(source, where))
+    if isinstance(text, str) and not is_image:
+        return {"text": text}
     raise RowError(ErrorCode.INVALID_MESSAGES, f"{where}: needs `text`, `image_url` or `image`")
+
+
+def _image_in(value: Any) -> Any:
+    return value.get("url") or value.get("bytes") or value.get("path") if isinstance(value, dict) else value

@@ -325,3 +325,33 @@ def test_images_run_as_the_user_that_the_pods_ask_for(kind: str) -> None:
     assert any("fonts-wqy-microhei" in line for line in lines if "install" in line), "as the README says"
     (profile,) = (line for line in lines if line.endswith("> /etc/profile.d/magbatch.sh"))
     assert "/opt/magbatch/.venv/bin:$PATH" in profile, "Ray's launcher runs login shells"
+
+
+@pytest.mark.parametrize(
+    ("names", "clear"),
+    [
+        (
+            [f"quarterly-report-extraction-for-the-eu-region-{of}" for of in ("invoices", "contracts")],
+            "quarterly-report-",
+        ),
+        (["invoices-may", "invoices_may", "invoices.may", "Invoices-May"], "invoices-may"),
+        (["7-days", "job-7-days"], "job-7-days"),
+        (["a" * 35, "a" * 36], "aaaa"),
+    ],
+)
+def test_different_jobs_have_different_names(names: list[str], clear: str) -> None:
+    found = []
+    for name in names:
+        files = render(spec("magistral-text", f"name={name}"), Target.KUBERAY, Platform())
+        manifest = yaml.safe_load(files["rayjob.yaml"])
+        check(manifest)
+        found.append(manifest["metadata"]["name"])
+    assert len(set(found)) == len(names)
+    assert all(
+        name.startswith(clear) and len(name) <= 35 and re.fullmatch("[a-z][a-z0-9-]*[a-z0-9]", name) for name in found
+    )
+
+
+def test_a_name_that_kubernetes_takes_is_kept() -> None:
+    files = render(spec("magistral-text", "name=invoices-may"), Target.KUBERAY, Platform())
+    assert yaml.safe_load(files["rayjob.yaml"])["metadata"]["name"] == "invoices-may"

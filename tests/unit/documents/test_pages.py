@@ -336,13 +336,59 @@ def test_a_cut_image_is_unreadable(read: Read, kind: str) -> None:
         (b"BMW Group annual report", ["BMW Group annual report"]),
         (b"P1 incident: all is down", ["P1 incident: all is down"]),
         (b"BUFR notes, DDS is a service", ["BUFR notes, DDS is a service"]),
+        ("Grüße".encode("utf-32"), ["Grüße"]),
+        (b"P1 2 3 of the plan are done", ["P1 2 3 of the plan are done"]),
+        (b"P1 10 20 30", ["P1 10 20 30"]),
+        (b"P1 2 2 1 0 1 1 and more", ["P1 2 2 1 0 1 1 and more"]),
+        (b"P2 1 1 255 17 litres", ["P2 1 1 255 17 litres"]),
+        (b"P5 2 2 255 lorem ipsum dolor", ["P5 2 2 255 lorem ipsum dolor"]),
+        (b"P6 1 1 255\nabcd", ["P6 1 1 255\nabcd"]),
+        (b"PF 2 2 -1.0\n" + b"x" * 16, ["PF 2 2 -1.0\n" + "x" * 16]),
+        (b"GIF89a is a format of 1989 " * 20, ["GIF89a is a format of 1989 " * 20]),
+        (b"8BPS, qoif and icns are words too " * 20, ["8BPS, qoif and icns are words too " * 20]),
+        (b"RIFFxxxxWEBPVP8 begins an image", ["RIFFxxxxWEBPVP8 begins an image"]),
+        (b"%PDF- is how a PDF begins", ["%PDF- is how a PDF begins"]),
+        (b"A PDF begins with %PDF-1.7", ["A PDF begins with %PDF-1.7"]),
+        ("BM, größer".encode("utf-16"), ["BM, größer"]),
     ],
+    ids=lambda value: repr(value)[:24] if isinstance(value, bytes) else None,
 )
 def test_text_is_pages_that_end_at_form_feeds(read: Read, data: bytes, pages: list[str]) -> None:
     total, found = read(data)
     assert total == len(pages)
     assert [page.text for page in found] == pages
     assert all(page.image is None for page in found)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"P1\n# a comment\n3 2\n1 0 1\n0 1 0\n",
+        b"P1 3 2 101010",
+        b"P2 3 2 9 1 2 3 4 5 6\n",
+        b"P3 1 2 255 255 0 0 0 0 255",
+        b"P4 16 2\nABCD",
+        b"P5 3 2 255\nABCDEF",
+        b"P6 1 2 255\nABCDEF\n",
+        b"P6 1 1 65535\nABCDEF",
+    ],
+)
+def test_an_image_of_printable_characters_is_an_image(read: Read, data: bytes) -> None:
+    (page,) = read(data)[1]
+    assert page.image is not None
+    assert page.text is None
+
+
+def test_a_pdf_of_printable_characters_may_stand_behind_a_text(read: Read) -> None:
+    assert read(b"Sent by mail:\n" + text_pdf("x"))[1][0].text == "x"
+    assert refusal(lambda: read(b"Sent by mail:\n" + pages_pdf([]))).code is ErrorCode.DOCUMENT_EMPTY
+
+
+def test_text_in_another_encoding_says_what_to_do(read: Read) -> None:
+    error = refusal(lambda: read("Größe: 12 m²".encode("latin-1")))
+    assert error.code is ErrorCode.DOCUMENT_UNREADABLE
+    assert "UTF-8 or UTF-16 (convert other encodings)" in error.message
+    assert "byte order mark" in refusal(lambda: read("Total".encode("utf-16-le"))).message
 
 
 @pytest.mark.parametrize(

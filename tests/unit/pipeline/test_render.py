@@ -640,13 +640,39 @@ def test_a_chat_is_taken_as_it_is(chat: Chat) -> None:
         {"type": "image_url", "image_url": "data:;base64," + base64.b64encode(PNG).decode()},
         {"type": "image", "image": PNG, "text": None},
         {"type": "image", "image": {"bytes": PNG, "path": None}},
+        {"type": "image", "text": "", "image": PNG},
+        {"type": "image", "text": "a caption", "image_url": {"url": None}, "image": {"bytes": PNG, "path": None}},
+        {"type": "input_image", "text": "", "image_url": "data:;base64," + base64.b64encode(PNG).decode()},
+        {"type": None, "text": "", "image": PNG},
     ],
-    ids=["url in a struct", "url", "bytes", "bytes in a struct"],
+    ids=[
+        *(
+            "url in a struct",
+            "url",
+            "bytes",
+            "bytes in a struct",
+            "empty text",
+            "text of another type",
+            "input",
+            "no type",
+        ),
+    ],
 )
 def test_images_stand_where_the_chat_has_them(chat: Chat, part: dict[str, Any]) -> None:
     row = chat([{"role": "user", "content": [{"text": "Look:"}, part, {"text": "What is it?"}]}])
     assert row.messages[0]["content"] == [{"text": "Look:"}, {"image": 0}, {"text": "What is it?"}]
     assert shows_two_halves(row)
+
+
+def test_a_text_of_a_struct_column_may_have_an_empty_image_beside_it(chat: Chat) -> None:
+    parts = [
+        {"type": "text", "text": "one", "image": {"bytes": None, "path": ""}, "image_url": {"url": ""}},
+        {"type": "text", "text": "two", "image": PNG},
+        {"type": None, "text": "", "image": None},
+    ]
+    row = chat([{"role": "user", "content": parts}])
+    assert row.messages[0]["content"] == [{"text": "one"}, {"text": "two"}, {"text": ""}]
+    assert not row.images
 
 
 def test_images_beside_a_chat_go_to_the_last_user_message(chat: Chat) -> None:
@@ -681,8 +707,12 @@ def test_images_beside_a_chat_go_to_the_last_user_message(chat: Chat) -> None:
         [{"role": "user", "content": [{"text": None, "image_url": None}]}],
         [{"role": "user", "content": [{"image_url": {"url": None}}]}],
         [{"role": "user", "content": [None]}],
+        [{"role": "user", "content": [{"type": "video", "text": "", "video": "x"}]}],
+        [{"role": "user", "content": [{"type": "image", "text": "a caption", "image": None}]}],
+        [{"role": "user", "content": [{"type": "text", "text": None, "image": PNG}]}],
+        [{"role": "user", "content": [{"text": "a caption", "image": PNG}]}],
     ],
-    ids=str,
+    ids=lambda value: str(value)[:80],
 )
 def test_what_is_no_chat_is_refused(chat: Chat, messages: Any) -> None:
     assert code(lambda: chat(messages)) is ErrorCode.INVALID_MESSAGES
