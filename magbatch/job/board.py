@@ -14,6 +14,7 @@ from typing import Protocol, Self
 
 from magbatch.engines.base import EngineLoad
 from magbatch.errors import DefectError, JobError
+from magbatch.job.reading import Deaths, ReadLog
 from magbatch.totals import Totals
 
 SILENT_REPLICA_S = 30.0  # a replica that has not reported for so long is not counted as up
@@ -243,6 +244,7 @@ class BoardState:
         self._done = Totals()
         self._begun: set[int] = set()
         self._strikes: dict[int, dict[str, int]] = {}
+        self._read_log = ReadLog()
         self._places: list[Place] = []
         self._tenants: list[_Tenant] = []  # of the place with the same index
         self._served = False
@@ -300,6 +302,18 @@ class BoardState:
             strikes = self._strikes.setdefault(shard, {})
             for row_id in row_ids:
                 strikes[row_id] = strikes.get(row_id, 0) + 1
+
+    def reads(self, shard: int) -> Deaths:
+        """See `ReadLog.begin`."""
+        return self._read_log.begin(shard)
+
+    def reads_row(self, shard: int, row_id: str | None) -> None:
+        """See `ReadLog.row`."""
+        self._read_log.row(shard, row_id)
+
+    def has_read(self, shard: int) -> None:
+        """See `ReadLog.end`."""
+        self._read_log.end(shard)
 
     def report(
         self,

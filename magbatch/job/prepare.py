@@ -18,6 +18,7 @@ from magbatch.documents.images import ImageGrid
 from magbatch.errors import ErrorCode, JobError, RowError, Step, StorageError
 from magbatch.job.ledger import Ledger
 from magbatch.job.plan import rendered_columns
+from magbatch.job.reading import Deaths, Notes, ReadLog, one_by_one
 from magbatch.model import engine_args, facts, locate
 from magbatch.pipeline.prompt import Prompter
 from magbatch.pipeline.read import ShardReader, read_together
@@ -121,11 +122,40 @@ class Preparer:
         self._carry = job.carry
         self._max_tokens = spec.input.columns.max_tokens
         self._used = list(dict.fromkeys([*rendered_columns(spec), *filter(None, [self._max_tokens])]))
+        self._columns = job.columns
         self._reader = ShardReader(job.columns)
 
     def read_ahead(self, shards: list[Shard]) -> None:
         """See `ShardReader.read_ahead`."""
         self._reader.read_ahead(shards)
+
+    def one_by_one(self, shard: Shard, done: frozenset[str], deaths: Deaths, notes: Notes) -> ShardPrompts:
+        """Prepare the rows of a shard at which readers died: each is noted before it is touched.
+
+        Raises:
+            StorageError: The input's storage does not answer.
+        """
+        self._reader = ShardReader(self._columns, batch_rows=1)  # decoding a neighbour would accuse the wrong row
+        pieces: list[ShardPrompts] = []
+        for row_id, alone in one_by_one(shard, done):
+            letter = deaths.letter(row_id)
+            if letter is not None:
+                nothing = pa.table([pa.nulls(1, field.type) for field in self._carry], schema=self._carry)
+                pieces.append(ShardPrompts(shard.index, [], [letter], nothing, {row_id: 0}))
+                continue
+            notes.row(shard.index, row_id)
+            pieces.append(self(alone))
+            notes.row(shard.index, None)
+        self._reader = ShardReader(self._columns)
+        carried = pa.concat_tables([self._carry.empty_table(), *(piece.carried for piece in pieces)])
+        ids = [row_id for piece in pieces for row_id in piece.positions]
+        return ShardPrompts(
+            shard.index,
+            [prompt for piece in pieces for prompt in piece.prompts],
+            [letter for piece in pieces for letter in piece.failed],
+            carried,
+            {row_id: position for position, row_id in enumerate(ids)},
+        )
 
     def __call__(self, shard: Shard, done: frozenset[str] = frozenset()) -> ShardPrompts:
         """Prepare the rows of a shard that are not done.
@@ -195,6 +225,7 @@ def prepare(
     shards: list[Shard],
     partly_done: frozenset[int],
     on_wait: Callable[[StorageError], None] | None = None,
+    notes: Notes | None = None,
 ) -> Iterator[pa.Table]:
     """The blocks of a read task, one after the other.
 
@@ -203,21 +234,34 @@ def prepare(
         shards: In the order of the plan, so that files are read forward.
         partly_done: Shards of which the ledger already holds some rows.
         on_wait: Is called with each refusal of the storage that is waited out.
+        notes: Where it is noted what is being read, for the reader that comes after one that died.
     """
+    notes = notes or ReadLog()
     preparer = Preparer(job)
     patience_s = job.spec.output.patience_s
     ledger = Ledger(job.spec.output.path, patience_s, on_wait)
 
     def works() -> Iterator[ShardPrompts]:
         for together in read_together(shards):
-            patiently(functools.partial(preparer.read_ahead, together), patience_s, on_wait)
-            for shard in together:
+            first, *others = [notes.begin(shard.index) for shard in together]
+            struck = any(deaths.readers for deaths in (first, *others))
+            patiently(functools.partial(preparer.read_ahead, [] if struck else together), patience_s, on_wait)
+            for shard in together[1:]:  # not touched until its turn comes
+                notes.end(shard.index)
+            for number, shard in enumerate(together):
+                deaths = notes.begin(shard.index) if number else first
                 done = ledger.done_rows(shard.index) if shard.index in partly_done else frozenset[str]()
-                yield patiently(functools.partial(preparer, shard, done), patience_s, on_wait)
+                act = functools.partial(preparer, shard, done)
+                if deaths.readers:
+                    act = functools.partial(preparer.one_by_one, shard, done, deaths, notes)
+                yield patiently(act, patience_s, on_wait)
 
     document = job.spec.input.document
     if job.spec.input.columns.document and document.overflow == "map_reduce":  # two such shards are gigabytes
-        yield from map(to_block, works())
+        for one in works():
+            block = to_block(one)
+            notes.end(one.shard)
+            yield block
         return
     coming = works()
     ahead = ThreadPoolExecutor(1)  # a shard is rendered while the one before it is packed and taken
@@ -226,6 +270,7 @@ def prepare(
         while (work := ready.result()) is not None:
             ready = ahead.submit(next, coming, None)
             block = to_block(work)
+            notes.end(work.shard)
             del work
             yield block
             del block

@@ -32,6 +32,7 @@ from magbatch.job.placement import Places, blocks_ahead, open_shards, remote_arg
 from magbatch.job.plan import Plan
 from magbatch.job.pool import Pool, set_blocks_ahead
 from magbatch.job.prepare import Job, prepare
+from magbatch.job.reading import Deaths
 from magbatch.job.shares import Claim, Shares
 from magbatch.job.worker import Worker
 from magbatch.model import DEVICES_A_NODE, engine_args, facts, locate
@@ -195,6 +196,33 @@ class _Shards(Datasource):
         ]
 
 
+class _Notes:
+    """The board's log of what is being read, from inside a reader.
+
+    A board that is out of reach for a moment stops no reading: it is told nothing, and knows nothing.
+    """
+
+    def __init__(self, board: Any) -> None:
+        self._board = board
+
+    def begin(self, shard: int) -> Deaths:
+        """See `ReadLog.begin`."""
+        try:
+            deaths: Deaths = ray.get(self._board.reads.remote(shard))
+        except ray.exceptions.ActorUnavailableError:
+            return Deaths()
+        return deaths
+
+    def row(self, shard: int, row_id: str | None) -> None:
+        """See `ReadLog.row`."""
+        with suppress(ray.exceptions.ActorUnavailableError):
+            ray.get(self._board.reads_row.remote(shard, row_id))
+
+    def end(self, shard: int) -> None:
+        """See `ReadLog.end`."""
+        self._board.has_read.remote(shard)
+
+
 def _read(job: Job, shards: list[Shard], partly_done: frozenset[int], board: Any) -> Iterator[pa.Table]:
     """`prepare`, as a read task."""
 
@@ -202,7 +230,7 @@ def _read(job: Job, shards: list[Shard], partly_done: frozenset[int], board: Any
         board.input_refused.remote(f"the input's storage refuses, trying again: {error}")
 
     try:
-        yield from prepare(job, shards, partly_done, wait)
+        yield from prepare(job, shards, partly_done, wait, _Notes(board))
     except JobError as error:
         ray.get(board.failed.remote(error))
         raise

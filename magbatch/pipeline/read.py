@@ -147,10 +147,12 @@ class ShardReader:
 
     Args:
         columns: Input columns that the job uses, with the types that the plan froze.
+        batch_rows: Rows that are decoded at once.
     """
 
-    def __init__(self, columns: pa.Schema) -> None:
+    def __init__(self, columns: pa.Schema, batch_rows: int = READ_BATCH_ROWS) -> None:
         self._columns = columns
+        self._batch_rows = batch_rows
         self._cursor: _Cursor | None = None
         self._seen: tuple[str, str | None] = "", None  # file and fingerprint: a plan of an older version has none
         self._ahead: dict[tuple[str, int], tuple[list[pa.RecordBatch], RowError | None]] = {}
@@ -249,7 +251,7 @@ class ShardReader:
             batches, damage = ahead
         else:
             try:
-                batches = self._open(segment).take(segment.start, segment.rows)
+                batches = self._open(segment).take(segment.start, segment.rows, self._batch_rows)
             except _NO_DAMAGE:
                 raise
             except Exception:  # noqa: BLE001 - a file's boundary: damaged bytes make a library raise anything

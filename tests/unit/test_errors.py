@@ -47,7 +47,15 @@ CODES = {
         "image_timeout",
         "too_many_images",
     ),
-    *("images_unsupported", "prompt_too_long", "engine_rejected", "engine_killer", "row_timeout", "internal"),
+    *(
+        "images_unsupported",
+        "prompt_too_long",
+        "engine_rejected",
+        "engine_killer",
+        "reader_killer",
+        "row_timeout",
+        "internal",
+    ),
     *("answer_invalid", "url_refused", "document_unreadable", "document_encrypted", "document_empty"),
     *("document_too_large", "document_timeout", "document_unfetchable", "too_many_pages"),
 }
