@@ -1,6 +1,29 @@
 """`python -m magbatch` is the `magbatch` command."""
 
-from magbatch.cli import main
+import signal
+import sys
+
+from magbatch import guard
+
+STARTS_RAY = (["run"], ["retry"], ["schedule", "tick"])
+
+
+def main() -> None:
+    """Entry point of the `magbatch` command."""
+    for number in (signal.SIGINT, signal.SIGTERM, guard.STOP):  # before anything is imported that takes time
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, guard.interrupt)
+    words = sys.argv[1:]
+    if any(words[: len(names)] == names for names in STARTS_RAY) and "--help" not in words:
+        guard.enter()
+    try:
+        from magbatch.cli import main as command
+    except BaseException:  # what an import makes of a KeyboardInterrupt may be anything
+        if not guard.was_interrupted():
+            raise
+        guard.leave_interrupted()
+    command()
+
 
 if __name__ == "__main__":
     main()

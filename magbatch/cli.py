@@ -11,12 +11,13 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import magbatch
+from magbatch import guard
 
 if TYPE_CHECKING:
     from magbatch.job.run import Outcome
@@ -50,12 +51,12 @@ def _errors(as_json: bool) -> Iterator[None]:
     """A job's error is one clear message and its exit code."""
     from magbatch.errors import InterruptedJobError, JobError
 
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # a platform's SIGTERM is as a person's Ctrl-C
+    before = signal.signal(signal.SIGTERM, guard.interrupt)  # a platform's SIGTERM is as a person's Ctrl-C
     try:
         try:
             yield
         except KeyboardInterrupt as interrupt:
-            raise InterruptedJobError("interrupted; what was committed stays") from interrupt
+            raise InterruptedJobError(guard.LEFT) from interrupt
     except JobError as error:
         if as_json:
             print(
@@ -134,12 +135,20 @@ def run(spec: SpecPath, overrides: Overrides = None, limit: Limit = None, json: 
         # A stderr of our own: what Ray and native code say on the shared one stays off the progress line.
         with os.fdopen(os.dup(2), "w") as stderr:
             outcome = run_job(load(spec, overrides), Console(file=stderr), limit)
+    code = _known(too_many_failed=outcome.too_many_failed)
     output = outcome.report["output"]
     if json:
         _print_json(outcome.report | {"already_complete": outcome.already, "results": f"{output}/results/*.parquet"})
-        raise typer.Exit(1 if outcome.too_many_failed else 0)
-    _print_outcome(outcome)
-    raise typer.Exit(1 if outcome.too_many_failed else 0)
+    else:
+        _print_outcome(outcome)
+    raise typer.Exit(code)
+
+
+def _known(*, too_many_failed: bool) -> int:
+    """The exit code of a job that is complete: nothing that happens while this is told changes it."""
+    code = 1 if too_many_failed else 0
+    guard.announce(code)
+    return code
 
 
 def _print_outcome(outcome: "Outcome") -> None:
@@ -427,9 +436,10 @@ def retry(
         else:
             print(f"{output}: {'the unfinished retry is dropped' if found else 'no retry is unfinished'}")
         return
+    code = _known(too_many_failed=outcome.too_many_failed)
     if json:
         _print_json(asdict(outcome) | {"output": place, "results": f"{place}/results/*.parquet"})
-        raise typer.Exit(1 if outcome.too_many_failed else 0)
+        raise typer.Exit(code)
     if outcome.whole_files:
         print(f"{outcome.whole_files:,} dead letters are whole files that could not be read when the job was planned:")
         print("  no retry reads those; run the mended files as a job of their own")
@@ -438,8 +448,8 @@ def retry(
         return
     again = outcome.rows - outcome.answered
     print(f"{outcome.job}: {outcome.rows:,} rows retried: {outcome.answered:,} answered, {again:,} as before")
-    for code, count in sorted(outcome.failed.items()):
-        print(f"  failed again: {code} {count:,}")
+    for kind, count in sorted(outcome.failed.items()):
+        print(f"  failed again: {kind} {count:,}")
     if outcome.truncated:
         print(f"  truncated again: {outcome.truncated:,}")
     print(f"  the job now: {outcome.totals.answered:,} rows answered, {outcome.totals.failed:,} failed")
@@ -447,7 +457,7 @@ def retry(
     if outcome.too_many_failed:
         print("More rows failed than limits.max_failed_rows allows.", file=sys.stderr)
     print(f"Next: magbatch verify {_shown_path(place)}")
-    raise typer.Exit(1 if outcome.too_many_failed else 0)
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -642,10 +652,10 @@ def schedule_tick(spec: SpecPath, at: At = None, overrides: Overrides = None, js
         loaded = load(spec, overrides)
         with os.fdopen(os.dup(2), "w") as stderr:
             outcomes = run_tick(loaded, chosen(loaded, at), Console(file=stderr))
-    too_many = any(one.too_many_failed for one in outcomes)
+    code = _known(too_many_failed=any(one.too_many_failed for one in outcomes))
     if json:
         _print_json({"job": loaded.name, "ticks": [one.to_dict() for one in outcomes]})
-        raise typer.Exit(1 if too_many else 0)
+        raise typer.Exit(code)
     for one in outcomes:
         count = f"{one.files:,} file{'' if one.files == 1 else 's'}"
         said = "no new files" if one.state == "empty" else f"{count} into {_shown_path(one.output)}"
@@ -656,7 +666,7 @@ def schedule_tick(spec: SpecPath, at: At = None, overrides: Overrides = None, js
             print("More rows failed than limits.max_failed_rows allowed then.", file=sys.stderr)
     if outcomes[-1].outcome is None:
         print(f"Next: magbatch schedule list {os.path.dirname(spec) or '.'}")
-    raise typer.Exit(1 if too_many else 0)
+    raise typer.Exit(code)
 
 
 @schedule.command("list")
@@ -705,18 +715,31 @@ def _options(
 
 
 def main() -> None:
-    """Entry point of the `magbatch` command."""
-    code: str | int | None = 0
-    try:
-        app()
-    except SystemExit as end:
-        code = end.code
-    except Exception:  # noqa: BLE001 - a defect: its exit code must be none of those that say how a job ended
-        traceback.print_exc()
-        code = CRASHED
+    """Run the command in this process, and end it."""
+    code = _exit_code()
+    if guard.was_interrupted() and code not in {0, guard.INTERRUPTED}:  # whatever a library made of the interrupt
+        guard.leave_interrupted()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # nobody reads any more
+            stream.flush()
+    guard.announce(code)
     # Not through the interpreter's teardown: native thread pools can abort there ("terminate called without
     # an active exception", seen after a complete job), and a finished command would end with the wrong code.
     atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code if isinstance(code, int) else 0 if code is None else 1)
+    os._exit(code)
+
+
+def _exit_code() -> int:
+    """Run the command; what it ends with is one of the codes above, whatever it raises."""
+    try:
+        app()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+        return code if 0 <= code <= CRASHED else CRASHED
+    except KeyboardInterrupt:
+        guard.leave_interrupted()
+    except Exception:  # noqa: BLE001 - a defect: its exit code must be none of those that say how a job ended
+        if not guard.was_interrupted():
+            traceback.print_exc()
+        return CRASHED
+    return 0

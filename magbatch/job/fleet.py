@@ -10,7 +10,6 @@ import math
 import os
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,6 +22,8 @@ os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 # Ray Data's own actor arguments make Ray's core print an error for every job (ray issue 53727).
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+# Ray would wait for 30 s, deaf, where SIGTERM comes while it starts: for services that drain, of which there are none.
+os.environ.setdefault("RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", "0")
 
 import numpy as np
 import psutil
@@ -30,12 +31,14 @@ import ray
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 
 import magbatch
+from magbatch import guard
 from magbatch.capture import STDERR, STDOUT, captured
-from magbatch.errors import ClusterError, SpecError
+from magbatch.errors import ClusterError, InterruptedJobError, JobError, SpecError
 from magbatch.job.board import Snapshot, Watch
 from magbatch.job.lease import Hold
 from magbatch.job.plan import Plan
 from magbatch.job.prepare import Job
+from magbatch.job.vital import Vital
 from magbatch.spec import JobSpec
 
 SHUTDOWN_GRACE_S = 10.0
@@ -77,10 +80,27 @@ def run_fleet(
     stop = threading.Event()
     # What Ray prints of its own accord (retries, lost workers) is in its log files; the progress line says
     # what a user needs. The signals are set twice, since Ray installs handlers of its own when it starts.
-    with captured(STDOUT, STDERR, replay=False), _signals(stop), _cluster(job.spec), _signals(stop):
-        from magbatch.job.supervise import supervise
+    try:
+        with (
+            captured(STDOUT, STDERR, replay=False),
+            _signals(stop, in_seconds=True),
+            _cluster(job.spec) as vital,
+            _signals(stop),
+        ):
+            if not stop.is_set():
+                from magbatch.job.supervise import supervise
 
-        return supervise(job, plan, done, watch, stop, hold, doubtful=doubtful, silence=silence)
+                try:
+                    last = supervise(job, plan, done, watch, stop, hold, vital, doubtful=doubtful, silence=silence)
+                except JobError as error:
+                    if (why := vital.broken()) is not None:  # of which the error is one of many consequences
+                        raise ClusterError(why) from error
+                    raise
+    except SystemExit as end:  # by a handler of Ray's, which has codes of its own; or by a second Ctrl-C
+        raise InterruptedJobError(guard.LEFT) from end
+    if stop.is_set():  # while Ray started, or ended
+        raise InterruptedJobError(guard.LEFT)
+    return last
 
 
 def _knock(address: str) -> None:
@@ -103,8 +123,11 @@ def _importing(module: str) -> Iterator[None]:
 
 
 @contextmanager
-def _cluster(spec: JobSpec) -> Iterator[None]:
+def _cluster(spec: JobSpec) -> Iterator[Vital]:
     """The cluster of RAY_ADDRESS, or a local Ray that ends with this block, with all its processes.
+
+    Yields:
+        What watches the processes that a local Ray cannot do without.
 
     Raises:
         ClusterError: It cannot be reached.
@@ -145,13 +168,17 @@ def _cluster(spec: JobSpec) -> Iterator[None]:
     except Exception as error:  # Ray raises a bare one when a node is slow to start
         where = f"RAY_ADDRESS={address}" if address else "a local Ray"
         raise ClusterError(f"{where} cannot be used: {error}") from error
+    vital = Vital(() if address else set(mine.children()) - before)
     try:
-        yield
+        with vital.watched():
+            yield vital
     finally:
         started = set(mine.children(recursive=True)) - before
-        ray.shutdown()
+        broken = vital.broken() is not None
+        if not broken:  # else it would wait for what is gone
+            ray.shutdown()
         # Ray does not wait for its workers, nor they for their engines: none may outlive the command.
-        _, left = psutil.wait_procs(started, timeout=SHUTDOWN_GRACE_S)
+        _, left = psutil.wait_procs(started, timeout=0.0 if broken else SHUTDOWN_GRACE_S)
         for process in left:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -159,14 +186,19 @@ def _cluster(spec: JobSpec) -> Iterator[None]:
 
 
 class _signals:
-    """Turns SIGINT and SIGTERM into an event; a second SIGINT ends at once."""
+    """Turns what asks the run to end into an event; a second SIGINT ends it at once.
 
-    def __init__(self, stop: threading.Event) -> None:
-        self._stop = stop
+    Args:
+        stop: The event.
+        in_seconds: Nothing is to be committed: the keeper ends the command if it does not end by itself.
+    """
+
+    def __init__(self, stop: threading.Event, *, in_seconds: bool = False) -> None:
+        self._stop, self._in_seconds = stop, in_seconds
         self._old: dict[int, Any] = {}
 
     def __enter__(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, guard.STOP):
             self._old[number] = signal.signal(number, self._handle)
 
     def __exit__(self, *_: object) -> None:
@@ -175,5 +207,7 @@ class _signals:
 
     def _handle(self, number: int, _: Any) -> None:
         if self._stop.is_set() and number == signal.SIGINT:
-            sys.exit(3)
+            guard.end_at_once()
         self._stop.set()
+        if self._in_seconds:
+            guard.explain(guard.LEFT)

@@ -5,7 +5,6 @@ row's fate hangs on it: what is done is in the objects.
 """
 
 import json
-import os
 import socket
 import threading
 import time
@@ -16,6 +15,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from magbatch import guard
 from magbatch.errors import LeaseError, StorageError
 from magbatch.job.board import State
 from magbatch.job.progress import JobProgress, Point, Spent
@@ -80,7 +80,7 @@ def record(progress: JobProgress, *, running: bool) -> dict[str, Any]:
         "running": running,
         "at": time.time(),
         "host": socket.gethostname(),
-        "pid": os.getpid(),
+        "pid": guard.command_pid(),
         "started": standing.started,
         "planned": standing.planned,
         "done": standing.done,

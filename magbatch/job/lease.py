@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from magbatch import guard
 from magbatch.errors import LeaseError, OutputError, StorageError
 from magbatch.storage import Store, open_store
 from magbatch.storage.patience import PatientStore, patiently
@@ -115,7 +116,7 @@ class Lease:
         self._say = say
         self._patience_s = max(patience_s, EXPIRY_S)
         self.inherited = False
-        pid = os.getpid()
+        pid = guard.command_pid()
         self._record: dict[str, Any] = {
             "id": uuid.uuid4().hex,
             "host": socket.gethostname(),

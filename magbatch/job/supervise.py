@@ -34,6 +34,7 @@ from magbatch.job.pool import Pool, set_blocks_ahead
 from magbatch.job.prepare import Job, prepare
 from magbatch.job.reading import Deaths
 from magbatch.job.shares import Claim, Shares
+from magbatch.job.vital import Vital
 from magbatch.job.worker import Worker
 from magbatch.model import DEVICES_A_NODE, engine_args, facts, locate
 from magbatch.rows import Shard
@@ -65,6 +66,7 @@ def supervise(
     watch: Watch,
     stop: threading.Event,
     hold: Hold,
+    vital: Vital,
     *,
     doubtful: bool,
     silence: float | None = None,
@@ -78,6 +80,7 @@ def supervise(
         watch: Is shown the state a few times a second.
         stop: Is set to have the replicas commit what is finished, and end.
         hold: The run's lease.
+        vital: What a local Ray cannot do without.
         doubtful: Each shard is looked up in the ledger again when its turn comes.
         silence: Seconds without a report after which a replica is ended; None takes them from the spec.
 
@@ -114,6 +117,8 @@ def supervise(
     try:
         while thread.is_alive():
             thread.join(POLL_S)
+            if (why := vital.broken()) is not None:
+                raise ClusterError(why)
             snapshot: Snapshot = ray.get(board.snapshot.remote())
             watch(snapshot)
             pool.bound(rows - snapshot.done.rows, share.claim(snapshot) if share is not None else None)
@@ -135,11 +140,12 @@ def supervise(
     finally:
         if share is not None:
             share.end()
+        broken = vital.broken() is not None
         # Ray must not be shut down under Ray Data's running threads: that ends this process with a
         # segmentation fault now and then (seen, Ray 2.60).
-        if thread.is_alive():
+        if thread.is_alive() and not broken:
             pool.shutdown()
-        thread.join(END_GRACE_S)
+        thread.join(0.0 if broken else END_GRACE_S)
     last: Snapshot = ray.get(board.snapshot.remote())
     watch(last)
     if stop.is_set():
