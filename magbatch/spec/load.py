@@ -5,13 +5,13 @@ import os
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from magbatch.errors import SpecError
 from magbatch.spec.job import JobSpec
 from magbatch.spec.sections import is_remote
+from magbatch.spec.text import TextError, values
 
 
 def load(path: str, overrides: list[str] | None = None) -> JobSpec:
@@ -34,9 +34,9 @@ def load(path: str, overrides: list[str] | None = None) -> JobSpec:
 def parse(text: str, overrides: list[str] | None = None, origin: str = "spec") -> JobSpec:
     """The spec that a YAML text holds; raises as `load` does."""
     try:
-        data = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:  # a ValueError: what looks like a date and is none
-        raise SpecError(f"{origin}: not YAML: {error}") from error
+        data = values(text)
+    except TextError as error:
+        raise SpecError(f"{origin}: {error}") from error
     if not isinstance(data, dict):
         raise SpecError(f"{origin}: a spec is a mapping that begins with `name:`, not {type(data).__name__}")
     for item in overrides or []:
@@ -54,8 +54,8 @@ def _override(data: dict[str, Any], item: str) -> None:
         raise SpecError(f"--set {item}: write key.path=value, such as --set sampling.temperature=0")
     *path, last = key.split(".")
     try:
-        value = yaml.safe_load(raw)
-    except (yaml.YAMLError, ValueError) as error:
+        value = values(raw)
+    except TextError as error:
         raise SpecError(f"--set {item}: the value is not YAML; put text in quotes: {error}") from error
     node = data
     for name in path:

@@ -1,0 +1,64 @@
+"""A spec's text is values that say each thing once; every slip is one message that names its line."""
+
+import datetime as dt
+
+import pytest
+
+from magbatch.errors import SpecError
+from magbatch.spec import parse
+from magbatch.spec.text import TextError, values
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+MERGES = "a: &a {k: 1}\n" + "".join(
+    f"{name}: &{name} {{<<: [{', '.join([f'*{before}'] * 30)}], {name}: 1}}\n"
+    for before, name in zip("abcdef", "bcdefg", strict=True)
+)
+
+
+def test_plain_values_come_as_they_are() -> None:
+    text = 'b: [x, 1.5, null, "yes"]\nc: {d: 2026-11-30, "on": off}\nbase: &base {e: 1}\nmore: {<<: *base, f: 1:20:30.15}\n'
+    found = values(text)
+    assert found["c"] == {"d": dt.date(2026, 11, 30), "on": False}
+    assert found["more"]["e"] == 1
+    assert values("") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: 1\nb: 2\na: 3\n", "line 3: `a` is set twice, first in line 1"),
+        ("a: {b: 1, b: 1}", "line 1: `b` is set twice, first in line 1"),
+        ("a:\n  on: 1\n", 'line 2: the key on is no text to YAML; write "on" in quotes'),
+        ("2026: x", 'the key 2026 is no text to YAML; write "2026" in quotes'),
+        ("~: x", "the key ~ is no text"),
+        ("? [a]\n: x", "a key that is a list or a mapping"),
+        ("a: .inf", "line 1: .inf is no number that a spec can hold"),
+        ("a: [1, -.INF]", "-.INF is no number"),
+        ("a: .nan", ".nan is no number"),
+        ("a: 1.0e+999", "1.0e+999 is no number"),
+        ("a: &a {b: *a}", "line 1: an anchor that is used inside itself"),
+        ("a: &a [x, *a]", "an anchor that is used inside itself"),
+        (BOMB, "more than 50,000 values"),
+        (MERGES, "more than 50,000 values"),
+        ("[" * 2000 + "]" * 2000, "nested more than 100 levels deep"),
+        ("a: " + "[" * 101 + "]" * 101, "nested more than 100 levels deep"),
+        ("a: 2026-13-45", "not YAML: month must be in 1..12"),
+        ("a: [", "not YAML: while parsing"),
+        ("a: !!python/object/apply:os.system [ls]", "not YAML: could not determine a constructor"),
+        ("a: 1\n---\nb: 2", "not YAML: expected a single document"),
+        ("a: \x00", "not YAML: "),
+    ],
+)
+def test_what_a_spec_may_not_hold_is_named(text: str, said: str) -> None:
+    with pytest.raises(TextError) as caught:
+        values(text)
+    assert said in str(caught.value)
+
+
+def test_a_spec_says_the_same_with_its_name() -> None:
+    with pytest.raises(SpecError, match=r"job\.yaml: line 2: `name` is set twice"):
+        parse("name: a\nname: b\n", origin="job.yaml")
+    with pytest.raises(SpecError, match=r"--set limits=\{a: 1, a: 2\}: .*`a` is set twice"):
+        parse("name: a\n", ["limits={a: 1, a: 2}"])
