@@ -7,7 +7,9 @@ last, names the objects that count and makes the job complete.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+import math
+import time
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -25,7 +27,7 @@ from magbatch.job.audit import Audit, audit_unit, units
 from magbatch.job.parts import Part, Spool, read_columns, read_part, read_totals, row_groups, row_ids_of
 from magbatch.job.plan import Plan
 from magbatch.rows import ERRORS, RESULTS, SCHEMA_VERSION, PartName, errors_schema, new_attempt, results_schema
-from magbatch.spec import JobSpec, carried_columns, differences, parse
+from magbatch.spec import JobSpec, carried_columns, differences, is_remote, parse
 from magbatch.storage import Store, open_store
 from magbatch.storage.patience import PatientStore
 from magbatch.storage.s3 import NoBucketError
@@ -59,6 +61,7 @@ class Ledger:
     ) -> None:
         self.path = path.rstrip("/")
         self.refusals = 0
+        self._filled, self._listed_at = set[int](), -math.inf
 
         def wait(error: StorageError) -> None:
             self.refusals += 1
@@ -165,21 +168,57 @@ class Ledger:
         single = (part for part in self._listed(f"{kind}/") if part.span == 1)
         yield from merge(single, merged, key=attrgetter("shard"))
 
-    def _listed(self, prefix: str) -> Iterator[PartName]:
-        parts = (PartName.parse(item.name) for item in self.store.list(prefix))
+    def _listed(self, prefix: str, after: str = "") -> Iterator[PartName]:
+        parts = (PartName.parse(item.name) for item in self.store.list(prefix, after))
         return (part for part in parts if part is not None)
 
     def _units(self, plan: Plan) -> Iterator[tuple[range, list[PartName]]]:
         both = merge(*(self.parts(kind) for kind in (RESULTS, ERRORS)), key=attrgetter("shard"))
         return units(both, plan.num_shards)
 
-    def done_rows(self, shard: int) -> frozenset[str]:
+    def done_rows(self, shard: int, within_s: float = 0.0) -> frozenset[str]:
         """The ids of a shard's rows that are in a visible object.
+
+        Args:
+            shard: Its number.
+            within_s: Seconds that a listing may be old which shows no object of the shard at all.
 
         Raises:
             OutputError: An object is damaged.
         """
-        parts = [part for kind in (RESULTS, ERRORS) for part in self.parts(kind, shard)]
+        if within_s and not self._may_have_rows(shard, within_s):
+            return frozenset()
+        return self._rows_in(shard, [part for kind in (RESULTS, ERRORS) for part in self.parts(kind, shard)])
+
+    def look_up(self, shards: Collection[int]) -> Callable[[int], frozenset[str]]:
+        """As `done_rows`, for shards that lie close together: what lies between the first and the last is listed once.
+
+        Returns:
+            The ids of one of these shards' rows; its objects are read then.
+        """
+        found: dict[int, list[PartName]] = {shard: [] for shard in shards}
+        first, last = min(found, default=0), max(found, default=-1)
+        for kind in (RESULTS, ERRORS) if found else ():
+            for part in self._listed(PartName.prefix(kind)):
+                for shard in range(max(first, part.shards.start), min(last + 1, part.shards.stop)):
+                    found.get(shard, []).append(part)
+            for part in self._listed(f"{kind}/", PartName.prefix(kind, first)):
+                if part.span > 1 or part.shard > last:  # merged ones come after all others
+                    break
+                found.get(part.shard, []).append(part)
+        return lambda shard: self._rows_in(shard, found[shard])
+
+    def _may_have_rows(self, shard: int, within_s: float) -> bool:
+        """Whether a shard has objects, by a listing of a whole disk, which costs what a listing of one shard does."""
+        if is_remote(self.path):
+            return True
+        if time.monotonic() - self._listed_at > within_s:
+            began = time.monotonic()
+            self._filled = {shard for part in self.part_names() for shard in part.shards}
+            self._listed_at = began
+        return shard in self._filled
+
+    def _rows_in(self, shard: int, parts: list[PartName]) -> frozenset[str]:
         done = frozenset(row_id for part in parts for row_id in self._row_ids(part))
         if all(part.span == 1 for part in parts):
             return done

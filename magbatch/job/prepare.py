@@ -242,6 +242,7 @@ def prepare(
     ledger = Ledger(job.spec.output.path, patience_s, on_wait)
 
     def works() -> Iterator[ShardPrompts]:
+        done_rows = ledger.look_up(partly_done)  # what is committed later, the replica sees
         for together in read_together(shards):
             first, *others = [notes.begin(shard.index) for shard in together]
             struck = any(deaths.readers for deaths in (first, *others))
@@ -250,7 +251,7 @@ def prepare(
                 notes.end(shard.index)
             for number, shard in enumerate(together):
                 deaths = notes.begin(shard.index) if number else first
-                done = ledger.done_rows(shard.index) if shard.index in partly_done else frozenset[str]()
+                done = done_rows(shard.index) if shard.index in partly_done else frozenset[str]()
                 act = functools.partial(preparer, shard, done)
                 if deaths.readers:
                     act = functools.partial(preparer.one_by_one, shard, done, deaths, notes)

@@ -45,6 +45,7 @@ NOTICE_WAIT_S = 1.0  # a platform that ends a node may tell the engine before th
 SHARDS_AHEAD = 4  # of which the board is told before their turn; one of them is unpacked
 TICK_S = 0.25
 REPORT_INTERVAL_S = 1.0
+LISTING_S = 30.0  # that a listing of a disk may be old: a listing for each shard would be quadratic
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +167,10 @@ class Replica:
                         await entering.enter_async_context(self._turn)
                 done = frozenset[str]()
                 if not (first and untouched):  # now: a zombie may have committed of it a moment ago
-                    done = await asyncio.to_thread(self._ledger.done_rows, shard)
+                    within_s = (
+                        LISTING_S if first else 0.0
+                    )  # a first attempt has only replicas of earlier runs beside it
+                    done = await asyncio.to_thread(self._ledger.done_rows, shard, within_s)
                 attempt = self._attempt(work, done)
                 del work
                 left = await self._admit(attempt, strikes, mine)

@@ -58,8 +58,13 @@ class Store(Protocol):
         Two writes that must not happen are asked for. A store that takes one leaves `data` in the object.
         """
 
-    def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        """The objects whose name begins with prefix, in the order of their names; none where nothing is."""
+    def list(self, prefix: str, after: str = "") -> Iterator[ObjectInfo]:
+        """The objects whose name begins with prefix, in the order of their names; none where nothing is.
+
+        Args:
+            prefix: May end within a name.
+            after: Only names that come after this one, in the order of code points.
+        """
 
     def move(self, name: str, target: str) -> None:
         """Rename an object; one that is gone already is no error."""

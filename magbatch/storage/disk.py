@@ -20,6 +20,9 @@ _PASSING_ERRNO = frozenset(
 # Network disks and mounted buckets that know no hard links.
 _NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 
+# Disks that cannot, and folders that may be written and not read.
+_NO_FOLDER_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES, errno.EBADF})
+
 
 @contextmanager
 def local_errors(path: str, *, writing: bool = False) -> Iterator[None]:
@@ -60,6 +63,7 @@ class LocalStore:
         path = self._path(name)
         with local_errors(path, writing=True), self._draft(path, data) as draft:
             os.rename(draft, path)
+            _sync_folder(os.path.dirname(path))
 
     def create(self, name: str, data: bytes) -> bool:
         """See `Store.create`."""
@@ -71,6 +75,7 @@ class LocalStore:
                 with suppress(FileNotFoundError):
                     return self.read(name) == data  # a network disk that lost its answer meets its own first link
                 return False
+            _sync_folder(os.path.dirname(path))
         return True
 
     def replace(self, name: str, data: bytes, old: bytes) -> bool:
@@ -115,20 +120,31 @@ class LocalStore:
             with suppress(OSError):
                 os.unlink(draft)
 
-    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+    def list(self, prefix: str, after: str = "") -> Iterator[ObjectInfo]:
         """See `Store.list`."""
-        folder = self._path(prefix.rpartition("/")[0])
-        with local_errors(folder):
-            paths = (os.path.join(where, name) for where, _, files in walk(folder) for name in files)
-            names = (os.path.relpath(path, self.root) for path in paths)
-            for name in sorted(name for name in names if name.startswith(prefix)):
-                if name.startswith(DRAFTS) and not prefix.startswith(DRAFTS):
-                    continue
+        folder, slash, _ = prefix.rpartition("/")
+        with local_errors(self._path(folder)):
+            names = self._names(folder + slash, prefix)
+            for name in sorted(name for name in names if name > after):
                 try:
                     stat = os.stat(self._path(name))
                 except FileNotFoundError:  # moved since the folder was read
                     continue
                 yield ObjectInfo(name, stat.st_size, str(stat.st_mtime_ns))
+
+    def _names(self, base: str, prefix: str) -> Iterator[str]:
+        """Names of files that begin with a prefix, below the folder `base` (empty, or with a slash at its end)."""
+        try:
+            with os.scandir(self._path(base)) as entries:
+                found = ((f"{base}{entry.name}", entry) for entry in entries)
+                wanted = [(name, entry.is_dir()) for name, entry in found if name.startswith(prefix)]
+        except FileNotFoundError:
+            return
+        for name, is_folder in wanted:
+            if not is_folder:
+                yield name
+            elif f"{name}/" != DRAFTS or prefix.startswith(DRAFTS):
+                yield from self._names(f"{name}/", prefix)
 
     def move(self, name: str, target: str) -> None:
         """See `Store.move`."""
@@ -138,6 +154,8 @@ class LocalStore:
                 os.rename(self._path(name), self._path(target))
             except FileNotFoundError:
                 return
+            _sync_folder(os.path.dirname(self._path(target)))
+            _sync_folder(os.path.dirname(self._path(name)))
 
     def delete(self, name: str) -> None:
         """See `Store.delete`."""
@@ -145,11 +163,30 @@ class LocalStore:
             Path(self._path(name)).unlink(missing_ok=True)
 
 
+def _sync_folder(path: str) -> None:
+    """Make the names in a folder outlive a power cut, as their files do: a manifest must not outlive what it names."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC:
+            raise
+
+
 def _make_folder(path: str) -> None:
     """Make a folder and those above it; one that goes away meanwhile is made again."""
     for _ in range(FOLDER_TRIES):
+        missing, above = list[str](), path
+        while above and not os.path.lexists(above):
+            missing.append(above)
+            above = os.path.dirname(above)
         try:
             os.makedirs(path, exist_ok=True)
+            for folder in missing:
+                _sync_folder(os.path.dirname(folder) or ".")
             return
         except FileNotFoundError as error:
             gone = error
@@ -166,13 +203,3 @@ def _give_name(draft: str, path: str) -> None:
         # The name first, then the content: who reads between the two meets an empty file.
         with open(path, "xb"):
             os.rename(draft, path)
-
-
-def walk(folder: str) -> Iterator[tuple[str, list[str], list[str]]]:
-    """os.walk, but a folder that cannot be read is an error: its rows would look as if they were not done."""
-
-    def refuse(error: OSError) -> None:
-        if not isinstance(error, FileNotFoundError):
-            raise error
-
-    return os.walk(folder, onerror=refuse, followlinks=True)

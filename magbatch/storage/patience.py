@@ -1,7 +1,7 @@
 """Storage that refuses for a while is waited out."""
 
 from collections.abc import Callable, Iterator
-from itertools import dropwhile, islice
+from itertools import islice
 from typing import TypeVar
 
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
@@ -53,15 +53,15 @@ class PatientStore:
         """See `Store.keeps_conditions`."""
         return self._try(lambda: self._store.keeps_conditions(name, data))
 
-    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+    def list(self, prefix: str, after: str = "") -> Iterator[ObjectInfo]:
         """See `Store.list`. A listing that breaks off goes on after the last name that was given."""
-        last = ""
+        last = after
         items: Iterator[ObjectInfo] | None = None
 
         def page() -> list[ObjectInfo]:
             nonlocal items
             if items is None:
-                items = dropwhile(lambda item: item.name <= last, self._store.list(prefix))
+                items = self._store.list(prefix, last)
             try:
                 return list(islice(items, LIST_PAGE))
             except StorageError:

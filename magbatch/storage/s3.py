@@ -256,11 +256,12 @@ class S3Store:
                 return True
         return False
 
-    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+    def list(self, prefix: str, after: str = "") -> Iterator[ObjectInfo]:
         """See `Store.list`."""
+        begin = {"StartAfter": self._prefix + after} if after else {}
         with s3_errors(self._where(prefix), self._client):
             pages = self._client().get_paginator("list_objects_v2")
-            for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix + prefix):
+            for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix + prefix, **begin):  # type: ignore[arg-type]
                 for item in page.get("Contents", []):
                     yield ObjectInfo(item["Key"][len(self._prefix) :], item["Size"], item["ETag"].strip('"'))
 

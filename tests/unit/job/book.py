@@ -220,8 +220,8 @@ class Breaking:
     def read(self, name: str) -> bytes:
         return self.store.read(name)
 
-    def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        return self.store.list(prefix)
+    def list(self, prefix: str, after: str = "") -> Iterator[ObjectInfo]:
+        return self.store.list(prefix, after)
 
     def write(self, name: str, data: bytes) -> None:
         self._change(self.store.write, None, name, data)

@@ -189,8 +189,8 @@ class Late:
     def __init__(self, store: Store, late: int) -> None:
         self.store, self.root, self.left = store, store.root, late
 
-    def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        items = list(self.store.list(prefix))
+    def list(self, prefix: str, after: str = "") -> Iterator[ObjectInfo]:
+        items = list(self.store.list(prefix, after))
         if prefix == f"{RESULTS}/":
             self.left -= 1
             items = items[:-1] if self.left == 0 else items

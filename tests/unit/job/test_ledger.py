@@ -23,6 +23,7 @@ from magbatch.rows import (
     results_schema,
 )
 from magbatch.spec import JobSpec
+from magbatch.storage import open_store
 from magbatch.totals import Totals
 
 
@@ -52,6 +53,55 @@ def test_what_is_done_is_what_is_in_an_object(either_book: Book) -> None:
     book.answered(1, 2, 3)  # another attempt, which did row 2 again
     assert book.ledger.done_rows(1) == {book.ids[1][row] for row in (0, 2, 3)}
     assert book.ledger.done_counts(book.plan).tolist() == [0, 3, 1]
+
+
+def test_several_shards_are_looked_up_by_one_listing_of_each_kind(
+    either_book: Book, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A resume of many shards would list a whole folder for each of them."""
+    book = either_book
+    book.answered(0, 1)
+    book.answered(1, 2)
+    book.failed(1, 0)
+    book.answered(2, 1, 3)
+    store = type(open_store(book.job.output))
+    real, listed = store.list, list[str]()
+
+    def noted(self: Any, prefix: str, after: str = "") -> Any:
+        listed.append(prefix)
+        return real(self, prefix, after)
+
+    monkeypatch.setattr(store, "list", noted)
+    for shards in ({0, 1, 2}, {1, 2}, {1}, {0, 2}):
+        done_rows = book.ledger.look_up(shards)
+        found = {shard: done_rows(shard) for shard in shards}
+        assert sorted(listed) == ["errors/", "errors/r", "results/", "results/r"]
+        listed.clear()
+        assert found == {shard: book.ledger.done_rows(shard) for shard in shards}
+        listed.clear()
+    book.ledger.look_up(())
+    assert listed == []
+
+
+def test_a_replica_on_a_disk_lists_it_now_and_then_not_for_each_shard(
+    book: Book, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    book.answered(1, 2)
+    store = type(open_store(book.job.output))
+    real, listed = store.list, list[str]()
+
+    def noted(self: Any, prefix: str, after: str = "") -> Any:
+        listed.append(prefix)
+        return real(self, prefix, after)
+
+    monkeypatch.setattr(store, "list", noted)
+    assert [len(book.ledger.done_rows(0, within_s=60)) for _ in range(10)] == [0] * 10
+    assert len(listed) == 4
+    assert book.ledger.done_rows(1, within_s=60) == {book.ids[1][2]}
+    book.answered(0, 1)
+    assert book.ledger.done_rows(0, within_s=60) == frozenset(), "as it was a moment ago"
+    assert book.ledger.done_rows(0) == {book.ids[0][1]}
+    assert book.ledger.done_rows(0, within_s=1e-9) == {book.ids[0][1]}
 
 
 def test_the_sums_of_what_is_done_come_from_the_footers(either_book: Book) -> None:

@@ -38,8 +38,8 @@ class Moody(LocalStore):
         self._refuse()
         return super().create(name, data)
 
-    def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        for number, item in enumerate(super().list(prefix)):
+    def list(self, prefix: str, after: str = "") -> Iterator[ObjectInfo]:
+        for number, item in enumerate(super().list(prefix, after)):
             if number == 3:
                 self._refuse()
             yield item

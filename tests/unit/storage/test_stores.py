@@ -4,6 +4,7 @@ import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -64,6 +65,72 @@ def test_a_prefix_may_end_within_a_name_and_reaches_below_folders(root: str) -> 
     ]
     assert names(root, "") == [*names(root, "results/"), "top"]
     assert names(root, "none/") == []
+
+
+def test_a_listing_begins_after_a_name(root: str) -> None:
+    store = open_store(root)
+    for name in ("results/a", "results/b/c", "results/ü", "results/Z", "results-more/x"):
+        store.write(name, b"x")
+    for after, found in (
+        ("", ["Z", "a", "b/c", "ü"]),
+        ("results/a", ["b/c", "ü"]),
+        ("results/aa", ["b/c", "ü"]),
+        ("results/b/c", ["ü"]),
+        ("results/ü", []),
+        ("zzz", []),
+    ):
+        assert [item.name.removeprefix("results/") for item in store.list("results/", after)] == found, after
+
+
+def test_a_listing_of_a_disk_enters_only_what_it_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(str(tmp_path))
+    for name in ("results/1-a", "results/2/x", "errors/1", "_magbatch/spec.yaml", "_magbatch/retries/0/results/1-a"):
+        store.write(name, b"x")
+    entered: list[str] = []
+    real = os.scandir
+
+    def noted(path: str) -> Any:
+        entered.append(os.path.relpath(path, tmp_path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", noted)
+    for prefix, found, folders in (
+        ("results/1-", ["results/1-a"], ["results"]),
+        ("results/", ["results/1-a", "results/2/x"], ["results", "results/2"]),
+        ("_magbatch/s", ["_magbatch/spec.yaml"], ["_magbatch"]),
+        ("err", ["errors/1"], [".", "errors"]),
+    ):
+        entered.clear()
+        assert names(str(tmp_path), prefix) == found
+        assert sorted(entered) == folders
+
+
+def test_what_a_disk_was_given_outlives_a_power_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each name is on the disk before the call comes back: its folder is synced, and those above it that are new."""
+    synced: dict[str, list[str]] = {}
+    real = os.fsync
+
+    def noted(handle: int) -> None:
+        path = os.readlink(f"/proc/self/fd/{handle}")
+        if os.path.isdir(path):
+            synced[os.path.relpath(path, tmp_path)] = sorted(os.listdir(path))
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    store = open_store(str(tmp_path / "new/out"))
+    store.write("results/a", b"a")
+    assert synced["new/out/results"] == ["a"]
+    assert "out" in synced["new"]
+    assert "new" in synced["."]
+    assert "results" in synced["new/out"]
+    synced.clear()
+    assert store.create("results/b", b"b")
+    assert synced == {"new/out/results": ["a", "b"]}
+    assert store.replace("results/b", b"c", b"b")
+    synced.clear()
+    store.move("results/b", "old/b")
+    assert synced["new/out/old"] == ["b"]
+    assert "b" not in synced["new/out/results"]
 
 
 def test_a_listing_goes_on_past_one_page_of_the_server(s3: str) -> None:
