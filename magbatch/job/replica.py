@@ -167,9 +167,7 @@ class Replica:
                         await entering.enter_async_context(self._turn)
                 done = frozenset[str]()
                 if not (first and untouched):  # now: a zombie may have committed of it a moment ago
-                    within_s = (
-                        LISTING_S if first else 0.0
-                    )  # a first attempt has only replicas of earlier runs beside it
+                    within_s = LISTING_S if first else 0.0  # beside a first attempt there are only earlier runs
                     done = await asyncio.to_thread(self._ledger.done_rows, shard, within_s)
                 attempt = self._attempt(work, done)
                 del work
