@@ -176,17 +176,18 @@ class Ledger:
         both = merge(*(self.parts(kind) for kind in (RESULTS, ERRORS)), key=attrgetter("shard"))
         return units(both, plan.num_shards)
 
-    def done_rows(self, shard: int, within_s: float = 0.0) -> frozenset[str]:
+    def done_rows(self, shard: int, quiet_since: float = math.inf) -> frozenset[str]:
         """The ids of a shard's rows that are in a visible object.
 
         Args:
             shard: Its number.
-            within_s: Seconds that a listing may be old which shows no object of the shard at all.
+            quiet_since: When the last object of the shard can have come, by the monotonic clock (seconds): one listing
+                that was made later tells of all such shards which of them have no object at all.
 
         Raises:
             OutputError: An object is damaged.
         """
-        if within_s and not self._may_have_rows(shard, within_s):
+        if not self._may_have_rows(shard, quiet_since):
             return frozenset()
         return self._rows_in(shard, [part for kind in (RESULTS, ERRORS) for part in self.parts(kind, shard)])
 
@@ -208,14 +209,14 @@ class Ledger:
                 found.get(part.shard, []).append(part)
         return lambda shard: self._rows_in(shard, found[shard])
 
-    def _may_have_rows(self, shard: int, within_s: float) -> bool:
+    def _may_have_rows(self, shard: int, quiet_since: float) -> bool:
         """Whether a shard has objects, by a listing of a whole disk, which costs what a listing of one shard does."""
-        if is_remote(self.path):
+        now = time.monotonic()
+        if is_remote(self.path) or now <= quiet_since:
             return True
-        if time.monotonic() - self._listed_at > within_s:
-            began = time.monotonic()
+        if self._listed_at <= quiet_since:
             self._filled = {shard for part in self.part_names() for shard in part.shards}
-            self._listed_at = began
+            self._listed_at = now
         return shard in self._filled
 
     def _rows_in(self, shard: int, parts: list[PartName]) -> frozenset[str]:

@@ -7,6 +7,7 @@ they finish: none waits for a slower neighbour.
 
 import asyncio
 import functools
+import math
 import threading
 import time
 import traceback
@@ -45,7 +46,7 @@ NOTICE_WAIT_S = 1.0  # a platform that ends a node may tell the engine before th
 SHARDS_AHEAD = 4  # of which the board is told before their turn; one of them is unpacked
 TICK_S = 0.25
 REPORT_INTERVAL_S = 1.0
-LISTING_S = 30.0  # that a listing of a disk may be old: a listing for each shard would be quadratic
+ZOMBIES_S = 2 * EXPIRY_S  # a replica of a run that was taken over begins commits for EXPIRY_S at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +126,8 @@ class Replica:
         self._refusal: str | None = None
         self._refused: deque[None] = deque()  # one for each refusal, from the threads of commits
         self._ledger = Ledger(job.spec.output.path, job.spec.output.patience_s, self._note_refusal)
+        # A commit that a zombie has begun may be refused for as long as its patience lasts.
+        self._zombies_until = time.monotonic() + ZOMBIES_S + job.spec.output.patience_s
         self._in_flight = InFlight(limits.row_timeout_s)
         self._slots, self._samples = slots, job.spec.sampling.n
         self._preemptions = 0  # of the engine, as far as they are reported
@@ -167,8 +170,8 @@ class Replica:
                         await entering.enter_async_context(self._turn)
                 done = frozenset[str]()
                 if not (first and untouched):  # now: a zombie may have committed of it a moment ago
-                    within_s = LISTING_S if first else 0.0  # beside a first attempt there are only earlier runs
-                    done = await asyncio.to_thread(self._ledger.done_rows, shard, within_s)
+                    quiet_since = self._zombies_until if first else math.inf
+                    done = await asyncio.to_thread(self._ledger.done_rows, shard, quiet_since)
                 attempt = self._attempt(work, done)
                 del work
                 left = await self._admit(attempt, strikes, mine)

@@ -114,7 +114,7 @@ def test_a_merged_job_is_seen_as_done_by_whoever_asks(book: Book) -> None:
         assert book.ledger.done_counts(book.plan).tolist() == [3] * 8
         for shard, ids in enumerate(book.ids):
             assert book.ledger.done_rows(shard) == set(ids)
-            assert book.ledger.done_rows(shard, within_s=60) == set(ids)
+            assert book.ledger.done_rows(shard, quiet_since=0.0) == set(ids)
             assert book.ledger.look_up({shard, 3})(shard) == set(ids)
     (errors,) = parts(book, ERRORS)
     book.ledger.store.delete(str(errors))
