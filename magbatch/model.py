@@ -1,7 +1,8 @@
-"""Where a model's files come from, and what they say about the model.
+"""Where a model's files come from, which version of them a job has, and what they say about the model.
 
 The reading steps need only the tokenizer and the configuration; an engine needs the weights too.
-Each node fetches either at most once.
+Each node fetches either at most once. A job has one version of both: a plan resolves it, and every
+node takes that one or none.
 """
 
 import json
@@ -16,14 +17,18 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from magbatch.errors import ModelError
+from magbatch.errors import ModelError, RowError
 from magbatch.spec import JobSpec, ModelSpec
+from magbatch.storage import open_store
+from magbatch.storage.input_file import DiskFile
 from magbatch.storage.inputs import fetch_prefix
+from magbatch.storage.s3 import NoBucketError
 
 SMALL_FILES = ("params.json", "tekken.json", "SYSTEM_PROMPT.txt")
 _SMALL = re.compile(r"(params\.json|tekken\.json|SYSTEM_PROMPT\.txt)")
 # Mistral's own format; the same weights in Hugging Face's format are left where they are.
 _ALL = re.compile(r"(params\.json|tekken\.json|SYSTEM_PROMPT\.txt|consolidated.*\.(safetensors|json))")
+_SUMMED = "sha256:"  # what the revision of files that have none of their own begins with
 
 # What is wrong with a first answer, and the second one, stand behind the first.
 SECOND_ANSWER_TOKENS = 2048
@@ -54,18 +59,46 @@ def _only_one(path: Path) -> Iterator[None]:
         yield
 
 
+def resolve(model: ModelSpec) -> str:
+    """The version of a model's files as they are now, by which `locate` gives the same ones on every node.
+
+    Args:
+        model: The spec's model part.
+
+    Returns:
+        A hub model's commit; of other sources `sha256:` and checksums of the small files and of the weights: of names
+        and ETags in object storage, of names and contents in a directory (of large files, of parts).
+
+    Raises:
+        ModelError: As `locate`; or the spec names a revision that its source does not have.
+        StorageError: Object storage refuses.
+    """
+    path = locate(model, weights=False)
+    if _is_hub(model.source):
+        return path.name  # the hub's own cache has a folder for each commit
+    found = _s3_version(model.source) if model.source.startswith("s3://") else _local_version(model.source, path)
+    if found is None:
+        raise ModelError(f"model.source {model.source}: its files are gone")
+    if model.revision not in (None, found):
+        raise ModelError(
+            f"model.revision {model.revision}: {model.source} is {found}; only models of the hub have others"
+        )
+    return found
+
+
 def locate(model: ModelSpec, *, weights: bool) -> Path:
     """A local directory with the model's files, fetched at most once per node.
 
     Args:
-        model: The spec's model part.
+        model: The spec's model part; its revision may be one that `resolve` gave.
         weights: Whether the weights are needed, or the tokenizer and configuration alone.
 
     Raises:
-        ModelError: The source is not there, or is no checkpoint in Mistral's format.
+        ModelError: The source is not there, has another version, or is no checkpoint in Mistral's format.
         StorageError: Object storage refuses.
     """
     source = model.source
+    frozen = model.revision if model.revision and model.revision.startswith(_SUMMED) else None
     if source == "builtin:tiny":
         from magbatch.tiny.checkpoint import ensure
 
@@ -73,7 +106,7 @@ def locate(model: ModelSpec, *, weights: bool) -> Path:
     elif source.startswith("builtin:"):
         raise ModelError(f"model.source {source}: the built-in model is builtin:tiny")
     elif source.startswith("s3://"):
-        path = _from_s3(source, weights)
+        path = _from_s3(source, frozen, weights)
     elif os.path.isabs(source):
         path = Path(source)
         if not path.is_dir():
@@ -81,7 +114,62 @@ def locate(model: ModelSpec, *, weights: bool) -> Path:
     else:
         path = _from_hub(source, model.revision, weights)
     _check(source, path)
+    if frozen is not None and not source.startswith("s3://"):
+        _must_be(source, frozen, _local_version(source, path), weights=weights)
     return path
+
+
+def _is_hub(source: str) -> bool:
+    return not source.startswith(("builtin:", "s3://")) and not os.path.isabs(source)
+
+
+def _must_be(source: str, frozen: str, found: str | None, *, weights: bool) -> None:
+    """Where the weights are not needed, they need not be there."""
+    if found == frozen or (found is not None and not weights and found.partition("-")[0] == frozen.partition("-")[0]):
+        return
+    raise ModelError(
+        f"model.source {source}: its files are not those that the job was planned with ({frozen} then, {found} now); "
+        "bring those back, or run the spec into a new output"
+    )
+
+
+def _version(marks: dict[str, str]) -> str:
+    """The version of a checkpoint.
+
+    Args:
+        marks: For each file by its name what changes when its content does.
+    """
+
+    def summed(of_weights: bool) -> str:
+        chosen = sorted(item for item in marks.items() if (_SMALL.fullmatch(item[0]) is None) == of_weights)
+        return sha256(json.dumps(chosen).encode()).hexdigest()[:16]
+
+    return f"{_SUMMED}{summed(False)}-{summed(True)}"
+
+
+def _local_version(source: str, path: Path) -> str:
+    marks = {}
+    try:
+        for file in path.iterdir():
+            if _SMALL.fullmatch(file.name):
+                marks[file.name] = sha256(file.read_bytes()).hexdigest()
+            elif _ALL.fullmatch(file.name):
+                found = file.stat()
+                with DiskFile(str(file), found.st_size, str(found.st_mtime_ns)) as weights:
+                    marks[file.name] = f"{found.st_size} {weights.digest}"
+    except (OSError, RowError) as error:
+        raise ModelError(f"model.source {source}: {error}") from error
+    return _version(marks)
+
+
+def _s3_version(source: str) -> str | None:
+    """None where there are no files."""
+    try:
+        found = list(open_store(source).list(""))
+    except NoBucketError as error:
+        raise ModelError(f"model.source {source}: there is no such bucket") from error
+    marks = {item.name: f"{item.size} {item.tag}" for item in found if _ALL.fullmatch(item.name)}
+    return _version(marks) if marks else None
 
 
 def _check(source: str, path: Path) -> None:
@@ -90,15 +178,26 @@ def _check(source: str, path: Path) -> None:
             raise ModelError(f"model.source {source}: {name} is missing; magbatch runs checkpoints in Mistral's format")
 
 
-def _from_s3(source: str, weights: bool) -> Path:
+def _from_s3(source: str, frozen: str | None, weights: bool) -> Path:
     kind = "all" if weights else "small"
-    target = cache_dir() / "models" / f"{sha256(source.encode()).hexdigest()[:16]}-{kind}"
+    models, name = cache_dir() / "models", sha256(source.encode()).hexdigest()[:16]
+    version = frozen or _s3_version(source)
+    if version is None:
+        kept = sorted(models.glob(f"{name}-*-{kind}"), key=lambda path: path.stat().st_mtime)
+        if kept:  # what was fetched before stays, also when its source is gone
+            return kept[-1]
+    target = models / f"{name}-{(version or '').removeprefix(_SUMMED)}-{kind}"
     with _only_one(target.with_suffix(".lock")):
         if not target.is_dir():
             draft = Path(tempfile.mkdtemp(prefix="draft-", dir=target.parent))
             try:
+                before = _s3_version(source)
+                if version is not None:
+                    _must_be(source, version, before, weights=weights)
                 fetch_prefix(source, draft, _ALL if weights else _SMALL)
                 _check(source, draft)  # what is not there yet must not be remembered as fetched
+                if _s3_version(source) != before:
+                    raise ModelError(f"model.source {source}: its files changed while they were fetched")
                 draft.rename(target)
             finally:
                 shutil.rmtree(draft, ignore_errors=True)

@@ -370,6 +370,7 @@ class Ledger:
             "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "planned_rows": plan.rows,
             "plan_sha256": hashlib.sha256(self.store.read(PLAN)).hexdigest(),
+            **({} if plan.revision is None else {"model_revision": plan.revision}),
             **asdict(totals),
             "parts": entries,
         }

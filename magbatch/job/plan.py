@@ -25,6 +25,7 @@ from magbatch.errors import ErrorCode, InputError, OutputError, RowError, SpecEr
 from magbatch.job.footers import FileFacts, Lead, read_footer
 from magbatch.job.groups import Found, Source, arrange, lead_of
 from magbatch.job.windows import Arranged
+from magbatch.model import resolve
 from magbatch.rows import Segment, Shard
 from magbatch.spec import AUTO, NONE, JobSpec, carried_columns
 from magbatch.storage import ObjectInfo
@@ -66,6 +67,7 @@ class Plan:
         offsets: Position in `table` at which each shard begins, and the end.
         group: The column by which rows are grouped; None where they keep the order of their files.
         distinct: What prompts begin with was looked at, and hardly two rows begin with the same; not known of a sample.
+        revision: Version of the model's files; None in plans of older versions.
         note: What was found about groups when the plan was made, for people; it is not stored.
     """
 
@@ -74,6 +76,7 @@ class Plan:
     offsets: list[int]
     group: str | None = None
     distinct: bool = False
+    revision: str | None = None
     note: str | None = field(default=None, compare=False)
 
     @classmethod
@@ -84,12 +87,19 @@ class Plan:
         *,
         group: str | None = None,
         distinct: bool = False,
+        revision: str | None = None,
         note: str | None = None,
     ) -> "Plan":
         """A plan over its segments."""
         shards = table.column("shard").to_numpy()
         starts = [0, *(int(index) + 1 for index in (shards[1:] != shards[:-1]).nonzero()[0])] if len(shards) else []
-        return cls(table, columns, [*starts, len(shards)], group, distinct, note)
+        return cls(table, columns, [*starts, len(shards)], group, distinct, revision, note)
+
+    def pinned(self, spec: JobSpec) -> JobSpec:
+        """The job with the version of its model that the plan froze."""
+        if self.revision is None:
+            return spec
+        return spec.model_copy(update={"model": spec.model.model_copy(update={"revision": self.revision})})
 
     @property
     def num_shards(self) -> int:
@@ -142,7 +152,7 @@ class Plan:
     def subset(self, row_ids: Iterable[str], spec: JobSpec) -> "Plan":
         """The plan of a job that asks only these rows, by the same ids; files that cannot be read stay behind."""
         segments = [segment for _, segment in self._chosen(row_ids)]
-        return _planned(segments, spec, self.columns, distinct=self.distinct)
+        return replace(_planned(segments, spec, self.columns, distinct=self.distinct), revision=self.revision)
 
     def _chosen(self, row_ids: Iterable[str]) -> Iterator[tuple[int, Segment]]:
         """Consecutive rows and their shard, in the order of the plan."""
@@ -172,6 +182,8 @@ class Plan:
             metadata["magbatch.group"] = base64.b64encode(self.group.encode()).decode()
         if self.distinct:
             metadata["magbatch.distinct"] = ""
+        if self.revision is not None:
+            metadata["magbatch.revision"] = self.revision
         sink = io.BytesIO()
         pq.write_table(self.table.replace_schema_metadata(metadata), sink, compression="zstd")
         return sink.getvalue()
@@ -191,10 +203,11 @@ class Plan:
             if "digest" not in table.column_names:  # an older plan
                 nothing = pa.nulls(table.num_rows, _COLUMNS.field("digest").type)
                 table = table.add_column(_COLUMNS.get_field_index("digest"), "digest", nothing)
+            revision = metadata[b"magbatch.revision"].decode() if b"magbatch.revision" in metadata else None
             if group is None:
-                return cls.of(table.cast(_COLUMNS), columns, distinct=distinct)
+                return cls.of(table.cast(_COLUMNS), columns, distinct=distinct, revision=revision)
             by = base64.b64decode(group).decode()
-            return cls.of(table.cast(_COLUMNS.append(_POSITIONS)), columns, group=by)
+            return cls.of(table.cast(_COLUMNS.append(_POSITIONS)), columns, group=by, revision=revision)
         except (pa.ArrowException, KeyError, ValueError, OSError) as error:
             raise OutputError(f"_magbatch/plan.parquet is damaged: {error}") from error
 
@@ -260,9 +273,14 @@ def make_plan(spec: JobSpec, limit: int | None = None, take: Callable[[ObjectInf
     Raises:
         InputError: Nothing is there, a file is bad under `on_bad_file: fail`, or no file is good.
         SpecError: A column that the spec names is in none of the files, or input and output are not apart.
+        ModelError: The model's files cannot be had.
         StorageError: The input cannot be listed.
     """
     check_apart(spec.input.path, spec.output.path)
+    return replace(_plan_of_rows(spec, limit, take), revision=resolve(spec.model))
+
+
+def _plan_of_rows(spec: JobSpec, limit: int | None, take: Callable[[ObjectInfo], bool] | None) -> Plan:
     names, lead = input_columns(spec), lead_of(spec) if limit is None else None
     root = _root(spec.input.path)
     infos = [info for info in find_parquet(spec.input.path, may_be_none=take is not None) if take is None or take(info)]

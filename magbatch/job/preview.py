@@ -20,6 +20,7 @@ def preview(spec: JobSpec, limit: int | None = None) -> dict[str, Any]:
     """
     spec = limited(spec, limit)
     plan = make_plan(spec, limit)
+    spec = plan.pinned(spec)
     preparer = Preparer(Job(spec, plan.columns))
     args = engine_args(spec, facts(locate(spec.model, weights=False)), distinct=plan.distinct)
     first: dict[str, Any] | None = None

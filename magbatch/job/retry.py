@@ -187,7 +187,8 @@ def retry(output: str, choice: Choice, overrides: list[str], console: Console) -
         found = prepare(ledger, choice, overrides)
         if isinstance(found, Retried):
             return found
-        Preparer(Job(found.spec, found.plan.columns))  # what is wrong shows before anything is written
+        # What is wrong shows before anything is written.
+        Preparer(Job(found.plan.pinned(found.spec), found.plan.columns))
         if found.place().spec() is None:
             found.place().begin(found.spec, found.plan)
         if found.place().manifest() is None:

@@ -100,7 +100,8 @@ def run(spec: JobSpec, console: Console, limit: int | None = None, frozen: Plan 
             write_page(ledger, report)
         return _outcome(spec, report, ledger, known, already=True)
     plan = known or frozen or _new_plan(spec, ledger, limit)
-    Preparer(Job(spec, plan.columns))  # what is wrong with model, tokenizer or prompt shows before anything is written
+    # What is wrong with model, tokenizer or prompt shows before anything is written.
+    Preparer(Job(plan.pinned(spec), plan.columns))
     check_address(spec.metrics)
     lease = Lease(open_store(ledger.path, quick=True), console.print, spec.output.patience_s)
     with ExitStack() as stack:
@@ -149,6 +150,7 @@ def complete(spec: JobSpec, plan: Plan, ledger: Ledger, console: Console, lease:
         lease: A hold on the output.
         began: When the command began, by the monotonic clock (seconds).
     """
+    spec = plan.pinned(spec)
     done = ledger.done_counts(plan)
     before = int(done.sum())
     if before:

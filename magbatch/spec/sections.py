@@ -48,7 +48,7 @@ class ModelSpec(Section):
 
     source: Annotated[str, Field(description="A local directory, `builtin:tiny`, a hub id, or s3://bucket/prefix.")]
     revision: Annotated[
-        str | None, Field(description="Branch, tag or commit of a hub model; null takes the newest.")
+        str | None, Field(description="Branch, tag or commit of a hub model; null takes the newest. A plan freezes it.")
     ] = None
     engine: Annotated[Literal["vllm", "fake"], Field(description="`fake` is scripted: for tests and scale runs.")] = (
         "vllm"

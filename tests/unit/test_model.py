@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from magbatch.errors import ModelError
-from magbatch.model import ModelFacts, cache_dir, engine_args, facts, locate
+from magbatch.model import ModelFacts, cache_dir, engine_args, facts, locate, resolve
 from magbatch.spec import JobSpec, ModelSpec, parse
 from magbatch.storage import open_store
 
@@ -137,6 +137,103 @@ print(locate(ModelSpec(source={remote!r}), weights=True))
     (path,) = said
     assert names(Path(path)) == set(FILES)
     assert [found for found in (own_cache / "models").iterdir() if found.is_dir()] == [Path(path)]
+
+
+# Which version of them a job has.
+
+
+def changed(store: Any, name: str) -> None:
+    """Another file of the same length."""
+    data = store.read(name)
+    store.write(name, data[:-1] + bytes([data[-1] ^ 1]))
+
+
+def test_a_job_has_one_version_of_a_remote_model_on_every_node(
+    remote: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = resolve(ModelSpec(source=remote))
+    planned = ModelSpec(source=remote, revision=first)
+    small = locate(planned, weights=False)
+    assert resolve(ModelSpec(source=remote)) == first
+    changed(open_store(remote), "consolidated.safetensors")
+    second = resolve(ModelSpec(source=remote))
+    assert second != first
+    with pytest.raises(ModelError, match=f"{first} then, {second} now"):
+        locate(planned, weights=True)
+    assert locate(planned, weights=False) == small  # fetched before; and what it holds is the same
+    other = locate(ModelSpec(source=remote, revision=second), weights=True)  # of a new job, beside the first one's
+    changed(open_store(remote), "tekken.json")
+    monkeypatch.setenv("MAGBATCH_CACHE", str(tmp_path / "another node"))
+    for revision in (first, second):
+        for weights in (False, True):
+            with pytest.raises(ModelError, match="its files are not those that the job was planned with"):
+                locate(ModelSpec(source=remote, revision=revision), weights=weights)
+    assert names(other) == set(FILES)
+
+
+def test_a_remote_model_that_was_fetched_is_not_asked_for_again(remote: str) -> None:
+    planned = ModelSpec(source=remote, revision=resolve(ModelSpec(source=remote)))
+    paths = [locate(planned, weights=weights) for weights in (False, True)]
+    for name in FILES:
+        open_store(remote).delete(name)
+    assert [locate(planned, weights=weights) for weights in (False, True)] == paths
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_directory_whose_files_changed_is_refused(checkpoint: Path, tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint, folder)
+    (folder / "notes.txt").write_text("of no use")
+    planned = ModelSpec(source=str(folder), revision=resolve(ModelSpec(source=str(folder))))
+    (folder / "notes.txt").write_text("of no use, and changed")
+    for path in folder.iterdir():
+        os.utime(path)  # a copy on another node has other times
+    assert locate(planned, weights=True) == folder
+    data = (folder / name).read_bytes()
+    (folder / name).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(ModelError, match="bring those back, or run the spec into a new output"):
+        locate(planned, weights=True)
+    if name == "consolidated.safetensors":
+        assert locate(planned, weights=False) == folder
+
+
+def test_the_built_in_model_of_another_version_is_refused() -> None:
+    revision = resolve(ModelSpec(source="builtin:tiny"))
+    locate(ModelSpec(source="builtin:tiny", revision=revision), weights=True)
+    other = f"{revision[:-1]}{'0' if revision[-1] != '0' else '1'}"
+    with pytest.raises(ModelError, match="builtin:tiny: its files are not those"):
+        locate(ModelSpec(source="builtin:tiny", revision=other), weights=True)
+
+
+def test_a_revision_of_files_that_have_none_is_refused(checkpoint: Path) -> None:
+    with pytest.raises(ModelError, match=r"^model\.revision main: .* only models of the hub have others"):
+        resolve(ModelSpec(source=str(checkpoint), revision="main"))
+
+
+HUB = """
+import os, sys
+from magbatch.model import locate, resolve
+from magbatch.spec import ModelSpec
+revision = resolve(ModelSpec(source="acme/tiny"))
+with open(os.environ["MAIN"], "w") as file:
+    file.write("b" * 40)
+print(revision)
+print(resolve(ModelSpec(source="acme/tiny")))
+print(locate(ModelSpec(source="acme/tiny", revision=revision), weights=True).name)
+"""
+
+
+def test_a_hub_model_is_the_commit_that_its_branch_had(checkpoint: Path, tmp_path: Path) -> None:
+    """As the hub's own client keeps it, and without the hub."""
+    kept = tmp_path / "hub" / "models--acme--tiny"
+    for commit in ("a" * 40, "b" * 40):
+        shutil.copytree(checkpoint, kept / "snapshots" / commit)
+    main = kept / "refs" / "main"
+    main.parent.mkdir()
+    main.write_text("a" * 40)
+    env = os.environ | {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "MAIN": str(main)}
+    done = subprocess.run([sys.executable, "-c", HUB], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["a" * 40, "b" * 40, "a" * 40]
 
 
 # What they say.

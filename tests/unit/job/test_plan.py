@@ -1,5 +1,6 @@
 import io
 import os
+import shutil
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 from small_job import SmallJob
 
-from magbatch.errors import ErrorCode, InputError, OutputError, SpecError
+from magbatch.errors import ErrorCode, InputError, ModelError, OutputError, SpecError
 from magbatch.job.plan import Plan, input_columns, make_plan
+from magbatch.job.prepare import Job, Preparer
+from magbatch.model import resolve
 from magbatch.pipeline.read import ShardReader
 from magbatch.spec import parse
 
@@ -403,6 +406,35 @@ def test_a_struct_that_is_no_picture_says_which_fields_it_has(job: SmallJob, col
 
 
 # The stored plan
+
+
+def test_a_plan_freezes_the_version_of_the_model(job: SmallJob, checkpoint: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint, folder)
+    job.set("model", source=str(folder), engine="fake", engine_args=job.engine)
+    job.ask(3)
+    plan = Plan.from_bytes(job.plan.to_bytes())
+    assert plan.revision == resolve(job.spec().model)
+    assert plan.subset(list(plan.row_ids())[:1], job.spec()).revision == plan.revision
+    job.answer()
+    assert job.finalise() == []
+    manifest = job.ledger.manifest()
+    assert manifest is not None
+    assert manifest["model_revision"] == plan.revision
+
+    (folder / "SYSTEM_PROMPT.txt").write_text("You answer otherwise.")
+    assert make_plan(job.spec()).revision != plan.revision
+    with pytest.raises(ModelError, match="its files are not those that the job was planned with"):
+        Preparer(Job(plan.pinned(job.spec()), plan.columns))
+    old = Plan.from_bytes(without(plan, b"magbatch.revision"))
+    assert old.revision is None
+    Preparer(Job(old.pinned(job.spec()), old.columns))
+
+
+def without(plan: Plan, key: bytes) -> bytes:
+    """A stored plan that lacks an entry, as plans of older versions do."""
+    table = pq.read_table(io.BytesIO(plan.to_bytes()))
+    return as_parquet(table.replace_schema_metadata({k: v for k, v in table.schema.metadata.items() if k != key}))
 
 
 def test_a_plan_of_the_version_before_is_read(job: SmallJob) -> None:
