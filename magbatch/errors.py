@@ -145,6 +145,12 @@ class DefectError(JobError):
     exit_code = 4
 
 
+class TooManyFailedError(JobError):
+    """More rows failed than the job is to have: it ended early, and goes on once its limit allows them."""
+
+    exit_code = 1
+
+
 class BenchError(JobError):
     """An arm of a benchmark failed, or what the arms did cannot be compared."""
 

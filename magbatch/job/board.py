@@ -223,7 +223,7 @@ class _Answering:
     reports: int = 0
 
 
-Watch = Callable[[Snapshot], None]
+Watch = Callable[[Snapshot], JobError | None]  # an error ends the run with it, once what is finished is committed
 
 
 class BoardState:

@@ -260,6 +260,11 @@ class Ledger:
                 counts[shard] = sum(row_id in done for row_id in plan.shard(shard).row_ids())
         return counts
 
+    def distinct_rows(self, kind: str) -> int:
+        """Rows of a kind, each once: their ids are read."""
+        with ThreadPoolExecutor(READERS) as pool:
+            return len({row_id for found in pool.map(self._row_ids, self.parts(kind)) for row_id in found})
+
     def part_names(self) -> list[PartName]:
         """Every committed object that is visible now."""
         return [part for kind in (RESULTS, ERRORS) for part in self.parts(kind)]

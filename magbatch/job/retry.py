@@ -193,7 +193,8 @@ def retry(output: str, choice: Choice, overrides: list[str], console: Console) -
             found.place().begin(found.spec, found.plan)
         if found.place().manifest() is None:
             console.print(f"{found.plan.rows:,} {choice} are asked again", markup=False, highlight=False)
-            complete(found.spec, found.plan, patient_ledger(found.spec, console), console, lease, began)
+            place = patient_ledger(found.spec, console)
+            complete(found.spec, found.plan, place, console, lease, began, judged=False)  # these rows failed before
         return merge(found, lease.confirm)
 
 
@@ -312,7 +313,7 @@ def merge(retry: Retry, confirm: Callable[[], None]) -> Retried:
     write_page(ledger, report)
     ledger.tidy(confirm)
     sweep(ledger)
-    allowed = retry.spec.limits.max_failed_rows
+    allowed = retry.spec.limits.failed_allowed(plan.rows)
     return Retried(
         job=spec.name,
         chosen=str(retry.choice),

@@ -20,9 +20,10 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from magbatch.errors import ClusterError, LeaseError, OutputError, SpecError, StorageError
+from magbatch.errors import ClusterError, JobError, LeaseError, OutputError, SpecError, StorageError
 from magbatch.job.board import Snapshot
 from magbatch.job.exporter import Exporter, check_address
+from magbatch.job.failures import Failures
 from magbatch.job.heartbeat import Heartbeat, earlier
 from magbatch.job.lease import Lease
 from magbatch.job.ledger import PAGE, REPORT, Ledger
@@ -63,8 +64,12 @@ class Outcome:
 
 
 def limited(spec: JobSpec, limit: int | None) -> JobSpec:
-    """The job of a sample: the same spec, with an output of its own."""
-    return spec if limit is None else spec.with_output(f"{spec.output.path}-limit-{limit}")
+    """The job of a sample: the same spec, with an output of its own, in the same bucket."""
+    if limit is None:
+        return spec
+    path = spec.output.path
+    whole_bucket = path.startswith("s3://") and "/" not in path.removeprefix("s3://")
+    return spec.with_output(f"{path}{'/' if whole_bucket else '-'}limit-{limit}")
 
 
 def run(spec: JobSpec, console: Console, limit: int | None = None, frozen: Plan | None = None) -> Outcome:
@@ -113,7 +118,7 @@ def run(spec: JobSpec, console: Console, limit: int | None = None, frozen: Plan 
         if known is None:
             ledger.begin(spec, plan)
         plan = known or plan
-        report = complete(spec, plan, patient_ledger(spec, console), console, lease, began)
+        report = complete(spec, plan, patient_ledger(spec, console), console, lease, began, judged=True)
     return _outcome(spec, report, ledger, plan, already=False)
 
 
@@ -139,7 +144,9 @@ def patient_ledger(spec: JobSpec, console: Console) -> Ledger:
     return Ledger(spec.output.path, spec.output.patience_s, wait)
 
 
-def complete(spec: JobSpec, plan: Plan, ledger: Ledger, console: Console, lease: Lease, began: float) -> Report:
+def complete(
+    spec: JobSpec, plan: Plan, ledger: Ledger, console: Console, lease: Lease, began: float, *, judged: bool
+) -> Report:
     """Answer what is open of a frozen job, prove it complete, and write its manifest.
 
     Args:
@@ -149,10 +156,16 @@ def complete(spec: JobSpec, plan: Plan, ledger: Ledger, console: Console, lease:
         console: Where progress goes.
         lease: A hold on the output.
         began: When the command began, by the monotonic clock (seconds).
+        judged: Whether many dead letters end it early.
+
+    Raises:
+        TooManyFailedError: They did; what is finished is committed.
+        JobError: As its kinds say.
     """
     spec = plan.pinned(spec)
     done = ledger.done_counts(plan)
     before = int(done.sum())
+    failures = _failures(spec, plan, ledger, before) if judged else None
     if before:
         console.print(
             f"{before:,} of {plan.rows:,} rows are committed already; going on with the rest", highlight=False
@@ -168,13 +181,29 @@ def complete(spec: JobSpec, plan: Plan, ledger: Ledger, console: Console, lease:
         if before:
             _look_back(ledger, progress, say)
         the_run = _answer(
-            Job(spec, plan.columns, plan.distinct), plan, ledger, done, ProgressLine(console, progress), lease
+            Job(spec, plan.columns, plan.distinct), plan, ledger, done, ProgressLine(console, progress), lease, failures
         )
         the_run.seconds = time.monotonic() - began
         report = _finish(spec, plan, ledger, the_run, progress, lease)
         progress.finish(report.totals)
         write_page(ledger, report)
     return report
+
+
+def _failures(spec: JobSpec, plan: Plan, ledger: Ledger, before: int) -> Failures:
+    """What is known of the job's dead letters before its run begins.
+
+    Raises:
+        TooManyFailedError: They are too many already.
+    """
+    failed = sum(part.rows for part in ledger.parts(ERRORS)) if before else 0
+    allowed = spec.limits.failed_allowed(plan.rows)
+    if allowed is not None and failed > allowed:  # names count a row twice that two attempts have committed
+        failed = ledger.distinct_rows(ERRORS)
+    found = Failures(spec, plan.rows, max(0, before - failed), failed)
+    if (error := found.look(Totals(), Snapshot())) is not None:
+        raise error
+    return found
 
 
 def _look_back(ledger: Ledger, progress: JobProgress, say: Callable[[str], None]) -> None:
@@ -227,17 +256,19 @@ def _answer(
     done: "np.ndarray[Any, np.dtype[np.int64]]",
     line: ProgressLine,
     lease: Lease,
+    failures: Failures | None,
 ) -> Run:
-    """Let replicas answer until the ledger has every row."""
-    the_run = Run()
+    """Let replicas answer until the ledger has every row, or too many have failed."""
+    the_run, mine = Run(), Totals()
     with line:
         while (left := plan.rows - int(done.sum())) > 0:
             from magbatch.job.fleet import run_fleet
 
-            serving = _Serving(line, lease)
+            serving = _Serving(line, lease, failures, mine)
             last = run_fleet(job, plan, done, serving.watch, lease.hold, doubtful=lease.inherited)
             the_run.serving_s += serving.until - serving.since
             line.progress.end_fleet()
+            mine = mine.plus(last.done)
             the_run.rows += last.done.rows
             the_run.tokens += last.done.generated_tokens
             the_run.engine_deaths += last.engine_deaths
@@ -258,15 +289,24 @@ def _listed(ledger: Ledger, plan: Plan, expected: int) -> "np.ndarray[Any, np.dt
 
 
 class _Serving:
-    """Notes when the first replica served and when rows were last committed; ends the run when its lease is lost."""
+    """Notes when the first replica served and when rows were last committed; ends the run when its lease is lost.
 
-    def __init__(self, line: ProgressLine, lease: Lease) -> None:
+    Args:
+        line: Shows where the job stands.
+        lease: The run's.
+        failures: Ends the run when they are too many; None for a job that no number of them ends.
+        before: What earlier fleets of this run have committed.
+    """
+
+    def __init__(self, line: ProgressLine, lease: Lease, failures: Failures | None, before: Totals) -> None:
         self._line = line
         self._lease = lease
+        self._failures, self._before = failures, before
         self.since = self.until = time.monotonic()
         self._started, self._rows = False, 0
 
-    def watch(self, snapshot: Snapshot) -> None:
+    def watch(self, snapshot: Snapshot) -> JobError | None:
+        """See `board.Watch`."""
         if not self._started and not snapshot.starting:
             self._started, self.since = True, time.monotonic()
         if snapshot.done.rows != self._rows:
@@ -274,6 +314,7 @@ class _Serving:
         self._line.progress.see(snapshot)
         self._line.show()
         self._lease.check()
+        return None if self._failures is None else self._failures.look(self._before.plus(snapshot.done), snapshot)
 
 
 def _finish(spec: JobSpec, plan: Plan, ledger: Ledger, the_run: Run, progress: JobProgress, lease: Lease) -> Report:
@@ -315,7 +356,7 @@ def _finish(spec: JobSpec, plan: Plan, ledger: Ledger, the_run: Run, progress: J
 
 
 def _outcome(spec: JobSpec, report: Report, ledger: Ledger, plan: Plan, *, already: bool) -> Outcome:
-    allowed = spec.limits.max_failed_rows
+    allowed = spec.limits.failed_allowed(plan.rows)
     return Outcome(
         report=report.to_dict(),
         lines=report.lines(),

@@ -77,7 +77,7 @@ def supervise(
         job: The job.
         plan: Its plan.
         done: Rows of each shard that the ledger already holds.
-        watch: Is shown the state a few times a second.
+        watch: Is shown the state a few times a second; may end the run.
         stop: Is set to have the replicas commit what is finished, and end.
         hold: The run's lease.
         vital: What a local Ray cannot do without.
@@ -102,11 +102,13 @@ def supervise(
     pool, places = Pool(dataset, spec.replicas, slots / spec.sampling.n, shared=shared), Places(spec.replicas)
     share = _Share(job.spec, hold.root, pool, board) if shared else None
     failure: list[BaseException] = []
+    ends: JobError | None = None
+    ending = threading.Event()
 
     def work() -> None:
         try:
             for _ in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-                if stop.is_set():
+                if ending.is_set():
                     return
         except Exception as error:  # noqa: BLE001 - handed to the main thread, which knows what it means
             failure.append(error)
@@ -120,7 +122,9 @@ def supervise(
             if (why := vital.broken()) is not None:
                 raise ClusterError(why)
             snapshot: Snapshot = ray.get(board.snapshot.remote())
-            watch(snapshot)
+            ends = ends or watch(snapshot)
+            if ends is not None or stop.is_set():
+                ending.set()
             pool.bound(rows - snapshot.done.rows, share.claim(snapshot) if share is not None else None)
             if (why := places.look(snapshot, pool.waiting(snapshot))) is not None:
                 board.trouble.remote(why)
@@ -132,10 +136,10 @@ def supervise(
                 snapshot.starting or (not snapshot.replicas and snapshot.failed_starts >= MAX_FAILED_STARTS)
             ):
                 raise EngineStartError(snapshot.engine_error)
-            if stop.is_set() and deadline == math.inf:
+            if ending.is_set() and deadline == math.inf:
                 deadline = time.monotonic() + STOP_GRACE_S
                 board.stop.remote()
-            if time.monotonic() > deadline or (stop.is_set() and snapshot.starting):
+            if time.monotonic() > deadline or (ending.is_set() and snapshot.starting):
                 break
     finally:
         if share is not None:
@@ -148,6 +152,8 @@ def supervise(
         thread.join(0.0 if broken else END_GRACE_S)
     last: Snapshot = ray.get(board.snapshot.remote())
     watch(last)
+    if ends is not None and last.done.rows < rows:
+        raise ends
     if stop.is_set():
         late = time.monotonic() > deadline
         raise InterruptedJobError(

@@ -1,8 +1,10 @@
 """The sections of a job spec, each with what can be wrong within it alone."""
 
+import math
 import re
 import warnings
 from datetime import UTC, datetime
+from fractions import Fraction
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
@@ -17,6 +19,7 @@ MIN_SHARD_ROWS = 4
 WHOLE, BOXED = "whole", "boxed"
 ACCELERATOR_LABEL, MARKET_LABEL = "ray.io/accelerator-type", "ray.io/market-type"  # as Ray names them
 AUTO, NONE = "auto", "none"
+SHARE = r"\d{1,3}(\.\d+)?%"
 
 
 class Section(BaseModel):
@@ -447,6 +450,23 @@ class LimitsSpec(Section):
         Field(ge=64, description="Tokens of pure repetition after which a sample is ended; null lets it go on."),
     ] = 2048
     max_failed_rows: Annotated[
-        int | None,
-        Field(ge=0, description="More dead letters than this end the command with exit code 1; null sets no limit."),
+        int | str | None,
+        Field(
+            description="More dead letters, a number or a share of all rows (5%), end the job early with exit code 1."
+        ),
     ] = None
+
+    @field_validator("max_failed_rows", mode="before")
+    @classmethod
+    def _is_a_number_or_a_share(cls, value: Any) -> Any:
+        if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
+            return value
+        if isinstance(value, str) and re.fullmatch(SHARE, value) and Fraction(value[:-1]) <= 100:
+            return value
+        raise ValueError("write a whole number, greater than or equal to 0, or a share of all rows such as 5%")
+
+    def failed_allowed(self, planned: int) -> int | None:
+        """Dead letters that a job of so many rows may have; None where any number is allowed."""
+        if isinstance(self.max_failed_rows, str):
+            return math.floor(Fraction(self.max_failed_rows[:-1]) * planned / 100)
+        return self.max_failed_rows

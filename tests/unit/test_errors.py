@@ -83,7 +83,7 @@ def test_errors_that_go_on_where_they_stopped_exit_with_3_a_defect_with_4_and_th
     resumable = {error.__name__ for error in tree() if issubclass(error, ResumableError)}
     assert resumable == {"ResumableError", "StorageError", "LeaseError", "ClusterError", "InterruptedJobError"}
     expected = {name: 3 if name in resumable else 2 for name in codes}
-    assert codes == expected | {"DefectError": 4}
+    assert codes == expected | {"DefectError": 4, "TooManyFailedError": 1}
 
 
 def test_a_row_error_carries_its_code_and_its_message() -> None:

@@ -13,7 +13,7 @@ from small_job import SmallJob
 from magbatch.errors import ModelError, OutputError, SpecChangedError
 from magbatch.job.ledger import PAGE
 from magbatch.job.preview import listing, preview
-from magbatch.job.run import Outcome, run
+from magbatch.job.run import Outcome, limited, run
 from magbatch.job.status import status
 from magbatch.spec import JobSpec
 
@@ -264,3 +264,15 @@ def test_status_follows_a_job_from_its_start_to_its_end(either_job: SmallJob) ->
     ended = status(job.output)
     assert ended["run"]["alive"] is False
     assert ended == open_end | {"complete": True, "run": ended["run"]}
+
+
+@pytest.mark.parametrize(
+    ("output", "sample"),
+    [
+        ("s3://acme-results", "s3://acme-results/limit-5"),
+        ("s3://acme-results/november", "s3://acme-results/november-limit-5"),
+        ("/data/out", "/data/out-limit-5"),
+    ],
+)
+def test_a_sample_stays_in_the_outputs_bucket(job: SmallJob, output: str, sample: str) -> None:
+    assert limited(job.spec().with_output(output), 5).output.path == sample

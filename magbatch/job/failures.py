@@ -1,0 +1,75 @@
+"""When dead letters end a job early: more of them than the spec allows, or nothing else at all.
+
+What is finished is committed first, and the same command goes on once the limit allows it.
+"""
+
+import time
+
+from magbatch.errors import ErrorCode, TooManyFailedError
+from magbatch.job.board import Snapshot, State
+from magbatch.spec import JobSpec
+from magbatch.totals import Totals
+
+FLOOR_ROWS = 100  # fewer are too few to tell a share by, or that all rows fail
+SETTLE_S = 2.0  # after two commit intervals: rows that were answered meanwhile are committed by then
+# Rows that fail so late failed no sooner than others were answered. All other codes may come before any answer can.
+LATE = {ErrorCode.ANSWER_INVALID, ErrorCode.ROW_TIMEOUT}
+
+
+class Failures:
+    """The dead letters of one job, held against what its spec allows.
+
+    Args:
+        spec: The job.
+        planned: Its rows.
+        answered: Rows that earlier runs have answered.
+        failed: Dead letters of earlier runs.
+    """
+
+    def __init__(self, spec: JobSpec, planned: int, answered: int = 0, failed: int = 0) -> None:
+        self._limit, self._allowed = spec.limits.max_failed_rows, spec.limits.failed_allowed(planned)
+        self._planned, self._answered, self._failed = planned, answered, failed
+        self._settle_s = 2 * spec.output.commit_interval_s + SETTLE_S
+        self._alike_since: float | None = None
+
+    def look(self, done: Totals, snapshot: Snapshot) -> TooManyFailedError | None:
+        """Why the job is to end early; None while it is not.
+
+        Args:
+            done: What this run has committed.
+            snapshot: Its fleet.
+        """
+        if self._answered + self._failed + done.rows >= self._planned:
+            return None  # it ends by itself
+        if self._allowed is not None:
+            return self._too_many(done, self._allowed)
+        if not self._all_alike(done, snapshot):
+            self._alike_since = None
+            return None
+        self._alike_since = self._alike_since or time.monotonic()
+        if time.monotonic() - self._alike_since < self._settle_s:
+            return None
+        (code,) = done.by_code
+        return TooManyFailedError(
+            f"all of the first {done.failed:,} rows failed, each with the code {code}, and none was answered; the rest "
+            "is not asked. Mend the cause; to go on all the same, set limits.max_failed_rows (100% allows any number)"
+        )
+
+    def _too_many(self, done: Totals, allowed: int) -> TooManyFailedError | None:
+        failed = self._failed + done.failed
+        share = isinstance(self._limit, str)
+        if failed <= allowed or (share and self._answered + self._failed + done.rows < FLOOR_ROWS):
+            return None
+        of = f", {self._limit} of {self._planned:,}" if share else ""
+        return TooManyFailedError(
+            f"{failed:,} rows failed, more than limits.max_failed_rows allows ({allowed:,}{of}); the rest is not "
+            "asked. What is finished is committed: raise the limit, and the same command goes on"
+        )
+
+    def _all_alike(self, done: Totals, snapshot: Snapshot) -> bool:
+        """Whether all that is known of the job's rows is that they fail with one code."""
+        if self._answered or done.answered or done.failed < FLOOR_ROWS or len(done.by_code) != 1:
+            return False
+        loads = [place.load for place in snapshot.places if place.state == State.SERVING]
+        on_the_way = sum(load.in_flight + load.waiting for load in loads)
+        return done.failed >= on_the_way if LATE.issuperset(done.by_code) else not on_the_way
