@@ -57,7 +57,6 @@ _TEXTS = (
     (rb"(iVBORw0KGgo|/9j/|R0lGOD|UklGR|SUkqA|TU0AK|JVBER)[\w+/=\s]", "text in Base64"),
     (rb"[{\[].*[}\]]\s*\Z", "JSON"),
 )
-_ADDRESS = re.compile(r"<[^<>]* object at 0x[0-9a-fA-F]+>")
 
 
 def open_image(data: bytes, max_pixels: int, origin: str) -> Pillow.Image:
@@ -118,8 +117,8 @@ def check_size(width: int, height: int, max_pixels: int, origin: str) -> None:
 
 
 def plain(error: Exception) -> str:
-    """What an error says, for a person: no addresses of objects."""
-    return _ADDRESS.sub("the file", str(error)) or type(error).__name__
+    """What an error says, for a person; some say nothing."""
+    return str(error) or type(error).__name__
 
 
 def described(data: bytes) -> str:

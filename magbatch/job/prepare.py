@@ -216,7 +216,10 @@ class Preparer:
             return DeadLetter(row.row_id, step, error.code, error.message)
         except JobError:  # no property of the row; where storage is away, the whole shard is tried again
             raise
-        except Exception as error:  # noqa: BLE001 - a row's boundary: a defect must not stop its neighbours
+        except BaseException as error:
+            # A row's boundary: a defect must not stop its neighbours. What panics in Rust is no `Exception`.
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
             return DeadLetter(row.row_id, step, ErrorCode.INTERNAL, f"{type(error).__name__}: {error}")
 
 
@@ -290,8 +293,7 @@ def to_block(work: ShardPrompts) -> pa.Table:
     at_once = max(1, len(order) * RECORDS_BYTES // max(held, RECORDS_BYTES))  # no second copy of all images
     with pa.ipc.new_stream(sink, schema) as writer:
         for start in range(0, len(order), at_once):
-            rows_of = [_record(row) for row in order[start : start + at_once]]
-            table = pa.Table.from_pylist(rows_of, schema=pa.schema(_PROMPT_FIELDS))
+            table = _records(order[start : start + at_once])
             for name in carried.column_names:
                 table = table.append_column(name, carried.column(name).slice(start, at_once))
             writer.write_table(table)
@@ -299,6 +301,18 @@ def to_block(work: ShardPrompts) -> pa.Table:
         pa.large_binary(), 1, [None, pa.array([0, sink.tell()], pa.int64()).buffers()[1], sink.getvalue()]
     )
     return pa.table([pa.array([work.shard]), pa.array([len(order)]), payload], schema=BLOCK_SCHEMA)
+
+
+def _records(rows: list[Prompt | DeadLetter]) -> pa.Table:
+    """One record for each row; a row that cannot be one is a dead letter, and its neighbours are what they were."""
+    schema = pa.schema(_PROMPT_FIELDS)
+    try:
+        return pa.Table.from_pylist([_record(row) for row in rows], schema=schema)
+    except Exception as error:  # noqa: BLE001 - a row's boundary
+        if len(rows) > 1:
+            return pa.concat_tables([_records([row]) for row in rows])
+        letter = DeadLetter(rows[0].row_id, Step.PROMPT, ErrorCode.INTERNAL, f"{type(error).__name__}: {error}")
+        return pa.Table.from_pylist([_record(letter)], schema=schema)
 
 
 def from_block(block: pa.Table) -> Iterator[ShardPrompts]:

@@ -59,15 +59,19 @@ class Renderer:
         images: list[Image] = []
         fetch = self._fetcher.for_row()
 
-        def add(source: Any, origin: str) -> dict[str, int]:
-            if len(images) == self._limits.max_images:
+        def check(count: int) -> None:
+            if count > self._limits.max_images:
                 raise RowError(
                     ErrorCode.TOO_MANY_IMAGES, f"more than limits.max_images = {self._limits.max_images} images"
                 )
+
+        def add(source: Any, origin: str) -> dict[str, int]:
+            check(len(images) + 1)
             images.append(self._image(fetch, source, row.folder, origin))
             return {"image": len(images) - 1}
 
         attached = [source for name in self._columns.images for source in _sources_in(row.values, name, "image")]
+        check(len(attached))  # before any is fetched
         if self._columns.messages:
             messages = _messages(_required(row.values, self._columns.messages), add)
             users = [message for message in messages if message["role"] == "user"]
@@ -111,9 +115,18 @@ class Renderer:
         _required(row.values, column)
         pages: list[Page] = []
         total = 0
-        for source, origin in _sources_in(row.values, column, "document"):
+        sources, most = _sources_in(row.values, column, "document"), self._limits.max_pages
+        cut = self._document.overflow == "truncate"
+        if len(sources) > most and not cut:  # before any is fetched: each has a page
+            raise self._too_many(column, f"{len(sources):,} files")
+        for number, (source, origin) in enumerate(sources):
+            if len(pages) < total or len(pages) == most:  # none of the rest is fetched
+                if not cut:
+                    raise self._too_many(column, f"{total:,} pages and {len(sources) - number:,} more files")
+                total += len(sources) - number  # a page at least is in each
+                break
             pictures = images + sum(page.image is not None for page in pages)
-            want = self._want(len(pages), pictures, full=len(pages) < total)
+            want = self._want(len(pages), pictures)
             count, found = self._file(fetch, source, row.folder, origin, want)
             pages += [replace(page, number=total + page.number) for page in found]
             total += count
@@ -132,6 +145,13 @@ class Renderer:
             )
         return pages, total
 
+    def _too_many(self, column: str, what: str) -> RowError:
+        return RowError(
+            ErrorCode.TOO_MANY_PAGES,
+            f"column {column!r} has {what}, above limits.max_pages = {self._limits.max_pages}; "
+            "input.document.overflow says what else can be done",
+        )
+
     def _file(self, fetch: RowFetcher, source: Any, folder: str, origin: str, want: Want) -> tuple[int, list[Page]]:
         """How many pages one file has, and those that are wanted."""
         as_text = isinstance(source, str) and self._document.strings == "text"
@@ -145,13 +165,12 @@ class Renderer:
         except RowError as error:
             raise RowError(error.code, f"{origin}: {error.message}") from error
 
-    def _want(self, taken: int, images: int, *, full: bool) -> Want:
+    def _want(self, taken: int, images: int) -> Want:
         """What is wanted of a document's next file.
 
         Args:
             taken: Pages of the files before it.
             images: Pictures of them, and of the row.
-            full: Some of those pages were left out already: then the rest is, too.
         """
         pictures, limits = self._document.mode != "text", self._limits
         shown = limits.max_images - images
@@ -159,8 +178,8 @@ class Renderer:
         return Want(
             grid=self._grid if pictures else None,
             text=self._document.mode != "images",
-            most=0 if full else max(0, limits.max_pages - taken),
-            most_images=0 if full else max(0, shown if few else limits.max_pages - taken),
+            most=max(0, limits.max_pages - taken),
+            most_images=max(0, shown if few else limits.max_pages - taken),
             cut=self._document.overflow == "truncate",
             limit_names=(
                 f"limits.max_pages = {limits.max_pages}",

@@ -92,6 +92,18 @@ def test_images_are_made_into_records_a_few_rows_at_a_time(monkeypatch: pytest.M
     assert through_a_block(work).prompts == prompts
 
 
+def test_a_row_that_cannot_be_packed_is_a_dead_letter_among_its_neighbours() -> None:
+    """A number that is above its column's type."""
+    prompts = [Prompt(f"r-{number}", as_ids([number]), total_pages=2**31 if number == 1 else 0) for number in range(4)]
+    ids = [prompt.row_id for prompt in prompts]
+    work = ShardPrompts(1, prompts, [], pa.table({"id": ids}), {one: index for index, one in enumerate(ids)})
+    again = through_a_block(work)
+    assert again.prompts == [prompts[0], *prompts[2:]]
+    (letter,) = again.failed
+    assert (letter.row_id, letter.step, letter.code) == ("r-1", Step.PROMPT, ErrorCode.INTERNAL)
+    assert again.carried.column("id").to_pylist() == ids
+
+
 @pytest.mark.parametrize("carried", [pa.table({"id": pa.array([], pa.string())}), pa.table({})])
 def test_a_shard_without_rows_is_a_block(carried: pa.Table) -> None:
     again = through_a_block(ShardPrompts(3, [], [], carried, {}))
@@ -204,6 +216,16 @@ def test_a_defect_in_one_row_is_its_dead_letter_and_spares_its_neighbours(
     assert asked_for(work) == ["one", "three"]
     assert letters(work) == {"two": (Step.RENDER, ErrorCode.INTERNAL)}
     assert work.failed[0].message.startswith("OverflowError: ")
+
+
+def test_a_panic_in_a_library_is_its_rows_dead_letter(job: SmallJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as tiktoken's at a million blanks, which the tokenizer no longer lets so far."""
+    monkeypatch.setattr("magbatch.tokenizer.MAX_ORDINARY_CHARACTERS", 2_000_000)
+    job.write(pa.table({"id": ["one", "two", "three"], "question": ["?", " " * 1_100_000 + "x", "?"]}))
+    work = job.prompts(0)
+    assert asked_for(work) == ["one", "three"]
+    assert letters(work) == {"two": (Step.PROMPT, ErrorCode.INTERNAL)}
+    assert work.failed[0].message.startswith("PanicException: ")
 
 
 def test_rows_that_are_done_are_not_rendered_again(job: SmallJob) -> None:

@@ -215,3 +215,41 @@ def test_a_document_needs_a_user_message(make_spec: Callable[..., JobSpec]) -> N
     spec = make_spec(input={"path": "/in", "columns": {"messages": "chat", "document": "file"}})
     row = InputRow("r", {"chat": [{"role": "system", "content": "x"}], "file": PDF})
     assert refusal(lambda: Renderer(spec, GRID)(row)).code is ErrorCode.INVALID_MESSAGES
+
+
+# Lists that are longer than what may be shown: a file that is not there tells whether it was asked for.
+
+MISSING = "not there.pdf"
+
+
+def test_files_of_a_list_are_not_fetched_once_its_pages_are_full(render: Render, tmp_path: Path) -> None:
+    row = render([PDF, PDF, *[MISSING] * 3000], str(tmp_path), limits={"max_pages": 3}, how={"overflow": "truncate"})
+    assert [page.number for page in row.pages] == [1, 2, 3]
+    assert row.total_pages == 4 + 3000  # of what was not opened one page each, which is the least
+    row = render([PDF, MISSING], str(tmp_path), limits={"max_pages": 2}, how={"overflow": "truncate"})
+    assert (len(row.pages), row.total_pages) == (2, 3)
+
+
+def test_pictures_fill_the_limit_of_a_list_too(render: Render, tmp_path: Path) -> None:
+    picture = encoded(two_halves())
+    row = render(
+        [picture, picture, picture, MISSING], str(tmp_path), limits={"max_images": 2}, how={"overflow": "truncate"}
+    )
+    assert (len(row.pages), row.total_pages) == (2, 4)
+
+
+@pytest.mark.parametrize("overflow", ["error", "map_reduce"])
+def test_a_list_that_cannot_fit_is_refused_before_it_is_fetched(render: Render, tmp_path: Path, overflow: str) -> None:
+    error = refusal(lambda: render([MISSING] * 3000, str(tmp_path), how={"overflow": overflow}))
+    assert error.code is ErrorCode.TOO_MANY_PAGES
+    assert "'file' has 3,000 files, above limits.max_pages = 200" in error.message
+    many = [PDF, PDF, MISSING]
+    error = refusal(lambda: render(many, str(tmp_path), limits={"max_pages": 4}, how={"overflow": overflow}))
+    assert error.code is ErrorCode.TOO_MANY_PAGES
+    assert "'file' has 4 pages and 1 more files, above limits.max_pages = 4" in error.message
+
+
+def test_images_above_the_limit_are_refused_before_any_is_fetched(render: Render, tmp_path: Path) -> None:
+    columns = {"images": ["scans"]}
+    error = refusal(lambda: render(PDF, str(tmp_path), columns=columns, scans=[MISSING] * 11))
+    assert error.code is ErrorCode.TOO_MANY_IMAGES
