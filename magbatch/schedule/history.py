@@ -5,6 +5,7 @@ OUTPUT/_magbatch/schedule/since.json                when a scheduler first saw t
 OUTPUT/_magbatch/schedule/<tick>.json               the tick was begun; created once
 OUTPUT/_magbatch/schedule/<tick>.complete.json      its run is complete
 OUTPUT/_magbatch/schedule/<tick>.empty.json         it had no new files
+OUTPUT/_magbatch/schedule/taken.parquet             the files of complete runs, so that their plans need not be read
 OUTPUT/runs/<tick>/                                 the run: an ordinary output of a job
 ```
 
@@ -16,6 +17,7 @@ import json
 import os
 import socket
 import uuid
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ from typing import Any
 from magbatch.errors import StorageError
 from magbatch.job.ledger import PLAN, Ledger
 from magbatch.job.plan import Plan
+from magbatch.schedule.taken import TakenIndex
 from magbatch.schedule.ticks import tick_name, tick_of
 from magbatch.storage import Store, open_store
 
@@ -77,12 +80,18 @@ class History:
             StorageError: The output cannot be listed.
         """
         states: dict[datetime, str] = {}
+        for tick, end, _ in self._records():
+            if end or tick not in states:
+                states[tick] = end if end in {COMPLETE, EMPTY} else BEGUN
+        return Ticks(dict(sorted(states.items())))
+
+    def _records(self) -> Iterator[tuple[datetime, str, str]]:
+        """Tick, end and tag of each record: the end of one that a tick was begun is empty."""
         for item in self._store.list(RECORDS):
             name, _, end = item.name.removeprefix(RECORDS).removesuffix(".json").partition(".")
             tick = tick_of(name)
-            if tick is not None and (end or tick not in states):
-                states[tick] = end if end in {COMPLETE, EMPTY} else BEGUN
-        return Ticks(dict(sorted(states.items())))
+            if tick is not None:
+                yield tick, end, item.tag
 
     def since(self, now: datetime) -> datetime:
         """When a scheduler first saw this schedule: now, where none has. Ticks before that were never missed."""
@@ -134,9 +143,19 @@ class History:
             OutputError: A plan is damaged.
             StorageError: One cannot be read.
         """
-        runs = [tick for tick, state in self.ticks().states.items() if state != EMPTY]
+        records = list(self._records())
+        ends = {tick_name(tick): tag for tick, end, tag in records if end == COMPLETE}
+        empty = {tick for tick, end, _ in records if end == EMPTY}
+        index = TakenIndex.load(self._store, ends)
+        known = index.ticks()
+        runs = sorted({tick for tick, _, _ in records if tick not in empty and tick_name(tick) not in known})
         with ThreadPoolExecutor(PLAN_READERS) as pool:
-            return {file for plan in pool.map(self.plan, runs) if plan is not None for file in plan.files()}
+            plans = dict(zip(map(tick_name, runs), pool.map(self.plan, runs), strict=True))
+        found = {name: plan.files() if plan is not None else set() for name, plan in plans.items()}
+        complete = {name: files for name, files in found.items() if name in ends}
+        if complete:
+            index.extended(complete, ends).store(self._store)
+        return index.files().union(*found.values())
 
 
 def _record(**facts: Any) -> bytes:
