@@ -95,7 +95,7 @@ def compact(output: str, target_bytes: int, console: Console) -> Compacted:
     """
     spec, _, _ = Ledger(output).complete_job()
     ledger = patient_ledger(spec.with_output(output), console)
-    lease = Lease(open_store(ledger.path, quick=True), console.print)
+    lease = Lease(open_store(ledger.path, quick=True), console.print, spec.output.patience_s)
     with lease.held():
         ledger.tidy(lease.confirm)
         return merge_objects(ledger, target_bytes, lease.confirm)

@@ -180,7 +180,7 @@ def retry(output: str, choice: Choice, overrides: list[str], console: Console) -
     began = time.monotonic()
     spec, _, _ = Ledger(output).complete_job()
     ledger = patient_ledger(spec.with_output(output), console)
-    lease = Lease(open_store(ledger.path, quick=True), console.print)
+    lease = Lease(open_store(ledger.path, quick=True), console.print, spec.output.patience_s)
     with lease.held():
         ledger.tidy(lease.confirm)
         sweep(ledger)

@@ -95,7 +95,11 @@ def run_tick(spec: JobSpec, tick: datetime, console: Console, answer: Answer = _
         JobError: As its kinds say.
     """
     history = History(spec.output.path)
-    lease = Lease(open_store(history.output, quick=True), lambda text: console.print(text, markup=False))
+
+    def say(text: str) -> None:
+        console.print(text, markup=False)
+
+    lease = Lease(open_store(history.output, quick=True), say, spec.output.patience_s)
     with lease.held():
         before = history.ticks()
         done = [_finish(spec, one, history, lease, console, answer) for one in before.open if one != tick]

@@ -122,6 +122,6 @@ def _absolute(spec: JobSpec) -> JobSpec:
             "input": spec.input.model_copy(
                 update={"path": fix(spec.input.path), "fetch_from": [fix(path) for path in spec.input.fetch_from]}
             ),
-            "output": spec.output.model_copy(update={"path": fix(spec.output.path).rstrip("/")}),
+            "output": spec.output.model_copy(update={"path": fix(spec.output.path).rstrip("/") or "/"}),
         }
     )

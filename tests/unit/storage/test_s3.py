@@ -16,9 +16,10 @@ import pytest
 from magbatch.errors import StorageError
 from magbatch.storage import open_store, patience
 from magbatch.storage import s3 as s3_storage
-from magbatch.storage.inputs import input_filesystem
+from magbatch.storage.inputs import input_filesystem, stat_input
 from magbatch.storage.patience import PatientStore
 from magbatch.storage.s3 import s3_client
+from magbatch.storage.search import find_parquet
 
 
 @dataclass
@@ -225,3 +226,37 @@ for act in (lambda: open_store("s3://bucket").read("a"), lambda: find_parquet("s
         assert line.startswith("StorageError s3://bucket/")
         assert line.endswith("the credentials come from the standard AWS chain")
     assert "very-secret" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("AWS_PROFILE", "nope"), ("AWS_ENDPOINT_URL", "nonsense"), ("AWS_DEFAULT_REGION", "no region")]
+)
+def test_wrong_settings_of_a_machine_are_a_mistake_to_mend(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    """Whatever is asked first; they looked like a defect of magbatch."""
+    monkeypatch.setenv(name, value)
+    caches = (s3_client, s3_storage.quick_s3_client, s3_storage.s3_filesystem)
+    for made in caches:
+        made.cache_clear()
+    store = open_store("s3://bucket/root")
+    acts: list[Callable[[], object]] = [
+        lambda: list(store.list("")),
+        lambda: store.read("a"),
+        lambda: store.write("a", b""),
+        lambda: store.create("a", b""),
+        lambda: store.replace("a", b"", b""),
+        lambda: store.move("a", "b"),
+        lambda: store.delete("a"),
+        lambda: store.keeps_conditions("a", b""),
+        lambda: list(open_store("s3://bucket/root", quick=True).list("")),
+        lambda: input_filesystem("s3://bucket/a.parquet"),
+        lambda: stat_input("s3://bucket/a.parquet"),
+        lambda: find_parquet("s3://bucket/"),
+    ]
+    for act in acts:
+        with pytest.raises(
+            StorageError, match=r"^s3://bucket.*the AWS settings of this machine cannot be used"
+        ) as refused:
+            act()
+        assert (refused.value.exit_code, refused.value.passing) == (2, False)
