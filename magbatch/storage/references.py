@@ -23,7 +23,7 @@ from magbatch.storage.s3 import (
     s3_errors,
     split_url,
 )
-from magbatch.storage.search import input_folder
+from magbatch.storage.search import input_folder, listed_prefix
 
 CHUNK_BYTES = 1 << 20
 TRIES = 3  # of what the input's own store refuses, while it gives other things
@@ -57,6 +57,7 @@ class References:
     def __init__(self, input_path: str, more: Sequence[str] = ()) -> None:
         self._remote = is_remote(input_path)
         self._bucket = split_url(input_path)[0] if self._remote else None
+        self._listed = listed_prefix(split_url(input_path)[1])  # what the job's role may list, whatever else it may not
         self._root = None if self._remote else os.path.realpath(input_folder(input_path))
         self._folders = [os.path.realpath(path) for path in more if not is_remote(path)]
         self._prefixes = [split_url(path.rstrip("/")) for path in more if is_remote(path)]
@@ -137,7 +138,7 @@ class References:
         """Raises StorageError if the store of the input gives nothing else either."""
         if self._bucket is not None:
             with s3_errors(f"s3://{self._bucket}"):
-                s3_client().list_objects_v2(Bucket=self._bucket, MaxKeys=1)
+                s3_client().list_objects_v2(Bucket=self._bucket, Prefix=self._listed, MaxKeys=1)
         elif self._root is not None:
             with local_errors(self._root), os.scandir(self._root) as entries:
                 next(entries, None)

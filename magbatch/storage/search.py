@@ -262,8 +262,7 @@ def _refuse_output(path: str, folder: str) -> None:
 
 def _find_s3(path: str) -> list[ObjectInfo]:
     bucket, key = split_url(path)
-    wildcard = _WILDCARD.search(key)
-    prefix = key[: wildcard.start()] if wildcard else key
+    wildcard, prefix = _WILDCARD.search(key), listed_prefix(key)
     store = S3Store(f"s3://{bucket}")
     try:
         found = list(store.list(prefix))
@@ -278,6 +277,16 @@ def _find_s3(path: str) -> list[ObjectInfo]:
         kept = [item for item in found if item.name.startswith(folder) and _is_data(item.name[len(folder) :])]
     _refuse_s3(path, store, prefix, [item.name for item in found], [item.name for item in kept])
     return [ObjectInfo(f"s3://{bucket}/{item.name}", item.size, item.tag) for item in kept]
+
+
+def listed_prefix(key: str) -> str:
+    """What the names begin with that a key, or a glob over keys, may mean.
+
+    >>> listed_prefix("in/2026-*/x.parquet"), listed_prefix("in/")
+    ('in/2026-', 'in/')
+    """
+    wildcard = _WILDCARD.search(key)
+    return key[: wildcard.start()] if wildcard else key
 
 
 def _refuse_s3(path: str, store: S3Store, prefix: str, found: list[str], kept: list[str]) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from botocore.exceptions import ClientError
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -25,6 +26,7 @@ from magbatch.documents.web import FETCH_TRIES
 from magbatch.errors import ErrorCode, RowError, StorageError
 from magbatch.spec import InputSpec
 from magbatch.storage import open_store
+from magbatch.storage import s3 as s3_storage
 from magbatch.storage.s3 import quick_s3_client
 
 
@@ -412,6 +414,40 @@ def test_a_place_that_only_rows_name_never_fails_the_job(s3_endpoint: str, monke
         assert refusal("s3://x--nope-az1--x-s3/a.png", more=more).code is ErrorCode.DOCUMENT_UNFETCHABLE
     finally:
         quick_s3_client.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("code", "status"), [("AccessDenied", 403), ("SignatureDoesNotMatch", 403), ("InternalError", 500)]
+)
+def test_an_object_that_the_inputs_own_bucket_never_gives_is_its_rows_matter(
+    s3: str, monkeypatch: pytest.MonkeyPatch, code: str, status: int
+) -> None:
+    """The bucket gives the rest: its role may list the input's own prefix, and nothing else."""
+    open_store(s3).write("in/a.txt", b"content")
+    open_store(s3).write("shut/a.txt", b"content")
+    prefixes: list[str] = []
+
+    def refuse(params: dict[str, Any], model: Any, **_: Any) -> None:
+        prefixes.extend([params["query_string"].get("prefix", "")] if model.name == "ListObjectsV2" else [])
+        if "/shut/" in params["url_path"] or (prefixes and prefixes[-1] not in ("in/", "in/2026-")):
+            answer: Any = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
+            raise ClientError(answer, model.name)
+
+    def made(*arguments: Any) -> Any:
+        client = new_client(*arguments)
+        client.meta.events.register("before-call.s3", refuse)
+        return client
+
+    new_client = s3_storage._new_client
+    monkeypatch.setattr(s3_storage, "_new_client", made)
+    s3_storage.s3_client.cache_clear()
+    try:
+        for path in (f"{s3}/in/", f"{s3}/in/2026-*.parquet"):
+            assert refusal(f"{s3}/shut/a.txt", f"{s3}/in", path=path).code is ErrorCode.DOCUMENT_UNFETCHABLE
+            assert load(f"{s3}/in/a.txt", f"{s3}/in", path=path) == b"content"
+    finally:
+        s3_storage.s3_client.cache_clear()
+    assert set(prefixes) == {"in/", "in/2026-"}
 
 
 def test_the_inputs_own_store_that_is_away_is_no_matter_of_a_row(s3_endpoint: str) -> None:
