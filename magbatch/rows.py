@@ -291,6 +291,7 @@ class Answer:
 
     Attributes:
         values: Of the columns that the job has its answers made into, by name.
+        ballot: What it votes for, if the samples of a row vote.
     """
 
     reasoning: str | None
@@ -300,6 +301,7 @@ class Answer:
     reasoning_tokens: int
     answer_tokens: int
     values: dict[str, Any] = field(default_factory=dict)
+    ballot: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,13 +332,21 @@ class FinishedRow:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A row that has no answer, and why in one short line; with the answer that was not accepted."""
+    """A row that has no answer, and why in one short line; with the answer that was not accepted.
+
+    Attributes:
+        prompt_tokens: Tokens of the prompt, if the engine was asked; those after it as the engine counted them.
+    """
 
     row_id: str
     step: Step
     code: ErrorCode
     message: str
     answer: str | None = None
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+    answer_tokens: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "message", short_message(self.message))
@@ -363,6 +373,10 @@ ERROR_FIELDS: dict[str, pa.DataType] = {
     "attempt": pa.string(),
     "finished_at": pa.timestamp("us", tz="UTC"),
 }
+# Of a dead letter, after those; an object of an older version has none of them.
+TOKEN_FIELDS: dict[str, pa.DataType] = {
+    name: RESULT_FIELDS[name] for name in ("prompt_tokens", "reasoning_tokens", "answer_tokens", "cached_tokens")
+}
 _PART_FIELDS = {
     "first_page": pa.int32(),
     "last_page": pa.int32(),
@@ -379,10 +393,15 @@ RESERVED_COLUMNS = frozenset({"row_id", "sample", *RESULT_FIELDS, *ERROR_FIELDS,
 _NULLABLE = frozenset({"reasoning", "answer"})
 
 
-def _schema(keys: dict[str, pa.DataType], carry: pa.Schema, rest: dict[str, pa.DataType]) -> pa.Schema:
+def _schema(
+    keys: dict[str, pa.DataType],
+    carry: pa.Schema,
+    rest: dict[str, pa.DataType],
+    nullable: frozenset[str] = _NULLABLE,
+) -> pa.Schema:
     fields = [pa.field(name, kind, nullable=False) for name, kind in keys.items()]
     fields += [pa.field(name, carry.field(name).type) for name in carry.names]
-    fields += [pa.field(name, kind, nullable=name in _NULLABLE) for name, kind in rest.items()]
+    fields += [pa.field(name, kind, nullable=name in nullable) for name, kind in rest.items()]
     return pa.schema(fields, metadata={"magbatch.schema_version": SCHEMA_VERSION})
 
 
@@ -406,8 +425,8 @@ def errors_schema(carry: pa.Schema, *, with_answer: bool = False) -> pa.Schema:
         carry: The carried input columns, with the types that the plan froze.
         with_answer: The job may refuse answers: then `answer` holds the refused one.
     """
-    fields = ERROR_FIELDS | ({"answer": pa.large_string()} if with_answer else {})
-    return _schema({"row_id": pa.string()}, carry, fields)
+    fields = ERROR_FIELDS | ({"answer": pa.large_string()} if with_answer else {}) | TOKEN_FIELDS
+    return _schema({"row_id": pa.string()}, carry, fields, _NULLABLE | TOKEN_FIELDS.keys())
 
 
 def new_attempt() -> str:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
-from magbatch.rows import ERRORS
+from magbatch.rows import ERRORS, TOKEN_FIELDS
 
 FOOTER_KEY = b"magbatch.totals"
 # Upper bounds, as Prometheus' `le`: a value equal to one is within it.
@@ -20,7 +20,7 @@ LATENCY_BOUNDS_S = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.
 LENGTH_BOUNDS_TOKENS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
 INFINITE = "+Inf"
 
-# What totals need of an object of results/, beside the row id; of one of errors/, `error_code`.
+# What totals need of an object of results/, beside the row id; of one of errors/, `error_code` and the tokens.
 COLUMNS = (
     "sample",
     "prompt_tokens",
@@ -30,6 +30,7 @@ COLUMNS = (
     "reasoning_status",
     "latency_s",
 )
+ERROR_COLUMNS = ("error_code", *TOKEN_FIELDS)
 
 
 @dataclass(slots=True)
@@ -40,20 +41,24 @@ class Totals:
         answered: Rows with an answer.
         failed: Dead letters.
         records: Samples of the answered rows.
+        failed_generated: Dead letters that the engine generated tokens for. All sums of tokens have these rows too.
         graded: Records of rows whose right answer the input gives.
         right: Those of them whose answer it is.
-        squared_tokens: Sum of the squares of the generated tokens of each record: how much lengths differ.
+        squared_tokens: Sum of the squares of the generated tokens of each record, and of each dead letter: how much
+            lengths differ.
         latency_ms: Sum of the latencies of the answered rows, each in whole milliseconds.
         by_code: Dead letters by error code.
         by_status: Records by reasoning status.
         by_latency: Answered rows by the upper bound of their latency (`LATENCY_BOUNDS_S`, or `+Inf`).
-        by_reasoning: Records by the upper bound of their reasoning tokens (`LENGTH_BOUNDS_TOKENS`, or `+Inf`).
-        by_answer: Records by the upper bound of their answer tokens, as above.
+        by_reasoning: Records, and dead letters that tokens were generated for, by the upper bound of their reasoning
+            tokens (`LENGTH_BOUNDS_TOKENS`, or `+Inf`).
+        by_answer: The same by the upper bound of their answer tokens.
     """
 
     answered: int = 0
     failed: int = 0
     records: int = 0
+    failed_generated: int = 0
     prompt_tokens: int = 0
     cached_tokens: int = 0
     reasoning_tokens: int = 0
@@ -89,24 +94,39 @@ class Totals:
         if kind == ERRORS:
             self.failed += table.num_rows
             _count(self.by_code, table.column("error_code"))
+            if set(TOKEN_FIELDS) <= set(table.column_names):  # an object of an older version has none
+                self._add_tokens(table)
             return
         self.records += table.num_rows
         first = table.filter(pa.compute.equal(table.column("sample"), 0))  # prompts are paid once for all samples
         self.answered += first.num_rows
         self.prompt_tokens += _sum(first, "prompt_tokens")
         self.cached_tokens += _sum(first, "cached_tokens")
-        reasoning, answer = (_array(table, name).astype(np.int64) for name in ("reasoning_tokens", "answer_tokens"))
         latency = _array(first, "latency_s")
-        self.reasoning_tokens += int(reasoning.sum())
-        self.answer_tokens += int(answer.sum())
-        self.squared_tokens += int(((reasoning + answer) ** 2).sum())
+        self._add_generated(table)
         self.latency_ms += int(np.rint(latency * 1000).sum())
         _count(self.by_status, table.column("reasoning_status"))
         bucket(self.by_latency, latency, LATENCY_BOUNDS_S)
-        bucket(self.by_reasoning, reasoning, LENGTH_BOUNDS_TOKENS)
-        bucket(self.by_answer, answer, LENGTH_BOUNDS_TOKENS)
         if expected is not None:
             self._grade(table.column("answer"), table.column(expected))
+
+    def _add_tokens(self, letters: pa.Table) -> None:
+        """The tokens of dead letters; null counts as none."""
+        self.prompt_tokens += _sum(letters, "prompt_tokens")
+        self.cached_tokens += _sum(letters, "cached_tokens")
+        counts = {name: pa.compute.fill_null(letters.column(name), 0) for name in ("reasoning_tokens", "answer_tokens")}
+        generated = pa.compute.greater(pa.compute.add(*counts.values()), 0)
+        found = pa.table(counts).filter(generated)
+        self.failed_generated += found.num_rows
+        self._add_generated(found)
+
+    def _add_generated(self, table: pa.Table) -> None:
+        reasoning, answer = (_array(table, name).astype(np.int64) for name in ("reasoning_tokens", "answer_tokens"))
+        self.reasoning_tokens += int(reasoning.sum())
+        self.answer_tokens += int(answer.sum())
+        self.squared_tokens += int(((reasoning + answer) ** 2).sum())
+        bucket(self.by_reasoning, reasoning, LENGTH_BOUNDS_TOKENS)
+        bucket(self.by_answer, answer, LENGTH_BOUNDS_TOKENS)
 
     def plus(self, other: Self, sign: int = 1) -> Self:
         """The sums of both; with sign -1, what is left without the other's."""

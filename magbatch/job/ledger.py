@@ -535,7 +535,7 @@ def schema_of(spec: JobSpec, plan: Plan, kind: str) -> pa.Schema:
     """The columns of a job's objects of a kind."""
     carry = pa.schema([plan.columns.field(name) for name in carried_columns(spec.input)])
     if kind == ERRORS:
-        return errors_schema(carry, with_answer=spec.answer.schema is not None)
+        return errors_schema(carry, with_answer=spec.answer.may_refuse)
     return results_schema(carry, made_columns(spec))
 
 

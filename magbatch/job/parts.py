@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from magbatch.errors import OutputError
-from magbatch.rows import ERRORS, PartName
+from magbatch.rows import ERRORS, TOKEN_FIELDS, PartName
 from magbatch.storage import Store
-from magbatch.totals import COLUMNS, Totals
+from magbatch.totals import COLUMNS, ERROR_COLUMNS, Totals
 
 FOOTER_BYTES = 1 << 16
 ROW_GROUP_BYTES = 16 << 20  # in memory: what a reader of one column has to fetch at least, and a spool holds
@@ -70,10 +70,10 @@ def read_part(store: Store, name: PartName, more: dict[str, list[str]]) -> Part 
     Returns:
         The part, or what is wrong with the object.
     """
-    columns = ["row_id", "error_code"] if name.kind == ERRORS else ["row_id", *COLUMNS]
+    columns = ["row_id", *(ERROR_COLUMNS if name.kind == ERRORS else COLUMNS), *more.get(name.kind, [])]
     try:
         data = store.read(str(name))
-        table = pq.read_table(io.BytesIO(data), columns=[*columns, *more.get(name.kind, [])], use_threads=False)
+        table = _read(data, columns)
         row_ids = row_ids_of(table)
     except (FileNotFoundError, pa.ArrowException, OSError, KeyError) as error:
         return f"{name}: cannot be read: {' '.join(str(error).split())}"
@@ -85,6 +85,17 @@ def read_part(store: Store, name: PartName, more: dict[str, list[str]]) -> Part 
     return Part(name, table.num_rows, len(data), hashlib.sha256(data).hexdigest(), row_ids, table)
 
 
+def _read(data: bytes, columns: list[str]) -> pa.Table:
+    """Some columns of an object's bytes, without those of dead letters' that an older version did not write."""
+    file = pq.ParquetFile(pa.BufferReader(data))
+    missing = TOKEN_FIELDS.keys() - set(file.schema_arrow.names)
+    wanted = list(dict.fromkeys(name for name in columns if name not in missing))
+    absent = set(wanted) - set(file.schema_arrow.names)
+    if absent:
+        raise KeyError(f"it has no column {sorted(absent)[0]}")
+    return file.read(columns=wanted, use_threads=False).select(wanted)
+
+
 def read_columns(store: Store, name: PartName, columns: list[str]) -> pa.Table:
     """Some columns of an object.
 
@@ -93,7 +104,7 @@ def read_columns(store: Store, name: PartName, columns: list[str]) -> pa.Table:
         OutputError: It is damaged.
     """
     try:
-        return pq.read_table(io.BytesIO(store.read(str(name))), columns=columns, use_threads=False)
+        return _read(store.read(str(name)), columns)
     except FileNotFoundError:
         raise
     except (pa.ArrowException, OSError, KeyError) as error:
@@ -114,8 +125,17 @@ def read_totals(store: Store, name: PartName) -> Totals:
         found = Totals.of_footer(pq.read_metadata(io.BytesIO(end)).metadata)
     if found is not None:
         return found
-    table = read_columns(store, name, ["error_code"] if name.kind == ERRORS else [*COLUMNS])
+    table = read_columns(store, name, [*(ERROR_COLUMNS if name.kind == ERRORS else COLUMNS)])
     return Totals.of(name.kind, table)
+
+
+def _with_newer(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Dead letters of an older version with the columns that it did not have, null."""
+    newer = {"answer", *TOKEN_FIELDS} if "error_code" in schema.names else set[str]()
+    for position, field in enumerate(schema):
+        if field.name in newer and field.name not in table.column_names:
+            table = table.add_column(position, field, pa.nulls(table.num_rows, field.type))
+    return table
 
 
 def row_groups(store: Store, name: PartName, sha256: str | None = None) -> Iterator[pa.Table]:
@@ -182,6 +202,7 @@ class Spool:
         Raises:
             OutputError: Their columns are not the contract's.
         """
+        table = _with_newer(table, self._schema)
         if not table.schema.equals(self._schema):
             raise OutputError(f"an object of {self._kind} has other columns than this version of magbatch writes")
         self._row_ids.update(dict.fromkeys(row_ids_of(table)))

@@ -113,15 +113,16 @@ def eta(rows_left: int, seen: Totals, tokens_per_s: float, rows_per_s: float) ->
     """
     if rows_left == 0:
         return Eta(0.0, 0.0, 0.0)
-    if 0 < seen.records < LEAST_RECORDS:
+    records = seen.records + seen.failed_generated
+    if 0 < records < LEAST_RECORDS:
         return None
     if not seen.generated_tokens or tokens_per_s <= 0:
         return Eta(*[rows_left / rows_per_s] * 3) if rows_per_s > 0 else None
-    per_row = seen.records / seen.rows
-    mean = seen.generated_tokens / seen.records
-    variance = max(0.0, seen.squared_tokens / seen.records - mean**2)
+    per_row = records / seen.rows
+    mean = seen.generated_tokens / records
+    variance = max(0.0, seen.squared_tokens / records - mean**2)
     records_left = rows_left * per_row
-    spread = Z_90 * math.sqrt(variance * (records_left + records_left**2 / seen.records))
+    spread = Z_90 * math.sqrt(variance * (records_left + records_left**2 / records))
     tokens = records_left * mean
     return Eta(tokens / tokens_per_s, max(0.0, tokens - spread) / tokens_per_s, (tokens + spread) / tokens_per_s)
 

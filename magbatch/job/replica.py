@@ -18,11 +18,11 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from itertools import islice
 
-from magbatch.answers import Reader, made_columns
+from magbatch.answers import Checker, made_columns
 from magbatch.engines.base import Engine
-from magbatch.errors import EngineDeadError, ErrorCode, RowError, Step, StorageError
+from magbatch.errors import ClusterError, EngineDeadError, ErrorCode, RowError, Step, StorageError
 from magbatch.job.announced import ROWS_AHEAD, Announced
-from magbatch.job.ask import Ask, Progress
+from magbatch.job.ask import Ask
 from magbatch.job.board import Board, Load, Order
 from magbatch.job.commits import Attempt, Commits
 from magbatch.job.in_flight import InFlight
@@ -104,7 +104,13 @@ class Replica:
         limits = job.spec.limits
         steering = Steering.of(job.spec, tokenizer)
         generate = Generate(engine, job.spec.sampling, max_model_len, limits.repetition_tokens, steering)
-        self._ask = Ask(generate, Parser(tokenizer), Reader(job.spec.answer), job.spec.sampling.n, prompter)
+        self._ask = Ask(
+            generate,
+            Parser(tokenizer),
+            Checker(job.spec.answer, limits.answer_timeout_s),
+            job.spec.sampling.n,
+            prompter,
+        )
         self._admission = Admission(ADMITTED_PER_SLOT * slots)
         self._near = asyncio.Semaphore(SHARDS_AHEAD)
         self._unpacking, self._turn = asyncio.Lock(), asyncio.Lock()  # shards enter one after the other
@@ -198,7 +204,7 @@ class Replica:
     def _attempt(self, work: ShardPrompts, done: frozenset[str]) -> Attempt:
         """An attempt at a shard, with the rows that are not done."""
         store, model = self._ledger.store, self._spec.model.source
-        made, refuses = made_columns(self._spec), self._spec.answer.schema is not None
+        made, refuses = made_columns(self._spec), self._spec.answer.may_refuse
         writer = PartWriter(store, work.carried, work.positions, model, work.shard, made, with_answer=refuses)
         attempt = Attempt(work.shard, writer)
         self._commits.attempts.add(attempt)
@@ -280,10 +286,10 @@ class Replica:
 
     async def _answer(self, shard: int, prompt: Prompt) -> FinishedRow | DeadLetter:
         row = self._in_flight.enter(shard, prompt.row_id)
-        progress = Progress(functools.partial(self._in_flight.watch, row))
+        progress = self._ask.progress(functools.partial(self._in_flight.watch, row))
         try:
             return await self._ask(prompt, progress)
-        except EngineDeadError:
+        except (EngineDeadError, ClusterError):
             raise
         except asyncio.CancelledError:
             if not row.hangs:
@@ -293,11 +299,11 @@ class Replica:
             assert task is not None
             task.uncancel()
             waited = f"the engine gave it no token for {self._spec.limits.row_timeout_s:,.0f} s (limits.row_timeout_s)"
-            return DeadLetter(prompt.row_id, progress.step, ErrorCode.ROW_TIMEOUT, waited)
+            return progress.letter(prompt.row_id, ErrorCode.ROW_TIMEOUT, waited)
         except RowError as error:
-            return DeadLetter(prompt.row_id, progress.step, error.code, error.message, error.answer)
+            return progress.letter(prompt.row_id, error.code, error.message, error.answer)
         except Exception as error:  # noqa: BLE001 - a row's boundary: a defect must not stop its neighbours
-            return DeadLetter(prompt.row_id, progress.step, ErrorCode.INTERNAL, f"{type(error).__name__}: {error}")
+            return progress.letter(prompt.row_id, ErrorCode.INTERNAL, f"{type(error).__name__}: {error}")
 
     def _finish(self, attempt: Attempt, row: FinishedRow | DeadLetter) -> None:
         self._in_flight.leave(row.row_id)

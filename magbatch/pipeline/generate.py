@@ -19,7 +19,7 @@ import numpy as np
 from magbatch.engines.base import FREE, Engine, Form
 from magbatch.errors import ErrorCode, ModelError, RequestFailedError, RequestRejectedError, RowError
 from magbatch.rows import Completion, Generation, Prompt, ReasoningStatus, as_ids
-from magbatch.spec import JobSpec, SamplingSpec
+from magbatch.spec import JobSpec, SamplingSpec, engine_schema
 from magbatch.tokenizer import Tokenizer
 
 ADMITTED_PER_SLOT = 2  # a slot that falls free finds its next row waiting in the engine
@@ -30,14 +30,17 @@ LEAST_REPEATS = 4  # of a pattern, before it counts as repetition
 ADMITTED_BYTES = 2 << 30  # an image of 1540 x 1540 pixels is 7 MB; 300 of them
 
 
-Watch = Callable[[], AbstractContextManager[Callable[[], None]]]
-"""Entered while a request is under way; what it gives is called whenever tokens of it have come."""
+OnNew = Callable[[int, Sequence[int]], None]
+"""Is shown new tokens of a sample: its number, and the tokens."""
+
+Watch = Callable[[Form], AbstractContextManager[OnNew]]
+"""Entered with what is asked for, while a request is under way; what it gives is shown the tokens as they come."""
 
 
 @contextmanager
-def unwatched() -> Iterator[Callable[[], None]]:
+def unwatched(form: Form) -> Iterator[OnNew]:
     """A watch that nobody keeps."""
-    yield lambda: None
+    yield lambda sample, new: None
 
 
 def row_seed(seed: int | None, row_id: str) -> int | None:
@@ -87,13 +90,19 @@ class Steering:
         tokenizer: The model's.
         budget_tokens: Of thinking, then it is closed; None lets it think.
         thinks: Whether it thinks at all.
-        schema: A JSON Schema that the answer must fit; the thinking never does.
+        schema: A JSON Schema for the engine, which the answer must fit; the thinking never does.
     """
 
     tokenizer: Tokenizer
     budget_tokens: int | None
     thinks: bool
     schema: dict[str, Any] | None
+
+    @property
+    def silence(self) -> list[int]:
+        """The closed think block of a prompt after which nothing is thought."""
+        block = (self.tokenizer.think_open, self.tokenizer.think_close)
+        return [token for token in block if token is not None]
 
     @classmethod
     def of(cls, spec: JobSpec, tokenizer: Tokenizer) -> Self | None:
@@ -108,7 +117,8 @@ class Steering:
             return None
         if tokenizer.think_open is None and budget is not None:
             raise ModelError("reasoning.budget_tokens: this model's tokenizer has no [THINK]; leave it out")
-        return cls(tokenizer, budget, not silent and tokenizer.think_open is not None, schema)
+        told = engine_schema(schema) if schema is not None else None
+        return cls(tokenizer, budget, not silent and tokenizer.think_open is not None, told)
 
 
 class Generate:
@@ -157,19 +167,18 @@ class Generate:
         if how is None:
             return await self._ask(prompt, self._most(prompt), seed, watch, Form(samples))
         if not how.thinks:
-            silence = [how.tokenizer.think_open, how.tokenizer.think_close]
-            ids = prompt.token_ids + as_ids(token for token in silence if token is not None)
-            form = self._answer_form(samples, how)
-            return await self._ask(replace(prompt, token_ids=ids), self._most(prompt), seed, watch, form)
+            silent = replace(prompt, token_ids=prompt.token_ids + as_ids(how.silence))
+            return await self._ask(silent, self._most(prompt), seed, watch, self._answer_form(samples, how))
         return await self._think_then_answer(prompt, how, watch, samples)
 
     async def again(
-        self, prompt: Prompt, completion: Completion, objection: str, watch: Watch = unwatched
+        self, prompt: Prompt, sample: int, completion: Completion, objection: str, watch: Watch = unwatched
     ) -> Completion:
-        """A second answer after the same thinking, to who is told what was wrong with the first.
+        """Ask again after the same thinking, telling the model why its first answer was rejected.
 
         Args:
             prompt: The row.
+            sample: Number of the sample: the seed depends on it.
             completion: The sample that was not accepted.
             objection: What is wrong with its answer.
             watch: Is entered for each request that is made for it.
@@ -181,7 +190,7 @@ class Generate:
         how = self._steering
         assert how is not None, "only a steered answer is held against a schema"
         tokenizer, generated = how.tokenizer, completion.token_ids
-        said = [tokenizer.think_open] if completion.opened else []
+        said = how.silence if not how.thinks else [tokenizer.think_open] if completion.opened else []
         turn = [
             tokenizer.turn_open,
             *tokenizer.encode_text(OBJECTION.format(objection=objection)),
@@ -190,7 +199,7 @@ class Generate:
         ends = [] if generated[-1:] == [tokenizer.end] else [tokenizer.end]
         more = [token for token in [*said, *generated, *ends, *turn] if token is not None]
         asked = replace(prompt, token_ids=prompt.token_ids + as_ids(more))
-        seed = row_seed(self._sampling.seed, f"{prompt.row_id}/again")
+        seed = row_seed(self._sampling.seed, f"{prompt.row_id}/{sample}/again")
         answer = (await self._ask(asked, self._most(prompt), seed, watch, self._answer_form(1, how))).completions[0]
         closed = [*generated].index(tokenizer.think_close or 0) + 1 if completion.opened else 0
         return replace(completion, token_ids=generated[:closed] + answer.token_ids, finish_reason=answer.finish_reason)
@@ -278,10 +287,10 @@ class Generate:
 
     async def _try(self, prompt: Prompt, max_tokens: int, seed: int | None, watch: Watch, form: Form) -> Generation:
         guard = RepetitionGuard(self._repetition_tokens)  # of this try: what one before it said is not repeated by it
-        with watch() as pulse:
+        with watch(form) as see:
 
             def on_tokens(sample: int, new: Sequence[int]) -> bool:
-                pulse()
+                see(sample, new)
                 return guard(sample, new)
 
             return await self._engine.generate(prompt, max_tokens=max_tokens, seed=seed, on_tokens=on_tokens, form=form)

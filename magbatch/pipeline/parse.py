@@ -24,6 +24,11 @@ class Parser:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
 
+    @property
+    def thinking(self) -> tuple[int | None, int | None]:
+        """The tokens that open and close thinking."""
+        return self._tokenizer.think_open, self._tokenizer.think_close
+
     def __call__(self, completion: Completion) -> Answer:
         """Split one completion.
 

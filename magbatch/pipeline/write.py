@@ -21,6 +21,7 @@ from magbatch.rows import (
     ERRORS,
     NO_COLUMNS,
     RESULTS,
+    TOKEN_FIELDS,
     DeadLetter,
     FinishedRow,
     PartName,
@@ -220,6 +221,7 @@ class PartWriter:
         }
         schema = errors_schema(self._carried.schema, with_answer=self._with_answer)
         fields["answer"] = [_as_text(letter.answer) for letter in letters]
+        fields |= {name: [getattr(letter, name) for letter in letters] for name in TOKEN_FIELDS}
         return self._table(ERRORS, schema, fields)
 
     def _message(self, letter: DeadLetter) -> str:

@@ -33,7 +33,7 @@ GROUPED_SHARDS_PER_REPLICA = 8  # at least so many where rows that share a prefi
 FREE_FIELDS = frozenset(
     {"name", "replicas", "metrics", "cost", "deadline", "schedule"}
     | {"output.commit_interval_s", "output.commit_rows", "output.patience_s"}
-    | {"limits.max_failed_rows", "limits.row_timeout_s", "input.fetch_timeout_s"}
+    | {"limits.max_failed_rows", "limits.row_timeout_s", "limits.answer_timeout_s", "input.fetch_timeout_s"}
     | {"input.fetch_from", "input.fetch_private"}
     | {"limits.image_timeout_s", "limits.document_timeout_s", "limits.document_memory_mb"}
     | {"input.shard_rows", "input.group", "input.on_bad_file", "input.incremental"}  # these are frozen in the plan

@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 
 from magbatch.errors import SpecError
 from magbatch.spec.job import JobSpec
-from magbatch.spec.sections import is_remote
+from magbatch.spec.sections import NEW, is_remote
 from magbatch.spec.text import TextError, values
 
 
@@ -28,11 +28,19 @@ def load(path: str, overrides: list[str] | None = None) -> JobSpec:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"{path}: cannot read the spec: {error}") from error
-    return parse(text, overrides, origin=path)
+    return parse(text, overrides, origin=path, new=True)
 
 
-def parse(text: str, overrides: list[str] | None = None, origin: str = "spec") -> JobSpec:
-    """The spec that a YAML text holds; raises as `load` does."""
+def parse(text: str, overrides: list[str] | None = None, origin: str = "spec", *, new: bool = False) -> JobSpec:
+    """The spec that a YAML text holds; raises as `load` does.
+
+    Args:
+        text: The YAML.
+        overrides: As for `load`.
+        origin: Where it is from, for messages.
+        new: It is to be run: `answer.schema` is held to what the engine can hold an answer to. A spec that an output
+            holds already may be of a version that did not look.
+    """
     try:
         data = values(text)
     except TextError as error:
@@ -42,7 +50,7 @@ def parse(text: str, overrides: list[str] | None = None, origin: str = "spec") -
     for item in overrides or []:
         _override(data, item)
     try:
-        spec = JobSpec.model_validate(data)
+        spec = JobSpec.model_validate(data, context={NEW: new})
     except ValidationError as error:
         raise SpecError(_explain(origin, error)) from error
     return _absolute(spec)

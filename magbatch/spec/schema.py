@@ -7,15 +7,17 @@ from typing import Any
 
 import yaml
 from pydantic import BaseModel
+from pydantic.errors import PydanticInvalidForJsonSchema
+
+from magbatch.spec.grammar import QUOTES, check_json
 
 
 def schema_at(place: str) -> dict[str, Any]:
     """The JSON Schema that a text names: a file, or a pydantic model."""
-    path = Path(place).expanduser()
-    if path.suffix in (".json", ".yaml", ".yml"):
+    if is_file(place):
         try:
-            found = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            found = yaml.safe_load(Path(place).expanduser().read_text(encoding="utf-8"))  # JSON is YAML
+        except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
             raise ValueError(f"{place} is no schema file that can be read: {error}") from error
         if not isinstance(found, dict):
             raise ValueError(f"{place} holds {type(found).__name__}, not a JSON Schema")
@@ -23,22 +25,33 @@ def schema_at(place: str) -> dict[str, Any]:
     module, _, name = place.partition(":")
     try:
         model = functools.reduce(getattr, name.split("."), importlib.import_module(module)) if name else None
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"{place}: {error}") from error
+    except (Exception, SystemExit) as error:  # whatever the code of a user's module does when it is imported
+        raise ValueError(f"{place}: {type(error).__name__}: {error}") from error
     if not (isinstance(model, type) and issubclass(model, BaseModel)):
         raise ValueError(f"{place} is neither a .json or .yaml file nor a pydantic model as package.module:Model")
-    return model.model_json_schema()
+    try:
+        return model.model_json_schema()
+    except PydanticInvalidForJsonSchema as error:
+        raise ValueError(f"{place} has no JSON Schema: {error}") from error
+
+
+def is_file(place: str) -> bool:
+    """Whether a text names a schema's file, and no pydantic model."""
+    return Path(place).suffix in (".json", ".yaml", ".yml")
 
 
 def checked_schema(schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema itself; raises ValueError where it is none."""
-    from jsonschema import Draft202012Validator
+    """The schema itself; raises ValueError if it is none."""
+    from jsonschema import Draft202012Validator, FormatChecker
     from jsonschema.exceptions import SchemaError
 
+    check_json(schema)
     try:
-        Draft202012Validator.check_schema(schema)
+        # Patterns are not Python's: the grammar tells which it knows.
+        Draft202012Validator.check_schema(schema, format_checker=FormatChecker(()))
     except SchemaError as error:
-        raise ValueError(f"is no JSON Schema: {error.json_path}: {error.message}") from error
+        advice = f": {QUOTES}" if isinstance(error.instance, bool) else ""
+        raise ValueError(f"is no JSON Schema: {error.json_path}: {error.message}{advice}") from error
     return schema
 
 

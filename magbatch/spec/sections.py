@@ -10,9 +10,10 @@ from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from magbatch.spec.schema import checked_schema, schema_at
+from magbatch.spec.grammar import check_answerable
+from magbatch.spec.schema import checked_schema, is_file, schema_at
 
 MAX_SHARD_ROWS = 256  # a crash costs what was in flight, not a shard; Ray costs 20-50 ms of CPU a shard
 MIN_SHARD_ROWS = 4
@@ -20,6 +21,7 @@ WHOLE, BOXED = "whole", "boxed"
 ACCELERATOR_LABEL, MARKET_LABEL = "ray.io/accelerator-type", "ray.io/market-type"  # as Ray names them
 AUTO, NONE = "auto", "none"
 SHARE = r"\d{1,3}(\.\d+)?%"
+NEW = "new"  # in a validation's context: the spec is a user's, not one that an output holds already
 
 
 class Section(BaseModel):
@@ -241,11 +243,21 @@ with warnings.catch_warnings():
             Field(description="Column `vote`: the answer that most of sampling.n samples agree on, and its share."),
         ] = None
 
+        @property
+        def may_refuse(self) -> bool:
+            """Whether an answer can be one that is not accepted."""
+            return self.schema is not None or self.extract not in (None, WHOLE, BOXED)
+
         @field_validator("schema", mode="before")
         @classmethod
-        def _found(cls, value: Any) -> Any:
+        def _found(cls, value: Any, info: ValidationInfo) -> Any:
             found = schema_at(value) if isinstance(value, str) else value
-            return checked_schema(found) if isinstance(found, dict) else found
+            if not isinstance(found, dict):
+                return found
+            checked = checked_schema(found)
+            if info.context is not None and info.context.get(NEW):
+                check_answerable(checked, written=not isinstance(value, str) or is_file(value))
+            return checked
 
         @field_validator("extract")
         @classmethod
@@ -441,6 +453,9 @@ class LimitsSpec(Section):
     document_memory_mb: Annotated[
         int, Field(ge=256, description="Megabytes of memory that rendering one document may take.")
     ] = 2048
+    answer_timeout_s: Annotated[
+        float, Field(gt=0, description="Seconds that checking one answer (answer.schema, answer.extract) may take.")
+    ] = 5.0
     row_timeout_s: Annotated[
         float | None,
         Field(gt=0, description="Seconds without a new token after which a row, or an engine, hangs; null waits on."),

@@ -159,6 +159,11 @@ def test_the_errors_schema_is_the_contract() -> None:
                 pa.field("message", pa.string(), nullable=False),
                 pa.field("attempt", pa.string(), nullable=False),
                 pa.field("finished_at", pa.timestamp("us", tz="UTC"), nullable=False),
+                # Null in what an older version wrote.
+                pa.field("prompt_tokens", pa.int32()),
+                pa.field("reasoning_tokens", pa.int32()),
+                pa.field("answer_tokens", pa.int32()),
+                pa.field("cached_tokens", pa.int32()),
             ],
             metadata={"magbatch.schema_version": "1"},
         ),

@@ -113,3 +113,94 @@ def test_another_schema_is_another_job(typed: SmallJob) -> None:
     with pytest.raises(Exception, match=r"answer\.schema\.required"):
         typed.ledger.check_same(changed)
     assert typed.ledger.check_same(parse(typed.spec().to_yaml()))
+
+
+def test_an_answer_that_takes_for_ever_is_its_rows_dead_letter_and_the_others_go_on(job: SmallJob) -> None:
+    job.ask(6)
+    job.set("answer", extract=r"(?P<answer>(x+x+)+y|7)")
+    job.set("limits", answer_timeout_s=2.0, row_timeout_s=3.0)
+    job.engine["script"] = [
+        {"contains": "a2?", "answer": "x" * 40},
+        {"contains": "What", "answer": "The answer: 7."},
+    ]
+    job.answer()
+    assert job.finalise() == []
+    assert {row["id"]: row["extracted"] for row in job.records()} == {f"a{row}": "7" for row in range(6) if row != 2}
+    (letter,) = job.records("errors")
+    assert (letter["id"], letter["step"], letter["error_code"]) == ("a2", "check", "answer_invalid")
+    assert letter["message"] == "answer.extract: not checked within limits.answer_timeout_s = 2"
+    assert letter["answer"] == "x" * 40
+    assert job.ledger.verify()[1] == []
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ['{"total": 1, "items": 1, "items": 1}', '{"total": NaN, "items": 1}', "[" * 1200, '{"total": "\\ud800"}', "x" * 9],
+)
+def test_whatever_an_answer_holds_it_is_asked_for_again_and_then_a_dead_letter(job: SmallJob, answer: str) -> None:
+    job.ask(2)
+    job.set("answer", schema=SCHEMA, vote="majority")
+    job.set("sampling", n=2, temperature=0.5, max_tokens=8000)
+    job.engine["max_model_len"] = 20_000
+    fine = '{"total": 1, "items": 2, "more": "\\ud83d\\ude00"}'
+    job.engine["script"] = [{"contains": "a1?", "answer": [answer, fine]}, {"contains": "What", "answer": answer}]
+    job.answer()
+    (letter,) = job.records("errors")
+    assert (letter["id"], letter["error_code"], letter["answer"]) == ("a0", "answer_invalid", answer)
+    assert [(row["id"], row["total"], row["vote"]["share"]) for row in job.records()] == [("a1", 1.0, 1.0)] * 2
+
+
+def test_dead_letters_have_the_tokens_that_they_took(typed: SmallJob) -> None:
+    typed.engine["script"][:0] = [
+        {"contains": "a4?", "do": "reject"},
+        {"contains": "a5?", "tokens": 20, "answer": ["no", "no"]},
+    ]
+    typed.answer()
+    assert typed.finalise() == []
+    letters = by_id(typed.records("errors"))
+    tokens = {name: (row["reasoning_tokens"], row["answer_tokens"]) for name, row in letters.items()}
+
+    def length(*texts: str) -> int:
+        return sum(len(typed.tokenizer.encode_text(text)) + 1 for text in texts)  # and what ends them
+
+    assert tokens == {"a2": (17, length("two", '{"total": 2}')), "a4": (0, 0), "a5": (21, 2 * length("no"))}
+    assert letters["a2"]["prompt_tokens"] > 10
+    manifest = typed.ledger.manifest()
+    assert manifest is not None
+    rows = typed.records()
+    for name in ("prompt_tokens", "reasoning_tokens", "answer_tokens", "cached_tokens"):
+        assert manifest[name] == sum(row[name] for row in [*rows, *letters.values()])
+    assert (manifest["records"], manifest["failed_generated"]) == (3, 2)
+    assert sum(manifest["by_answer"].values()) == 5
+    assert typed.ledger.verify()[1] == []
+
+
+def test_dead_letters_of_an_older_version_are_as_good_as_others(typed: SmallJob) -> None:
+    typed.answer()
+    (name,) = typed.objects("errors")
+    new = pq.read_table(io.BytesIO(typed.ledger.store.read(name)))
+    older = new.drop_columns(["prompt_tokens", "reasoning_tokens", "answer_tokens", "cached_tokens", "answer"])
+    sink = io.BytesIO()
+    pq.write_table(older, sink)
+    typed.ledger.store.write(name, sink.getvalue())
+    assert typed.finalise() == []
+    assert typed.ledger.verify()[1] == []
+    manifest = typed.ledger.manifest()
+    assert manifest is not None
+    assert manifest["reasoning_tokens"] == sum(row["reasoning_tokens"] for row in typed.records())
+    compact(typed.output, 1 << 28, Console(file=io.StringIO()))
+    (letter,) = typed.records("errors")
+    assert (letter["id"], letter["error_code"], letter["answer_tokens"], letter["answer"]) == (
+        "a2", "answer_invalid", None, None
+    )  # fmt: skip
+    assert typed.ledger.verify()[1] == []
+
+
+def test_what_a_row_generated_before_it_hung_counts(job: SmallJob) -> None:
+    job.ask(4)
+    job.set("limits", row_timeout_s=0.5)
+    job.engine["script"] = [{"contains": "a1?", "do": "hang", "tokens": 1000}]
+    job.answer()
+    (letter,) = job.records("errors")
+    assert (letter["error_code"], letter["reasoning_tokens"], letter["answer_tokens"]) == ("row_timeout", 1, 0)
+    assert letter["prompt_tokens"] > 10

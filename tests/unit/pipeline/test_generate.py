@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -134,18 +134,18 @@ def test_what_the_engine_gives_up_is_asked_again_from_the_start() -> None:
     pulses: list[int] = []  # of each request
 
     @contextmanager
-    def watch() -> Iterator[Callable[[], None]]:
+    def watch(form: Form) -> Iterator[Callable[[int, Sequence[int]], None]]:
         pulses.append(0)
 
-        def pulse() -> None:
-            pulses[-1] += 1
+        def see(sample: int, new: Sequence[int]) -> None:
+            pulses[-1] += len(new)
 
-        yield pulse
+        yield see
 
     generation = asyncio.run(generate(prompt(1), watch))
     assert generation.completions == [Completion([7] * 50, "stop")], "the tries before it count as no repetition"
     assert engine.asked == [engine.asked[0]] * 3
-    assert pulses == [1, 1, 1], "each is a request of its own, which may wait for a slot"
+    assert pulses == [50, 50, 50], "each is a request of its own, which may wait for a slot"
 
 
 def test_a_try_after_another_may_be_refused_or_meet_a_dead_engine() -> None:

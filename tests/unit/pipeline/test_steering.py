@@ -183,7 +183,7 @@ def test_a_second_answer_follows_the_same_thinking_and_the_objection(asking: Any
     job = asking({"script": script}, answer={"schema": SCHEMA})
     generation = asyncio.run(job.generate(job.prompt))
     (completion,) = generation.completions
-    second = asyncio.run(job.generate.again(job.prompt, completion, "not JSON"))
+    second = asyncio.run(job.generate.again(job.prompt, 0, completion, "not JSON"))
     parser = Parser(job.tokenizer)
     assert parser(second).answer == '{"x": 7}'
     assert parser(second).reasoning == parser(completion).reasoning
@@ -191,6 +191,37 @@ def test_a_second_answer_follows_the_same_thinking_and_the_objection(asking: Any
     assert asked.startswith(job.texts()[1] + "seven</s>[INST]")
     assert asked.endswith("That answer is not valid: not JSON. Give the whole answer again.[/INST]")
     assert job.engine.asked[-1][3] == Form(samples=1, schema=SCHEMA)
+
+
+def test_the_second_answer_of_each_sample_has_a_seed_of_its_own(asking: Any) -> None:
+    script = [{"contains": "4711", "answer": ["seven", '{"x": 7}']}]
+    job = asking({"script": script}, answer={"schema": SCHEMA}, sampling={"max_tokens": 100, "seed": 3, "n": 2})
+    generation = asyncio.run(job.generate(job.prompt))
+    for sample, completion in enumerate(generation.completions):
+        asyncio.run(job.generate.again(job.prompt, sample, completion, "not JSON"))
+    seeds = [seed for _, _, seed, _ in job.engine.asked]
+    assert len(set(seeds)) == len(seeds)
+
+
+def test_a_second_answer_without_thinking_follows_the_closed_thought_too(asking: Any) -> None:
+    script = [{"contains": "4711", "answer": ["seven", '{"x": 7}']}]
+    job = asking({"script": script}, answer={"schema": SCHEMA}, reasoning={"effort": "none"})
+    generation = asyncio.run(job.generate(job.prompt))
+    (completion,) = generation.completions
+    second = asyncio.run(job.generate.again(job.prompt, 0, completion, "not JSON"))
+    assert Parser(job.tokenizer)(second).answer == '{"x": 7}'
+    assert job.texts()[1].startswith("[THINK][/THINK]seven</s>[INST]")
+
+
+def test_the_engine_is_not_told_of_formats_that_its_grammar_does_not_know(asking: Any) -> None:
+    def schema(**iri: str) -> dict[str, Any]:
+        items = {"anyOf": [{"type": "string", **iri}, {"type": "null"}]}
+        kept = {"format": {"type": "string", "format": "date"}}  # a property of that name, and a format that it knows
+        return {"type": "object", "properties": {"x": {"type": "array", "items": items}, **kept}}
+
+    job = asking(answer={"schema": schema(format="iri")})
+    job.answers()
+    assert job.engine.asked[-1][3].schema == schema()
 
 
 def test_a_prompt_that_fills_the_context_is_too_long(asking: Any) -> None:

@@ -88,7 +88,8 @@ def test_dead_letters_become_records(root: str) -> None:
     records = read(root, part).to_pylist()
     for record in records:
         assert before <= record.pop("finished_at") <= datetime.now(UTC)
-    common = {"step": "render", "error_code": "image_unfetchable", "attempt": part.attempt}
+    tokens = dict.fromkeys(("prompt_tokens", "reasoning_tokens", "answer_tokens", "cached_tokens"), 0)
+    common = {"step": "render", "error_code": "image_unfetchable", "attempt": part.attempt} | tokens
     assert records == [
         common | {"row_id": "a", "message": "gone"},
         common | {"row_id": "b", "message": "ünïcode ✓"},

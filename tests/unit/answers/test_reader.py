@@ -1,14 +1,14 @@
 """Answers become typed columns, an extracted part, or a vote; what does not fit says where."""
 
 import json
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, time
 from typing import Any, Literal
 
 import pyarrow as pa
 import pytest
 from pydantic import BaseModel
 
-from magbatch.answers import AnswerError, Reader, SchemaReader, boxed
+from magbatch.answers import AnswerError, Reader, Reading, SchemaReader, boxed
 from magbatch.spec import AnswerSpec
 
 
@@ -62,7 +62,18 @@ def test_a_pydantic_models_schema_gives_typed_columns() -> None:
         ({"enum": ["a", "b"]}, TEXT, '"b"', "b"),
         ({"enum": ["a", None]}, TEXT, "null", None),
         ({"const": "x"}, TEXT, '"x"', "x"),
-        ({"type": "string", "format": "time"}, pa.time64("us"), '"10:20:30"', datetime(1, 1, 1, 10, 20, 30).time()),
+        ({"type": "string", "format": "time"}, pa.time64("us"), '"10:20:30+02:00"', time(10, 20, 30)),
+        ({"type": "string", "format": "time"}, pa.time64("us"), '"10:20:60z"', time(10, 20, 59, 999999)),
+        ({"type": "string", "format": "date-time"}, pa.timestamp("us", tz="UTC"), '"2026-01-01t00:30:00.1234567+01:00"',
+         datetime(2025, 12, 31, 23, 30, 0, 123456, UTC)),
+        ({"type": "integer"}, WHOLE, "12345678901234567.0", 12345678901234567),
+        ({"type": "number", "multipleOf": 0.01}, NUMBER, "542.67", 542.67),
+        ({"type": "number", "multipleOf": 0.01}, NUMBER, "-74.290", -74.29),
+        ({"type": "number", "enum": [19.99]}, NUMBER, "19.990", 19.99),
+        ({"type": "number", "maximum": 0.3}, NUMBER, "3e-1", 0.3),
+        ({"type": "string", "pattern": r"^\W+$"}, TEXT, '"é"', "é"),
+        ({"type": "string", "pattern": r"^\p{L}+$"}, TEXT, '"é"', "é"),
+        ({"type": "string", "pattern": "b"}, TEXT, '"a\\u0000\\u007f\\"b"', 'a\0\x7f"b'),
         ({"type": "array", "items": {"type": "array", "items": {"type": "integer"}}}, pa.list_(pa.list_(WHOLE)),
          "[[1], []]", [[1], []]),
         # What Arrow has no one type for stays JSON text.
@@ -71,6 +82,7 @@ def test_a_pydantic_models_schema_gives_typed_columns() -> None:
         ({"type": "object"}, TEXT, '{"é": 1}', '{"é": 1}'),
         ({}, TEXT, "[1]", "[1]"),
         ({"enum": [1, "a"]}, TEXT, "1", "1"),
+        ({}, TEXT, "[1.10, 12345678901234567890, 1e5]", "[1.10, 12345678901234567890, 1E+5]"),
         ({"$ref": "#/$defs/tree"}, pa.struct([("of", TEXT)]), '{"of": {"of": null}}', {"of": '{"of": null}'}),
     ],
 )  # fmt: skip
@@ -91,6 +103,18 @@ def test_each_kind_of_schema_has_its_column(schema: dict[str, Any], kind: pa.Dat
         ('{"number": "7"}', r"\$\.number: '7' is not of type 'integer'"),
         ('{"number": 1, "due": "yesterday"}', r"\$\.due: 'yesterday' is not a 'date'"),
         ('{"number": 99999999999999999999}', r"\$\.number: "),
+        ('{"number": 1.5}', r"\$\.number: 1\.5 is not of type 'integer'"),
+        ('{"number": 1, "due": "2026-01-01", "number": 2}', 'not JSON: the key "number" is there twice'),
+        ('{"number": 1, "other": [{"a": 1, "\\u0061": 2}]}', 'not JSON: the key "a" is there twice'),
+        ('{"number": NaN}', "not JSON: NaN is no number"),
+        ('{"number": -Infinity}', "not JSON: -Infinity is no number"),
+        ('{"number": 1, "other": 1e999}', "not JSON: the number 1e999 is beyond the range of a double"),
+        ('{"number": 1, "other": -1e-999}', "not JSON: the number -1e-999 is beyond"),
+        (f'{{"number": 1{"0" * 5000}}}', "not JSON: a whole number of 5001 digits is too long"),
+        ('{"number": 1, "other": "\\ud800"}', r"not JSON: a text holds .ud800, half of a character"),
+        ('{"number": 1, "\\uDFFF": 1}', r"not JSON: a text holds .udfff"),
+        ("[" * 2000, "nested too deeply"),
+        ('{"number": 1, "other": ' + "[" * 5000 + "]" * 5000 + "}", "nested too deeply"),
     ],
 )
 def test_what_does_not_fit_says_where(answer: str | None, message: str) -> None:
@@ -116,12 +140,19 @@ def test_what_does_not_fit_says_where(answer: str | None, message: str) -> None:
         ("ipv4", "1.2.3.4", "1.2.3.4.5"),
         ("ipv6", "::1", ":::1"),
         ("date", "2026-03-01", "2026-3-1"),
+        ("date", "2024-02-29", "2026-02-29"),
+        ("date", "2026-03-01", "2026-03-01T"),
         ("date-time", "2026-03-01T12:00:00Z", "2026-03-01"),
-        ("time", "12:00:00", "noon"),
+        ("date-time", "2026-03-01t12:00:00.123456789z", "2026-03-01T12:00:00"),
+        ("date-time", "2026-03-01T23:59:60-23:59", "2026-03-01 12:00:00Z"),
+        ("time", "12:00:00Z", "12:00:00"),
+        ("time", "03:30:30.08z", "03:30Z"),
+        ("time", "23:59:60+01:00", "24:00:00Z"),
         ("duration", "P1D", "1 day"),
         ("json-pointer", "/a/0", "a"),
         ("relative-json-pointer", "1/a", "/a"),
         ("regex", "a+", "a("),
+        ("regex", "a+", "a{99999999999999999999}"),
         ("uuid", "2eb8aa08-aa98-11ea-b4aa-73b441d16380", "2eb8"),
     ],
 )
@@ -139,6 +170,14 @@ def test_every_format_of_json_schema_is_held(name: str, fits: str, not_fitting: 
         (r"so \boxed{42}.", "42"),
         (r"\boxed{1} and \boxed{\frac{1}{2}}", r"\frac{1}{2}"),
         (r"\boxed{ {a} }", "{a}"),
+        (r"\boxed{\{1, 2\}} } \{", r"\{1, 2\}"),
+        (r"\boxed{\left\{ x \right.}", r"\left\{ x \right."),
+        (r"\boxed{a \boxed{b} c}", "b"),
+        ("\\boxed \n {5} and boxed{6}", "5"),
+        (r"\boxed{}", ""),
+        (r"\boxed{" * 20_000, None),
+        (r"\boxed{7}" + r"\boxed{" * 20_000, "7"),
+        (r"\boxed{" * 20_000 + "1" + "}" * 20_000, "1"),
         (r"\boxed{never closed", None),
         (r"\boxed{7} then \boxed{never closed", "7"),
         ("42", None),
@@ -160,19 +199,32 @@ def test_the_last_box_counts(text: str, found: str | None) -> None:
 def test_a_part_of_the_answer_is_extracted(extract: str, answer: str, found: str | None) -> None:
     reader = Reader(AnswerSpec(extract=extract))
     assert reader.fields == pa.schema([("extracted", TEXT)])
-    assert reader(answer) == {"extracted": found}
-    assert reader(None) == {}
+    assert reader(answer) == Reading({"extracted": found})
+    assert reader(None) == Reading()
+
+
+def votes(reader: Reader, *answers: str | None) -> dict[str, Any] | None:
+    return reader.vote([reader(answer).ballot for answer in answers])
 
 
 def test_samples_vote() -> None:
-    reader = Reader(AnswerSpec(extract="boxed", vote="majority"))
-    answers = [r"\boxed{7}", r"well: \boxed{ 7 }", r"\boxed{8}", "nothing", None]
-    assert reader.vote([(answer, reader(answer)) for answer in answers]) == {"answer": "7", "share": 0.4}
-    assert reader.vote([(None, {}), (None, {})]) == {"answer": None, "share": 0.0}
+    boxes = Reader(AnswerSpec(extract="boxed", vote="majority"))
+    assert votes(boxes, r"\boxed{7}", r"well: \boxed{ 7 }", r"\boxed{8}", "nothing", None) == {
+        "answer": "7",
+        "share": 0.4,
+    }
+    assert votes(boxes, None, None) == {"answer": None, "share": 0.0}
     plain = Reader(AnswerSpec(vote="majority"))
-    assert plain.vote([("b", {}), ("a ", {}), ("a", {})]) == {"answer": "a", "share": 2 / 3}
-    schema = {"type": "object", "properties": {"x": {"type": "integer"}, "y": {}}}
+    assert votes(plain, "b", "a ", "a") == {"answer": "a", "share": 2 / 3}
+    schema = {"type": "object", "properties": {"x": {"type": "number"}, "y": {}}}
     typed = Reader(AnswerSpec(schema=schema, vote="majority"))
-    pairs = [(text, typed(text)) for text in ('{"x":1,"y":2}', '{"y": 2, "x": 1}', '{"x":1}')]
-    assert typed.vote(pairs) == {"answer": '{"x":1,"y":2}', "share": 2 / 3}
-    assert Reader(AnswerSpec()).vote([("a", {})]) is None
+    same = ('{"x":1.50,"y":2}', '{"y": 2.0, "x": 15e-1}', '{"x":1.5}')
+    assert votes(typed, *same) == {"answer": '{"x":1.5,"y":2}', "share": 2 / 3}
+    assert Reader(AnswerSpec()).vote([None]) is None
+
+
+def test_a_pattern_that_python_would_try_for_ever_takes_no_time() -> None:
+    pattern = {"type": "string", "pattern": r"^(\w+\s?)*\.$"}
+    read = SchemaReader({"type": "object", "properties": {"x": pattern}})
+    with pytest.raises(AnswerError, match="does not match"):
+        read(json.dumps({"x": "a" * 50_000 + "!"}))

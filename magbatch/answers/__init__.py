@@ -1,0 +1,6 @@
+"""What an answer is made into: typed columns by a JSON Schema, an extracted part, a vote over samples."""
+
+from magbatch.answers.checker import Checker
+from magbatch.answers.reader import AnswerError, Reader, Reading, SchemaReader, boxed, made_columns
+
+__all__ = ["AnswerError", "Checker", "Reader", "Reading", "SchemaReader", "boxed", "made_columns"]

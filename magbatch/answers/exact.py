@@ -1,0 +1,106 @@
+"""JSON text to values and back with nothing lost: decimals stay decimal, and what JSON does not have is refused."""
+
+import json
+import re
+from decimal import Decimal
+from typing import Any
+
+MAX_NAME_CHARS = 80  # of a key in a message
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+class Number(Decimal):
+    """A number with a point or an exponent, digit for digit; a message shows it as it was written."""
+
+    __slots__ = ()
+    __repr__ = Decimal.__str__
+
+
+def read_json(text: str) -> Any:
+    """The value of a JSON text: numbers with a point or an exponent are `Number`, the others `int`.
+
+    Raises:
+        ValueError: It is no JSON (RFC 8259), a key is there twice, a number is beyond a double's range, or a text is
+            no valid Unicode.
+        RecursionError: It is nested too deeply.
+    """
+    value = json.loads(
+        text, parse_float=_number, parse_int=_integer, parse_constant=_constant, object_pairs_hook=_object
+    )
+    if _ESCAPED_SURROGATE.search(text):
+        _check_text(value)
+    return value
+
+
+def write_json(value: Any, *, canonical: bool = False) -> str:
+    """A value of `read_json` as JSON text.
+
+    Args:
+        value: The value.
+        canonical: Equal values give equal texts: keys are sorted, `1.50`, `1.5` and `15e-1` are one number, nothing
+            is blank.
+
+    Raises:
+        RecursionError: It is nested too deeply.
+    """
+    comma, colon = (",", ":") if canonical else (", ", ": ")
+    if isinstance(value, dict):
+        items = sorted(value.items()) if canonical else value.items()
+        members = (f"{write_json(name)}{colon}{write_json(item, canonical=canonical)}" for name, item in items)
+        return "{" + comma.join(members) + "}"
+    if isinstance(value, list):
+        return "[" + comma.join(write_json(item, canonical=canonical) for item in value) + "]"
+    if isinstance(value, Decimal):
+        return plain_number(value) if canonical else str(value)
+    return json.dumps(value, ensure_ascii=False)
+
+
+def plain_number(value: Decimal) -> str:
+    """One text for equal numbers: digits without an exponent or zeros that say nothing.
+
+    Example:
+        `plain_number(Decimal("1.50"))` is "1.5", and so is `plain_number(Decimal("15e-1"))`.
+    """
+    text = f"{value:f}"
+    text = text.rstrip("0").rstrip(".") if "." in text else text
+    return "0" if text in ("-0", "") else text
+
+
+def _integer(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError as error:  # Python's own bound: more digits than it turns into a number
+        raise ValueError(f"a whole number of {len(text)} digits is too long") from error
+
+
+def _number(text: str) -> Number:
+    number, double = Number(text), float(text)
+    if double in (float("inf"), float("-inf")) or (number != 0 and double == 0):
+        raise ValueError(f"the number {text[:MAX_NAME_CHARS]} is beyond the range of a double")
+    return number
+
+
+def _constant(text: str) -> Any:
+    raise ValueError(f"{text} is no number of JSON")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {json.dumps(twice)[:MAX_NAME_CHARS]} is there twice")
+    return found
+
+
+def _check_text(value: Any) -> None:
+    if isinstance(value, dict):
+        for name, item in value.items():
+            _check_text(name)
+            _check_text(item)
+    elif isinstance(value, list):
+        for item in value:
+            _check_text(item)
+    elif isinstance(value, str) and (found := _SURROGATE.search(value)):
+        raise ValueError(f"a text holds \\u{ord(found[0]):x}, half of a character: that is no valid Unicode")

@@ -1,0 +1,126 @@
+"""Answers are checked in processes that may die: no answer holds up another one, or the event loop."""
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from magbatch.answers import AnswerError, Checker, Reading
+from magbatch.answers.checker import CHECKERS
+from magbatch.errors import ErrorCode, RowError
+from magbatch.spec import AnswerSpec
+
+BACKTRACKS = r"(?P<answer>(x+x+)+y|7)"
+# Each choice looks at the whole rest before it fails: twice the work for each level.
+DOUBLING = {
+    "type": "object",
+    "properties": {"x": {"$ref": "#/$defs/t"}},
+    "$defs": {
+        "t": {
+            "anyOf": [
+                {
+                    "type": "object",
+                    "properties": {"a": {"$ref": "#/$defs/t"}, "b": {"const": number}},
+                    "required": ["b"],
+                }
+                for number in (1, 2)
+            ]
+        }
+    },
+}
+
+
+def check_all(checker: Checker, *answers: str | None) -> list[Reading | BaseException]:
+    async def work() -> list[Reading | BaseException]:
+        return await asyncio.gather(*map(checker, answers), return_exceptions=True)
+
+    return asyncio.run(work())
+
+
+def test_answers_that_take_for_ever_are_late_and_no_other_one() -> None:
+    checker = Checker(AnswerSpec(extract=BACKTRACKS), 1.5)
+    late, *others, later = check_all(checker, "x" * 50, *["The answer: 7."] * 20, "x" * 60)
+    assert others == [Reading({"extracted": "7"})] * 20
+    for error in (late, later):
+        assert isinstance(error, RowError)
+        assert error.code is ErrorCode.ANSWER_INVALID
+        assert error.message == "answer.extract: not checked within limits.answer_timeout_s = 1.5"
+    assert late.answer == "x" * 50
+
+
+def test_more_late_answers_than_processes_keep_the_others_waiting_for_a_while_only() -> None:
+    checker = Checker(AnswerSpec(extract=BACKTRACKS), 1.0)
+    found = check_all(checker, *["x" * 50] * (CHECKERS + 1), "7")
+    assert found.pop() == Reading({"extracted": "7"})
+    assert {type(error) for error in found} == {RowError}
+
+
+def test_the_event_loop_goes_on_while_an_answer_is_checked() -> None:
+    async def work() -> tuple[bool, int]:
+        checker = Checker(AnswerSpec(extract=BACKTRACKS), 1.5)
+        await checker("7")  # its process is there
+        task, turns = asyncio.create_task(checker("x" * 60)), 0
+        while not task.done():
+            await asyncio.sleep(0.01)
+            turns += 1
+        return isinstance(task.exception(), RowError), turns
+
+    late, turns = asyncio.run(work())
+    assert late
+    assert turns > 5, "the loop was not held up"
+
+
+def test_a_schema_that_doubles_its_work_with_each_level_is_bounded() -> None:
+    deep = '{"a": ' * 40 + "1" + ', "b": 3}' * 40
+    late, fine = check_all(Checker(AnswerSpec(schema=DOUBLING), 2.0), f'{{"x": {deep}}}', '{"x": {"b": 2}}')
+    assert isinstance(late, RowError)
+    assert late.message == "answer.schema: not checked within limits.answer_timeout_s = 2"
+    assert isinstance(fine, Reading)
+
+
+def test_what_does_not_fit_may_be_asked_for_again() -> None:
+    schema = {"type": "object", "properties": {"x": {"type": "string", "format": "date"}}, "required": ["x"]}
+    checker = Checker(AnswerSpec(schema=schema, vote="majority"), 30)
+    wrong, fits, nothing = check_all(checker, '{"x": "today"}', '{"x": "2026-03-01"}', None)
+    assert isinstance(wrong, AnswerError)
+    assert str(wrong) == "$.x: 'today' is not a 'date'"
+    assert isinstance(fits, Reading)
+    assert (str(fits.values["x"]), fits.ballot) == ("2026-03-01", '{"x":"2026-03-01"}')
+    assert nothing == Reading()
+
+
+@pytest.mark.parametrize(
+    ("spec", "answer", "reading"),
+    [
+        ({}, "text", Reading()),
+        ({"extract": "whole"}, "\ud800", Reading({"extracted": "\ud800"})),
+        ({"extract": "boxed", "vote": "majority"}, r"\boxed{7}", Reading({"extracted": "7"}, "7")),
+        ({"vote": "majority"}, " 7 ", Reading(ballot="7")),
+    ],
+)
+def test_no_process_is_needed_where_nothing_can_take_long(
+    spec: dict[str, Any], answer: str, reading: Reading, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.executable", "/nowhere")  # a process would not start
+    assert check_all(Checker(AnswerSpec(**spec), 5), answer) == [reading]
+
+
+def test_a_process_that_is_killed_from_outside_accuses_no_answer() -> None:
+    async def work() -> Reading:
+        checker = Checker(AnswerSpec(extract=BACKTRACKS), 30)
+        before = children()
+        await checker("7")
+        for pid in children() - before:
+            os.kill(pid, signal.SIGKILL)
+        return await checker("7")
+
+    assert asyncio.run(work()) == Reading({"extracted": "7"})
+
+
+def children() -> set[int]:
+    found = Path(f"/proc/self/task/{os.getpid()}/children")
+    threads = Path("/proc/self/task").glob("*/children") if found.exists() else []
+    return {int(pid) for thread in threads for pid in thread.read_text().split()}

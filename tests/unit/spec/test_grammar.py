@@ -1,0 +1,179 @@
+"""A schema that no answer can fit, or that the engine cannot be held to, is refused before a row is paid for."""
+
+import http.server
+import json
+import threading
+from pathlib import Path
+from typing import Any, Literal
+
+import llguidance
+import pytest
+import yaml
+from pydantic import BaseModel, Field
+
+from magbatch.errors import SpecError
+from magbatch.spec import load, parse
+from magbatch.spec.grammar import CHECKED_ONLY, engine_schema
+
+
+class Row(BaseModel):
+    """Schemas that pydantic makes are taken as they are."""
+
+    paid: Literal["yes", "no"]
+    known: Literal[True, "maybe"] = Field(default=True)
+    of: "Row | None" = None
+
+
+class NotJson(BaseModel):
+    """A model that has no JSON Schema."""
+
+    call: type
+
+
+SPEC = """
+name: t
+model: {source: "builtin:tiny", engine: fake}
+input: {path: /in, columns: {prompt: q}}
+output: {path: /o}
+answer:
+  schema: SCHEMA
+"""
+
+
+def load_schema(folder: Path, schema: str) -> Any:
+    (folder / "spec.yaml").write_text(SPEC.replace("SCHEMA", schema))
+    return load(str(folder / "spec.yaml")).answer.schema
+
+
+def of(part: str) -> str:
+    return f"{{type: object, properties: {{x: {part}}}}}"
+
+
+QUOTES = "put text in quotes"
+
+
+@pytest.mark.parametrize(
+    ("schema", "said"),
+    [
+        (of("{type: string, enum: [yes, no, unknown]}"), rf"\$\.properties\.x\.enum: true is no string; {QUOTES}"),
+        (of("{enum: [yes, no]}"), rf"x\.enum: true without a type; {QUOTES}.*add type: boolean"),
+        (of("{enum: [on, text]}"), r"x\.enum: true without a type"),
+        (of("{const: off}"), r"x\.const: false without a type"),
+        (of("{type: array, items: {type: string, enum: [NO, SE]}}"), r"x\.items\.enum: false is no string"),
+        (of("{anyOf: [{type: string, const: 1.10}, {type: 'null'}]}"), r"x\.anyOf\[0\]\.const: 1\.1 is no string"),
+        (of("{type: [string, integer], enum: [1, 1.5]}"), r"x\.enum: 1\.5 is no string or integer"),
+        (of("{type: string, enum: [a, ~]}"), r"x\.enum: null is no string"),
+        (of("{type: string, const: 2026-01-01}"), rf"x\.const: 2026-01-01 is a date, which JSON .*: {QUOTES}"),
+        (of("{type: integer, enum: [12:30, '1']}"), r'x\.enum: "1" is no integer'),
+        ("{type: object, properties: {on: {type: boolean}}}", rf"\$\.properties: the key True is no text: {QUOTES}"),
+        ("{type: object, properties: {a: {properties: {2026: {}}}}}", r"a\.properties: the key 2026 is no text"),
+        ("{type: object, properties: {a: {}}, required: [yes]}", rf"required\[0\]: True is not of .*: {QUOTES}"),
+        (of("{type: number, minimum: .inf}"), r"x\.minimum: inf is no number of JSON"),
+        (of("{type: string, enum: [\"\\ud800\"]}"), "is no valid Unicode"),
+        ("&a {type: object, properties: {a: *a}}", "nested more than 100 deep, or within itself"),
+        (of("{$ref: '#/definitions/A'}"), r"\$\.properties\.x: \$ref '#/definitions/A' leads nowhere"),
+        (of("{$ref: '#nowhere'}"), r"\$ref '#nowhere' leads nowhere"),
+        (of("{$ref: other.json}"), r"\$ref 'other\.json' leads nowhere; it is looked for in the schema alone"),
+        ("{type: object, properties: {a: {}}, $defs: {u: {$ref: '#/no'}}}", r"\$\.\$defs\.u: \$ref '#/no' leads"),
+        ("{type: object, properties: {a: {$ref: '#/type'}}}", "leads to no schema"),
+        ("{type: object, properties: {a: {$ref: '#/$defs/b'}}, $defs: {b: {anyOf: [{$ref: '#/$defs/b'}]}}}",
+         r"\$\.properties\.a: describes itself without end"),
+        (of("{type: array, uniqueItems: true}"), r"\$\.properties\.x\.uniqueItems: the engine's grammar cannot hold"),
+        (of("{type: object, propertyNames: {maxLength: 2}}"), r"x\.propertyNames: "),
+        (of("{type: array, items: {not: {type: string}}}"), r"x\.items\.not: "),
+        (of("{if: {type: string}, then: {maxLength: 2}}"), r"x\.if: "),
+        (of("{type: array, contains: {type: string}}"), r"x\.contains: "),
+        (of("{type: object, dependentRequired: {a: [b]}}"), r"x\.dependentRequired: "),
+        (of("{oneOf: [{type: number}, {type: integer}]}"), r"x\.oneOf: .*write anyOf"),
+        (of("{type: string, pattern: '^(?!a)b'}"), r"x\.pattern: '\^\(\?!a\)b' is not .*: look-around"),
+        (of(r"{type: string, pattern: '(a)\1'}"), r"x\.pattern: .*backreferences are not supported"),
+        (of("{type: object, patternProperties: {'(?=a)': {}}}"), r"x\.patternProperties: '\(\?=a\)'"),
+        (of("{type: string, pattern: '('}"), r"x\.pattern: '\(' is not for the engine's grammar: unclosed group"),
+        (of("{type: string, format: colour}"), r"x\.format: 'colour' is no format that can be held"),
+        (of("{type: integer, minimum: 5, maximum: 3}"), r"\$\.properties\.x: no value fits it"),
+        (of("{type: number, multipleOf: 1.0e-20}"), "has too many digits"),
+        ("no.such.module:Model", "ModuleNotFoundError"),
+        ("nowhere.json", "is no schema file that can be read"),
+        ("magbatch.spec.grammar:MAX_DEPTH", "neither a .json or .yaml file nor a pydantic model"),
+    ],
+)  # fmt: skip
+def test_a_schema_that_cannot_be_held_is_refused_with_its_place(tmp_path: Path, schema: str, said: str) -> None:
+    with pytest.raises(SpecError, match=rf"answer\.schema: .*{said}"):
+        load_schema(tmp_path, schema)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        of('{type: string, enum: ["yes", "no"]}'),
+        of("{type: boolean, const: true}"),
+        of("{type: integer, enum: [1.0, 2]}"),
+        of('{type: [string, "null"], enum: [a, null]}'),
+        of("{$ref: '#'}"),
+        of("{type: integer, format: int64}"),
+        of(r"{type: string, pattern: '^\p{L}+$'}"),
+        "{type: object, properties: {enum: {type: string}, const: {type: boolean}, format: {}}}",
+        "{type: object, properties: {a: {$ref: '#t'}}, $defs: {t: {$anchor: t, type: array, items: {$ref: '#t'}}}}",
+    ],
+)
+def test_a_sound_schema_is_taken(tmp_path: Path, schema: str) -> None:
+    assert load_schema(tmp_path, schema) == yaml.safe_load(schema)
+
+
+@pytest.mark.parametrize("name", sorted(CHECKED_ONLY))
+def test_formats_of_the_reader_are_taken_and_the_engine_is_not_told(tmp_path: Path, name: str) -> None:
+    found = load_schema(tmp_path, of(f"{{type: string, format: {name}}}"))
+    assert engine_schema(found) == {"type": "object", "properties": {"x": {"type": "string"}}}
+    grammar = llguidance.LLMatcher.grammar_from_json_schema(found)
+    assert "Unknown format" in llguidance.LLMatcher.validate_grammar(grammar), "the engine knows it now: tell it"
+
+
+def test_a_models_schema_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "answer_models.py").write_text(Path(__file__).read_text())
+    (tmp_path / "broken_models.py").write_text("raise SystemExit(0)")
+    (tmp_path / "worse_models.py").write_text("class Broken(")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert load_schema(tmp_path, "answer_models:Row") == Row.model_json_schema()
+    with pytest.raises(SpecError, match="broken_models:Row: SystemExit: 0"):
+        load_schema(tmp_path, "broken_models:Row")
+    with pytest.raises(SpecError, match="worse_models:Row: SyntaxError"):
+        load_schema(tmp_path, "worse_models:Row")
+    with pytest.raises(SpecError, match="answer_models:NotJson has no JSON Schema"):
+        load_schema(tmp_path, "answer_models:NotJson")
+
+
+def test_nothing_is_fetched(tmp_path: Path) -> None:
+    asked = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"type": "string"}')
+
+        def log_message(self, *_: Any) -> None:
+            return
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        place = f"http://127.0.0.1:{server.server_port}/schema.json"
+        with pytest.raises(SpecError, match="leads nowhere"):
+            load_schema(tmp_path, of(f"{{$ref: '{place}'}}"))
+        server.shutdown()
+    assert asked == []
+
+
+def test_a_spec_that_an_output_holds_is_read_whatever_its_schema(tmp_path: Path) -> None:
+    text = SPEC.replace("SCHEMA", of("{type: array, uniqueItems: true}"))
+    assert parse(text).answer.schema == yaml.safe_load(of("{type: array, uniqueItems: true}"))
+
+
+def test_a_schemas_file_may_be_deep_or_damaged(tmp_path: Path) -> None:
+    deep = tmp_path / "deep.json"
+    deep.write_text('{"items": ' * 3000 + "{}" + "}" * 3000)
+    with pytest.raises(SpecError, match=r"deep\.json is no schema file that can be read"):
+        load_schema(tmp_path, str(deep))
+    deep.write_text(json.dumps({"type": "object", "properties": {"x": {"type": "string", "enum": [True]}}}))
+    with pytest.raises(SpecError, match="true is no string"):
+        load_schema(tmp_path, str(deep))
