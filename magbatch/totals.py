@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
+from magbatch.grading import Grading
 from magbatch.rows import ERRORS, TOKEN_FIELDS
 
 FOOTER_KEY = b"magbatch.totals"
@@ -42,7 +43,7 @@ class Totals:
         failed: Dead letters.
         records: Samples of the answered rows.
         failed_generated: Dead letters that the engine generated tokens for. All sums of tokens have these rows too.
-        graded: Records of rows whose right answer the input gives.
+        graded: Records of rows whose right answer the input gives; where samples vote, the rows.
         right: Those of them whose answer it is.
         squared_tokens: Sum of the squares of the generated tokens of each record, and of each dead letter: how much
             lengths differ.
@@ -83,13 +84,13 @@ class Totals:
         """Reasoning and answer."""
         return self.reasoning_tokens + self.answer_tokens
 
-    def add(self, kind: str, table: pa.Table, expected: str | None = None) -> None:
+    def add(self, kind: str, table: pa.Table, grading: Grading | None = None) -> None:
         """Count the records of one object.
 
         Args:
             kind: Results or errors.
             table: Its narrow columns.
-            expected: The carried column with the right answers; then the table has `answer` too.
+            grading: What is held against the right answers; then the table has its columns too.
         """
         if kind == ERRORS:
             self.failed += table.num_rows
@@ -107,8 +108,10 @@ class Totals:
         self.latency_ms += int(np.rint(latency * 1000).sum())
         _count(self.by_status, table.column("reasoning_status"))
         bucket(self.by_latency, latency, LATENCY_BOUNDS_S)
-        if expected is not None:
-            self._grade(table.column("answer"), table.column(expected))
+        if grading is not None:
+            graded, right = grading(table)
+            self.graded += graded
+            self.right += right
 
     def _add_tokens(self, letters: pa.Table) -> None:
         """The tokens of dead letters; null counts as none."""
@@ -146,10 +149,10 @@ class Totals:
         return cls(**{one.name: manifest[one.name] for one in fields(cls) if one.name in manifest})
 
     @classmethod
-    def of(cls, kind: str, table: pa.Table, expected: str | None = None) -> Self:
+    def of(cls, kind: str, table: pa.Table, grading: Grading | None = None) -> Self:
         """The sums over one object; arguments as for `add`."""
         totals = cls()
-        totals.add(kind, table, expected)
+        totals.add(kind, table, grading)
         return totals
 
     def to_footer(self) -> dict[bytes, bytes]:
@@ -162,13 +165,6 @@ class Totals:
         text = (metadata or {}).get(FOOTER_KEY)
         found = None if text is None else json.loads(text)
         return cls.of_manifest(found) if isinstance(found, dict) else None
-
-    def _grade(self, answers: pa.ChunkedArray, expected: pa.ChunkedArray) -> None:
-        """Equal as text, but for the blanks around it."""
-        wanted = pa.compute.utf8_trim_whitespace(expected.cast(pa.large_string()))
-        given = pa.compute.fill_null(pa.compute.utf8_trim_whitespace(answers.cast(pa.large_string())), "")
-        self.graded += len(wanted) - wanted.null_count
-        self.right += int(pa.compute.sum(pa.compute.equal(given, wanted)).as_py() or 0)
 
 
 def cumulative(counts: dict[str, int], bounds: tuple[float, ...]) -> list[tuple[str, int]]:

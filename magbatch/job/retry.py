@@ -24,6 +24,7 @@ import pyarrow.compute
 from rich.console import Console
 
 from magbatch.errors import ErrorCode, SpecChangedError, SpecError
+from magbatch.grading import Grading
 from magbatch.job.audit import units
 from magbatch.job.lease import Lease
 from magbatch.job.ledger import READERS, REPORT, Ledger, narrow_columns, schema_of
@@ -364,25 +365,25 @@ class _Change:
 
     Attributes:
         totals: Of the job after the change.
-        expected: The column with the right answers.
+        grading: What is held against the right answers.
         gone: Objects that are replaced.
         new: Manifest entries of those that replace them.
         new_ids: A replaced row had no user id: it could not be read then.
     """
 
     totals: Totals
-    expected: str | None
+    grading: Grading | None
     gone: list[PartName] = field(default_factory=list)
     new: list[dict[str, Any]] = field(default_factory=list)
     new_ids: bool = False
 
     def take(self, part: Part) -> None:
         self.gone.append(part.name)
-        self.totals = self.totals.plus(Totals.of(part.name.kind, part.table, self.expected), -1)
+        self.totals = self.totals.plus(Totals.of(part.name.kind, part.table, self.grading), -1)
 
     def give(self, part: Part) -> None:
         self.new.append(part.entry())
-        self.totals = self.totals.plus(Totals.of(part.name.kind, part.table, self.expected))
+        self.totals = self.totals.plus(Totals.of(part.name.kind, part.table, self.grading))
 
 
 def _replace(
@@ -394,7 +395,7 @@ def _replace(
     of_shard: dict[int, set[str]] = {}
     for row_id, shard in plan.shards_of(answers.holders).items():
         of_shard.setdefault(shard, set()).add(row_id)
-    change = _Change(Totals.of_manifest(manifest), spec.input.columns.expected)
+    change = _Change(Totals.of_manifest(manifest), Grading.of(spec))
     for shards, names in units(sorted(checksums, key=lambda name: (name.shard, name)), plan.num_shards):
         row_ids = set().union(*(of_shard.get(shard, set()) for shard in shards))
         if not row_ids:

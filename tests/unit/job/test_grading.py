@@ -1,5 +1,9 @@
 """Answers held against the right ones, where the input knows them."""
 
+import json
+import unicodedata
+from datetime import date, datetime, time
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +12,8 @@ import pytest
 from small_job import SmallJob
 
 from magbatch.errors import SpecError
+from magbatch.grading import Grading
+from magbatch.job.ledger import MANIFEST
 from magbatch.rows import RESULTS
 from magbatch.spec import carried_columns
 from magbatch.totals import Totals
@@ -34,24 +40,97 @@ def results(answers: list[str | None], expected: pa.Array) -> pa.Table:
     [
         (["19.22", "5"], pa.array(["19.22", "6"]), 2, 1),
         (["19.22", "5"], pa.array(["19.22", None]), 1, 1),  # nobody knows the second: it is not counted
-        ([None, "5"], pa.array(["", "5"]), 2, 2),
+        ([None, "5"], pa.array(["", "5"]), 2, 1),  # null is never right
+        ([None, None], pa.array([0, None], pa.int64()), 1, 0),
         ([None, "5"], pa.array(["x", None]), 1, 0),
         ([" 562\n", "7"], pa.array(["562", " 7"], pa.large_string()), 2, 2),
         (["562", "-7"], pa.array([562, -8], pa.int64()), 2, 1),
+        (["562.0", "+7", "56 2"], pa.array([562, 7, 562], pa.int32()), 3, 2),
+        (["12345678901234567", "12345678901234568"], pa.array([12345678901234567] * 2, pa.int64()), 2, 1),
         (["0.5", "2"], pa.array([0.5, None], pa.float64()), 1, 1),
+        (["19.90", "12345678901", "1e3", "0.1", "nan", "1_0"], pa.array([19.9, 12345678901, 1000, 0.3, 1, 10.0]), 6, 3),
+        (["19.90", "19.91"], pa.array([19.9, 19.9], pa.float32()), 2, 1),
+        (["19.90", "19.901"], pa.array([Decimal("19.9"), Decimal("19.9")], pa.decimal128(10, 2)), 2, 1),
+        (["1e999999", "-0"], pa.array([5, 0], pa.int64()), 2, 1),
         (["true", "2"], pa.array([True, False]), 2, 1),
+        (["True", " FALSE ", "1", "no"], pa.array([True, False, True, False]), 4, 2),
         (["Yes", "yes"], pa.array(["Yes", "Yes"]), 2, 1),
+        (["007", "19.90"], pa.array(["7", "19.9"]), 2, 0),  # as text these differ, and text is what is known
+        ([unicodedata.normalize("NFD", "é")], pa.array(["é"]), 1, 1),
         (["a", "b"], pa.array(["a", "c"]).dictionary_encode(), 2, 1),
+        (["2026-03-01", "2026-03-02"], pa.array([date(2026, 3, 1)] * 2), 2, 1),
+        (["2026-03-01T12:00:00Z", "2026-03-01t14:00:00+01:00"], pa.array([datetime(2026, 3, 1, 12)] * 2), 2, 1),
+        (["12:00:00Z", "12:00", "noon"], pa.array([time(12)] * 3), 3, 2),
         (["a", "b"], pa.array([None, None], pa.string()), 0, 0),
         ([], pa.array([], pa.string()), 0, 0),
     ],
 )
-def test_an_answer_is_right_when_it_is_the_expected_text(
+def test_an_answer_is_right_when_it_is_what_is_expected_by_its_type(
     answers: list[str | None], expected: pa.Array, graded: int, right: int
 ) -> None:
     totals = Totals()
-    totals.add(RESULTS, results(answers, expected), "truth")
+    totals.add(RESULTS, results(answers, expected), Grading("truth"))
     assert (totals.graded, totals.right, totals.answered) == (graded, right, len(answers))
+
+
+BOTH = {"total": {"type": "number"}, "day": {"type": "string", "format": "date"}}
+
+
+@pytest.mark.parametrize(
+    ("answer", "said", "truth", "right"),
+    [
+        ({"extract": "boxed"}, r"It is \\boxed{5}.", pa.array([5, 6], pa.int64()), 1),
+        ({"extract": "boxed"}, r"It is \\boxed{5}.", pa.array(["5", "It is 5."]), 1),
+        ({"extract": "boxed"}, "It is 5.", pa.array(["", "5"]), 0),
+        ({"schema": {"total": {"type": "number"}}}, '{"total": 19.90}', pa.array([19.9, 19.91]), 1),
+        ({"schema": {"total": {"type": "number"}}}, '{"total": 19.90}', pa.array(["19.9", "x"]), 1),
+        ({"schema": {"paid": {"type": "boolean"}}}, '{"paid": true}', pa.array(["True", "false"]), 1),
+        ({"schema": {"x": {"type": ["string", "integer"]}}}, '{"x": "yes"}', pa.array(["yes", '"yes"']), 1),
+        ({"schema": {"x": {"type": ["string", "null"]}}}, '{"x": null}', pa.array(["", "null"]), 0),
+        ({"schema": {"x": {"type": "string", "format": "date"}}}, '{"x": "2026-03-01"}',
+         pa.array([date(2026, 3, 1), date(2026, 3, 2)]), 1),
+        ({"schema": {"x": {"type": "array", "items": {"type": "number"}}}}, '{"x": [1.0, 2]}',
+         pa.array(["[1, 2.00]", "[2, 1]"]), 1),
+        ({"schema": BOTH}, '{"total": 19.90, "day": "2026-03-01"}',
+         pa.array(['{"day":"2026-03-01","total":19.9}', '{"total": 19.9}']), 1),
+        ({"extract": "boxed", "vote": "majority"}, r"\\boxed{5}", pa.array([5.0, 6.0]), 1),
+        ({"schema": {"total": {"type": "number"}}, "vote": "majority"}, '{"total": 19.90}', pa.array([19.9, 20]), 1),
+        ({"vote": "majority"}, "Five", pa.array(["Five", "five"]), 1),
+    ],
+)  # fmt: skip
+def test_what_the_job_makes_of_an_answer_is_held_against_the_right_one(
+    job: SmallJob, answer: dict[str, Any], said: str, truth: pa.Array, right: int
+) -> None:
+    if "schema" in answer:
+        answer = answer | {"schema": {"type": "object", "properties": answer["schema"]}}
+    job.ask(2, truth=truth)
+    job.set("answer", **answer)
+    job.set("input", columns={"id": "id", "prompt": "question", "expected": "truth"})
+    if "vote" in answer:
+        job.set("sampling", n=2, temperature=0.5)
+    job.engine["script"] = [{"contains": "What", "answer": said.replace(r"\\", "\\")}]
+    job.answer()
+    assert job.finalise() == []
+    manifest = job.ledger.manifest()
+    assert manifest is not None
+    assert (manifest["graded"], manifest["right"]) == (2, right)
+    assert job.ledger.verify()[1] == []
+
+
+def test_a_manifest_whose_right_answers_an_older_version_counted_is_not_held_against_this_one(job: SmallJob) -> None:
+    job.ask(2, truth=pa.array([19.9, 5]))
+    job.set("input", columns={"id": "id", "prompt": "question", "expected": "truth"})
+    job.engine["script"] = [{"contains": "What", "answer": "19.90"}]
+    job.answer()
+    job.finalise()
+    manifest = job.ledger.manifest()
+    assert manifest is not None
+    assert (manifest["right"], job.ledger.verify()[1]) == (1, [])
+    job.ledger.store.write(MANIFEST, json.dumps(manifest | {"right": 0}).encode())
+    assert job.ledger.verify()[1] == ["_magbatch/manifest.json says right 0, the objects give 1"]
+    del manifest["graded_by"]
+    job.ledger.store.write(MANIFEST, json.dumps(manifest | {"right": 0}).encode())
+    assert job.ledger.verify()[1] == []
 
 
 def test_nothing_is_graded_where_nothing_is_expected() -> None:

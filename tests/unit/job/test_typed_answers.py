@@ -135,7 +135,7 @@ def test_an_answer_that_takes_for_ever_is_its_rows_dead_letter_and_the_others_go
 
 @pytest.mark.parametrize(
     "answer",
-    ['{"total": 1, "items": 1, "items": 1}', '{"total": NaN, "items": 1}', "[" * 1200, '{"total": "\\ud800"}', "x" * 9],
+    ['{"total": 1, "items": 1, "items": 1}', '{"total": NaN, "items": 1}', "[" * 1000, '{"total": "\\ud800"}', "x" * 9],
 )
 def test_whatever_an_answer_holds_it_is_asked_for_again_and_then_a_dead_letter(job: SmallJob, answer: str) -> None:
     job.ask(2)
@@ -164,7 +164,7 @@ def test_dead_letters_have_the_tokens_that_they_took(typed: SmallJob) -> None:
         return sum(len(typed.tokenizer.encode_text(text)) + 1 for text in texts)  # and what ends them
 
     assert tokens == {"a2": (17, length("two", '{"total": 2}')), "a4": (0, 0), "a5": (21, 2 * length("no"))}
-    assert letters["a2"]["prompt_tokens"] > 10
+    assert letters["a2"]["prompt_tokens"] > 5
     manifest = typed.ledger.manifest()
     assert manifest is not None
     rows = typed.records()
@@ -197,10 +197,10 @@ def test_dead_letters_of_an_older_version_are_as_good_as_others(typed: SmallJob)
 
 
 def test_what_a_row_generated_before_it_hung_counts(job: SmallJob) -> None:
-    job.ask(4)
-    job.set("limits", row_timeout_s=0.5)
-    job.engine["script"] = [{"contains": "a1?", "do": "hang", "tokens": 1000}]
+    job.ask(12)
+    job.set("limits", row_timeout_s=1.0)
+    job.engine |= {"max_num_seqs": 2, "token_s": 0.004, "script": [{"contains": "a3?", "do": "hang"}]}
     job.answer()
     (letter,) = job.records("errors")
     assert (letter["error_code"], letter["reasoning_tokens"], letter["answer_tokens"]) == ("row_timeout", 1, 0)
-    assert letter["prompt_tokens"] > 10
+    assert letter["prompt_tokens"] > 5
