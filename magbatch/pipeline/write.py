@@ -177,7 +177,16 @@ class PartWriter:
         except Exception as error:  # noqa: BLE001 - a row's boundary: whatever one row does to its object
             cause = f"{type(error).__name__}: {error}"[:MAX_CAUSE_CHARS]
             if isinstance(row, FinishedRow):
-                return DeadLetter(row.row_id, Step.WRITE, ErrorCode.INTERNAL, f"results cannot hold the row: {cause}")
+                return DeadLetter(
+                    row.row_id,
+                    Step.WRITE,
+                    ErrorCode.INTERNAL,
+                    f"results cannot hold the row: {cause}",
+                    prompt_tokens=row.prompt_tokens,
+                    cached_tokens=row.cached_tokens,
+                    reasoning_tokens=sum(answer.reasoning_tokens for answer in row.answers),
+                    answer_tokens=sum(answer.answer_tokens for answer in row.answers),
+                )
             self._dropped[row.row_id] = cause
         return None
 
