@@ -37,6 +37,7 @@ from magbatch.totals import Totals
 OBJECT_BYTES = 64 << 20
 
 MAX_TAKEN_BYTES = 1 << 30  # of one column, as one array; the offsets of Arrow's usual types end at 2 GB
+MAX_TOKENS = 2**31 - 1  # of a row, as its column holds them
 MAX_CAUSE_CHARS = 500
 
 Row = FinishedRow | DeadLetter
@@ -230,7 +231,8 @@ class PartWriter:
         }
         schema = errors_schema(self._carried.schema, with_answer=self._with_answer)
         fields["answer"] = [_as_text(letter.answer) for letter in letters]
-        fields |= {name: [getattr(letter, name) for letter in letters] for name in TOKEN_FIELDS}
+        # A count that no column holds may be just what the row is a dead letter for.
+        fields |= {name: [min(getattr(letter, name), MAX_TOKENS) for letter in letters] for name in TOKEN_FIELDS}
         return self._table(ERRORS, schema, fields)
 
     def _message(self, letter: DeadLetter) -> str:

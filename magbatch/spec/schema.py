@@ -5,19 +5,19 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel
 from pydantic.errors import PydanticInvalidForJsonSchema
 
 from magbatch.spec.grammar import QUOTES, check_json
+from magbatch.spec.text import TextError, values
 
 
 def schema_at(place: str) -> dict[str, Any]:
     """The JSON Schema that a text names: a file, or a pydantic model."""
     if is_file(place):
         try:
-            found = yaml.safe_load(Path(place).expanduser().read_text(encoding="utf-8"))  # JSON is YAML
-        except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+            found = values(Path(place).expanduser().read_text(encoding="utf-8"))  # JSON is YAML
+        except (OSError, ValueError, TextError) as error:
             raise ValueError(f"{place} is no schema file that can be read: {error}") from error
         if not isinstance(found, dict):
             raise ValueError(f"{place} holds {type(found).__name__}, not a JSON Schema")

@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, Field
 
 from magbatch.errors import SpecError
-from magbatch.spec import load, parse
+from magbatch.spec import AnswerSpec, load, parse
 from magbatch.spec.grammar import CHECKED_ONLY, engine_schema
 
 
@@ -65,12 +65,8 @@ QUOTES = "put text in quotes"
         (of("{type: string, enum: [a, ~]}"), r"x\.enum: null is no string"),
         (of("{type: string, const: 2026-01-01}"), rf"x\.const: 2026-01-01 is a date, which JSON .*: {QUOTES}"),
         (of("{type: integer, enum: [12:30, '1']}"), r'x\.enum: "1" is no integer'),
-        ("{type: object, properties: {on: {type: boolean}}}", rf"\$\.properties: the key True is no text: {QUOTES}"),
-        ("{type: object, properties: {a: {properties: {2026: {}}}}}", r"a\.properties: the key 2026 is no text"),
         ("{type: object, properties: {a: {}}, required: [yes]}", rf"required\[0\]: True is not of .*: {QUOTES}"),
-        (of("{type: number, minimum: .inf}"), r"x\.minimum: inf is no number of JSON"),
         (of("{type: string, enum: [\"\\ud800\"]}"), "is no valid Unicode"),
-        ("&a {type: object, properties: {a: *a}}", "nested more than 100 deep, or within itself"),
         (of("{$ref: '#/definitions/A'}"), r"\$\.properties\.x: \$ref '#/definitions/A' leads nowhere"),
         (of("{$ref: '#nowhere'}"), r"\$ref '#nowhere' leads nowhere"),
         (of("{$ref: other.json}"), r"\$ref 'other\.json' leads nowhere; it is looked for in the schema alone"),
@@ -100,6 +96,34 @@ QUOTES = "put text in quotes"
 def test_a_schema_that_cannot_be_held_is_refused_with_its_place(tmp_path: Path, schema: str, said: str) -> None:
     with pytest.raises(SpecError, match=rf"answer\.schema: .*{said}"):
         load_schema(tmp_path, schema)
+
+
+@pytest.mark.parametrize(
+    ("schema", "said"),
+    [
+        ("{type: object, properties: {on: {type: boolean}}}", "the key on is no text"),
+        ("{type: object, properties: {a: {properties: {2026: {}}}}}", "the key 2026 is no text"),
+        (of("{type: number, minimum: .inf}"), r"\.inf is no number"),
+        ("&a {type: object, properties: {a: *a}}", "an anchor that is used inside itself"),
+    ],
+)
+def test_what_json_does_not_have_is_refused_in_a_spec_and_in_a_file(tmp_path: Path, schema: str, said: str) -> None:
+    (tmp_path / "schema.yaml").write_text(schema)
+    for place in (schema, str(tmp_path / "schema.yaml")):
+        with pytest.raises(SpecError, match=said):
+            load_schema(tmp_path, place)
+
+
+@pytest.mark.parametrize(
+    ("node", "said"),
+    [
+        ({"properties": {True: {}}}, r"\$\.properties: the key True is no text: put text in quotes"),
+        ({"properties": {"x": {"minimum": float("inf")}}}, r"x\.minimum: inf is no number of JSON"),
+    ],
+)
+def test_a_schema_from_a_program_is_json_too(node: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        AnswerSpec(schema=node)
 
 
 @pytest.mark.parametrize(
