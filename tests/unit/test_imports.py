@@ -17,7 +17,7 @@ LEVELS = [
     {"sandbox"},
     {"rows"},
     {"spec"},
-    {"storage", "metrics", "model", "tokenizer", "tiny", "answers", "documents", "totals", "template"},
+    {"storage", "metrics", "model", "tokenizer", "tiny", "answers", "documents", "totals", "grading", "template"},
     {"engines"},
     {"pipeline"},
     {"job"},
