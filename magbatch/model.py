@@ -17,7 +17,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from magbatch.errors import ModelError, RowError
+from magbatch.errors import ModelError, RowError, SpecError
 from magbatch.spec import JobSpec, ModelSpec
 from magbatch.storage import open_store
 from magbatch.storage.input_file import DiskFile
@@ -41,6 +41,11 @@ DEVICES_A_NODE = 8  # as GPU machines have them; a replica of more is spread ove
 # vLLM makes "uni" into "mp" on CPUs, where its worker pins threads in a process of its own: a third one that imports
 # torch and vLLM (16 of the 52 s of CPU that a start takes). By its name it is left as it is.
 CPU_EXECUTOR = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
+
+
+# Of a job with a seed on CPUs, where an engine that reads a prompt in more than one step dies: see `engines/whole.py`.
+WHOLE_PROMPTS = "magbatch.engines.whole.WholePrompts"
+_NEVER_WHOLE = ("enable_chunked_prefill", "long_prefill_token_threshold", "scheduler_cls", "speculative_config")
 
 
 def cache_dir() -> Path:
@@ -262,6 +267,9 @@ def engine_args(spec: JobSpec, model: ModelFacts, *, distinct: bool = False) -> 
         spec: The job.
         model: Its model.
         distinct: Hardly two rows begin with the same; see `Plan.distinct`.
+
+    Raises:
+        SpecError: The spec's own arguments would have an engine on CPUs die of the job's seed.
     """
     gpus = spec.replicas.gpus
     # The smallest context in which no allowed prompt loses any of its max_tokens.
@@ -302,7 +310,25 @@ def engine_args(spec: JobSpec, model: ModelFacts, *, distinct: bool = False) -> 
             "kv_cache_memory_bytes": CPU_KV_CACHE_BYTES,
             "distributed_executor_backend": CPU_EXECUTOR,
         }
-    return defaults | spec.model.engine_args
+    args = defaults | spec.model.engine_args
+    return args if gpus or spec.sampling.seed is None or not spec.sampling.temperature else _whole(spec, args)
+
+
+def _whole(spec: JobSpec, args: dict[str, Any]) -> dict[str, Any]:
+    """The arguments with which each prompt is read in one step."""
+    own = spec.model.engine_args
+    longest = int(args["max_model_len"])
+    wrong = [f"{name}: {own[name]}" for name in _NEVER_WHOLE if own.get(name)]
+    least = ("max_num_batched_tokens", "max_num_scheduled_tokens")
+    wrong += [f"{name}: {own[name]}" for name in least if (own.get(name) or longest) < longest]
+    if wrong:
+        raise SpecError(
+            f"sampling.seed cannot go with model.engine_args {', '.join(wrong)}: vLLM on CPUs dies of a seeded prompt "
+            f"that it reads in several steps. Leave these out (tokens in a step: {longest} or more), leave the seed "
+            "out, or set sampling.temperature to 0"
+        )
+    args["max_num_batched_tokens"] = max(longest, int(args["max_num_batched_tokens"]))
+    return args | {"enable_chunked_prefill": False, "scheduler_cls": WHOLE_PROMPTS}
 
 
 def _images_come_once(spec: JobSpec) -> bool:

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import inspect
 import io
 import os
 import signal
@@ -34,7 +35,7 @@ from magbatch.model import engine_args, facts, locate
 from magbatch.pipeline.generate import Generate, Steering, row_seed
 from magbatch.pipeline.parse import Parser
 from magbatch.pipeline.prompt import Prompter
-from magbatch.rows import Generation, Image, Prompt, ReasoningStatus
+from magbatch.rows import Generation, Image, Prompt, ReasoningStatus, as_ids
 from magbatch.spec import JobSpec, SamplingSpec, parse
 from magbatch.tokenizer import Tokenizer
 
@@ -90,7 +91,9 @@ class Serving:
 
     def __init__(self) -> None:
         # Hot and without an end, so that samples differ and a long request is long.
-        spec = spec_for(Path("/nowhere/x.parquet"), temperature=2.0, top_p=1.0, n=3, max_tokens=64, ignore_eos=True)
+        spec = spec_for(
+            Path("/nowhere/x.parquet"), temperature=2.0, top_p=1.0, n=3, max_tokens=64, ignore_eos=True, seed=5
+        )
         checkpoint = locate(spec.model, weights=True)
         self.tokenizer = Tokenizer(checkpoint)
         self.args = engine_args(spec, facts(checkpoint))  # with vLLM's cache of images, which can go wrong
@@ -279,6 +282,46 @@ def test_a_seeded_row_does_not_depend_on_order(serving: Serving, prompts: list[P
     together = serving.generate(*reversed(prompts[:2]), seed=5)
     assert [ids(one) for one in reversed(together)] == [ids(one) for one in alone]
     assert ids(serving.generate(prompts[0], seed=6)[0]) != ids(alone[0])
+
+
+def test_seeded_prompts_that_do_not_fit_one_step_are_read_one_after_the_other(
+    serving: Serving, prompts: list[Prompt]
+) -> None:
+    """Cut in two, any of them would end an engine on CPUs: a step takes 4,096 tokens."""
+    rows = [
+        replace(
+            prompts[0], row_id=f"long {row}", token_ids=as_ids(serving.tokenizer.encode_text(f"{row} " + text))[:1800]
+        )
+        for row in range(16)
+        for text in ["and so on, " * (300 + 20 * row)]
+    ]
+    rows += [replace(prompts[2], row_id=f"image {row}", images=[plain(row)]) for row in range(16)]
+    rows += [replace(prompts[1], row_id=f"short {row}") for row in range(64)]
+    asked = sum(len(row.token_ids) for row in rows)
+    assert asked > 4 * serving.args["max_num_batched_tokens"]
+    assert max(len(row.token_ids) for row in rows) > 1500
+    together = serving.generate(*rows, max_tokens=4, seed=5)
+    assert [len(one.completions) for one in together] == [3] * len(rows)
+    assert ids(serving.generate(rows[15], max_tokens=4, seed=5)[0]) == ids(together[15])
+
+
+def test_the_scheduler_lets_a_prompt_wait_rather_than_cut_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM's own name is overridden: its arguments, and what it returns, are those that are known."""
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    from magbatch.engines.whole import WholePrompts
+
+    names = [*inspect.signature(Scheduler._try_schedule_encoder_inputs).parameters]
+    assert names == [
+        "self", "request", "num_computed_tokens", "num_new_tokens", "encoder_compute_budget", "shift_computed_tokens"
+    ]  # fmt: skip
+    given = {90: ([0], 40, 10, [], []), 40: ([0], 40, 10, [], [])}
+    monkeypatch.setattr(
+        Scheduler, "_try_schedule_encoder_inputs", lambda self, request, computed, new, budget, **_: given[new]
+    )
+    scheduler = WholePrompts.__new__(WholePrompts)
+    assert scheduler._try_schedule_encoder_inputs(None, 0, 90, 100) == ([], 0, 100, [], [])
+    assert scheduler._try_schedule_encoder_inputs(None, 0, 40, 100, shift_computed_tokens=0) == given[40]
 
 
 def test_an_image_is_seen(serving: Serving, prompts: list[Prompt]) -> None:

@@ -36,7 +36,7 @@ ONLY_HERE = {
         "bench.ray_arm",
         "bench.hand_arm",
     },
-    "vllm": {"engines.vllm", "bench.raw_arm", "bench.hand_arm", "bench.probe"},
+    "vllm": {"engines.vllm", "engines.whole", "bench.raw_arm", "bench.hand_arm", "bench.probe"},
 }  # and torch: nowhere but in the tiny model's making
 
 

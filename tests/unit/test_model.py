@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from magbatch.errors import ModelError
-from magbatch.model import ModelFacts, cache_dir, engine_args, facts, locate, resolve
+from magbatch.errors import ModelError, SpecError
+from magbatch.model import WHOLE_PROMPTS, ModelFacts, cache_dir, engine_args, facts, locate, resolve
 from magbatch.spec import JobSpec, ModelSpec, parse
 from magbatch.storage import open_store
 
@@ -126,7 +126,7 @@ def test_a_fetch_that_found_too_little_is_not_remembered(s3: str, own_cache: Pat
 
 def test_processes_that_want_a_model_at_once_fetch_it_once(remote: str, own_cache: Path) -> None:
     script = f"""
-from magbatch.model import locate
+from magbatch.model import WHOLE_PROMPTS, locate
 from magbatch.spec import ModelSpec
 print(locate(ModelSpec(source={remote!r}), weights=True))
 """
@@ -319,6 +319,44 @@ def test_the_offline_defaults_on_cpus() -> None:
     assert args["tensor_parallel_size"] == 1
     assert args["distributed_executor_backend"].endswith(".UniProcExecutor"), "uni itself would become mp"
     assert "limit_mm_per_prompt" not in args
+
+
+def seeded(own: dict[str, Any], gpus: int = 0, **sampling: Any) -> dict[str, Any]:
+    """The arguments of an engine for rows with a seed."""
+    model = {"source": "a/b", "engine_args": own}
+    sampling = {"seed": 7, "temperature": 0.7} | sampling
+    limits = {"max_prompt_tokens": 6000}
+    return engine_args(
+        job(model=model, sampling=sampling | {"max_tokens": 100}, limits=limits, replicas={"gpus": gpus}), TEXT
+    )
+
+
+@pytest.mark.parametrize("own", [{}, {"max_num_batched_tokens": 20_000, "enable_chunked_prefill": False}])
+def test_an_engine_on_cpus_reads_the_prompt_of_a_row_with_a_seed_whole(own: dict[str, Any]) -> None:
+    args = seeded(own)
+    assert args["max_num_batched_tokens"] == own.get("max_num_batched_tokens", 6100)
+    assert (args["enable_chunked_prefill"], args["scheduler_cls"]) == (False, WHOLE_PROMPTS)
+    for others in (seeded(own, gpus=1), seeded(own, seed=None), seeded(own, temperature=0.0)):
+        assert "scheduler_cls" not in others
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"enable_chunked_prefill": True},
+        {"long_prefill_token_threshold": 512},
+        {"max_num_batched_tokens": 4096},
+        {"max_num_scheduled_tokens": 6099},
+        {"max_num_batched_tokens": 7000, "max_model_len": 8000},
+        {"scheduler_cls": "my.Scheduler"},
+        {"speculative_config": {"method": "ngram"}},
+    ],
+)
+def test_engine_arguments_that_cut_such_a_prompt_are_refused(own: dict[str, Any]) -> None:
+    with pytest.raises(SpecError, match=r"^sampling\.seed cannot go with model\.engine_args " + next(iter(own))):
+        seeded(own)
+    seeded(own, gpus=1)
+    seeded(own, seed=None)
 
 
 SHM = {"mm_processor_cache_type": "shm"}
