@@ -146,7 +146,7 @@ class Totals:
     @classmethod
     def of_manifest(cls, manifest: dict[str, Any]) -> Self:
         """The sums that a manifest, or another record with these names, holds."""
-        return cls(**{one.name: manifest[one.name] for one in fields(cls) if one.name in manifest})
+        return cls(**known_fields(cls, manifest))
 
     @classmethod
     def of(cls, kind: str, table: pa.Table, grading: Grading | None = None) -> Self:
@@ -196,3 +196,13 @@ def bucket(counts: dict[str, int], values: "np.ndarray[Any, Any] | list[float]",
     places, found = np.unique(np.searchsorted(bounds, values, side="left"), return_counts=True)
     for place, count in zip(places.tolist(), found.tolist(), strict=True):
         counts[names[place]] = counts.get(names[place], 0) + count
+
+
+def known_fields(kind: type[Any], record: dict[str, Any]) -> dict[str, Any]:
+    """What a record holds of a dataclass; what a newer version has written beside it is left out.
+
+    Args:
+        kind: The dataclass.
+        record: Values by the names of fields.
+    """
+    return {one.name: record[one.name] for one in fields(kind) if one.name in record}

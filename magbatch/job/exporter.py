@@ -14,7 +14,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, make_server
@@ -85,7 +84,7 @@ class Exporter:
         with ExitStack() as stack:
             server = _bind(settings, self._answer)
             stack.callback(server.server_close)
-            threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
+            threading.Thread(target=self._serve, args=(server,), name="metrics", daemon=True).start()
             stack.callback(server.shutdown)
             host, port = _reachable(settings.bind), server.server_port
             self._say(f"metrics: http://{host}:{port}/metrics")
@@ -97,6 +96,12 @@ class Exporter:
             if self._progress.standing().complete:
                 with suppress(KeyboardInterrupt):  # who is told to go has nothing left to do
                     self._linger(settings.linger_s)
+
+    def _serve(self, server: ThreadingWSGIServer) -> None:
+        try:
+            server.serve_forever()
+        except Exception as error:  # noqa: BLE001 - a thread's boundary: the job goes on
+            self._say(f"metrics: no longer served: {type(error).__name__}: {error}; the job goes on without them")
 
     def _linger(self, seconds: float | None) -> None:
         """After the end: for a while, or until a scraper that comes regularly has been here once more."""
@@ -176,7 +181,7 @@ class Exporter:
         try:
             push_to_gateway(url, "magbatch", self.registry, grouping, timeout=PUSH_TIMEOUT_S)
             self._pushed_in_vain = False
-        except (OSError, HTTPException, ValueError) as error:  # urllib's are OSErrors; a name that cannot be one
+        except Exception as error:  # noqa: BLE001 - a thread's boundary: whatever a gateway, or its address, does
             if not self._pushed_in_vain:
                 self._say(f"metrics.push_gateway {url}: {error}; the job goes on without it")
             self._pushed_in_vain = True

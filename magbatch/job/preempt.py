@@ -6,20 +6,28 @@ the moment it comes (`signal.set_wakeup_fd`), which can be asked for in the main
 actor's constructor there, and what it is asked then elsewhere.
 """
 
+import functools
 import os
 import signal
 import threading
+from collections.abc import Callable
+
+from magbatch.job.watchdog import deathless
 
 notice = threading.Event()
 """Set once this process has got SIGTERM."""
 
 
-def listen() -> None:
-    """Set `notice` when SIGTERM comes, from now on. In a worker's main thread only."""
+def listen(die: Callable[[], None]) -> None:
+    """Set `notice` when SIGTERM comes, from now on. In a worker's main thread only.
+
+    Args:
+        die: Ends this process, if nothing can be heard any more.
+    """
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-    threading.Thread(target=_wait, args=(reading,), name="preemption", daemon=True).start()
+    deathless("preemption", functools.partial(_wait, reading), die)
 
 
 def _wait(reading: int) -> None:

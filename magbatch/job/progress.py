@@ -19,7 +19,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from magbatch.job.board import Load, Place, Snapshot, Use
 from magbatch.rows import ReasoningStatus
 from magbatch.spec import JobSpec
-from magbatch.totals import Totals
+from magbatch.totals import Totals, known_fields
 
 RATE_WINDOW_S = 60.0
 LOG_INTERVAL_S = 60.0  # between two lines where there is no terminal
@@ -78,8 +78,8 @@ class Spent:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
-        """Of a record that holds `asdict` of one."""
-        return cls(**data | {"use": Use(**data["use"])})
+        """Of a record that holds `asdict` of one, of this version or another."""
+        return cls(**known_fields(cls, data) | {"use": Use(**known_fields(Use, data["use"]))})
 
     def plus(self, other: Self) -> Self:
         """The sums of both."""

@@ -25,7 +25,7 @@ from magbatch.job.progress import Point, Spent
 from magbatch.rows import RESULTS
 from magbatch.spec import JobSpec
 from magbatch.storage.columns import as_keys, convert, is_bytes, plain
-from magbatch.totals import Totals
+from magbatch.totals import Totals, known_fields
 
 BUCKETS = 64  # of hashed ids on disk: memory is one bucket's, whatever the number of rows
 SAMPLE_CHARS = 100
@@ -218,16 +218,15 @@ class Report:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
-        """Read back what `to_dict` gave."""
-        known = {name: value for name, value in data.items() if name != "versions"}
+        """Read back what `to_dict` gave, in this version or another."""
         parts = {
-            "totals": Totals(**data["totals"]),
-            "run": Run(**data["run"]),
+            "totals": Totals.of_manifest(data["totals"]),
+            "run": Run(**known_fields(Run, data["run"])),
             "spent": Spent.from_dict(data["spent"]) if "spent" in data else Spent(),
-            "history": [Point(*point) for point in data.get("history", [])],
-            "replicas": [ReplicaUse(**replica) for replica in data.get("replicas", [])],
+            "history": [Point(*point[: len(Point._fields)]) for point in data.get("history", [])],
+            "replicas": [ReplicaUse(**known_fields(ReplicaUse, replica)) for replica in data.get("replicas", [])],
         }
-        return cls(**known | parts)
+        return cls(**known_fields(cls, data) | parts)
 
     def lines(self) -> list[str]:
         """The summary that ends the command."""

@@ -213,8 +213,8 @@ def _look_back(ledger: Ledger, progress: JobProgress, say: Callable[[str], None]
     def read() -> None:
         try:
             progress.know(ledger.totals(names))
-        except StorageError as error:
-            say(f"the metrics of this run lack the rows of earlier ones: {error}")
+        except Exception as error:  # noqa: BLE001 - a thread's boundary: numbers for people hold no job up
+            say(f"the metrics of this run lack the rows of earlier ones: {type(error).__name__}: {error}")
 
     threading.Thread(target=read, name="look-back", daemon=True).start()
 

@@ -112,7 +112,7 @@ class Worker:
     """
 
     def __init__(self, job: Job, board: Any, touched: frozenset[int], hold: Hold) -> None:
-        preempt.listen()
+        preempt.listen(_die)
         spec = job.spec
         name = uuid.uuid4().hex[:8]
         with suppress(StorageError):  # the replica looks again while it works

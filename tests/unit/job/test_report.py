@@ -9,7 +9,9 @@ import pyarrow as pa
 import pytest
 from small_job import SmallJob
 
-from magbatch.job.report import DuplicateIds, Report, Run, Slowest, one_line, settings, versions
+from magbatch.job.board import Place
+from magbatch.job.progress import Point
+from magbatch.job.report import DuplicateIds, ReplicaUse, Report, Run, Slowest, one_line, settings, versions
 from magbatch.rows import ERRORS, RESULTS
 from magbatch.totals import Totals
 
@@ -67,6 +69,18 @@ def test_a_run_that_served_no_time_has_no_speed() -> None:
 def test_a_report_is_read_back_as_it_was_stored() -> None:
     stored = json.loads(json.dumps(report(duplicate_ids=3).to_dict()))
     assert Report.from_dict(stored) == report(duplicate_ids=3)
+
+
+def test_what_a_newer_version_has_stored_beside_it_is_left_out() -> None:
+    mine = report(history=[Point(1.0, 2, 3, 4)], replicas=[ReplicaUse.of(Place(0))])
+    stored = json.loads(json.dumps(mine.to_dict()))
+    for part in (
+        stored, stored["totals"], stored["run"], stored["spent"], stored["spent"]["use"], stored["replicas"][0]
+    ):  # fmt: skip
+        part["later"] = {"x": 1}
+    stored["history"][0].append("later")
+    assert Report.from_dict(stored) == mine
+
     assert stored["versions"] == versions()
     assert {"magbatch", "python", "ray", "pyarrow"} <= versions().keys()
 
