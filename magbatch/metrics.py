@@ -103,6 +103,9 @@ TOKENS = _counter("magbatch_tokens", "Tokens of committed rows: prompt, cached (
 TRUNCATED = _gauge(
     "magbatch_truncated_ratio", "Share of all samples whose thinking was truncated, 0 to 1; 0 before the first."
 )
+DOCUMENTS_TRUNCATED = _counter(
+    "magbatch_documents_truncated", "Answered rows of whose document some pages or text were shown to no one."
+)
 ROW_LATENCY = _histogram("magbatch_row_latency_seconds", "Seconds from a row's submission to its last token.")
 REASONING_TOKENS = _histogram("magbatch_reasoning_length_tokens", "Reasoning tokens of a sample.")
 ANSWER_TOKENS = _histogram("magbatch_answer_length_tokens", "Answer tokens of a sample.")

@@ -204,12 +204,14 @@ class Part:
         last_page: The last of them.
         token_ids: A whole prompt about these pages alone; empty where they are in the row's own prompt.
         images: As many as that prompt has image ends.
+        truncated: Of what was to be shown, something is left out.
     """
 
     first_page: int
     last_page: int
     token_ids: TokenIds = field(default_factory=as_ids)
     images: list[Image] = field(default_factory=list)
+    truncated: bool = False
 
 
 @dataclass(slots=True)
@@ -224,6 +226,7 @@ class Prompt:
         parts: The pages that are asked about: at once, or each part with a prompt of its own.
         messages: Of a row in parts: what is asked, as in `RenderedRow`.
         max_tokens: That a sample of it may have; None leaves it to the job.
+        truncated: Pages of the document, or the end of a page's text, are left out.
     """
 
     row_id: str
@@ -233,6 +236,7 @@ class Prompt:
     parts: list[Part] = field(default_factory=list)
     messages: list[dict[str, Any]] = field(default_factory=list)
     max_tokens: int | None = None
+    truncated: bool = False
 
     @property
     def in_parts(self) -> bool:
@@ -317,7 +321,11 @@ class PartAnswer:
 
 @dataclass(frozen=True, slots=True)
 class FinishedRow:
-    """A row that has its answers, ready to be written: one record for each sample."""
+    """A row that has its answers, ready to be written: one record for each sample.
+
+    Attributes:
+        truncated: Something of its document, or of the answers to the document's parts, was shown to no one.
+    """
 
     row_id: str
     prompt_tokens: int
@@ -328,6 +336,7 @@ class FinishedRow:
     vote: dict[str, Any] | None = None
     total_pages: int = 0
     parts: list[PartAnswer] = field(default_factory=list)
+    truncated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -387,7 +396,10 @@ _PART_FIELDS = {
 DOCUMENT_FIELDS: dict[str, pa.DataType] = {
     "document_pages": pa.int32(),
     "document_parts": pa.list_(pa.struct(list(_PART_FIELDS.items()))),
+    "document_truncated": pa.bool_(),
 }
+# Of results; an object of an older version has none of them, and null where it is merged with newer ones.
+NEWER_COLUMNS = frozenset({"document_truncated"})
 NO_COLUMNS = pa.schema([])
 RESERVED_COLUMNS = frozenset({"row_id", "sample", *RESULT_FIELDS, *ERROR_FIELDS, *DOCUMENT_FIELDS})
 _NULLABLE = frozenset({"reasoning", "answer"})

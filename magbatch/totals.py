@@ -30,6 +30,7 @@ COLUMNS = (
     "answer_tokens",
     "reasoning_status",
     "latency_s",
+    "document_truncated",
 )
 ERROR_COLUMNS = ("error_code", *TOKEN_FIELDS)
 
@@ -43,6 +44,7 @@ class Totals:
         failed: Dead letters.
         records: Samples of the answered rows.
         failed_generated: Dead letters that the engine generated tokens for. All sums of tokens have these rows too.
+        documents_truncated: Answered rows of whose document something was shown to no one.
         graded: Records of rows whose right answer the input gives; where samples vote, the rows.
         right: Those of them whose answer it is.
         squared_tokens: Sum of the squares of the generated tokens of each record, and of each dead letter: how much
@@ -64,6 +66,7 @@ class Totals:
     cached_tokens: int = 0
     reasoning_tokens: int = 0
     answer_tokens: int = 0
+    documents_truncated: int = 0
     graded: int = 0
     right: int = 0
     squared_tokens: int = 0
@@ -107,6 +110,8 @@ class Totals:
         self._add_generated(table)
         self.latency_ms += int(np.rint(latency * 1000).sum())
         _count(self.by_status, table.column("reasoning_status"))
+        if "document_truncated" in table.column_names:  # a job with documents, by this version
+            self.documents_truncated += _sum(first, "document_truncated")
         bucket(self.by_latency, latency, LATENCY_BOUNDS_S)
         if grading is not None:
             graded, right = grading(table)

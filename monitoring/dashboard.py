@@ -181,6 +181,8 @@ SECTIONS: dict[str, list[Panel]] = {
               target(value(metrics.TRUNCATED)), min=0, max=1),
         graph("Samples by the end of their thinking", "In a second.", "short",
               target(rate(metrics.RECORDS, "reasoning_status"), "{{job_name}} {{reasoning_status}}"), stacked=True),
+        graph("Documents shown in part", "So far: of each, some pages or text were shown to no one.", "short",
+              target(value(metrics.DOCUMENTS_TRUNCATED))),
         graph("Dead letters", "So far, by code.", "short",
               target(value(metrics.ROWS_FAILED, "code"), "{{job_name}} {{code}}"), stacked=True),
     ],

@@ -79,6 +79,7 @@ class _Cost:
     answer_tokens: int = 0
     latency_s: float = 0.0
     findings: list[PartAnswer] = field(default_factory=list)
+    truncated: bool = False
 
 
 class Ask:
@@ -145,7 +146,7 @@ class Ask:
             )
         return FinishedRow(
             prompt.row_id, meter.prompt_tokens, meter.cached_tokens, cost.latency_s, answers, datetime.now(UTC), vote,
-            prompt.total_pages, cost.findings,
+            prompt.total_pages, cost.findings, prompt.truncated or cost.truncated,
         )  # fmt: skip
 
     def _unanswered(self, prompt: Prompt, cost: _Cost, meter: Meter) -> FinishedRow:
@@ -184,6 +185,7 @@ class Ask:
                 return None
             progress.step = Step.PROMPT
             parts = self._prompter.combine(prompt, findings)
+            cost.truncated |= any(part.truncated for part in parts)
             if len(parts) == 1:
                 return replace(prompt, token_ids=parts[0].token_ids, images=parts[0].images)
             progress.step = Step.GENERATE

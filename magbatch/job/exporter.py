@@ -248,6 +248,7 @@ def _rows(values: Values, totals: Totals) -> None:
         values.set(metrics.TOKENS, getattr(totals, f"{kind}_tokens"), kind=kind)
     truncated = totals.by_status.get(ReasoningStatus.TRUNCATED, 0)
     values.set(metrics.TRUNCATED, truncated / max(1, totals.records))  # from the start: a short job is scraped once
+    values.set(metrics.DOCUMENTS_TRUNCATED, totals.documents_truncated)
     values.observe(metrics.ROW_LATENCY, cumulative(totals.by_latency, LATENCY_BOUNDS_S), totals.latency_ms / 1000)
     for metric, counts, sum_ in (
         (metrics.REASONING_TOKENS, totals.by_reasoning, totals.reasoning_tokens),

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from magbatch.errors import OutputError
-from magbatch.rows import ERRORS, TOKEN_FIELDS, PartName
+from magbatch.rows import ERRORS, NEWER_COLUMNS, TOKEN_FIELDS, PartName
 from magbatch.storage import Store
 from magbatch.totals import COLUMNS, ERROR_COLUMNS, Totals
 
@@ -86,9 +86,9 @@ def read_part(store: Store, name: PartName, more: dict[str, list[str]]) -> Part 
 
 
 def _read(data: bytes, columns: list[str]) -> pa.Table:
-    """Some columns of an object's bytes, without those of dead letters' that an older version did not write."""
+    """Some columns of an object's bytes, without those that an older version did not write."""
     file = pq.ParquetFile(pa.BufferReader(data))
-    missing = TOKEN_FIELDS.keys() - set(file.schema_arrow.names)
+    missing = {*TOKEN_FIELDS, *NEWER_COLUMNS} - set(file.schema_arrow.names)
     wanted = list(dict.fromkeys(name for name in columns if name not in missing))
     absent = set(wanted) - set(file.schema_arrow.names)
     if absent:
@@ -130,8 +130,8 @@ def read_totals(store: Store, name: PartName) -> Totals:
 
 
 def _with_newer(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Dead letters of an older version with the columns that it did not have, null."""
-    newer = {"answer", *TOKEN_FIELDS} if "error_code" in schema.names else set[str]()
+    """Records of an older version with the columns that it did not have, null."""
+    newer = {"answer", *TOKEN_FIELDS} if "error_code" in schema.names else NEWER_COLUMNS
     for position, field in enumerate(schema):
         if field.name in newer and field.name not in table.column_names:
             table = table.add_column(position, field, pa.nulls(table.num_rows, field.type))

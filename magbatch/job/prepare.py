@@ -48,6 +48,7 @@ _PROMPT_FIELDS = [
     pa.field("parts", pa.list_(_PART)),
     pa.field("messages", pa.string()),  # JSON
     pa.field("max_tokens", pa.int64()),
+    pa.field("truncated", pa.bool_()),
     pa.field("step", pa.string()),
     pa.field("code", pa.string()),
     pa.field("message", pa.string()),
@@ -355,6 +356,7 @@ def _record(row: Prompt | DeadLetter) -> dict[str, Any]:
         ],
         "messages": json.dumps(row.messages) if row.messages else None,
         "max_tokens": row.max_tokens,
+        "truncated": row.truncated,
     }
 
 
@@ -379,6 +381,7 @@ def _row(record: dict[str, Any]) -> Prompt | DeadLetter:
         parts,
         messages,
         record["max_tokens"],
+        record["truncated"],
     )
 
 

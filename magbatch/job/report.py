@@ -242,6 +242,8 @@ class Report:
         if totals.by_status:
             listed = ", ".join(f"{status} {count:,}" for status, count in sorted(totals.by_status.items()))
             lines.append(f"reasoning: {listed}")
+        if totals.documents_truncated:
+            lines.append(f"documents: {totals.documents_truncated:,} of {totals.answered:,} were shown in part only")
         if totals.graded:
             share = 100 * totals.right / totals.graded
             lines.append(f"right answers: {totals.right:,} of {totals.graded:,} ({share:.1f}%)")

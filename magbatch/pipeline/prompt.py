@@ -41,6 +41,8 @@ PAGE_TOKENS = 16  # of a page's caption, and of numbers in the texts above
 LEAST_ROOM_TOKENS = 64  # for pages, or for one finding
 CHARACTERS_PER_TOKEN = 4  # a first guess at where a text is cut
 COUNT_CHARACTERS = 16_384  # encoded at once to learn how long a text is
+CUT_TOKENS = 16  # of such a piece, that may be others than in the whole text
+LONG_TEXT = 4  # times the characters that are likely to fit: no such text is encoded unless it may fit
 # What a tokenizer might treat in a way of its own: blanks, control tokens as text, other scripts.
 PROBES = (
     "What?",
@@ -49,6 +51,7 @@ PROBES = (
     "größe 日本 🦙 e\u0301\u200d",
     "0123456789" * 9,
 )
+_ALIKE = re.compile(r"(?<!\s)\s{1000000}\s*\S?")  # more than tiktoken splits
 _THINK_PART = re.compile(r"\[THINK\](.*?)\[/THINK\]", re.DOTALL)
 
 
@@ -137,7 +140,8 @@ class Prompter:
             return self._truncated(row)
         if self._overflow == "map_reduce":
             parts = [self._part(row, pages) for pages in self._groups(row)]
-            return Prompt(row.row_id, as_ids(), row.images, row.total_pages, parts, row.messages)
+            left_out = len(row.pages) < row.total_pages
+            return Prompt(row.row_id, as_ids(), row.images, row.total_pages, parts, row.messages, truncated=left_out)
         raise self._too_long(row)
 
     def combine(self, prompt: Prompt, findings: Sequence[PartAnswer]) -> list[Part]:
@@ -159,30 +163,46 @@ class Prompter:
             raise RowError(ErrorCode.PROMPT_TOO_LONG, "the question leaves no room to combine what the parts answered")
         groups: list[list[str]] = [[]]
         spans: list[tuple[int, int]] = []
+        cut = [False]
         left = room
         for finding in findings:
             note = NOTE.format(first=finding.first_page, last=finding.last_page, answer=finding.answer or NO_ANSWER)
-            note = self._cut(note, room // 2 - 2)
+            whole, note = note, self._cut(note, room // 2 - 2)
             size = self._size(note) + 2  # where two texts meet, a token may fall in two
             if groups[-1] and size > left:
                 groups.append([])
+                cut.append(False)
                 left = room
             if not groups[-1]:
                 spans.append((finding.first_page, finding.last_page))
             groups[-1].append(note)
             spans[-1] = (spans[-1][0], finding.last_page)
+            cut[-1] |= len(note) < len(whole)
             left -= size
         parts = []
-        for notes, (first, last) in zip(groups, spans, strict=True):
+        for notes, (first, last), truncated in zip(groups, spans, cut, strict=True):
             pages = "the whole document" if len(groups) == 1 else f"pages {first} to {last}"
             text = COMBINE.format(total=prompt.total_pages, findings="".join(notes), pages=pages)
             token_ids, images = self._encode(_before_the_question(prompt.messages, [{"text": text}]), prompt.images)
             self._check(len(token_ids))
-            parts.append(Part(first, last, token_ids, images))
+            parts.append(Part(first, last, token_ids, images, truncated))
         return parts
 
     def _encode(self, messages: list[dict[str, Any]], images: list[Image]) -> tuple[TokenIds, list[Image]]:
-        """The prompt of a chat, and its images in the order in which they stand in it."""
+        """The prompt of a chat, and its images in the order in which they stand in it.
+
+        Raises:
+            RowError: `invalid_messages`; `prompt_too_long`, for a text of many times the length that may fit.
+        """
+        texts = [part["text"] for message in messages for part in message["content"] if "text" in part]
+        if self._exceed(texts, self._limit):
+            for alike in filter(None, map(_ALIKE.search, texts)):
+                self._size(alike[0])  # raises if it cannot be split: that is what has to be mended first
+            raise RowError(
+                ErrorCode.PROMPT_TOO_LONG,
+                f"the prompt has more than {self._limit} tokens ({self._limit_name}): "
+                f"its text has {sum(map(len, texts)):,} characters",
+            )
         text = _lone_text(messages) if self._frame is not None and not images else None
         if self._frame is not None and text is not None:
             head, tail = self._frame
@@ -245,7 +265,8 @@ class Prompter:
         token_ids, images = self._asked(row, pages)
         if len(token_ids) > self._limit:
             return None
-        return Prompt(row.row_id, token_ids, images, row.total_pages, [Part(pages[0].number, pages[-1].number)])
+        parts, left_out = [Part(pages[0].number, pages[-1].number)], len(pages) < row.total_pages
+        return Prompt(row.row_id, token_ids, images, row.total_pages, parts, truncated=left_out)
 
     def _asked(self, row: RenderedRow, pages: list[Page], note: str = "") -> tuple[TokenIds, list[Image]]:
         images, shown = list(row.images), list[dict[str, Any]]()
@@ -291,7 +312,7 @@ class Prompter:
         if first.text is not None and room >= LEAST_ROOM_TOKENS:
             prompt = self._whole(row, [replace(first, text=self._cut(first.text, room))])
             if prompt is not None:
-                return prompt
+                return replace(prompt, truncated=True)
         raise self._too_long(row)
 
     def _groups(self, row: RenderedRow) -> Iterator[list[Page]]:
@@ -348,7 +369,23 @@ class Prompter:
 
     def _cut(self, text: str, room: int) -> str:
         """The beginning of a text, of at most `room` tokens."""
-        return text if self._size(text) <= room else next(self._split(text, room), "")
+        fits = not self._exceed([text], room) and self._size(text) <= room
+        return text if fits else next(self._split(text, room), "")
+
+    def _exceed(self, texts: list[str], most: int) -> bool:
+        """Whether texts surely have more than `most` tokens, in the memory of a short one; False tells nothing.
+
+        A text is 10 to 35 times as large while it is encoded, so a very long one is counted piece by piece, as far as
+        that takes. Where a piece ends, a few tokens may be others than in the whole.
+        """
+        if sum(map(len, texts)) <= LONG_TEXT * CHARACTERS_PER_TOKEN * most:
+            return False
+        for text in texts:
+            for at in range(0, len(text), COUNT_CHARACTERS):
+                most -= max(0, self._size(text[at : at + COUNT_CHARACTERS]) - CUT_TOKENS)
+                if most < 0:
+                    return True
+        return False
 
     def _room(self, messages: list[dict[str, Any]], images: list[Image], note: str) -> int:
         """Tokens that a prompt has left for pages, beside the question and a note.

@@ -212,6 +212,7 @@ class PartWriter:
         of_rows = {
             "vote": lambda row: row.vote,
             "document_pages": lambda row: row.total_pages,
+            "document_truncated": lambda row: row.truncated,
             "document_parts": _parts,
         }
         for name in self._made.names:

@@ -62,7 +62,7 @@ def test_each_document_is_one_row_with_its_pages(documents: SmallJob) -> None:
     for name in documents.objects():
         if name.startswith("results/"):
             names = pq.read_schema(io.BytesIO(documents.ledger.store.read(name))).names
-            assert names[names.index("answer") + 1 :][:2] == ["document_pages", "document_parts"]
+            assert names[names.index("answer") + 1 :][:3] == ["document_pages", "document_parts", "document_truncated"]
 
 
 def test_all_tokens_of_a_document_in_parts_are_counted(documents: SmallJob) -> None:
@@ -227,6 +227,72 @@ def test_compaction_keeps_the_columns(documents: SmallJob) -> None:
     compact(documents.output, 256, Console(quiet=True))
     assert sorted(documents.records(), key=lambda row: row["id"]) == before
     assert documents.ledger.verify()[1] == []
+
+
+def test_documents_of_which_something_is_left_out_are_counted(documents: SmallJob) -> None:
+    """By page, by the text of a page, by the limit of pages; not those that are shown whole."""
+    documents.write(
+        pa.table(
+            {
+                "id": ["short", "pages", "page", "pictures", "tiff"],
+                "doc": [b"total 5", LONG.encode(), b"word " * 9000, text_pdf(*"abcd"), tiff(two_halves())],
+            }
+        )
+    )
+    documents.set("input", document={"mode": "both", "overflow": "truncate"})
+    documents.set("limits", max_pages=8, max_images=1)
+    documents.set("sampling", n=2)
+    documents.answer()
+    assert documents.finalise() == []
+    rows = by_id(documents.records())
+    cut = {"short": False, "pages": True, "page": True, "pictures": True, "tiff": False}
+    assert {name: row["document_truncated"] for name, row in rows.items()} == cut
+    assert rows["page"]["document_parts"][0]["last_page"] == rows["page"]["document_pages"] == 1, "which do not tell"
+    manifest = documents.ledger.manifest()
+    assert manifest is not None
+    assert manifest["documents_truncated"] == 3
+    assert documents.ledger.verify()[1] == []
+
+
+def test_answers_of_parts_that_are_cut_are_counted(documents: SmallJob) -> None:
+    documents.engine["script"] = [
+        {"contains": "was read in parts", "answer": "42 in all"},
+        {"contains": "of one document", "answer": "many words " * 200},
+    ]
+    documents.set("sampling", max_tokens=2000)
+    documents.answer()
+    rows = by_id(documents.records())
+    assert rows["long"]["document_truncated"] is True
+    assert rows["pdf"]["document_truncated"] is False
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["before the end", "after the end"])
+def test_objects_of_an_older_version_have_no_such_column_and_are_read(documents: SmallJob, late: bool) -> None:
+    documents.set("input", shard_rows=2)
+    documents.begin()
+
+    async def work(shards: range) -> None:
+        replica = documents.replica()
+        for shard in shards:
+            await documents.run_shard(replica, shard)
+
+    half = range(1) if not late else range(documents.plan.num_shards)
+    asyncio.run(work(half))
+    store = documents.ledger.store
+    old = documents.objects()
+    for name in old:
+        table = pq.read_table(io.BytesIO(store.read(name)))
+        sink = io.BytesIO()
+        pq.write_table(table.drop_columns(["document_truncated"]), sink)
+        store.delete(name)
+        store.write(name, sink.getvalue())
+    asyncio.run(work(range(half.stop, documents.plan.num_shards)))
+    assert documents.finalise() == []
+    assert documents.ledger.verify()[1] == []
+    assert compact(documents.output, 1 << 28, Console(quiet=True)).merged
+    assert documents.ledger.verify()[1] == []
+    rows = by_id(documents.records())
+    assert {row["document_truncated"] for row in rows.values()} == ({None} if late else {None, False})
 
 
 def test_plan_shows_the_first_part(documents: SmallJob) -> None:

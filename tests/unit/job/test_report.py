@@ -50,6 +50,13 @@ def test_the_summary_says_what_came_out() -> None:
     ]
 
 
+def test_the_summary_counts_documents_that_were_cut() -> None:
+    (line,) = [
+        line for line in report(totals=Totals(answered=2_000, documents_truncated=1_500)).lines() if "doc" in line
+    ]
+    assert line == "documents: 1,500 of 2,000 were shown in part only"
+
+
 def test_the_summary_says_nothing_of_what_was_not() -> None:
     assert report(planned=0, totals=Totals(), run=Run(), duplicate_ids=0).lines() == [
         "0 of 0 rows answered, 0 failed",

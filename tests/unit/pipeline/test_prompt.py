@@ -1,12 +1,15 @@
 """The ids are those that Mistral's own tokenizer gives, and text from a document is never a control token."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mistral_common.protocol.instruct.chunk import ImageChunk, TextChunk, ThinkChunk
@@ -306,3 +309,56 @@ def test_a_chat_that_the_tokenizer_refuses_is_the_rows_error(encode: Encode, cha
     code, message = refusal(lambda: encode(*chat))
     assert code is ErrorCode.INVALID_MESSAGES
     assert message.startswith("the tokenizer refuses this chat: ")
+
+
+# Texts that are much too long.
+
+
+@pytest.mark.parametrize("text", ["word ", "-", "0123456789", " ", "数", "\n", "a b  c\t"])
+def test_the_limit_is_exact_for_texts_of_any_length(encode: Encode, text: str) -> None:
+    limit = 300
+    for times in (1, 250, 300, 1_000, 4_000, 6_000, 20_000):
+        asked = text * max(1, times // len(text))
+        tokens = len(encode(says("user", asked), context=10**6, limits={"max_prompt_tokens": 10**6}).token_ids)
+        limits = {"max_prompt_tokens": limit}
+        if tokens <= limit:
+            assert len(encode(says("user", asked), limits=limits).token_ids) == tokens
+            continue
+        with pytest.raises(RowError, match=f"{limit}.*limits.max_prompt_tokens") as caught:
+            encode(says("user", asked), limits=limits)
+        assert caught.value.code is ErrorCode.PROMPT_TOO_LONG
+
+
+HUGE = """
+import resource, sys
+from pathlib import Path
+from magbatch.errors import RowError
+from magbatch.pipeline.prompt import Prompter
+from magbatch.rows import RenderedRow
+from magbatch.spec import load
+from magbatch.tokenizer import Tokenizer
+checkpoint = Path(sys.argv[1])
+prompter = Prompter(load(sys.argv[2]), checkpoint, Tokenizer(checkpoint), 8192)
+text = "some words and 12 numbers, " * 1_000_000
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for parts in ([text], [text, text]):
+    try:
+        prompter(RenderedRow("r", [{"role": "user", "content": [{"text": part} for part in parts]}]))
+    except RowError as error:
+        print(error.code, error.message)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+def test_a_huge_text_is_refused_in_the_memory_of_a_small_one(
+    checkpoint: Path, make_spec: Callable[..., JobSpec], tmp_path: Path
+) -> None:
+    """27 MB of text take 300 MB and more to be encoded."""
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(yaml.safe_dump(make_spec().model_dump(mode="json", by_alias=True)))
+    command = [sys.executable, "-c", HUGE, str(checkpoint), str(spec)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    *refused, megabytes = done.stdout.splitlines()
+    assert [line.split()[0] for line in refused] == ["prompt_too_long"] * 2
+    assert "27,000,000 characters" in refused[0]
+    assert int(megabytes) < 100

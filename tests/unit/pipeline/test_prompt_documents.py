@@ -144,6 +144,12 @@ def test_a_text_is_cut_where_the_room_ends_however_long_its_tokens_are(make: Mak
     assert LIMIT * 0.8 < len(prompt.token_ids) <= LIMIT
 
 
+def test_a_very_long_page_is_cut_as_a_long_one(make: Make) -> None:
+    short, long = (make("truncate")(row(Page(1, "word " * times))) for times in (900, 1_000_000))
+    assert long.token_ids == short.token_ids
+    assert long.truncated
+
+
 def test_a_picture_that_alone_does_not_fit_is_refused(make: Make) -> None:
     big = Image.of(28 * 40, 28 * 40, bytes(28 * 40 * 28 * 40 * 3))
     for overflow in ("truncate", "map_reduce"):
@@ -158,6 +164,36 @@ def test_a_question_that_leaves_no_room_is_refused(make: Make) -> None:
     for overflow in ("truncate", "map_reduce"):
         error = refusal(lambda overflow=overflow: make(overflow)(document))
         assert error.code is ErrorCode.PROMPT_TOO_LONG
+
+
+@pytest.mark.parametrize(
+    ("pages", "total", "cut"),
+    [
+        ([Page(1, "one"), Page(2, "two")], 2, False),
+        ([Page(1, "one"), Page(2, "two")], 3, True),
+        ([Page(1, "one"), Page(2, "word " * 900)], 2, True),
+        ([Page(1, "word " * 900)], 1, True),
+        ([Page(1, "word " * 900, picture())], 1, True),
+    ],
+    ids=["whole", "pages that were not rendered", "pages that do not fit", "text", "text beside a picture"],
+)
+def test_what_is_left_out_is_told(make: Make, pages: list[Page], total: int, cut: bool) -> None:
+    assert make("truncate")(row(*pages, total=total)).truncated is cut
+
+
+def test_a_document_that_is_read_in_parts_is_whole(make: Make) -> None:
+    prompt = make("map_reduce")(row(Page(1, "word " * 900), Page(2, "two")))
+    assert prompt.in_parts
+    assert not prompt.truncated
+    assert make("map_reduce")(row(Page(1, "word " * 900), total=2)).truncated
+
+
+def test_an_answer_of_a_part_that_is_cut_is_told(make: Make) -> None:
+    findings = [PartAnswer(number, number, answer="word " * (900 if number == 3 else 1)) for number in range(1, 5)]
+    parts = make("map_reduce").combine(in_parts(4), findings)
+    assert [part.truncated for part in parts if part.first_page <= 3 <= part.last_page] == [True]
+    assert sum(part.truncated for part in parts) == 1
+    assert not any(part.truncated for part in make("map_reduce").combine(in_parts(4), findings[:2]))
 
 
 # In parts.
