@@ -8,6 +8,7 @@ column is read by which they are grouped.
 import base64
 import io
 import os
+from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +25,7 @@ import pyarrow.parquet as pq
 from magbatch.errors import ErrorCode, InputError, OutputError, RowError, SpecError
 from magbatch.job.footers import FileFacts, Lead, read_footer
 from magbatch.job.groups import Found, Source, arrange, lead_of
-from magbatch.job.windows import Arranged
+from magbatch.job.windows import Arranged, Integers
 from magbatch.model import resolve
 from magbatch.rows import Segment, Shard
 from magbatch.spec import AUTO, NONE, JobSpec, carried_columns
@@ -337,26 +338,36 @@ def _planned(
     segments: list[Segment], spec: JobSpec, columns: pa.Schema, *, distinct: bool = False, note: str | None = None
 ) -> Plan:
     shard_rows, _ = _shard_rows(segments, spec, columns)
-    records = [
-        {"shard": shard, **{name: getattr(segment, name) for name in _COLUMNS.names if name != "shard"}}
-        for shard, segment in _pack(segments, shard_rows)
-    ]
-    return Plan.of(pa.Table.from_pylist(records, schema=_COLUMNS), columns, distinct=distinct, note=note)
+    runs = array("q", (number for run in _pack(segments, shard_rows) for number in run))  # millions, of a large job
+    shard, source, start, rows = np.asarray(runs).reshape(-1, 4).T
+    return Plan.of(_records(segments, shard, source, start, rows), columns, distinct=distinct, note=note)
 
 
 def _grouped(arranged: Arranged, segments: list[Segment]) -> pa.Table:
     """The records of shards that hold rows side by side which stand apart in their files."""
-    source = pa.array(arranged.source, pa.int32())
+    table = _records(segments, arranged.shard, arranged.source, arranged.start, arranged.rows)
+    return table.append_column(_POSITIONS, arranged.positions)
+
+
+def _records(segments: list[Segment], shard: Integers, source: Integers, start: Integers, rows: Integers) -> pa.Table:
+    """One record for each run of rows.
+
+    Args:
+        segments: The files.
+        shard: Of each run.
+        source: Its file, by its number.
+        start: Its first row in the file.
+        rows: How many.
+    """
+    made, files = {"shard": shard, "start": start, "rows": rows}, pa.array(source, pa.int32())
 
     def of_file(name: str) -> pa.Array:
-        values = pa.array([getattr(segment, name) for segment in segments], _COLUMNS.field(name).type)
-        return values.take(source)
+        return pa.array([getattr(segment, name) for segment in segments], _COLUMNS.field(name).type).take(files)
 
-    made = {"shard": arranged.shard, "start": arranged.start, "rows": arranged.rows}
     arrays = [
         pa.array(made[name], _COLUMNS.field(name).type) if name in made else of_file(name) for name in _COLUMNS.names
     ]
-    return pa.Table.from_arrays([*arrays, arranged.positions], schema=_COLUMNS.append(_POSITIONS))
+    return pa.Table.from_arrays(arrays, schema=_COLUMNS)
 
 
 def _has_pictures(spec: JobSpec, columns: pa.Schema) -> bool:
@@ -522,14 +533,18 @@ def _sample(files: list[_File], limit: int) -> list[Segment]:
     return segments
 
 
-def _pack(segments: list[Segment], shard_rows: int) -> Iterator[tuple[int, Segment]]:
-    """Cut and join segments into shards of `shard_rows`; small files share a shard."""
+def _pack(segments: list[Segment], shard_rows: int) -> Iterator[tuple[int, int, int, int]]:
+    """Cut and join segments into shards of `shard_rows`; small files share one.
+
+    Returns:
+        Shard, number of the segment, first row in its file and rows of each run.
+    """
     shard, room = 0, shard_rows
-    for segment in segments:
+    for number, segment in enumerate(segments):
         start, left = segment.start, segment.rows
         while left:
             rows = min(room, left)
-            yield shard, replace(segment, start=start, rows=rows)
+            yield shard, number, start, rows
             start, left, room = start + rows, left - rows, room - rows
             if room == 0:
                 shard, room = shard + 1, shard_rows

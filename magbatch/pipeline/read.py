@@ -25,6 +25,7 @@ from magbatch.storage.columns import converted
 from magbatch.storage.input_file import InputFile, open_input
 
 READ_BATCH_ROWS = 64
+READ_BATCH_BYTES = 64 << 20  # rows of documents have many megabytes each
 READ_BUFFER_BYTES = 1 << 20  # a column chunk is streamed, not loaded: row groups can be gigabytes
 _NO_DAMAGE = (RowError, JobError, FileNotFoundError)  # of the file as such; whatever else is raised is its content's
 
@@ -121,8 +122,13 @@ class _Cursor:
             group += 1
         if first <= self._position <= start:
             return
+        left = range(group, metadata.num_row_groups)
+        held = [metadata.row_group(number) for number in left]
+        fitting = min(READ_BATCH_BYTES * one.num_rows // max(1, one.total_byte_size) for one in held if one.num_rows)
         self._batches = self._file.iter_batches(
-            batch_size=batch_rows, row_groups=list(range(group, metadata.num_row_groups)), columns=self._columns
+            batch_size=max(1, min(batch_rows, fitting)),
+            row_groups=list(left),
+            columns=self._columns,
         )
         self._rest, self._position = None, first
 

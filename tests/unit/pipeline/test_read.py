@@ -627,3 +627,23 @@ def test_a_struct_with_a_field_of_nulls_is_no_damage(tmp_path: Path) -> None:
             assert read.failed == []
             assert read.table.column("chat").to_pylist() == rows[start : start + count]
             assert read.table.column("meta").to_pylist() == [row[0] for row in rows[start : start + count]]
+
+
+def test_few_rows_of_large_cells_are_held_at_once(tmp_path: Path) -> None:
+    cells = [f"{row}{'x' * (2 << 20)}" for row in range(64)]
+    options: dict[str, Any] = {"use_dictionary": False, "compression": "zstd", "write_batch_size": 1}  # in small pages
+    small = put(str(tmp_path), "a.parquet", pa.table({"q": ["small"] * 64}), **options)
+    large = put(str(tmp_path), "b.parquet", pa.table({"q": cells}), **options)
+    joined = str(tmp_path / "c.parquet")
+    with pq.ParquetWriter(joined, TEXT, **options) as writer:
+        for path in (small, large):
+            writer.write_table(pq.read_table(path))
+    del cells
+    before = pa.total_allocated_bytes()
+    reader = ShardReader(TEXT)
+    for start in (62, 70):
+        read = reader(shard(segment(joined, start, 4)))
+        assert [text[:5] for text in texts(read).values()] == (
+            ["small", "small", "0xxxx", "1xxxx"] if start == 62 else ["6xxxx", "7xxxx", "8xxxx", "9xxxx"]
+        )
+        assert pa.total_allocated_bytes() - before < 100 << 20  # of 128 MB
