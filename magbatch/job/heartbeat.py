@@ -111,6 +111,16 @@ def last_record(store: Store) -> dict[str, Any] | None:
     return None
 
 
+def rewrite(store: Store, **changes: Any) -> None:
+    """Change what a run that is over has written last; nothing where no run has.
+
+    Raises:
+        StorageError: It cannot be read or written.
+    """
+    if (found := last_record(store)) is not None:
+        store.write(RECORD, json.dumps(found | changes).encode())
+
+
 def earlier(store: Store) -> tuple[Spent, list[Point]]:
     """What runs before this one have used, and the job over time."""
     with suppress(StorageError, KeyError, ValidationError):  # no run may hang on what was only for people

@@ -57,6 +57,8 @@ class Spent:
         input_errors: Refusals of the input's storage.
         output_errors: Refusals of the output's that the driver met; replicas count theirs in `use`.
         use: What replicas did beside answering.
+        prompt_tokens: Of all rows that were answered, those of answers that a retry has replaced too.
+        generated_tokens: Reasoning and answer, of the same.
     """
 
     device_s: float = 0.0
@@ -66,6 +68,8 @@ class Spent:
     input_errors: int = 0
     output_errors: int = 0
     use: Use = field(default_factory=Use)
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
 
     @classmethod
     def of(cls, snapshot: Snapshot, devices: int) -> Self:
@@ -74,7 +78,10 @@ class Spent:
         for place in snapshot.places:
             use.add(place.use)
         held = devices * sum(place.seconds for place in snapshot.places)
-        return cls(held, snapshot.starved_s, snapshot.engine_deaths, snapshot.restarts, snapshot.input_errors, 0, use)
+        return cls(
+            held, snapshot.starved_s, snapshot.engine_deaths, snapshot.restarts, snapshot.input_errors, 0, use,
+            snapshot.done.prompt_tokens, snapshot.done.generated_tokens,
+        )  # fmt: skip
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:

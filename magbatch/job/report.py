@@ -196,6 +196,7 @@ class Report:
         slowest: Rows that took longest, with the user's id.
         cost: Of the devices; None without a price.
         currency: Of the cost.
+        retries_counted: Number of the last retry whose use is in `spent`, `history` and `cost`.
     """
 
     job: str
@@ -211,6 +212,7 @@ class Report:
     slowest: list[dict[str, Any]] = field(default_factory=list)
     cost: float | None = None
     currency: str = ""
+    retries_counted: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """As report.json holds it."""
@@ -219,10 +221,14 @@ class Report:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
         """Read back what `to_dict` gave, in this version or another."""
+        totals = Totals.of_manifest(data["totals"])
+        spent = data.get("spent", {"use": {}})
+        if "generated_tokens" not in spent:  # of a version that did not count them: those of the answers that are there
+            spent = spent | {"prompt_tokens": totals.prompt_tokens, "generated_tokens": totals.generated_tokens}
         parts = {
-            "totals": Totals.of_manifest(data["totals"]),
+            "totals": totals,
             "run": Run(**known_fields(Run, data["run"])),
-            "spent": Spent.from_dict(data["spent"]) if "spent" in data else Spent(),
+            "spent": Spent.from_dict(spent),
             "history": [Point(*point[: len(Point._fields)]) for point in data.get("history", [])],
             "replicas": [ReplicaUse(**known_fields(ReplicaUse, replica)) for replica in data.get("replicas", [])],
         }

@@ -25,6 +25,7 @@ from rich.console import Console
 
 from magbatch.errors import ErrorCode, SpecChangedError, SpecError
 from magbatch.grading import Grading
+from magbatch.job.accounts import add_use, tell_use
 from magbatch.job.audit import units
 from magbatch.job.lease import Lease
 from magbatch.job.ledger import READERS, REPORT, Ledger, narrow_columns, schema_of
@@ -255,13 +256,17 @@ def drop(output: str, console: Console) -> bool:
         sweep(ledger)
         spec, plan, manifest = ledger.complete_job()
         retries = manifest.get("retries", [])
-        begun = Ledger(f"{ledger.path}/{FOLDER}/{len(retries) + 1:04d}").spec()
-        if begun is None:
+        place = Ledger(f"{ledger.path}/{FOLDER}/{len(retries) + 1:04d}")
+        begun = place.plan()
+        if begun is None or place.spec() is None:
             return False
-        # Counted, so that what a replica of it still commits can never be taken for a later retry's.
+        report = stored_report(ledger)  # an interrupted end may have written the other's: the totals are the manifest's
+        add_use(report, place, len(retries) + 1, begun.rows)
         lease.confirm()
+        _write_report(ledger, report)
+        # Counted, so that what a replica of it still commits can never be taken for a later retry's.
         ledger.renew(spec, plan, manifest, [], [], retries=[*retries, {"dropped": True, "finished_at": _now()}])
-        _write_report(ledger, stored_report(ledger))  # an interrupted end may have written the report of the other
+        write_page(ledger, report)
         sweep(ledger)
         return True
 
@@ -293,6 +298,7 @@ def merge(retry: Retry, confirm: Callable[[], None]) -> Retried:
     change = _replace(ledger, spec, plan, manifest, retry.choice.kind, answers)
     report = stored_report(ledger)
     report.totals = change.totals
+    add_use(report, place, retry.number, retry.plan.rows)
     if change.new_ids:
         gone = set(change.gone)
         names = [name for name in _entries(manifest) if name not in gone]
@@ -460,6 +466,7 @@ def _entries(manifest: dict[str, Any]) -> dict[PartName, str]:
 
 def _write_report(ledger: Ledger, report: Report) -> None:
     ledger.store.write(REPORT, json.dumps(report.to_dict(), indent=1).encode())
+    tell_use(report, ledger)
 
 
 def _now() -> str:

@@ -71,7 +71,7 @@ def test_the_next_run_goes_on_counting(job: SmallJob) -> None:
     with Heartbeat(store, following, nobody, print).beating():
         pass
     spent, history = earlier(store)
-    assert spent == Spent(150, 0.0, 1, 0, 0, 0, Use(commits=4, by_commit={"0.1": 1}))
+    assert spent == Spent(150, 0.0, 1, 0, 0, 0, Use(commits=4, by_commit={"0.1": 1}), generated_tokens=40)
     assert history == following.history
     assert history[-1].rows == 3
 

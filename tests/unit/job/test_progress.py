@@ -219,7 +219,7 @@ def test_a_run_goes_on_counting_where_the_one_before_was(clock: Clock) -> None:
     place = Place(0, State.SERVING, use=Use(commits=5), seconds=30, joins=2)
     progress.see(Snapshot(tokens(60, 10), [place], False, engine_deaths=1, starved_s=0.5, input_errors=1))
     standing = progress.standing()
-    assert standing.spent == Spent(100 + 2 * 30, 2.5, 2, 4, 5, 6, Use(commits=12))
+    assert standing.spent == Spent(100 + 2 * 30, 2.5, 2, 4, 5, 6, Use(commits=12), generated_tokens=600)
     assert standing.cost == pytest.approx(3.6 * 160 / 3600)
     assert progress.history[0] == Point(1.0, 100, 900, 1)
 
