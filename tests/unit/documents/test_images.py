@@ -26,7 +26,9 @@ from picture_files import (
 from PIL import Image as Pillow
 from PIL import ImageCms
 
+from magbatch.documents.image_files import open_image
 from magbatch.documents.images import ImageGrid, decode
+from magbatch.documents.images import shown as view
 from magbatch.errors import ErrorCode, RowError
 
 GRID = ImageGrid(1540, 28)
@@ -316,3 +318,31 @@ def test_what_is_no_image_is_called_what_it_is(data: bytes, words: str) -> None:
 def test_a_file_that_is_cut_off_says_so(kind: str) -> None:
     data = encoded(Pillow.effect_noise((200, 200), 90), kind)
     assert refused(data[: len(data) // 2]).code is ErrorCode.IMAGE_UNREADABLE
+
+
+def test_each_frame_of_a_floating_tiff_is_its_own() -> None:
+    frames = [Pillow.fromarray((share * GREY).astype("f4")) for share in (1.0, 0.5)]
+    data = encoded(frames[0], "TIFF", save_all=True, append_images=frames[1:], compression="tiff_lzw")
+    with open_image(data, 10**7, "x") as opened:
+        for frame, white in enumerate((255, 128)):
+            opened.seek(frame)
+            image = view(opened, 10**7, GRID, "x")
+            got = np.frombuffer(image.rgb, np.uint8).reshape(28, 56, 3)
+            looks_drawn(got, white=white, dark=20 if frame else 40)
+
+
+@pytest.mark.parametrize(
+    "one",
+    [
+        chunk(
+            b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(b"\nexif\n  38\n" + exif(6).hex().encode() + b"\n")
+        ),
+        chunk(b"iTXt", b'XML:com.adobe.xmp\0\0\0\0\0<rdf:Description tiff:Orientation="6"/>'),
+        chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(b"<tiff:Orientation>6</tiff:Orientation>")),
+    ],
+    ids=["ImageMagick's", "XMP", "packed XMP"],
+)
+def test_a_pngs_texts_may_tell_how_it_is_turned(one: bytes) -> None:
+    assert shown(with_chunks(encoded(drawn()), one)).shape == (56, 28, 3)
+    png = encoded(drawn())
+    assert shown(png[:-12] + chunk(b"eXIf", exif(6)[6:]) + png[-12:]).shape == (56, 28, 3)

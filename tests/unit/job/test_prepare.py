@@ -202,6 +202,23 @@ def test_each_row_fails_alone_and_at_its_step(job: SmallJob) -> None:
     }
 
 
+def test_an_image_that_takes_too_long_is_late_in_a_process_of_its_own(job: SmallJob) -> None:
+    """A progressive JPEG whose last scan comes 30,000 times; in the reader's own process nothing would end it."""
+    sink = io.BytesIO()
+    Pillow.new("RGB", (1400, 1400), "red").save(sink, "JPEG", progressive=True)
+    data = sink.getvalue()
+    last = data[data.rfind(b"\xff\xda") : -2]
+    scans = [png(), data[:-2] + 30_000 * last + b"\xff\xd9", png()]
+    chat = [[{"role": "user", "content": [{"image": scan}]}] for scan in scans]
+    job.write(pa.table({"id": ["x", "y", "z"], "question": ["?"] * 3, "scan": scans, "chat": chat}))
+    job.set("limits", image_timeout_s=3)
+    for columns in ({"id": "id", "prompt": "question", "images": ["scan"]}, {"id": "id", "messages": "chat"}):
+        job.set("input", columns=columns)
+        work = job.prompts(0)
+        assert asked_for(work) == ["x", "z"]
+        assert letters(work) == {"y": (Step.RENDER, ErrorCode.IMAGE_TIMEOUT)}
+
+
 def test_a_defect_in_one_row_is_its_dead_letter_and_spares_its_neighbours(
     job: SmallJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
