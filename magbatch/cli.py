@@ -58,6 +58,7 @@ def _errors(as_json: bool) -> Iterator[None]:
         except KeyboardInterrupt as interrupt:
             raise InterruptedJobError(guard.LEFT) from interrupt
     except JobError as error:
+        guard.tell_starter(str(error))
         if as_json:
             print(
                 json_format.dumps({"error": type(error).__name__, "message": str(error), "exit_code": error.exit_code})
@@ -632,7 +633,7 @@ def schedule_run(folder: SpecFolder, once: Once = False, json: Json = False) -> 
             stopped = True
     code = 0 if stopped else worst(runs)
     if json:
-        _print_json({"runs": runs, "stopped": stopped, "exit_code": code})
+        _print_json({"runs": [*runs], "stopped": stopped, "exit_code": code})
         raise typer.Exit(code)
     well = sum(run["exit_code"] == 0 for run in runs)
     print(f"{folder}: {len(runs):,} runs ended, {well:,} of them well" if runs else f"{folder}: no run ended")

@@ -35,6 +35,8 @@ STOP_S = 120.0  # for a driver that was asked to end: replicas commit what is fi
 END_S = 10.0  # for a driver whose Ray broke down; and for processes that were killed
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # prctl(2)
 
+WHY_FD = "MAGBATCH_WHY_FD"  # in the environment: a descriptor that is told in a line why the command did not complete
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _front: int | None = None
 _channel: int | None = None
@@ -69,6 +71,12 @@ def announce(code: int) -> None:
 def explain(why: str) -> None:
     """What has broken, one line: the driver has `END_S` seconds to end by itself."""
     _tell(f"why {' '.join(why.split())}")
+
+
+def tell_starter(why: str) -> None:
+    """Say why the command did not complete to the program that has started it, where that wants to know."""
+    with suppress(OSError, ValueError, KeyError):
+        os.write(int(os.environ[WHY_FD]), f"{' '.join(why.split())}\n".encode())
 
 
 def end_at_once() -> NoReturn:
@@ -282,6 +290,7 @@ def how_it_ended(status: int) -> str:
 
 def _complain(name: str, why: str) -> None:
     """One message, as `cli` words it."""
+    tell_starter(why)
     if "--json" in sys.argv:
         descriptor, text = 1, json.dumps({"error": name, "message": why, "exit_code": INTERRUPTED})
     else:

@@ -8,13 +8,16 @@ specs, and one of them runs each tick.
 import os
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from magbatch import guard
 from magbatch.errors import InputError, JobError
 from magbatch.job.status import status
 from magbatch.schedule.history import BEGUN, History
@@ -25,6 +28,9 @@ PASS_S = 1.0  # between two looks at the clock, the folder and the children
 LOOK = timedelta(seconds=60)  # between two looks at an output where nothing is due by the clock
 FIRST_WAIT = timedelta(minutes=1)  # after a run that failed, or that another scheduler has; then twice as long
 LONGEST_WAIT = timedelta(hours=1)
+MAX_WHY_BYTES = 2000
+RUNS_KEPT = 1000  # of a scheduler that goes on for years
+ENDS = {1: "ended early", 2: "cannot go on", 3: "was interrupted", 4: "met a defect in magbatch"}  # by exit code
 END_S = 60.0  # replicas commit what is finished within 25 s of a SIGTERM
 
 Begin = Callable[[str, datetime], "subprocess.Popen[bytes]"]
@@ -62,10 +68,28 @@ def spec_files(folder: str) -> list[str]:
     return sorted(str(path) for path in Path(folder).iterdir() if path.suffix in {".yaml", ".yml"} and path.is_file())
 
 
-def begin_process(path: str, tick: datetime) -> "subprocess.Popen[bytes]":
-    """Run one tick in a process group of its own; what it says goes to the standard error of this one."""
-    command = [sys.executable, "-m", "magbatch", "schedule", "tick", path, "--at", tick.isoformat()]
-    return subprocess.Popen(command, stdout=2, stdin=subprocess.DEVNULL, start_new_session=True)
+class TickProcess(subprocess.Popen[bytes]):
+    """One tick in a process group of its own; what it says goes to the standard error of this one.
+
+    Args:
+        path: The spec's file.
+        tick: Which one.
+    """
+
+    def __init__(self, path: str, tick: datetime) -> None:
+        command = [sys.executable, "-m", "magbatch", "schedule", "tick", path, "--at", tick.isoformat()]
+        self._why = tempfile.TemporaryFile()  # noqa: SIM115 - `why` closes it
+        said = self._why.fileno()
+        super().__init__(
+            command, stdout=2, stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=[said],
+            env=os.environ | {guard.WHY_FD: str(said)},
+        )  # fmt: skip
+
+    def why(self) -> str:
+        """Why it did not complete, in its own words; empty where it has said nothing. Asked for once, at its end."""
+        with self._why as file:
+            file.seek(0)
+            return " ".join(file.read(MAX_WHY_BYTES).decode(errors="replace").split())
 
 
 def what_is_due(spec: JobSpec, schedule: ScheduleSpec, now: datetime) -> datetime | None:
@@ -85,14 +109,14 @@ class Scheduler:
         clock: The time, in UTC.
 
     Attributes:
-        runs: Job, tick and exit code of every run that ended; of a spec or output that cannot be read, its problem.
+        runs: Job, tick and exit code of the last runs that ended; of a spec or output that cannot be read, its problem.
     """
 
     def __init__(
         self,
         folder: str,
         say: Callable[[str], None],
-        begin: Begin = begin_process,
+        begin: Begin = TickProcess,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._folder = folder
@@ -101,11 +125,13 @@ class Scheduler:
         self._clock = clock
         self._jobs: dict[str, Job] = {}
         self._wrong: dict[str, str] = {}
-        self.runs: list[dict[str, Any]] = []
+        self._away: str | None = None
+        self.runs: deque[dict[str, Any]] = deque(maxlen=RUNS_KEPT)
 
     def run(self, *, once: bool = False) -> None:
         """Run what is due, until the process is asked to end; with `once`, until what is due now has ended."""
         try:
+            spec_files(self._folder)  # what is not there at first is a mistake; later it may be away for a while
             self._look(now=self._clock())
             while not once or self._going():
                 time.sleep(PASS_S)
@@ -127,36 +153,52 @@ class Scheduler:
                 continue
             try:
                 tick = what_is_due(job.spec, schedule, now)
-            except JobError as error:
-                self._say(f"{job.spec.name}: {error}")
+            except Exception as error:  # noqa: BLE001 - a job's boundary: none ends the others
+                self._say(f"{job.spec.name}: {_one_line(error)}")
                 self._wait(job, now)
-                self.runs.append({"spec": job.path, "problem": str(error), "exit_code": error.exit_code})
+                self._note(job.path, error)
                 continue
             following = upcoming(schedule, now)
             job.wake = min(filter(None, [following, now + LOOK]))
             if tick is not None:
+                try:
+                    job.child = self._begin(job.path, tick), tick
+                except OSError as error:  # no process, no memory, no descriptor
+                    self._wait(job, now)
+                    self._say(
+                        f"{job.spec.name}: the run of {tick.isoformat()} cannot begin: {error}; again at {job.wake}"
+                    )
+                    continue
                 self._say(f"{job.spec.name}: the run of {tick.isoformat()} begins")
-                job.child = self._begin(job.path, tick), tick
 
     def _read_specs(self, now: datetime) -> None:
-        paths = spec_files(self._folder)
+        try:
+            paths = spec_files(self._folder)
+        except (InputError, OSError) as error:  # it is mounted anew, or a network hiccup: what is known stays
+            if self._away is None:
+                self._say(f"{_one_line(error)}; what was read of it before is looked after meanwhile")
+            self._away = str(error)
+            return
+        if self._away is not None:
+            self._say(f"{self._folder}: is there again")
+            self._away = None
         for path in set(self._jobs) - set(paths):
             if self._jobs[path].child is None:
                 del self._jobs[path]
         for path in paths:
             try:
                 stat = os.stat(path)
-            except FileNotFoundError:
+            except OSError:
                 continue
             stamp, job = (stat.st_mtime_ns, stat.st_size), self._jobs.get(path)
             if job is not None and (job.stamp == stamp or job.child is not None):
                 continue
             try:
                 spec = load(path)
-            except JobError as error:
+            except (Exception, SystemExit) as error:  # noqa: BLE001 - a file's boundary: its schema may be any program
                 if self._wrong.get(path) != str(error):
-                    self._say(str(error))
-                    self.runs.append({"spec": path, "problem": str(error), "exit_code": error.exit_code})
+                    self._say(str(error) if isinstance(error, JobError) else f"{path}: {_one_line(error)}")
+                    self._note(path, error)
                 self._wrong[path] = str(error)
                 continue
             self._wrong.pop(path, None)
@@ -176,15 +218,27 @@ class Scheduler:
                 continue
             job.child = None
             self.runs.append({"job": job.spec.name, "tick": tick.isoformat(), "exit_code": code})
-            now = self._clock()
-            if code in {0, 1}:  # 1: complete, with more dead letters than the spec allows
+            now, what = self._clock(), f"{job.spec.name}: the run of {tick.isoformat()}"
+            why = _why(process)
+            if code in {0, 1} and self._is_over(job, tick):  # 1: with more dead letters than the spec allows
                 job.failures, job.wake = 0, now
-                self._say(f"{job.spec.name}: the run of {tick.isoformat()} is complete")
-            else:
-                self._wait(job, now)
-                self._say(
-                    f"{job.spec.name}: the run of {tick.isoformat()} ended with exit code {code}; again at {job.wake}"
-                )
+                self._say(f"{what} is complete")
+                continue
+            self._wait(job, now)
+            how = guard.how_it_ended(-code) if code < 0 else ENDS.get(code, f"ended with exit code {code}")
+            self._say(f"{what} {how}{f' ({why})' if why else ''} and is not complete; again at {job.wake}")
+
+    def _is_over(self, job: Job, tick: datetime) -> bool:
+        """Whether the output says that a tick is over: an exit code alone may be that of a crash."""
+        try:
+            return History(job.spec.output.path).ticks().states.get(tick, BEGUN) != BEGUN
+        except JobError as error:
+            self._say(f"{job.spec.name}: {error}")
+            return False
+
+    def _note(self, path: str, error: BaseException) -> None:
+        code = error.exit_code if isinstance(error, JobError) else 2
+        self.runs.append({"spec": path, "problem": _one_line(error), "exit_code": code})
 
     def _wait(self, job: Job, now: datetime) -> None:
         job.wake = now + min(LONGEST_WAIT, FIRST_WAIT * 2 ** min(job.failures, 10))
@@ -204,7 +258,16 @@ class Scheduler:
                 code = process.wait()
             job.child = None
             self.runs.append({"job": job.spec.name, "tick": tick.isoformat(), "exit_code": code})
+            _why(process)
             self._say(f"{job.spec.name}: the run of {tick.isoformat()} was interrupted; the next start goes on with it")
+
+
+def _why(process: "subprocess.Popen[bytes]") -> str:
+    return process.why() if isinstance(process, TickProcess) else ""
+
+
+def _one_line(error: BaseException) -> str:
+    return str(error) if isinstance(error, JobError) else " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def listing(folder: str, now: datetime) -> list[dict[str, Any]]:
@@ -256,6 +319,6 @@ def _standing(output: str) -> str:
     return "running" if found is not None and found["alive"] else "interrupted"
 
 
-def worst(runs: Sequence[dict[str, Any]]) -> int:
+def worst(runs: Iterable[dict[str, Any]]) -> int:
     """The exit code of a command that saw some runs end: 4 for one that crashed or was killed."""
     return max((code if 0 <= (code := run["exit_code"]) <= 4 else 4 for run in runs), default=0)

@@ -80,9 +80,6 @@ def test_a_run_that_fails_is_tried_again_after_a_while_and_an_interrupted_one_fi
     write(tmp_path, "a", cron="0 6 * * *", timezone="Europe/Paris").since(BEFORE)
     runs, times = Runs(code=3), iter([NOW + timedelta(seconds=20 * n) for n in range(60)])
 
-    class Over(Exception):
-        pass
-
     def clock() -> datetime:
         try:
             return next(times)
@@ -96,6 +93,96 @@ def test_a_run_that_fails_is_tried_again_after_a_while_and_an_interrupted_one_fi
     assert {tick for _, tick in runs.begun} == {NOW - timedelta(minutes=1)}
     (row,) = listing(str(tmp_path), NOW)
     assert row["last"]["state"] == "interrupted"
+
+
+class Over(Exception):
+    """Ends a scheduler from its clock."""
+
+
+def looked_after(folder: Path, runs: Any, looks: int, at: dict[int, Any]) -> tuple[Scheduler, list[str]]:
+    """A scheduler after so many looks, at some of which something happens."""
+    said, count = list[str](), 0
+
+    def clock() -> datetime:
+        nonlocal count
+        count += 1
+        at.get(count, lambda: None)()
+        if count > looks:
+            raise Over
+        return NOW + timedelta(seconds=count)
+
+    scheduler = Scheduler(str(folder), said.append, runs, clock)
+    with pytest.raises(Over):
+        scheduler.run()
+    return scheduler, said
+
+
+def test_a_folder_that_is_away_for_a_while_ends_no_run(tmp_path: Path) -> None:
+    folder = tmp_path / "specs"
+    folder.mkdir()
+    write(folder, "a", cron="0 6 * * *", timezone="Europe/Paris").since(BEFORE)
+    children = list[Any]()
+
+    def begin(path: str, tick: datetime) -> "subprocess.Popen[bytes]":
+        children.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]))
+        return children[-1]
+
+    away = {3: lambda: folder.rename(tmp_path / "away"), 6: lambda: (tmp_path / "away").rename(folder)}
+    alive = {8: lambda: said_alive.append(children[0].poll() is None)}
+    said_alive: list[bool] = []
+    _, said = looked_after(folder, begin, 9, away | alive)
+    assert said_alive == [True]
+    assert len(children) == 1
+    assert sum("there is no such folder" in line for line in said) == 1
+    assert f"{folder}: is there again" in said
+
+
+def test_a_process_that_cannot_be_begun_is_tried_again(tmp_path: Path) -> None:
+    write(tmp_path, "a", cron="0 6 * * *", timezone="Europe/Paris").since(BEFORE)
+
+    def begin(path: str, tick: datetime) -> "subprocess.Popen[bytes]":
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    _, said = looked_after(tmp_path, begin, 3, {})
+    assert "cannot begin: [Errno 11] Resource temporarily unavailable; again at" in said[0]
+
+
+@pytest.mark.parametrize(("code", "how"), [(1, "ended early"), (-9, "was killed by SIGKILL"), (3, "was interrupted")])
+def test_what_died_is_not_complete_whatever_its_exit_code(tmp_path: Path, code: int, how: str) -> None:
+    write(tmp_path, "a", cron="0 6 * * *", timezone="Europe/Paris").since(BEFORE)
+    said = list[str]()
+
+    def begin(path: str, tick: datetime) -> "subprocess.Popen[bytes]":
+        script = f"import os; os.kill(os.getpid(), {-code})" if code < 0 else f"raise SystemExit({code})"
+        return subprocess.Popen([sys.executable, "-c", script])
+
+    Scheduler(str(tmp_path), said.append, begin, lambda: NOW).run(once=True)
+    assert f"a: the run of {(NOW - timedelta(minutes=1)).isoformat()} {how}" in said[-1]
+    assert "is not complete; again at" in said[-1]
+
+
+def test_why_a_run_did_not_complete_is_said_in_its_own_words(tmp_path: Path) -> None:
+    write(tmp_path, "a", cron="0 6 * * *", timezone="Europe/Paris").since(BEFORE)
+    said = list[str]()
+    scheduler = Scheduler(str(tmp_path), said.append, clock=lambda: NOW)
+    scheduler.run(once=True)
+    assert [run["exit_code"] for run in scheduler.runs] == [2]
+    assert f"cannot go on (input.path {tmp_path}/in: there is no such file or directory" in said[-1]
+
+
+def test_a_spec_that_ends_its_reader_ends_no_other(tmp_path: Path) -> None:
+    write(tmp_path, "a", cron="0 6 * * *", timezone="Europe/Paris").since(BEFORE)
+    (tmp_path / "sudden_schema.py").write_text("import sys\nsys.exit(0)\n")
+    other = (tmp_path / "a.yaml").read_text() + "answer: {schema: 'sudden_schema:Answer'}\n"
+    (tmp_path / "b.yaml").write_text(other)
+    runs, said = Runs(), list[str]()
+    sys.path.insert(0, str(tmp_path))
+    try:
+        Scheduler(str(tmp_path), said.append, runs, lambda: NOW).run(once=True)
+    finally:
+        sys.path.remove(str(tmp_path))
+    assert [name for name, _ in runs.begun] == ["a"]
+    assert any("b.yaml" in line for line in said)
 
 
 def test_who_ends_the_scheduler_ends_its_runs(tmp_path: Path) -> None:
