@@ -10,6 +10,7 @@ import io
 import os
 from array import array
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -222,6 +223,9 @@ def _segments(record: dict[str, Any]) -> list[Segment]:
         return [whole]
     begins = [0, *(at for at in range(1, len(positions)) if positions[at] != positions[at - 1] + 1), len(positions)]
     return [replace(whole, start=whole.start + positions[begin], rows=end - begin) for begin, end in pairwise(begins)]
+
+
+_Kinds = tuple[tuple[str, pa.DataType], ...]  # columns and their types
 
 
 @dataclass(slots=True)
@@ -446,21 +450,26 @@ def _named_by(spec: JobSpec, name: str) -> str:
 
 
 def _common_types(files: list[_File], names: list[str]) -> pa.Schema:
-    """The types all files are brought to; a file that cannot be brought to them is marked as bad."""
-    found: dict[str, pa.DataType] | None = None
-    for file in sorted(files, key=lambda file: not file.rows):  # those without rows last: their types say least
-        if file.facts is None or file.problem is not None:
-            continue
-        if not file.rows and found is not None:
-            break
-        schema = file.facts.schema
-        mine = {name: plain(schema.field(name).type) for name in names if schema.get_field_index(name) >= 0}
+    """The types all files are brought to; a file that cannot be brought to them is marked as bad.
+
+    The types of most rows come first: one odd file must not turn all others away. Files without rows say nothing,
+    unless there are no others.
+    """
+    usable = [(file, file.facts.schema) for file in files if file.facts is not None and file.problem is None]
+    usable = [item for item in usable if item[0].rows] or usable[:1]
+    rows = Counter[_Kinds]()
+    typed: list[tuple[_File, _Kinds]] = []
+    for file, schema in usable:
+        kinds = tuple((name, plain(schema.field(name).type)) for name in names if schema.get_field_index(name) >= 0)
+        typed.append((file, kinds))
+        rows[kinds] += file.rows
+    found = dict[str, pa.DataType]()
+    for file, kinds in sorted(typed, key=lambda item: -rows[item[1]]):
         try:
-            found = {**mine, **({name: common(name, kind, mine[name]) for name, kind in (found or {}).items()})}
+            found = {name: common(name, found.get(name, kind), kind) for name, kind in kinds}
         except RowError as error:  # nothing of a bad file's types is kept
             file.refuse(error.code, error.message)
-    kinds = found or {}
-    return pa.schema([pa.field(name, settled(kinds.get(name, pa.null()))) for name in names])
+    return pa.schema([pa.field(name, settled(found.get(name, pa.null()))) for name in names])
 
 
 def _as_text(spec: JobSpec, columns: pa.Schema) -> pa.Schema:

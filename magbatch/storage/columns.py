@@ -69,7 +69,7 @@ def common(name: str, first: pa.DataType, second: pa.DataType) -> pa.DataType:
         except (pa.ArrowInvalid, pa.ArrowTypeError):
             continue
     raise RowError(
-        ErrorCode.FILE_SCHEMA, f"the column {name!r} is {short(second)} here, but {short(first)} in the files before"
+        ErrorCode.FILE_SCHEMA, f"the column {name!r} is {short(second)} here, but {short(first)} in other files"
     )
 
 

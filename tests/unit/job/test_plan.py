@@ -177,7 +177,7 @@ def lacks_a_column(job: SmallJob) -> str:
 
 def other_type(job: SmallJob) -> str:
     job.write(pa.table({"id": ["x"], "question": [1]}), "bad.parquet")
-    return "the column 'question' is int64 here, but string in the files before"
+    return "the column 'question' is int64 here, but string in other files"
 
 
 def column_twice(job: SmallJob) -> str:
@@ -370,6 +370,17 @@ def test_a_file_that_is_refused_leaves_no_trace_in_the_types(job: SmallJob) -> N
     job.set("input", columns={"prompt": "question"}, carry=["x", "y"], on_bad_file="dead_letter")
     assert [path for path, _ in job.plan.bad_files()] == [f"{job.input}/b.parquet"]
     assert job.plan.columns.field("x").type == TEXT
+
+
+def test_one_odd_file_does_not_turn_the_others_away(job: SmallJob) -> None:
+    job.write(pa.table({"id": ["x"], "question": [1]}), "a.parquet")
+    job.ask(2, "b.parquet")
+    job.ask(2, "c.parquet")
+    job.set("input", on_bad_file="dead_letter")
+    ((path, problem),) = job.plan.bad_files()
+    assert path == f"{job.input}/a.parquet"
+    assert problem == f"{path}: the column 'question' is int64 here, but string in other files"
+    assert job.plan.rows == 5
 
 
 @pytest.mark.parametrize("first", [TEXT, pa.string_view()])

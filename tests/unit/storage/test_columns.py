@@ -74,7 +74,7 @@ def test_two_types_have_one_that_holds_both(first: pa.DataType, second: pa.DataT
 def test_types_that_have_none_are_named() -> None:
     with pytest.raises(RowError) as refused:
         common("c", TEXT, pa.int64())
-    assert refused.value.message == "the column 'c' is int64 here, but string in the files before"
+    assert refused.value.message == "the column 'c' is int64 here, but string in other files"
 
 
 def test_bytes_are_text_where_text_is_read() -> None:
