@@ -72,12 +72,14 @@ class FileFacts:
         names: All its columns; those of a very wide file in part.
         schema: Those of its columns that the job reads, a name that it has twice included twice.
         lead: About the column that prompts begin with; None if it is not there, or made of others.
+        row_bytes: Of the columns that the job reads, decompressed, a row: of the row group with the largest.
     """
 
     rows: int
     names: list[str]
     schema: pa.Schema
     lead: Footer | None = None
+    row_bytes: int = 0
 
 
 class Parts(io.BytesIO):
@@ -138,7 +140,8 @@ def read_footer(file: InputFile, columns: list[str], lead: Lead | None) -> FileF
         raise _unreadable(f"its footer breaks the Parquet library: {error}") from error
     schema = pa.ipc.read_schema(pa.py_buffer(reply.body))
     found = reply.head["lead"]
-    return FileFacts(reply.head["rows"], reply.head["names"], schema, Footer(**found) if found else None)
+    lead_facts = Footer(**found) if found else None
+    return FileFacts(reply.head["rows"], reply.head["names"], schema, lead_facts, reply.head["row_bytes"])
 
 
 @functools.cache
@@ -204,12 +207,17 @@ def _facts(head: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
         _check_readable(parquet, [one.name for one in wanted])
     paths = {metadata.schema.column(index).path: index for index in range(metadata.num_columns)}
     chosen = [at for path, at in paths.items() if path.partition(".")[0] in columns or path in columns]
+    row_bytes = 0
     for number, group in enumerate(groups):
-        for at in chosen:
-            _check_chunk(group.column(at), number, size)
+        chunks = [group.column(at) for at in chosen]
+        for chunk in chunks:
+            _check_chunk(chunk, number, size)
+        held = sum(chunk.total_uncompressed_size for chunk in chunks)
+        row_bytes = max(row_bytes, held // max(1, group.num_rows))
     lead = None if head["lead"] is None else footer_of(metadata, Lead(**head["lead"]), columns)
     names = schema.names[:COUNTED_NAMES]
     facts = {"rows": metadata.num_rows, "names": names, "lead": None if lead is None else asdict(lead)}
+    facts["row_bytes"] = row_bytes
     return facts, pa.schema(wanted).serialize().to_pybytes()
 
 

@@ -30,6 +30,7 @@ from magbatch.job.windows import Arranged, Integers
 from magbatch.model import resolve
 from magbatch.rows import Segment, Shard
 from magbatch.spec import AUTO, NONE, JobSpec, carried_columns
+from magbatch.spec.sections import MIN_SHARD_ROWS
 from magbatch.storage import ObjectInfo
 from magbatch.storage.columns import as_chat, as_text, common, is_bytes, is_list, plain, settled
 from magbatch.storage.input_file import open_input
@@ -39,6 +40,7 @@ from magbatch.template import template_columns
 FOOTER_READERS = 16  # footers are small and far away: latency, not bandwidth, is the limit
 MAX_DOCUMENT_SHARD_ROWS = 8  # of at most limits.max_images pages each
 MAX_LONG_DOCUMENT_SHARD_ROWS = 2  # of at most limits.max_pages each: a gigabyte where all are large
+SHARD_BYTES = 256 << 20  # of the columns that a job reads, decompressed: a shard is one block in Ray's object store
 MAX_IMAGE_SHARD_ROWS = 32  # a shard is one block in Ray's object store; a decoded page is 7 MB
 _COLUMNS = pa.schema(
     [
@@ -314,7 +316,7 @@ def _plan_of_rows(spec: JobSpec, limit: int | None, take: Callable[[ObjectInfo],
         raise InputError(f"{len(bad)} of {len(files)} input files cannot be used:\n{listed}{more}{advice}")
 
     if limit is not None:
-        return _planned(_sample(files, limit), spec, columns)
+        return _planned(_sample(files, limit), spec, columns, row_bytes=_row_bytes(files))
     segments, found = _everything(files), Found()
     if lead is not None:
         footers = {file.info.name: file.facts.lead for file in files if file.facts and file.problem is None}
@@ -322,7 +324,7 @@ def _plan_of_rows(spec: JobSpec, limit: int | None, take: Callable[[ObjectInfo],
         found = arrange(lead, sources, *_shard_rows(segments, spec, columns))
         if found.arranged is not None:
             return Plan.of(_grouped(found.arranged, segments), columns, group=lead.column, note=found.note)
-    return _planned(segments, spec, columns, distinct=found.distinct, note=found.note)
+    return _planned(segments, spec, columns, distinct=found.distinct, note=found.note, row_bytes=_row_bytes(files))
 
 
 def _shard_rows(segments: list[Segment], spec: JobSpec, columns: pa.Schema) -> tuple[int, int]:
@@ -339,10 +341,18 @@ def _shard_rows(segments: list[Segment], spec: JobSpec, columns: pa.Schema) -> t
 
 
 def _planned(
-    segments: list[Segment], spec: JobSpec, columns: pa.Schema, *, distinct: bool = False, note: str | None = None
+    segments: list[Segment],
+    spec: JobSpec,
+    columns: pa.Schema,
+    *,
+    distinct: bool = False,
+    note: str | None = None,
+    row_bytes: dict[str, int] | None = None,
 ) -> Plan:
     shard_rows, _ = _shard_rows(segments, spec, columns)
-    runs = array("q", (number for run in _pack(segments, shard_rows) for number in run))  # millions, of a large job
+    rooms = {} if spec.input.shard_rows is not None else _rooms(row_bytes or {}, shard_rows)
+    # Millions, of a large job:
+    runs = array("q", (number for run in _pack(segments, shard_rows, rooms) for number in run))
     shard, source, start, rows = np.asarray(runs).reshape(-1, 4).T
     return Plan.of(_records(segments, shard, source, start, rows), columns, distinct=distinct, note=note)
 
@@ -542,18 +552,30 @@ def _sample(files: list[_File], limit: int) -> list[Segment]:
     return segments
 
 
-def _pack(segments: list[Segment], shard_rows: int) -> Iterator[tuple[int, int, int, int]]:
-    """Cut and join segments into shards of `shard_rows`; small files share one.
+def _row_bytes(files: list[_File]) -> dict[str, int]:
+    """Bytes of a row of each file, as its footer says."""
+    return {file.info.name: file.facts.row_bytes for file in files if file.facts is not None}
+
+
+def _rooms(row_bytes: dict[str, int], shard_rows: int) -> dict[str, int]:
+    """How much of a shard's room, in rows, a row of a file takes; files whose rows take 1 are left out."""
+    most = max(1, shard_rows // MIN_SHARD_ROWS)  # also of a file whose footer exaggerates
+    rooms = {path: min(most, held * shard_rows // SHARD_BYTES) for path, held in row_bytes.items()}
+    return {path: room for path, room in rooms.items() if room > 1}
+
+
+def _pack(segments: list[Segment], shard_rows: int, rooms: dict[str, int]) -> Iterator[tuple[int, int, int, int]]:
+    """Cut and join segments into shards of `shard_rows`, fewer of large rows; small files share one.
 
     Returns:
         Shard, number of the segment, first row in its file and rows of each run.
     """
     shard, room = 0, shard_rows
     for number, segment in enumerate(segments):
-        start, left = segment.start, segment.rows
+        start, left, each = segment.start, segment.rows, rooms.get(segment.path, 1)
         while left:
-            rows = min(room, left)
-            yield shard, number, start, rows
-            start, left, room = start + rows, left - rows, room - rows
-            if room == 0:
+            if room < each:
                 shard, room = shard + 1, shard_rows
+            rows = min(room // each, left)
+            yield shard, number, start, rows
+            start, left, room = start + rows, left - rows, room - rows * each

@@ -90,6 +90,28 @@ def test_shard_size_follows_the_size_of_the_job(
     assert sizes.sum() == rows
 
 
+def test_shards_of_large_rows_have_fewer_of_them(job: SmallJob) -> None:
+    """By what a footer says of the columns that the job reads: a shard is one block in memory."""
+    job.ask(2048, "a.parquet", note=["small"] * 2048)
+    letters = "".join(chr(33 + code) for code in range(90))
+    notes = [f"{row} {letters}" * 60_000 for row in range(60)]  # 5.6 MB each, none twice
+    job.ask(60, "b.parquet", note=notes)
+    job.set("replicas", min=1, max=1)
+    before = job.plan.shard_sizes.tolist()
+    assert max(before) == 2108 // 32, "a column that is not read counts for nothing"
+    plan = make_plan(job.spec(input={"carry": ["note"]}))
+    assert all_ids(plan) == all_ids(job.plan)
+    sizes = {True: [0], False: [0]}
+    for shard in plan.shards():
+        large = sum(segment.rows for segment in shard.segments if segment.path.endswith("b.parquet"))
+        sizes[large > 0].append(large or shard.rows)
+    assert max(sizes[False]) == max(before), "shards of small rows stay as they are"
+    assert 5.6 * max(sizes[True]) <= 268 < 5.6 * (max(sizes[True]) + 20)
+    assert sum(sizes[True]) == 60
+    own = make_plan(job.spec(input={"carry": ["note"], "shard_rows": 100}))
+    assert max(own.shard_sizes.tolist()) == 100, "what the spec says stands"
+
+
 def test_row_ids_depend_on_their_file_and_position_alone(either_job: SmallJob) -> None:
     either_job.ask(5, "m.parquet")
     either_job.ask(7, "sub/m.parquet")
