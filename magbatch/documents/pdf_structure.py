@@ -6,6 +6,7 @@ Most files need none of it, which a look at their bytes tells: to read them twic
 import logging
 import re
 import zlib
+from collections.abc import Iterator
 from functools import cached_property
 from io import BytesIO
 from typing import Any
@@ -40,25 +41,24 @@ def is_plain(data: bytes, pages: int) -> bool:
     return found == pages
 
 
-def _objects(data: bytes) -> "list[bytes | None]":
+def _objects(data: bytes) -> Iterator[bytes | None]:
     """The file's bytes, and its object streams inflated; None for one that cannot be (encrypted, another filter)."""
-    found: list[bytes | None] = [data]
+    yield data
     at = data.find(_OBJECTS)
     while at >= 0:
         start = data.find(b"stream", at, at + _HEADER_BYTES)
         if start < 0:
-            found.append(None)
-            break
+            yield None
+            return
         start += len(b"stream")
         start += 2 if data[start : start + 2] == b"\r\n" else 1
-        end = data.find(b"endstream", start)
+        end = max(data.find(b"endstream", start), start)
         try:
-            found.append(zlib.decompressobj().decompress(data[start : max(end, start)], _MOST_OBJECT_BYTES))
+            inflated: bytes | None = zlib.decompressobj().decompress(data[start:end], _MOST_OBJECT_BYTES)
         except zlib.error:
-            found.append(None)
-            break
-        at = data.find(_OBJECTS, max(end, start))
-    return found
+            inflated = None
+        yield inflated
+        at = data.find(_OBJECTS, end)
 
 
 class Structure:
