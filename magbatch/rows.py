@@ -166,7 +166,7 @@ class Page:
         text: Its text: embedded in a PDF, or the page of a text document itself; None where it has none or the
             job does not want it.
         image: Its picture; None where it has none or the job does not want it.
-        blank: It shows nothing and has no text.
+        blank: Its picture shows nothing, and no text of it is shown.
     """
 
     number: int

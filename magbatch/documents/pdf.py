@@ -78,11 +78,11 @@ class PdfPages:
                 page = self._document[index]
                 picture = _picture(page, grid, partial(self._masks, index)) if grid is not None else None
                 blank = picture is not None and _is_uniform(picture)
-                words = page_text(page, layers=layers) if text or blank else None
+                words = page_text(page, layers=layers) if text else None
                 page.close()
             except pdfium.PdfiumError as error:
                 raise RowError(ErrorCode.DOCUMENT_UNREADABLE, f"page {index + 1} is damaged: {error}") from error
-            yield Page(index + 1, words if text else None, picture, blank=blank and words is None)
+            yield Page(index + 1, words, picture, blank=blank and words is None)
 
     @cached_property
     def _structure(self) -> Structure | None:

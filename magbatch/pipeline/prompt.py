@@ -31,7 +31,7 @@ PART = (
     "Answer from these pages alone, and say what they leave open."
 )
 NOTE = "Pages {first} to {last}:\n{answer}\n\n"
-BLANK = "(This page shows nothing and has no text.)"
+BLANK = "(This page shows nothing.)"
 NO_ANSWER = "(no answer about these pages)"
 COMBINE = (
     "A document of {total} pages was read in parts, and each part was asked the question below. What they answered:"

@@ -135,7 +135,7 @@ class Renderer:
         if all(page.blank for page in pages):
             raise RowError(
                 ErrorCode.DOCUMENT_EMPTY,
-                f"column {column!r}: no page shows anything or has text; a font may be missing here",
+                f"column {column!r}: no page shows anything; a font that is not embedded may be missing",
             )
         if not any(page.image is not None or (page.text or "").strip() for page in pages):
             raise RowError(

@@ -71,7 +71,7 @@ def test_pages_are_numbered_and_their_text_stands_beside_them(make: Make, tokeni
 
 def test_a_blank_page_says_so(make: Make, tokenizer: Tokenizer) -> None:
     shown = tokenizer.show(make()(row(Page(1, None, picture(), blank=True), Page(2, "two"))).token_ids)
-    assert "[IMG_END](This page shows nothing and has no text.)\n\nPage 2 of 2:\ntwo" in shown
+    assert "[IMG_END](This page shows nothing.)\n\nPage 2 of 2:\ntwo" in shown
 
 
 def test_what_looks_like_a_control_token_on_a_page_is_text(make: Make, tokenizer: Tokenizer) -> None:
