@@ -1,14 +1,17 @@
 """What native code, libraries and child processes print, kept instead of shown."""
 
+import fcntl
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import IO
 
 TAIL_BYTES = 200_000
+MAX_BYTES = 20_000_000  # of a capture that goes on for days
 STDOUT, STDERR = 1, 2
 
 
@@ -22,6 +25,14 @@ class Captured:
         """The last of what was printed so far."""
         size = os.fstat(self.file.fileno()).st_size
         return os.pread(self.file.fileno(), TAIL_BYTES, max(0, size - TAIL_BYTES)).decode(errors="replace")
+
+    def bound(self) -> None:
+        """Keep no more than the last of a long capture; what is printed at this very moment may be lost."""
+        if os.fstat(self.file.fileno()).st_size > MAX_BYTES:
+            last = self.text().encode()
+            os.ftruncate(self.file.fileno(), 0)
+            with suppress(OSError):  # the disk is full: it has room now
+                os.write(self.file.fileno(), last)
 
 
 _open: list[Captured] = []
@@ -42,8 +53,9 @@ def captured(*descriptors: int, replay: bool) -> Iterator[Captured]:
         replay: Whether to write it all to the real stderr at the end.
     """
     with tempfile.TemporaryFile() as file:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        # All who have the descriptor write at the end, also after it was cut.
+        fcntl.fcntl(file.fileno(), fcntl.F_SETFL, fcntl.fcntl(file.fileno(), fcntl.F_GETFL) | os.O_APPEND)
+        _flush()
         saved = {descriptor: os.dup(descriptor) for descriptor in descriptors}
         for descriptor in descriptors:
             os.dup2(file.fileno(), descriptor)
@@ -53,10 +65,32 @@ def captured(*descriptors: int, replay: bool) -> Iterator[Captured]:
             yield capture
         finally:
             _open.remove(capture)
-            sys.stdout.flush()
-            sys.stderr.flush()
+            _flush()
             for descriptor, original in saved.items():
                 os.dup2(original, descriptor)
                 os.close(original)
             if replay:
                 os.write(STDERR, capture.text().encode())
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # the disk of temporary files is full, or nobody reads
+            stream.flush()
+
+
+@contextmanager
+def threads_told(say: Callable[[str], None]) -> Iterator[None]:
+    """What a thread raises is said in a line to a person; its traceback goes where it went before."""
+    before = threading.excepthook
+
+    def tell(args: threading.ExceptHookArgs) -> None:
+        name = "gone" if args.thread is None else args.thread.name
+        say(f"the thread {name!r} has ended: {args.exc_type.__name__}: {args.exc_value}")
+        before(args)
+
+    threading.excepthook = tell
+    try:
+        yield
+    finally:
+        threading.excepthook = before

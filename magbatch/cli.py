@@ -64,7 +64,7 @@ def _errors(as_json: bool) -> Iterator[None]:
                 json_format.dumps({"error": type(error).__name__, "message": str(error), "exit_code": error.exit_code})
             )
         else:
-            print(f"magbatch: {error}", file=sys.stderr)
+            print(f"magbatch: {error}", *getattr(error, "__notes__", []), sep="\n", file=sys.stderr)
         if error.exit_code == 3 and not as_json:
             print("Run the same command again to go on.", file=sys.stderr)
         raise typer.Exit(error.exit_code) from error

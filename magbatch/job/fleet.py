@@ -32,15 +32,25 @@ from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 
 import magbatch
 from magbatch import guard
-from magbatch.capture import STDERR, STDOUT, captured
-from magbatch.errors import ClusterError, InterruptedJobError, JobError, SpecError
+from magbatch.capture import STDERR, STDOUT, Captured, captured
+from magbatch.errors import (
+    ClusterError,
+    InterruptedJobError,
+    JobError,
+    SpecError,
+    StorageError,
+    TooManyFailedError,
+)
 from magbatch.job.board import Snapshot, Watch
 from magbatch.job.lease import Hold
 from magbatch.job.plan import Plan
 from magbatch.job.prepare import Job
 from magbatch.job.vital import Vital
 from magbatch.spec import JobSpec
+from magbatch.storage import open_store
 
+DRIVER_LOG = "_magbatch/driver.log"
+LINES_SHOWN = 5
 SHUTDOWN_GRACE_S = 10.0
 CONNECT_TIMEOUT_S = 10.0
 WORKERS_OF_A_JOB = 6  # the replica, the board, what reads, and three of Ray Data's own
@@ -82,7 +92,8 @@ def run_fleet(
     # what a user needs. The signals are set twice, since Ray installs handlers of its own when it starts.
     try:
         with (
-            captured(STDOUT, STDERR, replay=False),
+            captured(STDOUT, STDERR, replay=False) as said,
+            _kept(said, job.spec.output.path),
             _signals(stop, in_seconds=True),
             _cluster(job.spec) as vital,
             _signals(stop),
@@ -90,8 +101,12 @@ def run_fleet(
             if not stop.is_set():
                 from magbatch.job.supervise import supervise
 
+                def watched(snapshot: Snapshot) -> JobError | None:
+                    said.bound()
+                    return watch(snapshot)
+
                 try:
-                    last = supervise(job, plan, done, watch, stop, hold, vital, doubtful=doubtful, silence=silence)
+                    last = supervise(job, plan, done, watched, stop, hold, vital, doubtful=doubtful, silence=silence)
                 except JobError as error:
                     if (why := vital.broken()) is not None:  # of which the error is one of many consequences
                         raise ClusterError(why) from error
@@ -101,6 +116,23 @@ def run_fleet(
     if stop.is_set():  # while Ray started, or ended
         raise InterruptedJobError(guard.LEFT)
     return last
+
+
+@contextmanager
+def _kept(said: Captured, output: str) -> Iterator[None]:
+    """Where a run fails, what was printed in it is kept in the output, and its end shown."""
+    try:
+        yield
+    except (InterruptedJobError, TooManyFailedError):
+        raise
+    except Exception as error:
+        text = said.text()
+        with suppress(StorageError):  # the run fails all the same
+            open_store(output, quick=True).write(DRIVER_LOG, text.encode())
+        last = [line for line in map(str.rstrip, text.splitlines()) if line][-LINES_SHOWN:]
+        if last and (isinstance(error, ClusterError) or not isinstance(error, JobError)):  # others speak for themselves
+            error.add_note("\n".join([f"What was printed last (more in {output}/{DRIVER_LOG}):", *last]))
+        raise
 
 
 def _knock(address: str) -> None:

@@ -9,17 +9,20 @@ import heapq
 import platform
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import pyarrow as pa
 import pyarrow.compute
 
 import magbatch
+from magbatch.errors import StorageError
 from magbatch.job.board import Place
 from magbatch.job.progress import Point, Spent
 from magbatch.rows import RESULTS
@@ -37,17 +40,26 @@ class DuplicateIds:
 
     def __init__(self, column: str | None) -> None:
         self._column = column
-        self._folder = Path(tempfile.mkdtemp(prefix="magbatch-ids-"))
-        self._files = [(self._folder / str(index)).open("wb") for index in range(BUCKETS)] if column else []
+        self._files = list[IO[bytes]]()
+        with _temporary_files():
+            self._folder = Path(tempfile.mkdtemp(prefix="magbatch-ids-"))
 
     def __enter__(self) -> Self:
+        try:
+            with _temporary_files():
+                for index in range(BUCKETS if self._column is not None else 0):
+                    self._files.append((self._folder / str(index)).open("wb"))
+        except StorageError:
+            self.__exit__(None, None, None)
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for file in self._files:
-            file.close()
+            with suppress(OSError):  # what it could not write has been said, or is no longer needed
+                file.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def see(self, kind: str, table: pa.Table) -> None:
@@ -56,21 +68,36 @@ class DuplicateIds:
             return
         if kind == RESULTS:
             table = table.filter(pa.compute.equal(table.column("sample"), 0))
-        for value in _keys(table.column(self._column)):
-            if value is not None:
-                data = value if isinstance(value, bytes) else repr(value).encode()
-                digest = hashlib.blake2b(data, digest_size=16).digest()
-                self._files[digest[0] % BUCKETS].write(digest)
+        with _temporary_files():
+            for value in _keys(table.column(self._column)):
+                if value is not None:
+                    data = value if isinstance(value, bytes) else repr(value).encode()
+                    digest = hashlib.blake2b(data, digest_size=16).digest()
+                    self._files[digest[0] % BUCKETS].write(digest)
 
     def count(self) -> int:
         """Rows beyond the first of each id."""
         repeated = 0
         for file in self._files:
-            file.flush()
-            data = Path(file.name).read_bytes()
+            with _temporary_files():
+                file.flush()
+                data = Path(file.name).read_bytes()
             digests = [data[begin : begin + 16] for begin in range(0, len(data), 16)]
             repeated += len(digests) - len(set(digests))
         return repeated
+
+
+@contextmanager
+def _temporary_files() -> Iterator[None]:
+    """A disk of temporary files that is full is made room on, and the same command goes on."""
+    try:
+        yield
+    except OSError as error:
+        where = tempfile.gettempdir()
+        raise StorageError(
+            f"temporary files in {where}: {error.strerror or error}; make room there (16 bytes a row are needed), or "
+            "set TMPDIR to another folder"
+        ) from error
 
 
 @dataclass(slots=True)

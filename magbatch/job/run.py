@@ -20,6 +20,7 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 from rich.console import Console
 
+from magbatch.capture import threads_told
 from magbatch.errors import ClusterError, JobError, LeaseError, OutputError, SpecError, StorageError
 from magbatch.job.board import Snapshot
 from magbatch.job.exporter import Exporter, check_address
@@ -177,7 +178,7 @@ def complete(
     quick = open_store(ledger.path, quick=True)
     progress = JobProgress(spec, plan.rows, before, *earlier(quick), refusals=lambda: ledger.refusals)
     heartbeat = Heartbeat(quick, progress, lease.check, say)
-    with Exporter(spec, progress, say).serving(), heartbeat.beating():
+    with threads_told(say), Exporter(spec, progress, say).serving(), heartbeat.beating():
         if before:
             _look_back(ledger, progress, say)
         the_run = _answer(

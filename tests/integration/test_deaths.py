@@ -37,6 +37,7 @@ def test_a_process_of_rays_that_dies_ends_the_run_with_its_name(job: JobFiles, n
     assert "Run the same command again to go on." in log
     assert alive(family) == []
     assert not (job.output / "_magbatch/manifest.json").exists()
+    assert (job.output / "_magbatch/driver.log").exists()
 
 
 def test_a_killed_command_leaves_nothing_and_is_gone_on_with(job: JobFiles) -> None:

@@ -1,6 +1,8 @@
 import datetime
 import json
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -223,3 +225,30 @@ def test_the_slowest_rows_of_all_objects_are_kept() -> None:
     assert [(row["latency_s"], row["row_id"]) for row in slowest.rows()] == expected
     assert [row["id"] for row in slowest.rows()] == [None if name == rows[0][1] else "7" for _, name in expected]
     assert slowest.rows()[0].keys() == {"row_id", "id", "latency_s", "reasoning_tokens", "answer_tokens"}
+
+
+FULL = """
+import os, resource, sys, tempfile
+import pyarrow as pa
+from magbatch.errors import StorageError
+from magbatch.job.report import DuplicateIds
+tempfile.tempdir = sys.argv[1]
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))  # the kernel refuses to write more, as a full disk does
+table = pa.table({"id": [f"id-{n}" for n in range(100_000)], "sample": pa.array([0] * 100_000, pa.int32())})
+try:
+    with DuplicateIds("id") as ids:
+        ids.see("results", table)
+        ids.count()
+except StorageError as error:
+    print(error.exit_code, error)
+print(os.listdir(sys.argv[1]))
+"""
+
+
+def test_a_full_disk_of_temporary_files_is_an_error_of_storage_and_leaves_no_file(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == (
+        f"3 temporary files in {tmp_path}: File too large; make room there (16 bytes a row are needed), or set TMPDIR "
+        "to another folder\n[]\n"
+    )
