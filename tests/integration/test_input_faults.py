@@ -1,5 +1,6 @@
-"""An input whose storage goes away while it is read: the job waits, and no row becomes a dead letter for it."""
+"""An input whose storage goes away is waited for; what only a row names, and cannot be had, is that row's matter."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -16,6 +17,32 @@ REFUSALS = 8  # an attempt at a shard takes two, and no client tries a missing b
 def proxy(s3_endpoint: str) -> Iterator[FaultProxy]:
     with FaultProxy(s3_endpoint.removeprefix("http://"), seed=5) as proxy:
         yield proxy
+
+
+def test_what_a_row_names_and_no_place_gives_is_that_rows_matter(job: JobFiles) -> None:
+    """Without AWS credentials. A named pipe would be waited for, and the rest taken for a store that is away."""
+    os.mkfifo(job.folder / "pipe.png")
+    given: dict[str, str] = {
+        "id-1": "/proc/self/mem",
+        "id-3": "s3://some-bucket/picture.png",
+        "id-5": "s3://x--nope-az1--x-s3/a.png",
+        "id-7": "s3://arn:aws:s3:nowhere-1:123456789012:accesspoint/point/a.png",
+        "id-9": str(job.folder / "pipe.png"),
+        "id-11": "/dev/zero",
+        "id-13": "/etc/passwd",
+    }
+    job.write_input(16, image=[given.get(f"id-{row}") for row in range(16)])
+    columns = {"id": "id", "prompt": "question", "images": ["image"]}
+    allowed = ["/proc", "/dev", str(job.folder), "s3://some-bucket", "s3://x--nope-az1--x-s3"]
+    source = {"path": str(job.input), "columns": columns, "fetch_from": allowed, "fetch_timeout_s": 9}
+    spec = job.write_spec(input=source)
+    gone = {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "AWS_ENDPOINT_URL": "http://127.0.0.1:1"}
+    done = magbatch("run", spec, **gone)
+    assert done.returncode == 0, done.stderr
+    codes = {row["id"]: row["error_code"] for row in read(job.output, "errors")}
+    refused = dict.fromkeys(("id-7", "id-13"), "url_refused")
+    assert codes == dict.fromkeys(given, "image_unfetchable") | refused
+    assert len(read(job.output)) == 16 - len(given)
 
 
 @pytest.mark.fire

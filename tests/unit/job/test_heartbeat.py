@@ -1,6 +1,7 @@
 """The run's own account of itself: for another machine, and for the next run."""
 
 import json
+import threading
 import time
 from typing import Any
 
@@ -107,6 +108,28 @@ def test_a_store_that_is_away_holds_no_run_up(job: SmallJob, monkeypatch: pytest
     with Heartbeat(store, progress(job), nobody, print).beating():
         pass
     assert tries == [RECORD]
+
+
+def test_a_record_that_cannot_be_made_is_said_and_holds_no_run_up(
+    job: SmallJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heartbeat_module, "INTERVAL_S", 0.01)
+    said = threading.Event()
+    lines: list[str] = []
+    broken = [True]
+
+    def may_write() -> None:
+        if broken:
+            raise KeyError("a defect")
+
+    def say(line: str) -> None:
+        lines.append(line)
+        broken.clear()
+        said.set()
+
+    with Heartbeat(open_store(job.output), progress(job), may_write, say).beating():
+        assert said.wait(30)
+    assert lines == ["the run's own record is no longer written: KeyError: 'a defect'"]
 
 
 def test_the_record_is_what_status_documents(job: SmallJob) -> None:
