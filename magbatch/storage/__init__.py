@@ -3,8 +3,7 @@
 Two promises. An object written through `Store` is whole as soon as it is visible, and never visible
 half: a single PUT on S3, write-then-rename on a disk. And local paths and s3:// behave alike.
 
-boto3 does what needs S3's own semantics (PUT, LIST by prefix, COPY); pyarrow's filesystems read
-Parquet input, since they fetch only the column ranges that are asked for. Credentials, region and
+boto3 speaks S3; of Parquet input, only the ranges that are asked for are fetched. Credentials, region and
 endpoint come from the standard AWS chain, `AWS_ENDPOINT_URL` included.
 """
 

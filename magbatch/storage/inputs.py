@@ -3,33 +3,12 @@
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from magbatch.errors import ModelError
 from magbatch.spec import is_remote
 from magbatch.storage.base import ObjectInfo
 from magbatch.storage.disk import local_errors
-from magbatch.storage.s3 import NoBucketError, S3Store, s3_client, s3_errors, s3_filesystem, split_url
-
-if TYPE_CHECKING:
-    import pyarrow.fs as pafs
-
-
-def input_filesystem(path: str) -> tuple["pafs.FileSystem", str]:
-    """pyarrow's filesystem for a path, and the path as that filesystem names it.
-
-    Raises:
-        OSError: The file has a name that pyarrow cannot read.
-        StorageError: The bucket is away.
-    """
-    import pyarrow.fs as pafs
-
-    if not is_remote(path):
-        return pafs.LocalFileSystem(), path
-    bucket, key = split_url(path)
-    if "" in key.split("/"):
-        raise OSError("its key has an empty part (//), which Arrow cannot read: rename the object")
-    return s3_filesystem(bucket), f"{bucket}/{key}"
+from magbatch.storage.s3 import NoBucketError, S3Store, s3_client, s3_errors, split_url
 
 
 def stat_input(path: str) -> ObjectInfo:

@@ -11,7 +11,6 @@ from magbatch.errors import StorageError
 from magbatch.storage.base import ObjectInfo
 
 if TYPE_CHECKING:
-    import pyarrow.fs as pafs
     from botocore.exceptions import BotoCoreError, ClientError
     from mypy_boto3_s3 import S3Client
 
@@ -73,7 +72,7 @@ def _renew(client: "S3Client") -> None:
     """Let the next client look for credentials again: those in a file may have been replaced."""
     with _RENEWING:
         if client in (s3_client(), quick_s3_client()):
-            for made in (s3_client, quick_s3_client, s3_filesystem):
+            for made in (s3_client, quick_s3_client):
                 made.cache_clear()
 
 
@@ -281,25 +280,3 @@ class S3Store:
         """See `Store.delete`."""
         with s3_errors(self._where(name), self._client):
             self._client().delete_object(Bucket=self._bucket, Key=self._prefix + name)
-
-
-@functools.cache
-def s3_filesystem(bucket: str) -> "pafs.FileSystem":
-    """pyarrow's filesystem for a bucket: it asks for the ranges of a Parquet file that are needed."""
-    import pyarrow.fs as pafs
-
-    try:
-        with s3_errors(f"s3://{bucket}"):
-            client = s3_client()
-            region = client.head_bucket(Bucket=bucket).get("BucketRegion") or client.meta.region_name
-    except FileNotFoundError as error:
-        raise NoBucketError(f"s3://{bucket}: there is no such bucket", passing=True) from error
-    endpoint = client.meta.endpoint_url
-    custom = None if endpoint.endswith(".amazonaws.com") else endpoint
-    return pafs.S3FileSystem(
-        region=region or "us-east-1",
-        endpoint_override=custom,
-        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=S3_ATTEMPTS),
-        connect_timeout=S3_CONNECT_TIMEOUT_S,
-        request_timeout=S3_READ_TIMEOUT_S,
-    )

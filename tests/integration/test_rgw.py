@@ -18,7 +18,7 @@ from rgw import Rgw, missing
 
 from magbatch.job.ledger import Ledger
 from magbatch.storage import open_store
-from magbatch.storage.s3 import quick_s3_client, s3_client, s3_filesystem
+from magbatch.storage.s3 import quick_s3_client, s3_client
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=f"RGW {missing()}")
 
@@ -48,7 +48,7 @@ def bucket(rgw: Rgw, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def forget_clients() -> None:
     """The next ones are made for the endpoint of then."""
-    for made in (s3_client, quick_s3_client, s3_filesystem):
+    for made in (s3_client, quick_s3_client):
         made.cache_clear()
 
 

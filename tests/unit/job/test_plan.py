@@ -276,6 +276,15 @@ def test_a_glob_that_yields_a_file_twice_has_it_once(either_job: SmallJob) -> No
     assert make_plan(job.spec(input={"path": f"{job.input}/**/*.parquet"})).rows == 3
 
 
+def test_a_key_with_an_empty_part_is_read(tmp_path: Path, s3: str) -> None:
+    job = SmallJob(tmp_path, s3)
+    job.ask(3)
+    job.ask(2, "/b.parquet")
+    assert make_plan(job.spec()).rows == 5
+    asked = [prompt.row_id for shard in job.plan.shards() for prompt in job.preparer(shard).prompts]
+    assert len(asked) == 5
+
+
 @pytest.mark.parametrize(
     "path", ["{root}", "{root}/", "{root}/input/../", "{root}/**/*.parquet", "{root}/*/*/*.parquet"]
 )

@@ -1,5 +1,6 @@
 """An object is whole when it is visible, and its schema is the contract whatever the values."""
 
+import io
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +22,6 @@ from magbatch.rows import (
     results_schema,
 )
 from magbatch.storage import Store, open_store
-from magbatch.storage.inputs import input_filesystem
 from magbatch.storage.s3 import s3_client
 
 AT = datetime(2026, 11, 23, 18, 0, 0, 123456, UTC)
@@ -48,9 +48,7 @@ def writer(store: Store, carried: pa.Table = NOTHING, positions: dict[str, int] 
 
 def read(root: str, part: PartName, columns: list[str] | None = None) -> pa.Table:
     """The object as any reader of Parquet sees it."""
-    filesystem, path = input_filesystem(f"{root}/{part}")
-    with filesystem.open_input_file(path) as file:
-        return pq.read_table(file, columns=columns)
+    return pq.read_table(io.BytesIO(open_store(root).read(str(part))), columns=columns)
 
 
 def test_answers_become_records(root: str) -> None:

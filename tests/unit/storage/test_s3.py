@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import threading
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from email.message import Message
@@ -16,7 +15,7 @@ import pytest
 from magbatch.errors import StorageError
 from magbatch.storage import open_store, patience
 from magbatch.storage import s3 as s3_storage
-from magbatch.storage.inputs import input_filesystem, stat_input
+from magbatch.storage.inputs import stat_input
 from magbatch.storage.patience import PatientStore
 from magbatch.storage.s3 import s3_client
 from magbatch.storage.search import find_parquet
@@ -147,10 +146,6 @@ def test_a_server_that_is_silent_holds_nobody_for_ever(server: ScriptedServer, m
         with pytest.raises(StorageError, match="timeout") as refused:
             touch()
         assert refused.value.passing
-    server.script = lambda method, headers: None if "aws-sdk-cpp" in headers["User-Agent"] else Answer(200)
-    filesystem, inner = input_filesystem(f"s3://{uuid.uuid4().hex}/a")
-    with pytest.raises(OSError, match="Timeout"):
-        filesystem.open_input_file(inner)
 
 
 def test_credentials_that_are_replaced_in_their_file_are_taken_up(
@@ -236,7 +231,7 @@ def test_wrong_settings_of_a_machine_are_a_mistake_to_mend(
 ) -> None:
     """Whatever is asked first; they looked like a defect of magbatch."""
     monkeypatch.setenv(name, value)
-    caches = (s3_client, s3_storage.quick_s3_client, s3_storage.s3_filesystem)
+    caches = (s3_client, s3_storage.quick_s3_client)
     for made in caches:
         made.cache_clear()
     store = open_store("s3://bucket/root")
@@ -250,7 +245,6 @@ def test_wrong_settings_of_a_machine_are_a_mistake_to_mend(
         lambda: store.delete("a"),
         lambda: store.keeps_conditions("a", b""),
         lambda: list(open_store("s3://bucket/root", quick=True).list("")),
-        lambda: input_filesystem("s3://bucket/a.parquet"),
         lambda: stat_input("s3://bucket/a.parquet"),
         lambda: find_parquet("s3://bucket/"),
     ]
