@@ -82,7 +82,7 @@ def test_the_source_is_read() -> None:
     assert len(MODULES) > 20
     assert {"errors", "rows", "storage"} <= own(PACKAGE / "pipeline" / "write.py")
     assert "engines.fake" in own(PACKAGE / "engines" / "__init__.py")  # within a function
-    assert "pyarrow.fs" in imports(PACKAGE / "storage" / "s3.py")  # under TYPE_CHECKING
+    assert "mypy_boto3_s3" in imports(PACKAGE / "storage" / "s3.py")  # under TYPE_CHECKING
 
 
 @pytest.mark.parametrize("module", MODULES)
