@@ -302,7 +302,10 @@ class Replica:
             return progress.letter(prompt.row_id, ErrorCode.ROW_TIMEOUT, waited)
         except RowError as error:
             return progress.letter(prompt.row_id, error.code, error.message, error.answer)
-        except Exception as error:  # noqa: BLE001 - a row's boundary: a defect must not stop its neighbours
+        except BaseException as error:
+            # A row's boundary: a defect must not stop its neighbours. What panics in Rust is no `Exception`.
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
             return progress.letter(prompt.row_id, ErrorCode.INTERNAL, f"{type(error).__name__}: {error}")
 
     def _finish(self, attempt: Attempt, row: FinishedRow | DeadLetter) -> None:

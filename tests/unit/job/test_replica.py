@@ -449,11 +449,13 @@ def test_a_row_that_the_engine_refuses_is_a_dead_letter(job: SmallJob) -> None:
 class Faulty(WatchedEngine):
     """An engine with a defect that one row meets."""
 
+    defect: BaseException = ZeroDivisionError("a defect")
+
     async def generate(
         self, prompt: Prompt, *, max_tokens: int, seed: int | None, on_tokens: OnTokens | None = None, form: Form = FREE
     ) -> Generation:
         if prompt.row_id in self.hold:
-            raise ZeroDivisionError("a defect")
+            raise self.defect
         return await super().generate(prompt, max_tokens=max_tokens, seed=seed, on_tokens=on_tokens, form=form)
 
 
@@ -469,6 +471,25 @@ def test_a_defect_that_one_row_meets_spares_its_neighbours(job: SmallJob) -> Non
     asyncio.run(work())
     assert codes(job) == {ids[2]: "generate internal"}
     assert job.records("errors")[0]["message"] == "ZeroDivisionError: a defect"
+    assert job.done() == sorted(set(ids) - {ids[2]})
+
+
+class PanicException(BaseException):
+    """What is no `Exception`, so that nobody takes it for one."""
+
+
+def test_a_panic_that_one_row_meets_spares_its_neighbours(job: SmallJob) -> None:
+    job.ask(5)
+    job.begin()
+    ids = job.row_ids()
+
+    async def work() -> None:
+        engine = Faulty(job.start_engine(), hold=[ids[2]])
+        engine.defect = PanicException("index out of bounds")
+        assert set(await job.run_all(job.replica(engine))) == {0}
+
+    asyncio.run(work())
+    assert codes(job) == {ids[2]: "generate internal"}
     assert job.done() == sorted(set(ids) - {ids[2]})
 
 
