@@ -24,7 +24,7 @@ from magbatch_cli import alive, committed, descendants, magbatch, named, read, s
 from PIL import Image as Pillow
 from PIL import ImageDraw
 
-from magbatch.answers import Reader
+from magbatch.answers import Checker
 from magbatch.engines.base import HUGE_PAGES, EngineConfig, EngineLoad
 from magbatch.engines.vllm import VllmEngine, _as_vllm
 from magbatch.errors import EngineStartError, RequestFailedError, RequestRejectedError
@@ -374,7 +374,7 @@ def test_a_document_in_parts_is_one_row_of_the_real_engine(serving: Serving, tmp
     tokenizer = serving.tokenizer
     prompter = Prompter(spec, locate(spec.model, weights=False), tokenizer, 2400)
     generate = Generate(serving.engine, spec.sampling, 2400, steering=Steering.of(spec, tokenizer))
-    ask = Ask(generate, Parser(tokenizer), Reader(spec.answer), 3, prompter)
+    ask = Ask(generate, Parser(tokenizer), Checker(spec.answer, 5.0), 3, prompter)
     row = serving.loop.run_until_complete(ask(prompt, Progress()))
     assert (row.total_pages, len(row.answers)) == (12, 3)
     assert [(part.first_page, part.last_page) for part in row.parts] == [(1, 4), (5, 8), (9, 12)]
