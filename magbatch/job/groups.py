@@ -201,7 +201,7 @@ def _all_values(source: Source, column: str) -> Values | None:
 def _values(segment: Segment, column: str, footer: Footer) -> Iterator[Values]:
     with open_input(segment.path, segment.size, segment.tag, segment.digest) as source:
         file: pq.ParquetFile = open_parquet(source, read_dictionary=[column])
-        batch_rows = max(16, min(MAX_BATCH_ROWS, BATCH_BYTES // max(1, footer.lead_row_bytes)))
+        batch_rows = max(1, min(MAX_BATCH_ROWS, BATCH_BYTES // max(1, footer.lead_row_bytes)))
         for batch in file.iter_batches(batch_size=batch_rows, columns=[column]):
             yield _hashed(batch.column(0), footer.row_bytes)
 

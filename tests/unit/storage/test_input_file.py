@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from magbatch.errors import ErrorCode, RowError
+from magbatch.errors import ErrorCode, RowError, StorageError
 from magbatch.storage import open_store
 from magbatch.storage.input_file import PRINT_WHOLE_BYTES, DiskFile, InputFile, open_input
 from magbatch.storage.inputs import stat_input
@@ -79,3 +79,20 @@ def test_a_file_that_may_not_be_read_says_so(tmp_path: Path) -> None:
     with pytest.raises(RowError, match="not a regular file") as refused:
         DiskFile(str(tmp_path / "a"), now.st_size, str(now.st_mtime_ns))
     assert refused.value.code is ErrorCode.FILE_UNREADABLE
+
+
+def test_an_input_whose_bucket_is_away_is_not_gone(s3_endpoint: str) -> None:
+    """Its rows would become dead letters."""
+    with pytest.raises(StorageError, match=r"s3://no-such-bucket.*: there is no such bucket") as refused:
+        whole("s3://no-such-bucket/a.parquet", 100, "tag")
+    assert refused.value.passing
+
+
+def test_an_object_that_became_shorter_is_another(s3: str) -> None:
+    open_store(s3).write("a", b"x" * 1000)
+    planned = stat_input(f"{s3}/a")
+    open_store(s3).write("a", b"x" * 10)
+    with open_input(f"{s3}/a", planned.size, planned.tag) as file:
+        with pytest.raises(RowError) as refused:
+            file.read_at(900, 100)
+        assert refused.value.code is ErrorCode.FILE_CHANGED
