@@ -44,7 +44,7 @@ def parse(text: str, overrides: list[str] | None = None, origin: str = "spec", *
     try:
         data = values(text)
     except TextError as error:
-        raise SpecError(f"{origin}: {error}") from error
+        raise SpecError(f"{origin}: {error}") from error.__cause__ or error
     if not isinstance(data, dict):
         raise SpecError(f"{origin}: a spec is a mapping that begins with `name:`, not {type(data).__name__}")
     for item in overrides or []:
@@ -64,7 +64,9 @@ def _override(data: dict[str, Any], item: str) -> None:
     try:
         value = values(raw)
     except TextError as error:
-        raise SpecError(f"--set {item}: the value is not YAML; put text in quotes: {error}") from error
+        raise SpecError(f"--set {item}: the value is not YAML; put text in quotes: {error}") from (
+            error.__cause__ or error
+        )
     node = data
     for name in path:
         if node.get(name) is None:  # not there, or a group whose fields are all left out

@@ -159,7 +159,7 @@ ROW_ERRORS: dict[str, tuple[Callable[[], object], type[BaseException], ErrorCode
         ErrorCode.INVALID_MESSAGES,
     ),
     "pydantic": (
-        lambda: prompt({"role": "user", "content": [{"text": 7}]}),
+        lambda: prompt({"role": "user", "content": [{"text": ["no", "text"]}]}),
         pydantic.ValidationError,
         ErrorCode.INVALID_MESSAGES,
     ),

@@ -18,8 +18,7 @@ MERGES = "a: &a {k: 1}\n" + "".join(
 
 
 def test_plain_values_come_as_they_are() -> None:
-    text = 'b: [x, 1.5, null, "yes"]\nc: {d: 2026-11-30, "on": off}\n'
-    text += "base: &base {e: 1}\nmore: {<<: *base, f: 1:20:30.15}\n"
+    text = 'b: [x, 1.5, null, "yes"]\nc: {d: 2026-11-30, "on": off}\nbase: &base {e: 1}\nmore: {<<: *base, f: 1:20.5}\n'
     found = values(text)
     assert found["c"] == {"d": dt.date(2026, 11, 30), "on": False}
     assert found["more"]["e"] == 1
