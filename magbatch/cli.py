@@ -653,11 +653,18 @@ def schedule_tick(spec: SpecPath, at: At = None, overrides: Overrides = None, js
         loaded = load(spec, overrides)
         with os.fdopen(os.dup(2), "w") as stderr:
             outcomes = run_tick(loaded, chosen(loaded, at), Console(file=stderr))
-    code = _known(too_many_failed=any(one.too_many_failed for one in outcomes))
+    code = max(one.exit_code for one in outcomes)
+    guard.announce(code)
+    for one in outcomes:
+        if one.error is not None:
+            guard.tell_starter(f"the run of {one.tick.isoformat()}: {one.error}")
     if json:
         _print_json({"job": loaded.name, "ticks": [one.to_dict() for one in outcomes]})
         raise typer.Exit(code)
     for one in outcomes:
+        if one.error is not None:
+            print(f"{loaded.name}: tick {one.tick:%Y-%m-%dT%H:%M:%SZ}: not complete: {one.error}", file=sys.stderr)
+            continue
         count = f"{one.files:,} file{'' if one.files == 1 else 's'}"
         said = "no new files" if one.state == "empty" else f"{count} into {_shown_path(one.output)}"
         print(f"{loaded.name}: tick {one.tick:%Y-%m-%dT%H:%M:%SZ}: {said}{', as before' if one.already else ''}")

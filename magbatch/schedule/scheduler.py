@@ -220,9 +220,11 @@ class Scheduler:
             self.runs.append({"job": job.spec.name, "tick": tick.isoformat(), "exit_code": code})
             now, what = self._clock(), f"{job.spec.name}: the run of {tick.isoformat()}"
             why = _why(process)
-            if code in {0, 1} and self._is_over(job, tick):  # 1: with more dead letters than the spec allows
+            if code >= 0 and self._is_over(job, tick):  # 1: with more dead letters than the spec allows
                 job.failures, job.wake = 0, now
-                self._say(f"{what} is complete")
+                if why:  # of another, which was begun before
+                    self._wait(job, now)
+                self._say(f"{what} is complete{f'; not so {why}; again at {job.wake}' if why else ''}")
                 continue
             self._wait(job, now)
             how = guard.how_it_ended(-code) if code < 0 else ENDS.get(code, f"ended with exit code {code}")
@@ -241,7 +243,9 @@ class Scheduler:
         self.runs.append({"spec": path, "problem": _one_line(error), "exit_code": code})
 
     def _wait(self, job: Job, now: datetime) -> None:
-        job.wake = now + min(LONGEST_WAIT, FIRST_WAIT * 2 ** min(job.failures, 10))
+        wait = now + min(LONGEST_WAIT, FIRST_WAIT * 2 ** min(job.failures, 10))
+        following = None if job.spec.schedule is None else upcoming(job.spec.schedule, now)
+        job.wake = min(filter(None, [following, wait]))  # a run that goes on failing makes no later one late
         job.failures += 1
 
     def _stop(self) -> None:

@@ -5,9 +5,10 @@ finished first, with the files that they have; then the tick is recorded; then w
 read; then the tick's own plan is created, which is the claim on its files. Killed before that, nothing is claimed
 and the next run plans the tick anew; killed after it, the next run goes on with the same files. A run that stood
 still while its lease was taken over may still wake and create a plan; but only of a tick that the other one sees,
-and plans before any other, and a tick has one plan.
+and plans before any other, and a tick has one plan. A tick that has its plan and cannot be finished stops no other.
 """
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,12 +16,12 @@ from typing import Any
 
 from rich.console import Console
 
-from magbatch.errors import SpecError
+from magbatch.errors import JobError, ResumableError, SpecError
 from magbatch.job.lease import Lease
 from magbatch.job.ledger import Ledger
 from magbatch.job.plan import Plan, input_columns, make_plan
 from magbatch.job.run import Outcome, run
-from magbatch.schedule.history import COMPLETE, EMPTY, History
+from magbatch.schedule.history import BEGUN, COMPLETE, EMPTY, History
 from magbatch.schedule.ticks import latest, parse_at
 from magbatch.spec import JobSpec, differences
 from magbatch.storage import open_store
@@ -36,19 +37,26 @@ class TickOutcome:
         tick: It.
         state: `complete`; or `empty`: there were no new files.
         output: Of its run.
-        files: Input files of its run.
+        files: Input files of its run; None of one that is not complete.
         outcome: As `run` gives it; None of one that is empty, or was over before.
         already: It was over before.
         too_many_failed: More of its rows failed than the spec allowed then.
+        error: Why it is not complete.
     """
 
     tick: datetime
     state: str
     output: str
-    files: int
+    files: int | None
     outcome: Outcome | None = None
     already: bool = False
     too_many_failed: bool = False
+    error: JobError | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """What a command that ran this tick alone would end with."""
+        return self.error.exit_code if self.error is not None else int(self.too_many_failed)
 
     def to_dict(self) -> dict[str, Any]:
         """For a program."""
@@ -56,6 +64,7 @@ class TickOutcome:
         return {
             "tick": self.tick.isoformat(), "state": self.state, "output": self.output, "files": self.files,
             "already": self.already, "too_many_failed": self.too_many_failed, **report,
+            **({} if self.error is None else {"error": type(self.error).__name__, "message": str(self.error)}),
         }  # fmt: skip
 
 
@@ -92,7 +101,7 @@ def run_tick(spec: JobSpec, tick: datetime, console: Console, answer: Answer = _
 
     Raises:
         LeaseError: Another scheduler works on this output.
-        JobError: As its kinds say.
+        JobError: As its kinds say; of a tick before, if it has no plan, or if what stopped it is of the moment.
     """
     history = History(spec.output.path)
 
@@ -100,14 +109,36 @@ def run_tick(spec: JobSpec, tick: datetime, console: Console, answer: Answer = _
         console.print(text, markup=False)
 
     lease = Lease(open_store(history.output, quick=True), say, spec.output.patience_s)
+
+    def attempted(one: datetime) -> TickOutcome:
+        try:
+            return _finish(spec, one, history, lease, console, answer)
+        except JobError as error:
+            if _would_stop_any(error):
+                raise
+            say(f"the run of {one.isoformat()} is not complete, and is tried again at the next tick: {error}")
+            return TickOutcome(one, BEGUN, history.run_path(one), files=None, error=error)
+
     with lease.held():
         before = history.ticks()
-        done = [_finish(spec, one, history, lease, console, answer) for one in before.open if one != tick]
+        left = deque(one for one in before.open if one != tick)
+        for one in left:  # which files are free is known once each tick that was begun has its plan
+            _frozen(spec, one, history, lease)
+        done = list[TickOutcome]()
+        while left and all(one.exit_code <= 1 for one in done):  # else all may fail: the one asked for is to tell
+            done.append(attempted(left.popleft()))
         state = before.states.get(tick)
         if state in {COMPLETE, EMPTY}:
-            return [*done, _as_recorded(history, tick, state)]
-        history.begin(tick)
-        return [*done, _finish(spec, tick, history, lease, console, answer)]
+            asked = _as_recorded(history, tick, state)
+        else:
+            history.begin(tick)
+            asked = _finish(spec, tick, history, lease, console, answer)
+        return [*done, *map(attempted, left), asked]
+
+
+def _would_stop_any(error: JobError) -> bool:
+    """Whether what stopped a run is of the moment: an interrupt, or a store or cluster that is away."""
+    return isinstance(error, ResumableError) and bool(getattr(error, "passing", True))
 
 
 def _as_recorded(history: History, tick: datetime, state: str) -> TickOutcome:
@@ -118,19 +149,22 @@ def _as_recorded(history: History, tick: datetime, state: str) -> TickOutcome:
     )  # fmt: skip
 
 
+def _frozen(spec: JobSpec, tick: datetime, history: History, lease: Lease) -> Plan:
+    """The plan of a tick that is recorded; made now where it has none."""
+    if (plan := history.plan(tick)) is not None:
+        return plan
+    lease.confirm()  # after the record: who takes over from here on sees it, and plans it before any other
+    taken = history.taken() if spec.input.incremental else None
+    made = make_plan(spec, take=None if taken is None else lambda file: (file.name, file.size, file.tag) not in taken)
+    return history.claim(tick, made)
+
+
 def _finish(
     spec: JobSpec, tick: datetime, history: History, lease: Lease, console: Console, answer: Answer
 ) -> TickOutcome:
     """Bring a tick that is recorded to its end."""
     path = history.run_path(tick)
-    plan = history.plan(tick)
-    if plan is None:
-        lease.confirm()  # after the record: who takes over from here on sees it, and finishes it before any other
-        taken = history.taken() if spec.input.incremental else None
-        made = make_plan(
-            spec, take=None if taken is None else lambda file: (file.name, file.size, file.tag) not in taken
-        )
-        plan = history.claim(tick, made)
+    plan = _frozen(spec, tick, history, lease)
     if not plan.num_shards and spec.input.incremental:
         history.end(tick, EMPTY, files=0, rows=0)
         return TickOutcome(tick, EMPTY, path, 0)

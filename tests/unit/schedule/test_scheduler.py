@@ -1,5 +1,6 @@
 """What is due begins, in a process of its own; what fails waits, and stops nothing else."""
 
+import itertools
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -168,6 +169,23 @@ def test_why_a_run_did_not_complete_is_said_in_its_own_words(tmp_path: Path) -> 
     scheduler.run(once=True)
     assert [run["exit_code"] for run in scheduler.runs] == [2]
     assert f"cannot go on (input.path {tmp_path}/in: there is no such file or directory" in said[-1]
+
+
+def test_a_run_that_goes_on_failing_makes_no_later_one_late(tmp_path: Path) -> None:
+    write(tmp_path, "a", cron="*/20 * * * *", missed="skip").since(BEFORE)
+    runs, times = Runs(code=1), iter([NOW + timedelta(minutes=n) for n in range(400)])
+
+    def clock() -> datetime:
+        try:
+            return next(times)
+        except StopIteration as end:
+            raise Over from end
+
+    with pytest.raises(Over):
+        Scheduler(str(tmp_path), lambda _: None, runs, clock).run()
+    ticks = sorted({tick for _, tick in runs.begun})
+    assert len(ticks) >= 4
+    assert {after - before for before, after in itertools.pairwise(ticks)} == {timedelta(minutes=20)}
 
 
 def test_a_spec_that_ends_its_reader_ends_no_other(tmp_path: Path) -> None:

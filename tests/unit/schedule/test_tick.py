@@ -15,7 +15,17 @@ import pytest
 import yaml
 from rich.console import Console
 
-from magbatch.errors import InputError, LeaseError, SpecError
+from magbatch.errors import (
+    ClusterError,
+    InputError,
+    InterruptedJobError,
+    JobError,
+    LeaseError,
+    ModelError,
+    SpecError,
+    StorageError,
+    TooManyFailedError,
+)
 from magbatch.job.ledger import MANIFEST, PLAN, Ledger
 from magbatch.job.plan import Plan
 from magbatch.job.run import Outcome
@@ -134,6 +144,56 @@ def test_a_run_with_too_many_failed_rows_stays_one(root: str) -> None:
 
     assert [one.too_many_failed for one in run(spec, FIRST, failing)] == [True]
     assert [(one.already, one.too_many_failed) for one in run(spec, FIRST, killed)] == [(True, True)]
+
+
+def stuck(error: JobError, *ticks: datetime) -> Any:
+    """Runs of these ticks end with an error, all others complete."""
+
+    def answer(spec: JobSpec, console: Console, plan: Plan) -> Outcome:
+        if any(f"{tick:%Y%m%dT%H%M%SZ}" in spec.output.path for tick in ticks):
+            raise error
+        return complete(spec, console, plan)
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (TooManyFailedError("4 rows failed, more than allowed"), 1),
+        (ModelError("model.source: this version is gone"), 2),
+        (StorageError("objects of this run are gone"), 3),
+    ],
+)
+def test_a_run_that_cannot_go_on_stops_no_later_one(root: str, error: JobError, code: int) -> None:
+    spec, answer = job(root), stuck(error, FIRST, FIRST + DAY)
+    put(root, "a.parquet")
+    with pytest.raises(type(error)):
+        run(spec, FIRST, answer)
+    for number in (1, 2, 3):
+        put(root, f"{number}.parquet")
+        if number == 1:
+            with pytest.raises(type(error)):
+                run(spec, FIRST + DAY, answer)
+            continue
+        outcomes = run(spec, FIRST + number * DAY, answer)
+        assert [(one.tick, one.state, one.exit_code) for one in outcomes] == [
+            (FIRST, "begun", code), (FIRST + DAY, "begun", code), (FIRST + number * DAY, "complete", 0)
+        ]  # fmt: skip
+        assert outcomes[0].to_dict()["message"] == str(error)
+    assert History(spec.output.path).ticks().open == [FIRST, FIRST + DAY]
+    assert [(one.state, one.exit_code) for one in run(spec, FIRST + 3 * DAY)] == [("complete", 0)] * 3
+    assert [len(names) for names in taken(spec).values()] == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("error", [InterruptedJobError("left"), ClusterError("away"), StorageError("x", passing=True)])
+def test_what_stops_a_run_for_a_moment_begins_no_later_one(tmp_path: Path, error: JobError) -> None:
+    spec = job(str(tmp_path))
+    put(str(tmp_path), "a.parquet")
+    for number in (0, 1):
+        with pytest.raises(type(error)):
+            run(spec, FIRST + number * DAY, stuck(error, FIRST))
+    assert list(History(spec.output.path).ticks().states) == [FIRST]
 
 
 def test_without_incremental_each_run_takes_everything(tmp_path: Path) -> None:
