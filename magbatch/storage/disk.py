@@ -13,7 +13,7 @@ from magbatch.storage.base import ObjectInfo
 
 DRAFTS = "_magbatch/tmp/"  # outside the folders that users glob, and on the same disk, so that a rename is atomic
 FOLDER_TRIES = 10
-_PASSING_ERRNO = frozenset(
+PASSING_ERRNO = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EBUSY, errno.ENOLCK, errno.ENOMEM}
     | {errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH}
 )
@@ -35,7 +35,7 @@ def local_errors(path: str, *, writing: bool = False) -> Iterator[None]:
         # A folder that cannot be there, or that went away under the write: the next try makes it anew.
         raise StorageError(f"{path}: {error.strerror}", passing=True) from error
     except OSError as error:
-        raise StorageError(f"{path}: {error.strerror or error}", passing=error.errno in _PASSING_ERRNO) from error
+        raise StorageError(f"{path}: {error.strerror or error}", passing=error.errno in PASSING_ERRNO) from error
 
 
 class LocalStore:

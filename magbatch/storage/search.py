@@ -4,18 +4,19 @@ A folder that no one should read as plain Parquet files is refused by name: a ta
 too, and the output of a job.
 """
 
+import errno
 import os
 import re
 import stat
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from itertools import islice
 
-from magbatch.errors import InputError, SpecError
+from magbatch.errors import InputError, SpecError, StorageError, short_message
 from magbatch.spec import is_remote
 from magbatch.storage.base import ObjectInfo
-from magbatch.storage.disk import DRAFTS, local_errors
+from magbatch.storage.disk import DRAFTS, PASSING_ERRNO
 from magbatch.storage.s3 import NoBucketError, RefusedError, S3Store, split_url
 
 _WILDCARD = re.compile(r"[*?\[]")
@@ -26,6 +27,8 @@ _WRITTEN = tuple(
     f"{run}{kind}/00000000-0-0000.n1.parquet" for run in ("", "runs/2026-11-24T06-00-00Z/") for kind in ANSWERS
 )
 _ICEBERG = re.compile(r"(v\d+|\d+-[0-9a-f-]{36})(\.gz)?\.metadata\.json")
+# Where a link leads nowhere: to nothing, past a file, to itself, to a name that no disk takes.
+_NOWHERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
 MOST_METADATA = 1000  # names of a folder that is looked at for Iceberg's: these sort first
 _EXPORTS = {
     "Delta": "duckdb -c \"copy (from delta_scan('{table}')) to 'rows.parquet'\"",
@@ -47,8 +50,8 @@ def find_parquet(path: str, *, may_be_none: bool = False) -> list[ObjectInfo]:
         Names are whole paths or URLs.
 
     Raises:
-        InputError: Nothing is there, or what is there is a table or the output of a job.
-        StorageError: It cannot be listed.
+        InputError: Nothing is there, what is there is a table or the output of a job, or it can never be listed.
+        StorageError: It cannot be listed now.
     """
     files = _find_s3(path) if is_remote(path) else _find_local(path)
     if not files and not may_be_none:
@@ -106,7 +109,7 @@ def _is_below(path: str, folder: str) -> bool:
 
 def _find_local(path: str) -> list[ObjectInfo]:
     path = os.path.join(os.getcwd(), path)
-    with local_errors(path):
+    with _input_errors(path):
         if _WILDCARD.search(path) and not os.path.exists(path):
             parts = path.split("/")
             fixed = next(index for index, part in enumerate(parts) if _WILDCARD.search(part))
@@ -114,7 +117,7 @@ def _find_local(path: str) -> list[ObjectInfo]:
             names = [name for name in _expanded(root, parts[fixed:]) if _matches(name.split("/"), parts)]
         elif os.path.isdir(path):
             root = path
-            names = [name for name in _files_below(path) if _is_data(os.path.relpath(name, path))]
+            names = [name for name in _entries_below(path) if _is_data(os.path.relpath(name, path))]
         elif os.path.exists(path):
             root, names = os.path.dirname(path), [path]
         else:
@@ -124,8 +127,22 @@ def _find_local(path: str) -> list[ObjectInfo]:
         return files
 
 
-def _files_below(root: str) -> Iterator[str]:
-    return (entry.path for folder in _folders(root) for entry in _entries(folder) if not entry.is_dir())
+@contextmanager
+def _input_errors(path: str) -> Iterator[None]:
+    """Raise what a disk refuses for now as StorageError, and what it refuses for ever as InputError."""
+    try:
+        yield
+    except OSError as error:
+        where, reason = error.filename or path, error.strerror or error
+        if error.errno in PASSING_ERRNO:
+            raise StorageError(f"{where}: {reason}", passing=True) from error
+        raise InputError(
+            f"input.path {path}: {where} cannot be read: {reason}; give this user access to it, or take it away"
+        ) from error
+
+
+def _entries_below(root: str) -> Iterator[str]:
+    return (entry.path for folder in _folders(root) for entry in _entries(folder))
 
 
 def _folders(root: str) -> Iterator[str]:
@@ -134,7 +151,10 @@ def _folders(root: str) -> Iterator[str]:
     seen = set[object]()
     while plain or linked:
         folder = plain.pop() if plain else linked.pop(0)
-        found, real = os.stat(folder), os.path.realpath(folder)
+        try:
+            found, real = os.stat(folder), os.path.realpath(folder)
+        except FileNotFoundError:  # moved since it was seen
+            continue
         # Mounts give one folder two paths; a folder's number alone may be used again by some network disks.
         marks = {real, (found.st_dev, found.st_ino, found.st_ctime_ns) if found.st_ino else real}
         if marks & seen:
@@ -142,8 +162,22 @@ def _folders(root: str) -> Iterator[str]:
         seen |= marks
         yield folder
         for entry in _entries(folder):
-            if entry.is_dir() and not entry.name.startswith(("_", ".")):
-                (linked if entry.is_symlink() else plain).append(entry.path)
+            if entry.name.startswith(("_", ".")):
+                continue
+            if entry.is_symlink():
+                linked.extend([entry.path] if _is_folder(entry.path) else [])
+            elif entry.is_dir():
+                plain.append(entry.path)
+
+
+def _is_folder(path: str) -> bool:
+    """Whether a path leads to a folder; unlike `os.path.isdir`, what cannot be known is raised."""
+    try:
+        return stat.S_ISDIR(os.stat(path).st_mode)
+    except OSError as error:
+        if error.errno in _NOWHERE:
+            return False
+        raise
 
 
 def _entries(folder: str) -> list["os.DirEntry[str]"]:
@@ -163,13 +197,13 @@ def _expanded(folder: str, parts: list[str]) -> Iterator[str]:
             yield from _expanded(below, rest) if rest else (entry.path for entry in _entries(below))
         return
     if _WILDCARD.search(first):
-        paths = [os.path.join(folder, entry.name) for entry in _entries(folder) if fnmatchcase(entry.name, first)]
+        paths = [os.path.join(folder, entry.name) for entry in _entries(folder) if _matches([entry.name], [first])]
     else:
         paths = [os.path.join(folder, first)]
     for path in paths:
         if not rest:
             yield path
-        elif os.path.isdir(path):
+        elif _is_folder(path):
             yield from _expanded(path, rest)
 
 
@@ -181,10 +215,13 @@ def _each_once(path: str, root: str, names: Iterable[str]) -> list[ObjectInfo]:
     for name in dict.fromkeys(names):
         try:
             state = os.stat(name)
-        except FileNotFoundError as error:
-            if os.path.islink(name):
-                raise InputError(f"input.path {path}: {name} is a link to a file that is not there") from error
-            continue  # not there, or no longer
+        except OSError as error:
+            if error.errno not in _NOWHERE:
+                raise
+            if os.path.islink(name) and (error.errno != errno.ELOOP or name.endswith(".parquet")):
+                gone = "that leads to itself" if error.errno == errno.ELOOP else "to a file that is not there"
+                raise InputError(f"input.path {path}: {name} is a link {gone}; mend it, or take it away") from error
+            continue  # not there, no longer, or a link that can never be a file
         if not stat.S_ISREG(state.st_mode):
             if stat.S_ISDIR(state.st_mode):
                 continue
@@ -268,6 +305,10 @@ def _find_s3(path: str) -> list[ObjectInfo]:
         found = list(store.list(prefix))
     except NoBucketError as error:
         raise InputError(f"input.path {path}: there is no such bucket") from error
+    except StorageError as error:
+        if error.passing:
+            raise
+        raise InputError(f"input.path {path} can never be listed: {short_message(str(error))}") from error
     if any(item.name == key for item in found):
         kept = [item for item in found if item.name == key]
     elif wildcard:

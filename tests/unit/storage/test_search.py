@@ -1,11 +1,13 @@
 """Input files are found alike on a disk and in object storage, each real one once."""
 
+import errno
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from magbatch.errors import InputError, SpecError
+from magbatch.errors import InputError, JobError, SpecError, StorageError
 from magbatch.storage import open_store
 from magbatch.storage.inputs import stat_input
 from magbatch.storage.search import check_apart, find_parquet
@@ -164,6 +166,94 @@ def test_a_link_to_nothing_is_said(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").symlink_to("gone.parquet")
     with pytest.raises(InputError, match=r"a\.parquet is a link to a file that is not there"):
         find_parquet(str(tmp_path))
+
+
+@pytest.mark.parametrize("path", ["", "/**/*.parquet", "/**", "/*", "/*/*.parquet", "/deep/*/*.parquet"])
+def test_links_that_lead_nowhere_do_not_hide_what_lies_beside_them(tmp_path: Path, path: str) -> None:
+    """To themselves, one to another, past a file: none of them is a folder."""
+    put(tmp_path, "a.parquet", "deep/b.parquet", "deep/er/c.parquet")
+    for folder in (tmp_path, tmp_path / "deep"):
+        (folder / "loop").symlink_to("loop")
+        (folder / "ping").symlink_to("pong")
+        (folder / "pong").symlink_to("ping")
+        (folder / "_hidden").symlink_to("gone")
+        (folder / ".hidden.parquet").symlink_to(".hidden.parquet")
+    if not path.endswith("*") or path.endswith("parquet"):
+        (tmp_path / "gone").symlink_to("nowhere")
+        (tmp_path / "long").symlink_to("x" * 300)
+        (tmp_path / "past").symlink_to("a.parquet/b")
+    found = {
+        "/*": ["a.parquet"],
+        "/*/*.parquet": ["deep/b.parquet"],
+        "/deep/*/*.parquet": ["deep/er/c.parquet"],
+    }
+    assert below(str(tmp_path), f"{tmp_path}{path}") == found.get(
+        path, ["a.parquet", "deep/b.parquet", "deep/er/c.parquet"]
+    )
+
+
+@pytest.mark.parametrize("path", ["", "/*.parquet", "/**"])
+def test_a_link_to_itself_by_the_name_of_a_file_is_said(tmp_path: Path, path: str) -> None:
+    put(tmp_path, "a.parquet")
+    (tmp_path / "b.parquet").symlink_to("b.parquet")
+    with pytest.raises(InputError, match=r"b\.parquet is a link that leads to itself; mend it, or take it away"):
+        find_parquet(f"{tmp_path}{path}")
+
+
+def test_a_link_past_a_file_is_said(tmp_path: Path) -> None:
+    put(tmp_path, "a.parquet")
+    (tmp_path / "b.parquet").symlink_to("a.parquet/b.parquet")
+    with pytest.raises(InputError, match=r"b\.parquet is a link to a file that is not there"):
+        find_parquet(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [(errno.EACCES, InputError), (errno.EPERM, InputError), (errno.EIO, StorageError), (errno.ESTALE, StorageError)],
+)
+def test_a_folder_that_cannot_be_read_is_a_mistake_unless_that_may_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[JobError]
+) -> None:
+    """By its name: rows that are left out without a word would be missed by nobody."""
+    put(tmp_path, "a.parquet", "shut/b.parquet")
+    scan = os.scandir
+
+    def refuse(folder: str) -> object:
+        if folder.endswith("/shut"):
+            raise OSError(number, os.strerror(number), folder)
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(kind, match=rf"{tmp_path}/shut.*{os.strerror(number)}") as caught:
+        find_parquet(str(tmp_path))
+    assert caught.value.exit_code == (2 if kind is InputError else 3)
+
+
+@pytest.mark.parametrize("path", ["", "/**/*.parquet", "/*/in/*.parquet", "/*/*.parquet"])
+def test_a_link_that_may_not_be_followed_is_said_unless_its_name_is_hidden(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    put(tmp_path, "a/b.parquet", "a/in/c.parquet")
+    state = os.stat
+
+    def refuse(name: str, **options: Any) -> os.stat_result:
+        if "shut" in os.fsdecode(name):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES), name)
+        return state(name, **options)
+
+    monkeypatch.setattr(os, "stat", refuse)
+    (tmp_path / "_shut").symlink_to("/root")
+    assert below(str(tmp_path), f"{tmp_path}{path}")
+    (tmp_path / "shut").symlink_to("/root")
+    with pytest.raises(InputError, match=rf"{tmp_path}/shut.* cannot be read: Permission denied; give this user"):
+        find_parquet(f"{tmp_path}{path}")
+
+
+def test_a_bucket_whose_name_no_bucket_has_is_a_mistake(s3_endpoint: str) -> None:
+    with pytest.raises(
+        InputError, match=r"^input\.path s3://No Bucket/in can never be listed: .*Invalid bucket name.*$"
+    ):
+        find_parquet("s3://No Bucket/in")
 
 
 @pytest.mark.parametrize("path", ["", "/*.parquet", "/pipe.parquet"])
