@@ -11,9 +11,14 @@ from magbatch.spec import JobSpec
 from magbatch.totals import Totals
 
 FLOOR_ROWS = 100  # fewer are too few to tell a share by, or that all rows fail
+MANY_ROWS = 1000  # as many, asked in vain, are enough of a job of any size
+# Input is sorted: what fails first may be one folder of it. Rows that were asked have cost something; others are free.
+ASKED_SHARE, OTHER_SHARE = 0.01, 0.1
+IDLE_S = 3600.0  # engines that wait for so long for a first row to answer are paid for in vain
 SETTLE_S = 2.0  # after two commit intervals: rows that were answered meanwhile are committed by then
 # Rows that fail so late failed no sooner than others were answered. All other codes may come before any answer can.
 LATE = {ErrorCode.ANSWER_INVALID, ErrorCode.ROW_TIMEOUT}
+ASKED = LATE | {ErrorCode.ENGINE_REJECTED, ErrorCode.ENGINE_KILLER}
 
 
 class Failures:
@@ -31,6 +36,7 @@ class Failures:
         self._planned, self._answered, self._failed = planned, answered, failed
         self._settle_s = 2 * spec.output.commit_interval_s + SETTLE_S
         self._alike_since: float | None = None
+        self._vain_since: float | None = None
 
     def look(self, done: Totals, snapshot: Snapshot) -> TooManyFailedError | None:
         """Why the job is to end early; None while it is not.
@@ -68,8 +74,19 @@ class Failures:
 
     def _all_alike(self, done: Totals, snapshot: Snapshot) -> bool:
         """Whether all that is known of the job's rows is that they fail with one code."""
-        if self._answered or done.answered or done.failed < FLOOR_ROWS or len(done.by_code) != 1:
+        if self._answered or done.answered or len(done.by_code) != 1:
+            self._vain_since = None
+            return False
+        self._vain_since = self._vain_since or time.monotonic()
+        if done.failed < self._enough(done):
             return False
         loads = [place.load for place in snapshot.places if place.state == State.SERVING]
         on_the_way = sum(load.in_flight + load.waiting for load in loads)
         return done.failed >= on_the_way if LATE.issuperset(done.by_code) else not on_the_way
+
+    def _enough(self, done: Totals) -> float:
+        """Rows that are enough to tell that all of the job will fail, and not the part of it that sorts first."""
+        idle_s = time.monotonic() - (self._vain_since or time.monotonic())
+        if ASKED.issuperset(done.by_code) or idle_s >= IDLE_S:
+            return min(MANY_ROWS, max(FLOOR_ROWS, ASKED_SHARE * self._planned))
+        return max(FLOOR_ROWS, OTHER_SHARE * self._planned)

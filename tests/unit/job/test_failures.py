@@ -88,7 +88,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         (done(200, answered=1), fleet(), False),
         (done(200, answer_invalid=199, internal=1), fleet(), False),
         (done(200, missing_value=200), fleet(1), False),  # found before any row could be answered
-        (done(200, missing_value=200), fleet(), True),
+        (done(999, missing_value=999), fleet(), False),  # of 10,000: perhaps what sorts first
+        (done(1000, missing_value=1000), fleet(), True),
         (done(200, engine_rejected=200), fleet(8), False),
     ],
 )
@@ -96,7 +97,7 @@ def test_a_job_whose_first_rows_all_fail_alike_ends(totals: Totals, snapshot: Sn
     found = settled(Failures(spec(None), 10_000), lambda: totals, snapshot)
     assert (found is not None) is ends
     if found is not None:
-        assert "all of the first 200 rows failed, each with the code" in str(found)
+        assert f"all of the first {totals.failed:,} rows failed, each with the code" in str(found)
     for limit in (9999, "100%"):
         assert settled(Failures(spec(limit), 10_000), lambda: totals, snapshot) is None
     assert settled(Failures(spec(None), 10_000, answered=1), lambda: totals, snapshot) is None
@@ -106,3 +107,42 @@ def test_a_job_whose_first_rows_all_fail_alike_ends(totals: Totals, snapshot: Sn
 def test_what_looks_alike_for_a_moment_only_ends_nothing() -> None:
     turns = itertools.cycle([done(200), done(200), done(200, answered=1)])
     assert settled(Failures(spec(None), 10_000), lambda: next(turns), fleet()) is None
+
+
+UNFETCHABLE, INVALID = "document_unfetchable", "answer_invalid"
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    ("planned", "code", "failed", "ends"),
+    [
+        (10_000_000, UNFETCHABLE, 100, False),
+        (10_000_000, UNFETCHABLE, 50_000, False),
+        (10_000_000, "document_encrypted", 50_000, False),
+        (10_000_000, UNFETCHABLE, 1_000_000, True),
+        (2_000, UNFETCHABLE, 199, False),
+        (2_000, UNFETCHABLE, 200, True),
+        (300, UNFETCHABLE, 100, True),
+        (10_000_000, INVALID, 999, False),
+        (10_000_000, INVALID, 1_000, True),
+        (10_000_000, "engine_rejected", 1_000, True),
+        (50_000, INVALID, 499, False),
+        (50_000, INVALID, 500, True),
+        (1_500, INVALID, 100, True),
+    ],
+)
+def test_what_sorts_first_ends_no_job_and_what_is_asked_in_vain_does(
+    planned: int, code: str, failed: int, ends: bool
+) -> None:
+    totals = done(failed, **{code: failed})
+    assert (settled(Failures(spec(None), planned), lambda: totals, fleet()) is not None) is ends
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(("failed", "answered", "ends"), [(999, 0, False), (1000, 0, True), (1000, 1, False)])
+def test_engines_that_wait_in_vain_for_long_end_a_job(
+    monkeypatch: pytest.MonkeyPatch, failed: int, answered: int, ends: bool
+) -> None:
+    monkeypatch.setattr(module, "IDLE_S", 0.05)
+    totals = done(failed, answered, document_unfetchable=failed)
+    assert (settled(Failures(spec(None), 10_000_000), lambda: totals, fleet()) is not None) is ends
