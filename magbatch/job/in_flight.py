@@ -2,7 +2,8 @@
 
 A row hangs when it gets no token for a while in which the engine went on with others; an engine that gives none to
 any is as good as dead. Of a row without a first token nothing is known but that it may wait for a slot: it hangs
-when rows that began well after it have theirs.
+when rows that began well after it have theirs. A row without a request, as one whose answer is checked, waits for
+no engine: neither it nor the engine hangs.
 """
 
 import asyncio
@@ -11,6 +12,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+
+from magbatch.errors import EngineDeadError
 
 
 @dataclass(slots=True, eq=False)
@@ -28,7 +31,7 @@ class RowInFlight:
     Attributes:
         shard: Its shard.
         task: What asks for it.
-        requests: Of it, under way.
+        requests: Of it, under way, or ended by the death of the engine.
         hangs: Its task was cancelled because of that.
     """
 
@@ -61,8 +64,6 @@ class InFlight:
 
     def enter(self, shard: int, row_id: str) -> RowInFlight:
         """The current task asks for a row of a shard."""
-        if not self._rows:
-            self._pulse = time.monotonic()
         task = asyncio.current_task()
         assert task is not None
         row = self._rows[row_id] = RowInFlight(shard, task)
@@ -73,10 +74,11 @@ class InFlight:
         self._rows.pop(row_id, None)
 
     def by_shard(self) -> dict[int, list[str]]:
-        """The rows, by shard."""
+        """The rows with a request in the engine, or that were in it as it died, by shard."""
         found: dict[int, list[str]] = {}
         for row_id, row in self._rows.items():
-            found.setdefault(row.shard, []).append(row_id)
+            if row.requests:
+                found.setdefault(row.shard, []).append(row_id)
         return found
 
     def watch(self, row: RowInFlight) -> "Watching":
@@ -91,9 +93,10 @@ class InFlight:
     def look(self, now: float) -> bool:
         """Cancel the rows that hang; True where the whole engine does."""
         patience = self._patience_s
-        if patience is None or not self._rows:
+        began = min((request.began for row in self._rows.values() for request in row.requests), default=None)
+        if patience is None or began is None:
             return False
-        if now - self._pulse > patience:
+        if now - max(self._pulse, began) > patience:
             return True
         for row in self._rows.values():
             if any(self._hangs(request, now, patience) for request in row.requests):
@@ -120,5 +123,6 @@ class Watching:
         self._row.requests.add(self._request)
         return functools.partial(self._in_flight.pulse, self._request)
 
-    def __exit__(self, *_: object) -> None:
-        self._row.requests.discard(self._request)
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        if error is None or not issubclass(error, EngineDeadError):  # what the engine died with counts as in it
+            self._row.requests.discard(self._request)
