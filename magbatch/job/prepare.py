@@ -15,13 +15,13 @@ from typing import Any
 import pyarrow as pa
 
 from magbatch.documents.images import ImageGrid
-from magbatch.errors import ErrorCode, JobError, RowError, Step, StorageError
+from magbatch.errors import ErrorCode, JobError, RowError, Step, StorageError, short_message
 from magbatch.job.ledger import Ledger
 from magbatch.job.plan import rendered_columns
 from magbatch.job.reading import Deaths, Notes, ReadLog, one_by_one
 from magbatch.model import engine_args, facts, locate
 from magbatch.pipeline.prompt import Prompter
-from magbatch.pipeline.read import ShardReader, read_together
+from magbatch.pipeline.read import ShardReader, ShardRows, read_together
 from magbatch.pipeline.render import Renderer, max_tokens
 from magbatch.rows import DeadLetter, Image, InputRow, Part, Prompt, Shard, as_ids
 from magbatch.spec import JobSpec, carried_columns
@@ -94,6 +94,24 @@ class ShardPrompts:
     positions: dict[str, int]
 
 
+def lost(shard: int, carry: pa.Schema, letter: DeadLetter) -> ShardPrompts:
+    """A row that is not read: it carries nothing."""
+    nothing = pa.table([pa.nulls(1, field.type) for field in carry], schema=carry)
+    return ShardPrompts(shard, [], [letter], nothing, {letter.row_id: 0})
+
+
+def joined(shard: int, carry: pa.Schema, pieces: list[ShardPrompts]) -> ShardPrompts:
+    """Rows of a shard that were prepared apart."""
+    ids = [row_id for piece in pieces for row_id in piece.positions]
+    return ShardPrompts(
+        shard,
+        [prompt for piece in pieces for prompt in piece.prompts],
+        [letter for piece in pieces for letter in piece.failed],
+        pa.concat_tables([carry.empty_table(), *(piece.carried for piece in pieces)]),
+        {row_id: position for position, row_id in enumerate(ids)},
+    )
+
+
 @functools.lru_cache(maxsize=1)
 def _steps(spec: str) -> tuple[Tokenizer, Renderer, Prompter]:
     """Once for each process, not for each task: a full vocabulary takes seconds to load."""
@@ -141,22 +159,13 @@ class Preparer:
         for row_id, alone in one_by_one(shard, done):
             letter = deaths.letter(row_id)
             if letter is not None:
-                nothing = pa.table([pa.nulls(1, field.type) for field in self._carry], schema=self._carry)
-                pieces.append(ShardPrompts(shard.index, [], [letter], nothing, {row_id: 0}))
+                pieces.append(lost(shard.index, self._carry, letter))
                 continue
             notes.row(shard.index, row_id)
             pieces.append(self(alone))
             notes.row(shard.index, None)
         self._reader = ShardReader(self._columns)
-        carried = pa.concat_tables([self._carry.empty_table(), *(piece.carried for piece in pieces)])
-        ids = [row_id for piece in pieces for row_id in piece.positions]
-        return ShardPrompts(
-            shard.index,
-            [prompt for piece in pieces for prompt in piece.prompts],
-            [letter for piece in pieces for letter in piece.failed],
-            carried,
-            {row_id: position for position, row_id in enumerate(ids)},
-        )
+        return joined(shard.index, self._carry, pieces)
 
     def __call__(self, shard: Shard, done: frozenset[str] = frozenset()) -> ShardPrompts:
         """Prepare the rows of a shard that are not done.
@@ -164,17 +173,36 @@ class Preparer:
         Raises:
             StorageError: The input's storage does not answer.
         """
-        read = self._reader(shard, done)
-        rows = [
-            self._input_row(row_id, read.table.slice(index, 1), folder)
-            for index, (row_id, folder) in enumerate(zip(read.row_ids, read.folders, strict=True))
-        ]
-        columns = self._spec.input.columns
+        try:
+            return self._prepared(shard.index, self._reader(shard, done))
+        except JobError:
+            raise
+        except Exception:  # noqa: BLE001 - a row's boundary: each row is looked at by itself then
+            rows = list(one_by_one(shard, done))
+            return joined(shard.index, self._carry, [self._alone(row_id, alone) for row_id, alone in rows])
+
+    def _alone(self, row_id: str, alone: Shard) -> ShardPrompts:
+        """One row of a shard that cannot be prepared as a whole."""
+        try:
+            return self._prepared(alone.index, self._reader(alone))
+        except JobError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a row's boundary: whatever one row does to a library
+            message = short_message(f"reading the row fails: {type(error).__name__}: {error}")
+            return lost(alone.index, self._carry, DeadLetter(row_id, Step.READ, ErrorCode.ROW_UNREADABLE, message))
+
+    def _prepared(self, shard: int, read: ShardRows) -> ShardPrompts:
+        """Rows as read, rendered."""
+
+        def outcome(at: int) -> Prompt | DeadLetter:  # one row's values are in memory at a time, not those of all
+            return self._row(self._input_row(read.row_ids[at], read.table.slice(at, 1), read.folders[at]))
+
+        columns, each = self._spec.input.columns, range(len(read.row_ids))
         if columns.images or columns.messages or columns.document:
             with ThreadPoolExecutor(RENDER_THREADS) as pool:
-                outcomes = list(pool.map(self._row, rows))
+                outcomes = list(pool.map(outcome, each))
         else:
-            outcomes = [self._row(row) for row in rows]
+            outcomes = [outcome(at) for at in each]
         failed = [DeadLetter(row_id, Step.READ, error.code, error.message) for row_id, error in read.failed]
         carried = read.table.select(self._carry.names)
         if failed:  # an unreadable row carries nothing
@@ -182,7 +210,7 @@ class Preparer:
             carried = pa.concat_tables([carried, nothing]) if self._carry.names else carried
         ids = [*read.row_ids, *(letter.row_id for letter in failed)]
         return ShardPrompts(
-            shard.index,
+            shard,
             [outcome for outcome in outcomes if isinstance(outcome, Prompt)],
             [outcome for outcome in outcomes if isinstance(outcome, DeadLetter)] + failed,
             carried,

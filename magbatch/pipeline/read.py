@@ -231,10 +231,10 @@ class ShardReader:
                 continue
             table, failures = self._segment(segment)
             readable = [row_id for offset, row_id in enumerate(row_ids) if offset not in failures]
-            keep = [index for index, row_id in enumerate(readable) if row_id not in done]
-            tables.append(table if len(keep) == table.num_rows else table.take(keep))
-            ids += [readable[index] for index in keep]
-            folders += [segment.path.rpartition("/")[0]] * len(keep)
+            keep = [row_id not in done for row_id in readable]
+            tables.append(table if all(keep) else _chosen(table, keep))
+            ids += [row_id for row_id, kept in zip(readable, keep, strict=True) if kept]
+            folders += [segment.path.rpartition("/")[0]] * sum(keep)
             failed += [(row_ids[offset], error) for offset, error in failures.items() if row_ids[offset] not in done]
         table = pa.concat_tables(tables) if tables else self._columns.empty_table()
         return ShardRows(ids, folders, table, failed)
@@ -317,6 +317,15 @@ class ShardReader:
 
 def _place(segment: Segment) -> tuple[str, int]:
     return segment.path, segment.start
+
+
+def _chosen(table: pa.Table, keep: list[bool]) -> pa.Table:
+    """Some rows, batch by batch: Arrow joins a column before it takes of it, and an array of text ends at 2 GB."""
+    chosen, start = [], 0
+    for batch in table.to_batches():
+        chosen.append(batch.filter(pa.array(keep[start : start + batch.num_rows], pa.bool_())))
+        start += batch.num_rows
+    return pa.Table.from_batches(chosen, table.schema) if table.num_columns else table.slice(0, sum(keep))
 
 
 def _gone(segment: Segment) -> RowError:

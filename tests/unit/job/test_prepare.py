@@ -14,6 +14,7 @@ from magbatch.documents.fetch import RowFetcher
 from magbatch.errors import ErrorCode, Step, StorageError
 from magbatch.job.ledger import Ledger
 from magbatch.job.prepare import BLOCK_SCHEMA, Preparer, ShardPrompts, from_block, prepare, to_block
+from magbatch.pipeline.read import ShardReader, ShardRows
 from magbatch.pipeline.write import PartWriter
 from magbatch.rows import DeadLetter, Image, Prompt, Shard, as_ids
 from magbatch.storage.references import References
@@ -494,3 +495,24 @@ def test_a_store_that_is_away_fails_no_row(tmp_path: Path, s3: str, monkeypatch:
     assert asked_for(work) == ["a0", "a1"]
     assert letters(work) == {"a2": (Step.RENDER, ErrorCode.URL_REFUSED)}
     assert waited == ["gone", "503 SlowDown"]
+
+
+def test_a_shard_that_cannot_be_read_as_a_whole_is_read_row_by_row(
+    job: SmallJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job.ask(5)
+    job.set("input", shard_rows=5)
+    bad, real = job.row_ids()[2], ShardReader.__call__
+
+    def read(reader: ShardReader, shard: Shard, done: frozenset[str] = frozenset()) -> ShardRows:
+        if bad in shard.row_ids():
+            raise MemoryError("realloc of size 9000000000 failed")
+        return real(reader, shard, done)
+
+    monkeypatch.setattr(ShardReader, "__call__", read)
+    work = job.prompts(0)
+    assert asked_for(work) == ["a0", "a1", "a3", "a4"]
+    assert [(letter.row_id, letter.step, letter.code) for letter in work.failed] == [
+        (bad, Step.READ, ErrorCode.ROW_UNREADABLE)
+    ]
+    assert "realloc of size" in work.failed[0].message

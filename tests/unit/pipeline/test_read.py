@@ -647,3 +647,15 @@ def test_few_rows_of_large_cells_are_held_at_once(tmp_path: Path) -> None:
             ["small", "small", "0xxxx", "1xxxx"] if start == 62 else ["6xxxx", "7xxxx", "8xxxx", "9xxxx"]
         )
         assert pa.total_allocated_bytes() - before < 100 << 20  # of 128 MB
+
+
+def test_a_partly_done_shard_of_more_text_than_one_array_holds_is_read(tmp_path: Path) -> None:
+    """110 cells of 20 MB: Arrow's usual text ends at 2 GB."""
+    cell, rows = "lorem ipsum " * (20_000_000 // 12), 110
+    column = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array([cell]))
+    path = put(str(tmp_path), "a.parquet", pa.table({"q": column}), compression="zstd", store_schema=False)
+    one = shard(segment(path, 0, rows))
+    ids = list(one.row_ids())
+    read = ShardReader(TEXT)(one, frozenset(ids) - {ids[0], ids[-1]})
+    assert read.row_ids == [ids[0], ids[-1]]
+    assert read.table.column("q").to_pylist() == [cell, cell]
