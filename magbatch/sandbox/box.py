@@ -5,6 +5,7 @@ at its limit, and the next request gets a new one. A process that was killed fro
 request is tried again in a new process, a few times.
 """
 
+import functools
 import json
 import os
 import queue
@@ -16,6 +17,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -193,13 +195,18 @@ class Sandbox:
         with theirs, ExitStack() as undo:
             undo.callback(ours.close)
             # A session of its own: Ctrl-C is for the caller, whose end is this process' end too.
-            self._process = subprocess.Popen(
-                command,
-                pass_fds=[theirs.fileno()],
-                env=_environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                start_new_session=True,
+            self._process = (
+                _spawner()
+                .submit(
+                    subprocess.Popen,
+                    command,
+                    pass_fds=[theirs.fileno()],
+                    env=_environment(),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    start_new_session=True,
+                )
+                .result()
             )
             undo.pop_all()
         self._connection = Connection(ours.detach())
@@ -246,6 +253,15 @@ class Sandboxes:
         with suppress(queue.Empty):
             while True:
                 self._free.get_nowait().close()
+
+
+@functools.cache
+def _spawner() -> ThreadPoolExecutor:
+    """The one thread that starts processes: to the kernel, a child's parent is the thread that started it."""
+    return ThreadPoolExecutor(1, thread_name_prefix="sandbox-spawner")
+
+
+os.register_at_fork(after_in_child=_spawner.cache_clear)  # whose thread a fork leaves behind
 
 
 def _raised(answer: dict[str, Any], memory_mb: int) -> Exception:

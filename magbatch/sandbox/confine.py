@@ -1,8 +1,9 @@
 """What a sandbox's process gives up before it takes its first request.
 
-Memory is bounded always; so are the sizes of files, of which it can write none. Where the kernel allows, it keeps
-no network, opens no file but those of its own packages and fonts, and signals nobody. Nothing here is a promise
-against an exploit of the kernel, and a kernel without these features starts the process without them.
+Memory is bounded always; so are the sizes of files, of which it can write none. Where the kernel has Landlock and
+seccomp, it opens no file but those of its own packages and fonts, changes none, connects to nobody, starts no program
+and reaches no other process. It sees names and sizes of files. Nothing here is a promise against an exploit of the
+kernel, and a kernel without these features starts the process without them. It ends with the process that started it.
 
 Source: landlock(7), unshare(2), prctl(2), setrlimit(2).
 """
@@ -10,11 +11,14 @@ Source: landlock(7), unshare(2), prctl(2), setrlimit(2).
 import ctypes
 import os
 import resource
+import signal
 import struct
 import sys
 from pathlib import Path
 
-_PR_SET_NO_NEW_PRIVS = 38
+from magbatch.sandbox.seccomp import deny_calls
+
+_PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # the same on x86-64 and arm64
 _VERSION, _PATH_BENEATH = 1, 1
@@ -28,10 +32,11 @@ _READABLE = (
 )
 
 
-def confine(memory_mb: int) -> None:
+def confine(memory_mb: int, caller: int) -> None:
     """Give up what requests do not need.
 
     Args:
+        caller: Id of the process that this one ends with.
         memory_mb: Megabytes that may be mapped beside what is mapped now.
     """
     in_use = _address_space()
@@ -44,6 +49,11 @@ def confine(memory_mb: int) -> None:
     if libc.unshare(_CLONE_NEWNET):
         libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET)
     _landlock(libc)
+    deny_calls(libc)
+    # Last, for a process that changes its namespaces loses it.
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != caller:
+        os._exit(1)
 
 
 def _lower(kind: int, bound: int) -> None:

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -21,10 +22,11 @@ def main(arguments: list[str]) -> None:
     Args:
         arguments: Descriptor of the connection, handler, megabytes of memory. The first message is the handler's setup.
     """
+    caller = os.getppid()
     connection = Connection(int(arguments[0]))
     module, _, factory = arguments[1].partition(":")
     handler: Handler = getattr(importlib.import_module(module), factory)(json.loads(connection.recv_bytes()))
-    confine(int(arguments[2]))
+    confine(int(arguments[2]), caller)
     connection.send_bytes(b"ready")
     with suppress(EOFError, OSError):  # the caller is gone
         while True:

@@ -1,7 +1,10 @@
 """What runs in the sandboxes of these tests: a word of the request says what to do."""
 
 import os
+import resource
 import socket
+import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -38,6 +41,31 @@ def handler(setup: dict[str, Any]) -> Callable[[dict[str, Any], bytes], Replies]
             yield {"read": len(_tried(lambda: Path(head["path"]).read_bytes()))}, None
         elif word == "write":
             Path(head["path"]).write_bytes(b"x" * 10)
+        elif word == "threads":
+            thread = threading.Thread(target=lambda: None)
+            thread.start()
+            thread.join()
+            yield {"done": True}, None
+        elif word == "fork":
+            if os.fork() == 0:
+                os._exit(0)
+        elif word == "program":
+            subprocess.run(["/bin/true"], check=True)
+        elif word == "rights":
+            Path(head["path"]).chmod(0o777)
+        elif word == "times":
+            os.utime(head["path"])
+        elif word == "attribute":
+            os.setxattr(head["path"], "user.x", b"x")
+        elif word == "priority":
+            os.setpriority(os.PRIO_PROCESS, head["pid"], 19)
+        elif word == "limits":
+            resource.prlimit(head["pid"], resource.RLIMIT_NOFILE, (10, 10))
+        elif word == "kill":
+            os.kill(head["pid"], 0)
+        elif word == "local":
+            with socket.socket(socket.AF_UNIX) as one:
+                one.connect(head["path"])
         elif word == "connect":
             socket.create_connection((head["host"], head["port"]), timeout=5).close()
             yield {"connected": True}, None

@@ -2,10 +2,13 @@
 
 import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from magbatch.errors import (
@@ -110,6 +113,52 @@ def test_no_server_is_reached(box: Sandbox) -> None:
             pass
         with pytest.raises(SandboxError, match=r"PermissionError|OSError"):
             box({"do": "connect", "host": "127.0.0.1", "port": port})
+
+
+@confined
+@pytest.mark.parametrize(
+    "word", ["fork", "program", "rights", "times", "attribute", "priority", "limits", "kill", "local"]
+)
+def test_nothing_outside_the_process_is_reached(box: Sandbox, tmp_path: Path, word: str) -> None:
+    path = tmp_path / "file"
+    with socket.socket(socket.AF_UNIX) as server:
+        if word == "local":
+            server.bind(str(path))
+            server.listen()
+        else:
+            path.write_text(SECRET)
+        before = path.stat()
+        with pytest.raises(SandboxError, match=r"PermissionError|BlockingIOError"):
+            box({"do": word, "path": str(path), "pid": os.getpid()})
+        assert (path.stat().st_mode, path.stat().st_mtime_ns) == (before.st_mode, before.st_mtime_ns)
+
+
+def test_what_libraries_do_is_allowed(box: Sandbox) -> None:
+    assert box({"do": "threads"})[0].head == {"done": True}
+
+
+def test_a_process_ends_with_its_caller_whatever_it_works_on() -> None:
+    script = (
+        "import psutil, sys, threading, time\n"
+        "from magbatch.sandbox import Sandbox\n"
+        "box = Sandbox('sandbox_handlers:handler', {}, timeout_s=600, memory_mb=300)\n"
+        "starter = threading.Thread(target=lambda: box({'do': 'echo'}))\n"
+        "starter.start(), starter.join()\n"
+        "assert box({'do': 'echo'})[0].head['said'] is None, 'it ended with the thread that used it first'\n"
+        "threading.Thread(target=lambda: box({'do': 'spin'}), daemon=True).start()\n"
+        "time.sleep(0.5)\n"
+        "print(box.pid, flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    places = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": places}
+    ) as caller:
+        assert caller.stdout is not None
+        busy = psutil.Process(int(caller.stdout.readline()))
+        assert busy.is_running()
+        caller.kill()
+    busy.wait(30)
 
 
 def test_of_several_one_that_is_stuck_holds_up_no_other() -> None:
