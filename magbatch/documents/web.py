@@ -11,6 +11,7 @@ import threading
 import time
 import urllib.request
 import zlib
+from http import HTTPStatus
 from typing import Any
 
 import httpcore
@@ -22,6 +23,14 @@ from magbatch.storage.references import LateError
 
 MAX_REDIRECTS = 5
 FETCH_TRIES = 3  # of an URL whose server is overloaded, restarts, or drops the connection
+WINDOW_BYTES = 4096  # inflated at once: members of a few bytes each must not cost a copy of all that follows them
+_GZIP = b"\x1f\x8b"  # begins each member of a gzip file
+_INFLATED = frozenset({"gzip", "x-gzip", "deflate"})
+# What else a server may compress with. Any other name, such as aws-chunked or utf-8, says nothing about the bytes.
+_COMPRESSIONS = frozenset(
+    {"br", "zstd", "dcb", "dcz", "compress", "x-compress", "exi", "pack200-gzip"}
+    | {"bzip2", "x-bzip2", "xz", "lzma", "lz4", "snappy"}
+)
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
@@ -75,25 +84,49 @@ def _get_once(url: str, limit: int, deadline: float, private: bool) -> bytes:
             client.stream("GET", url) as response,
         ):  # fmt: skip
             response.raise_for_status()
+            if response.status_code == HTTPStatus.PARTIAL_CONTENT:
+                raise httpx.DecodingError("the server sends a part of the content, which was not asked for")
             data = bytearray()
-            for chunk in response.iter_raw():
+            for chunk in response.iter_raw():  # raises for a body that ends before its Content-Length
                 data += chunk
                 if len(data) > limit:
-                    break
-            return _inflated(bytes(data), response.headers.get("Content-Encoding", "identity"), limit)
+                    return bytes(data)
+            return _decoded(bytes(data), response.headers.get("Content-Encoding", ""), limit, deadline)
     except httpx.TimeoutException as error:
         raise LateError from error
 
 
-def _inflated(data: bytes, encoding: str, limit: int) -> bytes:
-    if encoding == "identity":
-        return data
-    if encoding not in ("gzip", "deflate"):
-        raise httpx.DecodingError(f"the server sends Content-Encoding {encoding}, which was not asked for")
-    try:
-        return zlib.decompressobj(zlib.MAX_WBITS | 32).decompress(data, limit + 1)  # 32: either header
-    except zlib.error as error:
-        raise httpx.DecodingError(f"Content-Encoding {encoding}: {error}") from error
+def _decoded(data: bytes, encodings: str, limit: int, deadline: float) -> bytes:
+    """A body without its encodings (RFC 9110, 8.4), of which the last one is the outermost."""
+    for encoding in reversed([name.strip().lower() for name in encodings.split(",")]):
+        if encoding in _COMPRESSIONS:
+            raise httpx.DecodingError(f"the server sends Content-Encoding {encoding}, which was not asked for")
+        if encoding in _INFLATED and len(data) <= limit:
+            try:
+                data = _inflated(data, limit, deadline)
+            except (zlib.error, EOFError) as error:
+                raise httpx.DecodingError(f"Content-Encoding {encoding}: {error}") from error
+    return data
+
+
+def _inflated(data: bytes, limit: int, deadline: float) -> bytes:
+    """The content of every member of a gzip or zlib file, at most limit + 1 bytes; what else follows is padding."""
+    found, at = bytearray(), 0
+    while True:
+        member = zlib.decompressobj(zlib.MAX_WBITS | 32)  # 32: either header
+        while not member.eof:
+            if time.monotonic() > deadline:
+                raise LateError
+            window = data[at : at + WINDOW_BYTES]
+            if not window:
+                raise EOFError("the compressed content is cut off")
+            found += member.decompress(window, limit + 1 - len(found))
+            at += len(window) - len(member.unconsumed_tail) - len(member.unused_data)
+            if len(found) > limit:
+                return bytes(found)
+        rest = data[at : at + len(_GZIP)]
+        if not rest or not _GZIP.startswith(rest):
+            return bytes(found)
 
 
 class _Transport(httpx.BaseTransport):

@@ -7,6 +7,7 @@ import socket
 import ssl
 import threading
 import time
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -33,22 +34,23 @@ from magbatch.storage.s3 import quick_s3_client
 class Site(BaseHTTPRequestHandler):
     seen: ClassVar[Counter[str]] = Counter()
     hosts: ClassVar[list[str]] = []
+    encoded: ClassVar[dict[str, tuple[str, bytes]]] = {}
 
     def do_GET(self) -> None:
         Site.seen[self.path] += 1
         Site.hosts.append(self.headers["Host"])
         path, _, target = self.path.partition("?")
-        status, headers, body = 200, {}, b"content"
+        status, headers, body = 200, dict[str, str](), b"content"
         if path == "/to":
             status, headers, body = 302, {"Location": target}, b""
         elif (path == "/busy" and Site.seen[self.path] < FETCH_TRIES) or path == "/always-busy":
             status, body = 503, b""
-        elif path == "/gzip":
-            headers, body = {"Content-Encoding": "gzip"}, gzip.compress(body)
-        elif path == "/bomb":
-            headers, body = {"Content-Encoding": "gzip"}, gzip.compress(bytes(900_000))
-        elif path == "/stacked":
-            headers, body = {"Content-Encoding": "gzip, gzip"}, gzip.compress(gzip.compress(bytes(1 << 18)))
+        elif path == "/encoded":
+            headers["Content-Encoding"], body = Site.encoded[target]
+        elif path == "/part":
+            status = 206
+        elif path == "/short":
+            headers["Content-Length"] = "1000"
         elif path == "/half-a-second":
             time.sleep(0.5)
         elif path == "/gone":
@@ -66,7 +68,8 @@ class Site(BaseHTTPRequestHandler):
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
+        if "Content-Length" not in headers:
+            self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
 
@@ -243,11 +246,100 @@ def test_a_name_that_does_not_resolve_in_time_is_given_up(
     assert load(f"http://docs.example:{port}/x", private=True) == b"content"
 
 
-def test_what_a_server_compresses_is_inflated_within_the_limit(sites: tuple[str, str]) -> None:
-    assert load(f"{sites[0]}/gzip", private=True) == b"content"
-    assert refusal(f"{sites[0]}/bomb", private=True).code is ErrorCode.DOCUMENT_TOO_LARGE
-    error = refusal(f"{sites[0]}/stacked", private=True)
-    assert (error.code, "gzip, gzip" in error.message) == (ErrorCode.DOCUMENT_UNFETCHABLE, True)
+ZIPPED = gzip.compress(b"content")
+STACKED = gzip.compress(gzip.compress(bytes(1 << 18)))
+
+
+def encoded(sites: tuple[str, str], encoding: str, body: bytes) -> str:
+    """The URL of a page with that Content-Encoding."""
+    Site.encoded["now"] = encoding, body
+    return f"{sites[0]}/encoded?now"
+
+
+@pytest.mark.parametrize(
+    "encoding", ["gzip", "GZIP", "x-gzip", " Gzip ", "identity, gzip", "gzip,", "gzip, aws-chunked"]
+)
+def test_what_a_server_compresses_is_inflated_whatever_it_calls_that(sites: tuple[str, str], encoding: str) -> None:
+    assert load(encoded(sites, encoding, ZIPPED), private=True) == b"content"
+
+
+@pytest.mark.parametrize(
+    "encoding", ["", "identity", "Identity", "aws-chunked", "utf-8", "UTF-8", "none", "binary", ",", "utf-8, identity"]
+)
+def test_a_name_that_is_no_compression_changes_nothing(sites: tuple[str, str], encoding: str) -> None:
+    assert load(encoded(sites, encoding, b"content"), private=True) == b"content"
+
+
+@pytest.mark.parametrize("encoding", ["br", "ZSTD", "gzip, br", "compress"])
+def test_a_compression_that_was_not_asked_for_is_said(sites: tuple[str, str], encoding: str) -> None:
+    error = refusal(encoded(sites, encoding, ZIPPED), private=True)
+    assert error.code is ErrorCode.DOCUMENT_UNFETCHABLE
+    assert f"Content-Encoding {encoding.rpartition(' ')[2].lower()}, which was not asked for" in error.message
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body"),
+    [
+        ("gzip", gzip.compress(b"con") + gzip.compress(b"") + gzip.compress(b"tent")),
+        ("gzip", ZIPPED + bytes(512)),
+        ("gzip", ZIPPED + b"padding"),
+        ("gzip, x-gzip", gzip.compress(ZIPPED)),
+        ("gzip", b"".join(gzip.compress(bytes([char])) for char in b"content")),
+        ("deflate", zlib.compress(b"content")),
+    ],
+    ids=["members", "padded", "followed", "twice", "many", "zlib"],
+)
+def test_compressed_content_is_had_whole(sites: tuple[str, str], encoding: str, body: bytes) -> None:
+    assert load(encoded(sites, encoding, body), private=True) == b"content"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body"),
+    [
+        ("gzip", ZIPPED[:-1]),
+        ("gzip", ZIPPED[:-8]),
+        ("gzip", ZIPPED[:12]),
+        ("gzip", b""),
+        ("gzip", ZIPPED + ZIPPED[:-1]),
+        ("gzip", ZIPPED + ZIPPED[:1]),
+        ("deflate", zlib.compress(b"content")[:-1]),
+        ("gzip", ZIPPED[:-8] + bytes(8)),
+        ("gzip", b"content"),
+    ],
+    ids=["a byte", "no end", "half", "none", "2nd member", "2nd header", "zlib", "another sum", "not compressed"],
+)
+def test_compressed_content_that_is_cut_or_damaged_is_not_taken_for_whole(
+    sites: tuple[str, str], encoding: str, body: bytes
+) -> None:
+    error = refusal(encoded(sites, encoding, body), private=True)
+    assert (error.code, f"Content-Encoding {encoding}" in error.message) == (ErrorCode.DOCUMENT_UNFETCHABLE, True)
+
+
+def test_a_body_that_ends_before_its_length_or_is_a_part_is_not_taken_for_whole(sites: tuple[str, str]) -> None:
+    for page, reason in (("/short", "complete message body"), ("/part", "a part of the content")):
+        error = refusal(sites[0] + page, private=True)
+        assert (error.code, reason in error.message) == (ErrorCode.DOCUMENT_UNFETCHABLE, True)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body"),
+    [
+        ("gzip", gzip.compress(bytes(900_000))),
+        ("gzip, gzip", STACKED),
+        ("gzip", b"".join(gzip.compress(bytes(100)) for _ in range(11))),
+        ("gzip", os.urandom(1001)),
+    ],
+    ids=["bomb", "stacked", "members", "compressed"],
+)
+def test_compressed_content_is_inflated_within_the_limit(sites: tuple[str, str], encoding: str, body: bytes) -> None:
+    assert refusal(encoded(sites, encoding, body), private=True).code is ErrorCode.DOCUMENT_TOO_LARGE
+
+
+def test_inflating_ends_with_the_rows_time(sites: tuple[str, str]) -> None:
+    """Millions of members without content cost more than their bytes."""
+    url = encoded(sites, "gzip", gzip.compress(b"") * 1_000_000)
+    with pytest.raises(RowError, match=r"input\.fetch_timeout_s = 1"):
+        fetcher(private=True, timeout_s=1).for_row()(url, "/in", 50_000_000, "column 'document'", DOCUMENT)
 
 
 def test_errors_are_those_of_what_was_asked_for() -> None:
