@@ -1,11 +1,13 @@
 """JSON text to values and back with nothing lost: decimals stay decimal, and what JSON does not have is refused."""
 
 import json
+import math
 import re
 from decimal import Decimal
 from typing import Any
 
 MAX_NAME_CHARS = 80  # of a key in a message
+MAX_EXPONENT = 324  # of a double: 5e-324 is the smallest. A zero may say more, and would be written in as many digits
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -62,9 +64,10 @@ def plain_number(value: Decimal) -> str:
     Example:
         `plain_number(Decimal("1.50"))` is "1.5", and so is `plain_number(Decimal("15e-1"))`.
     """
+    if not value:
+        return "0"
     text = f"{value:f}"
-    text = text.rstrip("0").rstrip(".") if "." in text else text
-    return "0" if text in ("-0", "") else text
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def _integer(text: str) -> int:
@@ -75,8 +78,12 @@ def _integer(text: str) -> int:
 
 
 def _number(text: str) -> Number:
-    number, double = Number(text), float(text)
-    if double in (float("inf"), float("-inf")) or (number != 0 and double == 0):
+    try:
+        number, double = Number(text), float(text)
+        within = math.isfinite(double) and (double != 0 or number == 0) and abs(number.adjusted()) <= MAX_EXPONENT
+    except ArithmeticError:  # an exponent beyond Decimal's own
+        within = False
+    if not within:
         raise ValueError(f"the number {text[:MAX_NAME_CHARS]} is beyond the range of a double")
     return number
 

@@ -109,6 +109,16 @@ def test_each_kind_of_schema_has_its_column(schema: dict[str, Any], kind: pa.Dat
         ('{"number": NaN}', "not JSON: NaN is no number"),
         ('{"number": -Infinity}', "not JSON: -Infinity is no number"),
         ('{"number": 1, "other": 1e999}', "not JSON: the number 1e999 is beyond the range of a double"),
+        *(
+            (f'{{"number": 1, "other": {text}}}', f"not JSON: the number {text} is beyond the range of a double")
+            for text in (
+                "0e99999999999999999999",
+                "-0.0e-99999999999999999999",
+                "0e325",
+                "0E-999999999",
+                "1e" + "9" * 30,
+            )
+        ),
         ('{"number": 1, "other": -1e-999}', "not JSON: the number -1e-999 is beyond"),
         (f'{{"number": 1{"0" * 5000}}}', "not JSON: a whole number of 5001 digits is too long"),
         ('{"number": 1, "other": "\\ud800"}', r"not JSON: a text holds .ud800, half of a character"),
