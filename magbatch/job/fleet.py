@@ -112,6 +112,8 @@ def run_fleet(
                         raise ClusterError(why) from error
                     raise
     except SystemExit as end:  # by a handler of Ray's, which has codes of its own; or by a second Ctrl-C
+        if not isinstance(end.code, int | None):
+            raise
         raise InterruptedJobError(guard.LEFT) from end
     if stop.is_set():  # while Ray started, or ended
         raise InterruptedJobError(guard.LEFT)
@@ -171,6 +173,7 @@ def _cluster(spec: JobSpec) -> Iterator[Vital]:
     environment: dict[str, Any] = {}
     mine = psutil.Process()
     before = set(mine.children(recursive=True))
+    vital = Vital(local=not address)
     try:
         if address:
             _knock(address)
@@ -186,7 +189,7 @@ def _cluster(spec: JobSpec) -> Iterator[Vital]:
             # A local Ray starts as many processes before it is asked for the first: none that the job would not use.
             os.environ.setdefault("RAY_prestart_worker_first_driver", str(int(cpus <= WORKERS_OF_A_JOB)))
             # Without a runtime environment: Ray would start no worker before its agent for those is up.
-            with _importing("magbatch.job.supervise"):
+            with _importing("magbatch.job.supervise"), vital.watched(starting=True):
                 ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
             there = int(ray.cluster_resources().get("GPU", 0))
             if there < spec.replicas.gpus:
@@ -198,9 +201,10 @@ def _cluster(spec: JobSpec) -> Iterator[Vital]:
     except SpecError:
         raise
     except Exception as error:  # Ray raises a bare one when a node is slow to start
+        if (why := vital.broken()) is not None:
+            raise ClusterError(why) from error
         where = f"RAY_ADDRESS={address}" if address else "a local Ray"
         raise ClusterError(f"{where} cannot be used: {error}") from error
-    vital = Vital(() if address else set(mine.children()) - before)
     try:
         with vital.watched():
             yield vital

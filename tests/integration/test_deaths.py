@@ -40,6 +40,25 @@ def test_a_process_of_rays_that_dies_ends_the_run_with_its_name(job: JobFiles, n
     assert (job.output / "_magbatch/driver.log").exists()
 
 
+def test_a_process_of_rays_that_dies_while_ray_starts_ends_the_run_with_its_name(job: JobFiles) -> None:
+    job.write_input(20)
+    process = start("run", job.write_spec(), log=job.folder / "log")
+    found = list[psutil.Process]()
+
+    def there() -> bool:
+        found[:] = [one for one in descendants(process) if one.name() == "gcs_server"]
+        return bool(found)
+
+    wait_until(there, "Ray's start")
+    time.sleep(0.6)  # it is seen by then
+    found[0].kill()
+    assert process.wait(60) == 3
+    assert (
+        f"magbatch: Ray's gcs_server (process {found[0].pid}) was killed by SIGKILL" in (job.folder / "log").read_text()
+    )
+    assert alive(descendants(process) + found) == []
+
+
 def test_a_killed_command_leaves_nothing_and_is_gone_on_with(job: JobFiles) -> None:
     process = begun(job)
     family = descendants(process)
