@@ -49,7 +49,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document for 
 @contextmanager
 def _errors(as_json: bool) -> Iterator[None]:
     """A job's error is one clear message and its exit code."""
-    from magbatch.errors import InterruptedJobError, JobError
+    from magbatch.errors import DefectError, InterruptedJobError, JobError
 
     before = signal.signal(signal.SIGTERM, guard.interrupt)  # a platform's SIGTERM is as a person's Ctrl-C
     try:
@@ -57,6 +57,10 @@ def _errors(as_json: bool) -> Iterator[None]:
             yield
         except KeyboardInterrupt as interrupt:
             raise InterruptedJobError(guard.LEFT) from interrupt
+        except SystemExit as end:  # by a library: a command's own ends are `typer.Exit`
+            defect = DefectError(f"SystemExit: a library ended the command, saying {str(end.code)!r}")
+            defect.add_note("".join(traceback.format_exception(end)).rstrip())
+            raise defect from end
     except JobError as error:
         guard.tell_starter(str(error))
         if as_json:
@@ -742,7 +746,10 @@ def _exit_code() -> int:
     try:
         app()
     except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+        if not isinstance(end.code, int | None):  # what Python itself makes 1 of
+            print(end.code, file=sys.stderr)
+            return CRASHED
+        code = end.code or 0
         return code if 0 <= code <= CRASHED else CRASHED
     except KeyboardInterrupt:
         guard.leave_interrupted()

@@ -424,6 +424,24 @@ def test_a_defect_has_an_exit_code_of_its_own() -> None:
     assert "ZeroDivisionError" in done.stderr
 
 
+@pytest.mark.parametrize("code", ["'no licence'", "None", "0", "1"])
+def test_a_library_that_ends_the_process_is_a_defect_and_not_a_job_that_is_complete(tmp_path: Path, code: str) -> None:
+    (tmp_path / "boto3.py").write_text(f"import sys\nsys.exit({code})\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "magbatch", "status", "s3://bucket/out"], check=False, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"},
+    )  # fmt: skip
+    assert done.returncode == 4
+    assert done.stderr.startswith(f"magbatch: SystemExit: a library ended the command, saying '{code.strip(chr(39))}'")
+    assert "boto3.py" in done.stderr
+
+
+def test_a_text_that_ends_the_process_is_shown_and_no_exit_code_of_a_job() -> None:
+    program = "import sys, magbatch.cli as cli\ncli.app = lambda: sys.exit('no licence')\ncli.main()"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (4, "no licence\n")
+
+
 # verify
 
 
