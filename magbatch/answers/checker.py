@@ -2,6 +2,9 @@
 
 An answer that is late, needs too much memory or ends its process is that row's dead letter. The model is not asked for
 another: it gives the like. Where nothing can take long (`whole`, `boxed`, a vote over texts) no process is needed.
+
+Nearly every answer takes milliseconds. One that does not is read from its beginning in one of a few other processes,
+where it has all of its time: the many wait for it for a moment only.
 """
 
 import asyncio
@@ -12,13 +15,22 @@ from typing import Any
 
 import pyarrow as pa
 
-from magbatch.answers.reader import AnswerError, Reader, Reading
-from magbatch.errors import ErrorCode, RowError, SandboxDiedError, SandboxMemoryError, SandboxTimeoutError
+from magbatch.answers.reader import AnswerError, Reader, Reading, cut
+from magbatch.errors import (
+    ErrorCode,
+    RowError,
+    SandboxDiedError,
+    SandboxError,
+    SandboxMemoryError,
+    SandboxTimeoutError,
+)
 from magbatch.sandbox import Sandboxes
 from magbatch.spec import AnswerSpec
 
-CHECKERS = 4  # processes of one replica: a slow answer leaves room for others; each is started when it is needed
-TRIES = 2  # of an answer that is late: the node may have stood still
+HANDLER = f"{__name__}:handler"
+CHECKERS = 4  # processes of one replica, each started when it is needed
+SLOW_CHECKERS = 2  # for answers that are late there
+QUICK_S = 1.0  # of one answer in the first of these
 MEMORY_MB = 1024  # of one answer: 32k tokens are some 130 KB of text
 
 
@@ -34,41 +46,64 @@ class Checker:
         self._read, self._timeout_s = Reader(spec), timeout_s
         self._costly = spec.may_refuse  # whether an answer can make the reading take time or memory without a bound
         self._field = "answer.schema" if spec.schema is not None else "answer.extract"
+        self._reshapes = spec.schema is not None  # whether the model can be told what is wrong, and asked again
         setup = {"answer": spec.model_dump(mode="json")}
-        self._sandboxes = Sandboxes(CHECKERS, f"{__name__}:handler", setup, timeout_s=timeout_s, memory_mb=MEMORY_MB)
-        self._threads = ThreadPoolExecutor(CHECKERS, "checker")  # one for each process: a request waits here
+        self._quick = _Lane(CHECKERS, setup, min(QUICK_S, timeout_s), "checker")
+        self._slow = _Lane(SLOW_CHECKERS, setup, timeout_s, "slow checker")
 
     async def __call__(self, answer: str | None) -> Reading:
         """What one answer is made into; NULL gives nothing.
 
         Raises:
-            AnswerError: It does not fit `answer.schema`; another one may.
+            AnswerError: It does not fit `answer.schema`, or its check met a defect; another one may fit.
             RowError: `answer_invalid`: it cannot be checked.
             ClusterError: No process can be started here.
         """
         if answer is None or not self._costly:
             return self._read(answer)
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._checked, answer)
+        try:
+            try:
+                return await self._quick(answer)
+            except SandboxTimeoutError:
+                return await self._slow(answer)
+        except SandboxTimeoutError as error:
+            late = f"{self._field}: not checked within limits.answer_timeout_s = {self._timeout_s:g}"
+            raise RowError(ErrorCode.ANSWER_INVALID, late, answer) from error
+        except SandboxError as error:
+            message = cut(f"cannot be checked: {error}")
+            if self._reshapes and not isinstance(error, SandboxMemoryError | SandboxDiedError):
+                raise AnswerError(message) from error  # a defect that this answer has met: another one may not
+            raise RowError(ErrorCode.ANSWER_INVALID, f"{self._field}: {message}", answer) from error
 
     def vote(self, ballots: Sequence[str | None]) -> dict[str, Any] | None:
         """See `Reader.vote`."""
         return self._read.vote(ballots)
 
+
+class _Lane:
+    """Processes that read answers, for a while each.
+
+    Args:
+        count: How many.
+        setup: For `handler`.
+        timeout_s: Seconds that one answer may take here.
+        name: Of its threads.
+    """
+
+    def __init__(self, count: int, setup: dict[str, Any], timeout_s: float, name: str) -> None:
+        self._sandboxes = Sandboxes(count, HANDLER, setup, timeout_s=timeout_s, memory_mb=MEMORY_MB)
+        self._threads = ThreadPoolExecutor(count, name)  # one for each process: a request waits here
+
+    async def __call__(self, answer: str) -> Reading:
+        """What an answer is made into; raises AnswerError, and what `Sandbox.__call__` does."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._checked, answer)
+
     def _checked(self, answer: str) -> Reading:
-        for _ in range(TRIES):
-            try:
-                (reply,) = self._sandboxes({}, answer.encode(errors="replace"))
-            except SandboxTimeoutError:
-                continue
-            except (SandboxMemoryError, SandboxDiedError) as error:
-                message = f"{self._field}: cannot be checked: {error}"
-                raise RowError(ErrorCode.ANSWER_INVALID, message, answer) from error
-            if reply.body is None:
-                raise AnswerError(reply.head["wrong"])
-            (values,) = pa.ipc.open_stream(reply.body).read_all().to_pylist()
-            return Reading(values, reply.head["ballot"])
-        late = f"{self._field}: not checked within limits.answer_timeout_s = {self._timeout_s:g}"
-        raise RowError(ErrorCode.ANSWER_INVALID, late, answer)
+        (reply,) = self._sandboxes({}, answer.encode(errors="replace"))
+        if reply.body is None:
+            raise AnswerError(reply.head["wrong"])
+        (values,) = pa.ipc.open_stream(reply.body).read_all().to_pylist()
+        return Reading(values, reply.head["ballot"])
 
 
 def handler(setup: dict[str, Any]) -> Callable[[dict[str, Any], bytes], Iterator[tuple[dict[str, Any], bytes | None]]]:

@@ -80,20 +80,20 @@ class SchemaReader:
         try:
             data = read_json(text or "")
         except ValueError as error:
-            raise AnswerError(_cut(f"not JSON: {error}")) from error
+            raise AnswerError(cut(f"not JSON: {error}")) from error
         wrong = self._fits(data)
         if wrong is not None:
-            raise AnswerError(_cut(wrong))
+            raise AnswerError(cut(wrong))
         values = {}
         for name, column in self._columns.items():
             try:
                 values[name] = pa.scalar(column(data.get(name)), column.kind).as_py()
             except (ValueError, OverflowError, TypeError, pa.ArrowException) as error:
-                raise AnswerError(_cut(f"$.{name}: {error}")) from error
+                raise AnswerError(cut(f"$.{name}: {error}")) from error
         return data, values
 
 
-def _cut(message: str) -> str:
+def cut(message: str) -> str:
     """A message without its middle, where the answer's own text stands, if it is long."""
     half = MAX_MESSAGE_CHARS // 2
     return message if len(message) <= MAX_MESSAGE_CHARS else f"{message[: half - 1]}…{message[-half:]}"

@@ -118,9 +118,19 @@ class Sandbox:
                     if deaths == DEATHS or kills == KILLS:
                         raise SandboxDiedError(f"it ended {deaths + kills} processes ({error})") from error
 
+    def start(self) -> None:
+        """Start the process now, if there is none.
+
+        Raises:
+            ClusterError: It cannot be started here.
+        """
+        with self._lock:
+            if self._connection is None:
+                self._start()
+
     @property
     def pid(self) -> int | None:
-        """The process; None before the first request."""
+        """The process; None before the first request, and after one that has ended it."""
         return self._process.pid if self._process is not None else None
 
     def close(self) -> None:
@@ -228,6 +238,9 @@ class Sandbox:
 class Sandboxes:
     """Several of them: a request goes to one that is free, and waits if none is.
 
+    One whose process a request has ended is not free until it has a new one: no request waits for that while another
+    process is free.
+
     Args:
         count: How many; each is started when it is needed.
         handler: As in `Sandbox`, and so are the arguments after it.
@@ -245,6 +258,17 @@ class Sandboxes:
         sandbox = self._free.get()
         try:
             return sandbox(head, body, timeout_s=timeout_s)
+        finally:
+            if sandbox.pid is None:
+                threading.Thread(target=self._renew, args=(sandbox,), name="sandbox", daemon=True).start()
+            else:
+                self._free.put(sandbox)
+
+    def _renew(self, sandbox: Sandbox) -> None:
+        try:
+            # The next request tries again, and tells; if this process ends meanwhile, threads refuse work.
+            with suppress(ClusterError, RuntimeError):
+                sandbox.start()
         finally:
             self._free.put(sandbox)
 

@@ -3,13 +3,14 @@
 import asyncio
 import os
 import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from magbatch.answers import AnswerError, Checker, Reading
-from magbatch.answers.checker import CHECKERS
+from magbatch.answers.checker import CHECKERS, handler
 from magbatch.errors import ErrorCode, RowError
 from magbatch.spec import AnswerSpec
 
@@ -49,6 +50,62 @@ def test_answers_that_take_for_ever_are_late_and_no_other_one() -> None:
         assert error.code is ErrorCode.ANSWER_INVALID
         assert error.message == "answer.extract: not checked within limits.answer_timeout_s = 1.5"
     assert late.answer == "x" * 50
+
+
+def test_good_answers_wait_for_no_late_one() -> None:
+    """Twice as many late answers as processes, all of them first; they have long to go."""
+
+    async def work() -> list[Reading]:
+        checker = Checker(AnswerSpec(extract=BACKTRACKS), 10.0)
+        late = [asyncio.create_task(checker("x" * 50)) for _ in range(2 * CHECKERS)]
+        found = await asyncio.gather(*(checker("7") for _ in range(12)))
+        assert not any(task.done() for task in late)
+        for task in late:
+            task.cancel()
+        return found
+
+    assert asyncio.run(work()) == [Reading({"extracted": "7"})] * 12
+
+
+def test_an_answer_that_takes_a_while_has_all_of_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("magbatch.answers.checker.QUICK_S", 0.001)  # in which none of these is read
+    *found, late = check_all(Checker(AnswerSpec(extract=BACKTRACKS), 5.0), *["x" * 17 + " 7"] * 4, "x" * 50)
+    assert found == [Reading({"extracted": "7"})] * 4
+    assert isinstance(late, RowError)
+
+
+def defective(
+    setup: dict[str, Any],
+) -> Callable[[dict[str, Any], bytes], Iterator[tuple[dict[str, Any], bytes | None]]]:
+    """A handler that some answers make raise what nobody has thought of."""
+    check = handler(setup)
+
+    def work(head: dict[str, Any], body: bytes) -> Iterator[tuple[dict[str, Any], bytes | None]]:
+        if b"defect" in body:
+            raise KeyError("x" * 2000)
+        return check(head, body)
+
+    return work
+
+
+@pytest.mark.parametrize(
+    ("spec", "kind", "field"),
+    [
+        ({"schema": {"type": "object", "properties": {"x": {"type": "string"}}}}, AnswerError, ""),  # asked for again
+        ({"extract": BACKTRACKS}, RowError, "answer.extract: "),
+    ],
+)
+def test_a_defect_that_an_answer_meets_makes_that_answer_invalid(
+    spec: dict[str, Any], kind: type[Exception], field: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("magbatch.answers.checker.HANDLER", f"{__name__}:defective")
+    defect, fine = check_all(Checker(AnswerSpec(**spec), 30), '{"x": "defect"}', '{"x": "7"}')
+    assert type(defect) is kind
+    message = defect.message if isinstance(defect, RowError) else str(defect)
+    assert message.startswith(f"{field}cannot be checked: KeyError: 'xxx")
+    assert len(message) < 600
+    assert not isinstance(defect, RowError) or defect.code is ErrorCode.ANSWER_INVALID
+    assert isinstance(fine, Reading)
 
 
 def test_more_late_answers_than_processes_keep_the_others_waiting_for_a_while_only() -> None:

@@ -20,6 +20,8 @@ def handler(setup: dict[str, Any]) -> Callable[[dict[str, Any], bytes], Replies]
         word = head["do"]
         if word == "echo":
             yield {"said": head.get("say"), "setup": setup}, body or None
+        elif word == "pid":
+            yield {"pid": os.getpid()}, None
         elif word == "count":
             for number in range(head["to"]):
                 yield {"number": number}, str(number).encode()

@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -181,6 +182,24 @@ def test_of_several_one_that_is_stuck_holds_up_no_other() -> None:
         thread.join()
     boxes.close()
     assert ended == ["good", "stuck"]
+
+
+def test_a_request_goes_to_a_process_that_is_there_and_not_to_one_that_is_to_be_started() -> None:
+    boxes = Sandboxes(2, HANDLER, {}, timeout_s=4, memory_mb=300)
+    after: list[int] = []
+
+    def stuck() -> None:
+        with pytest.raises(SandboxTimeoutError):
+            boxes({"do": "spin"})
+        after.append(boxes({"do": "pid"})[0].head["pid"])
+
+    thread = threading.Thread(target=stuck)
+    thread.start()
+    time.sleep(0.5)  # it has taken the first
+    before = boxes({"do": "pid"})[0].head["pid"]
+    thread.join()
+    boxes.close()
+    assert after == [before]
 
 
 def test_a_handler_that_cannot_be_made_stops_the_job_not_the_row() -> None:
