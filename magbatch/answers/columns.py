@@ -46,46 +46,68 @@ class Column:
 _AS_JSON = Column(pa.large_string(), write_json)
 
 
-def column_of(schema: Any, root: dict[str, Any], inside: tuple[str, ...] = ()) -> Column:
-    """The column of a part of a schema.
+MAX_PARTS = 10_000  # of one column: references that are shared can multiply without a bound
+
+
+class _TooManyError(Exception):
+    """A column would have more than MAX_PARTS parts."""
+
+
+def column_of(schema: Any, root: dict[str, Any]) -> Column:
+    """The column of a part of a schema; JSON text if it would have more than MAX_PARTS parts.
 
     Args:
         schema: The part.
         root: The whole schema, for references.
-        inside: References that were followed to get here.
     """
-    if not isinstance(schema, dict):
+    try:
+        return _Columns(root).of(schema, ())
+    except _TooManyError:
         return _AS_JSON
-    if "$ref" in schema:
-        reference = schema["$ref"]
-        if reference in inside or not reference.startswith("#"):
+
+
+class _Columns:
+    """Columns of a schema's parts; each part counts as often as it is used."""
+
+    def __init__(self, root: dict[str, Any]) -> None:
+        self._root, self._parts = root, 0
+
+    def of(self, schema: Any, inside: tuple[str, ...]) -> Column:
+        """The column of a part; `inside` are the references that were followed to get here."""
+        self._parts += 1
+        if self._parts > MAX_PARTS:
+            raise _TooManyError
+        if not isinstance(schema, dict):
             return _AS_JSON
-        return column_of(resolve(reference, root), root, (*inside, reference))
-    choices = schema.get("anyOf") or schema.get("oneOf")
-    if choices:
-        others = [choice for choice in choices if choice != {"type": "null"}]
-        return column_of(others[0], root, inside) if len(others) == 1 else _AS_JSON
-    if "allOf" in schema and len(schema["allOf"]) == 1:
-        return column_of(schema["allOf"][0], root, inside)
-    kinds = schema.get("type")
-    named = [kind for kind in (kinds if isinstance(kinds, list) else [kinds]) if kind != "null"]
-    if len(named) != 1 or named[0] is None:
-        values = schema.get("enum", [schema["const"]] if "const" in schema else [])
-        texts = values and all(isinstance(value, str) or value is None for value in values)
-        return Column(pa.large_string(), str) if texts else _AS_JSON
-    return _typed(named[0], schema, root, inside)
+        if "$ref" in schema:
+            reference = schema["$ref"]
+            if reference in inside or not reference.startswith("#"):
+                return _AS_JSON
+            return self.of(resolve(reference, self._root), (*inside, reference))
+        choices = schema.get("anyOf") or schema.get("oneOf")
+        if choices:
+            others = [choice for choice in choices if choice != {"type": "null"}]
+            return self.of(others[0], inside) if len(others) == 1 else _AS_JSON
+        if "allOf" in schema and len(schema["allOf"]) == 1:
+            return self.of(schema["allOf"][0], inside)
+        kinds = schema.get("type")
+        named = [kind for kind in (kinds if isinstance(kinds, list) else [kinds]) if kind != "null"]
+        if len(named) != 1 or named[0] is None:
+            values = schema.get("enum", [schema["const"]] if "const" in schema else [])
+            texts = values and all(isinstance(value, str) or value is None for value in values)
+            return Column(pa.large_string(), str) if texts else _AS_JSON
+        return self._typed(named[0], schema, inside)
 
-
-def _typed(kind: str, schema: dict[str, Any], root: dict[str, Any], inside: tuple[str, ...]) -> Column:
-    if kind == "string":
-        return Column(*_TEXT_TYPES.get(schema.get("format", ""), (pa.large_string(), str)))
-    if kind in _PLAIN:
-        return Column(*_PLAIN[kind])
-    if kind == "array" and isinstance(schema.get("items"), dict):
-        item = column_of(schema["items"], root, inside)
-        return Column(pa.list_(item.kind), lambda values: [item(value) for value in values])
-    if kind == "object" and schema.get("properties"):
-        members = {name: column_of(part, root, inside) for name, part in schema["properties"].items()}
-        struct = pa.struct([pa.field(name, member.kind) for name, member in members.items()])
-        return Column(struct, lambda value: {name: part(value.get(name)) for name, part in members.items()})
-    return _AS_JSON
+    def _typed(self, kind: str, schema: dict[str, Any], inside: tuple[str, ...]) -> Column:
+        if kind == "string":
+            return Column(*_TEXT_TYPES.get(schema.get("format", ""), (pa.large_string(), str)))
+        if kind in _PLAIN:
+            return Column(*_PLAIN[kind])
+        if kind == "array" and isinstance(schema.get("items"), dict):
+            item = self.of(schema["items"], inside)
+            return Column(pa.list_(item.kind), lambda values: [item(value) for value in values])
+        if kind == "object" and schema.get("properties"):
+            members = {name: self.of(part, inside) for name, part in schema["properties"].items()}
+            struct = pa.struct([pa.field(name, member.kind) for name, member in members.items()])
+            return Column(struct, lambda value: {name: part(value.get(name)) for name, part in members.items()})
+        return _AS_JSON

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 MAX_DEPTH = 100  # of a schema, and of a chain of references that describe one value
+MAX_USES = 10_000  # schemas that describe one value: checking a single answer visits each, as often as it is used
 # Formats that the reader of answers holds, and the grammar does not know: the engine is not told of them.
 CHECKED_ONLY = frozenset(
     {"idn-email", "idn-hostname", "uri-reference", "iri", "iri-reference", "uri-template", "json-pointer"}
@@ -129,8 +130,9 @@ def _check_references(schema: dict[str, Any]) -> None:
             look(part, f"{path}.{name}{key}", resolver)
 
     look(schema, "$", root)
+    done: dict[int, tuple[int, int]] = {}
     for path, part in subschemas(schema):
-        _check_ends(part, path, targets, [])
+        _check_ends(part, path, targets, [], done)
 
 
 def _children(node: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:
@@ -143,18 +145,43 @@ def _children(node: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:
     yield from ((name, "", node[name]) for name in _SINGLE if name in node)
 
 
-def _check_ends(node: Any, path: str, targets: dict[int, Any], above: list[int]) -> None:
-    """Raise ValueError where a schema describes a value by itself, without end."""
+def _check_ends(
+    node: Any, path: str, targets: dict[int, Any], above: list[int], done: dict[int, tuple[int, int]]
+) -> tuple[int, int]:
+    """Raise ValueError where a schema describes a value by itself, without end, or by too many schemas.
+
+    Args:
+        node: The schema.
+        path: The place that a message names.
+        targets: Identity of a schema with `$ref` -> what it leads to.
+        above: Identities of the schemas that describe the same value around it.
+        done: Identity of a schema -> what was found for it; each is looked at once, however often it is used.
+
+    Returns:
+        The schemas that describe one value, as often as each is used, and the longest chain of them.
+    """
     if not isinstance(node, dict):
-        return
-    if id(node) in above or len(above) > MAX_DEPTH:
-        raise ValueError(f"{path}: describes itself without end: its references lead back to it")
-    inside = [*above, id(node)]
-    if id(node) in targets:
-        _check_ends(targets[id(node)], path, targets, inside)
-    for name in _IN_PLACE:
-        for part in node.get(name, []):
-            _check_ends(part, path, targets, inside)
+        return 1, 0
+    too_long = f"{path}: a value is described through a chain of more than {MAX_DEPTH} schemas; shorten it"
+    if len(above) > MAX_DEPTH and id(node) not in above:
+        raise ValueError(too_long)
+    if id(node) not in done:
+        if id(node) in above:
+            raise ValueError(f"{path}: describes itself without end: its references lead back to it")
+        inside = [*above, id(node)]
+        parts = [targets[id(node)]] if id(node) in targets else []
+        parts += [part for name in _IN_PLACE for part in node.get(name, [])]
+        found = [_check_ends(part, path, targets, inside, done) for part in parts]
+        done[id(node)] = 1 + sum(count for count, _ in found), 1 + max((chain for _, chain in found), default=0)
+    count, chain = done[id(node)]
+    if len(above) + chain > MAX_DEPTH + 1:
+        raise ValueError(too_long)
+    if count > MAX_USES:
+        raise ValueError(
+            f"{path}: one value is described by more than {MAX_USES:,} schemas, each counted as often as anyOf, allOf "
+            "or $ref use it; list each once"
+        )
+    return count, chain
 
 
 def _has_type(value: Any, kind: str) -> bool:

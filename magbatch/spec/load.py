@@ -62,7 +62,7 @@ def _override(data: dict[str, Any], item: str) -> None:
         raise SpecError(f"--set {item}: write key.path=value, such as --set sampling.temperature=0")
     *path, last = key.split(".")
     try:
-        value = values(raw)
+        value = values(raw, exact=not {"enum", "const"}.isdisjoint((*path, last)))
     except TextError as error:
         raise SpecError(f"--set {item}: the value is not YAML; put text in quotes: {error}") from (
             error.__cause__ or error

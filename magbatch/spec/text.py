@@ -5,6 +5,7 @@ a key or a number that JSON has no word for, an anchor inside itself, aliases th
 """
 
 import math
+import re
 from typing import Any
 
 import yaml
@@ -12,6 +13,12 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 MAX_NODES = 50_000  # values of a spec, aliases counted as often as they are used
 MAX_DEPTH = 100  # of values within values
+# Their keys are names that a schema's author chose, and no keywords.
+_NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+_EXACT = ("enum", "const")  # the values below them are compared with answers, as they are
+_AS_JSON = re.compile(r"true|false|null|-?(0|[1-9][0-9]*)(\.([0-9]*[1-9]|0))?([eE][-+]?[0-9]+)?")
+# 12:30 is 750 to YAML, and 0123 is 83.
+_MISREAD = re.compile(r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?|[-+]?0[0-7_]+")
 _TEXT, _MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
 
 
@@ -19,8 +26,12 @@ class TextError(Exception):
     """The text is not what a spec may be; the message says where and what would be right."""
 
 
-def values(text: str) -> Any:
+def values(text: str, *, exact: bool = False) -> Any:
     """The values that a YAML text holds: mappings with text for keys, lists, and scalars that are finite.
+
+    Args:
+        text: The YAML.
+        exact: The text stands below `enum` or `const`.
 
     Raises:
         TextError: It is no YAML, or more than a spec may hold.
@@ -30,7 +41,7 @@ def values(text: str) -> Any:
         node = loader.get_single_node()
         if node is None:
             return None
-        _Walk().check(node, 0, ())
+        _Walk().check(node, 0, (), exact=exact)
         return loader.construct_document(node)
     except yaml.YAMLError as error:
         raise TextError(f"not YAML: {error}") from error
@@ -46,13 +57,17 @@ class _Walk:
     def __init__(self) -> None:
         self._seen = 0
 
-    def check(self, node: Node, depth: int, inside: tuple[int, ...]) -> None:
+    def check(
+        self, node: Node, depth: int, inside: tuple[int, ...], *, exact: bool = False, named: bool = False
+    ) -> None:
         """Raise TextError for what a spec may not hold.
 
         Args:
             node: A value.
             depth: Values around it.
             inside: Identities of the values around it.
+            exact: It is below `enum` or `const`.
+            named: Its keys are names, and no keywords of JSON Schema.
         """
         self._seen += 1
         if self._seen > MAX_NODES:
@@ -64,13 +79,20 @@ class _Walk:
         around = (*inside, id(node))
         if isinstance(node, MappingNode):
             self._keys(node)
-            for _, value in node.value:
-                self.check(value, depth + 1, around)
+            for key, value in node.value:
+                merged, keyword = key.tag == _MERGE, None if named or exact else key.value
+                self.check(
+                    value,
+                    depth + 1,
+                    around,
+                    exact=exact or keyword in _EXACT,
+                    named=named if merged else keyword in _NAMED,
+                )
         elif isinstance(node, SequenceNode):
             for item in node.value:
-                self.check(item, depth + 1, around)
-        elif isinstance(node, ScalarNode) and node.tag == "tag:yaml.org,2002:float":
-            _check_number(node)
+                self.check(item, depth + 1, around, exact=exact, named=named)
+        elif isinstance(node, ScalarNode) and node.style is None and node.tag != _TEXT:
+            _check_written(node, exact=exact)
 
     @staticmethod
     def _keys(node: MappingNode) -> None:
@@ -87,6 +109,18 @@ class _Walk:
             if key.value in names:
                 raise TextError(f"{_line(key)}: `{key.value}` is set twice, first in {_line(names[key.value])}")
             names[key.value] = key
+
+
+def _check_written(node: ScalarNode, *, exact: bool) -> None:
+    """Raise TextError for a plain scalar that YAML may read as another value than its writer."""
+    text, number = node.value, node.tag.endswith((":int", ":float"))
+    if (exact and not _AS_JSON.fullmatch(text)) or (number and _MISREAD.fullmatch(text)):
+        value = "true or false" if node.tag.endswith(":bool") else "the value as JSON writes it"
+        raise TextError(
+            f'{_line(node)}: {text or "nothing"} is no text to YAML; write "{text}" for the text, or {value}'
+        )
+    if node.tag.endswith(":float"):
+        _check_number(node)
 
 
 def _check_number(node: ScalarNode) -> None:

@@ -2,15 +2,19 @@
 
 import http.server
 import json
+import re
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import llguidance
+import pyarrow as pa
 import pytest
 import yaml
 from pydantic import BaseModel, Field
 
+from magbatch.answers.columns import column_of
 from magbatch.errors import SpecError
 from magbatch.spec import AnswerSpec, load, parse
 from magbatch.spec.grammar import CHECKED_ONLY, engine_schema
@@ -55,16 +59,16 @@ QUOTES = "put text in quotes"
 @pytest.mark.parametrize(
     ("schema", "said"),
     [
-        (of("{type: string, enum: [yes, no, unknown]}"), rf"\$\.properties\.x\.enum: true is no string; {QUOTES}"),
-        (of("{enum: [yes, no]}"), rf"x\.enum: true without a type; {QUOTES}.*add type: boolean"),
-        (of("{enum: [on, text]}"), r"x\.enum: true without a type"),
-        (of("{const: off}"), r"x\.const: false without a type"),
-        (of("{type: array, items: {type: string, enum: [NO, SE]}}"), r"x\.items\.enum: false is no string"),
-        (of("{anyOf: [{type: string, const: 1.10}, {type: 'null'}]}"), r"x\.anyOf\[0\]\.const: 1\.1 is no string"),
+        (of("{type: string, enum: [true, unknown]}"), rf"\$\.properties\.x\.enum: true is no string; {QUOTES}"),
+        (of("{enum: [true, false]}"), rf"x\.enum: true without a type; {QUOTES}.*add type: boolean"),
+        (of("{enum: [true, text]}"), r"x\.enum: true without a type"),
+        (of("{const: false}"), r"x\.const: false without a type"),
+        (of("{type: array, items: {type: string, enum: [false, SE]}}"), r"x\.items\.enum: false is no string"),
+        (of("{anyOf: [{type: string, const: 1.1}, {type: 'null'}]}"), r"x\.anyOf\[0\]\.const: 1\.1 is no string"),
         (of("{type: [string, integer], enum: [1, 1.5]}"), r"x\.enum: 1\.5 is no string or integer"),
-        (of("{type: string, enum: [a, ~]}"), r"x\.enum: null is no string"),
-        (of("{type: string, const: 2026-01-01}"), rf"x\.const: 2026-01-01 is a date, which JSON .*: {QUOTES}"),
-        (of("{type: integer, enum: [12:30, '1']}"), r'x\.enum: "1" is no integer'),
+        (of("{type: string, enum: [a, null]}"), r"x\.enum: null is no string"),
+        (of("{type: string, default: 2026-01-01}"), rf"x\.default: 2026-01-01 is a date, which JSON .*: {QUOTES}"),
+        (of("{type: integer, enum: [1230, '1']}"), r'x\.enum: "1" is no integer'),
         ("{type: object, properties: {a: {}}, required: [yes]}", rf"required\[0\]: True is not of .*: {QUOTES}"),
         (of("{type: string, enum: [\"\\ud800\"]}"), "is no valid Unicode"),
         (of("{$ref: '#/definitions/A'}"), r"\$\.properties\.x: \$ref '#/definitions/A' leads nowhere"),
@@ -99,6 +103,48 @@ def test_a_schema_that_cannot_be_held_is_refused_with_its_place(tmp_path: Path, 
 
 
 @pytest.mark.parametrize(
+    ("written", "value"),
+    [
+        *(("yes", "true or false"), ("NO", "true or false"), ("off", "true or false"), ("True", "true or false")),
+        *((text, "the value as JSON writes it") for text in ("12:30", "22:15", "0123", "1.10", "1_000", "0x1F", "+1")),
+        *((text, "the value as JSON writes it") for text in ("2026-11-30", "2026-11-30T10:00:00Z", "~", "NULL", ".5")),
+    ],
+)
+def test_a_value_that_yaml_reads_as_another_is_refused_with_its_line(tmp_path: Path, written: str, value: str) -> None:
+    for schema in (of(f"{{enum: [maybe, {written}]}}"), of(f"{{type: array, items: {{const: {written}}}}}")):
+        (tmp_path / "schema.yaml").write_text(schema)
+        said = re.escape(f'{written} is no text to YAML; write "{written}" for the text, or {value}')
+        for place, line in ((schema, 7), (str(tmp_path / "schema.yaml"), 1)):
+            with pytest.raises(SpecError, match=f"line {line}: {said}"):
+                load_schema(tmp_path, place)
+    with pytest.raises(SpecError, match=f"--set answer.schema.properties.x.enum=.*: {said}"):
+        parse(SPEC.replace("SCHEMA", of("{}")), [f"answer.schema.properties.x.enum=[{written}]"])
+
+
+def shared(levels: int, part: Callable[[str], dict[str, Any]]) -> str:
+    """A schema in which each level uses the next one as `part` says."""
+    parts: dict[str, Any] = {f"d{level}": part(f"#/$defs/d{level + 1}") for level in range(levels)}
+    top = {"type": "object", "properties": {"x": {"$ref": "#/$defs/d0"}}}
+    return json.dumps(top | {"$defs": parts | {f"d{levels}": {"type": "string"}}})
+
+
+@pytest.mark.parametrize("keyword", ["anyOf", "allOf"])
+def test_shared_references_do_not_multiply(tmp_path: Path, keyword: str) -> None:
+    with pytest.raises(SpecError, match=r"\$\.properties\.x: one value is described by more than 10,000 schemas"):
+        load_schema(tmp_path, shared(24, lambda below: {keyword: [{"$ref": below}, {"$ref": below}]}))
+    schema = shared(60, lambda below: {"type": "object", "properties": {"a": {"$ref": below}, "b": {"$ref": below}}})
+    found = load_schema(tmp_path, schema)
+    assert found == json.loads(schema)
+    assert column_of(found["properties"]["x"], found).kind == pa.large_string(), "JSON text, not 2^60 columns"
+
+
+def test_a_chain_of_references_is_as_long_from_either_end(tmp_path: Path) -> None:
+    assert load_schema(tmp_path, shared(40, lambda below: {"$ref": below}))
+    with pytest.raises(SpecError, match="through a chain of more than 100 schemas"):
+        load_schema(tmp_path, shared(150, lambda below: {"$ref": below}))
+
+
+@pytest.mark.parametrize(
     ("schema", "said"),
     [
         ("{type: object, properties: {on: {type: boolean}}}", "the key on is no text"),
@@ -130,6 +176,8 @@ def test_a_schema_from_a_program_is_json_too(node: dict[str, Any], said: str) ->
     "schema",
     [
         of('{type: string, enum: ["yes", "no"]}'),
+        of('{enum: [08:30x, "12:30", y, 1, 1.5, -2.0, null, 1.0e-7]}'),
+        "{type: object, properties: {enum: {type: number, minimum: 1.10}, const: {type: number, maximum: 0.50}}}",
         of("{type: boolean, const: true}"),
         of("{type: integer, enum: [1.0, 2]}"),
         of('{type: [string, "null"], enum: [a, null]}'),

@@ -18,7 +18,7 @@ MERGES = "a: &a {k: 1}\n" + "".join(
 
 
 def test_plain_values_come_as_they_are() -> None:
-    text = 'b: [x, 1.5, null, "yes"]\nc: {d: 2026-11-30, "on": off}\nbase: &base {e: 1}\nmore: {<<: *base, f: 1:20.5}\n'
+    text = 'b: [x, 1.5, null, "yes"]\nc: {d: 2026-11-30, "on": off}\nbase: &base {e: 1}\nmore: {<<: *base, f: 1_000}\n'
     found = values(text)
     assert found["c"] == {"d": dt.date(2026, 11, 30), "on": False}
     assert found["more"]["e"] == 1
@@ -34,6 +34,9 @@ def test_plain_values_come_as_they_are() -> None:
         ("2026: x", 'the key 2026 is no text to YAML; write "2026" in quotes'),
         ("~: x", "the key ~ is no text"),
         ("? [a]\n: x", "a key that is a list or a mapping"),
+        ("a: 1\nb: 1:20.5", 'line 2: 1:20.5 is no text to YAML; write "1:20.5" for the text'),
+        ("a: 12:30", "12:30 is no text to YAML"),
+        ("a: -0123", "-0123 is no text to YAML"),
         ("a: .inf", "line 1: .inf is no number that a spec can hold"),
         ("a: [1, -.INF]", "-.INF is no number"),
         ("a: .nan", ".nan is no number"),
