@@ -8,33 +8,26 @@ import errno
 import os
 import re
 import stat
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
-from itertools import islice
 
 from magbatch.errors import InputError, SpecError, StorageError, short_message
 from magbatch.spec import is_remote
 from magbatch.storage.base import ObjectInfo
 from magbatch.storage.disk import DRAFTS, PASSING_ERRNO
-from magbatch.storage.s3 import NoBucketError, RefusedError, S3Store, split_url
+from magbatch.storage.s3 import NoBucketError, S3Store, split_url
+from magbatch.storage.tables import OUTPUT, folder_kind, marks, marks_of_folder, table_error
 
 _WILDCARD = re.compile(r"[*?\[]")
-OUTPUT = "_magbatch"
 ANSWERS = ("results", "errors")
 # What a job writes, as far as a glob could take it for input: below an output, and below one run of a schedule.
 _WRITTEN = tuple(
     f"{run}{kind}/00000000-0-0000.n1.parquet" for run in ("", "runs/2026-11-24T06-00-00Z/") for kind in ANSWERS
 )
-_ICEBERG = re.compile(r"(v\d+|\d+-[0-9a-f-]{36})(\.gz)?\.metadata\.json")
 # Where a link leads nowhere: to nothing, past a file, to itself, to a name that no disk takes.
 _NOWHERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
-MOST_METADATA = 1000  # names of a folder that is looked at for Iceberg's: these sort first
-_EXPORTS = {
-    "Delta": "duckdb -c \"copy (from delta_scan('{table}')) to 'rows.parquet'\"",
-    "Iceberg": "duckdb -c \"copy (from iceberg_scan('{table}')) to 'rows.parquet'\"",
-    "Hudi": "Spark: spark.read.format('hudi').load('{table}').write.parquet(…)",
-}
 
 
 def find_parquet(path: str, *, may_be_none: bool = False) -> list[ObjectInfo]:
@@ -246,16 +239,18 @@ def _refuse_local(path: str, root: str, names: list[str]) -> None:
     folders = {os.path.dirname(os.path.abspath(name)) for name in names}
     folders |= {os.path.dirname(os.path.realpath(name)) for name in names if os.path.islink(name)}
     folders |= {os.path.realpath(folder) for folder in folders}
-    above = {os.path.sep}
+    above, inside = {os.path.sep}, defaultdict[str, set[str]](set)
     for folder in folders:
         while folder not in above:
             above.add(folder)
+            inside[os.path.dirname(folder)].add(os.path.basename(folder))
             folder = os.path.dirname(folder)
     for folder in sorted(above):
-        kind = _table_kind(folder)
+        is_given = _is_below(folder, os.path.abspath(root))
+        kind = folder_kind(folder, inside[folder], listed=is_given)
         if kind is not None:
-            raise _is_table(path, folder, kind)
-        if _is_below(folder, os.path.abspath(root)) and _is_output(folder):
+            raise table_error(path, folder, kind)
+        if is_given and _is_output(folder):
             _refuse_output(path, folder)
 
 
@@ -264,25 +259,6 @@ def _is_output(folder: str) -> bool:
     with suppress(OSError):
         return any(f"{OUTPUT}/{name}/" != DRAFTS for name in os.listdir(os.path.join(folder, OUTPUT)))
     return False
-
-
-def _table_kind(folder: str) -> str | None:
-    if os.path.isdir(os.path.join(folder, "_delta_log")):
-        return "Delta"
-    if os.path.isdir(os.path.join(folder, ".hoodie")):
-        return "Hudi"
-    with suppress(OSError):
-        if any(_ICEBERG.fullmatch(name) for name in os.listdir(os.path.join(folder, "metadata"))):
-            return "Iceberg"
-    return None
-
-
-def _is_table(path: str, folder: str, kind: str) -> InputError:
-    export = _EXPORTS[kind].format(table=folder)
-    return InputError(
-        f"input.path {path}: {folder} is {'an' if kind == 'Iceberg' else 'a'} {kind} table, and its files hold rows "
-        f"that were deleted or replaced as well; give Parquet files of its current rows, for example by {export}"
-    )
 
 
 def _refuse_output(path: str, folder: str) -> None:
@@ -331,40 +307,20 @@ def listed_prefix(key: str) -> str:
 
 
 def _refuse_s3(path: str, store: S3Store, prefix: str, found: list[str], kept: list[str]) -> None:
-    marks = {mark: kind for name in found for mark, kind in _marks(name)}
+    marked = {folder: kind for name in found for folder, kind in marks(name)}
     top = prefix.rpartition("/")[0]
     above = [top[: match.start()] for match in re.finditer("/", top)] + ([top] if top else [])
     if kept:
-        marks |= {mark: kind for folder in ["", *above] for mark, kind in _marks_of_table(store, folder)}
-    for name in kept if marks else ():
+        marked |= {folder: kind for folder in ["", *above] for kind in marks_of_folder(store, folder)}
+    for name in kept if marked else ():
         folder = name
         while folder:
             folder = folder.rpartition("/")[0]
-            kind = marks.get(folder)
+            kind = marked.get(folder)
             if kind == OUTPUT:
                 _refuse_output(path, f"{store.root}/{folder}".rstrip("/"))
             elif kind is not None:
-                raise _is_table(path, f"{store.root}/{folder}".rstrip("/"), kind)
-
-
-def _marks(key: str) -> Iterator[tuple[str, str]]:
-    """The folder that a key marks as a table or an output, and as what."""
-    for mark, kind in (("_delta_log", "Delta"), (".hoodie", "Hudi"), (OUTPUT, OUTPUT)):
-        folder, found, _ = f"/{key}".partition(f"/{mark}/")
-        if found and not (mark == OUTPUT and f"/{DRAFTS}" in f"/{key}"):
-            yield folder.removeprefix("/"), kind
-    folder, found, name = f"/{key}".rpartition("/metadata/")
-    if found and _ICEBERG.fullmatch(name):
-        yield folder.removeprefix("/"), "Iceberg"
-
-
-def _marks_of_table(store: S3Store, folder: str) -> Iterator[tuple[str, str]]:
-    """As `_marks`, of a folder that was not listed."""
-    base = f"{folder}/" if folder else ""
-    with suppress(RefusedError):  # who may not list it cannot know
-        for mark in ("_delta_log/", ".hoodie/", "metadata/"):
-            for item in islice(store.list(f"{base}{mark}"), MOST_METADATA if mark == "metadata/" else 1):
-                yield from (found for found in _marks(item.name) if found[0] == folder)
+                raise table_error(path, f"{store.root}/{folder}".rstrip("/"), kind)
 
 
 # Names

@@ -277,6 +277,19 @@ TABLES = {
     "Delta, parted": ("t/_delta_log/00000000000000000000.json", "t/day=1/part-0.parquet", "t/day=2/part-0.parquet"),
     "Hudi": ("t/.hoodie/hoodie.properties", "t/day=1/0-0.parquet"),
     "Iceberg": ("t/metadata/v1.metadata.json", "t/data/00000-0.parquet"),
+    "Iceberg with a hint": ("t/metadata/version-hint.text", "t/data/00000-0.parquet"),
+    "Iceberg, packed": ("t/metadata/v1.gz.metadata.json", "t/data/00000-0.parquet"),
+    "Iceberg, packed as of old": ("t/metadata/v1.metadata.json.gz", "t/data/00000-0.parquet"),
+    "Iceberg by uuid, packed": (
+        "t/metadata/00002-9c12d441-03fe-4693-9a96-a0705ddf69c1.metadata.json.gz", "t/data/00000-0.parquet",
+    ),
+    "Paimon": ("t/snapshot/snapshot-1", "t/snapshot/LATEST", "t/schema/schema-0", "t/day=1/bucket-0/data-0.parquet"),
+    "Paimon without a snapshot": ("t/schema/schema-0", "t/bucket-0/data-0.parquet"),
+    "Lance": ("t/_versions/18446744073709551614.manifest", "t/data/0.parquet"),
+    "Hive": ("t/delete_delta_0000002_0000002_0000/bucket_00000", "t/delta_0000001_0000001_0000/0.parquet"),
+    "Hive, compacted": ("t/base_0000003_v0000017/bucket_00000", "t/base_0000003_v0000017/0.parquet"),
+    "Hive of old": ("t/base_0000003/bucket_00000", "t/delta_0000004_0000005/0.parquet"),
+    "Hive with rows of before": ("t/delta_0000001_0000001_0000/bucket_00000", "t/000000_0.parquet"),
     "Iceberg by uuid": (
         "t/metadata/00000-9c12d441-03fe-4693-9a96-a0705ddf69c1.metadata.json", "t/data/day=1/00000-0.parquet",
     ),
@@ -312,6 +325,14 @@ def test_a_file_that_links_lead_to_in_a_table_is_refused(tmp_path: Path) -> None
         find_parquet(f"{tmp_path}/in")
 
 
+def test_a_part_of_a_hive_table_is_refused_by_the_tables_name(root: str) -> None:
+    """In a table that is parted, that is the part's folder: nothing tells where the table begins."""
+    open_store(root).write("t/day=1/base_0000003/0.parquet", b"x")
+    for path in ("", "/t", "/t/day=1/base_0000003", "/t/day=1/base_0000003/0.parquet"):
+        with pytest.raises(InputError, match=rf"{root}/t/day=1 is a Hive table"):
+            find_parquet(root + path)
+
+
 def test_what_only_looks_like_a_table_is_read(root: str) -> None:
     store = open_store(root)
     for name in (
@@ -319,9 +340,18 @@ def test_what_only_looks_like_a_table_is_read(root: str) -> None:
         "metadata/x.metadata.json.parquet",
         "delta_log/a.parquet",
         "metadata/b.parquet",
+        "base_20261124/c.parquet",
+        "delta_20261101_20261124/d.parquet",
+        "my_base_0000003/e.parquet",
+        "base_0000003.parquet",  # a file
+        "snapshot/snapshot-1.parquet",
+        "schema/schema-0.json",
+        "snapshot-1/f.parquet",
+        "_versions/notes.txt",
+        "version-hint.text",
     ):
         store.write(name, b"x")
-    assert len(find_parquet(root)) == 3
+    assert len(find_parquet(root)) == 9
 
 
 def test_the_output_of_a_job_is_read_where_it_is_meant(root: str) -> None:
