@@ -28,6 +28,7 @@ from magbatch.job.footers import FileFacts, Lead, read_footer
 from magbatch.job.groups import Found, Source, arrange, lead_of
 from magbatch.job.windows import Arranged, Integers
 from magbatch.model import resolve
+from magbatch.pipeline.sizes import SHARD_BYTES
 from magbatch.rows import Segment, Shard
 from magbatch.spec import AUTO, NONE, JobSpec, carried_columns
 from magbatch.spec.sections import MIN_SHARD_ROWS
@@ -40,7 +41,6 @@ from magbatch.template import template_columns
 FOOTER_READERS = 16  # footers are small and far away: latency, not bandwidth, is the limit
 MAX_DOCUMENT_SHARD_ROWS = 8  # of at most limits.max_images pages each
 MAX_LONG_DOCUMENT_SHARD_ROWS = 2  # of at most limits.max_pages each: a gigabyte where all are large
-SHARD_BYTES = 256 << 20  # of the columns that a job reads, decompressed: a shard is one block in Ray's object store
 MAX_IMAGE_SHARD_ROWS = 32  # a shard is one block in Ray's object store; a decoded page is 7 MB
 _COLUMNS = pa.schema(
     [

@@ -1,8 +1,8 @@
 """Shards -> blocks for the replicas: read, render and prompt, composed for one read task.
 
-A block is one shard: one record whose payload holds the prompts of all its rows. So Ray can neither
-split a shard nor join two, and a block that is handled again is the same block. A row that failed
-on its way here rides along with its error: the replica commits it like any other.
+A block is one shard, or a piece of one whose rows take much memory: one record whose payload holds the prompts of
+its rows. So Ray can neither split a block nor join two, and a block that is handled again is the same block. A row
+that failed on its way here rides along with its error: the replica commits it like any other.
 """
 
 import functools
@@ -144,6 +144,10 @@ class Preparer:
         self._columns = job.columns
         self._reader = ShardReader(job.columns)
 
+    def pieces(self, shards: list[Shard]) -> tuple[list[list[Shard]], bool]:
+        """See `ShardReader.pieces`."""
+        return self._reader.pieces(shards)
+
     def read_ahead(self, shards: list[Shard]) -> None:
         """See `ShardReader.read_ahead`."""
         self._reader.read_ahead(shards)
@@ -273,38 +277,48 @@ def prepare(
     patience_s = job.spec.output.patience_s
     ledger = Ledger(job.spec.output.path, patience_s, on_wait)
 
-    def works() -> Iterator[ShardPrompts]:
+    def works() -> Iterator[tuple[ShardPrompts, bool]]:
+        """The pieces of each shard, and whether each is its last; they are the same ones whoever reads it."""
         done_rows = ledger.look_up(partly_done)  # what is committed later, the replica sees
         for together in read_together(shards):
             first, *others = [notes.begin(shard.index) for shard in together]
             struck = any(deaths.readers for deaths in (first, *others))
-            patiently(functools.partial(preparer.read_ahead, [] if struck else together), patience_s, on_wait)
+            cut, small = [[shard] for shard in together], True
+            if not any(deaths.sizes_kill for deaths in (first, *others)):
+                cut, small = patiently(functools.partial(preparer.pieces, together), patience_s, on_wait)
+            ahead = together if small and not struck else []
+            patiently(functools.partial(preparer.read_ahead, ahead), patience_s, on_wait)
             for shard in together[1:]:  # not touched until its turn comes
                 notes.end(shard.index)
-            for number, shard in enumerate(together):
+            for number, pieces in enumerate(cut):
+                shard = together[number]
                 deaths = notes.begin(shard.index) if number else first
                 done = done_rows(shard.index) if shard.index in partly_done else frozenset[str]()
-                act = functools.partial(preparer, shard, done)
-                if deaths.readers:
-                    act = functools.partial(preparer.one_by_one, shard, done, deaths, notes)
-                yield patiently(act, patience_s, on_wait)
+                for piece in pieces:
+                    act = functools.partial(preparer, piece, done)
+                    if deaths.readers:
+                        act = functools.partial(preparer.one_by_one, piece, done, deaths, notes)
+                    yield patiently(act, patience_s, on_wait), piece is pieces[-1]
 
     document = job.spec.input.document
     if job.spec.input.columns.document and document.overflow == "map_reduce":  # two such shards are gigabytes
-        for one in works():
+        for one, last in works():
             block = to_block(one)
-            notes.end(one.shard)
+            if last:
+                notes.end(one.shard)
+            del one
             yield block
         return
     coming = works()
     ahead = ThreadPoolExecutor(1)  # a shard is rendered while the one before it is packed and taken
     try:
         ready = ahead.submit(next, coming, None)
-        while (work := ready.result()) is not None:
+        while (found := ready.result()) is not None:
             ready = ahead.submit(next, coming, None)
-            block = to_block(work)
-            notes.end(work.shard)
-            del work
+            block, shard, last = to_block(found[0]), found[0].shard, found[1]
+            del found
+            if last:
+                notes.end(shard)
             yield block
             del block
     finally:

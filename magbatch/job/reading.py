@@ -27,6 +27,11 @@ class Deaths:
     readers: int = 0
     rows: dict[str, int] = field(default_factory=dict)
 
+    @property
+    def sizes_kill(self) -> bool:
+        """Whether readers die before they come to a row, where they find out how large rows are."""
+        return self.readers >= STRIKES and not self.rows
+
     def letter(self, row_id: str) -> DeadLetter | None:
         """Why a row is not to be read any more; None if it is to be read."""
         struck = self.rows.get(row_id, 0) + 1

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from magbatch.errors import ErrorCode, JobError, RowError
+from magbatch.pipeline.sizes import SHARD_BYTES, Dictionaries, RowSizes, Run, cut
 from magbatch.rows import Segment, Shard
 from magbatch.storage.columns import converted
 from magbatch.storage.input_file import InputFile, open_input
@@ -78,6 +79,12 @@ class _Cursor:
         self.digest = self._source.digest
         self._file = open_parquet(self._source)
         self._columns = columns
+        metadata = self._file.metadata
+
+        def with_dictionaries(paths: list[str]) -> pq.ParquetFile:
+            return open_parquet(self._source, read_dictionary=paths, metadata=metadata)
+
+        self._sizes = RowSizes(Dictionaries(with_dictionaries, _NO_DAMAGE), metadata, columns)
         self._batches: Iterator[pa.RecordBatch] = iter(())
         self._rest: pa.RecordBatch | None = None
         self._position = self._file.metadata.num_rows  # of the next row; past the end forces a seek
@@ -110,9 +117,18 @@ class _Cursor:
 
     def group_end(self, row: int) -> int:
         """The first row after the row group of a row."""
-        metadata = self._file.metadata
-        sizes = (int(metadata.row_group(group).num_rows) for group in range(metadata.num_row_groups))
-        return next(end for end in accumulate(sizes) if end > row)
+        return next(end for end in self._sizes.ends if end > row)
+
+    def sizes(self, start: int, rows: int, room: int) -> Iterator[Run]:
+        """Sizes of the rows [start, start + rows); raises as `take`."""
+        for group, found in self._sizes.groups(start, rows):
+            each = self._sizes.row_bytes(group, rows, room)
+            if each * rows > room and self._sizes.has_prefixes(group):
+                for row in range(start, start + found):
+                    yield 1, max(1, sum(batch.nbytes for batch in self._take(row, 1, READ_BATCH_ROWS)))
+            else:
+                yield found, each
+            start += found
 
     def _seek(self, start: int, batch_rows: int) -> None:
         metadata = self._file.metadata
@@ -122,15 +138,16 @@ class _Cursor:
             group += 1
         if first <= self._position <= start:
             return
-        left = range(group, metadata.num_row_groups)
-        held = [metadata.row_group(number) for number in left]
-        fitting = min(READ_BATCH_BYTES * one.num_rows // max(1, one.total_byte_size) for one in held if one.num_rows)
-        self._batches = self._file.iter_batches(
-            batch_size=max(1, min(batch_rows, fitting)),
-            row_groups=list(left),
-            columns=self._columns,
-        )
+        self._batches = self._stream(group, batch_rows)
         self._rest, self._position = None, first
+
+    def _stream(self, group: int, batch_rows: int) -> Iterator[pa.RecordBatch]:
+        """The rows of a row group and of those after it; few at once where they are large."""
+        for number in range(group, self._file.metadata.num_row_groups):
+            each = self._sizes.row_bytes(number, batch_rows, READ_BATCH_BYTES) if batch_rows > 1 else READ_BATCH_BYTES
+            yield from self._file.iter_batches(
+                batch_size=max(1, min(batch_rows, READ_BATCH_BYTES // each)), row_groups=[number], columns=self._columns
+            )
 
 
 def read_together(shards: list[Shard]) -> Iterator[list[Shard]]:
@@ -162,6 +179,27 @@ class ShardReader:
         self._cursor: _Cursor | None = None
         self._seen: tuple[str, str | None] = "", None  # file and fingerprint: a plan of an older version has none
         self._ahead: dict[tuple[str, int], tuple[list[pa.RecordBatch], RowError | None]] = {}
+
+    def pieces(self, shards: list[Shard]) -> tuple[list[list[Shard]], bool]:
+        """What of each shard is read at once, and whether all of these shards can be.
+
+        Raises:
+            StorageError: The storage does not answer.
+        """
+        segments = sorted((segment for shard in shards for segment in shard.segments), key=attrgetter("path", "start"))
+        sizes = {_place(segment): self._sizes(segment) for segment in segments}
+        total = sum(rows * each for runs in sizes.values() for rows, each in runs)
+        return [cut(shard, sizes) for shard in shards], total <= 2 * SHARD_BYTES
+
+    def _sizes(self, segment: Segment) -> list[Run]:
+        if segment.problem is None and self._columns.names:
+            try:
+                return list(self._open(segment).sizes(segment.start, segment.rows, SHARD_BYTES))
+            except JobError:
+                raise
+            except Exception:  # noqa: BLE001 - a file's boundary: what is wrong with it is found when it is read
+                self._cursor = None
+        return [(segment.rows, 1)]
 
     def read_ahead(self, shards: list[Shard]) -> None:
         """Read what these shards hold in one pass, and keep it until the next call, where their rows are mixed.

@@ -516,3 +516,31 @@ def test_a_shard_that_cannot_be_read_as_a_whole_is_read_row_by_row(
         (bad, Step.READ, ErrorCode.ROW_UNREADABLE)
     ]
     assert "realloc of size" in work.failed[0].message
+
+
+@pytest.mark.parametrize("encoding", ["RLE_DICTIONARY", "DELTA_BYTE_ARRAY", "PLAIN"])
+def test_a_shard_whose_rows_take_much_memory_goes_out_in_pieces(job: SmallJob, encoding: str) -> None:
+    """Of kilobytes in the file: its pages hold the text once, and footers do not say how often rows have it."""
+    rows, text = 20, "lorem ipsum " * (20_000_000 // 12)
+    repeated = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array([text]))
+    table = pa.table({"id": [f"a{n}" for n in range(rows)], "question": ["?"] * rows, "context": repeated})
+    how: dict[str, Any] = {"store_schema": False}
+    if encoding != "RLE_DICTIONARY":
+        how |= {"use_dictionary": False, "column_encoding": {"context": encoding}}
+    job.write(table, compression="zstd", **how)
+    job.set("input", shard_rows=rows, carry=["context"])
+    job.begin()
+    finish(job, 0, job.row_ids()[:9])
+    found = [
+        [
+            (work.shard, block.nbytes < 130 << 20, [prompt.row_id for prompt in work.prompts], work.carried.num_rows)
+            for block in prepare(job.job, [job.plan.shard(0)], frozenset(partly_done))
+            for work in from_block(block)
+        ]
+        for partly_done in ([], [0])
+    ]
+    for blocks, ids in zip(found, (job.row_ids(), job.row_ids()[9:]), strict=True):
+        assert len(blocks) == 4  # also where rows are done: Ray takes the blocks of a second reader for the first one's
+        assert {block[:2] for block in blocks} == {(0, True)}
+        assert [row_id for block in blocks for row_id in block[2]] == ids
+        assert sum(block[3] for block in blocks) == len(ids)
