@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from magbatch import guard
-from magbatch.errors import InputError, JobError
+from magbatch.errors import InputError, JobError, SpecError
 from magbatch.job.status import status
 from magbatch.schedule.history import BEGUN, History
+from magbatch.schedule.specs import LateSpecError, read
 from magbatch.schedule.ticks import due, upcoming
-from magbatch.spec import JobSpec, ScheduleSpec, load
+from magbatch.spec import JobSpec, ScheduleSpec
 
 PASS_S = 1.0  # between two looks at the clock, the folder and the children
 LOOK = timedelta(seconds=60)  # between two looks at an output where nothing is due by the clock
@@ -125,6 +126,7 @@ class Scheduler:
         self._clock = clock
         self._jobs: dict[str, Job] = {}
         self._wrong: dict[str, str] = {}
+        self._skipped: dict[str, tuple[tuple[int, int], datetime]] = {}  # stamp of a file, and until when it is skipped
         self._away: str | None = None
         self.runs: deque[dict[str, Any]] = deque(maxlen=RUNS_KEPT)
 
@@ -185,6 +187,7 @@ class Scheduler:
         for path in set(self._jobs) - set(paths):
             if self._jobs[path].child is None:
                 del self._jobs[path]
+        wanted = dict[str, tuple[int, int]]()
         for path in paths:
             try:
                 stat = os.stat(path)
@@ -193,20 +196,28 @@ class Scheduler:
             stamp, job = (stat.st_mtime_ns, stat.st_size), self._jobs.get(path)
             if job is not None and (job.stamp == stamp or job.child is not None):
                 continue
-            try:
-                spec = load(path)
-            except (Exception, SystemExit) as error:  # noqa: BLE001 - a file's boundary: its schema may be any program
-                if self._wrong.get(path) != str(error):
-                    self._say(str(error) if isinstance(error, JobError) else f"{path}: {_one_line(error)}")
-                    self._note(path, error)
-                self._wrong[path] = str(error)
-                continue
-            self._wrong.pop(path, None)
-            if spec.schedule is None:
-                self._jobs.pop(path, None)
-                continue
-            if job is None or job.stamp != stamp:
-                self._jobs[path] = Job(path, spec, stamp, now)
+            skipped, until = self._skipped.get(path, (None, now))
+            if skipped != stamp or now >= until:
+                wanted[path] = stamp
+        for path, found in read(wanted).items():
+            self._take(path, wanted[path], found, now)
+
+    def _take(self, path: str, stamp: tuple[int, int], found: JobSpec | SpecError, now: datetime) -> None:
+        """Look after a spec that was read, from now on."""
+        self._skipped.pop(path, None)
+        if isinstance(found, SpecError):  # a module that it names may be mended without the file
+            self._skipped[path] = stamp, now + (LONGEST_WAIT if isinstance(found, LateSpecError) else LOOK)
+            if self._wrong.get(path) != str(found):
+                self._say(str(found))
+                self._note(path, found)
+            self._wrong[path] = str(found)
+            return
+        self._wrong.pop(path, None)
+        if found.schedule is None:
+            self._skipped[path] = stamp, datetime.max.replace(tzinfo=UTC)
+            self._jobs.pop(path, None)
+        else:
+            self._jobs[path] = Job(path, found, stamp, now)
 
     def _reap(self) -> None:
         """Note which runs have ended."""
@@ -282,9 +293,10 @@ def listing(folder: str, now: datetime) -> list[dict[str, Any]]:
         The state of a run that is not complete is `running` or `interrupted`. Of a file that is wrong: its problem.
     """
     rows: list[dict[str, Any]] = []
-    for path in spec_files(folder):
+    for path, spec in read(spec_files(folder)).items():
         try:
-            spec = load(path)
+            if isinstance(spec, SpecError):
+                raise spec
             if spec.schedule is not None:
                 rows.append({"spec": path} | _row(spec, spec.schedule, now))
         except JobError as error:

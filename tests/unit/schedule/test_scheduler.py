@@ -1,6 +1,7 @@
 """What is due begins, in a process of its own; what fails waits, and stops nothing else."""
 
 import itertools
+import os
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -12,6 +13,7 @@ import yaml
 
 from magbatch.errors import InputError
 from magbatch.schedule import scheduler as module
+from magbatch.schedule import specs
 from magbatch.schedule.history import History
 from magbatch.schedule.scheduler import Scheduler, listing, spec_files, worst
 
@@ -188,19 +190,44 @@ def test_a_run_that_goes_on_failing_makes_no_later_one_late(tmp_path: Path) -> N
     assert {after - before for before, after in itertools.pairwise(ticks)} == {timedelta(minutes=20)}
 
 
-def test_a_spec_that_ends_its_reader_ends_no_other(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("module_text", "why"),
+    [
+        ("import sys\nsys.exit(0)", "SystemExit"),
+        ("import os\nos._exit(0)", "the process that read it ended by itself with exit code 0"),
+        ("import os\nos.kill(os.getpid(), 11)", "the process that read it was killed by SIGSEGV"),
+        ("while True:\n    pass", "it was not read within 10 s"),
+        ("raise KeyboardInterrupt", "the process that read it was killed by SIGINT"),
+    ],
+)
+def test_a_spec_that_ends_or_holds_up_its_reader_stops_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module_text: str, why: str
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(module, "read", lambda paths: specs.read(paths, 10 if "while" in module_text else 60))
+    write(tmp_path, "b", cron="0 6 * * *", timezone="Europe/Paris").since(BEFORE)
+    (tmp_path / "sudden_schema.py").write_text(f"{module_text}\n")
+    (tmp_path / "a.yaml").write_text((tmp_path / "b.yaml").read_text() + "answer: {schema: 'sudden_schema:Answer'}\n")
+    runs = Runs()
+    scheduler, said = looked_after(tmp_path, runs, 6, {})
+    assert [name for name, _ in runs.begun] == ["b"]
+    (line,) = [line for line in said if "a.yaml" in line]  # once, however often the folder is looked at
+    assert why in line
+    assert [run["exit_code"] for run in scheduler.runs if "spec" in run] == [2]
+    problem, row = listing(str(tmp_path), NOW)
+    assert problem["problem"] == line
+    assert row["job"] == "b"
+
+
+def test_a_spec_with_a_model_of_a_users_own_is_looked_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     write(tmp_path, "a", cron="0 6 * * *", timezone="Europe/Paris").since(BEFORE)
-    (tmp_path / "sudden_schema.py").write_text("import sys\nsys.exit(0)\n")
-    other = (tmp_path / "a.yaml").read_text() + "answer: {schema: 'sudden_schema:Answer'}\n"
-    (tmp_path / "b.yaml").write_text(other)
-    runs, said = Runs(), list[str]()
-    sys.path.insert(0, str(tmp_path))
-    try:
-        Scheduler(str(tmp_path), said.append, runs, lambda: NOW).run(once=True)
-    finally:
-        sys.path.remove(str(tmp_path))
+    (tmp_path / "own_schema.py").write_text("import pydantic\nclass Answer(pydantic.BaseModel):\n    total: int\n")
+    with (tmp_path / "a.yaml").open("a") as file:
+        file.write("answer: {schema: 'own_schema:Answer'}\n")
+    runs = Runs()
+    Scheduler(str(tmp_path), lambda _: None, runs, lambda: NOW).run(once=True)
     assert [name for name, _ in runs.begun] == ["a"]
-    assert any("b.yaml" in line for line in said)
 
 
 def test_who_ends_the_scheduler_ends_its_runs(tmp_path: Path) -> None:
