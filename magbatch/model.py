@@ -86,7 +86,8 @@ def resolve(model: ModelSpec) -> str:
         raise ModelError(f"model.source {model.source}: its files are gone")
     if model.revision not in (None, found):
         raise ModelError(
-            f"model.revision {model.revision}: {model.source} is {found}; only models of the hub have others"
+            f"model.revision {model.revision}: {model.source} is {found}; only models of the hub have others: leave "
+            "model.revision out, or name the directory of that version in model.source"
         )
     return found
 

@@ -76,7 +76,9 @@ class PdfPages:
         for index in range(count):
             try:
                 page = self._document[index]
-                picture = _picture(page, grid, partial(self._masks, index)) if grid is not None else None
+                picture = None
+                if grid is not None:
+                    picture = _picture(page, self._unit(index), grid, partial(self._masks, index))
                 blank = picture is not None and _is_uniform(picture)
                 words = page_text(page, layers=layers) if text else None
                 page.close()
@@ -102,6 +104,14 @@ class PdfPages:
             raise
         except Exception:  # noqa: BLE001 - as above; a sheet's picture is not too coarse without them
             return {}
+
+    def _unit(self, index: int) -> float:
+        try:
+            return 1.0 if self._plain or self._structure is None else self._structure.unit(index)
+        except MemoryError:
+            raise
+        except Exception:  # noqa: BLE001 - as above; a page that pypdf cannot read has its size in points
+            return 1.0
 
     def _mend(self, count: int) -> bool:
         """Open the file anew if PDFium misses pages of it or shows layers otherwise than readers do.
@@ -196,10 +206,12 @@ def _is_uniform(image: Image) -> bool:
     return bool((pixels == pixels[0]).all())
 
 
-def _picture(page: pdfium.PdfPage, grid: ImageGrid, masks: Callable[[], dict[Size, Size]]) -> Image:
-    width, height = (max(side, 1.0) for side in page.get_size())
+def _picture(page: pdfium.PdfPage, unit: float, grid: ImageGrid, masks: Callable[[], dict[Size, Size]]) -> Image:
+    """The picture of a page, of whose units each is so many points."""
+    width, height = (max(side * unit, 1.0) for side in page.get_size())
     largest = grid.longest_side / max(width, height)
-    density = _scan_density(page, width, height, largest, masks)
+    density = _scan_density(page, width / unit, height / unit, largest * unit, masks)
+    density = density / unit if density is not None else None
     if density is not None and max(width, height) >= SHEET_POINTS:
         density = max(density, LEAST_SHEET_PIXELS / max(width, height))
     scale = min(density or MAX_DPI / POINTS_PER_INCH, largest)
@@ -217,11 +229,11 @@ def _picture(page: pdfium.PdfPage, grid: ImageGrid, masks: Callable[[], dict[Siz
 def _scan_density(
     page: pdfium.PdfPage, width: float, height: float, largest: float, masks: Callable[[], dict[Size, Size]]
 ) -> float | None:
-    """Pixels a point of the finest image, or mask of one, of a page that consists of images.
+    """Pixels a unit of the finest image, or mask of one, of a page that consists of images.
 
     Args:
         page: The page.
-        width: Of it, in points.
+        width: Of it, in its units.
         height: Likewise.
         largest: Density above which a finer one makes no difference.
         masks: Gives the sizes of the masks of the page's images, by those of the images.

@@ -4,6 +4,7 @@ Most files need none of it, which a look at their bytes tells: to read them twic
 """
 
 import logging
+import math
 import re
 import zlib
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from magbatch.documents.pdf_layers import mark
 Size = tuple[int, int]  # columns and rows of pixels
 
 _PAGE = re.compile(rb"/Type\s*/Page(?![A-Za-z])")
-_TELLING = (b"/OCProperties", b"/Collection")
+_TELLING = (b"/OCProperties", b"/Collection", b"/UserUnit")
 _OBJECTS = b"/ObjStm"
 _HEADER_BYTES = 4096  # between an object stream's type and its data
 _MOST_OBJECT_BYTES = 1 << 26  # of one object stream, inflated
@@ -27,7 +28,7 @@ logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # it warns of what it men
 
 
 def is_plain(data: bytes, pages: int) -> bool:
-    """Whether a file's pages are surely those that PDFium counts, and it has neither layers nor a collection.
+    """Whether a file has the pages that PDFium counts, in units of points, and neither layers nor a collection.
 
     Args:
         data: The file.
@@ -100,6 +101,15 @@ class Structure:
                 other = found.get(size, (0, 0))
                 found[size] = max(mask[0], other[0]), max(mask[1], other[1])
         return found
+
+    def unit(self, page: int) -> float:
+        """Points in a unit of a page's sizes (ISO 32000-1, 14.11.1), which PDFium takes for points.
+
+        Args:
+            page: From 0.
+        """
+        unit = _resolved(self._reader.pages[page].get("/UserUnit"))
+        return float(unit) if isinstance(unit, int | float) and 0 < unit < math.inf else 1.0
 
     def mended(self, first: int, counted: int) -> tuple[bytes | None, bool]:
         """The file as PDFium shows it rightly.

@@ -110,6 +110,27 @@ def test_a_small_page_may_be_as_small_as_its_picture(read: Read) -> None:
 ANNOTATION = b"<< /Type /Annot /Rect [72 600 300 640] /P 3 0 R %s >>"
 
 
+@pytest.mark.parametrize("pack", PACKS, ids=["plain", "packed"])
+@pytest.mark.parametrize("unit", [0.5, 1, 10, 10.0])
+def test_a_page_has_the_size_that_its_units_give_it(read: Read, unit: float, pack: Callable[[bytes], bytes]) -> None:
+    box = (612 / unit, 792 / unit)
+    assert size_of(read, pack(one_page(words("a"), page=b"/UserUnit %f" % unit, box=box))) == LARGEST
+    drawn = b"q %f 0 0 %f 0 0 cm /I Do Q" % box
+    scan = one_page(
+        drawn,
+        image_object(600, 776, value=128),
+        page=b"/UserUnit %f" % unit,
+        box=box,
+        resources=b"/XObject << /I 6 0 R >>",
+    )
+    assert size_of(read, pack(scan)) == LEAST
+
+
+@pytest.mark.parametrize("unit", [b"0", b"-10", b"/Ten", b"null", b"(10)", b"99 0 R", b"9" * 400])
+def test_a_unit_that_is_none_changes_nothing(read: Read, unit: bytes) -> None:
+    assert size_of(read, one_page(words("a"), page=b"/UserUnit " + unit)) == LARGEST
+
+
 @pytest.mark.parametrize(
     ("annotation", "size"),
     [
