@@ -13,6 +13,7 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 MAX_NODES = 50_000  # values of a spec, aliases counted as often as they are used
 MAX_DEPTH = 100  # of values within values
+MAX_INT_CHARS = 1000  # of a whole number, also in base 16: Python writes none of more than 4300 digits
 # Their keys are names that a schema's author chose, and no keywords.
 _NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 _EXACT = ("enum", "const")  # the values below them are compared with answers, as they are
@@ -114,6 +115,8 @@ class _Walk:
 def _check_written(node: ScalarNode, *, exact: bool) -> None:
     """Raise TextError for a plain scalar that YAML may read as another value than its writer."""
     text, number = node.value, node.tag.endswith((":int", ":float"))
+    if node.tag.endswith(":int") and len(text) > MAX_INT_CHARS:
+        raise TextError(f"{_line(node)}: a whole number of {len(text):,} characters, and no spec needs one")
     if (exact and not _AS_JSON.fullmatch(text)) or (number and _MISREAD.fullmatch(text)):
         value = "true or false" if node.tag.endswith(":bool") else "the value as JSON writes it"
         raise TextError(

@@ -41,6 +41,8 @@ def test_plain_values_come_as_they_are() -> None:
         ("a: [1, -.INF]", "-.INF is no number"),
         ("a: .nan", ".nan is no number"),
         ("a: 1.0e+999", "1.0e+999 is no number"),
+        (f"a: 0x{'f' * 4000}", "line 1: a whole number of 4,002 characters"),
+        (f"a: [0b{'1' * 20000}]", "line 1: a whole number of 20,002 characters"),
         ("a: &a {b: *a}", "line 1: an anchor that is used inside itself"),
         ("a: &a [x, *a]", "an anchor that is used inside itself"),
         (BOMB, "more than 50,000 values"),
