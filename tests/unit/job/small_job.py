@@ -256,10 +256,10 @@ class SmallJob:
         """What a plain glob over a folder of the output finds."""
         return [item.name for item in self.ledger.store.list(f"{kind}/") if item.name.endswith(".parquet")]
 
-    def records(self, kind: str = "results") -> list[dict[str, Any]]:
-        """All records that a plain glob finds."""
-        store = self.ledger.store
-        return [row for name in self.objects(kind) for row in pq.read_table(io.BytesIO(store.read(name))).to_pylist()]
+    def records(self, kind: str = "results", columns: list[str] | None = None) -> list[dict[str, Any]]:
+        """All records that a plain glob finds; some columns of them, where others hold what Python cannot."""
+        files = (io.BytesIO(self.ledger.store.read(name)) for name in self.objects(kind))
+        return [row for file in files for row in pq.read_table(file, columns=columns).to_pylist()]
 
     def done(self, kind: str = "results") -> list[str]:
         """Row ids of the records, as often as they are there."""

@@ -17,6 +17,7 @@ import pytest
 from document_files import text_pdf
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from odd_columns import SHAPES, filled, odd_values
 from PIL import Image as Pillow
 from small_job import SmallJob
 
@@ -70,11 +71,13 @@ def answer(table: pa.Table, good: list[int], more: dict[str, bytes] | None = Non
         assert job.finalise() == []
         _, problems = job.ledger.verify()
         assert problems == []
-        ended = [row["row_id"] for kind in ("results", "errors") for row in job.records(kind) if not row.get("sample")]
+        results = job.records("results", ["row_id", "id", "sample"])
+        errors = job.records("errors", ["row_id", "id", "error_code", "message"])
+        ended = [row["row_id"] for row in results + errors if not row.get("sample")]
         assert sorted(ended) == sorted(job.row_ids())
-        letters = {row["id"]: (row["error_code"], row["message"]) for row in job.records("errors")}
+        letters = {row["id"]: (row["error_code"], row["message"]) for row in errors}
         assert not {one: said for one, said in letters.items() if said[0] == ErrorCode.INTERNAL}
-        answered = {row["id"] for row in job.records()}
+        answered = {row["id"] for row in results}
         assert {str(row) for row in good} <= answered, letters
         return job
 
@@ -286,7 +289,11 @@ SCHEMA = {
     },
     "required": ["total"],
 }
+EXPONENTS = st.sampled_from([0, -400, 400, 325, 10**6, -(10**9), 10**20, -(10**20)]) | st.integers(-(10**20), 10**20)
 ANSWERS = st.one_of(
+    st.builds(
+        '{{"total": {}e{}}}'.format, st.sampled_from(["0", "-0.0", "1", "-7.5", "12345678901234567.5"]), EXPONENTS
+    ),
     VALUES.map(json.dumps),
     st.fixed_dictionaries(
         {"total": VALUES}, optional={"day": VALUES, "lines": st.lists(VALUES, max_size=3), "note": VALUES}
@@ -321,14 +328,29 @@ def scripted(answers: list[str]) -> tuple[pa.Table, list[int], list[dict[str, An
 
 
 QUICK = {"answer_timeout_s": 1}
+BESIDE = {
+    "expected": odd_values() | st.lists(ANSWERS | st.none(), min_size=1, max_size=5).map(lambda texts: pa.array(texts)),
+    "more": odd_values(),
+    "shape": st.sampled_from(SHAPES),
+}
+READ = {"columns": {"id": "id", "prompt": "question", "expected": "truth"}, "carry": ["more"]}
 
 
-@series(short=5, answers=st.lists(ANSWERS, min_size=4, max_size=7), vote=st.booleans())
-def test_answers_by_a_schema(answers: list[str], vote: bool) -> None:
+def beside(table: pa.Table, expected: pa.Array, more: pa.Array, shape: str) -> pa.Table:
+    """The table with a column of right answers, and one that is only carried."""
+    rows, as_dictionary = table.num_rows, "dictionary" if shape == "dictionary" else "plain"
+    return table.append_column("truth", filled(expected, rows, as_dictionary)).append_column(
+        "more", filled(more, rows, shape)
+    )
+
+
+@series(short=5, answers=st.lists(ANSWERS, min_size=4, max_size=7), vote=st.booleans(), **BESIDE)
+def test_answers_by_a_schema(answers: list[str], vote: bool, **columns: Any) -> None:
     table, good, rules = scripted(answers)
+    table = beside(table, **columns)
     how = {"schema": SCHEMA} | ({"vote": "majority"} if vote else {})
     answer(
-        table, good, engine={"script": rules}, answer=how, limits=QUICK,
+        table, good, engine={"script": rules}, answer=how, limits=QUICK, input=READ,
         sampling={"n": 2 if vote else 1, "max_tokens": 2000}, reasoning={"budget_tokens": 8},
     )  # fmt: skip
 
@@ -339,13 +361,15 @@ def test_answers_by_a_schema(answers: list[str], vote: bool) -> None:
     extract=st.sampled_from(
         ["boxed", "whole", r"(?P<answer>(?:\d+[.,]?)+)$", r"(?P<answer>(a|aa)+)!x", r"(?P<answer>.*)"]
     ),
+    **BESIDE,
 )
-def test_answers_by_extraction(answers: list[str], extract: str) -> None:
+def test_answers_by_extraction(answers: list[str], extract: str, **columns: Any) -> None:
     table, good, rules = scripted([*answers, "1" * 60 + " EUR.", "a" * 60])
-    limits = QUICK
+    table = beside(table, **columns)
     answer(
-        table, good, engine={"script": rules}, answer={"extract": extract}, limits=limits, sampling={"max_tokens": 2000}
-    )
+        table, good, engine={"script": rules}, answer={"extract": extract}, limits=QUICK, input=READ,
+        sampling={"max_tokens": 2000},
+    )  # fmt: skip
 
 
 # Parquet

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from odd_columns import number_of
 from small_job import SmallJob
 
 from magbatch.errors import SpecError
@@ -104,12 +105,6 @@ ANY_ANSWER = st.none() | st.text(max_size=9) | st.sampled_from(
         *("24:00:00", "25:61", "true", "inf", "nan", "65520", "3.5e38", "[1]", "{}", "\x00"),
     ]
 )  # fmt: skip
-
-
-def number_of(kind: pa.DataType) -> st.SearchStrategy[int]:
-    low, high = -(2 ** (kind.bit_width - 1)), 2 ** (kind.bit_width - 1) - 1
-    near = st.sampled_from([low, high, 0, -1, 10**4, low // 1000, high // 1000])
-    return near | st.integers(low, high)
 
 
 @pytest.mark.parametrize("kind", STORED, ids=str)
