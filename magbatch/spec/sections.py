@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 from cronsim import CronSim, CronSimError
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from magbatch.spec.grammar import check_answerable
+from magbatch.spec.bounded import check_new
 from magbatch.spec.schema import checked_schema, is_file, schema_at
 
 MAX_SHARD_ROWS = 256  # a crash costs what was in flight, not a shard; Ray costs 20-50 ms of CPU a shard
@@ -254,10 +254,10 @@ with warnings.catch_warnings():
             found = schema_at(value) if isinstance(value, str) else value
             if not isinstance(found, dict):
                 return found
-            checked = checked_schema(found)
-            if info.context is not None and info.context.get(NEW):
-                check_answerable(checked, written=not isinstance(value, str) or is_file(value))
-            return checked
+            if info.context is None or not info.context.get(NEW):
+                return checked_schema(found)
+            check_new(found, written=not isinstance(value, str) or is_file(value))
+            return found
 
         @field_validator("extract")
         @classmethod

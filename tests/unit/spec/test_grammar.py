@@ -138,6 +138,12 @@ def test_shared_references_do_not_multiply(tmp_path: Path, keyword: str) -> None
     assert column_of(found["properties"]["x"], found).kind == pa.large_string(), "JSON text, not 2^60 columns"
 
 
+def test_a_schema_that_the_grammar_takes_minutes_for_is_refused(tmp_path: Path) -> None:
+    schema = of("{type: array, minItems: 1000000000, maxItems: 1000000000, items: {type: string}}")
+    with pytest.raises(SpecError, match=r"answer\.schema: the schema is too large for the engine's grammar"):
+        load_schema(tmp_path, schema)
+
+
 def test_a_chain_of_references_is_as_long_from_either_end(tmp_path: Path) -> None:
     assert load_schema(tmp_path, shared(40, lambda below: {"$ref": below}))
     with pytest.raises(SpecError, match="through a chain of more than 100 schemas"):
