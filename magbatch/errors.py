@@ -56,7 +56,9 @@ class ErrorCode(StrEnum):
     PROMPT_TOO_LONG = "prompt_too_long"
     ENGINE_REJECTED = "engine_rejected"
     ENGINE_KILLER = "engine_killer"  # in flight in three engines when they died or hung
-    READER_KILLER = "reader_killer"  # three processes that read it died
+    READER_KILLER = (
+        "reader_killer"  # two processes died that read it alone, after one that read its shard; or many at its file
+    )
     ANSWER_INVALID = "answer_invalid"  # the answer does not fit answer.schema, nor does a second one
     ROW_TIMEOUT = "row_timeout"  # the engine went on, but gave this row no token for limits.row_timeout_s
     INTERNAL = "internal"  # a defect in magbatch: the message names the exception

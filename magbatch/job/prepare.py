@@ -281,10 +281,14 @@ def prepare(
         """The pieces of each shard, and whether each is its last; they are the same ones whoever reads it."""
         done_rows = ledger.look_up(partly_done)  # what is committed later, the replica sees
         for together in read_together(shards):
-            first, *others = [notes.begin(shard.index) for shard in together]
-            struck = any(deaths.readers for deaths in (first, *others))
+            known = [notes.begin(shard.index) for shard in together]
+            first = known[0]
+            struck = any(deaths.touch(shard) for deaths, shard in zip(known, together, strict=True))
+            unsized = any(
+                deaths.sizes_kill or deaths.give_up(shard) for deaths, shard in zip(known, together, strict=True)
+            )
             cut, small = [[shard] for shard in together], True
-            if not any(deaths.sizes_kill for deaths in (first, *others)):
+            if not unsized:
                 cut, small = patiently(functools.partial(preparer.pieces, together), patience_s, on_wait)
             ahead = together if small and not struck else []
             patiently(functools.partial(preparer.read_ahead, ahead), patience_s, on_wait)
@@ -296,7 +300,7 @@ def prepare(
                 done = done_rows(shard.index) if shard.index in partly_done else frozenset[str]()
                 for piece in pieces:
                     act = functools.partial(preparer, piece, done)
-                    if deaths.readers:
+                    if deaths.touch(shard):
                         act = functools.partial(preparer.one_by_one, piece, done, deaths, notes)
                     yield patiently(act, patience_s, on_wait), piece is pieces[-1]
 

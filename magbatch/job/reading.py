@@ -11,8 +11,8 @@ from typing import Protocol
 from magbatch.errors import ErrorCode, Step
 from magbatch.rows import DeadLetter, Shard
 
-STRIKES = 3  # readers that may die at one row: the first names the shard alone
-MOST_DEATHS = 32  # readers that may die at one shard, whatever its rows have to do with it
+STRIKES = 3  # readers that may die over one row: the first names the shard alone
+MOST_DEATHS = 32  # readers that may die at one shard, whatever its rows have to do with it, and at rows of one file
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +22,20 @@ class Deaths:
     Attributes:
         readers: Readers that died while they had the shard.
         rows: Row id to the readers that died at this very row.
+        files: Key of a file to the readers that died at its rows, in this shard or another.
     """
 
     readers: int = 0
     rows: dict[str, int] = field(default_factory=dict)
+    files: dict[str, int] = field(default_factory=dict)
+
+    def touch(self, shard: Shard) -> bool:
+        """Whether the rows of a shard are to be looked at one by one."""
+        return self.readers > 0 or self.give_up(shard)
+
+    def give_up(self, shard: Shard) -> bool:
+        """Whether a file of a shard has ended so many readers that none of its rows is read any more."""
+        return any(self.files.get(segment.key, 0) >= MOST_DEATHS for segment in shard.segments)
 
     @property
     def sizes_kill(self) -> bool:
@@ -36,7 +46,12 @@ class Deaths:
         """Why a row is not to be read any more; None if it is to be read."""
         struck = self.rows.get(row_id, 0) + 1
         if struck >= STRIKES:
-            message = f"{struck} processes that read it died: it takes more memory than there is, or crashes a library"
+            message = (
+                f"{struck - 1} processes died while they read it alone, after one that read its shard: "
+                "it takes more memory than there is, or crashes a library"
+            )
+        elif (at_file := self.files.get(_file(row_id), 0)) >= MOST_DEATHS:
+            message = f"{at_file} processes died while they read rows of its file, of which no more rows are tried"
         elif self.readers >= MOST_DEATHS:
             message = f"{self.readers} processes that read its shard died, and which row does it cannot be told"
         else:
@@ -50,6 +65,7 @@ class ReadLog:
     def __init__(self) -> None:
         self._reading: dict[int, str | None] = {}
         self._deaths: dict[int, Deaths] = {}
+        self._files: dict[str, int] = {}
 
     def begin(self, shard: int) -> Deaths:
         """A reader begins a shard; what is known of it."""
@@ -58,9 +74,10 @@ class ReadLog:
             row, rows = self._reading[shard], deaths.rows
             if row is not None:
                 rows = rows | {row: rows.get(row, 0) + 1}
+                self._files[_file(row)] = self._files.get(_file(row), 0) + 1
             deaths = self._deaths[shard] = Deaths(deaths.readers + 1, rows)
         self._reading[shard] = None
-        return deaths
+        return replace(deaths, files=dict(self._files))
 
     def row(self, shard: int, row_id: str | None) -> None:
         """A reader touches this row of a shard, and no other; None once it is done with it."""
@@ -82,6 +99,11 @@ class Notes(Protocol):
 
     def end(self, shard: int) -> None:
         """See `ReadLog.end`."""
+
+
+def _file(row_id: str) -> str:
+    """The key of a row's file."""
+    return row_id.rpartition("-")[0]
 
 
 def one_by_one(shard: Shard, done: frozenset[str]) -> Iterator[tuple[str, Shard]]:

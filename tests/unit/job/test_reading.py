@@ -36,11 +36,11 @@ def test_a_shard_that_is_begun_twice_has_lost_its_reader() -> None:
     assert log.begin(4) == Deaths()  # read, and its block lost: nobody died
     assert log.begin(4) == Deaths(1)
     log.row(4, "r-1")
-    assert log.begin(4) == Deaths(2, {"r-1": 1})
+    assert log.begin(4) == Deaths(2, {"r-1": 1}, {"r": 1})
     log.row(4, "r-1")
     log.row(4, None)
-    assert log.begin(4) == Deaths(3, {"r-1": 1})  # between two rows
-    assert log.begin(5) == Deaths()
+    assert log.begin(4) == Deaths(3, {"r-1": 1}, {"r": 1})  # between two rows
+    assert log.begin(5) == Deaths(files={"r": 1})
 
 
 def test_a_row_is_given_up_after_three_readers_and_a_shard_after_many() -> None:
@@ -122,3 +122,20 @@ def test_rows_that_stand_between_each_other_are_read_one_by_one_too(job: SmallJo
             log.begin(shard)
         assert sorted(blocks(job, log)["asked"]) == sorted(job.row_ids())
         assert {shard for what, shard, _ in log.told if what == "row"} == set(range(deaths))
+
+
+def test_a_file_whose_rows_end_many_readers_ends_no_more(three: SmallJob) -> None:
+    """Other shards of the file are not begun as a whole either."""
+    three.ask(4, "b.parquet")
+    log, row_ids = Noted(), three.row_ids()[:12]
+    for number in range(MOST_DEATHS + 1):
+        log.begin(0)
+        log.row(0, row_ids[number % 4])
+    log.begin(0)
+    log.end(0)
+    log.told.clear()
+    found = blocks(three, log)
+    assert found["dead"] == row_ids
+    assert found["asked"] == three.row_ids()[12:]
+    assert len(found["asked"]) == 4
+    assert not [row_id for what, _, row_id in log.told if what == "row" and row_id in row_ids]
