@@ -28,7 +28,6 @@ from magbatch.job.footers import FileFacts, Lead, read_footer
 from magbatch.job.groups import Found, Source, arrange, lead_of
 from magbatch.job.windows import Arranged, Integers
 from magbatch.model import resolve
-from magbatch.pipeline.sizes import SHARD_BYTES
 from magbatch.rows import Segment, Shard
 from magbatch.spec import AUTO, NONE, JobSpec, carried_columns
 from magbatch.spec.sections import MIN_SHARD_ROWS
@@ -36,6 +35,7 @@ from magbatch.storage import ObjectInfo
 from magbatch.storage.columns import as_chat, as_text, common, is_bytes, is_list, plain, settled
 from magbatch.storage.input_file import open_input
 from magbatch.storage.search import check_apart, find_parquet
+from magbatch.storage.sizes import SHARD_BYTES
 from magbatch.template import template_columns
 
 FOOTER_READERS = 16  # footers are small and far away: latency, not bandwidth, is the limit

@@ -20,10 +20,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from magbatch.errors import ErrorCode, JobError, RowError
-from magbatch.pipeline.sizes import SHARD_BYTES, Dictionaries, RowSizes, Run, cut
 from magbatch.rows import Segment, Shard
 from magbatch.storage.columns import converted
 from magbatch.storage.input_file import InputFile, open_input
+from magbatch.storage.sizes import SHARD_BYTES, Dictionaries, RowSizes, Run, cut
 
 READ_BATCH_ROWS = 64
 READ_BATCH_BYTES = 64 << 20  # rows of documents have many megabytes each
