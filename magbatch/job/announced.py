@@ -27,7 +27,8 @@ class Announced:
         """Rows of a shard are about to be let into the engine."""
         told = list(row_ids)
         self._rows.setdefault(shard, set()).update(told)  # before the call: a report under way has them too
-        await self._board.announce(self._replica, {shard: told})
+        # All of them: a row that has finished since the last report is not to be struck for what comes after it.
+        await self._board.announce(self._replica, self.by_shard())
 
     def leave(self, shard: int, row_id: str) -> None:
         """A row is finished; one that was not told is no error."""

@@ -105,7 +105,7 @@ class Board(Protocol):
         """Whether this is the run's first attempt at a shard, and the strikes against its rows."""
 
     async def announce(self, replica: str, rows: dict[int, list[str]]) -> None:
-        """The replica is about to begin these rows, by shard."""
+        """The rows that the replica is at, or about to begin, by shard."""
 
     async def strike(self, replica: str, rows: dict[int, list[str]]) -> None:
         """The replica's engine died with these rows in flight, by shard."""
@@ -289,8 +289,7 @@ class BoardState:
     def announce(self, replica: str, rows: dict[int, list[str]]) -> None:
         """See `Board.announce`."""
         if (one := self._answering.get(replica)) is not None:
-            for shard, row_ids in rows.items():
-                one.rows.setdefault(shard, []).extend(row_ids)
+            one.rows = rows
 
     def strike(self, replica: str, rows: dict[int, list[str]]) -> None:
         """See `Board.strike`; a replica that asks again was not heard, and is heard once."""
