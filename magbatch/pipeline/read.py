@@ -341,7 +341,7 @@ class ShardReader:
         except RowError:  # a value that is not UTF-8, or that the planned type cannot hold: find its row
             tables: list[pa.Table] = []
             failures: dict[int, RowError] = {}
-            rows = (batch.slice(index, 1) for batch in batches for index in range(batch.num_rows))
+            rows = (_one(batch, index) for batch in batches for index in range(batch.num_rows))
             for offset, row in enumerate(rows):
                 try:
                     tables.append(self._as_planned([row], segment.start + offset))
@@ -355,6 +355,14 @@ class ShardReader:
 
 def _place(segment: Segment) -> tuple[str, int]:
     return segment.path, segment.start
+
+
+def _one(batch: pa.RecordBatch, index: int) -> pa.RecordBatch:
+    """One row. A copy: a slice of a struct has all values of its fields still, and one bad value fails each slice."""
+    try:
+        return batch.take(pa.array([index], pa.int64()))
+    except pa.ArrowNotImplementedError:  # of a type that cannot be copied so
+        return batch.slice(index, 1)
 
 
 def _chosen(table: pa.Table, keep: list[bool]) -> pa.Table:

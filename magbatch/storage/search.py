@@ -17,7 +17,7 @@ from magbatch.errors import InputError, SpecError, StorageError, short_message
 from magbatch.spec import is_remote
 from magbatch.storage.base import ObjectInfo
 from magbatch.storage.disk import DRAFTS, PASSING_ERRNO
-from magbatch.storage.s3 import NoBucketError, S3Store, split_url
+from magbatch.storage.s3 import NoBucketError, S3Store, SettingsError, split_url
 from magbatch.storage.tables import OUTPUT, folder_kind, marks, marks_of_folder, table_error
 
 _WILDCARD = re.compile(r"[*?\[]")
@@ -282,7 +282,7 @@ def _find_s3(path: str) -> list[ObjectInfo]:
     except NoBucketError as error:
         raise InputError(f"input.path {path}: there is no such bucket") from error
     except StorageError as error:
-        if error.passing:
+        if error.passing or isinstance(error, SettingsError):  # which says itself what to mend
             raise
         raise InputError(f"input.path {path} can never be listed: {short_message(str(error))}") from error
     if any(item.name == key for item in found):

@@ -544,3 +544,15 @@ def test_a_shard_whose_rows_take_much_memory_goes_out_in_pieces(job: SmallJob, e
         assert {block[:2] for block in blocks} == {(0, True)}
         assert [row_id for block in blocks for row_id in block[2]] == ids
         assert sum(block[3] for block in blocks) == len(ids)
+
+
+def test_one_bad_value_in_a_struct_fails_its_row_alone(job: SmallJob) -> None:
+    times = pa.array([1000, 2000, -2_147_484, 3000], pa.int32()).view(pa.time32("ms"))
+    table = pa.table(
+        {"id": list("abcd"), "question": ["What?"] * 4, "more": pa.StructArray.from_arrays([times], ["at"])}
+    )
+    job.write(table)
+    job.set("input", carry=["more"])
+    work = job.prompts(0)
+    assert asked_for(work) == ["a", "b", "d"]
+    assert [letter.code for letter in work.failed] == [ErrorCode.ROW_UNREADABLE]
