@@ -295,7 +295,7 @@ class Answer:
 
     Attributes:
         values: Of the columns that the job has its answers made into, by name.
-        ballot: What it votes for, if the samples of a row vote.
+        ballot: Vote of the sample, if the samples of a row vote.
     """
 
     reasoning: str | None

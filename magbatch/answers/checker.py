@@ -84,10 +84,10 @@ class _Lane:
     """Processes that read answers, for a while each.
 
     Args:
-        count: How many.
+        count: Processes at most.
         setup: For `handler`.
         timeout_s: Seconds that one answer may take here.
-        name: Of its threads.
+        name: Prefix of the threads' names.
     """
 
     def __init__(self, count: int, setup: dict[str, Any], timeout_s: float, name: str) -> None:

@@ -34,7 +34,7 @@ class Reading:
 
     Attributes:
         values: Values of the job's own columns, by name.
-        ballot: What it votes for; None if it votes for nothing, or nothing is voted on.
+        ballot: Vote of the sample; None if it has none, or the job counts no votes.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
@@ -176,7 +176,7 @@ class Reader:
         """The answer that most samples agree on, and its share of all samples; the first of several.
 
         Args:
-            ballots: What each sample votes for.
+            ballots: Vote of each sample.
         """
         if self._spec.vote is None:
             return None

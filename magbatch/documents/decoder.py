@@ -49,7 +49,7 @@ class Decoders:
 
         Args:
             data: The file.
-            origin: Where it came from, for messages.
+            origin: Place of the file in its row, for messages.
 
         Raises:
             RowError: `image_unreadable`, `image_too_large` or `image_timeout`.

@@ -67,7 +67,7 @@ class Fetcher:
     """Loads what rows hold or name.
 
     Args:
-        spec: Where the job's rows lie, and what else they may name.
+        spec: Input section of the job: the place of its rows, and what else they may name.
     """
 
     def __init__(self, spec: InputSpec) -> None:

@@ -65,7 +65,7 @@ class PdfPages:
         """The first pages.
 
         Args:
-            count: How many.
+            count: Number of pages.
             grid: The sizes of their pictures; None makes none.
             text: Whether their text is wanted.
 

@@ -141,9 +141,7 @@ class InputSpec(Section):
     document: Annotated[DocumentSpec, Field(description="How a row's document is shown to the model.")] = DocumentSpec()
     fetch_from: Annotated[
         list[Location],
-        Field(
-            description="Local folders and s3:// prefixes that rows may name beside the input's own folder or bucket."
-        ),
+        Field(description="Local folders and s3:// prefixes that rows may name in addition to the input itself."),
     ] = []
     fetch_timeout_s: Annotated[
         float, Field(gt=0, description="Seconds that fetching all that one row names may take.")

@@ -9,6 +9,7 @@ import errno
 import io
 import os
 import stat
+from abc import abstractmethod
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
@@ -51,9 +52,9 @@ class InputFile(io.RawIOBase):
         self.failure: Exception | None = None
         self._position = 0
 
+    @abstractmethod
     def _range(self, start: int, length: int) -> bytes:
         """Bytes [start, start + length), fewer at the end of the file."""
-        raise NotImplementedError
 
     def check(self) -> None:
         """Raise RowError (`file_changed`) unless all that was read so far is of the planned file."""
