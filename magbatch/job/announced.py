@@ -34,9 +34,12 @@ class Announced:
         """A row is finished; one that was not told is no error."""
         self._rows.get(shard, set()).discard(row_id)
 
-    def end(self, shard: int) -> None:
-        """No row of a shard is in the engine any more."""
-        self._rows.pop(shard, None)
+    def end(self, shard: int, row_ids: Iterable[str]) -> None:
+        """None of these rows of a shard is in the engine any more; other pieces of the shard may be."""
+        rows = self._rows.get(shard, set())
+        rows.difference_update(row_ids)
+        if not rows:
+            self._rows.pop(shard, None)
 
     def by_shard(self) -> dict[int, list[str]]:
         """The rows, by shard."""

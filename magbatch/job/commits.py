@@ -34,6 +34,7 @@ class Attempt:
         writer: Writes the attempt's objects.
         finished: Answered rows that wait.
         letters: Dead letters that wait.
+        row_ids: Ids of the attempt's rows: all of the shard, or of a piece of it.
         open: Rows that are not let into the engine yet.
         since: When the oldest row that waits was finished, by the monotonic clock (seconds).
         lock: Is held by the commit under way.
@@ -41,6 +42,7 @@ class Attempt:
 
     shard: int
     writer: PartWriter
+    row_ids: frozenset[str] = frozenset()
     finished: list[FinishedRow] = field(default_factory=list)
     letters: list[DeadLetter] = field(default_factory=list)
     open: deque[Prompt] = field(default_factory=deque)

@@ -189,7 +189,7 @@ class Replica:
                 task.cancel()
             if attempt is not None:
                 self._commits.attempts.discard(attempt)
-                self._announced.end(shard)
+                self._announced.end(shard, attempt.row_ids)
                 async with attempt.lock:  # a commit under way ends before the shard does
                     pass
             await self._report()
@@ -206,7 +206,7 @@ class Replica:
         store, model = self._ledger.store, self._spec.model.source
         made, refuses = made_columns(self._spec), self._spec.answer.may_refuse
         writer = PartWriter(store, work.carried, work.positions, model, work.shard, made, with_answer=refuses)
-        attempt = Attempt(work.shard, writer)
+        attempt = Attempt(work.shard, writer, frozenset(work.positions))
         self._commits.attempts.add(attempt)
         for letter in work.failed:
             if letter.row_id not in done:
