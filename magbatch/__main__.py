@@ -17,7 +17,7 @@ def main() -> None:
     if any(words[: len(names)] == names for names in STARTS_RAY) and "--help" not in words:
         guard.enter()
     try:
-        from magbatch.cli import main as command
+        from magbatch.cli.app import main as command
     except BaseException:  # what an import makes of a KeyboardInterrupt may be anything
         if not guard.was_interrupted():
             raise

@@ -16,7 +16,7 @@ from small_job import SmallJob
 from typer.testing import CliRunner
 
 import magbatch
-from magbatch.cli import app
+from magbatch.cli.app import app
 from magbatch.errors import ErrorCode, Step
 from magbatch.job.retry import Choice, Retry, prepare
 from magbatch.pipeline.write import PartWriter
@@ -418,7 +418,7 @@ def test_a_platforms_signal_ends_any_command_as_an_interrupt() -> None:
 
 
 def test_a_defect_has_an_exit_code_of_its_own() -> None:
-    program = "import magbatch.cli as cli\ncli.app = lambda: 1 / 0\ncli.main()"
+    program = "import magbatch.cli.app as cli\ncli.app = lambda: 1 / 0\ncli.main()"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 4
     assert "ZeroDivisionError" in done.stderr
@@ -437,7 +437,7 @@ def test_a_library_that_ends_the_process_is_a_defect_and_not_a_job_that_is_compl
 
 
 def test_a_text_that_ends_the_process_is_shown_and_no_exit_code_of_a_job() -> None:
-    program = "import sys, magbatch.cli as cli\ncli.app = lambda: sys.exit('no licence')\ncli.main()"
+    program = "import sys, magbatch.cli.app as cli\ncli.app = lambda: sys.exit('no licence')\ncli.main()"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (4, "no licence\n")
 

@@ -10,7 +10,7 @@ import pytest
 import ray
 from typer.testing import CliRunner
 
-from magbatch.cli import app
+from magbatch.cli.app import app
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from magbatch.cli import app
+from magbatch.cli.app import app
 from magbatch.deploy import Platform, Target, render
 from magbatch.errors import SpecError
 from magbatch.spec import JobSpec, load

@@ -140,7 +140,7 @@ def loaded(code: str) -> set[str]:
 def command(*arguments: str) -> str:
     return f"""
 sys.argv = ["magbatch", *{arguments!r}]
-from magbatch.cli import app
+from magbatch.cli.app import app
 try:
     app()
 except SystemExit as end:
@@ -152,7 +152,7 @@ except SystemExit as end:
     "code",
     [
         "import magbatch",
-        "import magbatch.cli",
+        "import magbatch.cli.app",
         command("--help"),
         command("--version"),
         command("run", "--help"),

@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from magbatch.bench import probe
-from magbatch.cli import app
+from magbatch.cli.app import app
 
 
 @pytest.mark.parametrize(

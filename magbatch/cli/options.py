@@ -1,0 +1,23 @@
+"""Arguments and options that several commands have."""
+
+from typing import Annotated
+
+import typer
+
+SpecPath = Annotated[str, typer.Argument(metavar="SPEC", help="The job's YAML file.")]
+OutputPath = Annotated[str, typer.Argument(metavar="OUTPUT", help="The job's output.path, local or s3://.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY.PATH=VALUE", help="Override a field of the spec; may be repeated."),
+]
+Limit = Annotated[
+    int | None,
+    typer.Option("--limit", min=1, metavar="N", help="Only N rows, spread evenly, into an output of their own."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document for a program, on standard output.")]
+Address = Annotated[
+    str,
+    typer.Option(
+        "--address", envvar="RAY_API_SERVER_ADDRESS", metavar="URL", help="The cluster's dashboard, http://head:8265."
+    ),
+]

@@ -1,0 +1,65 @@
+"""What every command shows alike: errors, JSON documents, paths, exit codes."""
+
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+
+from magbatch import guard
+
+
+@contextmanager
+def errors(as_json: bool) -> Iterator[None]:
+    """A job's error is one clear message and its exit code."""
+    from magbatch.errors import DefectError, InterruptedJobError, JobError
+
+    before = signal.signal(signal.SIGTERM, guard.interrupt)  # a platform's SIGTERM is as a person's Ctrl-C
+    try:
+        try:
+            yield
+        except KeyboardInterrupt as interrupt:
+            raise InterruptedJobError(guard.LEFT) from interrupt
+        except SystemExit as end:  # by a library: a command's own ends are `typer.Exit`
+            defect = DefectError(f"SystemExit: a library ended the command, saying {str(end.code)!r}")
+            defect.add_note("".join(traceback.format_exception(end)).rstrip())
+            raise defect from end
+    except JobError as error:
+        guard.tell_starter(str(error))
+        if as_json:
+            print(json.dumps({"error": type(error).__name__, "message": str(error), "exit_code": error.exit_code}))
+        else:
+            print(f"magbatch: {error}", *getattr(error, "__notes__", []), sep="\n", file=sys.stderr)
+        if error.exit_code == 3 and not as_json:
+            print("Run the same command again to go on.", file=sys.stderr)
+        raise typer.Exit(error.exit_code) from error
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def print_json(data: Any) -> None:
+    """Print one document for a program, on standard output."""
+    print(json.dumps(data, indent=1, ensure_ascii=False))
+
+
+def exit_code(*, too_many_failed: bool) -> int:
+    """The exit code of a job that is complete: nothing that happens while this is told changes it."""
+    code = 1 if too_many_failed else 0
+    guard.announce(code)
+    return code
+
+
+def shown_path(output: str) -> str:
+    """An output as a person writes it: relative to the working directory, if it is below that."""
+    relative = os.path.relpath(output) if not output.startswith("s3://") else output
+    return output if relative.startswith("..") else relative
+
+
+def output_path(path: str) -> str:
+    """The full path of an output that a person has written."""
+    return path if path.startswith("s3://") else os.path.abspath(path)
