@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from magbatch.cli.options import Json, Limit, Overrides, SpecPath
-from magbatch.cli.show import errors, exit_code, print_json, shown_path
+from magbatch.cli.show import again, errors, exit_code, print_json, shown_path
 
 if TYPE_CHECKING:
     from magbatch.job.run import Outcome
@@ -52,7 +52,7 @@ def plan(spec: SpecPath, overrides: Overrides = None, limit: Limit = None, shard
         print("\n".join(f"  | {line}" for line in first["text"].splitlines()))
     for note in shown["notes"]:
         print(f"note: {note}")
-    print(f"Next: magbatch run {spec}")
+    print(f"Next: {again('run', spec, overrides, limit)}")
 
 
 def _print_settings(node: dict[str, Any], indent: str) -> None:

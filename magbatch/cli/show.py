@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import sys
 import traceback
@@ -63,3 +64,13 @@ def shown_path(output: str) -> str:
 def output_path(path: str) -> str:
     """The full path of an output that a person has written."""
     return path if path.startswith("s3://") else os.path.abspath(path)
+
+
+def again(verb: str, spec: str, overrides: list[str] | None = None, limit: int | None = None) -> str:
+    """Another command on the same job: with its `--set` and `--limit`, each word quoted for a shell.
+
+    >>> again("run", "my job.yaml", ["sampling.n=2"], 10)
+    "magbatch run 'my job.yaml' --set sampling.n=2 --limit 10"
+    """
+    sets = [word for item in overrides or [] for word in ("--set", item)]
+    return shlex.join(["magbatch", verb, spec, *sets, *([] if limit is None else ["--limit", str(limit)])])

@@ -65,12 +65,15 @@ class Outcome:
 
 
 def limited(spec: JobSpec, limit: int | None) -> JobSpec:
-    """The job of a sample: the same spec, with an output of its own, in the same bucket."""
+    """The job of a sample: the same spec, with an output of its own beside the job's; inside it where that is a root.
+
+    A bucket's name, or `/`, with something added to it would be another bucket, or a folder that nobody asked for.
+    """
     if limit is None:
         return spec
-    path = spec.output.path
-    whole_bucket = path.startswith("s3://") and "/" not in path.removeprefix("s3://")
-    return spec.with_output(f"{path}{'/' if whole_bucket else '-'}limit-{limit}")
+    path = spec.output.path.rstrip("/")
+    is_root = not path or (path.startswith("s3://") and "/" not in path.removeprefix("s3://"))
+    return spec.with_output(f"{path}{'/' if is_root else '-'}limit-{limit}")
 
 
 def run(spec: JobSpec, console: Console, limit: int | None = None, frozen: Plan | None = None) -> Outcome:

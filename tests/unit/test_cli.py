@@ -1,5 +1,6 @@
 import json
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -157,6 +158,13 @@ def test_plan_takes_overrides_and_a_limit(job: SmallJob) -> None:
     assert shown["output"] == f"{job.output}-limit-5"
     assert "[SYSTEM_PROMPT]Be brief.[/SYSTEM_PROMPT]" in shown["first_prompt"]["text"]
     assert (shown["settings"]["sampling"]["max_tokens"], shown["settings"]["sampling"]["n"]) == (7, 2)
+
+
+def test_plan_and_what_comes_next_are_one_job(job: SmallJob) -> None:
+    path, sets = spec_file(job), ['prompt.system=Don\'t say "$HOME"', "sampling={max_tokens: 7, n: 2}"]
+    args = [word for item in sets for word in ("--set", item)]
+    last = command("plan", path, *args, "--limit", "5").stdout.splitlines()[-1]
+    assert shlex.split(last) == ["Next:", "magbatch", "run", path, *args, "--limit", "5"]
 
 
 def test_plan_of_no_rows(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from magbatch.job.ledger import PAGE
 from magbatch.job.preview import listing, preview
 from magbatch.job.run import Outcome, limited, run
 from magbatch.job.status import status
-from magbatch.spec import JobSpec
+from magbatch.spec import JobSpec, parse
 
 
 def go(spec: JobSpec, limit: int | None = None) -> tuple[Outcome, str]:
@@ -270,9 +271,20 @@ def test_status_follows_a_job_from_its_start_to_its_end(either_job: SmallJob) ->
     ("output", "sample"),
     [
         ("s3://acme-results", "s3://acme-results/limit-5"),
+        ("s3://acme-results/", "s3://acme-results/limit-5"),
+        ("s3://acme-results//", "s3://acme-results/limit-5"),
         ("s3://acme-results/november", "s3://acme-results/november-limit-5"),
+        ("s3://acme-results//november/", "s3://acme-results//november-limit-5"),
         ("/data/out", "/data/out-limit-5"),
+        ("/data/out/", "/data/out-limit-5"),
+        ("out/", f"{os.getcwd()}/out-limit-5"),
+        (".", f"{os.getcwd()}-limit-5"),
+        ("/", "/limit-5"),
+        ("//", "/limit-5"),
     ],
 )
 def test_a_sample_stays_in_the_outputs_bucket(job: SmallJob, output: str, sample: str) -> None:
-    assert limited(job.spec().with_output(output), 5).output.path == sample
+    spec = job.spec()
+    written = parse(spec.with_output(output).to_yaml())  # as a spec's file gives it
+    assert limited(written, 5).output.path == sample
+    assert limited(spec.with_output(output), 5).output.path.endswith("limit-5")
