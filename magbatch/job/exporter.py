@@ -16,16 +16,16 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
-from wsgiref.simple_server import WSGIRequestHandler, make_server
+from wsgiref.simple_server import make_server
 
 from prometheus_client import make_wsgi_app, push_to_gateway
-from prometheus_client.exposition import ThreadingWSGIServer
 from prometheus_client.registry import CollectorRegistry
 
 import magbatch
 from magbatch import metrics
 from magbatch.errors import SpecError
 from magbatch.job.board import State
+from magbatch.job.metrics_server import Handler, Server
 from magbatch.job.progress import JobProgress, Standing
 from magbatch.metrics import Values
 from magbatch.rows import ReasoningStatus
@@ -97,7 +97,7 @@ class Exporter:
                 with suppress(KeyboardInterrupt):  # who is told to go has nothing left to do
                     self._linger(settings.linger_s)
 
-    def _serve(self, server: ThreadingWSGIServer) -> None:
+    def _serve(self, server: Server) -> None:
         try:
             server.serve_forever()
         except Exception as error:  # noqa: BLE001 - a thread's boundary: the job goes on
@@ -187,25 +187,20 @@ class Exporter:
             self._pushed_in_vain = True
 
 
-class _Silent(WSGIRequestHandler):
-    def log_message(self, format: str, *args: Any) -> None:
-        return
-
-
 def check_address(settings: MetricsSpec) -> None:
     """Raises SpecError where the metrics cannot be served as the spec says: before anything is begun."""
     if settings.enabled:
         _bind(settings, lambda *_: []).server_close()
 
 
-def _bind(settings: MetricsSpec, answer: Callable[..., Iterable[bytes]]) -> ThreadingWSGIServer:
+def _bind(settings: MetricsSpec, answer: Callable[..., Iterable[bytes]]) -> Server:
     wanted = DEFAULT_PORT if settings.port is None else settings.port
     # A job whose port nobody has chosen is not to fail because another has it.
     for port in [wanted, 0] if settings.port is None else [wanted]:
         try:
             family = socket.getaddrinfo(settings.bind, port, type=socket.SOCK_STREAM)[0][0]
-            server = type("Server", (ThreadingWSGIServer,), {"address_family": family})
-            return make_server(settings.bind, port, answer, server, handler_class=_Silent)
+            server = type("Server", (Server,), {"address_family": family})
+            return make_server(settings.bind, port, answer, server, handler_class=Handler)
         except (OSError, ValueError) as error:  # a name that cannot be one is a ValueError
             refused = error
     raise SpecError(
