@@ -30,7 +30,7 @@ class Grading:
     """What of a job's results is held against what.
 
     Attributes:
-        expected: The carried column of right answers.
+        expected: Name in the output of the carried column of right answers.
         given: The column that is held against it.
         name: The one property of the schema, where `given` holds JSON of the whole answer.
         as_json: `given` holds JSON text.
@@ -42,9 +42,14 @@ class Grading:
     as_json: bool = False
 
     @classmethod
-    def of(cls, spec: JobSpec) -> Self | None:
-        """What a job asks for; None if the input knows no right answers."""
-        expected, answer = spec.input.columns.expected, spec.answer
+    def of(cls, spec: JobSpec, expected: str | None) -> Self | None:
+        """What a job asks for; None if the input knows no right answers.
+
+        Args:
+            spec: The job.
+            expected: Name in the output of the column of right answers.
+        """
+        answer = spec.answer
         if expected is None:
             return None
         names = list(properties(answer.schema or {}))

@@ -25,10 +25,11 @@ from magbatch.answers import made_columns
 from magbatch.errors import LeaseError, OutputError, SpecChangedError, StorageError
 from magbatch.grading import RULE, Grading
 from magbatch.job.audit import Audit, audit_unit, units
+from magbatch.job.columns import carried_fields
 from magbatch.job.parts import Part, Spool, read_columns, read_part, read_totals, row_groups, row_ids_of
 from magbatch.job.plan import Plan
 from magbatch.rows import ERRORS, RESULTS, SCHEMA_VERSION, PartName, errors_schema, new_attempt, results_schema
-from magbatch.spec import JobSpec, carried_columns, differences, is_remote, parse
+from magbatch.spec import JobSpec, differences, is_remote, parse
 from magbatch.storage import Store, open_store
 from magbatch.storage.patience import PatientStore
 from magbatch.storage.s3 import NoBucketError
@@ -340,7 +341,7 @@ class Ledger:
             OutputError: An object is damaged or unplanned.
             LeaseError: Another run has completed the job meanwhile.
         """
-        grading, more = Grading.of(spec), narrow_columns(spec)
+        grading, more = grading_of(spec, plan), narrow_columns(spec, plan)
         totals, missing, entries = Totals(), list[str](), list[dict[str, Any]]()
         superseded: list[PartName] = []
         overlapping: list[tuple[PartName, list[str]]] = []
@@ -468,7 +469,7 @@ class Ledger:
         spool, wanted = Spool(name.kind, schema_of(spec, plan, name.kind)), pa.array(row_ids)
         for table in row_groups(self.store, name):
             spool.add(table.filter(pa.compute.is_in(table.column("row_id"), wanted)))
-        return spool.commit(self.store, name.shards, new_attempt(), 0, narrow_columns(spec))
+        return spool.commit(self.store, name.shards, new_attempt(), 0, narrow_columns(spec, plan))
 
     def _empty_parts(self, spec: JobSpec, plan: Plan, present: set[str]) -> Iterator[dict[str, Any]]:
         """A folder without rows still opens with `results/*.parquet`, and has the contract's columns."""
@@ -488,7 +489,7 @@ class Ledger:
             OutputError: There is no job here.
         """
         spec, plan = self.open_job()
-        grading, more = Grading.of(spec), narrow_columns(spec)
+        grading, more = grading_of(spec, plan), narrow_columns(spec, plan)
         manifest = self.manifest()
         expected = {entry["name"]: entry for entry in (manifest or {"parts": []})["parts"]}
         problems = [] if manifest else ["no manifest: the job is not complete"]
@@ -530,15 +531,20 @@ class Ledger:
         return counts, problems
 
 
-def narrow_columns(spec: JobSpec) -> dict[str, list[str]]:
+def grading_of(spec: JobSpec, plan: Plan) -> Grading | None:
+    """What of a job's results is held against what; None if the input knows no right answers."""
+    return Grading.of(spec, plan.output_name(spec.input.columns.expected))
+
+
+def narrow_columns(spec: JobSpec, plan: Plan) -> dict[str, list[str]]:
     """By kind: the columns that totals and summaries of a job need, beside those of every job."""
-    carry, grading = carried_columns(spec.input), Grading.of(spec)
+    carry, grading = carried_fields(spec, plan.columns).names, grading_of(spec, plan)
     return {RESULTS: [*carry, grading.given] if grading is not None else carry, ERRORS: carry}
 
 
 def schema_of(spec: JobSpec, plan: Plan, kind: str) -> pa.Schema:
     """The columns of a job's objects of a kind."""
-    carry = pa.schema([plan.columns.field(name) for name in carried_columns(spec.input)])
+    carry = carried_fields(spec, plan.columns)
     if kind == ERRORS:
         return errors_schema(carry, with_answer=spec.answer.may_refuse)
     return results_schema(carry, made_columns(spec))

@@ -10,7 +10,6 @@ import io
 import os
 from array import array
 from bisect import bisect_left
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -24,19 +23,31 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 
 from magbatch.errors import ErrorCode, InputError, OutputError, RowError, SpecError
-from magbatch.job.footers import FileFacts, Lead, read_footer
+from magbatch.job.columns import (
+    PlannedFile,
+    check_expected,
+    check_max_tokens,
+    check_names,
+    check_pictures,
+    common_types,
+    input_columns,
+    named_by,
+    renamed_note,
+    with_output_names,
+    with_texts,
+)
+from magbatch.job.footers import Lead, read_footer
 from magbatch.job.groups import Found, Source, arrange, lead_of
 from magbatch.job.windows import Arranged, Integers
 from magbatch.model import resolve
 from magbatch.rows import Segment, Shard
-from magbatch.spec import AUTO, NONE, JobSpec, carried_columns
+from magbatch.spec import AUTO, NONE, JobSpec
 from magbatch.spec.sections import MIN_SHARD_ROWS
 from magbatch.storage import ObjectInfo
-from magbatch.storage.columns import as_chat, as_text, common, is_bytes, is_list, plain, settled
+from magbatch.storage.columns import written_name
 from magbatch.storage.input_file import open_input
 from magbatch.storage.search import check_apart, find_parquet
 from magbatch.storage.sizes import SHARD_BYTES
-from magbatch.template import template_columns
 
 FOOTER_READERS = 16  # footers are small and far away: latency, not bandwidth, is the limit
 MAX_DOCUMENT_SHARD_ROWS = 8  # of at most limits.max_images pages each
@@ -72,7 +83,7 @@ class Plan:
         group: The column by which rows are grouped; None where they keep the order of their files.
         distinct: What prompts begin with was looked at, and hardly two rows begin with the same; not known of a sample.
         revision: Version of the model's files; None in plans of older versions.
-        note: What was found about groups when the plan was made, for people; it is not stored.
+        notes: What was found when the plan was made, for people; they are not stored.
     """
 
     table: pa.Table
@@ -81,7 +92,7 @@ class Plan:
     group: str | None = None
     distinct: bool = False
     revision: str | None = None
-    note: str | None = field(default=None, compare=False)
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     @classmethod
     def of(
@@ -92,18 +103,22 @@ class Plan:
         group: str | None = None,
         distinct: bool = False,
         revision: str | None = None,
-        note: str | None = None,
+        notes: Iterable[str] = (),
     ) -> "Plan":
         """A plan over its segments."""
         shards = table.column("shard").to_numpy()
         starts = [0, *(int(index) + 1 for index in (shards[1:] != shards[:-1]).nonzero()[0])] if len(shards) else []
-        return cls(table, columns, [*starts, len(shards)], group, distinct, revision, note)
+        return cls(table, columns, [*starts, len(shards)], group, distinct, revision, tuple(notes))
 
     def pinned(self, spec: JobSpec) -> JobSpec:
         """The job with the version of its model that the plan froze."""
         if self.revision is None:
             return spec
         return spec.model_copy(update={"model": spec.model.model_copy(update={"revision": self.revision})})
+
+    def output_name(self, column: str | None) -> str | None:
+        """The name in the output of a carried input column; None of none."""
+        return None if column is None else written_name(self.columns.field(column))
 
     @property
     def num_shards(self) -> int:
@@ -227,47 +242,6 @@ def _segments(record: dict[str, Any]) -> list[Segment]:
     return [replace(whole, start=whole.start + positions[begin], rows=end - begin) for begin, end in pairwise(begins)]
 
 
-_Kinds = tuple[tuple[str, pa.DataType], ...]  # columns and their types
-
-
-@dataclass(slots=True)
-class _File:
-    info: ObjectInfo
-    key: str
-    facts: FileFacts | None = None
-    digest: str | None = None
-    problem: str | None = None
-    code: ErrorCode | None = None
-
-    @property
-    def rows(self) -> int:
-        return self.facts.rows if self.facts is not None else 0
-
-    def refuse(self, code: ErrorCode, problem: str) -> None:
-        """Mark it as bad."""
-        self.code, self.problem = code, RowError(code, f"{self.info.name}: {problem}").message
-
-    def segment(self, start: int, rows: int) -> Segment:
-        """Some of its rows."""
-        info = self.info
-        return Segment(info.name, self.key, info.size, info.tag, start, rows, self.problem, self.code, self.digest)
-
-
-def rendered_columns(spec: JobSpec) -> list[str]:
-    """The input columns that a prompt is made of, each once."""
-    columns = spec.input.columns
-    names = [columns.prompt, columns.messages, *columns.images, columns.document]
-    if spec.prompt.template is not None:
-        names += sorted(template_columns(spec.prompt.template))
-    return list(dict.fromkeys(name for name in names if name))
-
-
-def input_columns(spec: JobSpec) -> list[str]:
-    """The input columns that a job reads, each once."""
-    names = [*rendered_columns(spec), spec.input.columns.max_tokens, *carried_columns(spec.input)]
-    return list(dict.fromkeys(name for name in names if name))
-
-
 def make_plan(spec: JobSpec, limit: int | None = None, take: Callable[[ObjectInfo], bool] | None = None) -> Plan:
     """Plan a job.
 
@@ -284,6 +258,7 @@ def make_plan(spec: JobSpec, limit: int | None = None, take: Callable[[ObjectInf
         StorageError: The input cannot be listed.
     """
     check_apart(spec.input.path, spec.output.path)
+    check_names(spec)
     return replace(_plan_of_rows(spec, limit, take), revision=resolve(spec.model))
 
 
@@ -294,7 +269,7 @@ def _plan_of_rows(spec: JobSpec, limit: int | None, take: Callable[[ObjectInfo],
     unnamed = [info.name for info in infos if any("\ud800" <= char <= "\udfff" for char in info.name)]
     if unnamed:
         raise InputError(f"input.path {spec.input.path}: a file's name is no valid text: {unnamed[0]!r}; rename it")
-    files = [_File(info, sha256(os.fsencode(_below(root, info.name))).hexdigest()[:12]) for info in infos]
+    files = [PlannedFile(info, sha256(os.fsencode(_below(root, info.name))).hexdigest()[:12]) for info in infos]
     keys = {file.key for file in files}  # a hash of 48 bits: two files of one input never share it in practice
     if len(keys) < len(files):
         raise InputError(f"input.path {spec.input.path}: it yields the same file twice")
@@ -304,10 +279,12 @@ def _plan_of_rows(spec: JobSpec, limit: int | None, take: Callable[[ObjectInfo],
     all_may_be_bad = take is not None and spec.input.on_bad_file == "dead_letter"
     if not all_may_be_bad:
         _check(spec, files, looked_for)
-    columns = _as_text(spec, _common_types(files, names))
-    _check_expected(columns, spec.input.columns.expected)
-    _check_pictures(spec, columns)
-    _check_max_tokens(columns, spec.input.columns.max_tokens)
+    columns = with_texts(spec, common_types(files, names))
+    check_expected(columns, spec.input.columns.expected)
+    check_pictures(spec, columns)
+    check_max_tokens(columns, spec.input.columns.max_tokens)
+    columns = with_output_names(spec, columns)
+    notes = renamed_note(columns)
     bad = [file for file in files if file.problem is not None]
     if bad and (spec.input.on_bad_file == "fail" or len(bad) == len(files)) and not all_may_be_bad:
         listed = "\n".join(f"  {file.problem}" for file in bad[:20])
@@ -316,15 +293,16 @@ def _plan_of_rows(spec: JobSpec, limit: int | None, take: Callable[[ObjectInfo],
         raise InputError(f"{len(bad)} of {len(files)} input files cannot be used:\n{listed}{more}{advice}")
 
     if limit is not None:
-        return _planned(_sample(files, limit), spec, columns, row_bytes=_row_bytes(files))
+        return _planned(_sample(files, limit), spec, columns, notes=notes, row_bytes=_row_bytes(files))
     segments, found = _everything(files), Found()
     if lead is not None:
         footers = {file.info.name: file.facts.lead for file in files if file.facts and file.problem is None}
         sources = [Source(segment, footers.get(segment.path)) for segment in segments]
         found = arrange(lead, sources, *_shard_rows(segments, spec, columns))
+        notes += [found.note] if found.note else []
         if found.arranged is not None:
-            return Plan.of(_grouped(found.arranged, segments), columns, group=lead.column, note=found.note)
-    return _planned(segments, spec, columns, distinct=found.distinct, note=found.note, row_bytes=_row_bytes(files))
+            return Plan.of(_grouped(found.arranged, segments), columns, group=lead.column, notes=notes)
+    return _planned(segments, spec, columns, distinct=found.distinct, notes=notes, row_bytes=_row_bytes(files))
 
 
 def _shard_rows(segments: list[Segment], spec: JobSpec, columns: pa.Schema) -> tuple[int, int]:
@@ -346,7 +324,7 @@ def _planned(
     columns: pa.Schema,
     *,
     distinct: bool = False,
-    note: str | None = None,
+    notes: Iterable[str] = (),
     row_bytes: dict[str, int] | None = None,
 ) -> Plan:
     shard_rows, _ = _shard_rows(segments, spec, columns)
@@ -354,7 +332,7 @@ def _planned(
     # Millions, of a large job:
     runs = array("q", (number for run in _pack(segments, shard_rows, rooms) for number in run))
     shard, source, start, rows = np.asarray(runs).reshape(-1, 4).T
-    return Plan.of(_records(segments, shard, source, start, rows), columns, distinct=distinct, note=note)
+    return Plan.of(_records(segments, shard, source, start, rows), columns, distinct=distinct, notes=notes)
 
 
 def _grouped(arranged: Arranged, segments: list[Segment]) -> pa.Table:
@@ -407,7 +385,7 @@ def _below(root: str, name: str) -> str:
     return name[len(root) :] if name.startswith(root) else os.path.basename(name)
 
 
-def _read_footer(file: _File, names: list[str], looked_for: list[str], lead: Lead | None) -> None:
+def _read_footer(file: PlannedFile, names: list[str], looked_for: list[str], lead: Lead | None) -> None:
     info = file.info
     try:
         with open_input(info.name, info.size, info.tag) as source:
@@ -429,101 +407,16 @@ def _read_footer(file: _File, names: list[str], looked_for: list[str], lead: Lea
         file.refuse(ErrorCode.FILE_SCHEMA, f"{lacks}; it has {file.facts.names}")
 
 
-def _check(spec: JobSpec, files: list[_File], names: list[str]) -> None:
+def _check(spec: JobSpec, files: list[PlannedFile], names: list[str]) -> None:
     """A name that no readable file knows is the spec's mistake, not the files'."""
     read = [file.facts for file in files if file.facts is not None]
     facts = [one for one in read if one.rows] or [one for one in read if one.names]
     for name in names:
         if facts and not any(name in one.schema.names for one in facts):
-            raise SpecError(f"{_named_by(spec, name)}: no input file has a column {name!r}; they have {facts[0].names}")
+            raise SpecError(f"{named_by(spec, name)}: no input file has a column {name!r}; they have {facts[0].names}")
 
 
-def _named_by(spec: JobSpec, name: str) -> str:
-    columns = spec.input.columns
-    if name == columns.prompt:
-        return "input.columns.prompt"
-    if name == columns.messages:
-        return "input.columns.messages"
-    if name in columns.images:
-        return "input.columns.images"
-    if name == columns.document:
-        return "input.columns.document"
-    if name == columns.id:
-        return "input.columns.id"
-    if name == columns.expected:
-        return "input.columns.expected"
-    if name == columns.max_tokens:
-        return "input.columns.max_tokens"
-    if name in spec.input.carry:
-        return "input.carry"
-    return "prompt.template" if name in rendered_columns(spec) else "input.group"
-
-
-def _common_types(files: list[_File], names: list[str]) -> pa.Schema:
-    """The types all files are brought to; a file that cannot be brought to them is marked as bad.
-
-    The types of most rows come first: one odd file must not turn all others away. Files without rows say nothing,
-    unless there are no others.
-    """
-    usable = [(file, file.facts.schema) for file in files if file.facts is not None and file.problem is None]
-    usable = [item for item in usable if item[0].rows] or usable[:1]
-    rows = Counter[_Kinds]()
-    typed: list[tuple[_File, _Kinds]] = []
-    for file, schema in usable:
-        kinds = tuple((name, plain(schema.field(name).type)) for name in names if schema.get_field_index(name) >= 0)
-        typed.append((file, kinds))
-        rows[kinds] += file.rows
-    found = dict[str, pa.DataType]()
-    for file, kinds in sorted(typed, key=lambda item: -rows[item[1]]):
-        try:
-            found = {name: common(name, found.get(name, kind), kind) for name, kind in kinds}
-        except RowError as error:  # nothing of a bad file's types is kept
-            file.refuse(error.code, error.message)
-    return pa.schema([pa.field(name, settled(found.get(name, pa.null()))) for name in names])
-
-
-def _as_text(spec: JobSpec, columns: pa.Schema) -> pa.Schema:
-    """Columns that are read as text, as text."""
-    given = spec.input.columns
-    pictures = {*given.images, given.document}
-    texts = {given.prompt, given.expected}
-    if spec.prompt.template is not None:
-        texts |= template_columns(spec.prompt.template)
-    for position, one in enumerate(columns):
-        if one.name in texts - pictures:
-            columns = columns.set(position, one.with_type(as_text(one.type)))
-        elif one.name == given.messages:
-            columns = columns.set(position, one.with_type(as_chat(one.type)))
-    return columns
-
-
-def _check_expected(columns: pa.Schema, expected: str | None) -> None:
-    """Answers are text, so what they are compared with must have a text of its own."""
-    kind = columns.field(expected).type if expected is not None else pa.string()
-    if pa.types.is_nested(kind) or is_bytes(kind):
-        raise SpecError(f"input.columns.expected: the column {expected!r} is {kind}; answers are compared with text")
-
-
-def _check_pictures(spec: JobSpec, columns: pa.Schema) -> None:
-    """A struct of other fields would fail every row."""
-    for name in filter(None, [*spec.input.columns.images, spec.input.columns.document]):
-        kind = columns.field(name).type
-        kind = kind.value_type if is_list(kind) else kind
-        if pa.types.is_struct(kind) and not {"bytes", "path"} & {one.name for one in kind}:
-            fields = ", ".join(repr(one.name) for one in kind)
-            raise SpecError(
-                f"{_named_by(spec, name)}: the column {name!r} is a struct of {fields}; an image or a document is a "
-                "struct with the field `bytes` or `path`, bytes, or text that names it"
-            )
-
-
-def _check_max_tokens(columns: pa.Schema, name: str | None) -> None:
-    kind = columns.field(name).type if name is not None else pa.null()
-    if not (pa.types.is_integer(kind) or pa.types.is_null(kind)):
-        raise SpecError(f"input.columns.max_tokens: the column {name!r} is {kind}; tokens are whole numbers")
-
-
-def _everything(files: list[_File]) -> list[Segment]:
+def _everything(files: list[PlannedFile]) -> list[Segment]:
     return [
         file.segment(0, file.rows if file.problem is None else 1)
         for file in files
@@ -531,7 +424,7 @@ def _everything(files: list[_File]) -> list[Segment]:
     ]
 
 
-def _sample(files: list[_File], limit: int) -> list[Segment]:
+def _sample(files: list[PlannedFile], limit: int) -> list[Segment]:
     """`limit` rows, spread evenly over all readable ones: row floor(i * total / limit) for each i."""
     good = [file for file in files if file.problem is None]
     total = sum(file.rows for file in good)
@@ -552,7 +445,7 @@ def _sample(files: list[_File], limit: int) -> list[Segment]:
     return segments
 
 
-def _row_bytes(files: list[_File]) -> dict[str, int]:
+def _row_bytes(files: list[PlannedFile]) -> dict[str, int]:
     """Bytes of a row of each file, as its footer says."""
     return {file.info.name: file.facts.row_bytes for file in files if file.facts is not None}
 

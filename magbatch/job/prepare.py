@@ -16,8 +16,8 @@ import pyarrow as pa
 
 from magbatch.documents.images import ImageGrid
 from magbatch.errors import ErrorCode, JobError, RowError, Step, StorageError, short_message
+from magbatch.job.columns import carried_fields, rendered_columns
 from magbatch.job.ledger import Ledger
-from magbatch.job.plan import rendered_columns
 from magbatch.job.reading import Deaths, Notes, ReadLog, one_by_one
 from magbatch.model import engine_args, facts, locate
 from magbatch.pipeline.prompt import Prompter
@@ -71,8 +71,8 @@ class Job:
 
     @property
     def carry(self) -> pa.Schema:
-        """The carried columns."""
-        return pa.schema([self.columns.field(name) for name in carried_columns(self.spec.input)])
+        """The carried columns, by their names in the output."""
+        return carried_fields(self.spec, self.columns)
 
 
 @dataclass(slots=True)
@@ -138,7 +138,7 @@ class Preparer:
         spec = job.spec
         self.tokenizer, self._render, self._prompt = _steps(spec.model_dump_json())
         self._spec = spec
-        self._carry = job.carry
+        self._carry, self._carried = job.carry, carried_columns(spec.input)
         self._max_tokens = spec.input.columns.max_tokens
         self._used = list(dict.fromkeys([*rendered_columns(spec), *filter(None, [self._max_tokens])]))
         self._columns = job.columns
@@ -208,7 +208,7 @@ class Preparer:
         else:
             outcomes = [outcome(at) for at in each]
         failed = [DeadLetter(row_id, Step.READ, error.code, error.message) for row_id, error in read.failed]
-        carried = read.table.select(self._carry.names)
+        carried = read.table.select(self._carried).rename_columns(self._carry.names)
         if failed:  # an unreadable row carries nothing
             nothing = pa.table([pa.nulls(len(failed), field.type) for field in self._carry], schema=self._carry)
             carried = pa.concat_tables([carried, nothing]) if self._carry.names else carried

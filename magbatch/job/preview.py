@@ -43,7 +43,7 @@ def preview(spec: JobSpec, limit: int | None = None) -> dict[str, Any]:
         "output": spec.output.path,
         "first_prompt": first,
         "group": plan.group,
-        "notes": [*_notes(spec, args, first), *([plan.note] if plan.note else [])],
+        "notes": [*_notes(spec, args, first), *plan.notes],
         "settings": settings(spec, args),
     }
 

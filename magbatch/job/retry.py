@@ -28,7 +28,7 @@ from magbatch.grading import Grading
 from magbatch.job.accounts import add_use, tell_use
 from magbatch.job.audit import units
 from magbatch.job.lease import Lease
-from magbatch.job.ledger import READERS, REPORT, Ledger, narrow_columns, schema_of
+from magbatch.job.ledger import READERS, REPORT, Ledger, grading_of, narrow_columns, schema_of
 from magbatch.job.page import write_page
 from magbatch.job.parts import Part, Spool, damaged, read_columns, read_part, row_groups
 from magbatch.job.plan import Plan
@@ -303,7 +303,7 @@ def merge(retry: Retry, confirm: Callable[[], None]) -> Retried:
         gone = set(change.gone)
         names = [name for name in _entries(manifest) if name not in gone]
         names += [PartName.of(entry["name"]) for entry in change.new]
-        report.duplicate_ids = _duplicate_ids(ledger, spec, names)
+        report.duplicate_ids = _duplicate_ids(ledger, str(plan.output_name(spec.input.columns.id)), names)
     record = {
         "chosen": str(retry.choice),
         "set": list(retry.overrides),
@@ -396,12 +396,12 @@ def _replace(
     ledger: Ledger, spec: JobSpec, plan: Plan, manifest: dict[str, Any], kind: str, answers: _Answers
 ) -> _Change:
     """Write the objects that take the place of those of a kind that hold answered rows."""
-    store, more, user_id = ledger.store, narrow_columns(spec), spec.input.columns.id
+    store, more, user_id = ledger.store, narrow_columns(spec, plan), plan.output_name(spec.input.columns.id)
     checksums, attempt = _entries(manifest), new_attempt()
     of_shard: dict[int, set[str]] = {}
     for row_id, shard in plan.shards_of(answers.holders).items():
         of_shard.setdefault(shard, set()).add(row_id)
-    change = _Change(Totals.of_manifest(manifest), Grading.of(spec))
+    change = _Change(Totals.of_manifest(manifest), grading_of(spec, plan))
     for shards, names in units(sorted(checksums, key=lambda name: (name.shard, name)), plan.num_shards):
         row_ids = set().union(*(of_shard.get(shard, set()) for shard in shards))
         if not row_ids:
@@ -437,9 +437,8 @@ def _rows(table: pa.Table, row_ids: set[str], *, kept: bool) -> pa.Table:
     return table.filter(mask if kept else pa.compute.invert(mask))
 
 
-def _duplicate_ids(ledger: Ledger, spec: JobSpec, names: list[PartName]) -> int:
+def _duplicate_ids(ledger: Ledger, column: str, names: list[PartName]) -> int:
     """Counted anew: a row that could not be read before has a user id now."""
-    column = str(spec.input.columns.id)
     with DuplicateIds(column) as ids:
         for name in names:
             columns = [column] if name.kind == ERRORS else [column, "sample"]

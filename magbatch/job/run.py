@@ -23,13 +23,14 @@ from rich.console import Console
 from magbatch.capture import threads_told
 from magbatch.errors import ClusterError, JobError, LeaseError, OutputError, SpecError, StorageError
 from magbatch.job.board import Snapshot
+from magbatch.job.columns import rendered_columns
 from magbatch.job.exporter import Exporter, check_address
 from magbatch.job.failures import Failures
 from magbatch.job.heartbeat import Heartbeat, earlier
 from magbatch.job.lease import Lease
 from magbatch.job.ledger import PAGE, REPORT, Ledger
 from magbatch.job.page import write_page
-from magbatch.job.plan import Plan, make_plan, rendered_columns
+from magbatch.job.plan import Plan, make_plan
 from magbatch.job.prepare import Job, Preparer
 from magbatch.job.progress import JobProgress, ProgressLine
 from magbatch.job.report import DuplicateIds, ReplicaUse, Report, Run, Slowest, one_line, settings
@@ -324,10 +325,10 @@ class _Serving:
 def _finish(spec: JobSpec, plan: Plan, ledger: Ledger, the_run: Run, progress: JobProgress, lease: Lease) -> Report:
     """Prove the output complete; the manifest is written last, after the report."""
     args = engine_args(spec, facts(locate(spec.model, weights=False)), distinct=plan.distinct)
-    missing: list[str] = []
+    user_id, missing = plan.output_name(spec.input.columns.id), list[str]()
     for wait_s in (*LATE_LISTING_S, 0.0):
-        slowest, reports = Slowest(spec.input.columns.id), list[Report]()
-        with DuplicateIds(spec.input.columns.id) as ids:
+        slowest, reports = Slowest(user_id), list[Report]()
+        with DuplicateIds(user_id) as ids:
 
             def see(kind: str, table: pa.Table, ids: DuplicateIds = ids, slowest: Slowest = slowest) -> None:
                 ids.see(kind, table)
@@ -339,7 +340,7 @@ def _finish(spec: JobSpec, plan: Plan, ledger: Ledger, the_run: Run, progress: J
                 slowest: Slowest = slowest,
                 reports: list[Report] = reports,
             ) -> None:
-                repeated = ids.count() if spec.input.columns.id else None
+                repeated = ids.count() if user_id else None
                 standing = progress.standing()
                 report = Report(
                     spec.name, ledger.path, plan.rows, totals, repeated, the_run, settings(spec, args), standing.spent,

@@ -38,7 +38,7 @@ from magbatch.job.vital import Vital
 from magbatch.job.worker import Worker
 from magbatch.model import DEVICES_A_NODE, engine_args, facts, locate
 from magbatch.rows import Shard
-from magbatch.spec import JobSpec
+from magbatch.spec import JobSpec, carried_columns
 
 MAX_READ_TASK_ROWS = 2048  # a task that starts in the middle of a row group decodes its beginning again
 READ_TASKS_WANTED = 16  # of a small job, so that every core reads
@@ -290,7 +290,7 @@ def _dataset(
     images = bool(columns.images or columns.messages or columns.document)
     longest = spec.limits.max_prompt_tokens
     # Ray Data's driver takes blocks a few times a second; its own 2 for each read task kept a fast engine waiting.
-    plain = not images and set(job.carry.names) <= {columns.id}
+    plain = not images and set(carried_columns(spec.input)) <= {columns.id}
     set_blocks_ahead(context, blocks_ahead(shard_rows, longest, plain=plain))
     concurrency = open_shards(slots, shard_rows, len(open_indices), spec.replicas.max, longest, images=images)
     pool = ray.data.ActorPoolStrategy(

@@ -17,9 +17,10 @@ from typing import Any
 from rich.console import Console
 
 from magbatch.errors import JobError, ResumableError, SpecError
+from magbatch.job.columns import are_planned
 from magbatch.job.lease import Lease
 from magbatch.job.ledger import Ledger
-from magbatch.job.plan import Plan, input_columns, make_plan
+from magbatch.job.plan import Plan, make_plan
 from magbatch.job.run import Outcome, run
 from magbatch.schedule.history import BEGUN, COMPLETE, EMPTY, History
 from magbatch.schedule.ticks import latest, parse_at
@@ -177,7 +178,7 @@ def _finish(
             f"{path} was begun before the spec changed ({listed}): it is finished as it was begun", markup=False
         )
         wanted = own
-    if own is None and plan.columns.names != input_columns(wanted):
+    if own is None and not are_planned(wanted, plan.columns):
         # Nothing was asked yet, and the spec was mended since: the same files, with the columns it reads now.
         files = plan.files()
         plan = make_plan(wanted, take=lambda file: (file.name, file.size, file.tag) in files)

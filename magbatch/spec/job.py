@@ -81,11 +81,6 @@ class JobSpec(Section):
         duplicates = {name for name in value.carry if value.carry.count(name) > 1}
         if duplicates:
             raise ValueError(f"carry names {sorted(duplicates)} twice")
-        reserved = sorted(RESERVED_COLUMNS & set(carried_columns(value)))
-        if reserved:
-            raise ValueError(
-                f"{reserved} cannot be carried: the output has columns of its own by these names; rename the input's"
-            )
         return value
 
     @model_validator(mode="after")
@@ -99,7 +94,7 @@ class JobSpec(Section):
                 f"reasoning.budget_tokens ({budget}) leaves nothing of sampling.max_tokens "
                 f"({self.sampling.max_tokens}) for the answer"
             )
-        own = {*RESERVED_COLUMNS, *carried_columns(self.input), *ANSWER_COLUMNS}
+        own = {*RESERVED_COLUMNS, *ANSWER_COLUMNS}
         taken = sorted(own & set(properties(self.answer.schema or {})))
         if taken:
             raise ValueError(f"answer.schema: {taken} are columns of the output already; rename these properties")

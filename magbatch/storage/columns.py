@@ -14,7 +14,21 @@ from magbatch.errors import ErrorCode, RowError
 
 _BYTES = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary, pa.types.is_binary_view)
 _LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list, pa.types.is_list_view)
+_WRITTEN_AS = b"magbatch.written_as"  # in the metadata of a planned column; absent if it keeps its name
 NO_TEXT = frozenset({"bytes", "image"})  # fields of a chat that hold the bytes of an image
+
+
+def written_name(column: pa.Field) -> str:
+    """The name in the output of a planned column."""
+    found: bytes | None = (column.metadata or {}).get(_WRITTEN_AS)
+    return column.name if found is None else found.decode()
+
+
+def written_as(column: pa.Field, name: str) -> pa.Field:
+    """A planned column with a name in the output."""
+    if name == column.name:
+        return column
+    return column.with_metadata((column.metadata or {}) | {_WRITTEN_AS: name.encode()})
 
 
 def is_bytes(kind: pa.DataType) -> bool:

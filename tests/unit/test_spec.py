@@ -8,7 +8,6 @@ import pytest
 import yaml
 
 from magbatch.errors import SpecError
-from magbatch.rows import RESERVED_COLUMNS
 from magbatch.spec import FREE_FIELDS, JobSpec, carried_columns, differences, is_remote, load, parse
 
 ROOT = Path(__file__).parents[2]
@@ -177,12 +176,6 @@ def test_something_must_be_asked() -> None:
     said = complaint(input__columns={"images": ["scan"]})
     assert "set input.columns.prompt, input.columns.messages or prompt.template" in said
     assert spec(input__columns={"images": ["scan"]}, prompt__template="Read this.").prompt.template == "Read this."
-
-
-@pytest.mark.parametrize("name", sorted(RESERVED_COLUMNS))
-def test_a_column_by_the_name_of_one_of_the_outputs_own_cannot_be_carried(name: str) -> None:
-    assert f"input: ['{name}'] cannot be carried" in complaint(input__carry=["fine", name])
-    assert f"input: ['{name}'] cannot be carried" in complaint(input__columns={"prompt": "q", "id": name})
 
 
 def test_a_column_is_carried_once() -> None:

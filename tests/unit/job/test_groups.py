@@ -88,7 +88,7 @@ def runs(numbers: list[int], plan: Plan) -> list[list[int]]:
 def test_rows_of_one_text_stand_side_by_side_in_one_shard(texts: SmallJob) -> None:
     numbers, plan = shuffled(80, 10), texts.plan
     assert plan.group == "text"
-    assert plan.note == "rows with the same 'text' are placed side by side: 8.0 at a time"
+    assert plan.notes == ("rows with the same 'text' are placed side by side: 8.0 at a time",)
     first_met = list(dict.fromkeys(numbers))
     assert runs(numbers, plan) == [[number] for number in first_met]
     assert plan.shard_sizes.tolist() == [8] * 10
@@ -143,7 +143,7 @@ def test_documents_and_images_are_long_however_short_their_names_are(
 )
 def test_rows_that_share_no_long_beginning_keep_their_order(texts: SmallJob, sections: dict[str, Any]) -> None:
     plan = make_plan(texts.spec(**sections))
-    assert (plan.group, plan.note) == (None, None)
+    assert (plan.group, plan.notes) == (None, ())
     assert in_order(plan) == list(range(80))
 
 
@@ -163,7 +163,7 @@ def test_values_that_do_not_repeat_or_are_short_are_left_alone(
     texts: SmallJob, values: list[Any], options: dict[str, Any]
 ) -> None:
     texts.write(pa.table({"id": ["x"] * 80, "question": ["?"] * 80, "text": values}), **options)
-    assert (texts.plan.group, texts.plan.note) == (None, None)
+    assert (texts.plan.group, texts.plan.notes) == (None, ())
     assert in_order(texts.plan) == list(range(80))
 
 
@@ -222,7 +222,7 @@ def test_a_column_that_is_not_there_is_the_specs_mistake(texts: SmallJob) -> Non
 def test_a_column_of_lists_is_no_group(texts: SmallJob) -> None:
     texts.write(pa.table({"id": ["x"] * 4, "question": ["?"] * 4, "text": ["?"] * 4, "tags": [["a"]] * 4}))
     plan = make_plan(texts.spec(input={"group": "tags"}))
-    assert plan.note == "input.group: 'tags' is made of other columns: rows are left in their order"
+    assert plan.notes == ("input.group: 'tags' is made of other columns: rows are left in their order",)
     assert in_order(plan) == list(range(4))
 
 
@@ -238,7 +238,7 @@ def test_a_column_that_no_file_lets_be_read_is_said(texts: SmallJob) -> None:
     path.write_bytes(data)
     plan = make_plan(texts.spec(input={"group": "tag"}))
     assert (plan.group, in_order(plan)) == (None, list(range(4)))
-    assert plan.note == "no file's 'tag' can be read as text, bytes or numbers: rows are left in their order"
+    assert plan.notes == ("no file's 'tag' can be read as text, bytes or numbers: rows are left in their order",)
 
 
 @pytest.mark.parametrize(
@@ -335,7 +335,7 @@ def test_what_stands_side_by_side_stays_as_it_is_and_is_cut_between_groups(texts
     numbers = sorted(shuffled(80, 10))
     ask_about(texts, numbers)
     plan = texts.plan
-    assert plan.note == "rows with the same 'text' stand side by side already: 8.0 at a time"
+    assert plan.notes == ("rows with the same 'text' stand side by side already: 8.0 at a time",)
     assert [[(s.start, s.rows) for s in shard.segments] for shard in plan.shards()] == [
         [(start, 8)] for start in range(0, 80, 8)
     ]

@@ -11,7 +11,8 @@ import pytest
 from small_job import SmallJob
 
 from magbatch.errors import ErrorCode, InputError, ModelError, OutputError, SpecError
-from magbatch.job.plan import Plan, input_columns, make_plan
+from magbatch.job.columns import input_columns
+from magbatch.job.plan import Plan, make_plan
 from magbatch.job.prepare import Job, Preparer
 from magbatch.model import resolve
 from magbatch.pipeline.read import ShardReader
