@@ -89,23 +89,26 @@ def verify(output: OutputPath, json: Json = False) -> None:
     """Prove an output from its objects alone: every planned row once, checksums as in the manifest."""
     with errors(json):
         from magbatch.job.ledger import Ledger
+        from magbatch.job.verify import verify as verify_job
 
-        counts, problems = Ledger(output_path(output)).verify()
+        found = verify_job(Ledger(output_path(output)))
+    problems = list(found.problems) if found.complete else ["no manifest: the job is not complete", *found.problems]
     if json:
-        print_json(counts | {"verified": not problems, "problems": problems})
+        counts = {name: getattr(found, name) for name in ("planned", "answered", "failed", "objects", "complete")}
+        print_json(counts | {"verified": found.verified, "problems": problems})
     elif problems:
         print(f"{output}: {len(problems):,} problem{'' if len(problems) == 1 else 's'}")
         for problem in problems:
             print(f"  {problem}")
-        print(f"Next: {_mending(counts)}")
+        print(f"Next: {_mending(found.complete)}")
     else:
-        print(f"planned {counts['planned']:,} = {counts['answered']:,} answered + {counts['failed']:,} dead letters")
-        print(f"verified: every row once, in {counts['objects']:,} objects, every checksum right")
-    raise typer.Exit(1 if problems else 0)
+        print(f"planned {found.planned:,} = {found.answered:,} answered + {found.failed:,} dead letters")
+        print(f"verified: every row once, in {found.objects:,} objects, every checksum right")
+    raise typer.Exit(0 if found.verified else 1)
 
 
-def _mending(counts: dict[str, Any]) -> str:
-    if not counts["complete"]:
+def _mending(complete: bool) -> str:
+    if not complete:
         return "magbatch run SPEC, to complete the job"
     return "bring lost objects back (s3:// versions, backups); or run the spec into a new output.path"
 

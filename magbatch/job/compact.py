@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from magbatch.job.audit import units
+from magbatch.job.finalise import renew
 from magbatch.job.lease import Lease
 from magbatch.job.ledger import Ledger, planned_rows, schema_of
 from magbatch.job.parts import ROW_GROUP_BYTES, Spool, damaged, row_groups
@@ -136,7 +137,7 @@ def merge_objects(ledger: Ledger, target_bytes: int, confirm: Callable[[], None]
     before = manifest
     if gone:
         confirm()
-        manifest = ledger.renew(spec, plan, manifest, gone, new, compacted_to_bytes=target_bytes)
+        manifest = renew(ledger, spec, plan, manifest, gone, new, compacted_to_bytes=target_bytes)
         for name in gone:
             ledger.store.delete(str(name))  # not kept as superseded: every row of it lives on unchanged
         ledger.tidy(confirm)

@@ -5,14 +5,11 @@ below `results/` or `errors/`. There is no second file that could disagree. The 
 last, names the objects that count and makes the job complete.
 """
 
-import hashlib
 import json
 import math
 import time
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
-from datetime import UTC, datetime
 from heapq import merge
 from operator import attrgetter
 from typing import Any
@@ -22,13 +19,13 @@ import pyarrow as pa
 import pyarrow.compute
 
 from magbatch.answers import made_columns
-from magbatch.errors import LeaseError, OutputError, SpecChangedError, StorageError
-from magbatch.grading import RULE, Grading
+from magbatch.errors import OutputError, SpecChangedError, StorageError
+from magbatch.grading import Grading
 from magbatch.job.audit import Audit, audit_unit, units
 from magbatch.job.columns import carried_fields
-from magbatch.job.parts import Part, Spool, read_columns, read_part, read_totals, row_groups, row_ids_of
+from magbatch.job.parts import read_columns, read_part, read_totals, row_ids_of
 from magbatch.job.plan import Plan
-from magbatch.rows import ERRORS, RESULTS, SCHEMA_VERSION, PartName, errors_schema, new_attempt, results_schema
+from magbatch.rows import ERRORS, RESULTS, SCHEMA_VERSION, PartName, errors_schema, results_schema
 from magbatch.spec import JobSpec, differences, is_remote, parse
 from magbatch.storage import Store, open_store
 from magbatch.storage.patience import PatientStore
@@ -75,7 +72,8 @@ class Ledger:
 
     # The job's own files
 
-    def _load(self, name: str) -> bytes | None:
+    def load(self, name: str) -> bytes | None:
+        """One of the job's own files; None where it is not there."""
         try:
             return self.store.read(name)
         except FileNotFoundError:
@@ -83,17 +81,17 @@ class Ledger:
 
     def spec(self) -> JobSpec | None:
         """The spec that the output belongs to; None where there is no job yet."""
-        data = self._load(SPEC)
+        data = self.load(SPEC)
         return None if data is None else parse(data.decode(errors="replace"), origin=f"{self.path}/{SPEC}")
 
     def plan(self) -> Plan | None:
         """The frozen plan; None where there is no job yet."""
-        data = self._load(PLAN)
+        data = self.load(PLAN)
         return None if data is None else Plan.from_bytes(data)
 
     def manifest(self) -> dict[str, Any] | None:
         """The manifest; None while the job is not complete."""
-        data = self._load(MANIFEST)
+        data = self.load(MANIFEST)
         if data is None:
             return None
         try:
@@ -316,120 +314,6 @@ class Ledger:
 
     # The end
 
-    def finalise(
-        self,
-        spec: JobSpec,
-        plan: Plan,
-        see: Callable[[str, pa.Table], None],
-        report: Callable[[Totals], None],
-        confirm: Callable[[], None],
-    ) -> tuple[Totals, list[str]]:
-        """Prove the job complete and write its manifest, last.
-
-        Args:
-            spec: The job.
-            plan: Its plan.
-            see: Is given each kept object's kind and narrow columns, the carried ones included.
-            report: Is given the totals before the manifest is written.
-            confirm: Is called before what only the holder of the lease may do; what it raises ends the work.
-
-        Returns:
-            The totals, and the ids of rows that are still missing: with any of those, nothing is
-            written and the job is not complete.
-
-        Raises:
-            OutputError: An object is damaged or unplanned.
-            LeaseError: Another run has completed the job meanwhile.
-        """
-        grading, more = grading_of(spec, plan), narrow_columns(spec, plan)
-        totals, missing, entries = Totals(), list[str](), list[dict[str, Any]]()
-        superseded: list[PartName] = []
-        overlapping: list[tuple[PartName, list[str]]] = []
-
-        def keep(part: Part) -> None:
-            totals.add(part.name.kind, part.table, grading)
-            entries.append(part.entry())
-            see(part.name.kind, part.table)
-
-        for audit in self.audit(plan, more):
-            if audit.problems or audit.unplanned:
-                confirm()  # to a run that was taken over, the other's work would look like damage
-                wrong = "\n".join(f"  {line}" for line in [*audit.problems, *audit.unplanned][:20])
-                raise OutputError(
-                    f"{self.path}: the output is damaged:\n{wrong}\nFor the whole list: magbatch verify {self.path}"
-                )
-            missing += audit.missing
-            superseded += audit.superseded
-            for part, row_ids in audit.keep:
-                if len(row_ids) < len(part.row_ids):
-                    overlapping.append((part.name, row_ids))
-                else:
-                    keep(part)
-        if missing:
-            return totals, missing
-        for name, row_ids in overlapping:
-            keep(self._rewrite(spec, plan, name, row_ids))
-        entries += self._empty_parts(spec, plan, {entry["name"].partition("/")[0] for entry in entries})
-        manifest = {
-            "version": 1,
-            "schema_version": SCHEMA_VERSION,
-            "job": spec.name,
-            "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "planned_rows": plan.rows,
-            "plan_sha256": hashlib.sha256(self.store.read(PLAN)).hexdigest(),
-            **({} if plan.revision is None else {"model_revision": plan.revision}),
-            "graded_by": RULE,
-            **asdict(totals),
-            "parts": entries,
-        }
-        confirm()
-        report(totals)
-        # Only where none is: whoever was taken over, and wakes up here, must not put his in the place of the other's.
-        if not self.store.create(MANIFEST, json.dumps(manifest, indent=1).encode()):
-            raise LeaseError(f"{self.path}: another run has completed this job")
-        for name in superseded:
-            self._supersede(name)
-        self.tidy(confirm)
-        return totals, []
-
-    def renew(
-        self,
-        spec: JobSpec,
-        plan: Plan,
-        manifest: dict[str, Any],
-        gone: list[PartName],
-        new: list[dict[str, Any]],
-        **changes: Any,
-    ) -> dict[str, Any]:
-        """Put a manifest in the place of another, in one write; the objects that it names are there already.
-
-        Args:
-            spec: The job.
-            plan: Its plan.
-            manifest: The one that is replaced.
-            gone: Objects that it names and the new one does not; moving them away is the caller's.
-            new: Entries of objects that only the new one names.
-            changes: Other fields of it.
-
-        Raises:
-            LeaseError: It is no longer the job's manifest.
-        """
-        without = {str(name) for name in gone}
-        entries = [entry for entry in manifest["parts"] if entry["name"] not in without]
-        entries += new
-        filled = {entry["name"].partition("/")[0] for entry in entries if entry["rows"]}
-        entries = [entry for entry in entries if entry["rows"] or entry["name"].partition("/")[0] not in filled]
-        entries += self._empty_parts(spec, plan, {entry["name"].partition("/")[0] for entry in entries})
-        renewed = manifest | changes | {"parts": sorted(entries, key=lambda entry: _place(entry["name"]))}
-        old = self._load(MANIFEST)
-        if (
-            old is None
-            or json.loads(old) != manifest
-            or not self.store.replace(MANIFEST, json.dumps(renewed, indent=1).encode(), old)
-        ):
-            raise LeaseError(f"{self.path}: another command has changed the manifest meanwhile; nothing was changed")
-        return renewed
-
     def strays(self) -> tuple[list[PartName], list[str]]:
         """What a complete job's objects and its manifest do not have in common.
 
@@ -452,83 +336,13 @@ class Ledger:
         strays, _ = self.strays()
         confirm()
         for part in strays:
-            self._supersede(part)
+            self.supersede(part)
         for draft in list(self.store.list("_magbatch/tmp/")):
             self.store.delete(draft.name)
 
-    def _supersede(self, name: PartName) -> None:
+    def supersede(self, name: PartName) -> None:
+        """Move an object out of the folders that users glob."""
         self.store.move(str(name), f"{SUPERSEDED}/{name}")
-
-    def _strangers(self) -> list[str]:
-        """Objects in the folders that users glob which are none of this job's."""
-        names = (item.name for kind in (RESULTS, ERRORS) for item in self.store.list(f"{kind}/"))
-        return [f"{name}: not an object of this job" for name in names if PartName.parse(name) is None]
-
-    def _rewrite(self, spec: JobSpec, plan: Plan, name: PartName, row_ids: list[str]) -> Part:
-        """The rows of an object that count, as an object of their own: none is edited in place."""
-        spool, wanted = Spool(name.kind, schema_of(spec, plan, name.kind)), pa.array(row_ids)
-        for table in row_groups(self.store, name):
-            spool.add(table.filter(pa.compute.is_in(table.column("row_id"), wanted)))
-        return spool.commit(self.store, name.shards, new_attempt(), 0, narrow_columns(spec, plan))
-
-    def _empty_parts(self, spec: JobSpec, plan: Plan, present: set[str]) -> Iterator[dict[str, Any]]:
-        """A folder without rows still opens with `results/*.parquet`, and has the contract's columns."""
-        for kind in (RESULTS, ERRORS):
-            if kind not in present:
-                spool = Spool(kind, schema_of(spec, plan, kind))
-                yield spool.commit(self.store, range(1), new_attempt(), 0, {}).entry()
-
-    def verify(self) -> tuple[dict[str, Any], list[str]]:
-        """Recompute everything from the objects alone.
-
-        Returns:
-            Counts (planned, answered, failed, objects) with whether there is a manifest (complete); and what is
-            wrong, one line each.
-
-        Raises:
-            OutputError: There is no job here.
-        """
-        spec, plan = self.open_job()
-        grading, more = grading_of(spec, plan), narrow_columns(spec, plan)
-        manifest = self.manifest()
-        expected = {entry["name"]: entry for entry in (manifest or {"parts": []})["parts"]}
-        problems = [] if manifest else ["no manifest: the job is not complete"]
-        if manifest and manifest["plan_sha256"] != hashlib.sha256(self.store.read(PLAN)).hexdigest():
-            problems.append(f"{PLAN} is not the plan that the manifest was made for")
-        problems += self._strangers()
-        totals, seen = Totals(), set[str]()
-        for audit in self.audit(plan, more):
-            problems += audit.problems
-            if audit.missing:
-                where = f"shard {audit.shards[0]}" + (f" to {audit.shards[-1]}" if len(audit.shards) > 1 else "")
-                problems.append(
-                    f"gap: {len(audit.missing)} planned rows of {where} are in no object: {audit.missing[0]}, …"
-                )
-            problems += [f"not planned: {where}" for where in audit.unplanned]
-            problems += [f"duplicate: {name} repeats rows of other objects" for name in audit.superseded]
-            seen.update(str(name) for name in audit.names)
-            for part, _ in audit.keep:
-                totals.add(part.name.kind, part.table, grading)
-                entry = expected.get(str(part.name))
-                if manifest and entry is None:
-                    problems.append(f"{part.name}: not in the manifest")
-                elif entry is not None and entry["sha256"] != part.sha256:
-                    problems.append(f"{part.name}: its checksum is not the manifest's")
-        problems += [f"{name}: in the manifest, but not there" for name in expected.keys() - seen]
-        if manifest and not problems:
-            problems += [
-                f"{MANIFEST} says {name} {manifest[name]}, the objects give {count}"
-                for name, count in asdict(totals).items()
-                if name in manifest
-                and manifest[name] != count
-                and (
-                    name not in ("graded", "right") or manifest.get("graded_by") == RULE
-                )  # it was counted by another rule
-            ]
-        objects = len(seen)
-        counts = {"planned": plan.rows, "answered": totals.answered, "failed": totals.failed, "objects": objects}
-        counts["complete"] = manifest is not None
-        return counts, problems
 
 
 def grading_of(spec: JobSpec, plan: Plan) -> Grading | None:
@@ -554,7 +368,3 @@ def planned_rows(plan: Plan, shards: range) -> dict[str, int]:
     """The rows of some shards, in the order of the plan, and the shard of each."""
     within = range(shards.start, min(shards.stop, plan.num_shards))
     return {row_id: shard for shard in within for row_id in plan.shard(shard).row_ids()}
-
-
-def _place(name: str) -> tuple[str, int, str]:
-    return name.partition("/")[0], PartName.of(name).shard, name

@@ -27,6 +27,7 @@ from magbatch.errors import ErrorCode, SpecChangedError, SpecError
 from magbatch.grading import Grading
 from magbatch.job.accounts import add_use, tell_use
 from magbatch.job.audit import units
+from magbatch.job.finalise import renew
 from magbatch.job.lease import Lease
 from magbatch.job.ledger import READERS, REPORT, Ledger, grading_of, narrow_columns, schema_of
 from magbatch.job.page import write_page
@@ -265,7 +266,7 @@ def drop(output: str, console: Console) -> bool:
         lease.confirm()
         _write_report(ledger, report)
         # Counted, so that what a replica of it still commits can never be taken for a later retry's.
-        ledger.renew(spec, plan, manifest, [], [], retries=[*retries, {"dropped": True, "finished_at": _now()}])
+        renew(ledger, spec, plan, manifest, [], [], retries=[*retries, {"dropped": True, "finished_at": _now()}])
         write_page(ledger, report)
         sweep(ledger)
         return True
@@ -316,7 +317,7 @@ def merge(retry: Retry, confirm: Callable[[], None]) -> Retried:
     retries = [*manifest.get("retries", []), record]
     # A manifest of before some sums were kept does not get them: of its other objects they are not known.
     sums = {name: value for name, value in asdict(change.totals).items() if name in manifest}
-    ledger.renew(spec, plan, manifest, change.gone, change.new, retries=retries, **sums)
+    renew(ledger, spec, plan, manifest, change.gone, change.new, retries=retries, **sums)
     write_page(ledger, report)
     ledger.tidy(confirm)
     sweep(ledger)

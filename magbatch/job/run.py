@@ -26,6 +26,7 @@ from magbatch.job.board import Snapshot
 from magbatch.job.columns import rendered_columns
 from magbatch.job.exporter import Exporter, check_address
 from magbatch.job.failures import Failures
+from magbatch.job.finalise import finalise
 from magbatch.job.heartbeat import Heartbeat, earlier
 from magbatch.job.lease import Lease
 from magbatch.job.ledger import PAGE, REPORT, Ledger
@@ -350,7 +351,7 @@ def _finish(spec: JobSpec, plan: Plan, ledger: Ledger, the_run: Run, progress: J
                 ledger.store.write(REPORT, json.dumps(report.to_dict(), indent=1).encode())
                 reports.append(report)
 
-            _, missing = ledger.finalise(spec, plan, see, store_report, lease.confirm)
+            _, missing = finalise(ledger, spec, plan, see, store_report, lease.confirm)
             if not missing:
                 return reports[-1]
         time.sleep(wait_s)

@@ -13,6 +13,7 @@ from fault_proxy import FaultProxy
 from magbatch_cli import JobFiles, journal, magbatch, start, wait_until
 
 from magbatch.job.ledger import Ledger
+from magbatch.job.verify import verify
 from magbatch.rows import PartName
 from magbatch.storage import open_store
 
@@ -59,10 +60,9 @@ def check_rows(output: str) -> None:
     ids = {kind: [row["id"] for row in records(output, kind)] for kind in ("results", "errors")}
     assert sorted(ids["results"] + ids["errors"]) == sorted(f"id-{index}" for index in range(ROWS))
     assert set(ids["errors"]) == {f"id-{index}" for index in BAD}
-    ledger = Ledger(output)
-    counts, problems = ledger.verify()
-    assert problems == []
-    assert (counts["planned"], counts["answered"], counts["failed"]) == (ROWS, ROWS - len(BAD), len(BAD))
+    found = verify(Ledger(output))
+    assert found.verified, found.problems
+    assert (found.planned, found.answered, found.failed) == (ROWS, ROWS - len(BAD), len(BAD))
     assert magbatch("verify", output).returncode == 0
 
 

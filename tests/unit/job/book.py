@@ -13,10 +13,12 @@ import pyarrow.parquet as pq
 from small_job import SmallJob
 
 from magbatch.errors import ErrorCode, Step, StorageError
+from magbatch.job.finalise import finalise
 from magbatch.job.ledger import REPORT, Ledger
 from magbatch.job.plan import Plan
 from magbatch.job.report import Report, Run
 from magbatch.job.retry import Choice, Retried, merge, prepare, sweep
+from magbatch.job.verify import Verification, verify
 from magbatch.pipeline.write import PartWriter
 from magbatch.rows import ERRORS, RESULTS, Answer, DeadLetter, FinishedRow, PartName, ReasoningStatus
 from magbatch.spec import JobSpec
@@ -135,15 +137,15 @@ class Book(Hand):
             }
         outcome = self.outcome()
         failed = sum(text.startswith("failed: ") for text in outcome.values())
-        counts, problems = self.ledger.verify()
-        assert problems == []
-        assert counts == {
-            "planned": self.plan.rows,
-            "answered": len(outcome) - failed,
-            "failed": failed,
-            "objects": len(manifest["parts"]),
-            "complete": True,
-        }
+        assert verify(self.ledger) == Verification(
+            planned=self.plan.rows,
+            answered=len(outcome) - failed,
+            failed=failed,
+            open=0,
+            objects=len(manifest["parts"]),
+            complete=True,
+            problems=(),
+        )
         assert (manifest["answered"], manifest["failed"]) == (len(outcome) - failed, failed)
         assert len(outcome) == self.plan.rows
         for item in self.ledger.store.list(REPORT) if report else ():
@@ -169,7 +171,7 @@ def carry_out(ledger: Ledger, spec: JobSpec, plan: Plan) -> list[str]:
         found = Report(spec.name, ledger.path, plan.rows, totals, None, Run())
         ledger.store.write(REPORT, json.dumps(found.to_dict()).encode())
 
-    return ledger.finalise(spec, plan, lambda kind, table: None, report, lambda: None)[1]
+    return finalise(ledger, spec, plan, lambda kind, table: None, report, lambda: None)[1]
 
 
 def ask_again(

@@ -16,6 +16,7 @@ import yaml
 from magbatch.engines import start
 from magbatch.engines.base import FREE, Engine, EngineConfig, EngineLoad, Form, OnTokens
 from magbatch.job.board import BoardState, Load, Order, Use
+from magbatch.job.finalise import finalise
 from magbatch.job.lease import Hold
 from magbatch.job.ledger import Ledger
 from magbatch.job.plan import Plan, make_plan
@@ -244,7 +245,7 @@ class SmallJob:
 
     def finalise(self) -> list[str]:
         """Returns the rows that are missing."""
-        return finalise(self.ledger, self.spec(), self.plan)
+        return end(self.ledger, self.spec(), self.plan)
 
     # What came out
 
@@ -271,9 +272,9 @@ class SmallJob:
         return Counter(line.split()[0] for line in lines)
 
 
-def finalise(ledger: Ledger, spec: JobSpec, plan: Plan) -> list[str]:
+def end(ledger: Ledger, spec: JobSpec, plan: Plan) -> list[str]:
     """Finalise with nobody listening; returns the rows that are missing."""
-    return ledger.finalise(spec, plan, lambda kind, table: None, lambda totals: None, lambda: None)[1]
+    return finalise(ledger, spec, plan, lambda kind, table: None, lambda totals: None, lambda: None)[1]
 
 
 async def until(condition: Callable[[], bool], what: str) -> None:

@@ -20,6 +20,7 @@ from magbatch.job.prepare import Preparer
 from magbatch.job.preview import preview
 from magbatch.job.retry import Choice, Retry, merge, prepare
 from magbatch.job.run import run
+from magbatch.job.verify import verify
 from magbatch.rows import ERRORS, RESERVED_COLUMNS, RESULTS
 
 QUIET = Console(file=io.StringIO())
@@ -94,7 +95,7 @@ def test_odd_names_are_carried(job: SmallJob, name: str) -> None:
     (row,) = job.records()
     assert (row[name], row["id"], list(row)[2:4]) == ("kept", "1", [name, "id"])
     assert job.finalise() == []
-    assert job.ledger.verify()[1] == []
+    assert verify(job.ledger).problems == ()
 
 
 # Their way through everything that reads carried columns
@@ -142,11 +143,11 @@ def test_columns_that_the_output_has_too_go_all_the_way(either_job: SmallJob) ->
         assert [row["input_Model"] for row in found] == [1.5 * row for row in rows]
         assert [row["input_prompt_tokens"] for row in found] == [[row] for row in rows]
         assert [row["input_row_id"] for row in found] == [["a", "b", "b", "c", "d", "d"][row] for row in rows]
-    assert job.ledger.verify()[1] == []
+    assert verify(job.ledger).problems == ()
     before = {kind: sorted(job.records(kind), key=lambda row: row["row_id"]) for kind in (RESULTS, ERRORS)}
     merge_objects(job.ledger, 1 << 28, lambda: None)
     assert {kind: sorted(job.records(kind), key=lambda row: row["row_id"]) for kind in before} == before
-    assert job.ledger.verify()[1] == []
+    assert verify(job.ledger).problems == ()
 
     again = prepare(job.ledger, Choice(), ["limits.max_prompt_tokens=2000"])
     assert isinstance(again, Retry)
@@ -160,7 +161,7 @@ def test_columns_that_the_output_has_too_go_all_the_way(either_job: SmallJob) ->
     ledger = again.ledger
     found = pa.concat_tables(pq.read_table(io.BytesIO(ledger.store.read(str(name)))) for name in ledger.parts(RESULTS))
     assert sorted(found.column("input_message").to_pylist()) == [f"m{row}" for row in range(6)]
-    assert ledger.verify()[1] == []
+    assert verify(ledger).problems == ()
     assert json.loads(ledger.store.read(REPORT))["duplicate_ids"] == 2
 
 
@@ -175,4 +176,4 @@ def test_a_plan_of_the_version_before_keeps_the_names_that_it_had(job: SmallJob)
     job.answer()
     assert job.finalise() == []
     assert [row["Model"] for row in job.records()] == ["x", "y", "z"]
-    assert job.ledger.verify()[1] == []
+    assert verify(job.ledger).problems == ()

@@ -17,6 +17,7 @@ from magbatch.errors import ClusterError, JobError
 from magbatch.job.compact import compact
 from magbatch.job.plan import MAX_DOCUMENT_SHARD_ROWS, make_plan
 from magbatch.job.preview import preview
+from magbatch.job.verify import verify
 
 LONG = "\f".join(f"part {page} " * 60 for page in range(1, 8))  # about 300 tokens a page
 
@@ -58,7 +59,7 @@ def test_each_document_is_one_row_with_its_pages(documents: SmallJob) -> None:
     assert rows["long"]["answer"] == "42 in all"
     (letter,) = documents.records("errors")
     assert (letter["id"], letter["step"], letter["error_code"]) == ("broken", "render", "document_unreadable")
-    assert documents.ledger.verify()[1] == []
+    assert verify(documents.ledger).problems == ()
     for name in documents.objects():
         if name.startswith("results/"):
             names = pq.read_schema(io.BytesIO(documents.ledger.store.read(name))).names
@@ -226,7 +227,7 @@ def test_compaction_keeps_the_columns(documents: SmallJob) -> None:
     before = sorted(documents.records(), key=lambda row: row["id"])
     compact(documents.output, 256, Console(quiet=True))
     assert sorted(documents.records(), key=lambda row: row["id"]) == before
-    assert documents.ledger.verify()[1] == []
+    assert verify(documents.ledger).problems == ()
 
 
 def test_documents_of_which_something_is_left_out_are_counted(documents: SmallJob) -> None:
@@ -251,7 +252,7 @@ def test_documents_of_which_something_is_left_out_are_counted(documents: SmallJo
     manifest = documents.ledger.manifest()
     assert manifest is not None
     assert manifest["documents_truncated"] == 3
-    assert documents.ledger.verify()[1] == []
+    assert verify(documents.ledger).problems == ()
 
 
 def test_answers_of_parts_that_are_cut_are_counted(documents: SmallJob) -> None:
@@ -288,9 +289,9 @@ def test_objects_of_an_older_version_have_no_such_column_and_are_read(documents:
         store.write(name, sink.getvalue())
     asyncio.run(work(range(half.stop, documents.plan.num_shards)))
     assert documents.finalise() == []
-    assert documents.ledger.verify()[1] == []
+    assert verify(documents.ledger).problems == ()
     assert compact(documents.output, 1 << 28, Console(quiet=True)).merged
-    assert documents.ledger.verify()[1] == []
+    assert verify(documents.ledger).problems == ()
     rows = by_id(documents.records())
     assert {row["document_truncated"] for row in rows.values()} == ({None} if late else {None, False})
 

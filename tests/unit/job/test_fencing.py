@@ -16,6 +16,7 @@ from magbatch.errors import LeaseError, OutputError, StorageError
 from magbatch.job import lease as lease_module
 from magbatch.job import run as run_module
 from magbatch.job.compact import compact
+from magbatch.job.finalise import renew
 from magbatch.job.lease import Lease
 from magbatch.job.ledger import MANIFEST, Ledger
 from magbatch.job.progress import JobProgress
@@ -109,7 +110,7 @@ def test_a_manifest_is_only_renewed_by_who_has_seen_it(book: Book, quiet: Consol
     seen = book.ledger.manifest()
     change = {"retries": []} if command == "retry" else {"compacted_to_bytes": 1}
     with pytest.raises(LeaseError, match="another command has changed the manifest"):
-        book.ledger.renew(spec, plan, manifest, [], [], **change)
+        renew(book.ledger, spec, plan, manifest, [], [], **change)
     assert book.ledger.manifest() == seen
     book.check_manifest()
 

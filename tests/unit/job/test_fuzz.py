@@ -22,6 +22,7 @@ from PIL import Image as Pillow
 from small_job import SmallJob
 
 from magbatch.errors import ErrorCode, InputError
+from magbatch.job.verify import verify
 
 Strategy = st.SearchStrategy[Any]
 GOOD = "What is a good row?"
@@ -69,8 +70,7 @@ def answer(table: pa.Table, good: list[int], more: dict[str, bytes] | None = Non
             job.set(name, **section)
         job.answer()
         assert job.finalise() == []
-        _, problems = job.ledger.verify()
-        assert problems == []
+        assert verify(job.ledger).problems == ()
         results = job.records("results", ["row_id", "id", "sample"])
         errors = job.records("errors", ["row_id", "id", "error_code", "message"])
         ended = [row["row_id"] for row in results + errors if not row.get("sample")]

@@ -16,7 +16,9 @@ from small_job import SmallJob
 
 from magbatch.errors import SpecError
 from magbatch.grading import Grading
+from magbatch.job.finalise import finalise
 from magbatch.job.ledger import MANIFEST
+from magbatch.job.verify import verify
 from magbatch.rows import RESULTS
 from magbatch.spec import carried_columns
 from magbatch.totals import Totals
@@ -177,7 +179,7 @@ def test_a_job_ends_and_verifies_whatever_is_expected(job: SmallJob, truth: pa.A
     job.engine["script"] = [{"contains": "What", "answer": '{"x": 5}'}]
     job.answer()
     assert job.finalise() == []
-    assert job.ledger.verify()[1] == []
+    assert verify(job.ledger).problems == ()
     manifest = job.ledger.manifest()
     assert manifest is not None
     right = 1 if pa.types.is_string(truth.type) else 0
@@ -226,7 +228,7 @@ def test_what_the_job_makes_of_an_answer_is_held_against_the_right_one(
     manifest = job.ledger.manifest()
     assert manifest is not None
     assert (manifest["graded"], manifest["right"]) == (2, right)
-    assert job.ledger.verify()[1] == []
+    assert verify(job.ledger).problems == ()
 
 
 def test_a_manifest_whose_right_answers_an_older_version_counted_is_not_held_against_this_one(job: SmallJob) -> None:
@@ -237,12 +239,12 @@ def test_a_manifest_whose_right_answers_an_older_version_counted_is_not_held_aga
     job.finalise()
     manifest = job.ledger.manifest()
     assert manifest is not None
-    assert (manifest["right"], job.ledger.verify()[1]) == (1, [])
+    assert (manifest["right"], verify(job.ledger).problems) == (1, ())
     job.ledger.store.write(MANIFEST, json.dumps(manifest | {"right": 0}).encode())
-    assert job.ledger.verify()[1] == ["_magbatch/manifest.json says right 0, the objects give 1"]
+    assert list(verify(job.ledger).problems) == ["_magbatch/manifest.json says right 0, the objects give 1"]
     del manifest["graded_by"]
     job.ledger.store.write(MANIFEST, json.dumps(manifest | {"right": 0}).encode())
-    assert job.ledger.verify()[1] == []
+    assert verify(job.ledger).problems == ()
 
 
 def test_nothing_is_graded_where_nothing_is_expected() -> None:
@@ -264,8 +266,8 @@ def test_every_sample_of_a_job_is_graded(tmp_path: Path) -> None:
     graded.set("sampling", n=2)
     graded.set("input", columns={"id": "id", "prompt": "question", "expected": "truth"})
     graded.answer()
-    totals, missing = graded.ledger.finalise(
-        graded.spec(), graded.plan, lambda kind, table: None, lambda totals: None, lambda: None
+    totals, missing = finalise(
+        graded.ledger, graded.spec(), graded.plan, lambda kind, table: None, lambda totals: None, lambda: None
     )
     assert missing == []
     assert (totals.graded, totals.right) == (12, 6)

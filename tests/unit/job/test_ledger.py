@@ -14,8 +14,10 @@ from book import Book, Breaking, carry_out
 from small_job import SmallJob
 
 from magbatch.errors import OutputError, SpecChangedError, StorageError
-from magbatch.job.ledger import Ledger
+from magbatch.job.finalise import finalise
+from magbatch.job.ledger import MANIFEST, Ledger
 from magbatch.job.plan import Plan
+from magbatch.job.verify import Verification, verify
 from magbatch.rows import (
     ERRORS,
     RESULTS,
@@ -191,7 +193,7 @@ def test_a_place_without_a_job_says_so(job: SmallJob) -> None:
     job.ask(1)
     assert job.ledger.spec() is job.ledger.plan() is job.ledger.manifest() is None
     assert job.ledger.check_same(job.spec()) is False
-    for question in (job.ledger.open_job, job.ledger.verify):
+    for question in (job.ledger.open_job, lambda: verify(job.ledger)):
         with pytest.raises(OutputError, match="no magbatch job here"):
             question()
 
@@ -245,7 +247,7 @@ def test_a_damaged_manifest_is_an_error_of_the_output(book: Book, content: bytes
     book.complete()
     book.job.put("output/_magbatch/manifest.json", content)
     with pytest.raises(OutputError, match=r"_magbatch/manifest\.json"):
-        book.ledger.verify()
+        verify(book.ledger)
 
 
 # The end
@@ -260,8 +262,13 @@ def test_a_complete_job_gets_its_manifest_last(either_book: Book) -> None:
     def report(totals: Totals) -> None:
         at_report.append((totals, book.ledger.manifest() is None))
 
-    totals, missing = book.ledger.finalise(
-        book.spec, book.plan, lambda kind, table: seen.append((kind, len(table.column("id")))), report, lambda: None
+    totals, missing = finalise(
+        book.ledger,
+        book.spec,
+        book.plan,
+        lambda kind, table: seen.append((kind, len(table.column("id")))),
+        report,
+        lambda: None,
     )
     assert missing == []
     assert at_report == [(totals, True)]
@@ -278,8 +285,8 @@ def test_a_complete_job_gets_its_manifest_last(either_book: Book) -> None:
 def test_samples_count_their_prompt_once(job: SmallJob) -> None:
     book = Book(job, samples=3)
     book.complete()
-    totals, missing = book.ledger.finalise(
-        book.spec, book.plan, lambda kind, table: None, lambda totals: None, lambda: None
+    totals, missing = finalise(
+        book.ledger, book.spec, book.plan, lambda kind, table: None, lambda totals: None, lambda: None
     )
     assert missing == []
     assert (totals.answered, totals.records, totals.prompt_tokens) == (11, 33, 77)
@@ -331,7 +338,7 @@ def test_missing_rows_leave_everything_as_it_was(either_book: Book) -> None:
     book.answered(1, 0, 1, 3)
     before = book.all_objects()
     reports: list[Totals] = []
-    missing = book.ledger.finalise(book.spec, book.plan, lambda kind, table: None, reports.append, lambda: None)[1]
+    missing = finalise(book.ledger, book.spec, book.plan, lambda kind, table: None, reports.append, lambda: None)[1]
     assert missing == [book.ids[1][2], *book.ids[2]]
     assert reports == []
     assert book.ledger.manifest() is None
@@ -425,7 +432,7 @@ def test_what_a_zombie_commits_after_the_end_is_moved_away(either_book: Book) ->
     book.complete()
     assert book.finalise() == []
     late = book.answered(1, 0, 3, writer=zombie)
-    assert book.ledger.verify()[1] != []
+    assert verify(book.ledger).problems != []
     book.ledger.tidy(lambda: None)
     assert str(late) not in book.all_objects()
     book.check_manifest()
@@ -585,11 +592,6 @@ def foreign_plan(book: Book) -> list[str]:
     ]
 
 
-def no_manifest(book: Book) -> list[str]:
-    book.ledger.store.delete("_magbatch/manifest.json")
-    return ["no manifest: the job is not complete"]
-
-
 def manifest_with_more(book: Book) -> list[str]:
     manifest = book.ledger.manifest()
     assert manifest is not None
@@ -604,15 +606,15 @@ def manifest_with_more(book: Book) -> list[str]:
     [
         deleted_object, edited_byte, edited_answer, damaged_object, duplicate_object, duplicate_that_seems_older,
         row_twice_in_an_object, lying_name, name_of_another_shard, shard_of_no_plan, unplanned_row, foreign_object,
-        foreign_plan, no_manifest, manifest_with_more,
+        foreign_plan, manifest_with_more,
     ],
 )  # fmt: skip
 def test_verify_names_what_is_wrong(book: Book, spoil: Callable[[Book], list[str]]) -> None:
     book.complete()
     assert book.finalise() == []
-    assert book.ledger.verify()[1] == []
+    assert verify(book.ledger).problems == ()
     expected = spoil(book)
-    found = book.ledger.verify()[1]
+    found = verify(book.ledger).problems
     for part in expected:
         assert any(part in problem for problem in found), found
 
@@ -630,14 +632,19 @@ def test_a_damaged_output_is_not_finalised(book: Book, spoil: Callable[[Book], l
     assert book.all_objects() == before
 
 
+def test_a_job_that_lost_its_manifest_is_not_verified(book: Book) -> None:
+    book.complete()
+    book.finalise()
+    book.ledger.store.delete(MANIFEST)
+    found = verify(book.ledger)
+    assert (found.complete, found.verified, found.problems, found.open) == (False, False, (), 0)
+
+
 def test_an_unfinished_job_verifies_as_unfinished(book: Book) -> None:
     book.answered(1, 0, 1)
-    counts, problems = book.ledger.verify()
-    assert counts == {"planned": 12, "answered": 2, "failed": 0, "objects": 1, "complete": False}
-    assert problems[0] == "no manifest: the job is not complete"
-    assert [problem.partition(" of shard")[0] for problem in problems[1:]] == [
-        "gap: 4 planned rows", "gap: 2 planned rows", "gap: 4 planned rows",
-    ]  # fmt: skip
+    assert verify(book.ledger) == Verification(
+        planned=12, answered=2, failed=0, open=10, objects=1, complete=False, problems=()
+    )
 
 
 def test_a_real_job_is_whole_from_its_input_to_its_proof(either_job: SmallJob) -> None:
@@ -646,7 +653,7 @@ def test_a_real_job_is_whole_from_its_input_to_its_proof(either_job: SmallJob) -
     either_job.set("input", on_bad_file="dead_letter", shard_rows=4)
     either_job.answer()
     assert either_job.finalise() == []
-    assert either_job.ledger.verify()[1] == []
+    assert verify(either_job.ledger).problems == ()
     ids = {f"a{row}" for row in range(9)}
     assert {row["id"] for row in either_job.records()} == ids - {"a4"}
     assert {row["id"] for row in either_job.records("errors")} == {"a4", None}

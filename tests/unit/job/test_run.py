@@ -16,6 +16,7 @@ from magbatch.job.ledger import PAGE
 from magbatch.job.preview import listing, preview
 from magbatch.job.run import Outcome, limited, run
 from magbatch.job.status import status
+from magbatch.job.verify import verify
 from magbatch.spec import JobSpec, parse
 
 
@@ -31,7 +32,7 @@ def test_a_job_without_rows_is_complete(either_job: SmallJob) -> None:
     assert (outcome.already, outcome.too_many_failed, outcome.samples) == (False, False, [])
     assert outcome.report["planned"] == 0
     assert json.loads(either_job.ledger.store.read("_magbatch/report.json")) == outcome.report
-    assert either_job.ledger.verify()[1] == []
+    assert verify(either_job.ledger).problems == ()
     again, _ = go(either_job.spec())
     assert again.already
     assert again.report == outcome.report
@@ -59,7 +60,7 @@ def test_a_job_whose_rows_are_all_committed_only_ends(either_job: SmallJob) -> N
     assert (again.already, again.samples, said) == (True, [], "")
     assert again.report == outcome.report
     assert job.asked() == asked
-    assert job.ledger.verify()[1] == []
+    assert verify(job.ledger).problems == ()
 
 
 def test_a_page_that_the_end_was_interrupted_before_is_written_by_the_next_run(either_job: SmallJob) -> None:
@@ -82,7 +83,7 @@ def test_an_end_that_was_interrupted_is_tidied(job: SmallJob) -> None:
     job.put(f"output/{stray}", job.ledger.store.read(job.objects()[0]))
     assert go(job.spec())[0].already
     assert stray not in job.objects()
-    assert job.ledger.verify()[1] == []
+    assert verify(job.ledger).problems == ()
 
 
 @pytest.mark.parametrize(("allowed", "too_many"), [(None, False), (2, False), (1, True), (0, True)])

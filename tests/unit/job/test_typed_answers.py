@@ -11,6 +11,7 @@ from small_job import SmallJob
 
 from magbatch.job.compact import compact
 from magbatch.job.ledger import Ledger
+from magbatch.job.verify import verify
 from magbatch.spec import parse
 
 SCHEMA = {
@@ -60,7 +61,7 @@ def test_answers_become_typed_columns(typed: SmallJob) -> None:
     assert (letter["id"], letter["step"], letter["error_code"]) == ("a2", "check", "answer_invalid")
     assert letter["message"] == "answer.schema: $: 'items' is a required property"
     assert letter["answer"] == '{"total": 2}'
-    assert typed.ledger.verify()[1] == []
+    assert verify(typed.ledger).problems == ()
 
 
 def test_an_answer_is_asked_for_twice_at_most(typed: SmallJob) -> None:
@@ -84,7 +85,7 @@ def test_merged_objects_keep_the_types(typed: SmallJob) -> None:
     before = sorted(typed.records(), key=lambda row: row["row_id"])
     compact(typed.output, 1 << 28, Console(file=io.StringIO()))
     assert sorted(typed.records(), key=lambda row: row["row_id"]) == before
-    assert Ledger(typed.output).verify()[1] == []
+    assert verify(Ledger(typed.output)).problems == ()
 
 
 def test_an_empty_job_has_the_columns_all_the_same(typed: SmallJob) -> None:
@@ -130,7 +131,7 @@ def test_an_answer_that_takes_for_ever_is_its_rows_dead_letter_and_the_others_go
     assert (letter["id"], letter["step"], letter["error_code"]) == ("a2", "check", "answer_invalid")
     assert letter["message"] == "answer.extract: not checked within limits.answer_timeout_s = 2"
     assert letter["answer"] == "x" * 40
-    assert job.ledger.verify()[1] == []
+    assert verify(job.ledger).problems == ()
 
 
 @pytest.mark.parametrize(
@@ -172,7 +173,7 @@ def test_dead_letters_have_the_tokens_that_they_took(typed: SmallJob) -> None:
         assert manifest[name] == sum(row[name] for row in [*rows, *letters.values()])
     assert (manifest["records"], manifest["failed_generated"]) == (3, 2)
     assert sum(manifest["by_answer"].values()) == 5
-    assert typed.ledger.verify()[1] == []
+    assert verify(typed.ledger).problems == ()
 
 
 def test_dead_letters_of_an_older_version_are_as_good_as_others(typed: SmallJob) -> None:
@@ -184,7 +185,7 @@ def test_dead_letters_of_an_older_version_are_as_good_as_others(typed: SmallJob)
     pq.write_table(older, sink)
     typed.ledger.store.write(name, sink.getvalue())
     assert typed.finalise() == []
-    assert typed.ledger.verify()[1] == []
+    assert verify(typed.ledger).problems == ()
     manifest = typed.ledger.manifest()
     assert manifest is not None
     assert manifest["reasoning_tokens"] == sum(row["reasoning_tokens"] for row in typed.records())
@@ -193,7 +194,7 @@ def test_dead_letters_of_an_older_version_are_as_good_as_others(typed: SmallJob)
     assert (letter["id"], letter["error_code"], letter["answer_tokens"], letter["answer"]) == (
         "a2", "answer_invalid", None, None
     )  # fmt: skip
-    assert typed.ledger.verify()[1] == []
+    assert verify(typed.ledger).problems == ()
 
 
 def test_what_a_row_generated_before_it_hung_counts(job: SmallJob) -> None:
