@@ -19,6 +19,7 @@ from typing import Any
 from wsgiref.simple_server import make_server
 
 from prometheus_client import make_wsgi_app, push_to_gateway
+from prometheus_client.exposition import basic_auth_handler, default_handler
 from prometheus_client.registry import CollectorRegistry
 
 import magbatch
@@ -30,6 +31,7 @@ from magbatch.job.progress import JobProgress, Standing
 from magbatch.metrics import Values
 from magbatch.rows import ReasoningStatus
 from magbatch.spec import JobSpec, MetricsSpec
+from magbatch.spec.secrets import PUSH_PASSWORD, PUSH_USER, without_secrets
 from magbatch.totals import LATENCY_BOUNDS_S, LENGTH_BOUNDS_TOKENS, Totals, cumulative
 
 DEFAULT_PORT = 9480
@@ -179,12 +181,23 @@ class Exporter:
     def _push(self, url: str) -> None:
         grouping = {"job_name": self._spec.name}
         try:
-            push_to_gateway(url, "magbatch", self.registry, grouping, timeout=PUSH_TIMEOUT_S)
+            push_to_gateway(url, "magbatch", self.registry, grouping, timeout=PUSH_TIMEOUT_S, handler=_push_handler)
             self._pushed_in_vain = False
         except Exception as error:  # noqa: BLE001 - a thread's boundary: whatever a gateway, or its address, does
             if not self._pushed_in_vain:
-                self._say(f"metrics.push_gateway {url}: {error}; the job goes on without it")
+                refused = getattr(error, "code", None) in {401, 403}
+                advice = f" ({PUSH_USER} and {PUSH_PASSWORD} in the environment)" if refused else ""
+                shown = without_secrets(f"{url}: {error}")
+                self._say(f"metrics.push_gateway {shown}{advice}; the job goes on without it")
             self._pushed_in_vain = True
+
+
+def _push_handler(**request: Any) -> Callable[[], None]:
+    """A push with the user and the password of the environment, where there are any."""
+    user, password = os.environ.get(PUSH_USER), os.environ.get(PUSH_PASSWORD)
+    if user is None and password is None:
+        return default_handler(**request)
+    return basic_auth_handler(**request, username=user or "", password=password or "")
 
 
 def check_address(settings: MetricsSpec) -> None:

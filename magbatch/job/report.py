@@ -27,6 +27,7 @@ from magbatch.job.board import Place
 from magbatch.job.progress import Point, Spent
 from magbatch.rows import RESULTS
 from magbatch.spec import JobSpec
+from magbatch.spec.secrets import shown
 from magbatch.storage.columns import as_keys, convert, is_bytes, plain
 from magbatch.totals import Totals, known_fields
 
@@ -254,6 +255,7 @@ class Report:
             spent = spent | {"prompt_tokens": totals.prompt_tokens, "generated_tokens": totals.generated_tokens}
         parts = {
             "totals": totals,
+            "settings": shown(data.get("settings", {})),  # of a version that took secrets
             "run": Run(**known_fields(Run, data["run"])),
             "spent": Spent.from_dict(spent),
             "history": [Point(*point[: len(Point._fields)]) for point in data.get("history", [])],
@@ -319,4 +321,4 @@ def settings(spec: JobSpec, resolved: dict[str, Any]) -> dict[str, Any]:
     """The spec with the engine arguments that were really used."""
     data = spec.model_dump(mode="json")
     data["model"]["engine_args"] = resolved
-    return data
+    return shown(data)

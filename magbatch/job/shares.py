@@ -9,11 +9,14 @@ Jobs share with each other if they ask for the same kind of device, on the same 
 """
 
 import math
+import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from dataclasses import fields as dataclass_fields
-from typing import Any
+from typing import Any, Self
+
+from magbatch.spec.sections import MAX_PRIORITY
 
 # Waiting, before another job gives back: an autoscaler may add nodes meanwhile, and an engine's start is dear.
 HIGHER_WAITS_S = 15.0
@@ -25,6 +28,12 @@ FUTILE_S = (
 )
 QUIET_S = 5.0  # a job that has not been heard of for so long is given nothing
 FORGET_S = 20.0  # and then it has ended
+# What one job of a cluster can make of this: a job that errs, or lies, must not take the others' shares down.
+MAX_JOBS = 200  # more are not shared out: they have what they can get
+MAX_REPLICAS = 10_000  # of one job, in each of its numbers
+MIN_SIZE, MAX_SIZE = 0.0001, 10_000.0  # devices of one replica; Ray counts them in such parts
+MAX_NAME_CHARS = 4000
+OWNERS_PRIORITY = "MAGBATCH_MAX_PRIORITY"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +58,48 @@ class Claim:
     holds: int
     waiting: int
 
+    @classmethod
+    def of(cls, fields: dict[str, Any]) -> Self:
+        """What a job says, checked.
+
+        Args:
+            fields: Of a claim: as a dict, since jobs of several versions may share a cluster.
+
+        Raises:
+            ValueError: A field is missing, or holds what no job can mean.
+        """
+        names = {one.name for one in dataclass_fields(cls)}
+        if missing := sorted(names - fields.keys()):
+            raise ValueError(f"a claim without {', '.join(missing)}")
+        counts = {name: _whole(name, fields[name], 0, MAX_REPLICAS) for name in ("least", "holds", "waiting")}
+        size = fields["size"]
+        if not isinstance(size, int | float) or not MIN_SIZE <= size <= MAX_SIZE:
+            raise ValueError(f"size of a claim: {size!r:.40} is no number of devices up to {MAX_SIZE:,.0f}")
+        for name in ("job", "kind"):
+            if not isinstance(fields[name], str) or not 0 < len(fields[name]) <= MAX_NAME_CHARS:
+                raise ValueError(f"{name} of a claim: text of 1 to {MAX_NAME_CHARS:,} characters is needed")
+        priority = _whole("priority", fields["priority"], -MAX_PRIORITY, MAX_PRIORITY)
+        return cls(fields["job"], fields["kind"], float(size), priority, **counts)
+
+
+def _whole(name: str, value: Any, least: int, most: int) -> int:
+    """A whole number, held to its bounds."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError(f"{name} of a claim: {value!r:.40} is no whole number")
+    return max(least, min(most, value))
+
+
+def owners_priority() -> int:
+    """The highest priority that a job of this cluster can have; 0 if what the owner has set is no whole number.
+
+    The owner sets it in the environment of `ray start --head`, whose processes run what shares the cluster out.
+    """
+    value = os.environ.get(OWNERS_PRIORITY, str(MAX_PRIORITY))
+    try:
+        return max(-MAX_PRIORITY, min(MAX_PRIORITY, int(value)))
+    except ValueError:  # this ends no job: each that has a priority is told that none counts, and by which variable
+        return 0
+
 
 @dataclass(frozen=True, slots=True)
 class Ruling:
@@ -57,10 +108,12 @@ class Ruling:
     Attributes:
         give_back: Replicas that it gives back, beside those that it was told of before.
         cap: Replicas that it may have or ask for; None where it may have what it can get.
+        priority: The one that counts, where that is lower than what the job says; else None.
     """
 
     give_back: int = 0
     cap: int | None = None
+    priority: int | None = None
 
 
 @dataclass(slots=True)
@@ -81,23 +134,62 @@ def fair(claims: list[Claim], free: float = 0.0) -> dict[str, int]:
         free: Devices beside those that they hold.
     """
     devices = free + sum(claim.holds * claim.size for claim in claims)
-    wants = {claim.job: claim.holds + claim.waiting for claim in claims}
-    shares = dict.fromkeys(wants, 0)
+    shares = {claim.job: 0 for claim in claims}
+    devices = _fill(shares, {claim.job: min(claim.least, claim.holds) for claim in claims}, claims, devices)
+    for priority in sorted({claim.priority for claim in claims}, reverse=True):
+        among = [claim for claim in claims if claim.priority == priority]
+        devices = _fill(shares, {claim.job: claim.holds + claim.waiting for claim in among}, among, devices)
+    return shares
 
-    def fill(among: list[Claim], most: Callable[[Claim], int]) -> None:
-        nonlocal devices
-        while True:
-            able = [one for one in among if shares[one.job] < most(one) and one.size <= devices]
-            if not able:
-                return
-            poorest = min(able, key=lambda one: shares[one.job] * one.size)
+
+def _fill(shares: dict[str, int], most: dict[str, int], among: list[Claim], devices: float) -> float:
+    """Give replicas, each to the job that has the fewest devices, until all have their most or nothing fits any more.
+
+    Args:
+        shares: Replicas of each job; raised here.
+        most: Replicas that each job may have.
+        among: Who is given any.
+        devices: That are left.
+
+    Returns:
+        The devices that are left then.
+    """
+
+    def able() -> list[Claim]:
+        return [one for one in among if shares[one.job] < most[one.job] and one.size <= devices]
+
+    while there := able():
+        # Most of it at once, whatever the numbers: all are raised to one level, at which everything still fits.
+        largest = max(one.size for one in there)
+        level = _level(there, shares, most, devices - largest)
+        for one in there:
+            raised = _at(level, one, shares, most)
+            devices -= (raised - shares[one.job]) * one.size
+            shares[one.job] = raised
+        while largest <= devices and (left := able()):  # for about as many replicas as there are jobs
+            poorest = min(left, key=lambda one: shares[one.job] * one.size)
             shares[poorest.job] += 1
             devices -= poorest.size
+    return devices
 
-    fill(claims, lambda one: min(one.least, one.holds))
-    for priority in sorted({claim.priority for claim in claims}, reverse=True):
-        fill([claim for claim in claims if claim.priority == priority], lambda one: wants[one.job])
-    return shares
+
+def _level(among: list[Claim], shares: dict[str, int], most: dict[str, int], room: float) -> float:
+    """The devices, to less than those of the smallest replica, that each job can have within `room` more of them."""
+    low, high = 0.0, max(most[one.job] * one.size for one in among)
+    smallest = min(one.size for one in among)
+    while high - low > smallest:
+        middle = (low + high) / 2
+        cost = sum((_at(middle, one, shares, most) - shares[one.job]) * one.size for one in among)
+        low, high = (middle, high) if cost <= room else (low, middle)
+    return low
+
+
+def _at(level: float, one: Claim, shares: dict[str, int], most: dict[str, int]) -> int:
+    """Replicas of a job once no replica is to be had by who has fewer devices than `level`."""
+    count = math.ceil(level / one.size)
+    if count and (count - 1) * one.size >= level:  # by rounding
+        count -= 1
+    return max(shares[one.job], min(most[one.job], count))
 
 
 class Shares:
@@ -105,10 +197,12 @@ class Shares:
 
     Args:
         clock: Seconds, of a clock that only goes forward.
+        max_priority: The highest that counts; None takes the cluster owner's.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, max_priority: int | None = None) -> None:
         self._clock = clock
+        self._max_priority = owners_priority() if max_priority is None else max_priority
         self._entries: dict[str, _Entry] = {}
         self._freed: dict[str, list[tuple[float, float]]] = {}  # by kind: when, devices; given back, not taken yet
 
@@ -116,34 +210,54 @@ class Shares:
         """Take a job's claim, and rule on it.
 
         Args:
-            fields: Of a `Claim`: as a dict, since jobs of several versions may share a cluster.
+            fields: As for `Claim.of`.
 
         Returns:
             The fields of a `Ruling`.
+
+        Raises:
+            ValueError: It is no claim.
         """
-        names = {one.name for one in dataclass_fields(Claim)}
-        claim = Claim(**{name: value for name, value in fields.items() if name in names})
-        now = self._clock()
-        self._entries = {job: one for job, one in self._entries.items() if now - one.heard < FORGET_S}
+        claim, now = Claim.of(fields), self._clock()
+        lowered = None
+        if fields["priority"] > self._max_priority:
+            lowered = self._max_priority
+            claim = replace(claim, priority=lowered)
+        self._forget(now)
         entry = self._entries.get(claim.job)
+        if entry is None and len(self._entries) >= MAX_JOBS:
+            return asdict(Ruling(priority=lowered))
         if entry is None:
             entry = self._entries[claim.job] = _Entry(claim, now, now)
+        self._note(entry, claim, now)
+        return asdict(replace(self._rule(entry, now), priority=lowered))
+
+    def _forget(self, now: float) -> None:
+        """Jobs that are silent, and devices that nobody has taken."""
+        self._entries = {job: one for job, one in self._entries.items() if now - one.heard < FORGET_S}
+        for kind, before in list(self._freed.items()):
+            freed = [one for one in before if now - one[0] < TAKEN_S]
+            if len(freed) < len(before):
+                for other in self._entries.values():
+                    if other.claim.kind == kind and other.short is not None:
+                        other.not_before = now + FUTILE_S
+            if freed:
+                self._freed[kind] = freed
+            else:
+                del self._freed[kind]
+
+    def _note(self, entry: _Entry, claim: Claim, now: float) -> None:
+        """What has changed since a job's last claim: it took devices, or gave some back."""
         more = claim.holds - entry.claim.holds
-        before = self._freed.get(claim.kind, [])
-        freed = [one for one in before if now - one[0] < TAKEN_S]
-        if len(freed) < len(before):  # nobody has taken them
-            for other in self._entries.values():
-                if other.claim.kind == claim.kind and other.short is not None:
-                    other.not_before = now + FUTILE_S
+        freed = self._freed.pop(claim.kind, [])
         if more > 0:
             entry.not_before = -math.inf
             freed = freed[more:]
         freed += [(now, claim.size)] * min(-more, len(entry.orders))
-        self._freed[claim.kind] = freed
+        if freed:
+            self._freed[claim.kind] = freed
         entry.orders = [asked for asked in entry.orders[max(0, -more) :] if now - asked < ORDER_S]
         entry.claim, entry.heard = claim, now
-        ruling = self._rule(entry, now)
-        return {"give_back": ruling.give_back, "cap": ruling.cap}
 
     def end(self, job: str) -> None:
         """A job has ended."""
@@ -151,7 +265,7 @@ class Shares:
 
     def _rule(self, mine: _Entry, now: float) -> Ruling:
         among = sorted((one for one in self._entries.values() if one.claim.kind == mine.claim.kind), key=_came)
-        free = sum(size for _, size in self._freed[mine.claim.kind])
+        free = sum(size for _, size in self._freed.get(mine.claim.kind, []))
         shares = fair([one.claim for one in among], free)
         for one in among:
             if not one.claim.waiting or one.claim.holds >= shares[one.claim.job]:

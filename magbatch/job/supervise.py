@@ -33,7 +33,7 @@ from magbatch.job.plan import Plan
 from magbatch.job.pool import Pool, set_blocks_ahead
 from magbatch.job.prepare import Job, prepare
 from magbatch.job.reading import Deaths
-from magbatch.job.shares import Claim, Shares
+from magbatch.job.shares import OWNERS_PRIORITY, Claim, Shares
 from magbatch.job.vital import Vital
 from magbatch.job.worker import Worker
 from magbatch.model import DEVICES_A_NODE, engine_args, facts, locate
@@ -330,6 +330,7 @@ class _Share:
         self._claimed = -math.inf
         self._cap: int | None = None
         self._asked: Any = None
+        self._told = False
         # Of no job: the one that came first may be the first to end. What it knows is told anew every second.
         self._shares: Any = (
             ray.remote(num_cpus=0, resources={"node:__internal_head__": 0.001}, max_restarts=-1)(Shares)
@@ -353,6 +354,7 @@ class _Share:
             with suppress(ray.exceptions.RayError):
                 ruling = ray.get(self._asked)
                 self._cap = ruling["cap"]
+                self._tell(ruling.get("priority"))  # an actor of an earlier version says nothing of it
                 if ruling["give_back"]:
                     self._pool.retire(ray.get(self._board.give_back.remote(ruling["give_back"])))
         self._claimed = now
@@ -369,6 +371,15 @@ class _Share:
         )
         self._asked = self._shares.claim.remote(asdict(claim))
         return self._cap
+
+    def _tell(self, priority: int | None) -> None:
+        """Say once that the cluster's owner holds the job to a lower priority."""
+        if priority is not None and not self._told:
+            self._told = True
+            self._board.trouble.remote(
+                f"replicas.priority {self._spec.replicas.priority}: this cluster's owner allows {priority} at most "
+                f"({OWNERS_PRIORITY}), which is what counts"
+            )
 
     def end(self) -> None:
         """The job wants nothing any more."""

@@ -7,6 +7,7 @@ from pydantic import AwareDatetime, Field, field_validator, model_validator
 
 from magbatch.rows import RESERVED_COLUMNS
 from magbatch.spec.schema import properties
+from magbatch.spec.secrets import is_secret_name, shown
 from magbatch.spec.sections import (
     MAX_SHARD_ROWS,
     MIN_SHARD_ROWS,
@@ -43,6 +44,9 @@ FREE_FIELDS = frozenset(
         "mm_processor_cache_gb", "disable_log_stats", "compilation_config",
     )}
 )  # fmt: skip
+
+
+ENGINE_ARGS = "model.engine_args."  # among them no secret: what it opens is the same without it
 
 
 class JobSpec(Section):
@@ -154,7 +158,7 @@ def differences(old: JobSpec, new: JobSpec) -> list[str]:
     """What makes two specs different jobs: `field: old -> new` lines, empty where a resume is right."""
 
     def flat(node: Any, path: str) -> dict[str, Any]:
-        if path in FREE_FIELDS:
+        if path in FREE_FIELDS or (path.startswith(ENGINE_ARGS) and is_secret_name(path.rpartition(".")[2])):
             return {}
         if not isinstance(node, dict):
             return {path: node}
@@ -163,7 +167,7 @@ def differences(old: JobSpec, new: JobSpec) -> list[str]:
             leaves |= flat(child, f"{path}.{name}" if path else name)
         return leaves
 
-    before, after = flat(old.model_dump(mode="json"), ""), flat(new.model_dump(mode="json"), "")
+    before, after = flat(shown(old.model_dump(mode="json")), ""), flat(shown(new.model_dump(mode="json")), "")
     return [
         f"{path}: {before.get(path)!r} -> {after.get(path)!r}"
         for path in sorted(before.keys() | after.keys())

@@ -10,6 +10,7 @@ from pydantic.fields import FieldInfo
 
 from magbatch.errors import SpecError
 from magbatch.spec.job import JobSpec
+from magbatch.spec.secrets import secrets
 from magbatch.spec.sections import NEW, is_remote
 from magbatch.spec.text import TextError, values
 
@@ -47,8 +48,12 @@ def parse(text: str, overrides: list[str] | None = None, origin: str = "spec", *
         raise SpecError(f"{origin}: {error}") from error.__cause__ or error
     if not isinstance(data, dict):
         raise SpecError(f"{origin}: a spec is a mapping that begins with `name:`, not {type(data).__name__}")
+    stored = [] if new else secrets(data)
     for item in overrides or []:
         _override(data, item)
+    if found := [one for one in secrets(data) if one not in stored]:
+        lines = [f"  {path}: {message}" for path, message in found]
+        raise SpecError("\n".join([f"{origin}: {len(found)} wrong field(s)", *lines]))
     try:
         spec = JobSpec.model_validate(data, context={NEW: new})
     except ValidationError as error:

@@ -21,6 +21,7 @@ WHOLE, BOXED = "whole", "boxed"
 ACCELERATOR_LABEL, MARKET_LABEL = "ray.io/accelerator-type", "ray.io/market-type"  # as Ray names them
 AUTO, NONE = "auto", "none"
 SHARE = r"\d{1,3}(\.\d+)?%"
+MAX_PRIORITY = 100  # of a job on a cluster; its owner may allow less
 NEW = "new"  # in a validation's context: the spec is a user's, not one that an output holds already
 
 
@@ -362,11 +363,23 @@ class ReplicasSpec(Section):
         Field(description="Nodes, best first, [{accelerator: H100, market: spot}, {accelerator: A100}]; empty: any."),
     ] = []
     priority: Annotated[
-        int, Field(description="Among jobs of one cluster: the higher takes replicas of the lower, down to their min.")
+        int,
+        Field(
+            description="Among jobs of one cluster, -100 to 100: the higher takes replicas of the lower, down to their "
+            "min."
+        ),
     ] = 0
     start_timeout_s: Annotated[
         float, Field(gt=0, description="Seconds that an engine may take to start, once its replica has its place.")
     ] = 1800.0
+
+    @field_validator("priority")
+    @classmethod
+    def _is_bounded(cls, value: int, info: ValidationInfo) -> int:
+        # A spec that an output holds already may be of a version without bounds; the cluster holds it to them.
+        if info.context is not None and info.context.get(NEW) and abs(value) > MAX_PRIORITY:
+            raise ValueError(f"write a number from -{MAX_PRIORITY} to {MAX_PRIORITY}")
+        return value
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

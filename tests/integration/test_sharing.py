@@ -1,6 +1,7 @@
 """Two jobs on one cluster with two kinds of GPU: the best node is taken first, and who has priority is served first."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -28,8 +29,9 @@ REPLICAS = {"min": 0, "gpus": 1, "cpus": 0.5, "prefer": [{"accelerator": "H100"}
 def address() -> Iterator[str]:
     """For RAY_ADDRESS: a head without a GPU, an A100 and an H100, as their labels say."""
     with subprocess.Popen(
-        [sys.executable, "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
+        [sys.executable, "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env=os.environ | {"MAGBATCH_MAX_PRIORITY": "3"},
+    ) as process:  # fmt: skip
         assert process.stdin is not None
         assert process.stdout is not None
         yield next(line.split()[1] for line in process.stdout if line.startswith("at "))
@@ -63,6 +65,7 @@ def test_who_has_priority_is_given_a_replica_and_the_other_goes_on(tmp_path: Pat
         done = magbatch("run", urgent, "--json", RAY_ADDRESS=address)
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["totals"]["answered"] == 12
+        assert "replicas.priority 5: this cluster's owner allows 3 at most (MAGBATCH_MAX_PRIORITY)" in done.stderr
         assert process.poll() is None, "the other had to be at work all the while, or nothing was shown"
         assert "another job is to have its devices" in log.read_text()
         bill.note()

@@ -210,6 +210,13 @@ def test_a_wrong_kind_of_node_is_named(shape: dict[str, Any], said: str) -> None
     assert said in complaint(replicas__prefer=[shape])
 
 
+def test_priority_has_bounds_that_a_stored_spec_of_before_need_not_keep() -> None:
+    wild = yaml.safe_dump(whole(replicas__priority=10**9))
+    with pytest.raises(SpecError, match=r"replicas.priority: write a number from -100 to 100"):
+        parse(wild, new=True)
+    assert parse(wild).replicas.priority == 10**9
+
+
 def test_the_least_number_of_replicas_is_not_above_the_most() -> None:
     assert "replicas: min (4) is above max (2)" in complaint(replicas={"min": 4, "max": 2})
 

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from shutil import which
 from typing import Any
@@ -30,9 +30,11 @@ from magbatch.job.metrics_server import Handler, Server
 from magbatch.job.progress import JobProgress
 from magbatch.metrics import METRICS
 from magbatch.spec import JobSpec, parse
+from magbatch.spec.secrets import PUSH_PASSWORD, PUSH_USER
 from magbatch.totals import Totals
 
 PUSHGATEWAY = which("prometheus-pushgateway")
+BCRYPT_OF_SESAME = "$2b$04$fV1amQziSWgmZ0Z3cKdLaet8eSjE/PiFfZx82pTc8Qwul9bp4hfAG"
 DONE = Totals(
     answered=7, failed=3, records=14, prompt_tokens=70, cached_tokens=5, reasoning_tokens=900, answer_tokens=90,
     squared_tokens=90_000, latency_ms=3500, by_code={"internal": 2, "prompt_too_long": 1},
@@ -302,27 +304,56 @@ def test_a_file_tells_prometheus_where_the_job_is_for_as_long_as_it_runs(tmp_pat
         pass
 
 
-@pytest.mark.skipif(PUSHGATEWAY is None, reason="no Pushgateway here (Debian: prometheus-pushgateway)")
-def test_a_gateway_has_the_last_numbers(tmp_path: Path) -> None:
+@contextmanager
+def gateway(folder: Path, *more: str) -> Iterator[str]:
+    """A real Pushgateway; gives its address."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    with (tmp_path / "log").open("wb") as log:
-        gateway = subprocess.Popen([str(PUSHGATEWAY), f"--web.listen-address={address}"], stdout=log, stderr=log)
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen([str(PUSHGATEWAY), f"--web.listen-address={address}", *more], stdout=log, stderr=log)
     try:
         for _ in range(200):
             with suppress(httpx.HTTPError):
-                if httpx.get(f"http://{address}/-/ready", trust_env=False).status_code == 200:
+                if httpx.get(f"http://{address}/-/ready", trust_env=False).status_code in {200, 401}:
                     break
             time.sleep(0.05)
+        yield address
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.skipif(PUSHGATEWAY is None, reason="no Pushgateway here (Debian: prometheus-pushgateway)")
+def test_a_gateway_has_the_last_numbers(tmp_path: Path) -> None:
+    with gateway(tmp_path) as address:
         job = Job(push_gateway=f"http://{address}")
         with job.exporter.serving():
             job.progress.finish(DONE)
         found = httpx.get(f"http://{address}/metrics", trust_env=False).text
-    finally:
-        gateway.kill()
-        gateway.wait()
     common = 'instance="",job="magbatch",job_name="small",model="builtin:tiny"'
     assert f"magbatch_job_complete{{{common}}} 1\n" in found
+    assert 'outcome="answered"} 7\n' in found
+    assert job.said[1:] == []
+
+
+@pytest.mark.skipif(PUSHGATEWAY is None, reason="no Pushgateway here (Debian: prometheus-pushgateway)")
+def test_a_gateway_that_asks_for_a_password_is_given_the_environments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "web.yaml").write_text(f"basic_auth_users:\n  prom: {BCRYPT_OF_SESAME}\n")
+    with gateway(tmp_path, f"--web.config.file={tmp_path / 'web.yaml'}") as address:
+        job = Job(push_gateway=f"http://{address}")
+        with job.exporter.serving():
+            job.progress.finish(DONE)
+        (said,) = job.said[1:]
+        assert "401" in said
+        assert f"{PUSH_USER} and {PUSH_PASSWORD} in the environment" in said
+        monkeypatch.setenv(PUSH_USER, "prom")
+        monkeypatch.setenv(PUSH_PASSWORD, "sesame")
+        job = Job(push_gateway=f"http://{address}")
+        with job.exporter.serving():
+            job.progress.finish(DONE)
+        found = httpx.get(f"http://{address}/metrics", auth=("prom", "sesame"), trust_env=False).text
     assert 'outcome="answered"} 7\n' in found
     assert job.said[1:] == []
 

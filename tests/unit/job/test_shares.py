@@ -1,5 +1,6 @@
 """Jobs share a cluster by priority, evenly within one, nobody below its min; nothing moves while nobody waits."""
 
+import pickle
 from collections import deque
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -8,7 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from magbatch.job.shares import EQUAL_WAITS_S, HIGHER_WAITS_S, Claim, Shares, fair
+from magbatch.job.shares import (
+    EQUAL_WAITS_S,
+    HIGHER_WAITS_S,
+    MAX_JOBS,
+    MIN_SIZE,
+    OWNERS_PRIORITY,
+    Claim,
+    Ruling,
+    Shares,
+    fair,
+)
 
 START_S, COMMIT_S = 5, 20  # of a replica: from its devices to its first word; from the order to go until it is gone
 
@@ -212,4 +223,111 @@ def test_who_cannot_use_what_is_given_back_is_not_given_it_again_and_again() -> 
 
 def test_a_claim_of_another_version_is_understood() -> None:
     shares = Shares()
-    assert shares.claim(asdict(claim("a", 1)) | {"of_tomorrow": 1}) == {"give_back": 0, "cap": None}
+    assert shares.claim(asdict(claim("a", 1)) | {"of_tomorrow": 1}) == asdict(Ruling())
+
+
+def _one_by_one(claims: list[Claim], free: float) -> dict[str, int]:
+    """`fair` by its definition: each replica, one after the other, to the poorest that may have it."""
+    devices = free + sum(one.holds * one.size for one in claims)
+    shares = {one.job: 0 for one in claims}
+    rounds = [[(one, min(one.least, one.holds)) for one in claims]]
+    for priority in sorted({one.priority for one in claims}, reverse=True):
+        rounds.append([(one, one.holds + one.waiting) for one in claims if one.priority == priority])
+    for among in rounds:
+        while able := [one for one, most in among if shares[one.job] < most and one.size <= devices]:
+            poorest = min(able, key=lambda one: shares[one.job] * one.size)
+            shares[poorest.job] += 1
+            devices -= poorest.size
+    return shares
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 40),
+            st.integers(0, 40),
+            st.integers(-1, 1),
+            st.integers(0, 9),
+            st.sampled_from([0.5, 1.0, 1.5, 8.0]),
+        ),
+        max_size=6,
+    ),
+    st.integers(0, 9),
+)
+def test_many_at_once_are_shared_as_one_by_one(jobs: list[tuple[int, int, int, int, float]], free: int) -> None:
+    claims = [
+        claim(str(number), holds, waiting, priority=priority, least=least, size=size)
+        for number, (holds, waiting, priority, least, size) in enumerate(jobs)
+    ]
+    assert fair(claims, free) == _one_by_one(claims, free)
+
+
+def test_claims_beyond_measure_are_held_to_bounds_and_cost_nothing() -> None:
+    shares = Shares(lambda: 0.0, max_priority=10)
+    for number in range(MAX_JOBS + 50):
+        shares.claim(asdict(claim(f"job-{number}", 3 * 10**7, 3 * 10**7, least=10**9, priority=10**9)))
+    for number in range(MAX_JOBS // 2):  # and of sizes that have little in common
+        shares.claim(asdict(claim(f"job-{number}", 0, 3 * 10**7, size=MIN_SIZE * (number + 1), priority=10**9)))
+    told = shares.claim(asdict(claim("job-0", 3 * 10**7, priority=10**9)))
+    assert told["priority"] == 10
+    late = shares.claim(asdict(claim("job-late", 3, 5)))
+    assert (late["give_back"], late["cap"]) == (0, None), "one job too many has what it can get"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"size": float("nan")},
+        {"size": float("inf")},
+        {"size": 0},
+        {"size": -1.0},
+        {"size": "1"},
+        {"holds": 1.5},
+        {"waiting": "9"},
+        {"priority": None},
+        {"priority": True},
+        {"job": ""},
+        {"job": "x" * 5000},
+        {"kind": ["GPU"]},
+    ],
+    ids=str,
+)
+def test_what_is_no_claim_is_refused_and_changes_nothing(wrong: dict[str, Any]) -> None:
+    shares = Shares(lambda: 0.0)
+    with pytest.raises(ValueError, match=rf"{next(iter(wrong))} of a claim"):
+        shares.claim(asdict(claim("a", 1)) | wrong)
+    with pytest.raises(ValueError, match="a claim without holds"):
+        shares.claim({name: value for name, value in asdict(claim("a", 1)).items() if name != "holds"})
+    assert shares.claim(asdict(claim("b", 1))) == asdict(Ruling())
+
+
+def test_a_priority_above_the_owners_counts_as_the_owners(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(OWNERS_PRIORITY, "5")
+    cluster = Sim(4)
+    first = cluster.add("first", 4, priority=5)
+    cluster.run(30)
+    greedy = cluster.add("greedy", 4, priority=100)
+    cluster.run(int(EQUAL_WAITS_S) - 10)
+    assert (first.holds, greedy.holds) == (4, 0), "to the cluster they are equal"
+    monkeypatch.setenv(OWNERS_PRIORITY, "lots")
+    told = Shares().claim(asdict(claim("a", 1, priority=1)))
+    assert told["priority"] == 0, "no priority counts until the owner's is a number"
+
+
+def test_what_jobs_leave_behind_is_forgotten() -> None:
+    now = 0.0
+    shares = Shares(lambda: now)
+    for number in range(10):  # jobs that are told to give back, and do, each of a kind of its own
+        kind = f"kind {number}"
+        for _ in range(40):
+            now += 1
+            low = shares.claim(asdict(claim(f"low {number}", 2, kind=kind)))
+            shares.claim(asdict(claim(f"high {number}", 0, 2, kind=kind, priority=9)))
+            if low["give_back"]:
+                shares.claim(asdict(claim(f"low {number}", 0, kind=kind)))
+                break
+        else:
+            pytest.fail("nothing was given back")
+    now += 1000
+    shares.claim(asdict(claim("new", 1)))
+    assert len(pickle.dumps(shares.__dict__ | {"_clock": None})) < 2000

@@ -1,0 +1,122 @@
+"""A secret in a new spec is refused with its place; one that an earlier version stored is shown nowhere."""
+
+import json
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from magbatch.errors import SpecError
+from magbatch.job.report import settings
+from magbatch.spec import differences, parse
+from magbatch.spec.secrets import is_secret_name, secrets, shown, without_secrets
+
+SECRET = "sesame"
+
+
+def text(**sections: Any) -> str:
+    spec: dict[str, Any] = {
+        "name": "small",
+        "model": {"source": "builtin:tiny", "engine": "fake"},
+        "input": {"path": "/in", "columns": {"prompt": "question"}},
+        "output": {"path": "/out"},
+        "replicas": {"gpus": 0},
+    }
+    for name, section in sections.items():
+        spec[name] = spec.get(name, {}) | section
+    return yaml.safe_dump(spec)
+
+
+SECRETS: list[tuple[str, dict[str, Any], str]] = [
+    ("metrics.push_gateway", {"metrics": {"push_gateway": "http://me:sesame@host:9091"}}, "MAGBATCH_PUSH_GATEWAY_USER"),
+    ("metrics.push_gateway", {"metrics": {"push_gateway": "https://sesame@host"}}, "MAGBATCH_PUSH_GATEWAY_PASSWORD"),
+    ("metrics.push_gateway", {"metrics": {"push_gateway": "http://host?token=sesame"}}, "in the environment"),
+    ("model.engine_args.hf_token", {"model": {"engine_args": {"hf_token": SECRET}}}, "set HF_TOKEN"),
+    ("model.engine_args.api_key", {"model": {"engine_args": {"api_key": SECRET}}}, "the engine's environment"),
+    ("model.engine_args.a.db-password", {"model": {"engine_args": {"a": {"db-password": SECRET}}}}, "environment"),
+    ("model.engine_args.secrets.of", {"model": {"engine_args": {"secrets": {"of": [SECRET]}}}}, "environment"),
+    ("model.engine_args.a", {"model": {"engine_args": {"a": json.dumps({"apiKey": SECRET})}}}, "environment"),
+    ("model.engine_args.a", {"model": {"engine_args": {"a": ["x", "redis://:sesame@host/0"]}}}, "environment"),
+    ("model.source", {"model": {"source": "s3://AKIAX:sesame@models/large"}}, "AWS_PROFILE"),
+    ("input.path", {"input": {"path": "s3://AKIAX:ses/ame@bucket/in"}}, "AWS_ACCESS_KEY_ID"),
+    ("input.fetch_from", {"input": {"fetch_from": ["s3://AKIAX:sesame@bucket/in"]}}, "or a role"),
+    ("output.path", {"output": {"path": "s3://AKIAX:sesame@bucket/out"}}, "AWS_ACCESS_KEY_ID"),
+]
+
+
+@pytest.mark.parametrize(("path", "sections", "instead"), SECRETS, ids=[str(sections) for _, sections, _ in SECRETS])
+def test_a_secret_is_refused_with_its_place_and_not_repeated(path: str, sections: dict[str, Any], instead: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        parse(text(**sections), origin="job.yaml", new=True)
+    said = str(caught.value)
+    assert said.startswith(f"job.yaml: 1 wrong field(s)\n  {path}: holds a secret")
+    assert instead in said
+    assert "same" not in said
+
+
+def test_a_secret_that_is_set_for_a_stored_spec_is_refused_too() -> None:
+    with pytest.raises(SpecError, match=r"hf_token: holds a secret"):
+        parse(text(), ["model.engine_args.hf_token=sesame"])
+    stored = text(model={"engine_args": {"hf_token": SECRET}})
+    assert parse(stored, ["sampling.n=1"]).model.engine_args["hf_token"] == SECRET
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"model": {"engine_args": {"max_num_batched_tokens": 9, "tokenizer_mode": "auto", "stop_token_ids": [3]}}},
+        {"model": {"engine_args": {"skip_special_tokens": True, "hf_token": True, "hf_overrides": {"eos_token": "s"}}}},
+        {"sampling": {"max_tokens": 100}, "reasoning": {"budget_tokens": 10}},
+        {"prompt": {"template": "{{question}}: who is at http://me:sesame@host?"}},
+        {"prompt": {"system": "https://me:sesame@host"}},
+        {"input": {"columns": {"prompt": "api_key"}, "carry": ["password"]}},
+        {"answer": {"schema": {"type": "object", "properties": {"password": {"const": "http://a:b@c"}}}}},
+        {"input": {"path": "s3://bucket/of@me/x:y@z"}, "output": {"path": "/out/a:b@c"}},
+        {"metrics": {"push_gateway": "http://[::1]:9091/a@b"}},
+    ],
+    ids=str,
+)
+def test_what_only_looks_alike_passes(sections: dict[str, Any]) -> None:
+    parse(text(**sections), new=True)
+
+
+@pytest.mark.parametrize(("name", "secret"), [
+    ("hf_token", True), ("apiKey", True), ("AWS_SECRET_ACCESS_KEY", True), ("db-password", True), ("passwd", True),
+    ("X-Amz-Security-Token", True), ("client_secret", True), ("token", True), ("HFToken", True), ("credentials", True),
+    ("max_tokens", False), ("tokenizer", False), ("eos_token", False), ("monkey", False), ("keys", False),
+    ("stop_token_ids", False), ("sort_key", False), ("passwordless", False), ("", False), ("42", False),
+])  # fmt: skip
+def test_names_of_secrets(name: str, secret: bool) -> None:
+    assert is_secret_name(name) is secret
+
+
+def test_a_stored_secret_is_shown_nowhere_and_makes_no_other_job() -> None:
+    stored = parse(text(
+        model={"engine_args": {"hf_token": SECRET, "a": {"b": ["redis://:sesame@host/0", 1]}}},
+        metrics={"push_gateway": "http://me:sesame@host:9091"},
+    ))  # fmt: skip
+    report = settings(stored, stored.model.engine_args)
+    assert SECRET not in json.dumps(report)
+    assert report["metrics"]["push_gateway"] == "http://(hidden)@host:9091"
+    assert report["model"]["engine_args"] == {"hf_token": "(hidden)", "a": {"b": ["redis://(hidden)@host/0", 1]}}
+    without = parse(text(model={"engine_args": {"a": {"b": ["redis://host/0", 1]}}}), new=True)
+    (difference,) = differences(stored, without)
+    assert "model.engine_args.a.b" in difference
+    assert SECRET not in difference
+
+
+@given(st.recursive(
+    st.text() | st.integers() | st.none() | st.booleans(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+))  # fmt: skip
+def test_whatever_arguments_hold_is_looked_through(inner: Any) -> None:
+    data = {"model": {"engine_args": {"x": inner, "y": {"hf_token": SECRET}}}}
+    assert "model.engine_args.y.hf_token" in dict(secrets(data))
+    assert SECRET not in json.dumps(shown(data))
+
+
+def test_texts_of_libraries_keep_all_but_the_secret() -> None:
+    said = without_secrets("PUT http://me:p/w@host:9091/a?b=1&token=x refused; see https://docs.io/a@b")
+    assert said == "PUT http://(hidden)@host:9091/a?b=1&token=(hidden) refused; see https://docs.io/a@b"
