@@ -1,16 +1,14 @@
 """The input columns of a job: which they are, their types in all files, and their names in the output."""
 
 from collections import Counter
-from dataclasses import dataclass
 
 import pyarrow as pa
 
 from magbatch.answers import made_columns
-from magbatch.errors import ErrorCode, RowError, SpecError
-from magbatch.job.footers import FileFacts
-from magbatch.rows import RESERVED_COLUMNS, Segment
+from magbatch.errors import RowError, SpecError
+from magbatch.job.planned import PlannedFile
+from magbatch.rows import RESERVED_COLUMNS
 from magbatch.spec import JobSpec, carried_columns
-from magbatch.storage import ObjectInfo
 from magbatch.storage.columns import (
     as_chat,
     as_text,
@@ -22,44 +20,10 @@ from magbatch.storage.columns import (
     written_as,
     written_name,
 )
+from magbatch.storage.partitions import from_path, key_type
 from magbatch.template import template_columns
 
 _Kinds = tuple[tuple[str, pa.DataType], ...]  # columns and their types
-
-
-@dataclass(slots=True)
-class PlannedFile:
-    """An input file while a plan is made.
-
-    Attributes:
-        info: As the listing shows it.
-        key: The file's part of the row ids.
-        facts: What its footer says; None if it could not be read.
-        digest: See `Segment.digest`.
-        problem: Why it cannot be used, else None.
-        code: The error code of the problem.
-    """
-
-    info: ObjectInfo
-    key: str
-    facts: FileFacts | None = None
-    digest: str | None = None
-    problem: str | None = None
-    code: ErrorCode | None = None
-
-    @property
-    def rows(self) -> int:
-        """Its rows; 0 if its footer could not be read."""
-        return self.facts.rows if self.facts is not None else 0
-
-    def refuse(self, code: ErrorCode, problem: str) -> None:
-        """Mark it as bad."""
-        self.code, self.problem = code, RowError(code, f"{self.info.name}: {problem}").message
-
-    def segment(self, start: int, rows: int) -> Segment:
-        """Some of its rows."""
-        info = self.info
-        return Segment(info.name, self.key, info.size, info.tag, start, rows, self.problem, self.code, self.digest)
 
 
 def rendered_columns(spec: JobSpec) -> list[str]:
@@ -167,18 +131,30 @@ def named_by(spec: JobSpec, name: str) -> str:
     return "prompt.template" if name in rendered_columns(spec) else "input.group"
 
 
+def check_known(spec: JobSpec, files: list[PlannedFile], names: list[str]) -> None:
+    """A name that no readable file knows is the spec's mistake, not the files'."""
+    read = [file for file in files if file.facts is not None]
+    known = [file for file in read if file.rows] or [file for file in read if file.facts and file.facts.names]
+    for name in names:
+        if known and not any(file.has(name) for file in known):
+            raise SpecError(f"{named_by(spec, name)}: no input file has a column {name!r}; they have {known[0].listed}")
+
+
 def common_types(files: list[PlannedFile], names: list[str]) -> pa.Schema:
     """The types all files are brought to; a file that cannot be brought to them is marked as bad.
 
     The types of most rows come first: one odd file must not turn all others away. Files without rows say nothing,
-    unless there are no others.
+    unless there are no others. A column that a file lacks may stand in its path.
     """
     usable = [(file, file.facts.schema) for file in files if file.facts is not None and file.problem is None]
     usable = [item for item in usable if item[0].rows] or usable[:1]
+    keys = {name for file, _ in usable for name in file.keys}
+    of_keys = {name: key_type(file.keys[name] for file, _ in usable if name in file.keys) for name in keys}
     rows = Counter[_Kinds]()
     typed: list[tuple[PlannedFile, _Kinds]] = []
     for file, schema in usable:
-        kinds = tuple((name, plain(schema.field(name).type)) for name in names if schema.get_field_index(name) >= 0)
+        of_file = {name: plain(schema.field(name).type) for name in names if schema.get_field_index(name) >= 0}
+        kinds = tuple((name, (of_keys | of_file)[name]) for name in names if file.has(name))
         typed.append((file, kinds))
         rows[kinds] += file.rows
     found = dict[str, pa.DataType]()
@@ -187,7 +163,8 @@ def common_types(files: list[PlannedFile], names: list[str]) -> pa.Schema:
             found = {name: common(name, found.get(name, kind), kind) for name, kind in kinds}
         except RowError as error:  # nothing of a bad file's types is kept
             file.refuse(error.code, error.message)
-    return pa.schema([pa.field(name, settled(found.get(name, pa.null()))) for name in names])
+    fields = [pa.field(name, settled(found.get(name, pa.null()))) for name in names]
+    return pa.schema([from_path(one) if one.name in keys else one for one in fields])
 
 
 def with_texts(spec: JobSpec, columns: pa.Schema) -> pa.Schema:

@@ -11,7 +11,6 @@ import os
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from itertools import pairwise
@@ -22,22 +21,21 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
 
-from magbatch.errors import ErrorCode, InputError, OutputError, RowError, SpecError
+from magbatch.errors import ErrorCode, InputError, OutputError
 from magbatch.job.columns import (
-    PlannedFile,
     check_expected,
+    check_known,
     check_max_tokens,
     check_names,
     check_pictures,
     common_types,
     input_columns,
-    named_by,
     renamed_note,
     with_output_names,
     with_texts,
 )
-from magbatch.job.footers import Lead, read_footer
 from magbatch.job.groups import Found, Source, arrange, lead_of
+from magbatch.job.planned import PlannedFile, read_footers
 from magbatch.job.windows import Arranged, Integers
 from magbatch.model import resolve
 from magbatch.rows import Segment, Shard
@@ -45,11 +43,9 @@ from magbatch.spec import AUTO, NONE, JobSpec
 from magbatch.spec.sections import MIN_SHARD_ROWS
 from magbatch.storage import ObjectInfo
 from magbatch.storage.columns import written_name
-from magbatch.storage.input_file import open_input
 from magbatch.storage.search import check_apart, find_parquet
 from magbatch.storage.sizes import SHARD_BYTES
 
-FOOTER_READERS = 16  # footers are small and far away: latency, not bandwidth, is the limit
 MAX_DOCUMENT_SHARD_ROWS = 8  # of at most limits.max_images pages each
 MAX_LONG_DOCUMENT_SHARD_ROWS = 2  # of at most limits.max_pages each: a gigabyte where all are large
 MAX_IMAGE_SHARD_ROWS = 32  # a shard is one block in Ray's object store; a decoded page is 7 MB
@@ -273,12 +269,11 @@ def _plan_of_rows(spec: JobSpec, limit: int | None, take: Callable[[ObjectInfo],
     keys = {file.key for file in files}  # a hash of 48 bits: two files of one input never share it in practice
     if len(keys) < len(files):
         raise InputError(f"input.path {spec.input.path}: it yields the same file twice")
-    looked_for = names if spec.input.group in (AUTO, NONE) else [*names, spec.input.group]
-    with ThreadPoolExecutor(FOOTER_READERS) as pool:
-        list(pool.map(lambda file: _read_footer(file, names, looked_for, lead), files))
+    group = [] if spec.input.group in (AUTO, NONE) else [spec.input.group]
+    read_footers(files, names, group, lead)
     all_may_be_bad = take is not None and spec.input.on_bad_file == "dead_letter"
     if not all_may_be_bad:
-        _check(spec, files, looked_for)
+        check_known(spec, files, [*names, *group])
     columns = with_texts(spec, common_types(files, names))
     check_expected(columns, spec.input.columns.expected)
     check_pictures(spec, columns)
@@ -299,10 +294,16 @@ def _plan_of_rows(spec: JobSpec, limit: int | None, take: Callable[[ObjectInfo],
         footers = {file.info.name: file.facts.lead for file in files if file.facts and file.problem is None}
         sources = [Source(segment, footers.get(segment.path)) for segment in segments]
         found = arrange(lead, sources, *_shard_rows(segments, spec, columns))
-        notes += [found.note] if found.note else []
+        notes += _group_notes(found, files, group)
         if found.arranged is not None:
             return Plan.of(_grouped(found.arranged, segments), columns, group=lead.column, notes=notes)
     return _planned(segments, spec, columns, distinct=found.distinct, notes=notes, row_bytes=_row_bytes(files))
+
+
+def _group_notes(found: Found, files: list[PlannedFile], group: list[str]) -> list[str]:
+    if group and all(group[0] in file.keys for file in files if file.rows):
+        return [f"input.group: {group[0]!r} stands in the paths: the rows of a file share it already"]
+    return [found.note] if found.note else []
 
 
 def _shard_rows(segments: list[Segment], spec: JobSpec, columns: pa.Schema) -> tuple[int, int]:
@@ -383,37 +384,6 @@ def _root(path: str) -> str:
 
 def _below(root: str, name: str) -> str:
     return name[len(root) :] if name.startswith(root) else os.path.basename(name)
-
-
-def _read_footer(file: PlannedFile, names: list[str], looked_for: list[str], lead: Lead | None) -> None:
-    info = file.info
-    try:
-        with open_input(info.name, info.size, info.tag) as source:
-            file.facts = read_footer(source, looked_for, lead)
-            file.digest = source.digest
-    except FileNotFoundError:
-        file.refuse(ErrorCode.FILE_UNREADABLE, "it was listed and is gone")
-    except RowError as error:
-        file.refuse(error.code, error.message.removeprefix(f"{info.name}: "))
-    if file.facts is None or not file.rows:  # a file without rows lacks nothing: some writers leave its columns out
-        return
-    there = file.facts.schema.names
-    missing = [name for name in names if name not in there]
-    twice = [name for name in names if there.count(name) > 1]
-    if twice:
-        file.refuse(ErrorCode.FILE_SCHEMA, f"has the column {', '.join(map(repr, twice))} twice")
-    elif missing:
-        lacks = f"lacks the column {', '.join(map(repr, missing))}"
-        file.refuse(ErrorCode.FILE_SCHEMA, f"{lacks}; it has {file.facts.names}")
-
-
-def _check(spec: JobSpec, files: list[PlannedFile], names: list[str]) -> None:
-    """A name that no readable file knows is the spec's mistake, not the files'."""
-    read = [file.facts for file in files if file.facts is not None]
-    facts = [one for one in read if one.rows] or [one for one in read if one.names]
-    for name in names:
-        if facts and not any(name in one.schema.names for one in facts):
-            raise SpecError(f"{named_by(spec, name)}: no input file has a column {name!r}; they have {facts[0].names}")
 
 
 def _everything(files: list[PlannedFile]) -> list[Segment]:

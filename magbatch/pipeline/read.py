@@ -23,6 +23,7 @@ from magbatch.errors import ErrorCode, JobError, RowError
 from magbatch.rows import Segment, Shard
 from magbatch.storage.columns import converted
 from magbatch.storage.input_file import InputFile, open_input
+from magbatch.storage.partitions import is_from_path, with_keys
 from magbatch.storage.sizes import SHARD_BYTES, Dictionaries, RowSizes, Run, cut
 
 READ_BATCH_ROWS = 64
@@ -175,6 +176,7 @@ class ShardReader:
 
     def __init__(self, columns: pa.Schema, batch_rows: int = READ_BATCH_ROWS) -> None:
         self._columns = columns
+        self._of_path = [one for one in columns if is_from_path(one)]
         self._batch_rows = batch_rows
         self._cursor: _Cursor | None = None
         self._seen: tuple[str, str | None] = "", None  # file and fingerprint: a plan of an older version has none
@@ -337,20 +339,23 @@ class ShardReader:
         if not batches:
             return self._columns.empty_table(), {}
         try:
-            return self._as_planned(batches), {}
+            return self._as_planned(segment, batches), {}
         except RowError:  # a value that is not UTF-8, or that the planned type cannot hold: find its row
             tables: list[pa.Table] = []
             failures: dict[int, RowError] = {}
             rows = (_one(batch, index) for batch in batches for index in range(batch.num_rows))
             for offset, row in enumerate(rows):
                 try:
-                    tables.append(self._as_planned([row], segment.start + offset))
+                    tables.append(self._as_planned(segment, [row], segment.start + offset))
                 except RowError as error:
                     failures[offset] = RowError(error.code, f"{segment.path}: {error.message}")
             return pa.concat_tables([self._columns.empty_table(), *tables]), failures
 
-    def _as_planned(self, batches: list[pa.RecordBatch], row: int = 0) -> pa.Table:
-        return converted(pa.Table.from_batches(batches), self._columns, row)
+    def _as_planned(self, segment: Segment, batches: list[pa.RecordBatch], row: int = 0) -> pa.Table:
+        table = pa.Table.from_batches(batches)
+        if self._of_path:
+            table = with_keys(table, self._of_path, segment.path)
+        return converted(table, self._columns, row)
 
 
 def _place(segment: Segment) -> tuple[str, int]:

@@ -3,6 +3,7 @@
 import io
 import json
 from dataclasses import replace
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,7 +12,7 @@ from book import carry_out
 from rich.console import Console
 from small_job import SmallJob
 
-from magbatch.errors import SpecError
+from magbatch.errors import InputError, SpecError
 from magbatch.job.columns import output_names
 from magbatch.job.compact import merge_objects
 from magbatch.job.ledger import REPORT
@@ -177,3 +178,127 @@ def test_a_plan_of_the_version_before_keeps_the_names_that_it_had(job: SmallJob)
     assert job.finalise() == []
     assert [row["Model"] for row in job.records()] == ["x", "y", "z"]
     assert verify(job.ledger).problems == ()
+
+
+# Columns in the paths of files
+
+
+def below_keys(job: SmallJob) -> None:
+    """Seven rows in three files below `day` and `lang`."""
+    job.ask(2, "day=1/lang=de/a.parquet")
+    job.ask(2, "day=1/lang=fr%2Fch/b.parquet")
+    job.ask(3, "day=12/lang=__HIVE_DEFAULT_PARTITION__/c.parquet")
+
+
+DAYS = [1, 1, 1, 1, 12, 12, 12]
+LANGS = ["de", "de", "fr/ch", "fr/ch", None, None, None]
+
+
+def in_order(job: SmallJob, kind: str = RESULTS) -> list[dict[str, Any]]:
+    return sorted(job.records(kind), key=lambda row: str(row["id"]))
+
+
+def test_keys_in_paths_are_columns(either_job: SmallJob) -> None:
+    job = either_job
+    below_keys(job)
+    ids = job.row_ids()
+    template = "{{ day }} {{ lang if lang is defined else '-' }} {{ question }}"
+    del job.plan
+    job.set("input", columns={"id": "day", "expected": "lang", "max_tokens": "day"}, carry=["id"], shard_rows=4)
+    job.set("prompt", template=template)
+    assert job.row_ids() == ids  # the columns that a job reads change no row's id
+    frozen = Plan.from_bytes(job.plan.to_bytes())
+    assert [(one.name, str(one.type)) for one in frozen.columns][:2] == [("day", "int64"), ("lang", "string")]
+    job.plan = frozen
+    shown = [
+        job.tokenizer.show(prompt.token_ids)
+        for shard in range(job.plan.num_shards)
+        for prompt in sorted(job.prompts(shard).prompts, key=lambda one: one.row_id)
+    ]
+    wanted = [f"{day} {lang or '-'} What is" for day, lang in zip(DAYS, LANGS, strict=True)]
+    assert all(any(one in text for text in shown) for one in wanted)
+    assert [prompt.max_tokens for prompt in job.prompts(0).prompts] == [1, 1, 1, 1]
+    job.answer()
+    assert job.finalise() == []
+    rows = in_order(job)
+    assert [row["day"] for row in rows] == DAYS
+    assert [row["lang"] for row in rows] == LANGS
+    manifest = job.ledger.manifest() or {}
+    assert manifest["graded"] == 4
+    assert verify(job.ledger).problems == ()
+
+
+@pytest.mark.parametrize("path", ["", "/day=1", "/day=1/lang=de/a.parquet", "/*/lang=*/*.parquet", "/**/a.parquet"])
+def test_keys_of_the_whole_path_count_whatever_the_input_is(either_job: SmallJob, path: str) -> None:
+    job = either_job
+    below_keys(job)
+    job.set("input", path=f"{job.input}{path}", carry=["day", "lang"])
+    job.answer()
+    rows = in_order(job)
+    assert (rows[0]["day"], rows[0]["lang"]) == (1, "de")
+
+
+def test_a_files_own_column_comes_before_its_paths(job: SmallJob) -> None:
+    job.ask(2, "day=1/a.parquet", day=[7, None])
+    job.ask(2, "day=2/b.parquet")
+    job.set("input", carry=["day"], shard_rows=4)
+    job.answer()
+    assert [row["day"] for row in in_order(job)] == [7, None, 2, 2]
+
+
+def test_keys_and_own_columns_have_one_type(job: SmallJob) -> None:
+    job.ask(2, "day=01/a.parquet", day=pa.array(["x", "y"]).dictionary_encode())
+    job.ask(2, "day=02/b.parquet", day=pa.array(["z", None], pa.large_string()))
+    job.ask(1, "day=x3/c.parquet")
+    job.set("input", carry=["day"], shard_rows=5)
+    job.answer()
+    assert [row["day"] for row in in_order(job)] == ["x", "y", "z", None, "x3"]
+
+
+def test_a_key_that_a_path_lacks_is_a_column_that_a_file_lacks(job: SmallJob) -> None:
+    job.ask(2, "day=1/a.parquet")
+    job.ask(2, "b.parquet")
+    job.set("input", carry=["day"])
+    with pytest.raises(InputError, match=r"b\.parquet: lacks the column 'day'; it has \['id', 'question'\]"):
+        job.plan  # noqa: B018
+    job.set("input", on_bad_file="dead_letter")
+    assert [problem for _, problem in job.plan.bad_files()] == [
+        f"{job.input}/b.parquet: lacks the column 'day'; it has ['id', 'question']"
+    ]
+
+
+def test_a_column_that_is_nowhere_is_said_with_those_of_the_paths(job: SmallJob) -> None:
+    job.ask(2, "day=1/lang=de/a.parquet")
+    job.set("input", carry=["dya"])
+    with pytest.raises(SpecError) as said:
+        job.plan  # noqa: B018
+    assert str(said.value) == (
+        "input.carry: no input file has a column 'dya'; they have ['id', 'question'], and in its path ['day', 'lang']"
+    )
+
+
+def test_rows_are_grouped_by_a_key_as_they_are(job: SmallJob) -> None:
+    below_keys(job)
+    job.set("input", group="lang")
+    assert preview(job.spec())["notes"][-1] == (
+        "input.group: 'lang' stands in the paths: the rows of a file share it already"
+    )
+    assert job.plan.rows == 7
+
+
+def test_a_job_may_read_nothing_but_keys(job: SmallJob) -> None:
+    below_keys(job)
+    job.set("input", columns={}, carry=["day"], shard_rows=4)
+    job.set("prompt", template="Say {{ day }}.")
+    job.answer()
+    assert sorted(row["day"] for row in job.records()) == DAYS
+    assert verify(job.ledger).problems == ()
+
+
+def test_damage_spares_the_keys_of_the_rows_before_it(job: SmallJob) -> None:
+    """One value that is no text fails its row alone, also where the others have columns of the path."""
+    job.write(pa.table({"id": ["a0", "a1"], "question": pa.array([b"What?", b"\xff"])}), "day=3/a.parquet")
+    job.set("input", carry=["day"])
+    job.answer()
+    assert [(row["id"], row["day"]) for row in job.records()] == [("a0", 3)]
+    assert [row["day"] for row in job.records(ERRORS)] == [None]
