@@ -1,5 +1,6 @@
 """`deploy render`: a spec as the files of a platform."""
 
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -49,7 +50,7 @@ def deploy_render(
     with errors(False):
         from magbatch.deploy import Platform, Target, render, write
         from magbatch.errors import SpecError
-        from magbatch.spec import load
+        from magbatch.spec import load, unchecked
 
         if target not in list(Target):
             raise SpecError(f"--target {target}: write one of {', '.join(Target)}")
@@ -58,7 +59,10 @@ def deploy_render(
         if spot == "none":
             chosen["spot"] = None
         chosen["accelerators"] = {name: label for name, _, label in (one.partition("=") for one in accelerator or [])}
-        files = render(load(spec, overrides), Target(target), Platform(**chosen))
+        loaded = load(spec, overrides)
+        files = render(loaded, Target(target), Platform(**chosen))
+        if (note := unchecked(loaded.model)) is not None:
+            print(f"note: {note}", file=sys.stderr)
         if out is None:
             print("---\n".join(f"# {name}\n{text}" for name, text in files.items()), end="")
             return

@@ -1,6 +1,7 @@
 """`submit`, `jobs`, `logs`, `cancel` and `resume`: the jobs of a running Ray cluster."""
 
 import os
+import sys
 from typing import Annotated
 
 import typer
@@ -17,12 +18,14 @@ JobId = Annotated[str, typer.Argument(metavar="ID", help="A job's id, as `submit
 def submit(spec: SpecPath, address: Address, overrides: Overrides = None, json: Json = False) -> None:
     """Send a job to a running Ray cluster; it goes on there when this machine is gone."""
     with errors(json):
-        from magbatch.spec import load
+        from magbatch.spec import load, unchecked
 
         loaded = load(spec, overrides)
         from magbatch.cluster import Cluster, local_paths
 
         job_id = Cluster(address).submit(loaded)
+    if (note := unchecked(loaded.model)) is not None:
+        print(f"note: {note}", file=sys.stderr)
     _print_submitted(job_id, loaded.name, loaded.output.path, address, local_paths(loaded), json)
 
 

@@ -9,7 +9,7 @@ from magbatch.job.report import settings
 from magbatch.job.run import limited
 from magbatch.model import engine_args, facts, locate
 from magbatch.rows import Prompt, Shard
-from magbatch.spec import JobSpec
+from magbatch.spec import JobSpec, unchecked
 
 
 def preview(spec: JobSpec, limit: int | None = None) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def preview(spec: JobSpec, limit: int | None = None) -> dict[str, Any]:
         "output": spec.output.path,
         "first_prompt": first,
         "group": plan.group,
-        "notes": [*_notes(spec, args, first), *plan.notes],
+        "notes": [*_notes(spec, args, first), *plan.notes, *filter(None, [unchecked(spec.model)])],
         "settings": settings(spec, args),
     }
 

@@ -4,6 +4,7 @@ A wrong spec gets one clear message with the path of the field and what would be
 anything starts. Nothing here knows a credential: access comes from the standard AWS chain.
 """
 
+from magbatch.spec.engine_args import unchecked
 from magbatch.spec.grammar import engine_schema
 from magbatch.spec.job import FREE_FIELDS, JobSpec, carried_columns, differences
 from magbatch.spec.load import load, parse
@@ -51,4 +52,5 @@ __all__ = [
     "parse",
     "properties",
     "resolve",
+    "unchecked",
 ]

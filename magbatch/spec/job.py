@@ -1,5 +1,6 @@
 """A whole job spec: what its sections must agree on, and what makes two of them different jobs."""
 
+import re
 from typing import Annotated, Any
 
 import yaml
@@ -52,9 +53,7 @@ ENGINE_ARGS = "model.engine_args."  # among them no secret: what it opens is the
 class JobSpec(Section):
     """One job."""
 
-    name: Annotated[
-        str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", description="A short name for people and metrics.")
-    ]
+    name: Annotated[str, Field(description="A short name for people and metrics.")]
     model: Annotated[ModelSpec, Field(description="Which model answers, and in which engine.")]
     input: Annotated[InputSpec, Field(description="Where the rows come from.")]
     prompt: Annotated[PromptSpec, Field(description="How a row becomes a chat.")] = PromptSpec()
@@ -75,6 +74,13 @@ class JobSpec(Section):
     schedule: Annotated[
         ScheduleSpec | None, Field(description="When it runs by itself, each time into a dated output; null: never.")
     ] = None
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_name(cls, value: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", value):
+            raise ValueError("write 1 to 63 letters, digits, `.`, `-` and `_`; the first a letter or a digit")
+        return value
 
     @field_validator("input")
     @classmethod

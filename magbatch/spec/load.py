@@ -1,18 +1,19 @@
 """A YAML text -> a job spec, or one message with the path of each wrong field and what would be right."""
 
-import difflib
+import functools
 import os
-from pathlib import Path
-from typing import Any, get_args
+from collections.abc import Callable
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
-from pydantic.fields import FieldInfo
+from pydantic import ValidationError
 
 from magbatch.errors import SpecError
+from magbatch.spec.engine_args import PATH, engine_mistakes
 from magbatch.spec.job import JobSpec
+from magbatch.spec.mistakes import Place, field_mistakes
 from magbatch.spec.secrets import secrets
 from magbatch.spec.sections import NEW, is_remote
-from magbatch.spec.text import TextError, values
+from magbatch.spec.text import TextError, file_text, unquoted, values
 
 
 def load(path: str, overrides: list[str] | None = None) -> JobSpec:
@@ -26,9 +27,9 @@ def load(path: str, overrides: list[str] | None = None) -> JobSpec:
         SpecError: With the path of each wrong field and what would be right.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SpecError(f"{path}: cannot read the spec: {error}") from error
+        text = file_text(path)
+    except TextError as error:
+        raise SpecError(f"{path}: {error}") from error.__cause__
     return parse(text, overrides, origin=path, new=True)
 
 
@@ -39,87 +40,101 @@ def parse(text: str, overrides: list[str] | None = None, origin: str = "spec", *
         text: The YAML.
         overrides: As for `load`.
         origin: Where it is from, for messages.
-        new: It is to be run: `answer.schema` is held to what the engine can hold an answer to. A spec that an output
-            holds already may be of a version that did not look.
+        new: It is to be run: `answer.schema` is held to what the engine can hold an answer to, and the engine's
+            arguments to those that it has. A spec that an output holds already may be of a version that did not look.
     """
     try:
         data = values(text)
     except TextError as error:
         raise SpecError(f"{origin}: {error}") from error.__cause__ or error
     if not isinstance(data, dict):
-        raise SpecError(f"{origin}: a spec is a mapping that begins with `name:`, not {type(data).__name__}")
-    stored = [] if new else secrets(data)
-    for item in overrides or []:
-        _override(data, item)
-    if found := [one for one in secrets(data) if one not in stored]:
-        lines = [f"  {path}: {message}" for path, message in found]
-        raise SpecError("\n".join([f"{origin}: {len(found)} wrong field(s)", *lines]))
+        is_a = "empty" if data is None else "a list" if isinstance(data, list) else "one value"
+        raise SpecError(f"{origin}: a spec is a mapping that begins with `name:`, and this is {is_a}")
+    given, stored = [_Override(item) for item in overrides or []], [] if new else secrets(data)
+    for one in given:
+        one.apply(data)
+    if found := [one for one in secrets(data) if one not in stored]:  # before any message shows a value
+        raise SpecError(_listed(origin, [f"{path}: {message}" for path, message in found]))
+
+    @functools.cache
+    def all_unquoted() -> dict[Place, str]:
+        found = unquoted(text)
+        for one in given:
+            found |= {(*one.place, *place): word for place, word in unquoted(one.raw).items()}
+        return found
+
+    spec, lines = None, list[str]()
     try:
         spec = JobSpec.model_validate(data, context={NEW: new})
     except ValidationError as error:
-        raise SpecError(_explain(origin, error)) from error
+        lines += field_mistakes(error, JobSpec, lambda place: all_unquoted().get(place))
+    if new or any(one.place[:1] == ("model",) for one in given):
+        lines += _engine_mistakes(data.get("model"), all_unquoted)
+    if spec is None or lines:
+        raise SpecError(_listed(origin, lines))
     return _absolute(spec)
 
 
-def _override(data: dict[str, Any], item: str) -> None:
-    key, separator, raw = item.partition("=")
-    if not separator or not key:
-        raise SpecError(f"--set {item}: write key.path=value, such as --set sampling.temperature=0")
-    *path, last = key.split(".")
-    try:
-        value = values(raw, exact=not {"enum", "const"}.isdisjoint((*path, last)))
-    except TextError as error:
-        raise SpecError(f"--set {item}: the value is not YAML; put text in quotes: {error}") from (
-            error.__cause__ or error
-        )
-    node = data
-    for name in path:
-        if node.get(name) is None:  # not there, or a group whose fields are all left out
-            node[name] = {}
-        child = node[name]
-        if not isinstance(child, dict):
-            raise SpecError(f"--set {item}: {name} is a value, not a group of fields")
-        node = child
-    node[last] = value
+def _listed(origin: str, lines: list[str]) -> str:
+    return "\n  ".join([f"{origin}: {len(lines)} wrong field{'' if len(lines) == 1 else 's'}", *lines])
 
 
-def _explain(origin: str, error: ValidationError) -> str:
-    lines = [f"{origin}: {error.error_count()} wrong field(s)"]
-    for problem in error.errors(include_url=False):
-        path = ".".join(str(part) for part in problem["loc"]) or "(spec)"
-        message = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] == "extra_forbidden":
-            message = f"no such field; {_nearest(problem['loc'])}"
-        elif problem["type"] == "missing":
-            message = f"is missing: {_described(problem['loc'])}"
-        elif problem["loc"] and not isinstance(problem["input"], dict | list):
-            message += f" (it is {problem['input']!r})"
-        lines.append(f"  {path}: {message}")
-    return "\n".join(lines)
+def _engine_mistakes(model: Any, all_unquoted: Callable[[], dict[Place, str]]) -> list[str]:
+    if not isinstance(model, dict):
+        return []
+    above = tuple(PATH.split("."))
+    return engine_mistakes(
+        model.get("engine", "vllm"), model.get("engine_args", {}), lambda place: all_unquoted().get((*above, *place))
+    )
 
 
-def _fields(location: tuple[int | str, ...]) -> dict[str, FieldInfo]:
-    """The fields of the part that holds a location."""
-    node: type[BaseModel] = JobSpec
-    for name in location[:-1]:
-        if isinstance(name, int):  # in a list of sections
-            continue
-        part = node.model_fields[name].annotation
-        part = next(iter(get_args(part)), part)  # of a section that may be left out, or of a list of them
-        assert isinstance(part, type), "only parts have fields that can be missing or too many"
-        assert issubclass(part, BaseModel)
-        node = part
-    return node.model_fields
+class _Override:
+    """One `--set key.path=value`.
 
+    Args:
+        item: It, as the command line has it.
 
-def _nearest(location: tuple[int | str, ...]) -> str:
-    fields = _fields(location)
-    close = difflib.get_close_matches(str(location[-1]), fields, n=1)
-    return f"did you mean `{close[0]}`?" if close else f"the fields here are {', '.join(fields)}"
+    Attributes:
+        place: The path of the field.
+        raw: The value as it is written.
 
+    Raises:
+        SpecError: It is none.
+    """
 
-def _described(location: tuple[int | str, ...]) -> str:
-    return _fields(location)[str(location[-1])].description or ""
+    def __init__(self, item: str) -> None:
+        self._item = item
+        key, separator, self.raw = item.partition("=")
+        if not separator or not key:
+            raise SpecError(f"--set {item}: write key.path=value, such as --set sampling.temperature=0")
+        names = key.split(".")
+        if not all(names):
+            raise SpecError(f"--set {item}: {key} is no path of a field: a name is empty between its dots")
+        if "[" in key:
+            raise self._is_a_list(key.partition("[")[0])
+        self.place = tuple(names)
+        try:
+            self._value = values(self.raw, exact=not {"enum", "const"}.isdisjoint(names))
+        except TextError as error:
+            said = str(error).replace("not YAML: ", "the value is not YAML; put text in quotes: ", 1)
+            raise SpecError(f"--set {item}: {said}") from error.__cause__ or error
+
+    def apply(self, data: dict[str, Any]) -> None:
+        """Set the field; groups that are not there are made."""
+        node, *names = data, *self.place
+        for depth, name in enumerate(names[:-1], 1):
+            if node.get(name) is None:  # not there, or a group whose fields are all left out
+                node[name] = {}
+            child, path = node[name], ".".join(names[:depth])
+            if isinstance(child, list):
+                raise self._is_a_list(path)
+            if not isinstance(child, dict):
+                raise SpecError(f"--set {self._item}: {path} is a value, not a group of fields")
+            node = child
+        node[names[-1]] = self._value
+
+    def _is_a_list(self, path: str) -> SpecError:
+        return SpecError(f"--set {self._item}: {path} is a list: set it as a whole, --set '{path}=[first, second]'")
 
 
 def _absolute(spec: JobSpec) -> JobSpec:

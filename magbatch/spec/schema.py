@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,15 @@ from pydantic import BaseModel
 from pydantic.errors import PydanticInvalidForJsonSchema
 
 from magbatch.spec.grammar import QUOTES, check_json
-from magbatch.spec.text import TextError, values
+from magbatch.spec.text import TextError, file_text, values
 
 
 def schema_at(place: str) -> dict[str, Any]:
     """The JSON Schema that a text names: a file, or a pydantic model."""
     if is_file(place):
         try:
-            found = values(Path(place).expanduser().read_text(encoding="utf-8"))  # JSON is YAML
-        except (OSError, ValueError, TextError) as error:
+            found = values(file_text(os.path.expanduser(place)))  # JSON is YAML
+        except TextError as error:
             raise ValueError(f"{place} is no schema file that can be read: {error}") from error
         if not isinstance(found, dict):
             raise ValueError(f"{place} holds {type(found).__name__}, not a JSON Schema")

@@ -5,12 +5,13 @@ import re
 import warnings
 from datetime import UTC, datetime
 from fractions import Fraction
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from magbatch.spec.bounded import check_new
 from magbatch.spec.schema import checked_schema, is_file, schema_at
@@ -29,6 +30,19 @@ class Section(BaseModel):
     """What all sections share: no unknown field, no change once made."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_number_is_a_truth(cls, value: Any, info: ValidationInfo) -> Any:
+        """An unquoted yes, no, on or off is a bool to YAML, which pydantic would take for 1 or 0."""
+        if isinstance(value, bool) and info.field_name is not None:
+            types = {
+                *get_args(cls.model_fields[info.field_name].annotation),
+                cls.model_fields[info.field_name].annotation,
+            }
+            if bool not in types and not types.isdisjoint({int, float}):
+                raise PydanticCustomError("whole_number" if int in types else "number", "write a number")
+        return value
 
 
 def is_remote(path: str) -> bool:
@@ -441,7 +455,14 @@ class CostSpec(Section):
     device_hour: Annotated[
         float | None, Field(ge=0, description="Price of one GPU (on CPUs, one replica) for an hour; null counts hours.")
     ] = None
-    currency: Annotated[str, Field(pattern=r"^[A-Z]{3}$", description="Of that price: USD, EUR and so on.")] = "USD"
+    currency: Annotated[str, Field(description="Of that price: USD, EUR and so on.")] = "USD"
+
+    @field_validator("currency")
+    @classmethod
+    def _is_a_currency(cls, value: str) -> str:
+        if not re.fullmatch(r"[A-Z]{3}", value):
+            raise ValueError("write three capital letters, such as USD or EUR")
+        return value
 
 
 class LimitsSpec(Section):

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -37,6 +37,7 @@ from magbatch.pipeline.parse import Parser
 from magbatch.pipeline.prompt import Prompter
 from magbatch.rows import Generation, Image, Prompt, ReasoningStatus, as_ids
 from magbatch.spec import JobSpec, SamplingSpec, parse
+from magbatch.spec.vllm_names import installed
 from magbatch.tokenizer import Tokenizer
 
 # Importing vLLM and torch warns of their own deprecations.
@@ -65,6 +66,14 @@ def spec_for(path: Path, **sampling: Any) -> JobSpec:
         f"sampling: {sampling}\nreplicas: {{gpus: 0}}\nlimits: {{max_prompt_tokens: 2000}}\n"
         f"output: {{path: {path.parent}/out}}\n"
     )
+
+
+def test_the_arguments_that_a_spec_is_held_against_are_vllms() -> None:
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    source = installed()
+    assert source is not None
+    assert source.names() == {field.name for field in fields(AsyncEngineArgs) if not field.name.startswith("_")}
 
 
 @pytest.fixture(scope="module")

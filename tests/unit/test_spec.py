@@ -67,33 +67,33 @@ def test_what_a_short_spec_leaves_out_has_its_default() -> None:
 
 # Wrong specs: the field, the wrong value, and what the message says besides the field's path.
 WRONG: list[tuple[str, Any, str]] = [
-    ("name", "two words", "match pattern"),
-    ("name", 2026, "valid string (it is 2026)"),
+    ("name", "two words", "write 1 to 63 letters, digits"),
+    ("name", 2026, 'YAML reads an unquoted 2026 as a number; write "2026"'),
     ("nmae", "x", "did you mean `name`?"),
     ("input.columns.imagez", ["scan"], "did you mean `images`?"),
     ("sampling.temprature", 0.5, "did you mean `temperature`?"),
     ("limits.zzz", 1, "the fields here are max_prompt_tokens, max_images"),
-    ("model.engine", "vlm", "'vllm' or 'fake' (it is 'vlm')"),
-    ("input.on_bad_file", "skip", "'fail' or 'dead_letter' (it is 'skip')"),
-    ("input.carry", "doc_id", "valid list (it is 'doc_id')"),
-    ("input.shard_rows", 0, "greater than or equal to 1 (it is 0)"),
+    ("model.engine", "vlm", "did you mean vllm? It is one of vllm or fake (it is 'vlm')"),
+    ("input.on_bad_file", "skip", "write fail or dead_letter (it is 'skip')"),
+    ("input.carry", "doc_id", "write a list, such as [doc_id] (it is 'doc_id')"),
+    ("input.shard_rows", 0, "write a whole number of 1 or more (it is 0)"),
     ("input.path", "", "is empty: write a local path or s3://bucket/prefix"),
     ("input.path", "gs://docs/", "only local paths and s3:// are known (it is 'gs://docs/')"),
     ("output.path", "s3://", "names no bucket: write s3://bucket/prefix"),
     ("output.path", "hdfs://x", "only local paths and s3:// are known"),
-    ("sampling.top_p", 3, "less than or equal to 1 (it is 3)"),
-    ("sampling.max_tokens", "many", "valid integer"),
-    ("sampling.n", 0, "greater than or equal to 1"),
-    ("output.commit_interval_s", 0, "greater than 0"),
+    ("sampling.top_p", 3, "write a number of 1 or less (it is 3)"),
+    ("sampling.max_tokens", "many", "write a whole number (it is 'many')"),
+    ("sampling.n", 0, "write a whole number of 1 or more (it is 0)"),
+    ("output.commit_interval_s", 0, "write a number above 0 (it is 0)"),
     ("limits.max_failed_rows", -1, "greater than or equal to 0"),
     ("limits.max_failed_rows", "101%", "a share of all rows such as 5%"),
     ("limits.max_failed_rows", "many", "a share of all rows such as 5%"),
     ("limits.max_failed_rows", 0.05, "a share of all rows such as 5%"),
     ("limits.max_failed_rows", True, "a share of all rows such as 5%"),
-    ("replicas.gpus", -1, "greater than or equal to 0"),
-    ("prompt.template", "", "at least 1 character"),
-    ("sampling", 7, "valid dictionary"),
-    ("sampling", None, "valid dictionary"),
+    ("replicas.gpus", -1, "write a whole number of 0 or more (it is -1)"),
+    ("prompt.template", "", "is empty; write text, or leave it out"),
+    ("sampling", 7, "write a group of fields, such as {temperature: …, top_p: …} (it is 7)"),
+    ("sampling", None, "write a group of fields, such as {temperature: …, top_p: …} (it is null)"),
 ]
 
 
@@ -115,7 +115,7 @@ WRONG_SCHEDULES: list[tuple[str, Any, str]] = [
         "such as Europe/Paris or UTC (it is 'Mars/Ol",
     ),
     ("schedule.timezone", {"cron": "0 6 * * *", "timezone": "../etc"}, "no such time zone"),
-    ("schedule.missed", {"cron": "0 6 * * *", "missed": "all"}, "'catch_up' or 'skip' (it is 'all')"),
+    ("schedule.missed", {"cron": "0 6 * * *", "missed": "all"}, "write catch_up or skip (it is 'all')"),
     ("schedule.timezon", {"cron": "0 6 * * *", "timezon": "UTC"}, "did you mean `timezone`?"),
     ("schedule.cron", {"timezone": "UTC"}, "is missing: When: minute, hour"),
 ]
@@ -142,7 +142,7 @@ def test_every_wrong_field_is_named_at_once_and_the_message_begins_with_the_file
     with pytest.raises(SpecError) as caught:
         parse(yaml.safe_dump(whole(sampling__n=0, limits__max_images=-1)), origin="jobs/x.yaml")
     lines = str(caught.value).splitlines()
-    assert lines[0] == "jobs/x.yaml: 2 wrong field(s)"
+    assert lines[0] == "jobs/x.yaml: 2 wrong fields"
     assert [line.split(":")[0].strip() for line in lines[1:]] == ["sampling.n", "limits.max_images"]
 
 
@@ -200,9 +200,9 @@ def test_nodes_are_preferred_by_the_labels_that_ray_gives_them() -> None:
 @pytest.mark.parametrize(
     ("shape", "said"),
     [
-        ({}, "replicas.prefer.0: name an accelerator, a market or labels"),
-        ({"market": "cheap"}, "replicas.prefer.0.market"),
-        ({"gpu": "H100"}, "replicas.prefer.0.gpu"),
+        ({}, "replicas.prefer[0]: name an accelerator, a market or labels"),
+        ({"market": "cheap"}, "replicas.prefer[0].market"),
+        ({"gpu": "H100"}, "replicas.prefer[0].gpu"),
         ({"labels": {"ray.io/market-type": "spot"}}, "are what `accelerator` and `market` are for"),
     ],
 )
@@ -251,7 +251,7 @@ def test_a_parallel_size_that_is_no_number_is_named(size: Any) -> None:
 
 @pytest.mark.parametrize("text", ["", "- a\n- b", "just words", "7", "null"])
 def test_a_spec_is_a_mapping(text: str) -> None:
-    with pytest.raises(SpecError, match="a spec is a mapping that begins with `name:`, not "):
+    with pytest.raises(SpecError, match="a spec is a mapping that begins with `name:`, and this is "):
         parse(text)
 
 
@@ -262,12 +262,20 @@ def test_what_is_not_yaml_is_said_to_be_so(text: str) -> None:
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    for path, content in ((tmp_path / "none.yaml", None), (tmp_path, None), (tmp_path / "latin.yaml", b"name: \xfc")):
-        if content is not None:
-            path.write_bytes(content)
+    right = tmp_path / "right.yaml"
+    right.write_text("name: x")
+    (tmp_path / "latin.yaml").write_bytes(b"name: \xfc")
+    for path, said in (
+        (tmp_path / "none.yaml", "there is no such file"),
+        (tmp_path / "rihgt.yaml", f"there is no such file; did you mean {right}?"),
+        (tmp_path / "none" / "right.yaml", f"there is no such file, and no folder {tmp_path}/none"),
+        (right / "right.yaml", f"there is no such file, and no folder {right}"),
+        (tmp_path, "this is a folder; give one YAML file"),
+        (tmp_path / "latin.yaml", "no UTF-8 text: byte 6 is 0xfc"),
+    ):
         with pytest.raises(SpecError) as caught:
             load(str(path))
-        assert str(caught.value).startswith(f"{path}: cannot read the spec: ")
+        assert str(caught.value) == f"{path}: {said}"
 
 
 def test_overrides_set_fields_by_their_path() -> None:
@@ -300,11 +308,15 @@ def test_an_override_fills_a_group_that_the_file_left_empty() -> None:
         ("=5", "write key.path=value"),
         ("name.first=x", "name is a value, not a group of fields"),
         ("input.carry=[a", "the value is not YAML; put text in quotes"),
-        ("prompt.template={{ q }}", "the value is not YAML; put text in quotes"),
+        ("prompt.template={{ q }}", "text that begins so needs quotes"),
+        ("prompt..template=x", "a name is empty between its dots"),
+        ("input.carry.0=x", "input.carry is a list: set it as a whole, --set 'input.carry=[first, second]'"),
+        ("input.carry[0]=x", "input.carry is a list: set it as a whole"),
+        ("sampling.n=.inf", ".inf is no number that a spec can hold"),
     ],
 )
 def test_a_wrong_override_is_named(override: str, right: str) -> None:
-    said = complaint(override)
+    said = complaint(override, input__carry=["a"])
     assert said.startswith(f"--set {override}: ")
     assert right in said
 

@@ -50,10 +50,18 @@ def test_plain_values_come_as_they_are() -> None:
         ("[" * 2000 + "]" * 2000, "nested more than 100 levels deep"),
         ("a: " + "[" * 101 + "]" * 101, "nested more than 100 levels deep"),
         ("a: 2026-13-45", "not YAML: month must be in 1..12"),
-        ("a: [", "not YAML: while parsing"),
-        ("a: !!python/object/apply:os.system [ls]", "not YAML: could not determine a constructor"),
-        ("a: 1\n---\nb: 2", "not YAML: expected a single document"),
-        ("a: \x00", "not YAML: "),
+        (
+            "a: [",
+            "not YAML: line 1, column 5: expected the node content, but found '<stream end>'; a bracket",
+        ),
+        ("a: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
+        (
+            "a: 1\n---\nb: 2",
+            "not YAML: line 2, column 1: expected a single document in the stream, but found another document",
+        ),
+        ("a: \x00", "not YAML: the character U+0000 at position 3"),
+        ("a:\n\tb: 1", "line 2, column 1: found character '\\t' that cannot start any token; indent with spaces"),
+        ("a: b: c", "text that holds `: ` needs quotes"),
     ],
 )
 def test_what_a_spec_may_not_hold_is_named(text: str, said: str) -> None:

@@ -1,0 +1,185 @@
+"""What is wrong with the fields of a spec, in words: the path of each field, what would be right, and what is there."""
+
+import difflib
+from collections.abc import Callable, Iterable, Iterator
+from datetime import date
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from magbatch.spec.secrets import without_secrets
+
+MAX_SHOWN_CHARS = 80  # of a wrong value
+_UNION_TAGS = ("str", "list[str]")  # pydantic's, at the end of a path
+_TEXT = ("string_type", "string_sub_type")
+_WHOLE = ("int_type", "int_parsing", "int_from_float", "int_parsing_size", "whole_number")
+_NUMBER = ("float_type", "float_parsing", "finite_number", "number")
+_BOUNDS = {
+    "greater_than": "a number above {gt:g}",
+    "greater_than_equal": "a number of {ge:g} or more",
+    "less_than": "a number below {lt:g}",
+    "less_than_equal": "a number of {le:g} or less",
+}
+
+Place = tuple[int | str, ...]
+Written = Callable[[Place], str | None]
+"""The text of a value as a person wrote it without quotes; None where it was quoted, or is not known."""
+
+
+def field_mistakes(error: ValidationError, root: type[BaseModel], written: Written) -> list[str]:
+    """One line for each wrong field of a spec, or of a part of it.
+
+    Args:
+        error: What pydantic has against it.
+        root: The model that it was held against.
+        written: See `Written`; it is asked with places below this model.
+    """
+    lines: dict[str, None] = {}
+    for problem in error.errors(include_url=False):
+        place = tuple(part for part in problem["loc"] if part not in _UNION_TAGS)
+        kind, value, field = problem["type"], problem["input"], _field(root, place)
+        if kind == "extra_forbidden":
+            said = f"no such field; {_nearest(root, place)}"
+        elif kind == "missing":
+            said = f"is missing: {(field.description if field else None) or 'it has no default'}"
+        else:
+            said = _wrong(kind, problem["msg"], problem.get("ctx", {}), field, value, written(place))
+        path = path_of(place)
+        lines[f"{path}: {said}" if path else said] = None
+    return list(lines)
+
+
+def path_of(place: Place) -> str:
+    """A place as `--set` names it, with the positions of list items in brackets."""
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
+    return path.removeprefix(".")
+
+
+def shown(value: Any) -> str:
+    """A wrong value as YAML has it, cut where it is long."""
+    words = {True: "true", False: "false", None: "null"}
+    text = words[value] if value is None or isinstance(value, bool) else repr(value)
+    text = str(value) if isinstance(value, date) else without_secrets(text)
+    return text if len(text) <= MAX_SHOWN_CHARS else f"{text[:MAX_SHOWN_CHARS]}…"
+
+
+def did_you_mean(name: str, names: Iterable[str], *, instead: str) -> str:
+    """What a misspelt name may have been.
+
+    Args:
+        name: It.
+        names: The right ones.
+        instead: What is said where none is like it.
+    """
+    close = difflib.get_close_matches(name, [*names], n=1)
+    return f"did you mean `{close[0]}`?" if close else instead
+
+
+def as_yaml_reads(value: Any, written: str | None) -> str | None:
+    """Why a value is no text though it may look like text; None where YAML has not turned it into something else."""
+    kinds = [(bool, shown(value)), (int | float, "a number"), (date, "a date"), (type(None), "nothing")]
+    read_as = next((words for kind, words in kinds if isinstance(value, kind)), None)
+    if read_as is None:
+        return None
+    if written:
+        return f'YAML reads an unquoted {written} as {read_as}; write "{written}"'
+    return "is empty; write text" if value is None else f"write text, in quotes: YAML reads it as {read_as}"
+
+
+def _wrong(
+    kind: str, said: str, bounds: dict[str, Any], field: FieldInfo | None, value: Any, written: str | None
+) -> str:
+    """What is wrong with a value that is there."""
+    it_is = "" if isinstance(value, dict | list) else f" (it is {shown(value)})"
+    if kind in _TEXT:
+        return as_yaml_reads(value, written) or f"write text{it_is}"
+    if kind == "literal_error":
+        return _choice(field, value, written) + it_is
+    if kind in _WHOLE or (kind in _BOUNDS and field is not None and int in _types(field.annotation)):
+        words = _BOUNDS.get(kind, "a whole number").replace("a number", "a whole number")
+        return f"write {words.format(**bounds)}{it_is}"
+    if kind in _NUMBER or kind in _BOUNDS:
+        return f"write {_BOUNDS.get(kind, 'a number').format(**bounds)}{it_is}"
+    if kind.startswith("bool_"):
+        return f"write true or false{it_is}"
+    if kind == "list_type":
+        return f"write a list, such as [{value if isinstance(value, str) else 'a, b'}]{it_is}"
+    if kind in ("dict_type", "model_type", "model_attributes_type"):
+        names = _section(field)
+        return f"write a group of fields{f', such as {names}' if names else ''}{it_is}"
+    if kind == "string_too_short":
+        return "is empty; write text, or leave it out"
+    if kind.startswith(("datetime_", "timezone_", "date_")):
+        return f"write a date and time with its zone, such as 2026-11-30T08:00:00+01:00{it_is}"
+    own = kind == "value_error"
+    return (said.removeprefix("Value error, ") if own else f"is not what this field takes: {said}") + it_is
+
+
+def _choice(field: FieldInfo | None, value: Any, written: str | None) -> str:
+    choices = [str(choice) for choice in _choices(field.annotation if field else None)]
+    if written in choices:
+        return as_yaml_reads(value, written) or ""
+    close = difflib.get_close_matches(value, choices, n=1) if isinstance(value, str) else []
+    listed = " or ".join(filter(None, [", ".join(choices[:-1]), *choices[-1:]]))
+    return f"did you mean {close[0]}? It is one of {listed}" if close else f"write {listed}"
+
+
+def _types(annotation: Any) -> set[Any]:
+    parts = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    return set(parts)
+
+
+def _choices(annotation: Any) -> Iterator[Any]:
+    if get_origin(annotation) is Literal:
+        yield from get_args(annotation)
+    else:
+        for part in get_args(annotation):
+            yield from _choices(part)
+
+
+def _section(field: FieldInfo | None) -> str:
+    """The first fields of a section, as a hint."""
+    model = _model(field.annotation) if field is not None else None
+    return "" if model is None else "{" + ", ".join(f"{name}: …" for name in list(model.model_fields)[:2]) + "}"
+
+
+def _model(annotation: Any) -> type[BaseModel] | None:
+    """The section that a field holds, or a list of which it holds."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_model, get_args(annotation))), None)
+
+
+def _owner(root: type[BaseModel], place: Place) -> type[BaseModel] | None:
+    """The section that holds a place; None where that is no section's."""
+    node: type[BaseModel] | None = root
+    for part in place[:-1]:
+        if not isinstance(part, int):
+            field = node.model_fields.get(part) if node is not None else None
+            node = _model(field.annotation) if field is not None else None
+    return node
+
+
+def _field(root: type[BaseModel], place: Place) -> FieldInfo | None:
+    names = [part for part in place if isinstance(part, str)]
+    owner = _owner(root, (*names[:-1], "")) if names else None
+    return owner.model_fields.get(names[-1]) if owner is not None else None
+
+
+def _nearest(root: type[BaseModel], place: Place) -> str:
+    owner, name = _owner(root, place), str(place[-1])
+    fields = list(owner.model_fields) if owner is not None else []
+    elsewhere = [path for path in _paths(root) if path.rpartition(".")[2] == name]
+    instead = f"did you mean `{elsewhere[0]}`?" if elsewhere else f"the fields here are {', '.join(fields)}"
+    return did_you_mean(name, fields, instead=instead)
+
+
+def _paths(root: type[BaseModel], above: str = "") -> Iterator[str]:
+    """The paths of all fields."""
+    for name, field in root.model_fields.items():
+        yield above + name
+        inner = _model(field.annotation)
+        if inner is not None:
+            yield from _paths(inner, f"{above}{name}.")

@@ -1,0 +1,259 @@
+"""The engine arguments of the installed vLLM, read from its source: importing vLLM takes 7 s, reading it 50 ms.
+
+What this module knows of vLLM's insides stands at its top. What it cannot tell from the source, it allows.
+"""
+
+import ast
+import functools
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+# vLLM's own places and words; tests/unit/spec/test_vllm_names.py goes red where a version changes them.
+PACKAGE = "vllm"
+ARGUMENTS = ("vllm.engine.arg_utils", "AsyncEngineArgs")
+VERSION = ("vllm._version", "__version__")
+CONFIG_DECORATOR = "config"  # of a class that takes its own fields and no others
+FIELD_OF = "get_field"  # get_field(CacheConfig, "name") stands for that field of another class
+BOUNDS = ("gt", "ge", "lt", "le")  # of pydantic's Field
+
+MAX_HOPS = 12  # from a name to what it stands for, through imports and other names
+_TYPES = {"bool": "bool", "int": "int", "float": "float", "str": "str", "None": "null"}
+_LISTS = frozenset({"list", "List", "set", "Set", "frozenset", "tuple", "Sequence", "Collection", "Iterable"})
+_MAPPINGS = frozenset({"dict", "Dict", "Mapping"})
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What a value may be.
+
+    Attributes:
+        types: Names among bool, int, float, str, list, dict, null.
+        choices: Single values that are allowed in addition to these types.
+        fields: Keys that a mapping may have; None where any key may be.
+        anything: The source does not tell.
+    """
+
+    types: frozenset[str] = frozenset()
+    choices: tuple[str | int | bool, ...] = ()
+    fields: frozenset[str] | None = None
+    anything: bool = False
+
+    def __or__(self, other: "Kind") -> "Kind":
+        fields = [kind.fields for kind in (self, other) if "dict" in kind.types]
+        known = [some for some in fields if some is not None]
+        return Kind(
+            self.types | other.types,
+            (*self.choices, *other.choices),
+            frozenset[str]().union(*known) if fields and len(known) == len(fields) else None,
+            self.anything or other.anything,
+        )
+
+
+ANYTHING = Kind(anything=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """One engine argument.
+
+    Attributes:
+        kind: What its value may be.
+        bounds: Limits of a number, such as {"gt": 0, "le": 1}, by pydantic's words.
+    """
+
+    kind: Kind
+    bounds: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class VllmSource:
+    """The source of an installed vLLM.
+
+    Attributes:
+        root: The folder of the package.
+    """
+
+    root: Path
+
+    @property
+    def version(self) -> str:
+        """Its version; empty where it does not say."""
+        found = _find(self.root, *VERSION)
+        return str(found.node.value) if found is not None and isinstance(found.node, ast.Constant) else ""
+
+    def names(self) -> frozenset[str]:
+        """The names of its engine arguments; none where they are not to be found, as in a version that moved them."""
+        return frozenset(_arguments(self.root))
+
+    def argument(self, name: str) -> Argument:
+        """One of them."""
+        place, annotation, default = _arguments(self.root)[name]
+        return Argument(_kind(self.root, place, annotation), _bounds(self.root, place, default))
+
+
+def installed() -> VllmSource | None:
+    """The vLLM that this environment has; None where it has none. Nothing of it is imported."""
+    found = importlib.util.find_spec(PACKAGE)
+    return None if found is None or found.origin is None else VllmSource(Path(found.origin).parent)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What a name stands for: a class or an expression, and the module in which it stands."""
+
+    module: str
+    node: ast.ClassDef | ast.expr
+
+
+def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    for statement in body:
+        yield statement
+        for inner in ("body", "orelse", "finalbody"):
+            if isinstance(statement, ast.If | ast.Try):
+                yield from _statements(getattr(statement, inner, []))
+
+
+@functools.lru_cache(maxsize=256)
+def _module(root: Path, name: str) -> dict[str, ast.ClassDef | ast.expr | tuple[str, str]]:
+    """What the names of a module stand for: a class, an expression, or a name of another module."""
+    below = root.joinpath(*name.split(".")[1:])
+    path = next((path for path in (below.with_suffix(".py"), below / "__init__.py") if path.is_file()), None)
+    bound: dict[str, ast.ClassDef | ast.expr | tuple[str, str]] = {}
+    for statement in _statements(ast.parse(path.read_text(encoding="utf-8")).body) if path is not None else ():
+        if isinstance(statement, ast.ClassDef):
+            bound[statement.name] = statement
+        elif isinstance(statement, ast.ImportFrom) and statement.module and not statement.level:
+            bound |= {alias.asname or alias.name: (statement.module, alias.name) for alias in statement.names}
+        elif isinstance(statement, ast.Assign):
+            bound |= {target.id: statement.value for target in statement.targets if isinstance(target, ast.Name)}
+        elif isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and statement.value:
+            bound[statement.target.id] = statement.value
+    return bound
+
+
+def _find(root: Path, module: str, name: str) -> _Found | None:
+    """What a name of a module stands for; None where that is outside the package."""
+    for _ in range(MAX_HOPS):
+        if module.partition(".")[0] != PACKAGE:
+            return None
+        found = _module(root, module).get(name)
+        if not isinstance(found, tuple):
+            return None if found is None else _Found(module, found)
+        module, name = found
+    return None
+
+
+_Field = tuple[str, ast.expr, ast.expr | None]  # the module, the annotation, and the default
+
+
+@functools.lru_cache(maxsize=1)
+def _arguments(root: Path) -> dict[str, _Field]:
+    found = _find(root, *ARGUMENTS)
+    return _fields(root, found) if found is not None and isinstance(found.node, ast.ClassDef) else {}
+
+
+def _fields(root: Path, found: _Found) -> dict[str, _Field]:
+    """The fields of a class and of those it inherits from, without the private ones."""
+    assert isinstance(found.node, ast.ClassDef)
+    fields: dict[str, _Field] = {}
+    for base in found.node.bases:
+        above = _find(root, found.module, base.id) if isinstance(base, ast.Name) else None
+        if above is not None and isinstance(above.node, ast.ClassDef):
+            fields |= _fields(root, above)
+    for statement in found.node.body:
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+            name = statement.target.id
+            if not name.startswith("_") and "ClassVar" not in ast.dump(statement.annotation):
+                fields[name] = (found.module, statement.annotation, statement.value)
+    return fields
+
+
+def _kind(root: Path, module: str, node: ast.expr, hops: int = 0) -> Kind:
+    """What an annotation allows."""
+    if hops > MAX_HOPS:
+        return ANYTHING
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+        return _kind(root, module, node.left, hops + 1) | _kind(root, module, node.right, hops + 1)
+    if isinstance(node, ast.Constant) and node.value is None:
+        return Kind(frozenset({"null"}))
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return _kind(root, module, ast.parse(node.value, mode="eval").body, hops + 1)
+    if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name):
+        return _subscripted(root, module, node.value.id, node.slice, hops)
+    if not isinstance(node, ast.Name):
+        return ANYTHING
+    if node.id in _TYPES:
+        return Kind(frozenset({_TYPES[node.id]}))
+    if node.id in _LISTS or node.id in _MAPPINGS:
+        return Kind(frozenset({"list" if node.id in _LISTS else "dict"}))
+    found = _find(root, module, node.id)
+    if found is None:
+        return ANYTHING
+    if isinstance(found.node, ast.ClassDef):
+        return _of_class(root, found)
+    return _kind(root, found.module, found.node, hops + 1)
+
+
+def _subscripted(root: Path, module: str, name: str, inner: ast.expr, hops: int) -> Kind:
+    """What `name[inner]` allows."""
+    parts = inner.elts if isinstance(inner, ast.Tuple) else [inner]
+    if name == "Literal":
+        return functools.reduce(Kind.__or__, (_choice(root, module, part, hops) for part in parts))
+    if name in ("Optional", "Union"):
+        kinds = [_kind(root, module, part, hops + 1) for part in parts]
+        return functools.reduce(Kind.__or__, kinds, Kind(frozenset({"null"} if name == "Optional" else ())))
+    if name == "Annotated":
+        return _kind(root, module, parts[0], hops + 1)
+    if name in _LISTS or name in _MAPPINGS:
+        return Kind(frozenset({"list" if name in _LISTS else "dict"}))
+    return Kind() if name == "type" else ANYTHING  # no YAML is a class
+
+
+def _choice(root: Path, module: str, node: ast.expr, hops: int) -> Kind:
+    """One item of a Literal: a value, or the name of another Literal."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str | int):
+        return Kind(choices=(node.value,))
+    return _kind(root, module, node, hops + 1)
+
+
+def _of_class(root: Path, found: _Found) -> Kind:
+    """A mapping of its fields, for a class of vLLM's configuration that takes no others."""
+    assert isinstance(found.node, ast.ClassDef)
+    marks = [mark.func if isinstance(mark, ast.Call) else mark for mark in found.node.decorator_list]
+    if not any(isinstance(mark, ast.Name) and mark.id == CONFIG_DECORATOR for mark in marks):
+        return ANYTHING
+    source = ast.dump(found.node)
+    if "'allow'" in source or (
+        "model_validator" in source and "'before'" in source
+    ):  # it may take more than its fields
+        return ANYTHING
+    return Kind(frozenset({"dict"}), fields=frozenset(_fields(root, found)))
+
+
+def _bounds(root: Path, module: str, default: ast.expr | None, hops: int = 0) -> dict[str, float]:
+    """The limits of a number, which stand with the field of vLLM's configuration that the argument sets."""
+    if hops > MAX_HOPS or default is None:
+        return {}
+    if isinstance(default, ast.Attribute) and isinstance(default.value, ast.Name):
+        return _bounds_of_field(root, module, default.value.id, default.attr, hops)
+    if not (isinstance(default, ast.Call) and isinstance(default.func, ast.Name)):
+        return {}
+    if default.func.id == FIELD_OF and len(default.args) == 2:
+        owner, name = default.args
+        if isinstance(owner, ast.Name) and isinstance(name, ast.Constant):
+            return _bounds_of_field(root, module, owner.id, str(name.value), hops)
+    return {
+        word.arg: float(word.value.value)
+        for word in default.keywords
+        if word.arg in BOUNDS and isinstance(word.value, ast.Constant) and isinstance(word.value.value, int | float)
+    }
+
+
+def _bounds_of_field(root: Path, module: str, owner: str, name: str, hops: int) -> dict[str, float]:
+    found = _find(root, module, owner)
+    if found is None or not isinstance(found.node, ast.ClassDef):
+        return {}
+    place, _, default = _fields(root, found).get(name, (found.module, ast.Constant(None), None))
+    return _bounds(root, place, default, hops + 1)

@@ -1,0 +1,84 @@
+"""vLLM's engine arguments, as they are read from the source of the vLLM that is installed; red where it moved them."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from magbatch.model import ModelFacts, engine_args
+from magbatch.spec import parse
+from magbatch.spec.job import FREE_FIELDS
+from magbatch.spec.vllm_names import Kind, VllmSource, installed
+
+JOB = "name: t\nmodel: {source: a/b}\ninput: {path: /in, columns: {prompt: q}}\noutput: {path: /out}\n"
+
+
+@pytest.fixture(scope="module")
+def vllm() -> VllmSource:
+    found = installed()
+    assert found is not None
+    return found
+
+
+def test_the_source_is_found_and_not_imported(vllm: VllmSource) -> None:
+    assert vllm.version.startswith("0.")
+    assert len(vllm.names()) > 200
+    assert "vllm" not in sys.modules
+
+
+def test_every_argument_that_magbatch_sets_or_knows_is_one_of_vllms(vllm: VllmSource) -> None:
+    schema = "answer: {schema: {type: object, properties: {a: {type: string}}}}\nsampling: {seed: 1}\n"
+    for more in ("", "replicas: {gpus: 0}\n"):
+        args = engine_args(parse(JOB + schema + more), ModelFacts(40_000, 1540, 28), distinct=True)
+        assert args.keys() <= vllm.names()
+    known = {path.removeprefix("model.engine_args.") for path in FREE_FIELDS if path.startswith("model.engine_args.")}
+    assert known <= vllm.names()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("max_num_seqs", Kind(frozenset({"int", "null"}))),
+        ("enforce_eager", Kind(frozenset({"bool"}))),
+        ("quantization", Kind(frozenset({"str", "null"}))),
+        ("limit_mm_per_prompt", Kind(frozenset({"dict"}))),
+        ("cudagraph_capture_sizes", Kind(frozenset({"list", "null"}))),
+        ("performance_mode", Kind(choices=("balanced", "interactivity", "throughput"))),
+        ("optimization_level", Kind(anything=True)),  # an enumeration, which takes names and numbers
+    ],
+)
+def test_what_a_value_may_be_is_read_from_its_annotation(vllm: VllmSource, name: str, kind: Kind) -> None:
+    assert vllm.argument(name).kind == kind
+
+
+def test_choices_fields_and_limits_are_read_through_imports(vllm: VllmSource) -> None:
+    assert {"auto", "bfloat16", "float32"} <= set(vllm.argument("dtype").kind.choices)
+    assert {"auto", "fp8"} <= set(vllm.argument("kv_cache_dtype").kind.choices)
+    assert {"backend", "disable_any_whitespace"} <= (vllm.argument("structured_outputs_config").kind.fields or set())
+    assert vllm.argument("gpu_memory_utilization").bounds == {"gt": 0, "le": 1}
+
+
+def test_every_argument_has_a_kind(vllm: VllmSource) -> None:
+    told = [name for name in vllm.names() if not vllm.argument(name).kind.anything]
+    assert len(told) > 0.9 * len(vllm.names())
+
+
+def test_a_vllm_that_keeps_its_arguments_elsewhere_has_none(tmp_path: Path) -> None:
+    assert VllmSource(tmp_path).names() == frozenset()
+    assert VllmSource(tmp_path).version == ""
+
+
+def test_no_vllm_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)  # as Python marks a package that is not to be found
+    assert installed() is None
+
+
+def test_nothing_of_the_reader_runs_what_it_reads(tmp_path: Path) -> None:
+    (tmp_path / "engine").mkdir()
+    fields = "    a: 'int | None' = None\n    _b: int = 1\n    c: Odd = 2\n"
+    source = f"raise SystemExit\n@dataclass\nclass AsyncEngineArgs:\n{fields}"
+    (tmp_path / "engine" / "arg_utils.py").write_text(source)
+    found = VllmSource(tmp_path)
+    assert found.names() == {"a", "c"}
+    assert found.argument("a").kind == Kind(frozenset({"int", "null"}))
+    assert found.argument("c").kind == Kind(anything=True)
