@@ -228,7 +228,7 @@ def test_a_wrong_spec_gets_one_clear_message(job: SmallJob, name: str, overrides
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (None, "cannot read the spec"),
+        (None, "there is no such file"),
         ("- a list", "a spec is a mapping"),
         ("a: [", "not YAML"),
         ("", "a spec is a mapping"),
