@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from magbatch.errors import ErrorCode, RowError, SandboxError, SandboxMemoryError, SandboxTimeoutError
 from magbatch.sandbox import Sandboxes
+from magbatch.storage.formats import HEAD_BYTES, Foreign, by_bytes
 from magbatch.storage.input_file import InputFile
 
 PROCESSES = 4
@@ -158,18 +159,35 @@ def footer_bytes(file: InputFile) -> bytes:
     """
     size = file.size_bytes
     if size < MIN_FILE_BYTES:
-        raise _unreadable(f"{size} bytes are no Parquet file")
+        raise _foreign(file) or _unreadable(f"{size} bytes are no Parquet file")
     tail = file.read_at(max(0, size - TAIL_BYTES), TAIL_BYTES)
     if tail[-4:] == b"PARE":
         raise _unreadable("its footer is encrypted; give files that are not")
     if tail[-4:] != b"PAR1":
-        raise _unreadable("it does not end as a Parquet file does: another format, or cut off")
+        raise _foreign(file) or _unreadable("it does not end as a Parquet file does: another format, or cut off")
     length = int.from_bytes(tail[-8:-4], "little") + 8
     if length > size - 4:
         raise _unreadable(f"its footer of {length:,} bytes is longer than the file")
     if length > MAX_FOOTER_BYTES:
         raise _unreadable(f"its footer of {length:,} bytes is above {MAX_FOOTER_BYTES:,}: write larger row groups")
     return tail[-length:] if length <= len(tail) else file.read_at(size - length, length)
+
+
+class ForeignError(RowError):
+    """A file is of another format.
+
+    Attributes:
+        foreign: What it is.
+    """
+
+    def __init__(self, foreign: Foreign) -> None:
+        super().__init__(ErrorCode.FILE_UNREADABLE, f"not a readable Parquet file: it is {foreign.what}")
+        self.foreign = foreign
+
+
+def _foreign(file: InputFile) -> ForeignError | None:
+    found = by_bytes(file.path, file.read_at(0, HEAD_BYTES))
+    return None if found is None else ForeignError(found)
 
 
 def _unreadable(why: str) -> RowError:

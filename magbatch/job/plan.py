@@ -35,7 +35,7 @@ from magbatch.job.columns import (
     with_texts,
 )
 from magbatch.job.groups import Found, Source, arrange, lead_of
-from magbatch.job.planned import PlannedFile, read_footers
+from magbatch.job.planned import PlannedFile, bad_files_error, read_footers
 from magbatch.job.windows import Arranged, Integers
 from magbatch.model import resolve
 from magbatch.rows import Segment, Shard
@@ -43,7 +43,7 @@ from magbatch.spec import AUTO, NONE, JobSpec
 from magbatch.spec.sections import MIN_SHARD_ROWS
 from magbatch.storage import ObjectInfo
 from magbatch.storage.columns import written_name
-from magbatch.storage.search import check_apart, find_parquet
+from magbatch.storage.search import check_apart, find_input
 from magbatch.storage.sizes import SHARD_BYTES
 
 MAX_DOCUMENT_SHARD_ROWS = 8  # of at most limits.max_images pages each
@@ -261,7 +261,8 @@ def make_plan(spec: JobSpec, limit: int | None = None, take: Callable[[ObjectInf
 def _plan_of_rows(spec: JobSpec, limit: int | None, take: Callable[[ObjectInfo], bool] | None) -> Plan:
     names, lead = input_columns(spec), lead_of(spec) if limit is None else None
     root = _root(spec.input.path)
-    infos = [info for info in find_parquet(spec.input.path, may_be_none=take is not None) if take is None or take(info)]
+    given = find_input(spec.input.path, may_be_none=take is not None)
+    infos = [info for info in given.files if take is None or take(info)]
     unnamed = [info.name for info in infos if any("\ud800" <= char <= "\udfff" for char in info.name)]
     if unnamed:
         raise InputError(f"input.path {spec.input.path}: a file's name is no valid text: {unnamed[0]!r}; rename it")
@@ -279,13 +280,10 @@ def _plan_of_rows(spec: JobSpec, limit: int | None, take: Callable[[ObjectInfo],
     check_pictures(spec, columns)
     check_max_tokens(columns, spec.input.columns.max_tokens)
     columns = with_output_names(spec, columns)
-    notes = renamed_note(columns)
+    notes = [*renamed_note(columns), *given.notes]
     bad = [file for file in files if file.problem is not None]
     if bad and (spec.input.on_bad_file == "fail" or len(bad) == len(files)) and not all_may_be_bad:
-        listed = "\n".join(f"  {file.problem}" for file in bad[:20])
-        more = f"\n  … and {len(bad) - 20} more" if len(bad) > 20 else ""
-        advice = "" if len(bad) == len(files) else "\nMend them, or set input.on_bad_file: dead_letter to run the rest."
-        raise InputError(f"{len(bad)} of {len(files)} input files cannot be used:\n{listed}{more}{advice}")
+        raise bad_files_error(spec.input.path, files)
 
     if limit is not None:
         return _planned(_sample(files, limit), spec, columns, notes=notes, row_bytes=_row_bytes(files))

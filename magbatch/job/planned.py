@@ -3,13 +3,15 @@
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from magbatch.errors import ErrorCode, RowError
-from magbatch.job.footers import FileFacts, Lead, read_footer
+from magbatch.errors import ErrorCode, InputError, RowError
+from magbatch.job.footers import FileFacts, ForeignError, Lead, read_footer
 from magbatch.rows import Segment
 from magbatch.storage import ObjectInfo
+from magbatch.storage.formats import Foreign, command, target_of
 from magbatch.storage.input_file import open_input
 from magbatch.storage.partitions import path_keys
 
+LISTED_FILES = 20  # bad ones that a message names
 FOOTER_READERS = 16  # footers are small and far away: latency, not bandwidth, is the limit
 
 
@@ -24,6 +26,7 @@ class PlannedFile:
         digest: See `Segment.digest`.
         problem: Why it cannot be used, else None.
         code: The error code of the problem.
+        foreign: What it is, if it is of another format.
         keys: Columns that the job reads and the file lacks, and their values in its path.
     """
 
@@ -33,6 +36,7 @@ class PlannedFile:
     digest: str | None = None
     problem: str | None = None
     code: ErrorCode | None = None
+    foreign: Foreign | None = None
     keys: dict[str, str | None] = field(default_factory=dict)
 
     @property
@@ -83,6 +87,7 @@ def _read_footer(file: PlannedFile, names: list[str], group: list[str], lead: Le
     except FileNotFoundError:
         file.refuse(ErrorCode.FILE_UNREADABLE, "it was listed and is gone")
     except RowError as error:
+        file.foreign = error.foreign if isinstance(error, ForeignError) else None
         file.refuse(error.code, error.message.removeprefix(f"{info.name}: "))
     if file.facts is None:
         return
@@ -99,3 +104,37 @@ def _read_footer(file: PlannedFile, names: list[str], group: list[str], lead: Le
     elif missing:
         lacks = f"lacks the column {', '.join(map(repr, missing))}"
         file.refuse(ErrorCode.FILE_SCHEMA, f"{lacks}; it has {file.listed}")
+
+
+def bad_files_error(path: str, files: list[PlannedFile]) -> InputError:
+    """What is to be done about the bad files of an input.
+
+    Args:
+        path: Of the input.
+        files: All of it, bad ones among them.
+    """
+    bad = [file for file in files if file.problem is not None]
+    make = _make_parquet(path, files)
+    if make and len(files) == 1:
+        return InputError(f"{bad[0].problem}; {make}")
+    listed = [f"  {file.problem}" for file in bad[:LISTED_FILES]]
+    more = [f"  … and {len(bad) - LISTED_FILES} more"] if len(bad) > LISTED_FILES else []
+    advice = [f"{make[0].upper()}{make[1:]}"] if make else []
+    if len(bad) < len(files):
+        advice.append("Mend them, or set input.on_bad_file: dead_letter to run the rest.")
+    return InputError("\n".join([f"{len(bad)} of {len(files)} input files cannot be used:", *listed, *more, *advice]))
+
+
+def _make_parquet(path: str, files: list[PlannedFile]) -> str:
+    """How to make Parquet of files of another format; of all at once if the whole input is of one."""
+    foreign = [(file.info.name, file.foreign) for file in files if file.foreign is not None]
+    found = next(((name, one, one.kind) for name, one in foreign if one.kind is not None), None)
+    if found is None:
+        return ""
+    name, first, kind = found
+    whole = len(files) > 1 and len(foreign) == len(files) and all(one.kind is kind for _, one in foreign)
+    source = path if whole else name
+    what = "them" if whole else "it" if len(files) == 1 else "such a file"
+    target = target_of(source)
+    where = f", and set input.path to {target}" if whole or len(files) == 1 else ""
+    return f"make Parquet of {what}{where}: {command(kind, [source], target, first.packing)}"

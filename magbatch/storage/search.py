@@ -8,15 +8,17 @@ import errno
 import os
 import re
 import stat
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 from magbatch.errors import InputError, SpecError, StorageError, short_message
 from magbatch.spec import is_remote
 from magbatch.storage.base import ObjectInfo
 from magbatch.storage.disk import DRAFTS, PASSING_ERRNO
+from magbatch.storage.formats import advice, counted, suffix_of
 from magbatch.storage.s3 import NoBucketError, S3Store, SettingsError, split_url
 from magbatch.storage.tables import OUTPUT, folder_kind, marks, marks_of_folder, table_error
 
@@ -30,8 +32,30 @@ _WRITTEN = tuple(
 _NOWHERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
 
 
-def find_parquet(path: str, *, may_be_none: bool = False) -> list[ObjectInfo]:
-    """The input files behind a path, in the order of their names.
+@dataclass(slots=True)
+class FoundInput:
+    """What lies behind an `input.path`.
+
+    Attributes:
+        files: The input files, in the order of their names, which are whole paths or URLs.
+        passed_over: Other files of a directory, by suffix; names that begin with `_` or `.` do not count.
+    """
+
+    files: list[ObjectInfo]
+    passed_over: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a person should know."""
+        count = self.passed_over.total()
+        if not count:
+            return []
+        were = "file that is not *.parquet was" if count == 1 else "files that are not *.parquet were"
+        return [f"{count:,} {were} passed over: {counted(self.passed_over)}"]
+
+
+def find_input(path: str, *, may_be_none: bool = False) -> FoundInput:
+    """The input files behind a path.
 
     Args:
         path: A file, a directory (every *.parquet below it), or a glob, in which `**` crosses
@@ -39,18 +63,18 @@ def find_parquet(path: str, *, may_be_none: bool = False) -> list[ObjectInfo]:
             that a glob spells out. A file that links give several names has the one without links.
         may_be_none: No file there is no error; a directory or a bucket that is not there always is.
 
-    Returns:
-        Names are whole paths or URLs.
-
     Raises:
         InputError: Nothing is there, what is there is a table or the output of a job, or it can never be listed.
         StorageError: It cannot be listed now.
     """
-    files = _find_s3(path) if is_remote(path) else _find_local(path)
-    if not files and not may_be_none:
+    found = _find_s3(path) if is_remote(path) else _find_local(path)
+    if not found.files and not may_be_none:
         kind = "no file matches the glob" if _WILDCARD.search(path) else "no *.parquet file here"
+        if found.passed_over:
+            kind += f", but {counted(found.passed_over)}; {advice(path, found.passed_over)}"
         raise InputError(f"input.path {path}: {kind}")
-    return sorted(files, key=lambda file: file.name)
+    found.files.sort(key=lambda file: file.name)
+    return found
 
 
 def input_folder(path: str) -> str:
@@ -100,8 +124,8 @@ def _is_below(path: str, folder: str) -> bool:
 # On a disk
 
 
-def _find_local(path: str) -> list[ObjectInfo]:
-    path = os.path.join(os.getcwd(), path)
+def _find_local(path: str) -> FoundInput:
+    path, passed_over = os.path.join(os.getcwd(), path), Counter[str]()
     with _input_errors(path):
         if _WILDCARD.search(path) and not os.path.exists(path):
             parts = path.split("/")
@@ -110,14 +134,14 @@ def _find_local(path: str) -> list[ObjectInfo]:
             names = [name for name in _expanded(root, parts[fixed:]) if _matches(name.split("/"), parts)]
         elif os.path.isdir(path):
             root = path
-            names = [name for name in _entries_below(path) if _is_data(os.path.relpath(name, path))]
+            names = list(_data_below(path, passed_over))
         elif os.path.exists(path):
             root, names = os.path.dirname(path), [path]
         else:
             raise InputError(f"input.path {path}: there is no such file or directory")
         files = _each_once(path, root, names)
         _refuse_local(path, root, [file.name for file in files])
-        return files
+        return FoundInput(files, passed_over)
 
 
 @contextmanager
@@ -134,8 +158,14 @@ def _input_errors(path: str) -> Iterator[None]:
         ) from error
 
 
-def _entries_below(root: str) -> Iterator[str]:
-    return (entry.path for folder in _folders(root) for entry in _entries(folder))
+def _data_below(root: str, passed_over: Counter[str]) -> Iterator[str]:
+    for folder in _folders(root):
+        for entry in _entries(folder):
+            if _is_data(os.path.relpath(entry.path, root)):
+                yield entry.path
+            elif not entry.name.startswith(("_", ".")):
+                with suppress(OSError):  # a link that leads nowhere is no file
+                    passed_over.update([suffix_of(entry.name)] if entry.is_file() else [])
 
 
 def _folders(root: str) -> Iterator[str]:
@@ -273,10 +303,10 @@ def _refuse_output(path: str, folder: str) -> None:
 # In object storage
 
 
-def _find_s3(path: str) -> list[ObjectInfo]:
+def _find_s3(path: str) -> FoundInput:
     bucket, key = split_url(path)
     wildcard, prefix = _WILDCARD.search(key), listed_prefix(key)
-    store = S3Store(f"s3://{bucket}")
+    store, passed_over = S3Store(f"s3://{bucket}"), Counter[str]()
     try:
         found = list(store.list(prefix))
     except NoBucketError as error:
@@ -291,9 +321,12 @@ def _find_s3(path: str) -> list[ObjectInfo]:
         kept = [item for item in found if _matches(item.name.split("/"), key.split("/"))]
     else:
         folder = key if not key or key.endswith("/") else f"{key}/"
-        kept = [item for item in found if item.name.startswith(folder) and _is_data(item.name[len(folder) :])]
+        below = [item for item in found if item.name.startswith(folder)]
+        kept = [item for item in below if _is_data(item.name[len(folder) :])]
+        others = (item.name for item in below if not _is_data(item.name[len(folder) :]))
+        passed_over.update(suffix_of(name) for name in others if _is_shown(name[len(folder) :]))
     _refuse_s3(path, store, prefix, [item.name for item in found], [item.name for item in kept])
-    return [ObjectInfo(f"s3://{bucket}/{item.name}", item.size, item.tag) for item in kept]
+    return FoundInput([ObjectInfo(f"s3://{bucket}/{item.name}", item.size, item.tag) for item in kept], passed_over)
 
 
 def listed_prefix(key: str) -> str:
@@ -327,8 +360,13 @@ def _refuse_s3(path: str, store: S3Store, prefix: str, found: list[str], kept: l
 
 
 def _is_data(relative: str) -> bool:
+    return relative.endswith(".parquet") and not any(part.startswith(("_", ".")) for part in relative.split("/"))
+
+
+def _is_shown(relative: str) -> bool:
+    """Whether a key is that of a file which no one hides; a key that ends with a slash stands for a folder."""
     parts = relative.split("/")
-    return relative.endswith(".parquet") and not any(part.startswith(("_", ".")) for part in parts)
+    return parts[-1] != "" and not any(part.startswith(("_", ".")) for part in parts)
 
 
 def _matches(name: list[str], pattern: list[str]) -> bool:

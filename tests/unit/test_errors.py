@@ -33,7 +33,7 @@ from magbatch.spec import JobSpec, ModelSpec, SamplingSpec, load, parse
 from magbatch.storage import open_store
 from magbatch.storage.inputs import stat_input
 from magbatch.storage.references import OutOfReachError, UnfetchableError
-from magbatch.storage.search import find_parquet
+from magbatch.storage.search import find_input
 from magbatch.template import template_columns
 from magbatch.tokenizer import Tokenizer
 
@@ -281,4 +281,4 @@ def test_what_s3_answers_becomes_a_storage_error_but_for_what_is_not_there(s3: s
     with pytest.raises(errors.StorageError, match="no such bucket"):
         Ledger("s3://no-such-bucket/out", patience_s=0.1).open_job()
     with pytest.raises(errors.InputError, match="no such bucket"):
-        find_parquet("s3://no-such-bucket/a/")
+        find_input("s3://no-such-bucket/a/")

@@ -11,7 +11,7 @@ from magbatch.errors import StorageError
 from magbatch.storage import open_store
 from magbatch.storage.input_file import open_input
 from magbatch.storage.inputs import fetch_prefix, stat_input
-from magbatch.storage.search import find_parquet
+from magbatch.storage.search import find_input
 
 
 def test_pyarrow_reads_what_was_found(root: str) -> None:
@@ -19,7 +19,7 @@ def test_pyarrow_reads_what_was_found(root: str) -> None:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
     open_store(root).write("deep/a b.parquet", sink.getvalue().to_pybytes())
-    (item,) = find_parquet(root)
+    (item,) = find_input(root).files
     with open_input(item.name, item.size, item.tag) as file:
         assert pq.read_table(file).equals(table)
 

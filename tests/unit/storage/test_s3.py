@@ -18,7 +18,7 @@ from magbatch.storage import s3 as s3_storage
 from magbatch.storage.inputs import stat_input
 from magbatch.storage.patience import PatientStore
 from magbatch.storage.s3 import s3_client
-from magbatch.storage.search import find_parquet
+from magbatch.storage.search import find_input
 
 
 @dataclass
@@ -206,8 +206,8 @@ def test_a_refusal_says_where_credentials_come_from_and_shows_none(forbidding: s
     script = """
 from magbatch.errors import StorageError
 from magbatch.storage import open_store
-from magbatch.storage.search import find_parquet
-for act in (lambda: open_store("s3://bucket").read("a"), lambda: find_parquet("s3://bucket/in/")):
+from magbatch.storage.search import find_input
+for act in (lambda: open_store("s3://bucket").read("a"), lambda: find_input("s3://bucket/in/")):
     try:
         act()
     except StorageError as error:
@@ -246,7 +246,7 @@ def test_wrong_settings_of_a_machine_are_a_mistake_to_mend(
         lambda: store.keeps_conditions("a", b""),
         lambda: list(open_store("s3://bucket/root", quick=True).list("")),
         lambda: stat_input("s3://bucket/a.parquet"),
-        lambda: find_parquet("s3://bucket/"),
+        lambda: find_input("s3://bucket/"),
     ]
     for act in acts:
         with pytest.raises(

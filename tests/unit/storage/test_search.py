@@ -10,12 +10,12 @@ import pytest
 from magbatch.errors import InputError, JobError, SpecError, StorageError
 from magbatch.storage import open_store
 from magbatch.storage.inputs import stat_input
-from magbatch.storage.search import check_apart, find_parquet
+from magbatch.storage.search import check_apart, find_input
 
 
 def below(root: str, path: str) -> list[str]:
     """The files behind a path, relative to the root."""
-    return [item.name.removeprefix(f"{root}/") for item in find_parquet(path)]
+    return [item.name.removeprefix(f"{root}/") for item in find_input(path).files]
 
 
 TREE = (
@@ -79,11 +79,11 @@ def test_files_are_found_by_file_folder_and_glob(tree: str, path: str, found: st
         assert below(tree, tree + path) == wanted
     else:
         with pytest.raises(InputError, match="no file matches the glob"):
-            find_parquet(tree + path)
+            find_input(tree + path)
 
 
 def test_what_is_found_has_its_size_and_the_tag_that_it_has_later(tree: str) -> None:
-    for item in find_parquet(tree):
+    for item in find_input(tree).files:
         assert item.size == len(item.name.removeprefix(f"{tree}/").encode())
         assert stat_input(item.name) == item
 
@@ -106,7 +106,7 @@ def test_a_folder_whose_name_begins_another_does_not_find_it(root: str) -> None:
 def test_an_input_with_no_file_is_an_input_error_that_names_the_path(root: str, path: str) -> None:
     open_store(root).write("empty/notes.txt", b"x")
     with pytest.raises(InputError) as caught:
-        find_parquet(root + path)
+        find_input(root + path)
     assert str(caught.value).startswith(f"input.path {root}{path}: ")
 
 
@@ -115,7 +115,7 @@ def test_a_bucket_that_is_not_there_is_an_input_error(s3_endpoint: str) -> None:
         with pytest.raises(
             InputError, match=f"input.path s3://no-such-bucket{path}: there is no such bucket".replace("*", r"\*")
         ):
-            find_parquet(f"s3://no-such-bucket{path}")
+            find_input(f"s3://no-such-bucket{path}")
 
 
 # Links, and what is no file.
@@ -165,7 +165,7 @@ def test_a_glob_may_name_a_link(tmp_path: Path) -> None:
 def test_a_link_to_nothing_is_said(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").symlink_to("gone.parquet")
     with pytest.raises(InputError, match=r"a\.parquet is a link to a file that is not there"):
-        find_parquet(str(tmp_path))
+        find_input(str(tmp_path))
 
 
 @pytest.mark.parametrize("path", ["", "/**/*.parquet", "/**", "/*", "/*/*.parquet", "/deep/*/*.parquet"])
@@ -197,14 +197,14 @@ def test_a_link_to_itself_by_the_name_of_a_file_is_said(tmp_path: Path, path: st
     put(tmp_path, "a.parquet")
     (tmp_path / "b.parquet").symlink_to("b.parquet")
     with pytest.raises(InputError, match=r"b\.parquet is a link that leads to itself; mend it, or take it away"):
-        find_parquet(f"{tmp_path}{path}")
+        find_input(f"{tmp_path}{path}")
 
 
 def test_a_link_past_a_file_is_said(tmp_path: Path) -> None:
     put(tmp_path, "a.parquet")
     (tmp_path / "b.parquet").symlink_to("a.parquet/b.parquet")
     with pytest.raises(InputError, match=r"b\.parquet is a link to a file that is not there"):
-        find_parquet(str(tmp_path))
+        find_input(str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_a_folder_that_cannot_be_read_is_a_mistake_unless_that_may_pass(
 
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(kind, match=rf"{tmp_path}/shut.*{os.strerror(number)}") as caught:
-        find_parquet(str(tmp_path))
+        find_input(str(tmp_path))
     assert caught.value.exit_code == (2 if kind is InputError else 3)
 
 
@@ -246,14 +246,14 @@ def test_a_link_that_may_not_be_followed_is_said_unless_its_name_is_hidden(
     assert below(str(tmp_path), f"{tmp_path}{path}")
     (tmp_path / "shut").symlink_to("/root")
     with pytest.raises(InputError, match=rf"{tmp_path}/shut.* cannot be read: Permission denied; give this user"):
-        find_parquet(f"{tmp_path}{path}")
+        find_input(f"{tmp_path}{path}")
 
 
 def test_a_bucket_whose_name_no_bucket_has_is_a_mistake(s3_endpoint: str) -> None:
     with pytest.raises(
         InputError, match=r"^input\.path s3://No Bucket/in can never be listed: .*Invalid bucket name.*$"
     ):
-        find_parquet("s3://No Bucket/in")
+        find_input("s3://No Bucket/in")
 
 
 @pytest.mark.parametrize("path", ["", "/*.parquet", "/pipe.parquet"])
@@ -261,7 +261,7 @@ def test_only_files_are_input(tmp_path: Path, path: str) -> None:
     """A named pipe would be waited for without an end."""
     os.mkfifo(tmp_path / "pipe.parquet")
     with pytest.raises(InputError, match=r"pipe\.parquet is neither a file nor a folder"):
-        find_parquet(f"{tmp_path}{path}")
+        find_input(f"{tmp_path}{path}")
 
 
 def test_a_folder_may_have_a_files_name(root: str) -> None:
@@ -314,7 +314,7 @@ def test_a_table_is_refused_by_name(root: str, table: str) -> None:
     }
     for path in sorted(paths):
         with pytest.raises(InputError, match=rf"{root}/lake/t is an? {kind} table.* its current rows") as refused:
-            find_parquet(root + path)
+            find_input(root + path)
         assert "lake/t" in str(refused.value).partition("for example by")[2]
 
 
@@ -322,7 +322,7 @@ def test_a_file_that_links_lead_to_in_a_table_is_refused(tmp_path: Path) -> None
     put(tmp_path, "t/_delta_log/0.json", "t/a.parquet", "in/b.parquet")
     (tmp_path / "in/a.parquet").symlink_to("../t/a.parquet")
     with pytest.raises(InputError, match="Delta table"):
-        find_parquet(f"{tmp_path}/in")
+        find_input(f"{tmp_path}/in")
 
 
 def test_a_part_of_a_hive_table_is_refused_by_the_tables_name(root: str) -> None:
@@ -330,7 +330,7 @@ def test_a_part_of_a_hive_table_is_refused_by_the_tables_name(root: str) -> None
     open_store(root).write("t/day=1/base_0000003/0.parquet", b"x")
     for path in ("", "/t", "/t/day=1/base_0000003", "/t/day=1/base_0000003/0.parquet"):
         with pytest.raises(InputError, match=rf"{root}/t/day=1 is a Hive table"):
-            find_parquet(root + path)
+            find_input(root + path)
 
 
 def test_what_only_looks_like_a_table_is_read(root: str) -> None:
@@ -351,7 +351,7 @@ def test_what_only_looks_like_a_table_is_read(root: str) -> None:
         "version-hint.text",
     ):
         store.write(name, b"x")
-    assert len(find_parquet(root)) == 9
+    assert len(find_input(root).files) == 9
 
 
 def test_the_output_of_a_job_is_read_where_it_is_meant(root: str) -> None:
@@ -362,7 +362,7 @@ def test_the_output_of_a_job_is_read_where_it_is_meant(root: str) -> None:
         with pytest.raises(
             InputError, match=f"{root}/in/out is the output of a job; its answers are {root}/in/out/results"
         ):
-            find_parquet(root + path)
+            find_input(root + path)
     assert below(root, f"{root}/in/*.parquet") == ["in/a.parquet"]
     for path in ("/in/out/results", "/in/out/results/*.parquet", "/in/*/results/*.parquet", "/in/**/results/*.parquet"):
         assert below(root, root + path) == ["in/out/results/0.parquet"]

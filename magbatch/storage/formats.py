@@ -1,0 +1,202 @@
+"""Files that are no Parquet: what they are, by their bytes or names, and the command that makes Parquet of them."""
+
+import os
+import re
+import shlex
+import zlib
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+HEAD_BYTES = 4096  # of a file: enough for its mark, or for a line of text
+_DUCKDB = "duckdb -c {sql}"
+_ARROW = "python -c {python}"
+_PACKED = re.compile(r"\.(gz|zst|bz2|xz|zip|lz4|br)$", re.IGNORECASE)
+_UNPACK = {"gzip": "gunzip", "zstd": "zstd -d"}
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A format that rows are often kept in.
+
+    Attributes:
+        name: For a message.
+        suffixes: Of file names.
+        read: What reads it: a function of DuckDB's, or a format of pyarrow's datasets.
+        by_arrow: `read` is of pyarrow.
+    """
+
+    name: str
+    suffixes: tuple[str, ...]
+    read: str
+    by_arrow: bool = False
+
+
+CSV = Format("CSV", (".csv", ".tsv", ".txt"), "read_csv")
+JSON = Format("JSON", (".json", ".jsonl", ".ndjson"), "read_json")
+AVRO = Format("Avro", (".avro",), "read_avro")
+EXCEL = Format("Excel", (".xlsx",), "read_xlsx")
+ARROW = Format("Arrow IPC", (".arrow", ".feather", ".ipc"), "ipc", by_arrow=True)
+ORC = Format("ORC", (".orc",), "orc", by_arrow=True)
+_FORMATS = (CSV, JSON, AVRO, EXCEL, ARROW, ORC)
+_MARKS = {b"Obj\x01": AVRO, b"PK\x03\x04": EXCEL, b"ARROW1": ARROW, b"ORC": ORC}
+_PARQUET = (".parq", ".pq", ".parquet")  # names that Parquet files have too
+
+
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """What a file is that is no Parquet.
+
+    Attributes:
+        what: In words.
+        kind: Its format, if there is a command that reads it.
+        packing: `gzip` or `zstd`, if it is compressed as a whole.
+    """
+
+    what: str
+    kind: Format | None = None
+    packing: str | None = None
+
+
+def by_name(path: str) -> Format | None:
+    """The format that a file's name tells."""
+    bare = _PACKED.sub("", path).lower()
+    return next((one for one in _FORMATS if bare.endswith(one.suffixes)), None)
+
+
+def by_bytes(path: str, head: bytes) -> Foreign | None:
+    """What a file is by its first bytes; None if they tell nothing. Its name decides where several would fit."""
+    for mark, packing in ((b"\x1f\x8b", "gzip"), (b"\x28\xb5\x2f\xfd", "zstd")):
+        if head.startswith(mark):
+            return _packed(path, _unpacked(head, packing), packing)
+    if head.startswith(b"PAR1"):
+        return Foreign("a Parquet file that is cut off: its end is missing")
+    if head.startswith(b"version https://git-lfs.github.com/spec/"):
+        return Foreign("a pointer of Git LFS; fetch the file itself: git lfs pull")
+    for mark, kind in _MARKS.items():
+        if head.startswith(mark) and (kind is not EXCEL or by_name(path) is EXCEL):
+            return Foreign(kind.name, kind)
+    text = _of_text(path, head)
+    return None if text is None else Foreign(text.name, text)
+
+
+def _packed(path: str, inner: bytes, packing: str) -> Foreign:
+    if inner.startswith(b"PAR1"):
+        return Foreign(f"a Parquet file within {packing}; unpack it: {_UNPACK[packing]} {shlex.quote(path)}")
+    kind = _of_text(path, inner)
+    return Foreign(f"{kind.name} within {packing}" if kind else f"a {packing} file", kind, packing if kind else None)
+
+
+def _unpacked(head: bytes, packing: str) -> bytes:
+    """The beginning of what is compressed; nothing if that cannot be had of so few bytes."""
+    if packing == "gzip":
+        with suppress(zlib.error):
+            return zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(head, HEAD_BYTES)
+        return b""
+    found = bytearray()
+    with suppress(OSError, pa.ArrowException), pa.CompressedInputStream(pa.BufferReader(head), packing) as stream:
+        while len(found) < HEAD_BYTES and (more := stream.read(256)):
+            found += more
+    return bytes(found)
+
+
+def _of_text(path: str, head: bytes) -> Format | None:
+    text = head.removeprefix(b"\xef\xbb\xbf").strip()
+    if not text or any(byte < 32 and byte not in b"\t\n\r\f\x1b" for byte in text):
+        return None
+    if text[:1] in b"{[":
+        return JSON
+    named, line = by_name(path), text.splitlines()[0]
+    return CSV if named is CSV or any(mark in line for mark in b",;\t|") else None
+
+
+def command(kind: Format, sources: list[str], target: str, packing: str | None = None) -> str:
+    """A line for a shell that makes one Parquet file.
+
+    Args:
+        kind: The format of the sources.
+        sources: Paths, URLs or globs.
+        target: Where the Parquet file goes.
+        packing: How the sources are compressed, if their names do not tell.
+    """
+    if kind.by_arrow:
+        listed = [f"*g.glob({source!r}, recursive=True)" for source in sources]
+        given = repr(sources[0]) if sources[0].startswith("s3://") else f"[{', '.join(listed)}]"
+        return _ARROW.format(
+            python=_quoted(
+                "import glob as g, pyarrow.dataset as d, pyarrow.parquet as p; "
+                f"p.write_table(d.dataset({given}, format={kind.read!r}).to_table(), {target!r})"
+            )
+        )
+    texts = [_sql(source) for source in sources]
+    options = f", compression={_sql(packing)}" if packing and not all(map(_PACKED.search, sources)) else ""
+    given = texts[0] if len(texts) == 1 else f"[{', '.join(texts)}]"
+    many = len(texts) > 1 or "*" in sources[0]
+    union = ", union_by_name=true" if many and kind in (CSV, JSON) else ""
+    return _DUCKDB.format(sql=_quoted(f"COPY (FROM {kind.read}({given}{union}{options})) TO {_sql(target)}"))
+
+
+def _sql(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _quoted(text: str) -> str:
+    """Text as one word of a shell, in double quotes if nothing in it needs more."""
+    return shlex.quote(text) if re.search(r'["$`\\!]', text) else f'"{text}"'
+
+
+def target_of(path: str) -> str:
+    """The Parquet file that is made of a file, a folder or a glob.
+
+    >>> target_of("/in/x.csv.gz"), target_of("/in/"), target_of("s3://b/in/*/y-*.csv"), target_of("/in/x.parquet")
+    ('/in/x.parquet', '/in.parquet', 's3://b/in.parquet', '/in/x.made.parquet')
+    """
+    fixed = re.split(r"[*?\[]", path, maxsplit=1)[0]
+    if fixed != path:
+        fixed = fixed.rpartition("/")[0]
+    bare = _PACKED.sub("", fixed.rstrip("/"))
+    stem, suffix = os.path.splitext(bare)
+    if suffix.lower() in _PARQUET:
+        return f"{stem}.made.parquet"
+    if any(suffix.lower() in one.suffixes for one in _FORMATS):
+        bare = stem
+    return f"{bare or 'rows'}.parquet"
+
+
+def suffix_of(name: str) -> str:
+    """What a file's name ends with, for a count of many: `.csv.gz`; empty if it has no suffix.
+
+    >>> suffix_of("a/b.c/x.csv.gz"), suffix_of("a/x.v2.json"), suffix_of("a/x")
+    ('.csv.gz', '.json', '')
+    """
+    base = name.rpartition("/")[2]
+    packed = _PACKED.search(base)
+    return os.path.splitext(_PACKED.sub("", base))[1] + (packed.group() if packed else "")
+
+
+def ranked(suffixes: "Counter[str]") -> list[str]:
+    """Suffixes, the most frequent first."""
+    return sorted(suffixes, key=lambda one: (-suffixes[one], one))
+
+
+def counted(suffixes: "Counter[str]") -> str:
+    """How many files of each suffix, for a message: `2 .csv, 1 without suffix`."""
+    listed = [f"{suffixes[suffix]:,} {suffix or 'without suffix'}" for suffix in ranked(suffixes)[:10]]
+    more = len(suffixes) - 10
+    return ", ".join(listed) + (f" and of {more} more kinds" if more > 0 else "")
+
+
+def advice(folder: str, suffixes: "Counter[str]") -> str:
+    """What to do about a folder without `*.parquet` files, by the suffixes of its files."""
+    names, folder = ranked(suffixes), folder.rstrip("/")
+    parquet = next((one for one in names if one.lower() in _PARQUET), None)
+    if parquet is not None:
+        return f"if they are Parquet, give them by a glob: input.path: {folder}/**/*{parquet}"
+    kind = next((found for found in map(by_name, names) if found is not None), None)
+    if kind is None:
+        return "magbatch reads Parquet"
+    sources = [f"{folder}/**/*{one}" for one in names if by_name(one) is kind]
+    target = target_of(folder)
+    return f"make Parquet of them, and set input.path to {target}: {command(kind, sources, target)}"
