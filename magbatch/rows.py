@@ -490,10 +490,11 @@ class PartName:
         if match is None:
             return None
         kind, shard, first, last, attempt, seq, rows = match.groups()
-        if shard is not None:
-            return cls(kind, int(shard), attempt, int(seq), int(rows))
-        span = int(last) - int(first) + 1
-        return cls(kind, int(first), attempt, int(seq), int(rows), span) if span > 1 else None
+        span = 1 if shard is not None else int(last) - int(first) + 1
+        if shard is None and span < 2:
+            return None
+        part = cls(kind, int(first if shard is None else shard), attempt, int(seq), int(rows), span)
+        return part if str(part) == name else None  # another spelling of a number would be read by another name
 
     @classmethod
     def of(cls, name: str) -> Self:

@@ -6,7 +6,7 @@ from magbatch.job.heartbeat import earlier, last_record, rewrite
 from magbatch.job.ledger import Ledger
 from magbatch.job.progress import HISTORY_POINTS, Point, Spent
 from magbatch.job.report import Report
-from magbatch.job.run import stored_report
+from magbatch.job.stored import stored_report
 
 
 def add_use(report: Report, place: Ledger, number: int, rows: int) -> None:

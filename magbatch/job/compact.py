@@ -8,7 +8,6 @@ is moved away by the next command.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from rich.console import Console
 
@@ -16,6 +15,7 @@ from magbatch.job.audit import units
 from magbatch.job.finalise import renew
 from magbatch.job.lease import Lease
 from magbatch.job.ledger import Ledger, planned_rows, schema_of
+from magbatch.job.manifest import Entry
 from magbatch.job.parts import ROW_GROUP_BYTES, Spool, damaged, row_groups
 from magbatch.job.plan import Plan
 from magbatch.job.run import patient_ledger
@@ -67,7 +67,7 @@ class _Group:
         self.shards = range(self.shards.start if self.old else shards.start, shards.stop)
         self.old += parts
 
-    def commit(self, attempt: str) -> list[dict[str, Any]]:
+    def commit(self, attempt: str) -> list[Entry]:
         """Write what was taken, with every row of these shards once, or raise OutputError; returns manifest entries."""
         row_ids = [row_id for spool in self._spools.values() for row_id in spool.row_ids]
         planned = planned_rows(self._plan, self.shards)
@@ -111,10 +111,10 @@ def merge_objects(ledger: Ledger, target_bytes: int, confirm: Callable[[], None]
         confirm: Is called before the manifest is renewed; what it raises ends the work.
     """
     spec, plan, manifest = ledger.complete_job()
-    entries = {PartName.of(entry["name"]): entry for entry in manifest["parts"] if entry["rows"]}
+    entries = {entry.name: entry for entry in manifest.parts if entry.rows}
     # What a compaction to this size has left as one object is left alone, whatever size compression made it.
-    settled = manifest.get("compacted_to_bytes") == target_bytes
-    attempt, gone, new = new_attempt(), list[PartName](), list[dict[str, Any]]()
+    settled = manifest.compacted_to_bytes == target_bytes
+    attempt, gone, new = new_attempt(), list[PartName](), list[Entry]()
     group: _Group | None = None
 
     def close(group: _Group | None) -> None:
@@ -123,13 +123,13 @@ def merge_objects(ledger: Ledger, target_bytes: int, confirm: Callable[[], None]
             gone.extend(group.old)
 
     for shards, parts in units(sorted(entries, key=lambda part: (part.shard, part)), plan.num_shards):
-        sizes = [sum(entries[part]["bytes"] for part in parts if part.kind == kind) for kind in (RESULTS, ERRORS)]
+        sizes = [sum(entries[part].bytes for part in parts if part.kind == kind) for kind in (RESULTS, ERRORS)]
         if _whole(parts, shards) and (settled or max(sizes) >= target_bytes):
             close(group)
             group = None
             continue
         group = group or _Group(ledger, spec, plan, target_bytes)
-        group.take(shards, {part: entries[part]["sha256"] for part in parts})
+        group.take(shards, {part: entries[part].sha256 for part in parts})
         if group.bytes >= target_bytes:
             close(group)
             group = None
@@ -142,12 +142,12 @@ def merge_objects(ledger: Ledger, target_bytes: int, confirm: Callable[[], None]
             ledger.store.delete(str(name))  # not kept as superseded: every row of it lives on unchanged
         ledger.tidy(confirm)
     return Compacted(
-        job=manifest["job"],
-        objects_before=len(before["parts"]),
-        objects=len(manifest["parts"]),
+        job=manifest.job,
+        objects_before=len(before.parts),
+        objects=len(manifest.parts),
         merged=len(gone),
-        bytes_before=sum(entry["bytes"] for entry in before["parts"]),
-        bytes=sum(entry["bytes"] for entry in manifest["parts"]),
+        bytes_before=sum(entry.bytes for entry in before.parts),
+        bytes=sum(entry.bytes for entry in manifest.parts),
     )
 
 

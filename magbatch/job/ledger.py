@@ -5,10 +5,9 @@ below `results/` or `errors/`. There is no second file that could disagree. The 
 last, names the objects that count and makes the job complete.
 """
 
-import json
 import math
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from heapq import merge
 from operator import attrgetter
@@ -23,8 +22,11 @@ from magbatch.errors import OutputError, SpecChangedError, StorageError
 from magbatch.grading import Grading
 from magbatch.job.audit import Audit, audit_unit, units
 from magbatch.job.columns import carried_fields
-from magbatch.job.parts import read_columns, read_part, read_totals, row_ids_of
+from magbatch.job.layout import MANIFEST, PLAN, SPEC, SUPERSEDED
+from magbatch.job.manifest import Manifest
+from magbatch.job.parts import damaged, read_columns, read_part, read_totals, row_ids_of
 from magbatch.job.plan import Plan
+from magbatch.job.staging import settle
 from magbatch.rows import ERRORS, RESULTS, SCHEMA_VERSION, PartName, errors_schema, results_schema
 from magbatch.spec import JobSpec, differences, is_remote, parse
 from magbatch.storage import Store, open_store
@@ -32,12 +34,6 @@ from magbatch.storage.patience import PatientStore
 from magbatch.storage.s3 import NoBucketError
 from magbatch.totals import Totals
 
-PLAN = "_magbatch/plan.parquet"
-SPEC = "_magbatch/spec.yaml"
-REPORT = "_magbatch/report.json"
-PAGE = "_magbatch/report.html"
-MANIFEST = "_magbatch/manifest.json"
-SUPERSEDED = "_magbatch/superseded"
 FOOTER_READERS = 32  # footers read at once: they are small
 READERS = 8  # objects read at once by an audit: object storage answers in tens of ms
 AUDIT_ROWS = 8192  # held at once, where no merged object has more: what bounds the memory of an audit
@@ -89,18 +85,14 @@ class Ledger:
         data = self.load(PLAN)
         return None if data is None else Plan.from_bytes(data)
 
-    def manifest(self) -> dict[str, Any] | None:
-        """The manifest; None while the job is not complete."""
+    def manifest(self) -> Manifest | None:
+        """The manifest; None while the job is not complete.
+
+        Raises:
+            OutputError: It is damaged, or was changed after it was written.
+        """
         data = self.load(MANIFEST)
-        if data is None:
-            return None
-        try:
-            manifest: dict[str, Any] = json.loads(data)
-        except ValueError as error:
-            raise OutputError(f"{self.path}/{MANIFEST} is damaged: {error}") from error
-        if not isinstance(manifest, dict) or not {"parts", "plan_sha256", "answered", "failed"} <= manifest.keys():
-            raise OutputError(f"{self.path}/{MANIFEST} is not a manifest of magbatch")
-        return manifest
+        return None if data is None else Manifest.from_json(data, f"{self.path}/{MANIFEST}")
 
     def open_job(self) -> tuple[JobSpec, Plan]:
         """The job that is here.
@@ -115,22 +107,28 @@ class Ledger:
                 raise  # a job is under way: the bucket is away
             raise OutputError(str(error)) from error
         if spec is None or plan is None:
-            raise OutputError(
-                f"{self.path}: no magbatch job here (no {SPEC}); give the output.path of a job that was run"
-            )
+            raise self.no_job()
         return spec, plan
 
-    def complete_job(self) -> tuple[JobSpec, Plan, dict[str, Any]]:
+    def no_job(self) -> OutputError:
+        """The error of a place without a job."""
+        return OutputError(f"{self.path}: no magbatch job here (no {SPEC}); give the output.path of a job that was run")
+
+    def complete_job(self) -> tuple[JobSpec, Plan, Manifest]:
         """The job that is here, and its manifest.
 
         Raises:
-            OutputError: There is none, it is not complete, or its objects have another version's columns.
+            OutputError: There is none, it is not complete, its spec or its plan was changed, or its objects have
+                another version's columns.
         """
         (spec, plan), manifest = self.open_job(), self.manifest()
         if manifest is None:
             raise OutputError(f"{self.path}: the job is not complete; first: magbatch run SPEC")
-        if manifest.get("schema_version") != SCHEMA_VERSION:
+        if manifest.schema_version != SCHEMA_VERSION:
             raise OutputError(f"{self.path}: its objects have the columns of another version of magbatch")
+        for name in (SPEC, PLAN):
+            if not manifest.vouches_for(name, self.load(name)):
+                raise damaged(self.store, f"{name}: its checksum is not the manifest's")
         return spec, plan, manifest
 
     def begin(self, spec: JobSpec, plan: Plan) -> None:
@@ -286,19 +284,25 @@ class Ledger:
 
     # The proof
 
-    def audit(self, plan: Plan, more: dict[str, list[str]] | None = None) -> Iterator[Audit]:
+    def audit(
+        self, plan: Plan, more: dict[str, list[str]], checksums: Mapping[PartName, str] | None = None
+    ) -> Iterator[Audit]:
         """Hold every object against the plan, unit by unit; the objects are read whole.
 
         Args:
             plan: The job's plan.
             more: Columns to hand on in each part's table, by kind, beside those that totals need.
+            checksums: What a manifest says of objects: one that is another is not looked into.
         """
+        known = checksums or {}
 
         def found(window: list[tuple[range, list[PartName]]]) -> Iterator[Audit]:
             names = [name for _, parts in window for name in parts]
             one_by_one = any(name.span > 1 for name in names)  # a merged object is large
             read = map if one_by_one else pool.map
-            at_hand = dict(zip(names, read(lambda name: read_part(self.store, name, more or {}), names), strict=True))
+            at_hand = dict(
+                zip(names, read(lambda name: read_part(self.store, name, more, known.get(name)), names), strict=True)
+            )
             for shards, parts in window:
                 yield audit_unit(shards, planned_rows(plan, shards), [(name, at_hand[name]) for name in parts])
 
@@ -324,8 +328,8 @@ class Ledger:
         manifest = self.manifest()  # after the listing: what is not in it now will be in no later one either
         if manifest is None:
             return [], []
-        named, there = {entry["name"] for entry in manifest["parts"]}, {str(part) for part in parts}
-        return [part for part in parts if str(part) not in named], sorted(named - there)
+        named, there = {entry.name for entry in manifest.parts}, set(parts)
+        return _unnamed(parts, manifest), sorted(str(name) for name in named - there)
 
     def tidy(self, confirm: Callable[[], None]) -> None:
         """After the manifest: what it does not name leaves the folders that users glob.
@@ -333,16 +337,24 @@ class Ledger:
         Args:
             confirm: Raises where another command works on the output: its new objects are in no manifest yet.
         """
-        strays, _ = self.strays()
+        parts = self.part_names()
+        manifest = self.manifest()  # after the listing, as in `strays`
         confirm()
-        for part in strays:
-            self.supersede(part)
+        if manifest is not None:
+            settle(self.store, manifest)
+            for part in _unnamed(parts, manifest):
+                self.supersede(part)
         for draft in list(self.store.list("_magbatch/tmp/")):
             self.store.delete(draft.name)
 
     def supersede(self, name: PartName) -> None:
         """Move an object out of the folders that users glob."""
         self.store.move(str(name), f"{SUPERSEDED}/{name}")
+
+
+def _unnamed(parts: list[PartName], manifest: Manifest) -> list[PartName]:
+    named = {entry.name for entry in manifest.parts}
+    return [part for part in parts if part not in named]
 
 
 def grading_of(spec: JobSpec, plan: Plan) -> Grading | None:

@@ -1,6 +1,7 @@
 """report.html: what remains of a job for people, one page that needs nothing beside it."""
 
 import io
+import json
 import logging
 from collections.abc import Callable
 from itertools import pairwise
@@ -10,7 +11,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from magbatch.job.ledger import PAGE, Ledger
+from magbatch.job.layout import PAGE, REPORT
 from magbatch.job.progress import Point
 from magbatch.job.report import Report, versions
 from magbatch.totals import INFINITE, LATENCY_BOUNDS_S, LENGTH_BOUNDS_TOKENS
@@ -26,13 +27,15 @@ WIDTH_IN, HEIGHT_IN = 7.2, 2.6
 MOST_REPLICAS = 64  # bars that can be told apart
 
 
-def write_page(ledger: Ledger, report: Report) -> None:
-    """Write the page of a job that is complete: nothing about a picture may fail it."""
+def report_files(report: Report) -> dict[str, bytes]:
+    """The report and its page as they are stored, by name. Nothing about a picture may fail a job: then no page."""
+    files = {REPORT: json.dumps(report.to_dict(), indent=1).encode()}
     try:
-        ledger.store.write(PAGE, render(report))
-    except Exception:  # whatever a drawing library raises, or the storage
-        logging.getLogger("magbatch").warning("%s/%s could not be written; report.json has it all", ledger.path, PAGE,
+        files[PAGE] = render(report)
+    except Exception:  # whatever a drawing library raises
+        logging.getLogger("magbatch").warning("%s/%s could not be drawn; report.json has it all", report.output, PAGE,
                                               exc_info=True)  # fmt: skip
+    return files
 
 
 def render(report: Report) -> bytes:

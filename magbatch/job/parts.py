@@ -9,13 +9,21 @@ import io
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from magbatch.errors import OutputError
-from magbatch.rows import ERRORS, NEWER_COLUMNS, TOKEN_FIELDS, PartName
+from magbatch.errors import OutputError, StorageError
+from magbatch.job.manifest import Entry
+from magbatch.rows import (
+    DOCUMENT_FIELDS,
+    ERROR_FIELDS,
+    ERRORS,
+    NEWER_COLUMNS,
+    RESULT_FIELDS,
+    TOKEN_FIELDS,
+    PartName,
+)
 from magbatch.storage import Store
 from magbatch.totals import COLUMNS, ERROR_COLUMNS, Totals
 
@@ -34,6 +42,7 @@ class Part:
         sha256: Of its bytes.
         row_ids: Of its rows, each once.
         table: Its narrow columns: what totals and summaries need.
+        schema_version: Version of its columns, as its footer says.
     """
 
     name: PartName
@@ -42,16 +51,11 @@ class Part:
     sha256: str
     row_ids: list[str]
     table: pa.Table
+    schema_version: str
 
-    def entry(self) -> dict[str, Any]:
-        """Its line in the manifest."""
-        return {
-            "name": str(self.name),
-            "rows": len(self.row_ids),
-            "records": self.records,
-            "bytes": self.bytes,
-            "sha256": self.sha256,
-        }
+    def entry(self) -> Entry:
+        """The object as a manifest names it."""
+        return Entry(self.name, len(self.row_ids), self.records, self.bytes, self.sha256)
 
 
 def row_ids_of(table: pa.Table) -> list[str]:
@@ -59,13 +63,14 @@ def row_ids_of(table: pa.Table) -> list[str]:
     return list(table.column("row_id").unique().to_pylist())
 
 
-def read_part(store: Store, name: PartName, more: dict[str, list[str]]) -> Part | str:
+def read_part(store: Store, name: PartName, more: dict[str, list[str]], sha256: str | None = None) -> Part | str:
     """Read an object whole.
 
     Args:
         store: The job's output.
         name: The object.
         more: Columns to keep in the part's table beside those that totals need, by kind.
+        sha256: What a manifest says of it: other bytes are nobody's, and are not looked into.
 
     Returns:
         The part, or what is wrong with the object.
@@ -73,21 +78,49 @@ def read_part(store: Store, name: PartName, more: dict[str, list[str]]) -> Part 
     columns = ["row_id", *(ERROR_COLUMNS if name.kind == ERRORS else COLUMNS), *more.get(name.kind, [])]
     try:
         data = store.read(str(name))
-        table = _read(data, columns)
+        checksum = hashlib.sha256(data).hexdigest()
+        if sha256 not in (None, checksum):
+            return f"{name}: its checksum is not the manifest's"
+        file = _open(data)
+        table = _read(file, columns)
+        _check_types(table, name.kind)
         row_ids = row_ids_of(table)
-    except (FileNotFoundError, pa.ArrowException, OSError, KeyError) as error:
+    except StorageError as error:
+        if error.passing:
+            raise
+        return f"{name}: cannot be read: {error}"
+    except (FileNotFoundError, pa.ArrowException, OSError, KeyError, ValueError) as error:
         return f"{name}: cannot be read: {' '.join(str(error).split())}"
     if len(row_ids) != name.rows:
         return f"{name}: holds {len(row_ids)} rows, its name says {name.rows}"
     keys = ["row_id"] if name.kind == ERRORS else ["row_id", "sample"]
     if table.select(keys).group_by(keys).aggregate([]).num_rows != table.num_rows:
         return f"{name}: holds a row twice"
-    return Part(name, table.num_rows, len(data), hashlib.sha256(data).hexdigest(), row_ids, table)
+    version = (file.schema_arrow.metadata or {}).get(b"magbatch.schema_version", b"").decode(errors="replace")
+    return Part(name, table.num_rows, len(data), checksum, row_ids, table, version)
 
 
-def _read(data: bytes, columns: list[str]) -> pa.Table:
-    """Some columns of an object's bytes, without those that an older version did not write."""
-    file = pq.ParquetFile(pa.BufferReader(data))
+def _open(data: bytes) -> pq.ParquetFile:
+    return pq.ParquetFile(pa.BufferReader(data))
+
+
+def _check_types(table: pa.Table, kind: str) -> None:
+    """Refuse columns that nothing can be counted of: of other types than the contract's, or with holes."""
+    contract = ({"row_id": pa.string(), "sample": pa.int32()} if kind != ERRORS else {"row_id": pa.string()}) | (
+        {**ERROR_FIELDS, **TOKEN_FIELDS} if kind == ERRORS else {**RESULT_FIELDS, **DOCUMENT_FIELDS}
+    )
+    nullable = TOKEN_FIELDS if kind == ERRORS else {}
+    for name in table.column_names:
+        column, wanted = table.column(name), contract.get(name)
+        if name in {"row_id", *COLUMNS, *ERROR_COLUMNS} and wanted is not None:
+            if column.type != wanted:
+                raise ValueError(f"its column {name} is {column.type}, not {wanted}")
+            if column.null_count and name not in nullable and name not in NEWER_COLUMNS:
+                raise ValueError(f"its column {name} has {column.null_count:,} nulls")
+
+
+def _read(file: pq.ParquetFile, columns: list[str]) -> pa.Table:
+    """Some columns of an object, without those that an older version did not write."""
     missing = {*TOKEN_FIELDS, *NEWER_COLUMNS} - set(file.schema_arrow.names)
     wanted = list(dict.fromkeys(name for name in columns if name not in missing))
     absent = set(wanted) - set(file.schema_arrow.names)
@@ -104,10 +137,10 @@ def read_columns(store: Store, name: PartName, columns: list[str]) -> pa.Table:
         OutputError: It is damaged.
     """
     try:
-        return _read(store.read(str(name)), columns)
+        return _read(_open(store.read(str(name))), columns)
     except FileNotFoundError:
         raise
-    except (pa.ArrowException, OSError, KeyError) as error:
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise damaged(store, f"{name}: cannot be read: {' '.join(str(error).split())}") from error
 
 

@@ -11,13 +11,11 @@ moved away. No object is edited, and interrupted anywhere, the same command goes
 import difflib
 import functools
 import itertools
-import json
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute
@@ -29,13 +27,15 @@ from magbatch.job.accounts import add_use, tell_use
 from magbatch.job.audit import units
 from magbatch.job.finalise import renew
 from magbatch.job.lease import Lease
-from magbatch.job.ledger import READERS, REPORT, Ledger, grading_of, narrow_columns, schema_of
-from magbatch.job.page import write_page
+from magbatch.job.ledger import READERS, Ledger, grading_of, narrow_columns, schema_of
+from magbatch.job.manifest import Entry, Manifest, RetryRecord
+from magbatch.job.page import report_files
 from magbatch.job.parts import Part, Spool, damaged, read_columns, read_part, row_groups
 from magbatch.job.plan import Plan
 from magbatch.job.prepare import Job, Preparer
-from magbatch.job.report import DuplicateIds, Report
-from magbatch.job.run import complete, patient_ledger, stored_report
+from magbatch.job.report import DuplicateIds
+from magbatch.job.run import complete, patient_ledger
+from magbatch.job.stored import stored_report
 from magbatch.rows import ERRORS, RESULTS, PartName, ReasoningStatus, new_attempt
 from magbatch.spec import JobSpec, differences, parse
 from magbatch.storage import open_store
@@ -91,11 +91,11 @@ class Choice:
             return "rows whose thinking was truncated"
         return "dead letters" + (f" with the code {' or '.join(self.codes)}" if self.codes else "")
 
-    def rows(self, ledger: Ledger, manifest: dict[str, Any]) -> list[str]:
+    def rows(self, ledger: Ledger, manifest: Manifest) -> list[str]:
         """The ids of these rows in a complete job."""
-        counts, wanted = manifest["by_code"], self.codes
+        counts, wanted = manifest.totals.by_code, self.codes
         if self.truncated:
-            counts, wanted = manifest["by_status"], (str(ReasoningStatus.TRUNCATED),)
+            counts, wanted = manifest.totals.by_status, (str(ReasoningStatus.TRUNCATED),)
         if not any(count and (not wanted or name in wanted) for name, count in counts.items()):
             return []
         column = "reasoning_status" if self.truncated else "error_code"
@@ -219,7 +219,7 @@ def prepare(ledger: Ledger, choice: Choice, overrides: list[str]) -> Retry | Ret
     """
     spec, plan, manifest = ledger.complete_job()
     stored_report(ledger)
-    number = len(manifest.get("retries", [])) + 1
+    number = len(manifest.retries) + 1
     changed = _respec(spec, overrides).with_output(f"{ledger.path}/{FOLDER}/{number:04d}")
     row_ids = choice.rows(ledger, manifest)
     subset = plan.subset(row_ids, changed)
@@ -239,7 +239,7 @@ def prepare(ledger: Ledger, choice: Choice, overrides: list[str]) -> Retry | Ret
             )
         return Retry(ledger, choice, tuple(overrides), changed, begun_plan, number, found.whole_files)
     if not subset.rows:
-        return Retried(spec.name, str(choice), whole_files=found.whole_files, totals=Totals.of_manifest(manifest))
+        return Retried(spec.name, str(choice), whole_files=found.whole_files, totals=manifest.totals)
     return found
 
 
@@ -256,25 +256,27 @@ def drop(output: str, console: Console) -> bool:
         ledger.tidy(lease.confirm)
         sweep(ledger)
         spec, plan, manifest = ledger.complete_job()
-        retries = manifest.get("retries", [])
-        place = Ledger(f"{ledger.path}/{FOLDER}/{len(retries) + 1:04d}")
+        number = len(manifest.retries) + 1
+        place = Ledger(f"{ledger.path}/{FOLDER}/{number:04d}")
         begun = place.plan()
         if begun is None or place.spec() is None:
             return False
-        report = stored_report(ledger)  # an interrupted end may have written the other's: the totals are the manifest's
-        add_use(report, place, len(retries) + 1, begun.rows)
+        report = stored_report(ledger)
+        add_use(report, place, number, begun.rows)
+        made = report_files(report)
         lease.confirm()
-        _write_report(ledger, report)
+        tell_use(report, ledger)
         # Counted, so that what a replica of it still commits can never be taken for a later retry's.
-        renew(ledger, spec, plan, manifest, [], [], retries=[*retries, {"dropped": True, "finished_at": _now()}])
-        write_page(ledger, report)
+        record = RetryRecord(_now(), dropped=True)
+        renew(ledger, spec, plan, manifest, [], [], made, retries=(*manifest.retries, record))
         sweep(ledger)
         return True
 
 
 def sweep(ledger: Ledger) -> None:
     """Delete what is left of retries that the manifest counts."""
-    counted = len((ledger.manifest() or {}).get("retries", []))
+    manifest = ledger.manifest()
+    counted = len(manifest.retries) if manifest is not None else 0
     for item in list(ledger.store.list(f"{FOLDER}/")):
         number = item.name.removeprefix(f"{FOLDER}/").partition("/")[0]
         if number.isdigit() and int(number) <= counted:
@@ -303,22 +305,17 @@ def merge(retry: Retry, confirm: Callable[[], None]) -> Retried:
     if change.new_ids:
         gone = set(change.gone)
         names = [name for name in _entries(manifest) if name not in gone]
-        names += [PartName.of(entry["name"]) for entry in change.new]
+        names += [entry.name for entry in change.new]
         report.duplicate_ids = _duplicate_ids(ledger, str(plan.output_name(spec.input.columns.id)), names)
-    record = {
-        "chosen": str(retry.choice),
-        "set": list(retry.overrides),
-        "rows": retry.plan.rows,
-        "answered": len(answers.holders),
-        "finished_at": _now(),
-    }
+    record = RetryRecord(
+        _now(), chosen=str(retry.choice), set=retry.overrides, rows=retry.plan.rows, answered=len(answers.holders)
+    )
+    made = report_files(report)
     confirm()
-    _write_report(ledger, report)
-    retries = [*manifest.get("retries", []), record]
     # A manifest of before some sums were kept does not get them: of its other objects they are not known.
-    sums = {name: value for name, value in asdict(change.totals).items() if name in manifest}
-    renew(ledger, spec, plan, manifest, change.gone, change.new, retries=retries, **sums)
-    write_page(ledger, report)
+    retries = (*manifest.retries, record)
+    tell_use(report, ledger)
+    renew(ledger, spec, plan, manifest, change.gone, change.new, made, retries=retries, totals=change.totals)
     ledger.tidy(confirm)
     sweep(ledger)
     allowed = retry.spec.limits.failed_allowed(plan.rows)
@@ -327,7 +324,7 @@ def merge(retry: Retry, confirm: Callable[[], None]) -> Retried:
         chosen=str(retry.choice),
         rows=retry.plan.rows,
         answered=len(answers.holders),
-        failed=inner["by_code"],
+        failed=inner.totals.by_code,
         truncated=answers.truncated,
         whole_files=retry.whole_files,
         totals=change.totals,
@@ -343,7 +340,7 @@ class _Answers:
         truncated: How many were truncated again.
     """
 
-    def __init__(self, place: Ledger, manifest: dict[str, Any], choice: Choice) -> None:
+    def __init__(self, place: Ledger, manifest: Manifest, choice: Choice) -> None:
         self._store = place.store
         self._checksums = _entries(manifest)
         self.holders: dict[str, PartName] = {}
@@ -381,7 +378,7 @@ class _Change:
     totals: Totals
     grading: Grading | None
     gone: list[PartName] = field(default_factory=list)
-    new: list[dict[str, Any]] = field(default_factory=list)
+    new: list[Entry] = field(default_factory=list)
     new_ids: bool = False
 
     def take(self, part: Part) -> None:
@@ -393,16 +390,14 @@ class _Change:
         self.totals = self.totals.plus(Totals.of(part.name.kind, part.table, self.grading))
 
 
-def _replace(
-    ledger: Ledger, spec: JobSpec, plan: Plan, manifest: dict[str, Any], kind: str, answers: _Answers
-) -> _Change:
+def _replace(ledger: Ledger, spec: JobSpec, plan: Plan, manifest: Manifest, kind: str, answers: _Answers) -> _Change:
     """Write the objects that take the place of those of a kind that hold answered rows."""
     store, more, user_id = ledger.store, narrow_columns(spec, plan), plan.output_name(spec.input.columns.id)
     checksums, attempt = _entries(manifest), new_attempt()
     of_shard: dict[int, set[str]] = {}
     for row_id, shard in plan.shards_of(answers.holders).items():
         of_shard.setdefault(shard, set()).add(row_id)
-    change = _Change(Totals.of_manifest(manifest), grading_of(spec, plan))
+    change = _Change(manifest.totals, grading_of(spec, plan))
     for shards, names in units(sorted(checksums, key=lambda name: (name.shard, name)), plan.num_shards):
         row_ids = set().union(*(of_shard.get(shard, set()) for shard in shards))
         if not row_ids:
@@ -459,14 +454,9 @@ def _respec(spec: JobSpec, overrides: list[str]) -> JobSpec:
     return parse(spec.to_yaml(), overrides, origin="the job's spec with what is set")
 
 
-def _entries(manifest: dict[str, Any]) -> dict[PartName, str]:
+def _entries(manifest: Manifest) -> dict[PartName, str]:
     """The objects of a manifest that have rows, and their checksums."""
-    return {PartName.of(entry["name"]): entry["sha256"] for entry in manifest["parts"] if entry["rows"]}
-
-
-def _write_report(ledger: Ledger, report: Report) -> None:
-    ledger.store.write(REPORT, json.dumps(report.to_dict(), indent=1).encode())
-    tell_use(report, ledger)
+    return {entry.name: entry.sha256 for entry in manifest.parts if entry.rows}
 
 
 def _now() -> str:

@@ -6,11 +6,10 @@ its manifest is there.
 """
 
 import io
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +20,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 
 from magbatch.capture import threads_told
-from magbatch.errors import ClusterError, JobError, LeaseError, OutputError, SpecError, StorageError
+from magbatch.errors import ClusterError, JobError, OutputError, SpecError, StorageError
 from magbatch.job.board import Snapshot
 from magbatch.job.columns import rendered_columns
 from magbatch.job.exporter import Exporter, check_address
@@ -29,12 +28,13 @@ from magbatch.job.failures import Failures
 from magbatch.job.finalise import finalise
 from magbatch.job.heartbeat import Heartbeat, earlier
 from magbatch.job.lease import Lease
-from magbatch.job.ledger import PAGE, REPORT, Ledger
-from magbatch.job.page import write_page
+from magbatch.job.ledger import Ledger
+from magbatch.job.page import report_files
 from magbatch.job.plan import Plan, make_plan
 from magbatch.job.prepare import Job, Preparer
 from magbatch.job.progress import JobProgress, ProgressLine
 from magbatch.job.report import DuplicateIds, ReplicaUse, Report, Run, Slowest, one_line, settings
+from magbatch.job.stored import mend, stored_report
 from magbatch.model import engine_args, facts, locate
 from magbatch.pipeline.read import ShardReader
 from magbatch.pipeline.render import Renderer
@@ -96,19 +96,8 @@ def run(spec: JobSpec, console: Console, limit: int | None = None, frozen: Plan 
     with _first_look():
         known = ledger.plan() if ledger.check_same(spec) else None
     if known is not None and ledger.manifest() is not None:
-        strays, lost = ledger.strays()
-        if lost:
-            raise OutputError(
-                f"{ledger.path}: the job is complete, but {len(lost):,} objects that its manifest names are gone; the "
-                f"first is {lost[0]}. Bring them back, or set output.path to a new place to run it again"
-            )
-        if strays:  # an end that was interrupted left them, unless a retry or a compaction is under way
-            lease = Lease(open_store(ledger.path, quick=True), console.print, spec.output.patience_s)
-            with suppress(LeaseError), lease.held():
-                ledger.tidy(lease.confirm)
+        mend(ledger, Lease(open_store(ledger.path, quick=True), console.print, spec.output.patience_s))
         report = stored_report(ledger)
-        if not any(item.name == PAGE for item in ledger.store.list(PAGE)):  # the run ended right before it
-            write_page(ledger, report)
         return _outcome(spec, report, ledger, known, already=True)
     plan = known or frozen or _new_plan(spec, ledger, limit)
     # What is wrong with model, tokenizer or prompt shows before anything is written.
@@ -192,7 +181,6 @@ def complete(
         the_run.seconds = time.monotonic() - began
         report = _finish(spec, plan, ledger, the_run, progress, lease)
         progress.finish(report.totals)
-        write_page(ledger, report)
     return report
 
 
@@ -223,23 +211,6 @@ def _look_back(ledger: Ledger, progress: JobProgress, say: Callable[[str], None]
             say(f"the metrics of this run lack the rows of earlier ones: {type(error).__name__}: {error}")
 
     threading.Thread(target=read, name="look-back", daemon=True).start()
-
-
-def stored_report(ledger: Ledger) -> Report:
-    """The report of a complete job.
-
-    Raises:
-        OutputError: It is not there, or damaged.
-    """
-    try:
-        report = Report.from_dict(json.loads(ledger.store.read(REPORT)))
-    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise OutputError(
-            f"{ledger.path}/{REPORT} is missing or damaged ({type(error).__name__}), though the job is complete; "
-            f"the answers are not touched by it: magbatch verify {ledger.path}"
-        ) from error
-    report.totals = Totals.of_manifest(ledger.manifest() or {})  # which a retry renews right after its report
-    return report
 
 
 def _new_plan(spec: JobSpec, ledger: Ledger, limit: int | None) -> Plan:
@@ -335,12 +306,12 @@ def _finish(spec: JobSpec, plan: Plan, ledger: Ledger, the_run: Run, progress: J
                 ids.see(kind, table)
                 slowest.see(kind, table)
 
-            def store_report(
+            def make_report(
                 totals: Totals,
                 ids: DuplicateIds = ids,
                 slowest: Slowest = slowest,
                 reports: list[Report] = reports,
-            ) -> None:
+            ) -> dict[str, bytes]:
                 repeated = ids.count() if user_id else None
                 standing = progress.standing()
                 report = Report(
@@ -348,10 +319,10 @@ def _finish(spec: JobSpec, plan: Plan, ledger: Ledger, the_run: Run, progress: J
                     progress.history, [ReplicaUse.of(place) for place in standing.places], slowest.rows(),
                     standing.cost, spec.cost.currency,
                 )  # fmt: skip
-                ledger.store.write(REPORT, json.dumps(report.to_dict(), indent=1).encode())
                 reports.append(report)
+                return report_files(report)
 
-            _, missing = finalise(ledger, spec, plan, see, store_report, lease.confirm)
+            _, missing = finalise(ledger, spec, plan, see, make_report, lease.confirm)
             if not missing:
                 return reports[-1]
         time.sleep(wait_s)

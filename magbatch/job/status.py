@@ -21,7 +21,7 @@ def status(output: str) -> dict[str, Any]:
     spec, plan = ledger.open_job()
     manifest = ledger.manifest()
     if manifest is not None:
-        answered, failed, rows_done = manifest["answered"], manifest["failed"], plan.rows
+        answered, failed, rows_done = manifest.totals.answered, manifest.totals.failed, plan.rows
         shards = plan.num_shards
     else:
         done = ledger.done_counts(plan)

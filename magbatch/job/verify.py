@@ -1,13 +1,34 @@
-"""The proof of an output, from its objects alone: everything that its manifest says is counted again."""
+"""The proof of an output, from its objects alone: everything that its manifest says is made anew and compared.
 
-import hashlib
-from dataclasses import asdict, dataclass
+Bytes that the manifest does not vouch for are not looked into: of a spec, a plan or an object that was changed, that
+it was changed is all that is said.
+"""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
 from typing import Any
 
+import pyarrow as pa
+
+from magbatch.errors import JobError, OutputError, StorageError, short_message
 from magbatch.grading import RULE
-from magbatch.job.ledger import MANIFEST, PLAN, Ledger, grading_of, narrow_columns
+from magbatch.job.audit import Audit
+from magbatch.job.layout import MANIFEST, NAMED_FILES, PAGE, PLAN, REPORT, SPEC
+from magbatch.job.ledger import READERS, Ledger, grading_of, narrow_columns
+from magbatch.job.manifest import Entry, Manifest, StoredFile, is_as_written
+from magbatch.job.parts import Part
+from magbatch.job.plan import Plan
+from magbatch.job.staging import is_staged
 from magbatch.rows import ERRORS, RESULTS, PartName
+from magbatch.spec import JobSpec, is_remote, parse
+from magbatch.storage.odd_names import odd_names
+from magbatch.storage.s3 import NoBucketError
 from magbatch.totals import Totals
+
+TRIES = 3  # of a proof during which a retry or a compaction has put another manifest in the place of the one it had
+MOST_SHOWN_CHARS = 60  # of a value
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,55 +61,263 @@ class Verification:
         return self.complete and not self.problems
 
 
-def verify(ledger: Ledger) -> Verification:
-    """Recompute everything from the objects alone.
+def verify(ledger: Ledger, progress: Progress = lambda done, objects: None) -> Verification:
+    """Make everything that a manifest says anew, from the objects.
+
+    Args:
+        ledger: The output.
+        progress: Is told how many objects are checked, and how many there are.
 
     Raises:
         OutputError: There is no job here.
+        StorageError: The storage is away.
     """
-    spec, plan = ledger.open_job()
-    grading, more = grading_of(spec, plan), narrow_columns(spec, plan)
-    manifest = ledger.manifest()
-    expected: dict[str, dict[str, Any]] = {entry["name"]: entry for entry in (manifest or {"parts": []})["parts"]}
-    problems = list[str]()
-    if manifest and manifest["plan_sha256"] != hashlib.sha256(ledger.store.read(PLAN)).hexdigest():
-        problems.append(f"{PLAN} is not the plan that the manifest was made for")
-    problems += _strangers(ledger)
-    totals, seen, missing = Totals(), set[str](), 0
-    for audit in ledger.audit(plan, more):
-        problems += audit.problems
-        missing += len(audit.missing)
-        if manifest and audit.missing:
-            where = f"shard {audit.shards[0]}" + (f" to {audit.shards[-1]}" if len(audit.shards) > 1 else "")
-            problems.append(
-                f"gap: {len(audit.missing)} planned rows of {where} are in no object: {audit.missing[0]}, …"
-            )
-        problems += [f"not planned: {where}" for where in audit.unplanned]
-        if manifest:
-            problems += [f"duplicate: {name} repeats rows of other objects" for name in audit.superseded]
-        seen.update(str(name) for name in audit.names)
-        for part, _ in audit.keep:
-            totals.add(part.name.kind, part.table, grading)
-            entry = expected.get(str(part.name))
-            if manifest and entry is None:
-                problems.append(f"{part.name}: not in the manifest")
-            elif entry is not None and entry["sha256"] != part.sha256:
-                problems.append(f"{part.name}: its checksum is not the manifest's")
-    problems += [f"{name}: in the manifest, but not there" for name in expected.keys() - seen]
-    if manifest and not problems:
-        problems += [
-            f"{MANIFEST} says {name} {manifest[name]}, the objects give {count}"
-            for name, count in asdict(totals).items()
-            if name in manifest
-            and manifest[name] != count
-            and (name not in ("graded", "right") or manifest.get("graded_by") == RULE)  # it was counted by another rule
+    for _ in range(TRIES):
+        proof = _Proof(ledger, progress)
+        found = proof.result()
+        if proof.manifest_is_still_the_same():
+            break
+    return found
+
+
+class _Proof:
+    """One proof: problems are collected on the way.
+
+    Args:
+        ledger: The output.
+        progress: As for `verify`.
+    """
+
+    def __init__(self, ledger: Ledger, progress: Progress) -> None:
+        self._ledger, self._progress = ledger, progress
+        self._problems, self._notes = list[str](), list[str]()
+        self._names = set[str]()
+        self._totals, self._open, self._versions = Totals(), 0, set[str]()
+        self._stored = self._load(MANIFEST)
+        self._complete = self._stored is not None or bool(self._problems)
+        self._manifest: Manifest | None = None
+        if self._stored is not None:
+            try:
+                self._manifest = Manifest.from_json(self._stored, edited_too=True)
+            except OutputError as error:
+                self._problems.append(str(error))
+        self._entries = {entry.name: entry for entry in self._manifest.parts} if self._manifest is not None else {}
+
+    def manifest_is_still_the_same(self) -> bool:
+        """Whether nobody has put another manifest in the place of the one that this proof is about."""
+        return self._load(MANIFEST) == self._stored
+
+    def result(self) -> Verification:
+        """Look at everything."""
+        job = self._job()
+        objects = self._look_at_names()
+        if job is not None:
+            self._audit(*job, objects)
+            self._compare(*job)
+        else:
+            self._check_bytes()
+        self._problems += [f"{name}: in the manifest, but not there" for name in self._lost()]
+        return Verification(
+            planned=job[1].rows if job is not None else self._manifest.planned_rows if self._manifest else 0,
+            answered=self._totals.answered,
+            failed=self._totals.failed,
+            open=self._open,
+            objects=len(self._names),
+            complete=self._complete,
+            problems=tuple(short_message(line) for line in self._problems),
+            notes=tuple(self._notes),
+        )
+
+    # The job's own files
+
+    def _load(self, name: str) -> bytes | None:
+        """A file; None where there is none, or it cannot be read, which is a problem."""
+        try:
+            return self._ledger.load(name)
+        except NoBucketError as error:
+            raise OutputError(str(error)) from error
+        except StorageError as error:
+            if error.passing:
+                raise
+            self._problems.append(f"{name}: cannot be read: {error}")
+            return None
+
+    def _job(self) -> tuple[JobSpec, Plan] | None:
+        """The job; None where its spec or its plan is not what it was.
+
+        Raises:
+            OutputError: There is none.
+        """
+        data = {name: self._load(name) for name in NAMED_FILES}
+        if self._stored is None and (data[SPEC] is None or data[PLAN] is None):
+            raise self._ledger.no_job()
+        vouched = self._check_files(data)
+        spec = self._read(SPEC, data[SPEC], lambda data: parse(data.decode(errors="replace"), origin=SPEC), vouched)
+        plan = self._read(PLAN, data[PLAN], Plan.from_bytes, vouched)
+        return None if spec is None or plan is None else (spec, plan)
+
+    def _check_files(self, data: dict[str, bytes | None]) -> dict[str, bool]:
+        """Hold the job's own files against the manifest; returns whether it vouches for each."""
+        manifest = self._manifest
+        if manifest is None:
+            return {}
+        named = {file.name: file for file in manifest.files}
+        if manifest.version == 1:
+            self._notes.append(f"{MANIFEST} is of an older version: it has no checksums of {SPEC} and {REPORT}")
+            named[PLAN] = StoredFile(PLAN, len(data[PLAN] or b""), manifest.plan_sha256)
+        for name, content in data.items():
+            file = named.get(name)
+            if file is not None and not file.fits(content):
+                self._problems.append(self._not_the_same(file, there=content is not None))
+            elif file is None and manifest.version > 1 and content is not None:
+                advice = "; magbatch run SPEC makes it anew" if name == PAGE else ""
+                self._problems.append(f"{name}: not in the manifest{advice}")
+        return {name: file.fits(data[name]) for name, file in named.items()}
+
+    def _not_the_same(self, file: StoredFile, *, there: bool) -> str:
+        if is_staged(self._ledger.store, file):
+            return f"{file.name}: an end that was interrupted has not put it in its place; magbatch run SPEC does"
+        if not there:
+            return f"{file.name}: in the manifest, but not there"
+        advice = "; delete it, and magbatch run SPEC makes it anew" if file.name == PAGE else ""
+        return f"{file.name}: its checksum is not the manifest's{advice}"
+
+    def _read(self, name: str, data: bytes | None, read: Callable[[bytes], Any], vouched: dict[str, bool]) -> Any:
+        """A file as what it holds; None where it is not what it was."""
+        if data is None:
+            if name not in vouched:  # else it is said already
+                self._problems.append(f"{name}: not there")
+            return None
+        if not vouched.get(name, True):
+            return None
+        try:
+            return read(data)
+        except JobError as error:
+            if vouched.get(name):
+                raise  # it is as it was written: this machine lacks something that it names
+            self._problems.append(f"{name}: cannot be read: {error}")
+            return None
+
+    # The objects
+
+    def _look_at_names(self) -> int:
+        """Find what is no object of this job in the folders that users glob; returns how many are."""
+        store, count = self._ledger.store, 0
+        for kind in (RESULTS, ERRORS):
+            for item in store.list(f"{kind}/"):
+                if PartName.parse(item.name) is None:
+                    self._problems.append(f"{item.name}: not an object of this job")
+                else:
+                    count += 1
+        if not is_remote(self._ledger.path):
+            own = (*NAMED_FILES, MANIFEST)
+            self._problems += [f"{name}: {what}" for name, what in odd_names(store.root, (RESULTS, ERRORS), own)]
+        return count
+
+    def _audit(self, spec: JobSpec, plan: Plan, objects: int) -> None:
+        """Read every object, and hold it against the plan and against what the manifest says of it."""
+        grading, checked = grading_of(spec, plan), 0
+        checksums = {name: entry.sha256 for name, entry in self._entries.items()}
+        for audit in self._ledger.audit(plan, narrow_columns(spec, plan), checksums):
+            self._problems += audit.problems
+            self._problems += [f"not planned: {where}" for where in audit.unplanned]
+            self._open += len(audit.missing)
+            if self._complete:
+                self._problems += _gaps_and_repeats(audit)
+            self._names.update(str(name) for name in audit.names)
+            for part, _ in audit.keep:
+                self._problems += self._against_manifest(part)
+                try:
+                    self._totals.add(part.name.kind, part.table, grading)
+                except (pa.ArrowException, ValueError, ArithmeticError) as error:
+                    self._problems.append(f"{part.name}: holds what cannot be counted: {error}")
+            checked += len(audit.names)
+            self._progress(checked, max(checked, objects))
+
+    def _against_manifest(self, part: Part) -> Iterator[str]:
+        """What the manifest says otherwise of a sound object."""
+        self._versions.add(part.schema_version)
+        if self._manifest is None:
+            return
+        entry = self._entries.get(part.name)
+        if entry is None:
+            yield f"{part.name}: not in the manifest"
+            return
+        found = part.entry()
+        for field in ("rows", "records", "bytes"):
+            said, is_ = getattr(entry, field), getattr(found, field)
+            if said != is_:
+                yield f"{MANIFEST} says that {part.name} has {said} {field}, it has {is_}"
+
+    def _check_bytes(self) -> None:
+        """Without a plan that can be trusted: hold each object against its checksum, and look no further."""
+        names, checked = self._ledger.part_names(), 0
+        self._names.update(str(name) for name in names)
+        if self._manifest is None:
+            self._problems.append("objects not checked: neither a manifest nor a plan says what they should be")
+            return
+        self._problems += [f"{name}: not in the manifest" for name in names if name not in self._entries]
+        entries = [self._entries[name] for name in names if name in self._entries]
+        with ThreadPoolExecutor(READERS) as pool:
+            for wrong in pool.map(self._wrong_bytes, entries):
+                self._problems += [wrong] if wrong else []
+                checked += 1
+                self._progress(checked, len(entries))
+
+    def _wrong_bytes(self, entry: Entry) -> str | None:
+        name = str(entry.name)
+        data = self._load(name)
+        fits = StoredFile(name, entry.bytes, entry.sha256).fits(data)
+        return None if fits else f"{name}: its checksum is not the manifest's"
+
+    def _lost(self) -> list[str]:
+        return sorted({str(name) for name in self._entries} - self._names)
+
+    # The manifest as a whole
+
+    def _compare(self, spec: JobSpec, plan: Plan) -> None:
+        """Hold what the manifest says against the spec, the plan and the objects."""
+        manifest, before = self._manifest, len(self._problems)
+        if manifest is None or self._stored is None:
+            return
+        said = [
+            ("job", manifest.job, spec.name, "the spec gives"),
+            ("planned_rows", manifest.planned_rows, plan.rows, "the plan gives"),
+            ("model_revision", manifest.model_revision, plan.revision, "the plan gives"),
         ]
-    return Verification(
-        plan.rows, totals.answered, totals.failed, missing, len(seen), manifest is not None, tuple(problems)
-    )
+        if self._versions and manifest.schema_version not in self._versions:
+            said.append(
+                ("schema_version", manifest.schema_version, ", ".join(sorted(self._versions)), "the objects give")
+            )
+        of_plan = manifest.file(PLAN)
+        if of_plan is not None:
+            said.append(("plan_sha256", manifest.plan_sha256, of_plan.sha256, "the plan gives"))
+        if not self._problems:  # else other sums are no wonder
+            said += [(name, getattr(manifest.totals, name), count, "the objects give") for name, count in self._sums()]
+        self._problems += [
+            f"{MANIFEST} says {name} {_shown(was)}, {source} {_shown(now)}"
+            for name, was, now, source in said
+            if was != now
+        ]
+        if manifest.version > 1 and len(self._problems) == before and not is_as_written(self._stored):
+            self._problems.append(f"{MANIFEST}: it was changed after it was written: its manifest_sha256 does not fit")
+
+    def _sums(self) -> Iterator[tuple[str, Any]]:
+        """Sums of the objects that the manifest has too, counted by the same rules."""
+        assert self._manifest is not None
+        skipped = set(self._manifest.unknown_sums)
+        if self._manifest.graded_by != RULE:
+            skipped |= {"graded", "right"}
+        return ((one.name, getattr(self._totals, one.name)) for one in fields(Totals) if one.name not in skipped)
 
 
-def _strangers(ledger: Ledger) -> list[str]:
-    """Objects in the folders that users glob which are none of this job's."""
-    names = (item.name for kind in (RESULTS, ERRORS) for item in ledger.store.list(f"{kind}/"))
-    return [f"{name}: not an object of this job" for name in names if PartName.parse(name) is None]
+def _gaps_and_repeats(audit: Audit) -> Iterator[str]:
+    if audit.missing:
+        where = f"shard {audit.shards[0]}" + (f" to {audit.shards[-1]}" if len(audit.shards) > 1 else "")
+        yield f"gap: {len(audit.missing)} planned rows of {where} are in no sound object: {audit.missing[0]}, …"
+    yield from (f"duplicate: {name} repeats rows of other objects" for name in audit.superseded)
+
+
+def _shown(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= MOST_SHOWN_CHARS else f"{text[: MOST_SHOWN_CHARS - 1]}…"

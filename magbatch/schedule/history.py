@@ -25,7 +25,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from magbatch.errors import StorageError
-from magbatch.job.ledger import PLAN, Ledger
+from magbatch.job.layout import PLAN
+from magbatch.job.ledger import Ledger
 from magbatch.job.plan import Plan
 from magbatch.schedule.taken import TakenIndex
 from magbatch.schedule.ticks import tick_name, tick_of

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +18,8 @@ PASSING_ERRNO = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EBUSY, errno.ENOLCK, errno.ENOMEM}
     | {errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH}
 )
+# Moved since the folder was read, or a link that leads to nothing, or round in circles.
+_NOT_THERE = frozenset({errno.ENOENT, errno.ELOOP})
 # Network disks and mounted buckets that know no hard links.
 _NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 
@@ -127,17 +130,20 @@ class LocalStore:
             names = self._names(folder + slash, prefix)
             for name in sorted(name for name in names if name > after):
                 try:
-                    stat = os.stat(self._path(name))
-                except FileNotFoundError:  # moved since the folder was read
-                    continue
-                yield ObjectInfo(name, stat.st_size, str(stat.st_mtime_ns))
+                    found = os.stat(self._path(name))
+                except OSError as error:
+                    if error.errno in _NOT_THERE:
+                        continue
+                    raise
+                if stat.S_ISREG(found.st_mode):  # who reads a pipe waits for ever
+                    yield ObjectInfo(name, found.st_size, str(found.st_mtime_ns))
 
     def _names(self, base: str, prefix: str) -> Iterator[str]:
         """Names of files that begin with a prefix, below the folder `base` (empty, or with a slash at its end)."""
         try:
             with os.scandir(self._path(base)) as entries:
                 found = ((f"{base}{entry.name}", entry) for entry in entries)
-                wanted = [(name, entry.is_dir()) for name, entry in found if name.startswith(prefix)]
+                wanted = [(name, _is_folder(entry)) for name, entry in found if name.startswith(prefix)]
         except FileNotFoundError:
             return
         for name, is_folder in wanted:
@@ -161,6 +167,21 @@ class LocalStore:
         """See `Store.delete`."""
         with local_errors(self._path(name)):
             Path(self._path(name)).unlink(missing_ok=True)
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    """Whether an entry is a folder, or a link to one that does not hold the link."""
+    try:
+        if not entry.is_dir():
+            return False
+    except OSError as error:
+        if error.errno in _NOT_THERE:
+            return False
+        raise
+    if not entry.is_symlink():
+        return True
+    above = f"{os.path.realpath(os.path.dirname(entry.path))}/"
+    return not above.startswith(f"{os.path.realpath(entry.path)}/")
 
 
 def _sync_folder(path: str) -> None:

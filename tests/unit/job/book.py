@@ -5,6 +5,7 @@ import io
 import json
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,7 +15,9 @@ from small_job import SmallJob
 
 from magbatch.errors import ErrorCode, Step, StorageError
 from magbatch.job.finalise import finalise
-from magbatch.job.ledger import REPORT, Ledger
+from magbatch.job.layout import MANIFEST, PAGE, REPORT
+from magbatch.job.ledger import Ledger
+from magbatch.job.manifest import Entry, Manifest, StoredFile
 from magbatch.job.plan import Plan
 from magbatch.job.report import Report, Run
 from magbatch.job.retry import Choice, Retried, merge, prepare, sweep
@@ -120,21 +123,16 @@ class Book(Hand):
     def all_objects(self) -> list[str]:
         return [item for kind in (RESULTS, ERRORS) for item in self.job.objects(kind)]
 
-    def check_manifest(self, *, report: bool = True) -> None:
+    def check_manifest(self) -> None:
         """The manifest names exactly the objects of a plain glob, with their checksums and counts; verify agrees."""
         manifest = self.ledger.manifest()
         assert manifest is not None
-        assert sorted(entry["name"] for entry in manifest["parts"]) == sorted(self.all_objects())
-        for entry in manifest["parts"]:
-            data = self.ledger.store.read(entry["name"])
+        assert sorted(str(entry.name) for entry in manifest.parts) == sorted(self.all_objects())
+        for entry in manifest.parts:
+            data = self.ledger.store.read(str(entry.name))
             table = pq.read_table(io.BytesIO(data))
-            assert entry == {
-                "name": entry["name"],
-                "rows": len(set(table.column("row_id").to_pylist())),
-                "records": table.num_rows,
-                "bytes": len(data),
-                "sha256": hashlib.sha256(data).hexdigest(),
-            }
+            rows = len(set(table.column("row_id").to_pylist()))
+            assert entry == Entry(entry.name, rows, table.num_rows, len(data), hashlib.sha256(data).hexdigest())
         outcome = self.outcome()
         failed = sum(text.startswith("failed: ") for text in outcome.values())
         assert verify(self.ledger) == Verification(
@@ -142,14 +140,15 @@ class Book(Hand):
             answered=len(outcome) - failed,
             failed=failed,
             open=0,
-            objects=len(manifest["parts"]),
+            objects=len(manifest.parts),
             complete=True,
             problems=(),
         )
-        assert (manifest["answered"], manifest["failed"]) == (len(outcome) - failed, failed)
+        assert (manifest.totals.answered, manifest.totals.failed) == (len(outcome) - failed, failed)
         assert len(outcome) == self.plan.rows
-        for item in self.ledger.store.list(REPORT) if report else ():
-            assert json.loads(self.ledger.store.read(item.name))["totals"].items() <= manifest.items()
+        if manifest.file(REPORT) is not None:
+            sums = json.loads(self.ledger.store.read(REPORT))["totals"]
+            assert sums.items() <= json.loads(manifest.to_json()).items()
 
 
 def outcome(store: Store, objects: list[str]) -> dict[str, str]:
@@ -164,12 +163,32 @@ def outcome(store: Store, objects: list[str]) -> dict[str, str]:
     return found
 
 
+def stored(ledger: Ledger) -> Manifest:
+    """The manifest of a complete job."""
+    manifest = ledger.manifest()
+    assert manifest is not None
+    return manifest
+
+
+def rewrite_manifest(ledger: Ledger, **changes: Any) -> None:
+    """Put a manifest that says something else in the place of a job's, with a checksum that fits."""
+    ledger.store.write(MANIFEST, replace(stored(ledger), **changes).to_json())
+
+
+def rewrite_report(ledger: Ledger, **changes: Any) -> None:
+    """Put a report that says something else in the place of a job's, with a checksum that fits."""
+    data = json.dumps(json.loads(ledger.store.read(REPORT)) | changes).encode()
+    files = (file for file in stored(ledger).files if file.name != REPORT)
+    ledger.store.write(REPORT, data)
+    rewrite_manifest(ledger, files=(*files, StoredFile.of(REPORT, data)))
+
+
 def carry_out(ledger: Ledger, spec: JobSpec, plan: Plan) -> list[str]:
     """Finalise, and leave a report as a run does; returns the rows that are missing."""
 
-    def report(totals: Totals) -> None:
+    def report(totals: Totals) -> dict[str, bytes]:
         found = Report(spec.name, ledger.path, plan.rows, totals, None, Run())
-        ledger.store.write(REPORT, json.dumps(found.to_dict()).encode())
+        return {REPORT: json.dumps(found.to_dict()).encode(), PAGE: b"a page, which takes long to draw"}
 
     return finalise(ledger, spec, plan, lambda kind, table: None, report, lambda: None)[1]
 

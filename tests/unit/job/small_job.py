@@ -274,7 +274,7 @@ class SmallJob:
 
 def end(ledger: Ledger, spec: JobSpec, plan: Plan) -> list[str]:
     """Finalise with nobody listening; returns the rows that are missing."""
-    return finalise(ledger, spec, plan, lambda kind, table: None, lambda totals: None, lambda: None)[1]
+    return finalise(ledger, spec, plan, lambda kind, table: None, lambda totals: {}, lambda: None)[1]
 
 
 async def until(condition: Callable[[], bool], what: str) -> None:

@@ -8,23 +8,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from book import Book, Breaking, Hand, ask_again, carry_out
+from book import Book, Breaking, Hand, ask_again, carry_out, rewrite_report
 from rich.console import Console
 from small_job import SmallJob
 
 from magbatch.errors import StorageError
 from magbatch.job.heartbeat import RECORD
-from magbatch.job.ledger import REPORT, Ledger
+from magbatch.job.layout import REPORT
+from magbatch.job.ledger import Ledger
 from magbatch.job.retry import FOLDER, Choice, Retry, drop, merge, prepare
 from magbatch.job.status import status
 
 QUIET = Console(file=io.StringIO())
 
 
-def use(ledger: Ledger, name: str, **changes: Any) -> None:
-    """Change a report or a record as if a run with devices had written it."""
-    old = json.loads(ledger.store.read(name)) if any(True for _ in ledger.store.list(name)) else {}
-    ledger.store.write(name, json.dumps(old | changes).encode())
+def use(ledger: Ledger, **changes: Any) -> None:
+    """Change a record as if a run with devices had written it."""
+    old = json.loads(ledger.store.read(RECORD)) if any(True for _ in ledger.store.list(RECORD)) else {}
+    ledger.store.write(RECORD, json.dumps(old | changes).encode())
 
 
 def spent(device_s: float, tokens: int) -> dict[str, Any]:
@@ -40,8 +41,8 @@ def book(tmp_path: Path) -> Book:
     book = Book(SmallJob(tmp_path))
     book.complete()
     assert book.finalise() == []
-    use(book.ledger, REPORT, **JOB)
-    use(book.ledger, RECORD, version=1, at=5.0, running=False, replicas={}, **JOB)
+    rewrite_report(book.ledger, **JOB)
+    use(book.ledger, version=1, at=5.0, running=False, replicas={}, **JOB)
     return book
 
 
@@ -70,7 +71,7 @@ def test_a_merge_that_breaks_anywhere_counts_a_retry_once(book: Book, tmp_path: 
     place.begin(found.spec, found.plan)
     Hand(place, found.plan).answer_all()
     assert carry_out(place, found.spec, found.plan) == []
-    use(place, REPORT, **RETRY)
+    rewrite_report(place, **RETRY)
     pristine = tmp_path / "pristine"
     shutil.copytree(book.job.output, pristine)
     for at in itertools.count():
@@ -93,7 +94,7 @@ def test_what_is_dropped_was_paid_for_too(book: Book) -> None:
     found = begun(book.ledger)
     place = found.place()
     place.begin(found.spec, found.plan)
-    use(place, RECORD, version=1, at=11.0, running=True, **RETRY)  # killed: this is all that it has left
+    use(place, version=1, at=11.0, running=True, **RETRY)  # killed: this is all that it has left
     assert drop(book.job.output, QUIET)
     check(book)
     assert not drop(book.job.output, QUIET)
@@ -101,7 +102,7 @@ def test_what_is_dropped_was_paid_for_too(book: Book) -> None:
 
 
 def test_a_report_of_another_version_is_read(book: Book) -> None:
-    use(book.ledger, REPORT, spent={"device_s": 10, "use": {"commits": 1, "later": 1}, "later": 1}, later=2)
+    rewrite_report(book.ledger, spent={"device_s": 10, "use": {"commits": 1, "later": 1}, "later": 1}, later=2)
     assert ask_again(book.ledger, Hand.answer_all).answered == 1
     report = json.loads(book.ledger.store.read(REPORT))
     assert report["spent"]["generated_tokens"] == 11 * 7  # of the answers that were there

@@ -15,7 +15,7 @@ from small_job import SmallJob
 from magbatch.errors import InputError, SpecError
 from magbatch.job.columns import output_names
 from magbatch.job.compact import merge_objects
-from magbatch.job.ledger import REPORT
+from magbatch.job.layout import REPORT
 from magbatch.job.plan import Plan
 from magbatch.job.prepare import Preparer
 from magbatch.job.preview import preview

@@ -251,7 +251,7 @@ def test_documents_of_which_something_is_left_out_are_counted(documents: SmallJo
     assert rows["page"]["document_parts"][0]["last_page"] == rows["page"]["document_pages"] == 1, "which do not tell"
     manifest = documents.ledger.manifest()
     assert manifest is not None
-    assert manifest["documents_truncated"] == 3
+    assert manifest.totals.documents_truncated == 3
     assert verify(documents.ledger).problems == ()
 
 

@@ -91,7 +91,7 @@ class Life:
         """Through the manifest, as a careful reader does; a row that is there twice is an error."""
         store = LocalStore(self.book.job.output)
         manifest = Ledger(store.root).manifest()
-        return None if manifest is None else outcome(store, [entry["name"] for entry in manifest["parts"]])
+        return None if manifest is None else outcome(store, [str(entry.name) for entry in manifest.parts])
 
     def look(self) -> None:
         """At every moment from the first manifest on, its reader finds every row once: as it was, or as it will be."""
@@ -197,7 +197,8 @@ class Life:
         self.next = None
 
     def retries(self) -> int:
-        return len((self.book.ledger.manifest() or {}).get("retries", []))
+        manifest = self.book.ledger.manifest()
+        return len(manifest.retries) if manifest is not None else 0
 
     def merge(self, draw: Random) -> None:
         if self.complete is None:
@@ -214,7 +215,7 @@ class Life:
             return
         self.book.ledger.tidy(lambda: None)
         assert self.book.outcome() == self.complete
-        self.book.check_manifest(report=self.retry is None)  # written right before the manifest: it may be ahead
+        self.book.check_manifest()
 
 
 def _write(hand: Hand, shard: int, rows: list[int], kind: str, by: str, writer: PartWriter) -> None:

@@ -10,8 +10,8 @@ from shutil import which
 import pytest
 from PIL import Image
 
-from magbatch.job.ledger import PAGE, Ledger
-from magbatch.job.page import render, write_page
+from magbatch.job import layout
+from magbatch.job.page import render, report_files
 from magbatch.job.progress import Point, Spent
 from magbatch.job.report import ReplicaUse, Report, Run
 from magbatch.totals import Totals
@@ -84,12 +84,11 @@ def test_no_two_parts_of_its_pictures_share_a_name() -> None:
     assert len(names) == len(set(names)) > 3
 
 
-def test_no_picture_can_fail_a_job_that_is_complete(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    ledger = Ledger(str(tmp_path))
-    write_page(ledger, replace(REPORT, slowest=[REPORT.slowest[0] | {"latency_s": None}]))
-    assert "could not be written" in caplog.text
-    write_page(ledger, replace(REPORT, slowest=[REPORT.slowest[0] | {"id": "\ud800"}]))
-    assert b"abc-1" in ledger.store.read(PAGE)
+def test_no_picture_can_fail_a_job_that_is_complete(caplog: pytest.LogCaptureFixture) -> None:
+    files = report_files(replace(REPORT, slowest=[REPORT.slowest[0] | {"latency_s": None}]))
+    assert list(files) == [layout.REPORT]
+    assert "could not be drawn" in caplog.text
+    assert b"abc-1" in report_files(replace(REPORT, slowest=[REPORT.slowest[0] | {"id": "\ud800"}]))[layout.PAGE]
 
 
 @pytest.mark.parametrize(

@@ -463,7 +463,7 @@ def test_a_plan_freezes_the_version_of_the_model(job: SmallJob, checkpoint: Path
     assert job.finalise() == []
     manifest = job.ledger.manifest()
     assert manifest is not None
-    assert manifest["model_revision"] == plan.revision
+    assert manifest.model_revision == plan.revision
 
     (folder / "SYSTEM_PROMPT.txt").write_text("You answer otherwise.")
     assert make_plan(job.spec()).revision != plan.revision

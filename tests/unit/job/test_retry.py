@@ -1,17 +1,19 @@
 import io
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from book import Book, Breaking, Hand, ask_again, carry_out, outcome
+from book import Book, Breaking, Hand, ask_again, carry_out, outcome, rewrite_manifest, stored
 from rich.console import Console
 from small_job import SmallJob
 
 from magbatch.errors import ErrorCode, LeaseError, OutputError, SpecChangedError, SpecError, Step, StorageError
 from magbatch.job.compact import merge_objects
-from magbatch.job.ledger import PAGE, REPORT, Ledger
+from magbatch.job.layout import PAGE, REPORT
+from magbatch.job.ledger import Ledger
 from magbatch.job.retry import FOLDER, Choice, Retry, drop, merge, prepare, retry
 from magbatch.job.verify import verify
 from magbatch.pipeline.write import PartWriter
@@ -75,7 +77,7 @@ def test_a_choice_that_is_none_says_what_would_be(where: list[str], only: str | 
 
 
 def test_a_choice_is_of_dead_letters_or_of_truncated_rows(book: Book) -> None:
-    manifest = book.ledger.manifest() or {}
+    manifest = stored(book.ledger)
     dead = [(0, 2), (0, 3), (2, 0), (2, 1), (2, 2), (2, 3)]
     for choice, rows in [
         (Choice.of([], None), dead),
@@ -160,12 +162,12 @@ def test_an_answer_takes_the_place_of_its_dead_letter(book: Book) -> None:
     now = {item.name: item.tag for item in book.ledger.store.list(RESULTS)}
     assert untouched.items() < now.items()  # no object is edited in place
     assert list(book.ledger.store.list(FOLDER)) == []
-    (record,) = (book.ledger.manifest() or {})["retries"]
-    assert (record["chosen"], record["rows"], record["answered"]) == ("dead letters", 6, 4)
+    (record,) = stored(book.ledger).retries
+    assert (record.chosen, record.rows, record.answered) == ("dead letters", 6, 4)
     assert b"<b>10</b>of 12 rows answered" in book.ledger.store.read(PAGE)
     again = ask_again(book.ledger, Hand.answer_all, Choice.of(["row_timeout"], None), ("sampling.max_tokens=800",))
     assert (again.rows, again.answered, again.totals.failed) == (2, 2, 0)
-    assert (book.ledger.manifest() or {})["retries"][1]["set"] == ["sampling.max_tokens=800"]
+    assert stored(book.ledger).retries[1].set == ("sampling.max_tokens=800",)
     assert [PartName.of(name).rows for name in book.job.objects(ERRORS)] == [0]  # a dataset that opens
     book.check_manifest()
     assert ask_again(book.ledger, Hand.answer_all).rows == 0
@@ -230,13 +232,12 @@ def test_right_answers_are_counted_anew(job: SmallJob) -> None:
     book.answered(0, 1)
     book.failed(0, 2, 3)
     book.finalise()
-    before = book.ledger.manifest() or {}
+    before = stored(book.ledger).totals
     done = ask_again(book.ledger, lambda hand: hand.answer_all(f"user-{book.ids[0][3]}"))
-    assert (before["graded"], before["right"]) == (2, 1)
+    assert (before.graded, before.right) == (2, 1)
     assert (done.totals.graded, done.totals.right) == (4, 2)
     book.check_manifest()
-    manifest = book.ledger.manifest() or {}
-    book.ledger.store.write("_magbatch/manifest.json", json.dumps(manifest | {"right": 3}).encode())
+    rewrite_manifest(book.ledger, totals=replace(stored(book.ledger).totals, right=3))
     assert list(verify(book.ledger).problems) == ["_magbatch/manifest.json says right 3, the objects give 2"]
 
 
@@ -339,7 +340,7 @@ def test_a_retry_that_is_interrupted_anywhere_can_be_gone_on_with(
         try:
             ask_again(broken, Hand.answer_all, choice)
         except StorageError:
-            names = [entry["name"] for entry in (book.ledger.manifest() or {})["parts"]]
+            names = [str(entry.name) for entry in stored(book.ledger).parts]
             assert outcome(book.ledger.store, names) in (old, new), f"broken at change {at}"
             ask_again(Ledger(job.output), Hand.answer_all, choice)
         else:
@@ -381,8 +382,7 @@ def test_a_job_of_before_some_sums_were_kept_can_be_asked_again_and_stays_right(
     """What its manifest does not hold, it does not get: nobody knows that of its other objects."""
     store = book.ledger.store
     new = {"by_latency", "by_reasoning", "by_answer", "latency_ms", "squared_tokens"}
-    manifest = {name: value for name, value in (book.ledger.manifest() or {}).items() if name not in new}
-    store.write("_magbatch/manifest.json", json.dumps(manifest).encode())
+    rewrite_manifest(book.ledger, version=1, unknown_sums=frozenset(new))
     report = json.loads(store.read(REPORT))
     for name in ("spent", "history", "replicas", "slowest", "cost", "currency"):
         report.pop(name, None)
@@ -390,5 +390,5 @@ def test_a_job_of_before_some_sums_were_kept_can_be_asked_again_and_stays_right(
     store.write(REPORT, json.dumps(report).encode())
     done = ask_again(book.ledger, Hand.answer_all, Choice.of([], None), ("metrics.enabled=false",))
     assert (done.answered, done.totals.failed) == (6, 0)
-    assert not new & set(book.ledger.manifest() or {})
+    assert stored(book.ledger).unknown_sums == new
     assert verify(book.ledger).problems == ()

@@ -12,7 +12,7 @@ from rich.console import Console
 from small_job import SmallJob
 
 from magbatch.errors import ModelError, OutputError, SpecChangedError
-from magbatch.job.ledger import PAGE
+from magbatch.job.layout import PAGE
 from magbatch.job.preview import listing, preview
 from magbatch.job.run import Outcome, limited, run
 from magbatch.job.status import status

@@ -170,9 +170,9 @@ def test_dead_letters_have_the_tokens_that_they_took(typed: SmallJob) -> None:
     assert manifest is not None
     rows = typed.records()
     for name in ("prompt_tokens", "reasoning_tokens", "answer_tokens", "cached_tokens"):
-        assert manifest[name] == sum(row[name] for row in [*rows, *letters.values()])
-    assert (manifest["records"], manifest["failed_generated"]) == (3, 2)
-    assert sum(manifest["by_answer"].values()) == 5
+        assert getattr(manifest.totals, name) == sum(row[name] for row in [*rows, *letters.values()])
+    assert (manifest.totals.records, manifest.totals.failed_generated) == (3, 2)
+    assert sum(manifest.totals.by_answer.values()) == 5
     assert verify(typed.ledger).problems == ()
 
 
@@ -188,7 +188,7 @@ def test_dead_letters_of_an_older_version_are_as_good_as_others(typed: SmallJob)
     assert verify(typed.ledger).problems == ()
     manifest = typed.ledger.manifest()
     assert manifest is not None
-    assert manifest["reasoning_tokens"] == sum(row["reasoning_tokens"] for row in typed.records())
+    assert manifest.totals.reasoning_tokens == sum(row["reasoning_tokens"] for row in typed.records())
     compact(typed.output, 1 << 28, Console(file=io.StringIO()))
     (letter,) = typed.records("errors")
     assert (letter["id"], letter["error_code"], letter["answer_tokens"], letter["answer"]) == (

@@ -26,7 +26,8 @@ from magbatch.errors import (
     StorageError,
     TooManyFailedError,
 )
-from magbatch.job.ledger import MANIFEST, PLAN, Ledger
+from magbatch.job.layout import MANIFEST, PLAN
+from magbatch.job.ledger import Ledger
 from magbatch.job.plan import Plan
 from magbatch.job.run import Outcome
 from magbatch.schedule import tick as tick_module

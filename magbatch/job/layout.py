@@ -1,0 +1,11 @@
+"""Every path below an output that more than one module knows."""
+
+SPEC = "_magbatch/spec.yaml"
+PLAN = "_magbatch/plan.parquet"
+REPORT = "_magbatch/report.json"
+PAGE = "_magbatch/report.html"
+MANIFEST = "_magbatch/manifest.json"
+SUPERSEDED = "_magbatch/superseded"
+STAGED = "_magbatch/staged/"
+# The job's own files that a manifest names with their checksums, in this order.
+NAMED_FILES = (SPEC, PLAN, REPORT, PAGE)
