@@ -35,6 +35,10 @@ os.environ |= {
 }
 
 
+# `uv run pytest` sets it for its children: what a command prints as its next step would begin with `uv run`.
+os.environ.pop("UV_RUN_RECURSION_DEPTH", None)
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from magbatch.cli.show import errors
+from magbatch.cli.show import command, errors
 
 commands = typer.Typer()
 
@@ -63,4 +63,4 @@ def bench(
         print(f"  every run: {json}")
     if keep is not None:
         print(f"  what the arms read and wrote: {keep}")
-    print(f"Next: magbatch bench {'all' if suite != 'all' else 'SUITE'} --json bench.json")
+    print(f"Next: {command('bench', 'all' if suite != 'all' else 'SUITE', '--json', 'bench.json')}")

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from magbatch.cli.options import Json, OutputPath
-from magbatch.cli.show import errors, exit_code, output_path, print_json, shown_path
+from magbatch.cli.show import command, errors, exit_code, output_path, print_json, shown_path
 
 commands = typer.Typer()
 
@@ -50,7 +50,7 @@ def status(
             for line in job.message.splitlines()[-5:]:
                 print(f"  {line}")
             print(f"  no rows yet: {output}")
-            print(f"Next: magbatch logs {job.id} --address {address}")
+            print(f"Next: {command('logs', job.id, '--address', str(address))}")
             return
     assert found is not None, "an output that cannot be read has raised"
     if json:
@@ -65,8 +65,8 @@ def status(
     print(f"  {found['shards_done']:,} of {found['shards']:,} shards done")
     if run is not None:
         _print_run(found, run)
-    following = f"magbatch verify {output}" if found["complete"] else f"magbatch status {output}"
-    print(f"Next: {following if found['complete'] or alive else 'magbatch run SPEC, to go on'}")
+    following = command("verify" if found["complete"] else "status", output)
+    print(f"Next: {following if found['complete'] or alive else command('run', 'SPEC') + ', to go on'}")
 
 
 def _print_run(found: dict[str, Any], run: dict[str, Any]) -> None:
@@ -109,7 +109,7 @@ def verify(output: OutputPath, json: Json = False) -> None:
 
 def _mending(complete: bool) -> str:
     if not complete:
-        return "magbatch run SPEC, to complete the job"
+        return f"{command('run', 'SPEC')}, to complete the job"
     return "bring lost objects back (s3:// versions, backups); or run the spec into a new output.path"
 
 
@@ -186,7 +186,7 @@ def retry(
     print(f"  results: {shown_path(place)}/results/*.parquet")
     if outcome.too_many_failed:
         print("More rows failed than limits.max_failed_rows allows.", file=sys.stderr)
-    print(f"Next: magbatch verify {shown_path(place)}")
+    print(f"Next: {command('verify', shown_path(place))}")
     raise typer.Exit(code)
 
 
@@ -212,4 +212,4 @@ def compact(output: OutputPath, target_mb: TargetMb = 256, json: Json = False) -
     print(f"{outcome.job}: {outcome.objects_before:,} objects -> {outcome.objects:,}", end=", ")
     print(f"{outcome.bytes_before / 1e6:,.1f} MB -> {outcome.bytes / 1e6:,.1f} MB")
     print(f"  results: {shown_path(place)}/results/*.parquet")
-    print(f"Next: magbatch verify {shown_path(place)}")
+    print(f"Next: {command('verify', shown_path(place))}")

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from magbatch.cli.options import Address, Json, Overrides, SpecPath
-from magbatch.cli.show import errors, print_json
+from magbatch.cli.show import command, errors, print_json
 
 commands = typer.Typer()
 
@@ -37,7 +37,7 @@ def _print_submitted(job_id: str, name: str, output: str, address: str, local: l
     print(f"  output: {output}")
     for path in local:
         print(f"  note: {path} must be there, by this path, on every machine of the cluster")
-    print(f"Next: magbatch logs -f {job_id} --address {address}")
+    print(f"Next: {command('logs', '-f', job_id, '--address', address)}")
 
 
 @commands.command()
@@ -55,7 +55,7 @@ def jobs(address: Address, json: Json = False) -> None:
         began, ended = (f"{moment:%Y-%m-%d %H:%M:%S}" if moment else "-" for moment in (job.started, job.ended))
         print(f"{job.id:<{width}}  {job.state:<9}  {began} to {ended:<19} (UTC)  {job.output}")
     print(f"{len(found):,} job{'' if len(found) == 1 else 's'} at {address}")
-    print(f"Next: magbatch {'status ID' if found else 'submit SPEC'} --address {address}")
+    print(f"Next: {command(*(['status', 'ID'] if found else ['submit', 'SPEC']), '--address', address)}")
 
 
 @commands.command()
@@ -96,11 +96,11 @@ def cancel(job_id: JobId, address: Address, json: Json = False) -> None:
     print(f"{job_id}: {'had ended already: ' if was_over else ''}{job.state}")
     if job.state == "failed":
         print(f"  it had failed by itself; what it had committed stays: {job.output}")
-        print(f"Next: magbatch logs {job_id} --address {address}")
+        print(f"Next: {command('logs', job_id, '--address', address)}")
         return
     print(f"  what it finished is committed: {job.output}")
-    following = f"verify {job.output}" if job.state == "succeeded" else f"resume {job_id} --address {address}"
-    print(f"Next: magbatch {following}")
+    following = ["verify", job.output] if job.state == "succeeded" else ["resume", job_id, "--address", address]
+    print(f"Next: {command(*following)}")
 
 
 @commands.command()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from magbatch.cli.options import Json, Limit, Overrides, SpecPath
-from magbatch.cli.show import again, errors, exit_code, print_json, shown_path
+from magbatch.cli.show import again, command, errors, exit_code, print_json, shown_path
 
 if TYPE_CHECKING:
     from magbatch.job.run import Outcome
@@ -99,4 +99,4 @@ def print_outcome(outcome: "Outcome") -> None:
         print(f"sample:\n  question:  {question}\n  reasoning: {reasoning}\n  answer:    {answer}")
     if outcome.too_many_failed:
         print("More rows failed than limits.max_failed_rows allows.", file=sys.stderr)
-    print(f"Next: magbatch verify {shown_path(output)}")
+    print(f"Next: {command('verify', shown_path(output))}")

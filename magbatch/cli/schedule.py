@@ -9,7 +9,7 @@ import typer
 from magbatch import guard
 from magbatch.cli.options import Json, Overrides, SpecPath
 from magbatch.cli.run import print_outcome
-from magbatch.cli.show import errors, print_json, shown_path
+from magbatch.cli.show import command, errors, print_json, shown_path
 
 commands = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Jobs that run by themselves.")
 
@@ -40,7 +40,7 @@ def schedule_run(folder: SpecFolder, once: Once = False, json: Json = False) -> 
         raise typer.Exit(code)
     well = sum(run["exit_code"] == 0 for run in runs)
     print(f"{folder}: {len(runs):,} runs ended, {well:,} of them well" if runs else f"{folder}: no run ended")
-    print(f"Next: magbatch schedule list {folder}")
+    print(f"Next: {command('schedule', 'list', folder)}")
     raise typer.Exit(code)
 
 
@@ -76,7 +76,7 @@ def schedule_tick(spec: SpecPath, at: At = None, overrides: Overrides = None, js
         elif one.too_many_failed:
             print("More rows failed than limits.max_failed_rows allowed then.", file=sys.stderr)
     if outcomes[-1].outcome is None:
-        print(f"Next: magbatch schedule list {os.path.dirname(spec) or '.'}")
+        print(f"Next: {command('schedule', 'list', os.path.dirname(spec) or '.')}")
     raise typer.Exit(code)
 
 
@@ -107,4 +107,4 @@ def schedule_list(folder: SpecFolder, json: Json = False) -> None:
         print(f"  next: {row['next']}")
     if not rows:
         print(f"{folder}: no spec here has a schedule")
-    print(f"Next: magbatch schedule run {folder}")
+    print(f"Next: {command('schedule', 'run', folder)}")

@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import shlex
+import shutil
 import signal
 import sys
 import traceback
@@ -35,12 +37,43 @@ def errors(as_json: bool) -> Iterator[None]:
         if as_json:
             print(json.dumps({"error": type(error).__name__, "message": str(error), "exit_code": error.exit_code}))
         else:
-            print(f"magbatch: {error}", *getattr(error, "__notes__", []), sep="\n", file=sys.stderr)
+            print(f"magbatch: {with_prefix(str(error))}", *getattr(error, "__notes__", []), sep="\n", file=sys.stderr)
         if error.exit_code == 3 and not as_json:
             print("Run the same command again to go on.", file=sys.stderr)
         raise typer.Exit(error.exit_code) from error
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+_COMMAND = re.compile(
+    r"(?<![\w./-])magbatch "
+    r"(?=(?:plan|run|status|verify|retry|compact|submit|jobs|logs|cancel|resume|deploy|schedule|bench) )"
+)
+
+
+def command(*words: str) -> str:
+    """A magbatch command as the user can paste it here, each word quoted where a shell needs that.
+
+    `command("verify", "out/my job")` is `magbatch verify 'out/my job'` in an activated environment, and
+    `uv run --no-sync magbatch verify 'out/my job'` under `uv run`.
+    """
+    return f"{_prefix()} {shlex.join(words)}"
+
+
+def with_prefix(text: str) -> str:
+    """A message whose commands (`magbatch verify OUTPUT`) begin as they must here."""
+    return _COMMAND.sub(lambda _: f"{_prefix()} ", text)
+
+
+def _prefix() -> str:
+    """The words that start magbatch: as the user did, but never touching the environment."""
+    if "UV_RUN_RECURSION_DEPTH" in os.environ:  # uv sets it for the command that `uv run` starts
+        return "uv run --no-sync magbatch"
+    typed, found = sys.argv[0], shutil.which("magbatch")
+    is_found = found is not None and os.path.realpath(found) == os.path.realpath(typed)
+    if is_found or os.path.basename(typed) != "magbatch":
+        return "magbatch"
+    return shlex.quote(typed)  # .venv/bin/magbatch, of an environment that is not activated
 
 
 def print_json(data: Any) -> None:
@@ -73,4 +106,4 @@ def again(verb: str, spec: str, overrides: list[str] | None = None, limit: int |
     "magbatch run 'my job.yaml' --set sampling.n=2 --limit 10"
     """
     sets = [word for item in overrides or [] for word in ("--set", item)]
-    return shlex.join(["magbatch", verb, spec, *sets, *([] if limit is None else ["--limit", str(limit)])])
+    return command(verb, spec, *sets, *([] if limit is None else ["--limit", str(limit)]))
