@@ -41,7 +41,7 @@ _NO_SECRETS = frozenset(
 _PROSE = frozenset({"prompt", "answer", "name"})
 _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>\S+)")
 _QUERY = re.compile(r"(?<=[?&;])([^=&;#\s]+)=([^&;#\s]*)")
-_IN_TEXT = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)(?!\[)[^\s/@:]*(?::(?!\d*[/?#])[^\s@]*)?@")
+_IN_TEXT = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]{0,20}://)(?!\[)[^\s/@:]*(?::(?!\d*[/?#])[^\s@]*)?@")
 
 
 def secrets(data: dict[str, Any]) -> list[tuple[str, str]]:
@@ -126,10 +126,9 @@ def _is_secret(value: Any, path: str, *, named: bool) -> bool:
         return True
     if path.startswith("model.engine_args") and value.lstrip().startswith(("{", "[")):
         try:
-            inner = json.loads(value)
-        except ValueError:
+            return any(secret for _, _, secret in _leaves(json.loads(value), path, named=False))
+        except (ValueError, RecursionError):  # no JSON, or nested beyond anything that an engine reads
             return False
-        return any(secret for _, _, secret in _leaves(inner, path, named=False))
     return _holds_one(value)
 
 

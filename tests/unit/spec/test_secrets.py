@@ -75,6 +75,7 @@ def test_a_secret_that_is_set_for_a_stored_spec_is_refused_too() -> None:
         {"answer": {"schema": {"type": "object", "properties": {"password": {"const": "http://a:b@c"}}}}},
         {"input": {"path": "s3://bucket/of@me/x:y@z"}, "output": {"path": "/out/a:b@c"}},
         {"metrics": {"push_gateway": "http://[::1]:9091/a@b"}},
+        {"model": {"engine_args": {"script": ["[" * 100_000, "[" * 900 + "]" * 900, "{not JSON"]}}},
     ],
     ids=str,
 )
