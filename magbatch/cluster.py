@@ -6,6 +6,8 @@ and is resumed by its id: the spec is kept with the job.
 """
 
 import asyncio
+import http
+import ipaddress
 import logging
 import os
 import tempfile
@@ -25,13 +27,16 @@ import requests
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 import magbatch
-from magbatch.errors import ClusterError, SpecError
+from magbatch.errors import ClusterAccessError, ClusterError, SpecError
+from magbatch.job.ray_auth import Token, refused, token_at_hand, wanted
 from magbatch.spec import JobSpec, parse
+from magbatch.spec.secrets import without_secrets
 
 SPEC_FILE = "spec.yaml"
 # Ray's own 3 s would end a driver before its replicas have committed; a run gives them 30 s, and Ray some to end.
 STOP_WAIT_S = 90
 POLL_S = 1.0
+ANSWER_TIMEOUT_S = 60.0  # of the dashboard, for each request; Ray's client would wait for ever
 # Of what a job carries for `jobs`, `status` and `resume`. Ray keeps it with the job.
 NAME, OUTPUT, SPEC, VERSION = "magbatch.name", "magbatch.output", "magbatch.spec", "magbatch.version"
 ENDED = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED})
@@ -84,32 +89,86 @@ class ClusterJob:
         return asdict(self) | {name: value.isoformat() if value else None for name, value in times.items()}
 
 
+class _Client(JobSubmissionClient):
+    """Ray's own client, which sends a token to a cluster that has asked for one, and to no other.
+
+    Args:
+        address: The dashboard, with its scheme.
+        say: Shows one line to a person.
+    """
+
+    def __init__(self, address: str, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._mine: dict[str, str] = {}  # headers; with the token, once the cluster has asked
+        self._origin: Token | None = None
+        super().__init__(address)
+
+    def _do_request(self, method: str, endpoint: str, **more: Any) -> requests.Response:
+        """One request; the first that needs a token is sent once more, with it."""
+        more.setdefault("timeout", ANSWER_TIMEOUT_S)
+        self._headers = dict(self._mine)  # RAY_AUTH_MODE=token would have Ray's client send its token to any host
+        try:
+            answer: requests.Response = super()._do_request(method, endpoint, **more)
+            return answer
+        except ray.exceptions.AuthenticationError as error:
+            if self._origin is not None:
+                raise refused(self._address, self._origin) from error
+            self._origin = token_at_hand()
+            if self._origin is None:
+                raise wanted(self._address) from error
+        if _is_open(self._address):
+            self._say(f"note: the token of {self._origin.origin} goes to {self._address} unencrypted")
+        self._mine = {"Authorization": f"Bearer {self._origin.text}"}
+        return self._do_request(method, endpoint, **more)
+
+
+def _is_open(address: str) -> bool:
+    """Whether what is sent there can be read on the way: not within this machine, and not encrypted."""
+    parts = urlsplit(address)
+    try:
+        here = ipaddress.ip_address(parts.hostname or "").is_loopback
+    except ValueError:
+        here = parts.hostname == "localhost"
+    return parts.scheme == "http" and not here
+
+
 class Cluster:
     """A cluster's job API.
 
     Args:
         address: `http://head:8265`, the address of its dashboard.
+        say: Shows one line to a person.
 
     Raises:
-        ClusterError: It cannot be reached, is no Ray cluster, refuses the token, or has another version of Ray.
+        ClusterAccessError: It cannot be reached, is no Ray cluster, refuses the token, or has another version of Ray.
+        ClusterError: It breaks down right now.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, say: Callable[[str], None]) -> None:
         if "://" not in address:
             address = f"http://{address}"
-        if urlsplit(address).scheme not in {"http", "https"} or not urlsplit(address).hostname:
-            raise ClusterError(f"--address {address}: write the cluster's dashboard, http://head:8265")
+        try:
+            parts = urlsplit(address)
+            right = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            right = False
+        if not right or parts.username is not None or parts.password is not None:
+            raise ClusterAccessError(
+                f"--address {without_secrets(address)}: write the cluster's dashboard, http://head:8265"
+            )
         self.address = address.rstrip("/")
+        self._met = False
         for quiet in ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
             logging.getLogger(quiet).setLevel(logging.ERROR)
         with self._asked():
-            self._client = JobSubmissionClient(self.address)
+            self._client = _Client(self.address, say)
             version = self._client._server_ray_version  # asked for by the line before; nothing public tells it
         if version != ray.__version__:
-            raise ClusterError(
+            raise ClusterAccessError(
                 f"{self.address} runs Ray {version}, this is Ray {ray.__version__}: "
                 "use an image of the cluster with the same version"
             )
+        self._met = True
 
     def submit(self, spec: JobSpec) -> str:
         """Send a job; returns its id.
@@ -160,7 +219,7 @@ class Cluster:
         """One job.
 
         Raises:
-            ClusterError: The cluster has none by this id.
+            ClusterAccessError: The cluster has none by this id.
         """
         return ClusterJob.of(self._details(job_id))
 
@@ -193,8 +252,10 @@ class Cluster:
         details = self._details(job_id)
         job = ClusterJob.of(details)
         if not job.is_over:
-            raise ClusterError(f"job {job_id} is {job.state}: nothing to resume")
-        return self.submit(parse((details.metadata or {})[SPEC], origin=f"job {job_id}"))
+            raise ClusterAccessError(
+                f"job {job_id} is {job.state}: nothing to resume; magbatch logs -f {job_id} shows what it does"
+            )
+        return self.submit(parse((details.metadata or {})[SPEC], origin=f"job {job_id}", new=True))
 
     def logs(self, job_id: str) -> str:
         """What a job has printed so far."""
@@ -217,9 +278,9 @@ class Cluster:
         with self._asked():
             found = next((one for one in self._client.list_jobs() if one.submission_id == job_id), None)
         if found is None:
-            raise ClusterError(f"{self.address} knows no job {job_id}; magbatch jobs shows those that it knows")
+            raise ClusterAccessError(f"{self.address} knows no job {job_id}; magbatch jobs shows those that it knows")
         if not _is_ours(found):
-            raise ClusterError(f"{self.address}: job {job_id} is not one of magbatch")
+            raise ClusterAccessError(f"{self.address}: job {job_id} is not one of magbatch")
         return found
 
     @contextmanager
@@ -228,16 +289,17 @@ class Cluster:
         try:
             yield
         except (requests.RequestException, ConnectionError, aiohttp.ClientError, OSError) as error:
-            raise ClusterError(
+            response = getattr(error, "response", None)
+            status = 0 if response is None else response.status_code
+            if self._met or status >= http.HTTPStatus.INTERNAL_SERVER_ERROR:
+                raise ClusterError(f"{self.address} does not answer as it should: {_first_line(error)}") from error
+            raise ClusterAccessError(
                 f"{self.address} cannot be reached: {_first_line(error)}; is it the dashboard of a Ray cluster "
                 "(http://head:8265), and is its port forwarded?"
             ) from error
-        except ray.exceptions.AuthenticationError as error:
-            raise ClusterError(
-                f"{self.address} wants a token: set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH, to the cluster's"
-            ) from error
         except (RuntimeError, ValueError) as error:
-            raise ClusterError(f"{self.address}: {_first_line(error)}") from error
+            kind = ClusterError if self._met else ClusterAccessError
+            raise kind(f"{self.address}: {_first_line(error)}") from error
 
 
 def local_paths(spec: JobSpec) -> list[str]:

@@ -141,6 +141,10 @@ class EngineStartError(JobError):
     """An engine did not start; the message begins with the engine's own words."""
 
 
+class ClusterAccessError(JobError):
+    """The cluster cannot be used as it is named: nothing listens there, it is another version, or it wants a token."""
+
+
 class DefectError(JobError):
     """magbatch itself is wrong somewhere; the message names the exception. The same command goes on where it was."""
 

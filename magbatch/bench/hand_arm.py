@@ -14,6 +14,8 @@ os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 
 import ray
 
+from magbatch.job.ray_auth import own_token
+
 
 class _Engine:
     def __init__(self, checkpoint: str, args: dict[str, Any]) -> None:
@@ -38,6 +40,7 @@ class _Engine:
 def main() -> None:
     """Start, ask, end."""
     config = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    own_token()
     ray.init(address="local", num_cpus=max(os.cpu_count() or 1, 2), include_dashboard=False, log_to_driver=False)
     actor: Any = ray.remote(num_cpus=1, num_gpus=config["gpus"])(_Engine)
     engine = actor.remote(config["checkpoint"], config["engine_args"])

@@ -14,11 +14,14 @@ os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 import ray
 import ray.data
 
+from magbatch.job.ray_auth import own_token
+
 
 def main() -> None:
     """`python -m magbatch.bench.ray_arm`: says when Ray is there; each line on standard input is a run."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what Ray and vLLM print is no answer
+    own_token()
     ray.init(address="local", num_cpus=max(os.cpu_count() or 1, 3), include_dashboard=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
     print("{}", file=answers, flush=True)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from magbatch.cli.options import Json, OutputPath
-from magbatch.cli.show import command, errors, exit_code, output_path, print_json, shown_path
+from magbatch.cli.show import command, errors, exit_code, note, output_path, print_json, shown_path
 
 commands = typer.Typer()
 
@@ -33,7 +33,7 @@ def status(
         if address is not None:
             from magbatch.cluster import Cluster
 
-            job = Cluster(address).job(output)
+            job = Cluster(address, note).job(output)
             output = job.output
         try:
             found = job_status(output_path(output))

@@ -1,13 +1,12 @@
 """`submit`, `jobs`, `logs`, `cancel` and `resume`: the jobs of a running Ray cluster."""
 
 import os
-import sys
 from typing import Annotated
 
 import typer
 
 from magbatch.cli.options import Address, Json, Overrides, SpecPath
-from magbatch.cli.show import command, errors, print_json
+from magbatch.cli.show import command, errors, note, print_json
 
 commands = typer.Typer()
 
@@ -23,9 +22,9 @@ def submit(spec: SpecPath, address: Address, overrides: Overrides = None, json: 
         loaded = load(spec, overrides)
         from magbatch.cluster import Cluster, local_paths
 
-        job_id = Cluster(address).submit(loaded)
-    if (note := unchecked(loaded.model)) is not None:
-        print(f"note: {note}", file=sys.stderr)
+        job_id = Cluster(address, note).submit(loaded)
+    if (text := unchecked(loaded.model)) is not None:
+        note(f"note: {text}")
     _print_submitted(job_id, loaded.name, loaded.output.path, address, local_paths(loaded), json)
 
 
@@ -46,7 +45,7 @@ def jobs(address: Address, json: Json = False) -> None:
     with errors(json):
         from magbatch.cluster import Cluster
 
-        found = Cluster(address).jobs()
+        found = Cluster(address, note).jobs()
     if json:
         print_json([job.to_dict() for job in found])
         return
@@ -68,7 +67,7 @@ def logs(
     with errors(False):
         from magbatch.cluster import Cluster
 
-        cluster = Cluster(address)
+        cluster = Cluster(address, note)
         if follow:
             for text in cluster.follow(job_id):
                 print(text, end="", flush=True)
@@ -86,7 +85,7 @@ def cancel(job_id: JobId, address: Address, json: Json = False) -> None:
 
         from magbatch.cluster import Cluster
 
-        cluster = Cluster(address)
+        cluster = Cluster(address, note)
         was_over = cluster.job(job_id).is_over
         with os.fdopen(os.dup(2), "w") as stderr, Console(file=stderr).status("ending") as shown:
             job = cluster.cancel(job_id, lambda waited: shown.update(f"it commits what is finished ({waited:.0f} s)"))
@@ -109,7 +108,7 @@ def resume(job_id: JobId, address: Address, json: Json = False) -> None:
     with errors(json):
         from magbatch.cluster import Cluster
 
-        cluster = Cluster(address)
+        cluster = Cluster(address, note)
         new_id = cluster.resume(job_id)
         job = cluster.job(new_id)
     _print_submitted(new_id, job.name, job.output, address, [], json)

@@ -76,6 +76,11 @@ def _prefix() -> str:
     return shlex.quote(typed)  # .venv/bin/magbatch, of an environment that is not activated
 
 
+def note(text: str) -> None:
+    """Print one line for a person, beside what the command prints for programs."""
+    print(text, file=sys.stderr)
+
+
 def print_json(data: Any) -> None:
     """Print one document for a program, on standard output."""
     print(json.dumps(data, indent=1, ensure_ascii=False))

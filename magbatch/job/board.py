@@ -13,13 +13,15 @@ from enum import StrEnum
 from typing import Protocol, Self
 
 from magbatch.engines.base import EngineLoad
-from magbatch.errors import DefectError, JobError
+from magbatch.errors import ClusterAccessError, DefectError, JobError
 from magbatch.job.reading import Deaths, ReadLog
+from magbatch.job.versions import Agreed
 from magbatch.totals import Totals
 
 SILENT_REPLICA_S = 30.0  # a replica that has not reported for so long is not counted as up
 MIN_SILENCE_S, MAX_SILENCE_S = 60.0, 600.0  # until a replica that does not report is ended
 MOST_BETWEEN_LOOKS_S = 1.0  # the driver looks a few times a second
+MAX_REFUSED_READS = 10  # readers on nodes with other versions, one after the other
 MAX_BREAKS = 3  # replicas that end by a defect, one after the other, while no row is committed
 
 
@@ -162,6 +164,7 @@ class Snapshot:
         trouble: What keeps replicas waiting, with its number; None while nothing ever did.
         failure: What stops the job, from the task or replica that met it first; None while nothing does.
         silent: Name, and Ray's id of the actor, of each replica that serves and has not reported for too long.
+        versions: Package to version, of the nodes.
     """
 
     done: Totals = field(default_factory=Totals)
@@ -175,6 +178,7 @@ class Snapshot:
     trouble: tuple[int, str] | None = None
     failure: JobError | None = None
     silent: list[tuple[str, str]] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
 
     def count(self, state: State) -> int:
         """Replicas in a state."""
@@ -256,6 +260,29 @@ class BoardState:
         self._trouble: tuple[int, str] | None = None
         self._failure: JobError | None = None
         self._stopping = False
+        self._agreed = Agreed()
+        self._refused: set[str] = set()  # what was said of nodes with other versions
+        self._refused_reads = 0
+
+    def differs(self, node: str, found: dict[str, str]) -> str | None:
+        """What is wrong with the versions of a node; None for one that takes part."""
+        why = self._agreed.take(node, found)
+        if why is not None and why not in self._refused:
+            self._refused.add(why)
+            self.trouble(why)
+        return why
+
+    def refuse_replica(self, replica: str, why: str) -> None:
+        """A replica ends on a node with other versions; without any on a right node, it is one that did not start."""
+        now = time.monotonic()
+        if not any(self._state(one, now) in {State.STARTING, State.SERVING} for one in self._tenants):
+            self.engine_failed(replica, why)
+
+    def refuse_reader(self, why: str) -> None:
+        """A reader ends on a node with other versions; the job does, where no other is left."""
+        self._refused_reads += 1
+        if self._refused_reads >= MAX_REFUSED_READS:
+            self.failed(ClusterAccessError(why))
 
     def join(self, replica: str, actor: str) -> None:
         """A replica begins to start its engine.
@@ -304,6 +331,7 @@ class BoardState:
 
     def reads(self, shard: int) -> Deaths:
         """See `ReadLog.begin`."""
+        self._refused_reads = 0
         return self._read_log.begin(shard)
 
     def reads_row(self, shard: int, row_id: str | None) -> None:
@@ -428,7 +456,7 @@ class BoardState:
             places.append(Place(place.number, state, place.done, place.use, load, seconds, place.joins))
         return Snapshot(
             self._done, places, not self._served, self._engine_error, self._failed_starts, self._engine_deaths,
-            self._starved_s, self._input_errors, self._trouble, self._failure, silent,
+            self._starved_s, self._input_errors, self._trouble, self._failure, silent, dict(self._agreed.versions),
         )  # fmt: skip
 
     def _silent(self, now: float) -> list[tuple[str, str]]:

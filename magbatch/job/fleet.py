@@ -8,6 +8,7 @@ import importlib
 import logging
 import math
 import os
+import platform
 import signal
 import socket
 import threading
@@ -34,6 +35,7 @@ import magbatch
 from magbatch import guard
 from magbatch.capture import STDERR, STDOUT, Captured, captured
 from magbatch.errors import (
+    ClusterAccessError,
     ClusterError,
     InterruptedJobError,
     JobError,
@@ -45,6 +47,7 @@ from magbatch.job.board import Snapshot, Watch
 from magbatch.job.lease import Hold
 from magbatch.job.plan import Plan
 from magbatch.job.prepare import Job
+from magbatch.job.ray_auth import authenticate, own_token
 from magbatch.job.vital import Vital
 from magbatch.spec import JobSpec
 from magbatch.storage import open_store
@@ -64,6 +67,7 @@ def run_fleet(
     hold: Hold,
     *,
     doubtful: bool,
+    first: bool = True,
     silence: float | None = None,
 ) -> Snapshot:
     """Answer every open row of a job, once.
@@ -76,6 +80,7 @@ def run_fleet(
         hold: The run's lease.
         doubtful: Replicas of an earlier run may have committed rows after `done` was counted: each shard is
             looked up in the ledger again when its turn comes.
+        first: This process has had no fleet yet: a cluster that cannot be reached is a wrong address.
         silence: Seconds without a report after which a replica is ended; None takes them from the spec.
 
     Returns:
@@ -85,6 +90,7 @@ def run_fleet(
         InterruptedJobError: SIGINT or SIGTERM came; what was finished is committed.
         EngineStartError: No engine started.
         StorageError: The output or the input's storage gave up.
+        ClusterAccessError: The cluster of RAY_ADDRESS cannot be used as it is named.
         ClusterError: Ray broke down.
     """
     stop = threading.Event()
@@ -95,7 +101,7 @@ def run_fleet(
             captured(STDOUT, STDERR, replay=False) as said,
             _kept(said, job.spec.output.path),
             _signals(stop, in_seconds=True),
-            _cluster(job.spec) as vital,
+            _cluster(job.spec, first=first) as vital,
             _signals(stop),
         ):
             if not stop.is_set():
@@ -157,18 +163,19 @@ def _importing(module: str) -> Iterator[None]:
 
 
 @contextmanager
-def _cluster(spec: JobSpec) -> Iterator[Vital]:
+def _cluster(spec: JobSpec, *, first: bool) -> Iterator[Vital]:
     """The cluster of RAY_ADDRESS, or a local Ray that ends with this block, with all its processes.
 
     Yields:
         What watches the processes that a local Ray cannot do without.
 
     Raises:
-        ClusterError: It cannot be reached.
+        ClusterAccessError: The cluster cannot be used, and never could.
+        ClusterError: It can no longer be reached, or no local Ray can be started.
     """
     address = os.environ.get("RAY_ADDRESS")
     if address and address.startswith("ray://"):
-        raise ClusterError(f"RAY_ADDRESS={address}: Ray Client is not supported; give the head node's host:6379")
+        raise ClusterAccessError(f"RAY_ADDRESS={address}: Ray Client is not supported; give the head node's host:6379")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     environment: dict[str, Any] = {}
     mine = psutil.Process()
@@ -177,6 +184,7 @@ def _cluster(spec: JobSpec) -> Iterator[Vital]:
     try:
         if address:
             _knock(address)
+            authenticate(address)
             if RAY_JOB_CONFIG_JSON_ENV_VAR not in os.environ:  # else `submit` has sent both with the job
                 # The package travels, so that the cluster runs the version that the user runs.
                 package = str(Path(magbatch.__file__).parent)
@@ -188,6 +196,7 @@ def _cluster(spec: JobSpec) -> Iterator[Vital]:
             cpus = max(os.cpu_count() or 1, math.ceil(spec.replicas.max * spec.replicas.cpus) + 1)
             # A local Ray starts as many processes before it is asked for the first: none that the job would not use.
             os.environ.setdefault("RAY_prestart_worker_first_driver", str(int(cpus <= WORKERS_OF_A_JOB)))
+            own_token()
             # Without a runtime environment: Ray would start no worker before its agent for those is up.
             with _importing("magbatch.job.supervise"), vital.watched(starting=True):
                 ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
@@ -198,11 +207,16 @@ def _cluster(spec: JobSpec) -> Iterator[Vital]:
                     f"replicas.gpus: a replica asks for {spec.replicas.gpus}, this machine has {there}; "
                     "set it to 0 for CPUs, or RAY_ADDRESS to a cluster"
                 )
-    except SpecError:
+    except JobError:
         raise
     except Exception as error:  # Ray raises a bare one when a node is slow to start
         if (why := vital.broken()) is not None:
             raise ClusterError(why) from error
+        if address and first:
+            raise ClusterAccessError(
+                f"RAY_ADDRESS={address} cannot be used: {error}; is it the head node's host:6379, and does it run "
+                f"Ray {ray.__version__} on Python {platform.python_version()}?"
+            ) from error
         where = f"RAY_ADDRESS={address}" if address else "a local Ray"
         raise ClusterError(f"{where} cannot be used: {error}") from error
     try:

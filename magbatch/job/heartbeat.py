@@ -95,6 +95,7 @@ def record(progress: JobProgress, *, running: bool) -> dict[str, Any]:
         "currency": progress.currency,
         "spent": asdict(standing.spent),
         "history": progress.history,
+        "versions": progress.versions,
     }
 
 
@@ -127,3 +128,12 @@ def earlier(store: Store) -> tuple[Spent, list[Point]]:
         found = last_record(store) or {}
         return _SPENT.validate_python(found["spent"]), _HISTORY.validate_python(found["history"])
     return Spent(), []
+
+
+def earlier_versions(store: Store) -> dict[str, str]:
+    """Package to version, of the last run; empty where none has written them."""
+    with suppress(StorageError):
+        found = (last_record(store) or {}).get("versions")
+        if isinstance(found, dict):
+            return {str(name): str(number) for name, number in found.items()}
+    return {}

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from magbatch.job.layout import PAGE, REPORT
 from magbatch.job.progress import Point
-from magbatch.job.report import Report, versions
+from magbatch.job.report import Report
 from magbatch.totals import INFINITE, LATENCY_BOUNDS_S, LENGTH_BOUNDS_TOKENS
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def render(report: Report) -> bytes:
         totals=report.totals,
         pictures=pictures,
         settings=yaml.safe_dump(report.settings, sort_keys=False, allow_unicode=True),
-        versions=versions(),
+        versions=report.versions,
     )
     return page.encode(errors="replace")
 

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from magbatch.job.board import Load, Place, Snapshot, Use
+from magbatch.job.versions import versions
 from magbatch.rows import ReasoningStatus
 from magbatch.spec import JobSpec
 from magbatch.totals import Totals, known_fields
@@ -212,6 +213,7 @@ class JobProgress:
         self._interval_s = max(HISTORY_INTERVAL_S, past_s / HISTORY_POINTS)
         self._watched = False
         self._snapshot = Snapshot()
+        self.versions = versions()  # of all nodes, as they come
         self._places: list[Place] = []
         self._fleets = Totals()  # of this run's fleets that have ended
         self._window: deque[tuple[float, int, int]] = deque()
@@ -248,6 +250,7 @@ class JobProgress:
             if snapshot.done.rows > self._snapshot.done.rows:
                 self._progressed = time.time()
             self._snapshot = snapshot
+            self.versions |= snapshot.versions
             done = self._fleets.plus(snapshot.done)
             if not snapshot.starting:
                 self._window.append((now, done.rows, done.generated_tokens))

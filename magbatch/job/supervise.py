@@ -34,8 +34,9 @@ from magbatch.job.pool import Pool, set_blocks_ahead
 from magbatch.job.prepare import Job, prepare
 from magbatch.job.reading import Deaths
 from magbatch.job.shares import OWNERS_PRIORITY, Claim, Shares
+from magbatch.job.versions import versions
 from magbatch.job.vital import Vital
-from magbatch.job.worker import Worker
+from magbatch.job.worker import Worker, this_node
 from magbatch.model import DEVICES_A_NODE, engine_args, facts, locate
 from magbatch.rows import Shard
 from magbatch.spec import JobSpec, carried_columns
@@ -45,6 +46,7 @@ READ_TASKS_WANTED = 16  # of a small job, so that every core reads
 MAX_FAILED_STARTS = 3  # of replacements, one after the other, while no replica is left
 GROW_AT = 1.0  # of its shards that a pool holds: Ray's own 1.75 is never reached where no shard queues in an actor
 POLL_S = 0.25
+REFUSED_S = 5.0  # for which a reader keeps its CPU of a node with other versions
 CLAIM_S = 1.0  # between two words with the other jobs of a cluster
 STOP_GRACE_S = 30.0
 END_GRACE_S = 10.0
@@ -95,6 +97,7 @@ def supervise(
         job.spec.replicas.start_timeout_s,
         silence_s(job.spec.limits.row_timeout_s) if silence is None else silence,
     )
+    ray.get(board.differs.remote(this_node(), versions()))  # the driver's are the job's
     spec = job.spec
     slots = int(engine_args(spec, facts(locate(spec.model, weights=False)))["max_num_seqs"])
     dataset = _dataset(job, plan, done, board, hold, slots, doubtful=doubtful)
@@ -241,6 +244,10 @@ def _read(job: Job, shards: list[Shard], partly_done: frozenset[int], board: Any
     def wait(error: StorageError) -> None:
         board.input_refused.remote(f"the input's storage refuses, trying again: {error}")
 
+    if (why := ray.get(board.differs.remote(this_node(), versions()))) is not None:
+        time.sleep(REFUSED_S)
+        ray.get(board.refuse_reader.remote(why))
+        os._exit(1)  # Ray gives the task to another process, on another node where there is one
     try:
         yield from prepare(job, shards, partly_done, wait, _Notes(board))
     except JobError as error:

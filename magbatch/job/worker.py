@@ -8,6 +8,7 @@ import functools
 import gc
 import itertools
 import os
+import socket
 import threading
 import time
 import traceback
@@ -31,12 +32,14 @@ from magbatch.job.board import Load, Order, Use
 from magbatch.job.lease import Hold
 from magbatch.job.prepare import Job, from_block
 from magbatch.job.replica import REPORT_INTERVAL_S, Replica
+from magbatch.job.versions import versions
 from magbatch.job.watchdog import deathless
 from magbatch.model import engine_args, facts, locate
 from magbatch.pipeline.prompt import Prompter
 from magbatch.tokenizer import Tokenizer
 from magbatch.totals import Totals
 
+REFUSED_S = 20.0  # for which a replica keeps a node with other versions, so that the next one gets another
 LEAVE_S = 5.0  # for the board to note that a replica goes
 BOARD_WAIT_S = 5.0  # at most, between two tries to reach it
 
@@ -118,6 +121,10 @@ class Worker:
         with suppress(StorageError):  # the replica looks again while it works
             if hold.is_lost():  # Ray starts a zombie's replicas anew, driver or no driver
                 raise LeaseError(f"another run has taken {hold.root} over")
+        if (why := ray.get(board.differs.remote(this_node(), versions()))) is not None:
+            time.sleep(REFUSED_S)
+            ray.get(board.refuse_replica.remote(name, why))
+            _die()
         ray.get(board.join.remote(name, ray.get_runtime_context().get_actor_id()))
         budget = threading.Timer(
             spec.replicas.start_timeout_s, _give_up_start, (name, spec.replicas.start_timeout_s, board)
@@ -170,6 +177,11 @@ class Worker:
                 await self._board.failed.remote(DefectError(f"shard {shard}: {type(error).__name__}: {error}"))
                 raise
         return pa.table({"shard": shards, "left": left})
+
+
+def this_node() -> str:
+    """The name of this process' node for people: its host, and its address in the cluster."""
+    return f"{socket.gethostname()} ({ray.util.get_node_ip_address()})"
 
 
 @contextmanager

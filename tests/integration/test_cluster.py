@@ -18,6 +18,8 @@ import os, sys, time
 os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
 from ray.cluster_utils import Cluster
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "num_gpus": 4, "include_dashboard": False})
+cluster.add_node(num_cpus=1, num_gpus=1, object_store_memory=100_000_000, labels={"ray.io/accelerator-type": "OLD"},
+                 env_vars={"PYTHONPATH": os.pathsep.join([sys.argv[1], os.environ.get("PYTHONPATH", "")])})
 print(cluster.address, flush=True)
 sys.stdin.read()  # until the test is over
 cluster.shutdown()
@@ -25,10 +27,15 @@ cluster.shutdown()
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[str]:
-    """The address of a Ray cluster of one node that says it has four GPUs."""
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a Ray cluster: a node that says it has four GPUs, and one with another version of a package."""
+    old = tmp_path_factory.mktemp("old")
+    (old / "transformers-0.0.1.dist-info").mkdir()
+    (old / "transformers-0.0.1.dist-info/METADATA").write_text(
+        "Metadata-Version: 2.1\nName: transformers\nVersion: 0.0.1\n"
+    )
     with subprocess.Popen(
-        [sys.executable, "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", CLUSTER, str(old)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -51,12 +58,24 @@ def test_replicas_of_two_gpus_are_placed_together(job: JobFiles, cluster: str) -
     assert "complete already" in again.stdout, "how replicas are placed does not make another job"
 
 
+def test_a_node_with_other_versions_takes_no_part(job: JobFiles, cluster: str) -> None:
+    job.write_input(3)
+    only_there = {"gpus": 1, "cpus": 0.5, "prefer": [{"accelerator": "OLD"}]}
+    failed = magbatch("run", job.write_spec(replicas=only_there), RAY_ADDRESS=cluster)
+    assert failed.returncode == 2, failed.stdout + failed.stderr
+    assert " has transformers 0.0.1, node " in failed.stderr
+    assert "give all nodes one image" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert not list(job.output.glob("results/*.parquet"))
+
+
 def test_an_unreachable_cluster_is_one_clear_line(job: JobFiles) -> None:
     job.write_input(3)
     failed = magbatch("run", job.write_spec(), RAY_ADDRESS=f"127.0.0.1:{free_port()}")
-    assert failed.returncode == 3
+    assert failed.returncode == 2
     assert "RAY_ADDRESS=127.0.0.1" in failed.stderr
     assert "Traceback" not in failed.stderr
+    assert "same command again" not in failed.stderr
 
 
 @pytest.mark.fire  # test_deployed.py has S3 in and out on a cluster, test_storage_faults.py on a local Ray

@@ -29,10 +29,11 @@ def test_a_stopped_run_loses_nothing_and_pays_for_nothing_twice(job: JobFiles) -
     job.write_input(120)
     job.engine["token_s"] = 0.02
     spec = job.write_spec()
-    process = start("run", spec, log=job.folder / "log")
+    process = start("run", spec, log=job.folder / "log", HOME=str(job.folder))
     wait_until(lambda: committed(job.output) > 0 or process.poll() is not None, "a first commit")
     family = descendants(process)
     assert len(family) > 3
+    assert not (job.folder / ".ray/auth_token").exists(), "a later `ray start --head` would ask for it"
     os.killpg(process.pid, signal.SIGINT)
     code = process.wait(60)
     log = (job.folder / "log").read_text()

@@ -2,24 +2,33 @@
 
 import http.server
 import json
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import ray
+from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 from typer.testing import CliRunner
 
 from magbatch.cli.app import app
+from magbatch.cluster import _is_open
+from magbatch.job.ray_auth import Token, own_token, token_at_hand
 
 
 @contextmanager
-def dashboard(status: int, body: str) -> Iterator[str]:
-    """Answers whatever it is asked in one way."""
+def dashboard(status: int, body: str, token: str | None = None, heard: list[str] | None = None) -> Iterator[str]:
+    """Answers whatever it is asked in one way; with a token, to who sends it alone, as Ray's own does."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_response(status)
+            sent = self.headers.get("Authorization", "")
+            if heard is not None:
+                heard.append(sent)
+            right = token is None or sent == f"Bearer {token}"
+            self.send_response(status if right else 403 if sent else 401)
             self.send_header("Content-Type", "application/json")
             self.end_headers()
             self.wfile.write(body.encode())
@@ -42,14 +51,14 @@ def dashboard(status: int, body: str) -> Iterator[str]:
     [
         (200, json.dumps({"version": "4", "ray_version": "2.9.0"}), f"runs Ray 2.9.0, this is Ray {ray.__version__}"),
         (404, "no such page", "404"),
-        (401, "who are you", "wants a token: set RAY_AUTH_TOKEN"),
+        (500, "a bad day", "500 Server Error"),
         (200, "<html>a router's page</html>", "http://127.0.0.1"),
     ],
 )  # fmt: skip
 def test_what_is_no_cluster_of_this_version_is_refused(status: int, body: str, said: str) -> None:
     with dashboard(status, body) as address:
         done = CliRunner().invoke(app, ["jobs", "--address", address])
-    assert done.exit_code == 3, done.output
+    assert done.exit_code == (3 if status == 500 else 2), done.output
     assert said in done.output
     assert address in done.output
     assert "Traceback" not in done.output
@@ -60,5 +69,108 @@ def test_a_job_id_is_asked_of_the_cluster_that_the_environment_names(monkeypatch
         monkeypatch.setenv("RAY_API_SERVER_ADDRESS", address)
         asked = CliRunner().invoke(app, ["status", "receipts-1a2b3c4d"])
         elsewhere = CliRunner().invoke(app, ["status", "out/receipts"])
-    assert (asked.exit_code, "runs Ray 2.9.0" in asked.output) == (3, True)
+    assert (asked.exit_code, "runs Ray 2.9.0" in asked.output) == (2, True)
     assert (elsewhere.exit_code, "no magbatch job here" in elsewhere.output) == (2, True)
+
+
+OTHER = json.dumps({"version": "4", "ray_version": "2.9.0"})  # the first that is said after the token was taken
+ANOTHER_VERSION = "runs Ray 2.9.0"
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A home directory of the test's own, and no token."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    AuthenticationTokenLoader.instance().reset_cache()
+    yield tmp_path
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _set_token(home: Path, monkeypatch: pytest.MonkeyPatch, where: str, token: str) -> None:
+    file = home / (".ray/auth_token" if where == "~/.ray/auth_token" else "token")
+    if where == "RAY_AUTH_TOKEN":
+        monkeypatch.setenv(where, token)
+        return
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(f"{token}\n")
+    if where == "RAY_AUTH_TOKEN_PATH":
+        monkeypatch.setenv(where, str(file))
+
+
+@pytest.mark.parametrize("where", ["RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token"])
+def test_a_cluster_that_asks_is_sent_the_token_at_hand(home: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    heard: list[str] = []
+    _set_token(home, monkeypatch, where, "sesame")
+    with dashboard(200, OTHER, "sesame", heard) as address:
+        done = CliRunner().invoke(app, ["jobs", "--address", address])
+    assert (done.exit_code, ANOTHER_VERSION in done.output) == (2, True)
+    assert heard[0] == ""
+    assert set(heard[1:]) == {"Bearer sesame"}
+    assert "unencrypted" not in done.output, "it stays within this machine"
+
+    AuthenticationTokenLoader.instance().reset_cache()
+    with dashboard(200, OTHER, "another") as address:
+        done = CliRunner().invoke(app, ["jobs", "--address", address])
+    assert done.exit_code == 2
+    assert f"{address}: the cluster refuses the token of {where}" in done.output
+    assert "sesame" not in done.output
+    assert "same command again" not in done.output
+
+
+def test_a_cluster_that_asks_for_a_token_where_there_is_none_names_the_variable(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with dashboard(200, OTHER, "sesame") as address:
+        done = CliRunner().invoke(app, ["jobs", "--address", address])
+        assert done.exit_code == 2
+        assert "asks for a token, and none is at hand: set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH" in done.output
+        monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(home / "nowhere"))
+        done = CliRunner().invoke(app, ["jobs", "--address", address])
+    assert done.exit_code == 2
+    assert f"RAY_AUTH_TOKEN_PATH {home / 'nowhere'}: cannot be read" in done.output
+
+
+@pytest.mark.usefixtures("home")
+def test_a_cluster_that_does_not_ask_is_sent_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "sesame")
+    heard: list[str] = []
+    with dashboard(200, OTHER, heard=heard) as address:
+        done = CliRunner().invoke(app, ["jobs", "--address", address])
+    assert (done.exit_code, set(heard)) == (2, {""})
+    assert ANOTHER_VERSION in done.output
+
+
+@pytest.mark.parametrize(
+    ("address", "readable"),
+    [("http://head:8265", True), ("http://10.1.2.3", True), ("https://head", False), ("http://127.0.0.1:1", False),
+     ("http://localhost:1", False), ("http://[::1]:1", False)],
+)  # fmt: skip
+def test_who_could_read_a_token_on_its_way(address: str, readable: bool) -> None:
+    assert _is_open(address) is readable
+
+
+@pytest.mark.parametrize("address", ["http://me:sesame@head:8265", "ftp://head", "http://", "http://head:x", "ray://h"])
+def test_what_is_no_address_is_refused_and_no_password_is_repeated(address: str) -> None:
+    done = CliRunner().invoke(app, ["jobs", "--address", address])
+    assert done.exit_code == 2
+    assert "write the cluster's dashboard, http://head:8265" in done.output
+    assert "sesame" not in done.output
+
+
+@pytest.mark.usefixtures("home")
+def test_a_local_ray_has_a_token_of_its_own_and_leaves_none_in_the_home_directory(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "")
+    own_token()
+    assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
+    assert token_at_hand() == Token(os.environ["RAY_AUTH_TOKEN"], "RAY_AUTH_TOKEN")
+    assert list(home.iterdir()) == []
+    for name, value in (("RAY_AUTH_MODE", "disabled"), ("RAY_AUTH_TOKEN_PATH", "/x"), ("RAY_AUTH_TOKEN", "mine")):
+        with monkeypatch.context() as settings:
+            settings.setenv("RAY_AUTH_TOKEN", "")
+            settings.setenv(name, value)
+            own_token()
+            assert os.environ["RAY_AUTH_TOKEN"] == ("mine" if value == "mine" else ""), "the user's choice stays"

@@ -28,6 +28,7 @@ LEVELS = [
 ONLY_HERE = {
     "ray": {
         "job.fleet",
+        "job.ray_auth",
         "job.supervise",
         "job.worker",
         "job.placement",

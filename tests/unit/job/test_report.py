@@ -13,7 +13,8 @@ from small_job import SmallJob
 
 from magbatch.job.board import Place
 from magbatch.job.progress import Point
-from magbatch.job.report import DuplicateIds, ReplicaUse, Report, Run, Slowest, one_line, settings, versions
+from magbatch.job.report import DuplicateIds, ReplicaUse, Report, Run, Slowest, one_line, settings
+from magbatch.job.versions import versions
 from magbatch.rows import ERRORS, RESULTS
 from magbatch.totals import Totals
 
