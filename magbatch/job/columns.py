@@ -185,7 +185,7 @@ def with_texts(spec: JobSpec, columns: pa.Schema) -> pa.Schema:
 def check_expected(columns: pa.Schema, expected: str | None) -> None:
     """Answers are text, so what they are compared with must have a text of its own."""
     kind = columns.field(expected).type if expected is not None else pa.string()
-    if pa.types.is_nested(kind) or is_bytes(kind):
+    if pa.types.is_nested(kind) or is_bytes(kind) or pa.types.is_duration(kind) or isinstance(kind, pa.UuidType):
         raise SpecError(f"input.columns.expected: the column {expected!r} is {kind}; answers are compared with text")
 
 

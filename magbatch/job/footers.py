@@ -207,6 +207,9 @@ def _answer(head: dict[str, Any], body: bytes) -> Replies:
         yield _facts(head, body)
     except (RowError, MemoryError):
         raise
+    except pa.ArrowNotImplementedError as error:
+        why = " ".join(str(error).split())
+        raise _unreadable(f"a column has a type that is not known here ({why}); write the file without it") from error
     except UnicodeDecodeError as error:
         raise _unreadable("a column's name is not UTF-8") from error
     except Exception as error:  # a file's boundary: a damaged footer makes a library raise anything

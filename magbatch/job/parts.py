@@ -25,6 +25,7 @@ from magbatch.rows import (
     PartName,
 )
 from magbatch.storage import Store
+from magbatch.storage.columns import empty_table
 from magbatch.totals import COLUMNS, ERROR_COLUMNS, Totals
 
 FOOTER_BYTES = 1 << 16
@@ -245,7 +246,7 @@ class Spool:
             self._flush()
 
     def _flush(self) -> None:
-        table = pa.concat_tables([self._schema.empty_table(), *self._waiting])
+        table = pa.concat_tables([empty_table(self._schema), *self._waiting])
         if table.num_rows:
             self._writer.write_table(table, row_group_size=table.num_rows)
         self._waiting = []

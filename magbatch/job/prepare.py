@@ -25,6 +25,7 @@ from magbatch.pipeline.read import ShardReader, ShardRows, read_together
 from magbatch.pipeline.render import Renderer, max_tokens
 from magbatch.rows import DeadLetter, Image, InputRow, Part, Prompt, Shard, as_ids
 from magbatch.spec import JobSpec, carried_columns
+from magbatch.storage.columns import empty_table
 from magbatch.storage.patience import patiently
 from magbatch.tokenizer import Tokenizer
 
@@ -107,7 +108,7 @@ def joined(shard: int, carry: pa.Schema, pieces: list[ShardPrompts]) -> ShardPro
         shard,
         [prompt for piece in pieces for prompt in piece.prompts],
         [letter for piece in pieces for letter in piece.failed],
-        pa.concat_tables([carry.empty_table(), *(piece.carried for piece in pieces)]),
+        pa.concat_tables([empty_table(carry), *(piece.carried for piece in pieces)]),
         {row_id: position for position, row_id in enumerate(ids)},
     )
 

@@ -6,6 +6,7 @@ the run that just ended.
 
 import hashlib
 import heapq
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -174,8 +175,16 @@ def _as_text(column: pa.ChunkedArray) -> list[str | None]:
     try:
         values = column.cast(pa.string()).cast(pa.binary()).to_pylist()
     except pa.ArrowException:  # nested, or in a time zone that nobody knows
-        return [None] * len(column)
+        return [_nested_text(value) for value in column]
     return [None if value is None else value.decode(errors="replace") for value in values]
+
+
+def _nested_text(value: pa.Scalar) -> str | None:
+    try:
+        found = value.as_py()
+        return None if found is None else json.dumps(found, ensure_ascii=False, default=str)
+    except (pa.ArrowException, ValueError, OverflowError, TypeError):  # what Python has no value for
+        return None
 
 
 @dataclass(slots=True)

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from magbatch.errors import ErrorCode, JobError, RowError
 from magbatch.rows import Segment, Shard
-from magbatch.storage.columns import converted
+from magbatch.storage.columns import converted, empty_table
 from magbatch.storage.input_file import InputFile, open_input
 from magbatch.storage.partitions import is_from_path, with_keys
 from magbatch.storage.sizes import SHARD_BYTES, Dictionaries, RowSizes, Run, cut
@@ -276,7 +276,7 @@ class ShardReader:
             ids += [row_id for row_id, kept in zip(readable, keep, strict=True) if kept]
             folders += [segment.path.rpartition("/")[0]] * sum(keep)
             failed += [(row_ids[offset], error) for offset, error in failures.items() if row_ids[offset] not in done]
-        table = pa.concat_tables(tables) if tables else self._columns.empty_table()
+        table = pa.concat_tables(tables) if tables else empty_table(self._columns)
         return ShardRows(ids, folders, table, failed)
 
     def _segment(self, segment: Segment) -> tuple[pa.Table, dict[int, RowError]]:
@@ -289,7 +289,7 @@ class ShardReader:
             whole, self._cursor = error, None
         except FileNotFoundError:
             whole, self._cursor = _gone(segment), None
-        return self._columns.empty_table(), dict.fromkeys(range(segment.rows), whole)
+        return empty_table(self._columns), dict.fromkeys(range(segment.rows), whole)
 
     def _batches(self, segment: Segment) -> tuple[pa.Table, dict[int, RowError]]:
         damage: RowError | None = None
@@ -337,7 +337,7 @@ class ShardReader:
     def _table(self, segment: Segment, batches: list[pa.RecordBatch]) -> tuple[pa.Table, dict[int, RowError]]:
         """One table in the planned types: files may differ in large_string, dictionary and the like."""
         if not batches:
-            return self._columns.empty_table(), {}
+            return empty_table(self._columns), {}
         try:
             return self._as_planned(segment, batches), {}
         except RowError:  # a value that is not UTF-8, or that the planned type cannot hold: find its row
@@ -349,7 +349,7 @@ class ShardReader:
                     tables.append(self._as_planned(segment, [row], segment.start + offset))
                 except RowError as error:
                     failures[offset] = RowError(error.code, f"{segment.path}: {error.message}")
-            return pa.concat_tables([self._columns.empty_table(), *tables]), failures
+            return pa.concat_tables([empty_table(self._columns), *tables]), failures
 
     def _as_planned(self, segment: Segment, batches: list[pa.RecordBatch], row: int = 0) -> pa.Table:
         table = pa.Table.from_batches(batches)

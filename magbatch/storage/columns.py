@@ -31,6 +31,11 @@ def written_as(column: pa.Field, name: str) -> pa.Field:
     return column.with_metadata((column.metadata or {}) | {_WRITTEN_AS: name.encode()})
 
 
+def empty_table(columns: pa.Schema) -> pa.Table:
+    """No rows, of any types: Arrow 26 makes no empty array of a type that holds an extension type, such as UUIDs."""
+    return pa.Table.from_batches([], columns)
+
+
 def is_bytes(kind: pa.DataType) -> bool:
     """Whether a column's values are bytes, of any layout."""
     return any(test(kind) for test in _BYTES)
@@ -43,6 +48,8 @@ def is_list(kind: pa.DataType) -> bool:
 
 def plain(kind: pa.DataType) -> pa.DataType:
     """A type without what differs from writer to writer by accident: dictionaries, views, and names of such types."""
+    if isinstance(kind, pa.Bool8Type):
+        return pa.bool_()
     if isinstance(kind, pa.BaseExtensionType):
         return kind if isinstance(kind, pa.UuidType) else plain(kind.storage_type)
     if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
@@ -76,7 +83,9 @@ def common(name: str, first: pa.DataType, second: pa.DataType) -> pa.DataType:
     """
     if first.equals(second):
         return first
-    for pair in ((first, second), (_stored(first), _stored(second))):
+    is_uuid = isinstance(first, pa.UuidType) or isinstance(second, pa.UuidType)
+    is_text = any(pa.types.is_string(kind) or pa.types.is_large_string(kind) for kind in (first, second))
+    for pair in () if is_uuid and is_text else ((first, second), (_stored(first), _stored(second))):
         schemas = [pa.schema([(name, kind)]) for kind in pair]
         try:
             return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
@@ -209,7 +218,17 @@ def convert(array: pa.Array, kind: pa.DataType) -> pa.Array:
     if pa.types.is_struct(have) and pa.types.is_struct(kind):
         children = [_child(array, one) for one in kind]
         return pa.StructArray.from_arrays(children, fields=list(kind), mask=array.is_null()) if children else array
-    return array.cast(kind)
+    return _number(array, kind)
+
+
+def _number(array: pa.Array, kind: pa.DataType) -> pa.Array:
+    """A cast that keeps each value, or an error of Arrow's, also where decimals are made of others or become others."""
+    if pa.types.is_integer(array.type) and pa.types.is_decimal(kind):  # Arrow asks for room for all of the type
+        return array.cast(pa.decimal256(76, kind.scale)).cast(kind)
+    made = array.cast(kind)
+    if pa.types.is_decimal(array.type) and pa.types.is_floating(kind) and not made.cast(array.type).equals(array):
+        raise pa.ArrowInvalid(f"a value has more digits than a {kind} holds")
+    return made
 
 
 def _child(array: pa.StructArray, one: pa.Field) -> pa.Array:
