@@ -223,8 +223,9 @@ def test_keys_in_paths_are_columns(either_job: SmallJob) -> None:
     rows = in_order(job)
     assert [row["day"] for row in rows] == DAYS
     assert [row["lang"] for row in rows] == LANGS
-    manifest = job.ledger.manifest() or {}
-    assert manifest["graded"] == 4
+    manifest = job.ledger.manifest()
+    assert manifest is not None
+    assert manifest.totals.graded == 4
     assert verify(job.ledger).problems == ()
 
 
