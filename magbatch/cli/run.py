@@ -13,46 +13,103 @@ from magbatch.cli.show import again, command, errors, exit_code, print_json, sho
 if TYPE_CHECKING:
     from magbatch.job.run import Outcome
 
+SAMPLE_ROWS = 20  # that are tried where the first row of all would fail
+
 commands = typer.Typer()
 
 
+Shards = Annotated[bool, typer.Option("--shards", help="List every shard.")]
+Settings = Annotated[bool, typer.Option("--settings", help="Show all settings, those that are defaults as well.")]
+
+
 @commands.command()
-def plan(spec: SpecPath, overrides: Overrides = None, limit: Limit = None, shards: Annotated[
-    bool, typer.Option("--shards", help="List every shard.")] = False, json: Json = False) -> None:  # fmt: skip
+def plan(
+    spec: SpecPath,
+    overrides: Overrides = None,
+    limit: Limit = None,
+    shards: Shards = False,
+    settings: Settings = False,
+    json: Json = False,
+) -> None:
     """Check a job and show what it would do; starts nothing and writes nothing."""
     with errors(json):
-        from magbatch.job.preview import listing, preview
+        from magbatch.errors import SpecError
+        from magbatch.job.preview import preview
         from magbatch.spec import load
 
         loaded = load(spec, overrides)
-        shown = preview(loaded, limit)
-        if shards:
-            shown["shard_list"] = listing(loaded, limit)
+        shown = preview(loaded, limit, shards=shards)
+    refused = "\n".join(shown["refused"])
     if json:
-        print_json(shown)
-        return
+        code = SpecError.exit_code if refused else 0
+        print_json(shown | ({"error": SpecError.__name__, "message": refused, "exit_code": code} if refused else {}))
+        raise typer.Exit(code)
+    _print_plan(shown, all_settings=settings)
+    with errors(json):
+        if refused:
+            sys.stdout.flush()
+            raise SpecError(refused)
+    print(f"Next: {_after_plan(shown, spec, overrides, limit, scheduled=loaded.input.incremental and limit is None)}")
+
+
+def _after_plan(
+    shown: dict[str, Any], spec: str, overrides: list[str] | None, limit: int | None, *, scheduled: bool
+) -> str:
+    """The command that follows a plan."""
+    if shown["output_state"]["state"] == "complete":
+        return command("verify", shown_path(shown["output"]))
+    if scheduled:
+        return again("schedule tick", spec, overrides)
+    if "error" in (shown["first_prompt"] or {}) and limit is None:
+        return f"look at that row, then try a few: {again('run', spec, overrides, SAMPLE_ROWS)}"
+    return again("run", spec, overrides, limit)
+
+
+def _print_plan(shown: dict[str, Any], *, all_settings: bool) -> None:
+    """A plan for a person: what matters most stands last."""
+    from magbatch.job.preview import not_default
+
     low, high = shown["rows_in_a_shard"]
     print(f"{shown['job']}: {shown['rows']:,} rows in {shown['files']:,} files", end=" -> ")
     print(f"{shown['shards']:,} shards of {low} to {high} rows")
-    print(f"output: {shown['output']}")
-    for problem in shown["bad_files"]:
-        print(f"bad file, becomes a dead letter: {problem}")
-    print("settings:")
-    _print_settings(shown["settings"], "  ")
     for record in shown.get("shard_list", []):
         print(f"shard {record['shard']}: {record['rows']} rows of {', '.join(record['files'])}")
+    print(f"output: {shown['output']} ({_state(shown)})")
+    if all_settings:
+        print("settings:")
+        _print_settings(shown["settings"], "  ")
+    elif shown["settings"]:
+        print("settings that are no defaults (--settings shows all):")
+        _print_settings(not_default(shown["settings"]), "  ")
     first = shown["first_prompt"]
-    if first is None:
+    if shown["output_state"]["state"] == "complete":
+        pass  # nothing is asked any more
+    elif first is None:
         print("first prompt: none, the input has no rows")
-    elif "error" in first:
-        print(f"first prompt: the row would become a dead letter: {first['error']}")
-    else:
+    elif "error" not in first:
         parts = f", 1 of {first['parts']} parts" if first["parts"] > 1 else ""
         print(f"first prompt ({first['tokens']:,} tokens, {first['images']} images{parts}, row {first['row_id']}):")
         print("\n".join(f"  | {line}" for line in first["text"].splitlines()))
+    for problem in shown["bad_files"]:
+        print(f"bad file, becomes a dead letter: {problem}")
     for note in shown["notes"]:
         print(f"note: {note}")
-    print(f"Next: {again('run', spec, overrides, limit)}")
+    if first is not None and "error" in first:
+        print(f"WARNING: the first row would become a dead letter: {first['code']}, row {first['row_id']}:")
+        print(f"  {first['error']}")
+        print("  if other rows are like it, mend the spec or the input first; a dead letter stops no other row")
+
+
+def _state(shown: dict[str, Any]) -> str:
+    """What the output holds, in words."""
+    state = shown["output_state"]
+    if state["state"] == "complete":
+        return f"complete already: {state['answered']:,} rows answered, {state['failed']:,} failed"
+    if state["state"] == "begun":
+        return f"{state['done']:,} of {shown['rows']:,} rows are done; run goes on with the rest"
+    if state["state"] == "replaced":
+        return "begun by another spec, which has answered nothing: this one takes its place"
+    return "new"
 
 
 def _print_settings(node: dict[str, Any], indent: str) -> None:

@@ -111,4 +111,4 @@ def again(verb: str, spec: str, overrides: list[str] | None = None, limit: int |
     "magbatch run 'my job.yaml' --set sampling.n=2 --limit 10"
     """
     sets = [word for item in overrides or [] for word in ("--set", item)]
-    return command(verb, spec, *sets, *([] if limit is None else ["--limit", str(limit)]))
+    return command(*verb.split(), spec, *sets, *([] if limit is None else ["--limit", str(limit)]))

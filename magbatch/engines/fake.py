@@ -25,6 +25,7 @@ from magbatch.engines.base import FREE, EngineConfig, EngineLoad, Form, OnTokens
 from magbatch.errors import EngineDeadError, EngineStartError, RequestRejectedError
 from magbatch.rows import Completion, Generation, Prompt
 from magbatch.spec.fake_args import FakeArgs, Rule
+from magbatch.spec.mistakes import field_mistakes
 from magbatch.tokenizer import Tokenizer
 
 CHUNK_TOKENS = 64  # as the real engine gives them
@@ -46,7 +47,8 @@ class FakeEngine:
         try:
             self._args = FakeArgs.model_validate(config.args)
         except ValidationError as error:
-            raise EngineStartError(f"fake engine: {error}") from error
+            wrong = field_mistakes(error, FakeArgs, lambda _: None)
+            raise EngineStartError(f"fake engine: {'; '.join(wrong)}") from error
         with captured(STDERR, replay=True):
             if self._args.start_says:
                 os.write(STDERR, f"{self._args.start_says}\n".encode())

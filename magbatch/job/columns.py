@@ -14,7 +14,6 @@ from magbatch.storage.columns import (
     as_text,
     common,
     is_bytes,
-    is_list,
     plain,
     settled,
     written_as,
@@ -187,19 +186,6 @@ def check_expected(columns: pa.Schema, expected: str | None) -> None:
     kind = columns.field(expected).type if expected is not None else pa.string()
     if pa.types.is_nested(kind) or is_bytes(kind) or pa.types.is_duration(kind) or isinstance(kind, pa.UuidType):
         raise SpecError(f"input.columns.expected: the column {expected!r} is {kind}; answers are compared with text")
-
-
-def check_pictures(spec: JobSpec, columns: pa.Schema) -> None:
-    """A struct of other fields would fail every row."""
-    for name in filter(None, [*spec.input.columns.images, spec.input.columns.document]):
-        kind = columns.field(name).type
-        kind = kind.value_type if is_list(kind) else kind
-        if pa.types.is_struct(kind) and not {"bytes", "path"} & {one.name for one in kind}:
-            fields = ", ".join(repr(one.name) for one in kind)
-            raise SpecError(
-                f"{named_by(spec, name)}: the column {name!r} is a struct of {fields}; an image or a document is a "
-                "struct with the field `bytes` or `path`, bytes, or text that names it"
-            )
 
 
 def check_max_tokens(columns: pa.Schema, name: str | None) -> None:

@@ -39,11 +39,11 @@ from magbatch.errors import (
     ClusterError,
     InterruptedJobError,
     JobError,
-    SpecError,
     StorageError,
     TooManyFailedError,
 )
 from magbatch.job.board import Snapshot, Watch
+from magbatch.job.devices import check_gpus, too_few
 from magbatch.job.lease import Hold
 from magbatch.job.plan import Plan
 from magbatch.job.prepare import Job
@@ -192,6 +192,7 @@ def _cluster(spec: JobSpec, *, first: bool) -> Iterator[Vital]:
             with _importing("magbatch.job.supervise"):
                 ray.init(address=address, runtime_env=environment or None, **quiet)
         else:
+            check_gpus(spec)
             # Replicas must leave a CPU for reading, or nothing would ever reach them: Ray counts, it does not pin.
             cpus = max(os.cpu_count() or 1, math.ceil(spec.replicas.max * spec.replicas.cpus) + 1)
             # A local Ray starts as many processes before it is asked for the first: none that the job would not use.
@@ -203,10 +204,7 @@ def _cluster(spec: JobSpec, *, first: bool) -> Iterator[Vital]:
             there = int(ray.cluster_resources().get("GPU", 0))
             if there < spec.replicas.gpus:
                 ray.shutdown()
-                raise SpecError(
-                    f"replicas.gpus: a replica asks for {spec.replicas.gpus}, this machine has {there}; "
-                    "set it to 0 for CPUs, or RAY_ADDRESS to a cluster"
-                )
+                raise too_few(spec, there)
     except JobError:
         raise
     except Exception as error:  # Ray raises a bare one when a node is slow to start

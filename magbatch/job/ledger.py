@@ -132,9 +132,18 @@ class Ledger:
         return spec, plan, manifest
 
     def begin(self, spec: JobSpec, plan: Plan) -> None:
-        """Freeze a new job: the plan first, so that a spec that is there always has its plan."""
+        """Freeze a new job: the plan first, so that a spec that is there always has its plan.
+
+        A spec that has answered nothing goes before that: it must not stand with the plan of this one.
+        """
+        self.store.delete(SPEC)
         self.store.write(PLAN, plan.to_bytes())
         self.store.write(SPEC, spec.to_yaml().encode())
+
+    def has_objects(self) -> bool:
+        """Whether anything lies in the folders that users glob, or the job is complete."""
+        listed = (self.store.list(f"{kind}/") for kind in (RESULTS, ERRORS))
+        return any(True for items in listed for _ in items) or self.load(MANIFEST) is not None
 
     def check_same(self, spec: JobSpec) -> bool:
         """Whether a job is here already, and it is this one.

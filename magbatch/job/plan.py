@@ -22,12 +22,12 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 
 from magbatch.errors import ErrorCode, InputError, OutputError
+from magbatch.job.column_kinds import check_kinds
 from magbatch.job.columns import (
     check_expected,
     check_known,
     check_max_tokens,
     check_names,
-    check_pictures,
     common_types,
     input_columns,
     renamed_note,
@@ -277,7 +277,7 @@ def _plan_of_rows(spec: JobSpec, limit: int | None, take: Callable[[ObjectInfo],
         check_known(spec, files, [*names, *group])
     columns = with_texts(spec, common_types(files, names))
     check_expected(columns, spec.input.columns.expected)
-    check_pictures(spec, columns)
+    check_kinds(spec, columns)
     check_max_tokens(columns, spec.input.columns.max_tokens)
     columns = with_output_names(spec, columns)
     notes = [*renamed_note(columns), *given.notes]

@@ -8,8 +8,8 @@ its manifest is there.
 import io
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,17 +20,19 @@ import pyarrow.parquet as pq
 from rich.console import Console
 
 from magbatch.capture import threads_told
-from magbatch.errors import ClusterError, JobError, OutputError, SpecError, StorageError
+from magbatch.errors import ClusterError, JobError, StorageError
 from magbatch.job.board import Snapshot
 from magbatch.job.columns import rendered_columns
+from magbatch.job.devices import check_gpus
 from magbatch.job.exporter import Exporter, check_address
 from magbatch.job.failures import Failures
 from magbatch.job.finalise import finalise
 from magbatch.job.heartbeat import Heartbeat, earlier, earlier_versions
 from magbatch.job.lease import Lease
 from magbatch.job.ledger import Ledger
+from magbatch.job.opening import begun, first_look, limited, new_plan, take_place
 from magbatch.job.page import report_files
-from magbatch.job.plan import Plan, make_plan
+from magbatch.job.plan import Plan
 from magbatch.job.prepare import Job, Preparer
 from magbatch.job.progress import JobProgress, ProgressLine
 from magbatch.job.report import DuplicateIds, ReplicaUse, Report, Run, Slowest, one_line, settings
@@ -42,7 +44,6 @@ from magbatch.pipeline.render import Renderer
 from magbatch.rows import ERRORS, RESULTS, Shard
 from magbatch.spec import JobSpec
 from magbatch.storage import open_store
-from magbatch.storage.s3 import NoBucketError
 from magbatch.totals import Totals
 
 SAMPLE_ROWS = 3
@@ -67,18 +68,6 @@ class Outcome:
     too_many_failed: bool
 
 
-def limited(spec: JobSpec, limit: int | None) -> JobSpec:
-    """The job of a sample: the same spec, with an output of its own beside the job's; inside it where that is a root.
-
-    A bucket's name, or `/`, with something added to it would be another bucket, or a folder that nobody asked for.
-    """
-    if limit is None:
-        return spec
-    path = spec.output.path.rstrip("/")
-    is_root = not path or (path.startswith("s3://") and "/" not in path.removeprefix("s3://"))
-    return spec.with_output(f"{path}{'/' if is_root else '-'}limit-{limit}")
-
-
 def run(spec: JobSpec, console: Console, limit: int | None = None, frozen: Plan | None = None) -> Outcome:
     """Run a job, or go on with it.
 
@@ -94,41 +83,30 @@ def run(spec: JobSpec, console: Console, limit: int | None = None, frozen: Plan 
     began = time.monotonic()
     spec = limited(spec, limit)
     ledger = Ledger(spec.output.path)
-    with _first_look():
-        known = ledger.plan() if ledger.check_same(spec) else None
+    known = begun(spec, ledger)
     if known is not None and ledger.manifest() is not None:
         mend(ledger, Lease(open_store(ledger.path, quick=True), console.print, spec.output.patience_s))
         report = stored_report(ledger)
         return _outcome(spec, report, ledger, known, already=True)
-    plan = known or frozen or _new_plan(spec, ledger, limit)
+    plan = known or frozen or new_plan(spec, ledger, limit)
+    if known is None and plan.rows:
+        check_gpus(spec)
     # What is wrong with model, tokenizer or prompt shows before anything is written.
     Preparer(Job(plan.pinned(spec), plan.columns))
     check_address(spec.metrics)
     lease = Lease(open_store(ledger.path, quick=True), console.print, spec.output.patience_s)
     with ExitStack() as stack:
-        with _first_look():
+        with first_look():
             stack.enter_context(lease.held())
-        known = ledger.plan() if ledger.check_same(spec) else None  # another run may have come and gone meanwhile
+        known = begun(spec, ledger)  # another run may have come and gone meanwhile
         if known is not None and ledger.manifest() is not None:
             return _outcome(spec, stored_report(ledger), ledger, known, already=True)
         if known is None:
+            take_place(spec, ledger, lease, console)
             ledger.begin(spec, plan)
         plan = known or plan
         report = complete(spec, plan, patient_ledger(spec, console), console, lease, began, judged=True)
     return _outcome(spec, report, ledger, plan, already=False)
-
-
-@contextmanager
-def _first_look() -> Iterator[None]:
-    """What an output refuses at first, and will go on to refuse, is a wrong output.path."""
-    try:
-        yield
-    except NoBucketError as error:
-        raise OutputError(f"output.path: {error}") from error
-    except StorageError as error:
-        if error.passing:
-            raise
-        raise OutputError(f"output.path: {error}") from error
 
 
 def patient_ledger(spec: JobSpec, console: Console) -> Ledger:
@@ -214,19 +192,6 @@ def _look_back(ledger: Ledger, progress: JobProgress, say: Callable[[str], None]
             say(f"the metrics of this run lack the rows of earlier ones: {type(error).__name__}: {error}")
 
     threading.Thread(target=read, name="look-back", daemon=True).start()
-
-
-def _new_plan(spec: JobSpec, ledger: Ledger, limit: int | None) -> Plan:
-    for kind in (RESULTS, ERRORS):
-        if any(True for _ in ledger.store.list(f"{kind}/")):
-            raise OutputError(
-                f"{ledger.path}/{kind} holds objects, but there is no magbatch job here: set output.path to a new place"
-            )
-    if spec.input.incremental and limit is None:
-        raise SpecError(
-            "input.incremental: such a job runs by its schedule: magbatch schedule tick SPEC; or --limit N for a taste"
-        )
-    return make_plan(spec, limit)
 
 
 def _answer(

@@ -12,6 +12,7 @@ from magbatch.job.manifest import Manifest
 from magbatch.job.page import report_files
 from magbatch.job.report import Report
 from magbatch.job.staging import is_settled, read_named
+from magbatch.rows import PartName
 from magbatch.totals import Totals
 
 
@@ -34,6 +35,21 @@ def stored_report(ledger: Ledger) -> Report:
     return report
 
 
+def whole(ledger: Ledger) -> list[PartName]:
+    """The objects of a complete job that its manifest does not name.
+
+    Raises:
+        OutputError: Objects that it names are gone.
+    """
+    strays, lost = ledger.strays()
+    if lost:
+        raise OutputError(
+            f"{ledger.path}: the job is complete, but {len(lost):,} objects that its manifest names are gone; the "
+            f"first is {lost[0]}. Bring them back, or set output.path to a new place to run it again"
+        )
+    return strays
+
+
 def mend(ledger: Ledger, lease: Lease) -> None:
     """Do what an interrupted end of a complete job has left undone, and write a page that is missing.
 
@@ -45,13 +61,7 @@ def mend(ledger: Ledger, lease: Lease) -> None:
     Raises:
         OutputError: Objects that the manifest names are gone.
     """
-    strays, lost = ledger.strays()
-    if lost:
-        raise OutputError(
-            f"{ledger.path}: the job is complete, but {len(lost):,} objects that its manifest names are gone; the "
-            f"first is {lost[0]}. Bring them back, or set output.path to a new place to run it again"
-        )
-    if strays or not is_settled(ledger.store) or not _has_page(ledger, ledger.manifest()):
+    if whole(ledger) or not is_settled(ledger.store) or not _has_page(ledger, ledger.manifest()):
         with suppress(LeaseError), lease.held():
             ledger.tidy(lease.confirm)
             _add_page(ledger, lease)

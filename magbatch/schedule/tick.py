@@ -20,6 +20,7 @@ from magbatch.errors import JobError, ResumableError, SpecError
 from magbatch.job.columns import are_planned
 from magbatch.job.lease import Lease
 from magbatch.job.ledger import Ledger
+from magbatch.job.opening import holds_rows
 from magbatch.job.plan import Plan, make_plan
 from magbatch.job.run import Outcome, run
 from magbatch.schedule.history import BEGUN, COMPLETE, EMPTY, History
@@ -160,6 +161,12 @@ def _frozen(spec: JobSpec, tick: datetime, history: History, lease: Lease) -> Pl
     return history.claim(tick, made)
 
 
+def _of_same_files(spec: JobSpec, plan: Plan) -> Plan:
+    """A plan of the files of another plan, as far as they are in the input of this spec."""
+    files = plan.files()
+    return make_plan(spec, take=lambda file: (file.name, file.size, file.tag) in files)
+
+
 def _finish(
     spec: JobSpec, tick: datetime, history: History, lease: Lease, console: Console, answer: Answer
 ) -> TickOutcome:
@@ -172,7 +179,12 @@ def _finish(
     ledger = Ledger(path)
     own = ledger.spec()
     wanted = spec.with_output(path)
-    if own is not None and (changed := differences(own, wanted)):
+    changed = differences(own, wanted) if own is not None else []
+    if own is not None and changed and not holds_rows(ledger):
+        mended = _of_same_files(wanted, plan)
+        if mended.files() == plan.files():  # the tick's claim; a spec that reads other files leaves it as it is
+            own, plan = None, mended
+    if own is not None and changed:
         listed = ", ".join(line.partition(":")[0] for line in changed)
         console.print(
             f"{path} was begun before the spec changed ({listed}): it is finished as it was begun", markup=False
@@ -180,8 +192,7 @@ def _finish(
         wanted = own
     if own is None and not are_planned(wanted, plan.columns):
         # Nothing was asked yet, and the spec was mended since: the same files, with the columns it reads now.
-        files = plan.files()
-        plan = make_plan(wanted, take=lambda file: (file.name, file.size, file.tag) in files)
+        plan = _of_same_files(wanted, plan)
     outcome = answer(wanted, console, plan)
     history.end(
         tick, COMPLETE, files=plan.num_files(), rows=plan.rows, failed=outcome.report["totals"]["failed"],

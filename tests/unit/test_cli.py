@@ -104,13 +104,14 @@ def test_plan_shows_the_job_and_its_first_prompt(job: SmallJob) -> None:
     lines = result.stdout.splitlines()
     tokens = len(job.prompts(0).prompts[0].token_ids)
     assert lines[0] == "small: 10 rows in 1 files -> 3 shards of 2 to 4 rows"
-    assert lines[1] == f"output: {job.output}"
+    assert lines[1] == f"output: {job.output} (new)"
     at = lines.index(f"first prompt ({tokens} tokens, 0 images, row {job.row_ids()[0]}):")
     assert lines[at + 1] == "  | <s>[INST]What is a0?[/INST]"
     assert lines[-1] == f"Next: magbatch run {path}"
     assert "      max_num_seqs: 4" in lines  # as the spec sets it
     assert "      max_model_len: 2400" in lines  # as it was resolved
-    assert "    temperature: 0.7" in lines  # as nobody set it
+    assert "    temperature: 0.7" not in lines  # as nobody set it
+    assert "    temperature: 0.7" in command("plan", path, "--settings").stdout.splitlines()
 
 
 def test_plan_for_a_program(job: SmallJob) -> None:
@@ -160,6 +161,38 @@ def test_plan_takes_overrides_and_a_limit(job: SmallJob) -> None:
     assert (shown["settings"]["sampling"]["max_tokens"], shown["settings"]["sampling"]["n"]) == (7, 2)
 
 
+def test_plan_shows_all_and_then_what_this_machine_lacks(job: SmallJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    path = spec_file(job, replicas={"gpus": 99})
+    result = command("plan", path)
+    assert result.exit_code == 2
+    assert "  | <s>[INST]What is a0?[/INST]" in result.stdout.splitlines()
+    assert "Next:" not in result.stdout
+    assert result.stderr.startswith("magbatch: replicas.gpus: a replica asks for 99, this machine has ")
+    assert refused(command("run", path)) == result.stderr.removeprefix("magbatch: ").rstrip("\n")
+    shown = json.loads(command("plan", path, "--json").stdout)
+    assert (shown["rows"], shown["error"], shown["exit_code"]) == (10, "SpecError", 2)
+    assert "replicas.gpus" in shown["message"]
+
+
+def test_plan_says_where_a_job_stands(job: SmallJob) -> None:
+    path = spec_file(job)
+    job.begin()
+    lines = command("plan", path, "--set", "sampling.max_tokens=9").stdout.splitlines()
+    assert lines[1] == (
+        f"output: {job.output} (begun by another spec, which has answered nothing: this one takes its place)"
+    )
+    job.answer()
+    lines = command("plan", path).stdout.splitlines()
+    assert lines[1] == f"output: {job.output} (10 of 10 rows are done; run goes on with the rest)"
+    assert "sampling.max_tokens: 400 -> 9" in refused(command("plan", path, "--set", "sampling.max_tokens=9"))
+    command("run", path)
+    lines = command("plan", path).stdout.splitlines()
+    assert lines[1] == f"output: {job.output} (complete already: 10 rows answered, 0 failed)"
+    assert lines[-1] == f"Next: magbatch verify {job.output}"
+    assert not [line for line in lines if line.startswith("first prompt")]
+
+
 def test_plan_and_what_comes_next_are_one_job(job: SmallJob) -> None:
     path, sets = spec_file(job), ['prompt.system=Don\'t say "$HOME"', "sampling={max_tokens: 7, n: 2}"]
     args = [word for item in sets for word in ("--set", item)]
@@ -181,7 +214,10 @@ def test_plan_says_what_the_first_row_would_become(tmp_path: Path) -> None:
     job.ask(1, question=[None])
     result = command("plan", spec_file(job))
     assert result.exit_code == 0
-    assert "the row would become a dead letter: column 'question' is null in this row" in result.stdout
+    lines = result.stdout.splitlines()
+    assert f"WARNING: the first row would become a dead letter: missing_value, row {job.row_ids()[0]}:" in lines
+    assert "  column 'question' is null in this row" in lines
+    assert lines[-1] == f"Next: look at that row, then try a few: magbatch run {job.root}/job.yaml --limit 20"
 
 
 def test_plan_says_what_is_cut(job: SmallJob) -> None:

@@ -11,13 +11,20 @@ import pytest
 from rich.console import Console
 from small_job import SmallJob
 
-from magbatch.errors import ModelError, OutputError, SpecChangedError
-from magbatch.job.layout import PAGE
-from magbatch.job.preview import listing, preview
-from magbatch.job.run import Outcome, limited, run
+from magbatch.errors import ModelError, OutputError, SpecChangedError, SpecError
+from magbatch.job.devices import gpus_here
+from magbatch.job.heartbeat import RECORD
+from magbatch.job.layout import PAGE, SPEC
+from magbatch.job.lease import Lease
+from magbatch.job.ledger import Ledger
+from magbatch.job.opening import begun, limited, take_place
+from magbatch.job.plan import make_plan
+from magbatch.job.preview import not_default, preview
+from magbatch.job.run import Outcome, run
 from magbatch.job.status import status
 from magbatch.job.verify import verify
-from magbatch.spec import JobSpec, parse
+from magbatch.spec import JobSpec, differences, parse
+from magbatch.storage import open_store
 
 
 def go(spec: JobSpec, limit: int | None = None) -> tuple[Outcome, str]:
@@ -209,7 +216,7 @@ def test_a_preview_of_a_sample_has_a_place_of_its_own(job: SmallJob) -> None:
     job.ask(10)
     shown = preview(job.spec(), limit=3)
     assert (shown["rows"], shown["output"]) == (3, f"{job.output}-limit-3")
-    assert [record["rows"] for record in listing(job.spec(), limit=3)] == [3]
+    assert [record["rows"] for record in preview(job.spec(), limit=3, shards=True)["shard_list"]] == [3]
 
 
 def test_a_preview_lists_its_shards(job: SmallJob) -> None:
@@ -217,7 +224,7 @@ def test_a_preview_lists_its_shards(job: SmallJob) -> None:
     job.ask(3, "b.parquet")
     job.set("input", shard_rows=2)
     a, b = f"{job.input}/a.parquet", f"{job.input}/b.parquet"
-    assert listing(job.spec()) == [
+    assert preview(job.spec(), shards=True)["shard_list"] == [
         {"shard": 0, "rows": 2, "files": [a]},
         {"shard": 1, "rows": 2, "files": [a, b]},
         {"shard": 2, "rows": 2, "files": [b]},
@@ -232,7 +239,12 @@ def test_a_preview_of_no_rows_has_no_prompt(job: SmallJob) -> None:
 
 def test_a_preview_says_that_the_first_row_would_fail(job: SmallJob) -> None:
     job.ask(2, question=[None, "What?"])
-    assert preview(job.spec())["first_prompt"] == {"error": "column 'question' is null in this row"}
+    assert preview(job.spec())["first_prompt"] == {
+        "row_id": job.row_ids()[0],
+        "step": "render",
+        "code": "missing_value",
+        "error": "column 'question' is null in this row",
+    }
 
 
 def test_a_preview_passes_over_files_that_cannot_be_read(job: SmallJob) -> None:
@@ -243,6 +255,151 @@ def test_a_preview_passes_over_files_that_cannot_be_read(job: SmallJob) -> None:
     assert shown["first_prompt"]["text"] == "<s>[INST]What is b0?[/INST]"
     assert len(shown["bad_files"]) == 1
     assert shown["rows"] == 3
+
+
+def test_a_preview_of_a_job_that_is_begun_is_of_its_frozen_plan(job: SmallJob) -> None:
+    job.ask(10)
+    assert preview(job.spec())["output_state"] == {"state": "new", "done": 0, "answered": 0, "failed": 0}
+    job.answer()
+    job.ledger.store.delete(job.objects()[0])
+    job.ask(10, "later.parquet")
+    shown = preview(job.spec())
+    assert (shown["rows"], shown["output_state"]["state"], shown["output_state"]["done"]) == (10, "begun", 6)
+
+
+def test_a_preview_of_a_complete_job_needs_neither_its_input_nor_its_model(job: SmallJob, tmp_path: Path) -> None:
+    job.ask(4, question=[None, "a", "b", "c"])
+    folder = tmp_path / "model"
+    shutil.copytree(job.checkpoint, folder)
+    job.set("model", source=str(folder), engine="fake", engine_args=job.engine)
+    job.answer()
+    go(job.spec())
+    shutil.rmtree(folder)
+    shutil.rmtree(job.input)
+    shown = preview(job.spec())
+    assert shown["output_state"] == {"state": "complete", "done": 4, "answered": 3, "failed": 1}
+    assert shown["settings"]["model"]["engine_args"]["max_num_seqs"] == 4
+    (name, *_) = job.objects()
+    job.ledger.store.delete(name)
+    with pytest.raises(OutputError, match="the job is complete, but 1 objects that its manifest names are gone"):
+        preview(job.spec())
+
+
+def test_a_preview_refuses_an_output_as_a_run_does(job: SmallJob, tmp_path: Path) -> None:
+    job.ask(10)
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "other" / "results").mkdir(parents=True)
+    (tmp_path / "other" / "results" / "a.parquet").write_text("x")
+    for output, said in [("file", "output.path: "), ("other", "holds objects, but there is no magbatch job here")]:
+        spec = job.spec().with_output(str(tmp_path / output))
+        for look in (preview, go):
+            with pytest.raises(OutputError, match=said):
+                look(spec)
+    job.answer()
+    for look in (preview, go):
+        with pytest.raises(SpecChangedError, match=r"sampling\.max_tokens: 400 -> 9"):
+            look(job.spec(sampling={"max_tokens": 9}))
+
+
+def test_a_preview_says_what_this_machine_lacks(job: SmallJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    job.ask(10)
+    spec = job.spec(replicas={"gpus": 99})
+    (said,) = preview(spec)["refused"]
+    assert said.startswith(
+        f"replicas.gpus: a replica asks for 99, this machine has {gpus_here()}; set it to 0 for CPUs"
+    )
+    with pytest.raises(SpecError) as caught:
+        go(spec)
+    assert str(caught.value) == said
+    assert not Path(job.output).exists()
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    assert preview(spec)["refused"] == []
+
+
+def test_only_settings_that_are_no_defaults_are_told_apart(job: SmallJob) -> None:
+    job.ask(1)
+    shown = not_default(preview(job.spec(sampling={"top_k": 3}))["settings"])
+    assert shown["sampling"] == {"top_k": 3} | {"max_tokens": 400}
+    assert shown["model"].keys() == {"source", "revision", "engine", "engine_args"}
+    assert shown["name"] == "small"
+    assert "metrics" not in shown
+    assert "on_bad_file" not in shown["input"]
+
+
+# An output that a spec has frozen and that holds nothing
+
+
+def test_a_spec_that_was_mended_takes_the_place_of_one_that_answered_nothing(either_job: SmallJob) -> None:
+    job = either_job
+    job.ask(10)
+    job.begin()
+    mended = job.spec(sampling={"max_tokens": 9}, input={"shard_rows": 5})
+    assert preview(mended)["output_state"]["state"] == "replaced"
+    ledger, said = job.ledger, io.StringIO()
+    lease = Lease(open_store(job.output, quick=True), print)
+    with lease.held():
+        assert begun(mended, ledger) is None
+        take_place(mended, ledger, lease, Console(file=said, width=200))
+        ledger.begin(mended, make_plan(mended))
+    assert "this one takes its place" in said.getvalue()
+    assert differences(ledger.spec() or job.spec(), mended) == []
+    plan = ledger.plan()
+    assert plan is not None
+    assert plan.num_shards == 2
+    assert preview(mended)["output_state"]["state"] == "begun"
+
+
+def test_one_answer_keeps_the_place(job: SmallJob) -> None:
+    job.ask(10)
+    job.answer()
+    for name in job.objects()[1:]:
+        job.ledger.store.delete(name)
+    with pytest.raises(SpecChangedError):
+        begun(job.spec(sampling={"max_tokens": 9}), job.ledger)
+
+
+def test_an_answer_that_a_late_listing_does_not_show_keeps_the_place(job: SmallJob) -> None:
+    job.ask(10)
+    job.begin()
+    job.ledger.store.write(RECORD, json.dumps({"version": 1, "at": 0.0, "done": 3}).encode())
+    with pytest.raises(SpecChangedError):
+        begun(job.spec(sampling={"max_tokens": 9}), job.ledger)
+
+
+def test_what_replicas_of_a_run_that_was_killed_still_commit_keeps_the_place(job: SmallJob) -> None:
+    job.ask(10)
+    job.begin()
+    mended, said = job.spec(sampling={"max_tokens": 9}), io.StringIO()
+    lease = Lease(open_store(job.output, quick=True), print)
+    with lease.held():
+        lease.inherited = True  # as if its holder had been killed
+        take_place(mended, job.ledger, lease, Console(file=said, width=200), wait_s=0.01)
+        assert "waiting 0 s for what its replicas may still commit" in said.getvalue()
+        job.answer()
+        with pytest.raises(SpecChangedError):
+            take_place(mended, job.ledger, lease, Console(file=said), wait_s=0.01)
+
+
+def test_a_plan_never_stands_with_the_spec_of_another(job: SmallJob) -> None:
+    job.ask(10)
+    job.begin()
+    mended = job.spec(sampling={"max_tokens": 9})
+
+    class Cut(Exception):
+        pass
+
+    ledger, write = job.ledger, job.ledger.store.write
+
+    def killed(name: str, data: bytes) -> None:
+        if name == SPEC:
+            raise Cut
+        write(name, data)
+
+    ledger.store.write = killed  # type: ignore[method-assign]
+    with pytest.raises(Cut):
+        ledger.begin(mended, make_plan(mended))
+    assert Ledger(job.output).spec() is None
 
 
 # Where a job stands

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from magbatch.errors import (
     ClusterError,
+    EngineStartError,
     InputError,
     InterruptedJobError,
     JobError,
@@ -313,7 +314,9 @@ def test_a_run_that_has_begun_is_finished_as_it_was_begun(tmp_path: Path) -> Non
     put(root, "a.parquet")
 
     def begin_and_die(spec: JobSpec, console: Console, plan: Plan) -> Outcome:
-        Ledger(spec.output.path).begin(spec, plan)
+        ledger = Ledger(spec.output.path)
+        ledger.begin(spec, plan)
+        ledger.store.write("results/part-00000-x.parquet", b"an answer")
         raise Killed
 
     with pytest.raises(Killed):
@@ -327,6 +330,46 @@ def test_a_run_that_has_begun_is_finished_as_it_was_begun(tmp_path: Path) -> Non
     put(root, "b.parquet")
     run(job(root, sampling={"temperature": 0}), FIRST + DAY, answer)
     assert [one.sampling.temperature for one in seen] == [0.7, 0]
+
+
+@pytest.mark.parametrize(
+    ("mended", "files"),
+    [
+        ({"sampling": {"temperature": 0}}, [{"a.parquet"}, {"b.parquet"}]),
+        (
+            {"prompt": {"template": "Now {{ question }}"}, "sampling": {"temperature": 0}},
+            [{"a.parquet"}, {"b.parquet"}],
+        ),
+        ({"input": {"path": "elsewhere"}}, [{"a.parquet"}, {"c.parquet"}]),  # of which the claim has nothing
+    ],
+    ids=str,
+)
+def test_a_run_that_has_answered_nothing_takes_the_mended_spec_and_keeps_its_files(
+    tmp_path: Path, mended: dict[str, Any], files: list[set[str]]
+) -> None:
+    root, spec = str(tmp_path), job(str(tmp_path))
+    put(root, "a.parquet")
+
+    def refuse(spec: JobSpec, console: Console, plan: Plan) -> Outcome:
+        Ledger(spec.output.path).begin(spec, plan)
+        raise EngineStartError("no such argument")
+
+    with pytest.raises(EngineStartError):
+        run(spec, FIRST, refuse)
+    put(root, "b.parquet")
+    put(f"{root}/elsewhere", "c.parquet")
+    if "input" in mended:
+        mended = {"input": {"path": f"{root}/elsewhere/input"}}
+    asked = list[tuple[float, set[str]]]()
+
+    def answer(spec: JobSpec, console: Console, plan: Plan) -> Outcome:
+        asked.append((spec.sampling.temperature, {name.rpartition("/")[2] for name, _, _ in plan.files()}))
+        return complete(spec, console, plan)
+
+    run(job(root, **mended), FIRST + DAY, answer)
+    assert [found for _, found in asked] == files
+    if "sampling" in mended:
+        assert [temperature for temperature, _ in asked] == [0, 0]
 
 
 def test_a_spec_that_is_mended_before_anything_was_asked_has_its_columns_again(tmp_path: Path) -> None:

@@ -1,0 +1,74 @@
+"""The GPUs of this machine, counted as a local Ray will count them: Ray is neither started nor imported."""
+
+import ctypes
+import importlib.util
+import os
+import sys
+
+from magbatch.errors import SpecError
+from magbatch.spec import JobSpec
+
+NVML = "libnvidia-ml.so.1"  # of NVIDIA's driver; Ray asks the same library
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+# Other makers' GPUs, which Ray counts by their own libraries: AMD's driver, and the packages for Intel and MetaX.
+OTHER_DRIVERS = ("/dev/kfd",)
+OTHER_PACKAGES = ("dpctl", "pymxsml")
+
+
+def check_gpus(spec: JobSpec) -> None:
+    """Hold what a replica asks for against this machine, unless the job goes to a cluster.
+
+    Raises:
+        SpecError: A local Ray would have too few GPUs for one replica.
+    """
+    if os.environ.get("RAY_ADDRESS"):
+        return
+    there = gpus_here()
+    if there is not None and there < spec.replicas.gpus:
+        raise too_few(spec, there)
+
+
+def too_few(spec: JobSpec, there: int) -> SpecError:
+    """What is said where a replica asks for more GPUs than a machine has.
+
+    Args:
+        spec: The job.
+        there: GPUs of the machine.
+    """
+    return SpecError(
+        f"replicas.gpus: a replica asks for {spec.replicas.gpus}, this machine has {there}; set it to 0 for CPUs, or "
+        "run the job on a cluster: RAY_ADDRESS=host:6379, magbatch submit, or magbatch deploy render"
+    )
+
+
+def gpus_here() -> int | None:
+    """GPUs that this process may use; None where only Ray can tell."""
+    count = _nvidia()
+    if count:
+        visible = os.environ.get(VISIBLE)
+        return count if visible is None else min(count, visible_count(visible))
+    others = any(map(os.path.exists, OTHER_DRIVERS)) or any(map(importlib.util.find_spec, OTHER_PACKAGES))
+    return None if others or sys.platform == "darwin" else 0
+
+
+def visible_count(visible: str) -> int:
+    """GPUs that CUDA_VISIBLE_DEVICES lets through, at most.
+
+    >>> visible_count("0,1"), visible_count(""), visible_count("NoDevFiles")
+    (2, 0, 0)
+    """
+    return 0 if visible in ("", "NoDevFiles") else len(visible.split(","))
+
+
+def _nvidia() -> int:
+    """NVIDIA's GPUs; 0 without their driver."""
+    try:
+        library = ctypes.CDLL(NVML)
+        if library.nvmlInit_v2() != 0:
+            return 0
+        count = ctypes.c_uint()
+        found = library.nvmlDeviceGetCount_v2(ctypes.byref(count))
+        library.nvmlShutdown()
+    except (OSError, AttributeError):  # no driver, or one of before 2012
+        return 0
+    return count.value if found == 0 else 0

@@ -1,0 +1,119 @@
+"""An output as a run finds it: new, begun by this job, complete, or another's."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+
+from magbatch.errors import OutputError, SpecChangedError, SpecError, StorageError
+from magbatch.job.heartbeat import last_record
+from magbatch.job.lease import EXPIRY_S, Lease
+from magbatch.job.ledger import Ledger
+from magbatch.job.plan import Plan, make_plan
+from magbatch.rows import ERRORS, RESULTS
+from magbatch.spec import JobSpec
+from magbatch.storage.s3 import NoBucketError
+
+
+def limited(spec: JobSpec, limit: int | None) -> JobSpec:
+    """The job of a sample: the same spec, with an output of its own beside the job's; inside it where that is a root.
+
+    A bucket's name, or `/`, with something added to it would be another bucket, or a folder that nobody asked for.
+    """
+    if limit is None:
+        return spec
+    path = spec.output.path.rstrip("/")
+    is_root = not path or (path.startswith("s3://") and "/" not in path.removeprefix("s3://"))
+    return spec.with_output(f"{path}{'/' if is_root else '-'}limit-{limit}")
+
+
+def begun(spec: JobSpec, ledger: Ledger) -> Plan | None:
+    """The frozen plan of this job; None where there is none yet, or a job of another spec that has answered nothing.
+
+    Raises:
+        SpecChangedError: The output holds answers to another spec; with the difference.
+        OutputError: The output cannot be one.
+    """
+    with first_look():
+        try:
+            return ledger.plan() if ledger.check_same(spec) else None
+        except SpecChangedError:
+            if holds_rows(ledger):
+                raise
+            return None
+
+
+def holds_rows(ledger: Ledger) -> bool:
+    """Whether a job has answered a row: by its objects, or by its run's own record, for a listing may be late."""
+    record = last_record(ledger.store) or {}
+    return bool(record.get("done")) or ledger.has_objects()
+
+
+def take_place(spec: JobSpec, ledger: Ledger, lease: Lease, console: Console, wait_s: float = EXPIRY_S) -> None:
+    """Before a job takes the place of one of another spec: nothing of that one may come any more.
+
+    Args:
+        spec: The job.
+        ledger: The output.
+        lease: A hold on it.
+        console: Where it is said what is waited for.
+        wait_s: Seconds after which replicas of a run whose lease is lost commit nothing.
+
+    Raises:
+        SpecChangedError: Its replicas have committed rows meanwhile.
+        LeaseError: Another run has taken the output over.
+    """
+    if ledger.spec() is None:
+        return
+    console.print("another spec was begun here and has answered nothing: this one takes its place", highlight=False)
+    if not lease.inherited:
+        return
+    console.print(
+        f"the run before has not given this output back; waiting {wait_s:.0f} s for what its replicas may still commit",
+        markup=False,
+        highlight=False,
+    )
+    until = time.monotonic() + wait_s
+    while (left := until - time.monotonic()) > 0:
+        time.sleep(min(left, 1.0))
+        lease.check()
+    begun(spec, ledger)
+
+
+def check_unused(ledger: Ledger) -> None:
+    """Raises OutputError where an output without a job holds objects all the same."""
+    for kind in (RESULTS, ERRORS):
+        if any(True for _ in ledger.store.list(f"{kind}/")):
+            raise OutputError(
+                f"{ledger.path}/{kind} holds objects, but there is no magbatch job here: set output.path to a new place"
+            )
+
+
+def new_plan(spec: JobSpec, ledger: Ledger, limit: int | None) -> Plan:
+    """The plan of a job that has none yet.
+
+    Raises:
+        OutputError: The output holds objects of something else.
+        SpecError: The job is one that runs by its schedule.
+        JobError: As `make_plan` does.
+    """
+    check_unused(ledger)
+    if spec.input.incremental and limit is None:
+        raise SpecError(
+            "input.incremental: such a job runs by its schedule: magbatch schedule tick SPEC; or --limit N for a taste"
+        )
+    return make_plan(spec, limit)
+
+
+@contextmanager
+def first_look() -> Iterator[None]:
+    """What an output refuses at first, and will go on to refuse, is a wrong output.path."""
+    try:
+        yield
+    except NoBucketError as error:
+        raise OutputError(f"output.path: {error}") from error
+    except StorageError as error:
+        if error.passing:
+            raise
+        raise OutputError(f"output.path: {error}") from error
