@@ -50,6 +50,7 @@ def ask_about(job: SmallJob, numbers: list[int], name: str = "a.parquet", **opti
         "text": [text(number) for number in numbers],
         "file": [f"docs/{number}.txt" for number in numbers],
         "number": numbers,
+        "chat": [[{"role": "user", "content": f"What is {letter}{row}?"}] for row in range(len(numbers))],
     }
     job.write(pa.table(table), name, **options)
 
@@ -138,7 +139,7 @@ def test_documents_and_images_are_long_however_short_their_names_are(
         {"prompt": {"template": "{{ file }}: {{ question }}"}},  # too short to matter
         {"prompt": {"template": "{{ number }}: {{ question }}"}},
         {"prompt": {"template": None}, "input": {"columns": {"prompt": "question"}}},
-        {"prompt": {"template": None}, "input": {"columns": {"messages": "question", "document": "file"}}},
+        {"prompt": {"template": None}, "input": {"columns": {"messages": "chat", "document": "file"}}},
         {"input": {"group": "none"}},
     ],
 )

@@ -316,6 +316,7 @@ def test_a_carried_value_is_copied_whatever_it_is(job: SmallJob, values: pa.Arra
 @pytest.mark.parametrize("values", [not_text(), far_dates(), far_times()], ids=["text", "dates", "times"])
 def test_a_value_that_cannot_be_asked_fails_its_row_alone(job: SmallJob, values: pa.Array) -> None:
     job.write(pa.table({"id": ["x", "y", "z"], "question": values}))
+    job.set("prompt", template="{{ question }}")
     check_that_the_second_row_fails(job)
 
 
