@@ -18,6 +18,7 @@ from magbatch.bench.prefixes import prefix
 from magbatch.bench.report import Target, document, markdown, targets
 from magbatch.bench.workloads import WORKLOADS
 from magbatch.errors import SpecError
+from magbatch.spec.secrets import secrets
 
 ALL = "all"
 MEASURES = BOUNDS | {"prefix": prefix}
@@ -84,7 +85,10 @@ def bench(
         raise SpecError(f"--arms: there is no arm {wrong[0]!r}: write some of {', '.join(ARMS)}")
     if os.environ.get("VLLM_PLUGINS"):
         raise SpecError("VLLM_PLUGINS is set: unset it, or vLLM loads no probe, without which nothing is measured")
-    machine = this_machine(model, _given(engine_args), gpus, pin=pin)
+    given = _given(engine_args)
+    for path, message in secrets({"model": {"source": model, "engine_args": given}}):
+        raise SpecError(f"{path.removeprefix('model.')}: {message}")
+    machine = this_machine(model, given, gpus, pin=pin)
     suites: list[Suite] = []
     reached: list[Target] = []
     with _folder(keep) as folder:

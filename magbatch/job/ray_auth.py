@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import grpc  # type: ignore[import-untyped]
 import ray
+from ray._private.services import find_bootstrap_address
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
 from magbatch.errors import ClusterAccessError
@@ -70,22 +71,35 @@ def refused(where: str, token: Token) -> ClusterAccessError:
 
 
 def authenticate(address: str) -> None:
-    """Have this process send its token to the cluster at `host:port` if, and only if, that asks for one.
+    """Have this process send its token to the cluster at `host:port`, or `auto`, if that asks for one; else to none.
 
     Raises:
         ClusterAccessError: It asks, and no token is at hand, or not the right one.
     """
-    if ":" not in address or os.environ.get("RAY_USE_TLS", "0") not in {"", "0"}:
-        return  # `auto`, where Ray decides alike; or a port that speaks TLS, whose certificates are Ray's matter
+    if os.environ.get(MODE, "").lower() == "token" and token_at_hand() is None:
+        raise ClusterAccessError(
+            f"{MODE}=token, and no token is at hand: set {TOKEN}, or {TOKEN_PATH}; or unset {MODE}"
+        )
     where = f"RAY_ADDRESS={address}"
-    if _answer(address, None) is not grpc.StatusCode.UNAUTHENTICATED:
+    if address == "auto":  # the cluster that was started last on this machine
+        address = find_bootstrap_address(None) or address
+    if ":" not in address or os.environ.get("RAY_USE_TLS", "0") not in {"", "0"}:
+        return  # none, as Ray will say; or a port that speaks TLS, whose certificates are Ray's matter
+    answer = _answer(address, None)
+    if answer is grpc.StatusCode.OK:
+        _set_mode("disabled")  # under RAY_AUTH_MODE=token the cluster would be sent a token that it has not asked for
+    if answer is not grpc.StatusCode.UNAUTHENTICATED:
         return
     token = token_at_hand()
     if token is None:
         raise wanted(where)
     if _answer(address, token) is grpc.StatusCode.UNAUTHENTICATED:
         raise refused(where, token)
-    os.environ[MODE] = "token"
+    _set_mode("token")
+
+
+def _set_mode(mode: str) -> None:
+    os.environ[MODE] = mode
     Config.initialize("")  # Ray has read the mode already, when it was imported
 
 

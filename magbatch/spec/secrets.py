@@ -157,4 +157,4 @@ def _instead(path: str, value: str) -> str:
         where = "leave access to the AWS chain: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or a role"
     else:
         where = "give it to the engine's environment"
-    return f"holds a secret, and a spec is stored with the answers: take it out, and {where}"
+    return f"holds a secret, which would be stored with the results: take it out, and {where}"

@@ -161,12 +161,7 @@ def test_a_cluster_with_a_token_is_used_by_who_has_it(job: JobFiles, tmp_path_fa
             (nothing, "asks for a token, and none is at hand: set RAY_AUTH_TOKEN"),
             (wrong, "refuses the token of RAY_AUTH_TOKEN"),
         ):
-            for arguments, ray_address in (
-                (("submit", spec, "--address", address), ""),
-                (("jobs", "--address", address), ""),
-                (("status", "a-job", "--address", address), ""),
-                (("run", spec), gcs),
-            ):
+            for arguments, ray_address in ((("submit", spec, "--address", address), ""), (("run", spec), gcs)):
                 failed = magbatch(*arguments, **env, RAY_ADDRESS=ray_address)
                 assert failed.returncode == 2, failed.stdout + failed.stderr
                 assert said in failed.stderr
@@ -183,9 +178,6 @@ def test_a_cluster_with_a_token_is_used_by_who_has_it(job: JobFiles, tmp_path_fa
         assert standing["status"]["complete"] is True
         over = magbatch("cancel", sent["id"], "--address", address, **right)
         assert "had ended already: succeeded" in over.stdout
-        again = json.loads(magbatch("resume", sent["id"], "--address", address, "--json", **right).stdout)
-        assert "complete already" in magbatch("logs", "-f", again["id"], "--address", address, **right).stdout
-
         (home / ".ray").mkdir()
         (home / ".ray/auth_token").write_text(token)
         output = str(job.folder / "by-address")

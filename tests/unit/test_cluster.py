@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 
 from magbatch.cli.app import app
 from magbatch.cluster import _is_open
-from magbatch.job.ray_auth import Token, own_token, token_at_hand
+from magbatch.errors import ClusterAccessError
+from magbatch.job.ray_auth import Token, authenticate, own_token, token_at_hand
 
 
 @contextmanager
@@ -130,6 +131,13 @@ def test_a_cluster_that_asks_for_a_token_where_there_is_none_names_the_variable(
         done = CliRunner().invoke(app, ["jobs", "--address", address])
     assert done.exit_code == 2
     assert f"RAY_AUTH_TOKEN_PATH {home / 'nowhere'}: cannot be read" in done.output
+
+
+@pytest.mark.usefixtures("home")
+def test_token_mode_without_a_token_names_the_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    with pytest.raises(ClusterAccessError, match=r"RAY_AUTH_MODE=token.*set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH"):
+        authenticate("127.0.0.1:1")
 
 
 @pytest.mark.usefixtures("home")

@@ -15,6 +15,7 @@ from magbatch.cli.app import app
         (["nope"], "there is no suite 'nope': write one of text, tail, image, occupancy,"),
         (["text", "--arms", "raw,vllm"], "--arms: there is no arm 'vllm': write some of raw, magbatch,"),
         (["text", "--engine-arg", "max_num_seqs"], "--engine-arg max_num_seqs: write name=value"),
+        (["text", "--engine-arg", "hf_token=sesame"], "engine_args.hf_token: holds a secret"),
         (["text", "--engine-arg", "a=[1"], "--engine-arg a=[1: the value is not YAML"),
         (["text", "--model", "builtin:big"], "model.source builtin:big: the built-in model is builtin:tiny"),
         (["text", "--keep", "{used}"], "the folder is not empty; name a new one"),
