@@ -84,6 +84,9 @@ def test_the_name_of_a_merged_object_says_its_first_and_last_shard() -> None:
         "results/00000012-1a2-0003.parquet",
         "results/00000012-1A2-0003.n4.parquet",
         "results/12-1a2-0003.n4.parquet",
+        "results/00000012-1a2-0003.n04.parquet",  # another spelling of the same number
+        "results/00000012-1a2-00003.n4.parquet",
+        "results/0000001\u0662-1a2-0003.n4.parquet",
         "other/00000012-1a2-0003.n4.parquet",
         "_magbatch/superseded/results/00000012-1a2-0003.n4.parquet",
         "results/00000012-1a2-0003.n4.parquet\n",

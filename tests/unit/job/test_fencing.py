@@ -17,7 +17,7 @@ from magbatch.job import lease as lease_module
 from magbatch.job import run as run_module
 from magbatch.job.compact import compact
 from magbatch.job.finalise import renew
-from magbatch.job.layout import MANIFEST
+from magbatch.job.layout import MANIFEST, REPORT
 from magbatch.job.lease import Lease
 from magbatch.job.ledger import Ledger
 from magbatch.job.progress import JobProgress
@@ -76,7 +76,9 @@ def forget(book: Book) -> None:
 
 
 # The run's own end, at each of its steps: the last look at the objects, the manifest, and the tidying after it.
-@pytest.mark.parametrize(("call", "name"), [("list", "errors/"), ("create", MANIFEST), ("read", MANIFEST)])
+@pytest.mark.parametrize(
+    ("call", "name"), [("list", "errors/"), ("create", REPORT), ("create", MANIFEST), ("read", MANIFEST)]
+)
 def test_a_zombie_at_its_end_damages_nothing(
     book: Book, quiet: Console, monkeypatch: pytest.MonkeyPatch, call: str, name: str
 ) -> None:

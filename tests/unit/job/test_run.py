@@ -8,13 +8,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from book import Breaking
 from rich.console import Console
 from small_job import SmallJob
 
-from magbatch.errors import ModelError, OutputError, SpecChangedError, SpecError
+from magbatch.errors import ModelError, OutputError, SpecChangedError, SpecError, StorageError
 from magbatch.job.devices import gpus_here
+from magbatch.job.finalise import renew
 from magbatch.job.heartbeat import RECORD
-from magbatch.job.layout import PAGE, SPEC
+from magbatch.job.layout import PAGE, REPORT, SPEC
 from magbatch.job.lease import Lease
 from magbatch.job.ledger import Ledger
 from magbatch.job.opening import begun, limited, take_place
@@ -22,6 +24,7 @@ from magbatch.job.plan import make_plan
 from magbatch.job.preview import not_default, preview
 from magbatch.job.run import Outcome, run
 from magbatch.job.status import status
+from magbatch.job.stored import stored_report
 from magbatch.job.verify import verify
 from magbatch.spec import JobSpec, differences, parse
 from magbatch.storage import open_store
@@ -78,8 +81,37 @@ def test_a_page_that_the_end_was_interrupted_before_is_written_by_the_next_run(e
     page = job.ledger.store.read(PAGE)
     assert b"of 3 rows answered" in page
     job.ledger.store.delete(PAGE)
+    assert list(verify(job.ledger).problems) == [f"{PAGE}: in the manifest, but not there"]
     assert go(job.spec())[0].already
     assert b"of 3 rows answered" in job.ledger.store.read(PAGE)
+    assert verify(job.ledger).verified
+
+
+def test_a_report_that_an_interrupted_end_has_not_put_in_its_place_is_put_there_by_the_next_run(job: SmallJob) -> None:
+    job.ask(3)
+    job.answer()
+    go(job.spec())
+    _, plan, manifest = job.ledger.complete_job()
+    report = json.loads(job.ledger.store.read(REPORT)) | {"retries_counted": 1}
+    broken = Ledger(job.output)
+    broken.store = Breaking(broken.store, 2, "before")  # the report is staged, the manifest renewed, and then it dies
+    with pytest.raises(StorageError):
+        renew(broken, job.spec(), plan, manifest, [], [], {REPORT: json.dumps(report).encode()})
+    (problem,) = verify(job.ledger).problems
+    assert problem == f"{REPORT}: an end that was interrupted has not put it in its place; magbatch run SPEC does"
+    assert stored_report(job.ledger).retries_counted == 1
+    assert go(job.spec())[0].already
+    assert verify(job.ledger).verified
+    assert list(job.ledger.store.list("_magbatch/staged/")) == []
+
+
+def test_a_report_that_was_edited_is_not_believed(job: SmallJob) -> None:
+    job.ask(3)
+    job.answer()
+    go(job.spec())
+    job.put(f"output/{REPORT}", job.ledger.store.read(REPORT).replace(b'"planned": 3', b'"planned": 4'))
+    with pytest.raises(OutputError, match=r"report\.json is missing, damaged or changed"):
+        go(job.spec())
 
 
 def test_an_end_that_was_interrupted_is_tidied(job: SmallJob) -> None:

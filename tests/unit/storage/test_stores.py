@@ -11,6 +11,7 @@ import pytest
 from magbatch.errors import StorageError
 from magbatch.storage import open_store
 from magbatch.storage.disk import DRAFTS
+from magbatch.storage.odd_names import odd_names
 
 
 def names(root: str, prefix: str) -> list[str]:
@@ -297,3 +298,35 @@ def test_one_of_many_takes_a_name(root: str) -> None:
         taken = list(pool.map(take, range(16)))
     assert taken.count(True) == 1
     assert open_store(root).read("lease") == f"{taken.index(True)}".encode()
+
+
+def test_a_listing_shows_files_and_links_to_files_and_nobody_waits_for_a_pipe(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    store.write("results/a", b"a")
+    folder = tmp_path / "results"
+    os.mkfifo(folder / "pipe")
+    (folder / "link").symlink_to("a")
+    (folder / "lost").symlink_to("nowhere")
+    (folder / "circle").symlink_to("circle")
+    (folder / "loop").symlink_to(".")
+    (folder / "up").symlink_to("..")
+    assert names(str(tmp_path), "results/") == ["results/a", "results/link"]
+    assert store.read("results/pipe") == b""
+
+
+def test_what_only_looks_like_an_object_is_named(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    for name in ("results/a", "own/b", "Own/b", "elsewhere/c", "errors.txt"):
+        store.write(name, b"x")
+    os.mkfifo(tmp_path / "results/pipe")
+    (tmp_path / "results/folder").mkdir()
+    (tmp_path / "own/link").symlink_to("b")
+    (tmp_path / "errors").symlink_to("elsewhere")
+    found = dict(odd_names(str(tmp_path), ["results", "errors"], ["own/b", "own/link", "own/none"]))
+    assert found == {
+        "Own": "its name differs from own in upper and lower case only",
+        "errors": "a symbolic link, not the folder itself",
+        "results/folder": "a folder, not an object",
+        "results/pipe": "neither a file nor a folder",
+        "own/link": "a symbolic link, not the file itself",
+    }
