@@ -3,7 +3,7 @@
 import signal
 import sys
 
-from magbatch import guard
+from magbatch import environment, guard
 
 STARTS_RAY = (["run"], ["retry"], ["schedule", "tick"])
 
@@ -13,6 +13,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, guard.STOP):  # before anything is imported that takes time
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, guard.interrupt)
+    environment.steady()
     words = sys.argv[1:]
     if any(words[: len(names)] == names for names in STARTS_RAY) and "--help" not in words:
         guard.enter()

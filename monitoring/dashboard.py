@@ -1,6 +1,6 @@
 """The source of the Grafana dashboard: is it healthy, how fast, when is it done, what does it cost.
 
-    uv run python monitoring/dashboard.py        writes grafana/dashboards/magbatch.json
+    uv run --no-sync python monitoring/dashboard.py        writes grafana/dashboards/magbatch.json
 
 Metric names come from the declarations, so that none can be mistyped. A driver tells the numbers of its whole fleet:
 `max by` makes one of a job that is scraped in two ways.

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from magbatch import environment
+
 if TYPE_CHECKING:
     from magbatch.tokenizer import Tokenizer
 
@@ -49,6 +51,9 @@ def _free_port() -> int:
 S3_PORT = _free_port()
 os.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{S3_PORT}"
 SERVER_START_S = 60
+
+
+environment.steady()  # `uv run` in another terminal must not take vLLM out under these tests
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """How much of the replicas' time did useful work, on nodes that come for a job and go: Ray's real autoscaler.
 
-    uv run python tests/benchmarks/autoscaling.py
+    uv run --no-sync python tests/benchmarks/autoscaling.py
 
 A job of 1% long rows (16 times the others) runs from no node to three and back, with replicas {min: 0, max: 3} on the
 scripted engine, whose tokens take the time that they are told to. Prints, for each place in the fleet and in all, the

@@ -1,6 +1,6 @@
 """What keeping count costs: the same kind of rows through two engines, one with metrics and one without, in turn.
 
-    uv run python tests/benchmarks/metrics_cost.py
+    uv run --no-sync python tests/benchmarks/metrics_cost.py
 
 Both engines stay up; one works at a time. With metrics, vLLM keeps count of its load at every step, the exporter is
 scraped every second (Prometheus asks every 15), and the heartbeat writes. Prints medians of tokens a second, and

@@ -1,4 +1,4 @@
-"""What it costs to go on with a very large job: `uv run python tests/benchmarks/resume.py`.
+"""What it costs to go on with a very large job: `uv run --no-sync python tests/benchmarks/resume.py`.
 
 Two jobs with the same open rows, on the scripted engine: one resumes the last twentieth of many rows,
 one is fresh and has only those. What differs between them is the price of what is done already: the

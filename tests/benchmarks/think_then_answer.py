@@ -1,6 +1,6 @@
 """What a thinking budget or a schema costs: two requests a row against one, on the same engine, in turn.
 
-    uv run python tests/benchmarks/think_then_answer.py
+    uv run --no-sync python tests/benchmarks/think_then_answer.py
 
 Three arms over the same kind of rows, each time rows that the engine has not seen: `one` request a row; `two`, with a
 budget that cuts nothing; `schema`, where a grammar holds the answer as well. Medians of seconds, and ratios to `one`.

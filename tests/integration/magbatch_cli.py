@@ -5,10 +5,12 @@ import os
 import socket
 import subprocess
 import sys
+import sysconfig
 import threading
 import time
 from collections.abc import Callable
 from contextlib import closing, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,37 @@ def magbatch(*args: str, timeout: float = 400, **env: str) -> subprocess.Complet
     return subprocess.run(
         [*COMMAND, *args], cwd=ROOT, env=os.environ | env, capture_output=True, text=True, timeout=timeout, check=False
     )
+
+
+@dataclass(frozen=True)
+class SecondTerminal:
+    """A command beside a running job: what it said, and the environment's vLLM before and after.
+
+    Attributes:
+        status: what `uv run --no-sync magbatch status` ended with.
+        sync: what uv would change in the environment, as `uv sync --check` says.
+        before, after: inode and modification time in nanoseconds of each file of vLLM's `.dist-info`, by name.
+    """
+
+    status: subprocess.CompletedProcess[str]
+    sync: subprocess.CompletedProcess[str]
+    before: dict[str, tuple[int, int]]
+    after: dict[str, tuple[int, int]]
+
+
+def second_terminal(output: Path) -> SecondTerminal:
+    """Look at a job from another terminal, as the README says, and ask uv what it would do to the environment."""
+
+    def uv(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["uv", *words], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+
+    def files() -> dict[str, tuple[int, int]]:
+        (info,) = Path(sysconfig.get_path("purelib")).glob("vllm*.dist-info")
+        return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in info.iterdir()}
+
+    before = files()
+    status = uv("run", "--no-sync", "magbatch", "status", str(output))
+    return SecondTerminal(status, uv("sync", "--check", "--offline"), before, files())
 
 
 Scrape = dict[tuple[str, frozenset[tuple[str, str]]], float]

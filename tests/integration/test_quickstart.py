@@ -8,7 +8,8 @@ import duckdb
 import pandas as pd
 import polars as pl
 import pyarrow.parquet as pq
-from magbatch_cli import ROOT, magbatch, read
+import pytest
+from magbatch_cli import ROOT, SecondTerminal, magbatch, read
 
 Quickstart = tuple[Path, dict[str, Any]]
 COLUMNS = ["row_id", "sample", "id", "kind", "expected", "reasoning", "reasoning_status", "answer", "finish_reason"]
@@ -30,6 +31,19 @@ def test_every_row_is_answered_and_counted(quickstart: Quickstart) -> None:
     assert with_image
     shortest_image = min(answers[row_id]["prompt_tokens"] for row_id in with_image)
     assert shortest_image > min(row["prompt_tokens"] for row in answers.values())
+
+
+def test_a_second_terminal_leaves_the_environment_of_a_starting_job_alone(
+    quickstart: Quickstart, beside: list[SecondTerminal]
+) -> None:
+    if not beside:
+        pytest.skip("uv is not on PATH, or the environment of these tests is not the project's .venv")
+    (terminal,) = beside
+    assert terminal.status.returncode == 0, terminal.status.stderr
+    assert "Next: uv run --no-sync magbatch " in terminal.status.stdout
+    assert terminal.before == terminal.after, "files of vLLM's installation were replaced"
+    # A `uv run` without --no-sync, such as `uv run pytest`, would do no harm either.
+    assert terminal.sync.returncode == 0, terminal.sync.stderr
 
 
 def test_the_result_opens_everywhere(quickstart: Quickstart) -> None:

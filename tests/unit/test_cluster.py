@@ -65,7 +65,10 @@ def test_what_is_no_cluster_of_this_version_is_refused(status: int, body: str, s
     assert "Traceback" not in done.output
 
 
-def test_a_job_id_is_asked_of_the_cluster_that_the_environment_names(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_id_is_asked_of_the_cluster_that_the_environment_names(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)  # a checkout may have an output of this name
     with dashboard(200, json.dumps({"version": "4", "ray_version": "2.9.0"})) as address:
         monkeypatch.setenv("RAY_API_SERVER_ADDRESS", address)
         asked = CliRunner().invoke(app, ["status", "receipts-1a2b3c4d"])

@@ -33,7 +33,7 @@ PANELS = DASHBOARD["panels"]
 
 
 def test_what_is_shipped_is_what_its_source_makes() -> None:
-    assert dashboard.dashboard() == DASHBOARD, "run: uv run python monitoring/dashboard.py"
+    assert dashboard.dashboard() == DASHBOARD, "run: uv run --no-sync python monitoring/dashboard.py"
 
 
 def test_every_metric_that_it_names_is_declared() -> None:
