@@ -7,7 +7,17 @@ from typing import Annotated, Any
 import typer
 
 from magbatch.cli.options import Json, OutputPath
-from magbatch.cli.show import command, errors, exit_code, note, output_path, print_json, shown_path
+from magbatch.cli.show import (
+    command,
+    counted,
+    errors,
+    exit_code,
+    note,
+    output_path,
+    print_json,
+    shown_path,
+    with_prefix,
+)
 
 commands = typer.Typer()
 
@@ -91,7 +101,7 @@ def verify(output: OutputPath, json: Json = False) -> None:
         from magbatch.job.ledger import Ledger
         from magbatch.job.verify import verify as verify_job
 
-        found = verify_job(Ledger(output_path(output)))
+        found = verify_job(Ledger(output_path(output)), counted("objects checked"))
     problems = list(found.problems) if found.complete else ["no manifest: the job is not complete", *found.problems]
     if json:
         counts = {name: getattr(found, name) for name in ("planned", "answered", "failed", "objects", "complete")}
@@ -99,11 +109,13 @@ def verify(output: OutputPath, json: Json = False) -> None:
     elif problems:
         print(f"{output}: {len(problems):,} problem{'' if len(problems) == 1 else 's'}")
         for problem in problems:
-            print(f"  {problem}")
+            print(f"  {with_prefix(problem)}")
         print(f"Next: {_mending(found.complete)}")
     else:
         print(f"planned {found.planned:,} = {found.answered:,} answered + {found.failed:,} dead letters")
         print(f"verified: every row once, in {found.objects:,} objects, every checksum right")
+    for line in () if json else found.notes:
+        print(f"  {line}")
     raise typer.Exit(0 if found.verified else 1)
 
 

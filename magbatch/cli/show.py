@@ -7,8 +7,9 @@ import shlex
 import shutil
 import signal
 import sys
+import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -43,6 +44,24 @@ def errors(as_json: bool) -> Iterator[None]:
         raise typer.Exit(error.exit_code) from error
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def counted(what: str, every_s: float = 5.0) -> Callable[[int, int], None]:
+    """Show on stderr how far a long command is: `12,000 of 40,000 objects checked`.
+
+    Args:
+        what: Words after the numbers.
+        every_s: Seconds between two lines, and before the first.
+    """
+    shown = time.monotonic()
+
+    def show(done: int, all_of_them: int) -> None:
+        nonlocal shown
+        if time.monotonic() - shown >= every_s:
+            shown = time.monotonic()
+            print(f"{done:,} of {all_of_them:,} {what}", file=sys.stderr, flush=True)
+
+    return show
 
 
 _COMMAND = re.compile(

@@ -219,12 +219,27 @@ class Plan:
                 nothing = pa.nulls(table.num_rows, _COLUMNS.field("digest").type)
                 table = table.add_column(_COLUMNS.get_field_index("digest"), "digest", nothing)
             revision = metadata[b"magbatch.revision"].decode() if b"magbatch.revision" in metadata else None
+            table = table.cast(_COLUMNS if group is None else _COLUMNS.append(_POSITIONS))
+            _check_values(table)
             if group is None:
-                return cls.of(table.cast(_COLUMNS), columns, distinct=distinct, revision=revision)
+                return cls.of(table, columns, distinct=distinct, revision=revision)
             by = base64.b64decode(group).decode()
-            return cls.of(table.cast(_COLUMNS.append(_POSITIONS)), columns, group=by, revision=revision)
+            return cls.of(table, columns, group=by, revision=revision)
         except (pa.ArrowException, KeyError, ValueError, OSError) as error:
             raise OutputError(f"_magbatch/plan.parquet is damaged: {error}") from error
+
+
+def _check_values(table: pa.Table) -> None:
+    """Refuse what no plan holds, before somebody counts with it."""
+    for name in ("shard", "path", "key", "size", "tag", "start", "rows"):
+        column = table.column(name)
+        if column.null_count:
+            raise ValueError(f"its column {name} has {column.null_count:,} nulls")
+        if pa.types.is_integer(column.type) and table.num_rows and pa.compute.min(column).as_py() < 0:
+            raise ValueError(f"its column {name} has a number below 0")
+    unknown = set(table.column("code").unique().to_pylist()) - {None, *ErrorCode}
+    if unknown:
+        raise ValueError(f"{min(unknown)!r} is no error code")
 
 
 def _segments(record: dict[str, Any]) -> list[Segment]:

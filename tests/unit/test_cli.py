@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import yaml
+from book import rewrite_manifest
 from click.testing import Result
 from small_job import SmallJob
 from typer.testing import CliRunner
@@ -418,6 +419,27 @@ def test_a_damaged_job_gets_one_clear_message(job: SmallJob, file: str) -> None:
     assert file in refused(command("status", job.output))
     found = command("verify", job.output)
     assert (found.exit_code, found.stdout.count(f"  _magbatch/{file}")) == (1, 1)
+
+
+@pytest.mark.parametrize("file", ["plan.parquet", "spec.yaml"])
+@pytest.mark.parametrize("data", [b"", b"[]", b"PAR1", b"\xff\xfe nothing of the kind: [", b"[" * 100_000])
+def test_a_damaged_job_that_is_not_complete_gets_one_clear_message(job: SmallJob, file: str, data: bytes) -> None:
+    job.begin()
+    job.put(f"output/_magbatch/{file}", data)
+    assert file in refused(command("status", job.output))
+    found = command("verify", job.output)
+    assert (found.exit_code, found.stdout.count(f"  _magbatch/{file}")) == (1, 1)
+
+
+def test_verify_says_what_has_no_checksum_in_an_output_of_the_version_before(job: SmallJob) -> None:
+    job.answer()
+    job.finalise()
+    rewrite_manifest(job.ledger, version=1, files=())
+    found = command("verify", job.output)
+    assert (found.exit_code, found.stdout.splitlines()[2]) == (
+        0, "  _magbatch/manifest.json is of an older version: it has no checksums of _magbatch/spec.yaml and "
+        "_magbatch/report.json",
+    )  # fmt: skip
 
 
 def test_an_output_may_be_named_from_where_the_user_stands(job: SmallJob, monkeypatch: pytest.MonkeyPatch) -> None:

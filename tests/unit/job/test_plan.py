@@ -1,6 +1,7 @@
 import io
 import os
 import shutil
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -548,3 +549,17 @@ def test_a_file_name_that_is_no_text_is_named(tmp_path: Path) -> None:
     )
     with pytest.raises(InputError, match="no valid text"):
         make_plan(spec)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "named"),
+    [("rows", -1, "below 0"), ("rows", None, "1 nulls"), ("shard", None, "1 nulls"), ("path", None, "1 nulls"),
+     ("start", -5, "below 0"), ("code", "no_such_code", "'no_such_code' is no error code")],
+)  # fmt: skip
+def test_a_plan_that_nobody_can_count_with_is_damaged(job: SmallJob, column: str, value: Any, named: str) -> None:
+    job.ask(3)
+    table = job.plan.table
+    at, kind = table.schema.get_field_index(column), table.schema.field(column)
+    plan = replace(job.plan, table=table.set_column(at, kind, pa.array([value] * table.num_rows, kind.type)))
+    with pytest.raises(OutputError, match=f"plan.parquet is damaged: .*{named}"):
+        Plan.from_bytes(plan.to_bytes())
