@@ -10,6 +10,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import IO
 
+from magbatch.temporary import temporary_files
+
 TAIL_BYTES = 200_000
 MAX_BYTES = 20_000_000  # of a capture that goes on for days
 STDOUT, STDERR = 1, 2
@@ -52,7 +54,9 @@ def captured(*descriptors: int, replay: bool) -> Iterator[Captured]:
         descriptors: `STDOUT`, `STDERR` or both.
         replay: Whether to write it all to the real stderr at the end.
     """
-    with tempfile.TemporaryFile() as file:
+    with temporary_files():
+        file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by the block below
+    with file:
         # All who have the descriptor write at the end, also after it was cut.
         fcntl.fcntl(file.fileno(), fcntl.F_SETFL, fcntl.fcntl(file.fileno(), fcntl.F_GETFL) | os.O_APPEND)
         _flush()

@@ -9,6 +9,8 @@ Callers match types and codes, never message strings.
 """
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 
 MAX_MESSAGE_CHARS = 2000  # of a dead letter: what a library says may quote the whole value
@@ -167,16 +169,41 @@ class ResumableError(JobError):
     exit_code = 3
 
 
+class SettingsError(JobError):
+    """This machine is not set up for the command: the message names the variable of its environment, or the folder."""
+
+
 class StorageError(ResumableError):
     """Object storage or the disk refused a read or a write that the job cannot do without.
 
     Attributes:
-        passing: Whether it may pass by itself: a full disk, a store that is overloaded or away.
+        passing: Whether it may pass by itself once a job is under way: a full disk, a store that is overloaded or away.
+        mistake: Whether this command has never had an answer of that store, and a setting is wrong.
+        lasting: Whether a person has to mend something first: it is a mistake, or does not pass by itself. The command
+            then ends with exit code 2.
     """
 
-    def __init__(self, message: str, *, passing: bool = False) -> None:
+    def __init__(self, message: str, *, passing: bool = False, mistake: bool = False) -> None:
         super().__init__(message)
-        self.passing = passing
+        self.passing, self.mistake = passing, mistake
+        self.lasting = mistake or not passing
+        self.exit_code = 2 if self.lasting else 3
+
+
+@contextmanager
+def mistake_in(field: str, kind: "type[JobError]") -> Iterator[None]:
+    """What storage refuses, and will go on to refuse, is raised as a mistake in a field of the spec.
+
+    Args:
+        field: Name of the field, such as `output.path`.
+        kind: The error to raise.
+    """
+    try:
+        yield
+    except StorageError as error:
+        if not error.lasting:
+            raise
+        raise kind(f"{field}: {error}") from error
 
 
 class LeaseError(ResumableError):

@@ -14,10 +14,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from magbatch.errors import ModelError, RowError, SpecError
+import httpx
+
+from magbatch.errors import ModelError, RowError, SpecError, StorageError, mistake_in
 from magbatch.spec import JobSpec, ModelSpec
 from magbatch.storage import open_store
 from magbatch.storage.input_file import DiskFile
@@ -54,6 +57,25 @@ def cache_dir() -> Path:
 
 
 @contextmanager
+def _in_cache() -> Iterator[None]:
+    """Raise what the cache's disk refuses as a mistake to mend.
+
+    Raises:
+        ModelError: The folder cannot be made or written, or is full.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # a RuntimeError: this user has no home
+        set_by = os.environ.get("MAGBATCH_CACHE")
+        where = f"MAGBATCH_CACHE={set_by}" if set_by else f"HOME={os.environ.get('HOME', '')}"
+        reason = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+        raise ModelError(
+            f"{where}: the model's files cannot be kept there ({reason}); set MAGBATCH_CACHE to a folder that can be "
+            "written and has room"
+        ) from error
+
+
+@contextmanager
 def _only_one(path: Path) -> Iterator[None]:
     """One process of this node at a time; the lock goes with the process that holds it."""
     import fcntl
@@ -81,7 +103,8 @@ def resolve(model: ModelSpec) -> str:
     path = locate(model, weights=False)
     if _is_hub(model.source):
         return path.name  # the hub's own cache has a folder for each commit
-    found = _s3_version(model.source) if model.source.startswith("s3://") else _local_version(model.source, path)
+    with mistake_in("model.source", ModelError):
+        found = _s3_version(model.source) if model.source.startswith("s3://") else _local_version(model.source, path)
     if found is None:
         raise ModelError(f"model.source {model.source}: its files are gone")
     if model.revision not in (None, found):
@@ -108,11 +131,13 @@ def locate(model: ModelSpec, *, weights: bool) -> Path:
     if source == "builtin:tiny":
         from magbatch.tiny.checkpoint import ensure
 
-        path = ensure()
+        with _in_cache():
+            path = ensure()
     elif source.startswith("builtin:"):
         raise ModelError(f"model.source {source}: the built-in model is builtin:tiny")
     elif source.startswith("s3://"):
-        path = _from_s3(source, frozen, weights)
+        with mistake_in("model.source", ModelError), _in_cache():
+            path = _from_s3(source, frozen, weights)
     elif os.path.isabs(source):
         path = Path(source)
         if not path.is_dir():
@@ -212,15 +237,57 @@ def _from_s3(source: str, frozen: str | None, weights: bool) -> Path:
 
 def _from_hub(source: str, revision: str | None, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     patterns = [*SMALL_FILES, *(["consolidated*"] if weights else [])]
     try:
         return Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+    except (OSError, ValueError, httpx.HTTPError) as error:  # a ValueError: a name that the hub does not allow
+        if _is_overloaded(error):
+            raise StorageError(f"model.source {source}: the hub does not answer now: {error}", passing=True) from error
         raise ModelError(
-            f"model.source {source}: no such local directory, and the hub does not give it: {error}"
+            f"model.source {source}: no such local directory, and the hub does not give it: {_hub_mistake(error)}"
         ) from error
+
+
+def _hub_causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and what it came from: `huggingface_hub` wraps why it could not ask in one that says too little."""
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        seen = seen.__cause__ or seen.__context__
+
+
+def _is_overloaded(error: BaseException) -> bool:
+    answers = [getattr(one, "response", None) for one in _hub_causes(error)]
+    codes = [answer.status_code for answer in answers if answer is not None]
+    return any(code == HTTPStatus.TOO_MANY_REQUESTS or code >= HTTPStatus.INTERNAL_SERVER_ERROR for code in codes)
+
+
+def _hub_mistake(error: BaseException) -> str:
+    """What is wrong with a model of the hub, and what to do."""
+    from huggingface_hub import errors
+
+    token = "a private or gated one needs HF_TOKEN, of a user who has access"
+    for one in _hub_causes(error):
+        if isinstance(one, errors.OfflineModeIsEnabled):
+            return "HF_HUB_OFFLINE is set, and HF_HOME holds no copy; unset it, or set model.source to a directory"
+        if isinstance(one, errors.GatedRepoError):
+            return "access to it is granted on its page alone; ask there, and set HF_TOKEN"
+        if isinstance(one, errors.RevisionNotFoundError):
+            return "it has no such revision; write a branch, tag or commit of it in model.revision"
+        if isinstance(one, errors.RepositoryNotFoundError):
+            return f"it has no such model; write owner/name as on its page; {token}"
+        if isinstance(one, errors.HFValidationError):
+            return f"this is no model's name there; write owner/name ({one})"
+        if isinstance(one, errors.HfHubHTTPError) and one.response is not None:
+            return f"it answered {one.response.status_code}; {token}"
+        if isinstance(one, httpx.TransportError | ConnectionError):
+            where = os.environ.get("HF_ENDPOINT")
+            address = f"HF_ENDPOINT={where}" if where else "huggingface.co"
+            return f"{address} cannot be reached ({one}); look at the network, or set model.source to a directory"
+        if isinstance(one, OSError) and one.errno is not None:
+            return f"{one.filename or 'the copy here'}: {one.strerror}; set HF_HOME to a folder that can be written"
+    return str(error)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from magbatch.bench.report import Target, document, markdown, targets
 from magbatch.bench.workloads import WORKLOADS
 from magbatch.errors import SpecError
 from magbatch.spec.secrets import secrets
+from magbatch.temporary import temporary_files
 
 ALL = "all"
 MEASURES = BOUNDS | {"prefix": prefix}
@@ -88,6 +89,8 @@ def bench(
     given = _given(engine_args)
     for path, message in secrets({"model": {"source": model, "engine_args": given}}):
         raise SpecError(f"{path.removeprefix('model.')}: {message}")
+    if report is not None:
+        _check_writable("--json", report)
     machine = this_machine(model, given, gpus, pin=pin)
     suites: list[Suite] = []
     reached: list[Target] = []
@@ -108,6 +111,14 @@ def bench(
     return Outcome(markdown(suites, reached, machine), found, sum(not one.met for one in reached))
 
 
+def _check_writable(option: str, path: str) -> None:
+    """Raises SpecError where a file cannot be written: before an hour was measured in vain."""
+    try:
+        Path(path).open("a", encoding="utf-8").close()
+    except OSError as error:
+        raise SpecError(f"{option} {path}: cannot be written: {error.strerror or error}; name another file") from error
+
+
 def _given(items: Sequence[str]) -> dict[str, Any]:
     given = {}
     for item in items:
@@ -126,11 +137,19 @@ def _folder(keep: str | None) -> Iterator[Path]:
     """Where the arms read and write."""
     if keep is not None:
         folder = Path(keep).absolute()
-        if folder.exists() and any(folder.iterdir()):
-            raise SpecError(f"--keep {keep}: the folder is not empty; name a new one")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if any(folder.iterdir()):
+                raise SpecError(f"--keep {keep}: the folder is not empty; name a new one")
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            raise SpecError(
+                f"--keep {keep}: cannot be written: {error.strerror or error}; name another folder"
+            ) from error
         yield folder
         return
-    folder = Path(tempfile.mkdtemp(prefix="magbatch-bench-"))
+    with temporary_files():
+        folder = Path(tempfile.mkdtemp(prefix="magbatch-bench-"))
     try:
         yield folder
     finally:

@@ -1,5 +1,6 @@
 """What every command shows alike: errors, JSON documents, paths, exit codes."""
 
+import errno
 import json
 import os
 import re
@@ -17,22 +18,42 @@ import typer
 
 from magbatch import guard
 
+_ROOM = "make room there, or name another place"
+_RIGHTS = "give this user the right to write there, or name another place"
+# What a machine refuses wherever it is asked, and what to do: no defect of magbatch.
+_OF_THE_MACHINE = {
+    errno.ENOSPC: _ROOM,
+    errno.EDQUOT: _ROOM,
+    errno.EROFS: _RIGHTS,
+    errno.EACCES: _RIGHTS,
+    errno.EMFILE: "raise the limit of open files: ulimit -n 4096",
+    errno.ENFILE: "raise the limit of open files of this machine: sysctl fs.file-max",
+}
+
 
 @contextmanager
 def errors(as_json: bool) -> Iterator[None]:
     """A job's error is one clear message and its exit code."""
-    from magbatch.errors import DefectError, InterruptedJobError, JobError
+    from magbatch.errors import DefectError, InterruptedJobError, JobError, SettingsError
+    from magbatch.storage import contact
 
     before = signal.signal(signal.SIGTERM, guard.interrupt)  # a platform's SIGTERM is as a person's Ctrl-C
     try:
         try:
-            yield
+            with contact.command():
+                yield
         except KeyboardInterrupt as interrupt:
             raise InterruptedJobError(guard.LEFT) from interrupt
         except SystemExit as end:  # by a library: a command's own ends are `typer.Exit`
             defect = DefectError(f"SystemExit: a library ended the command, saying {str(end.code)!r}")
             defect.add_note("".join(traceback.format_exception(end)).rstrip())
             raise defect from end
+        except OSError as error:
+            if error.errno not in _OF_THE_MACHINE:
+                raise
+            where = error.filename or "this machine"
+            what_to_do = _OF_THE_MACHINE[error.errno]
+            raise SettingsError(f"{where}: {error.strerror}; {what_to_do}") from error
     except JobError as error:
         guard.tell_starter(str(error))
         if as_json:

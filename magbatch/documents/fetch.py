@@ -130,7 +130,9 @@ class RowFetcher:
             with self._running() as deadline:
                 return self._fetch(source, folder, limit, deadline)
         except FileNotFoundError as error:
-            raise RowError(kind.unfetchable, f"{where}: no such file or object") from error
+            is_relative = _SCHEME.match(source) is None and not source.startswith("/")
+            place = f" in {folder}, the folder of the row's own file" if is_relative else ""
+            raise RowError(kind.unfetchable, f"{where}: no such file or object{place}") from error
         except LateError as error:
             late = f"not fetched within input.fetch_timeout_s = {self._timeout_s:g}, which is for all that a row names"
             raise RowError(kind.unfetchable, f"{where}: {late}") from error

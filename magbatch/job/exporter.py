@@ -9,6 +9,7 @@ import http
 import json
 import os
 import socket
+import tempfile
 import threading
 import time
 from collections import deque
@@ -148,12 +149,10 @@ class Exporter:
         draft = file.with_suffix(f".{os.getpid()}.tmp")
         labels = {"job_name": self._spec.name, "output": self._spec.output.path}
         text = json.dumps([{"targets": [target], "labels": labels}])
-        try:
+        with _file_sd(folder):
             file.parent.mkdir(parents=True, exist_ok=True)
             draft.write_text(text)
             draft.replace(file)
-        except OSError as error:
-            raise SpecError(f"metrics.file_sd {folder}: cannot be written: {error.strerror or error}") from error
         try:
             yield
         finally:
@@ -202,8 +201,24 @@ def _push_handler(**request: Any) -> Callable[[], None]:
 
 def check_address(settings: MetricsSpec) -> None:
     """Raises SpecError where the metrics cannot be served as the spec says: before anything is begun."""
-    if settings.enabled:
-        _bind(settings, lambda *_: []).server_close()
+    if not settings.enabled:
+        return
+    _bind(settings, lambda *_: []).server_close()
+    if (folder := settings.file_sd) is not None:
+        with _file_sd(folder):
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+
+
+@contextmanager
+def _file_sd(folder: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SpecError(
+            f"metrics.file_sd {folder}: cannot be written: {error.strerror or error}; name a folder that this user "
+            "may write"
+        ) from error
 
 
 def _bind(settings: MetricsSpec, answer: Callable[..., Iterable[bytes]]) -> Server:

@@ -27,6 +27,7 @@ from typing import Any
 from magbatch import guard
 from magbatch.errors import LeaseError, OutputError, StorageError
 from magbatch.storage import Store, open_store
+from magbatch.storage.disk import FullDiskError
 from magbatch.storage.patience import PatientStore, patiently
 from magbatch.storage.s3 import NoBucketError
 
@@ -126,7 +127,7 @@ class Lease:
             "beat": 0,
             "released": False,
         }
-        self._number = 0
+        self._number, self._is_new = 0, False
         self._lost: str | None = None
         self._defect: BaseException | None = None
         self._over = threading.Event()
@@ -143,9 +144,9 @@ class Lease:
         try:
             self._take()
         except StorageError as error:
-            if error.passing and not isinstance(error, NoBucketError):
-                raise
-            raise OutputError(f"output.path: {error}") from error
+            if error.lasting or self._is_mistake(error):
+                raise OutputError(f"output.path: {error}") from error
+            raise
         beats = threading.Thread(target=self._beat, name="lease", daemon=True)
         beats.start()
         try:
@@ -181,8 +182,12 @@ class Lease:
     def _say_refused(self, error: StorageError) -> None:
         self._say(f"the output's storage refuses, trying again: {error}")
 
+    def _is_mistake(self, error: StorageError) -> bool:
+        """Whether a refusal at the very beginning is a wrong output, which a later one would not be."""
+        return isinstance(error, NoBucketError) or (self._is_new and isinstance(error, FullDiskError))
+
     def _wait_at_first(self, error: StorageError) -> None:
-        if isinstance(error, NoBucketError):
+        if self._is_mistake(error):
             raise error
         self._say_refused(error)
 
@@ -191,6 +196,7 @@ class Lease:
         refused_since: float | None = None
         while True:
             found = patiently(self._newest, EXPIRY_S, self._wait_at_first)
+            self._is_new = found is None
             if found is not None:
                 self._wait_for_end(*found)
             self._number = found[0] + 1 if found is not None else 1

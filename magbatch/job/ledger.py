@@ -102,9 +102,9 @@ class Ledger:
         """
         try:
             spec, plan = self.spec(), self.plan()
-        except NoBucketError as error:
-            if isinstance(self.store, PatientStore):
-                raise  # a job is under way: the bucket is away
+        except StorageError as error:
+            if isinstance(self.store, PatientStore) or not (error.lasting or isinstance(error, NoBucketError)):
+                raise  # a job may be under way: its storage is away
             raise OutputError(str(error)) from error
         if spec is None or plan is None:
             raise self.no_job()

@@ -13,6 +13,7 @@ from magbatch.job.ledger import Ledger
 from magbatch.job.plan import Plan, make_plan
 from magbatch.rows import ERRORS, RESULTS
 from magbatch.spec import JobSpec
+from magbatch.storage.disk import FullDiskError
 from magbatch.storage.s3 import NoBucketError
 
 
@@ -107,13 +108,17 @@ def new_plan(spec: JobSpec, ledger: Ledger, limit: int | None) -> Plan:
 
 
 @contextmanager
-def first_look() -> Iterator[None]:
-    """What an output refuses at first, and will go on to refuse, is a wrong output.path."""
+def first_look(*, new: bool = False) -> Iterator[None]:
+    """What an output refuses at first, and will go on to refuse, is a wrong output.path; a full disk is, to a new job.
+
+    Args:
+        new: Nothing of the job is there yet.
+    """
     try:
         yield
-    except NoBucketError as error:
-        raise OutputError(f"output.path: {error}") from error
     except StorageError as error:
-        if error.passing:
-            raise
-        raise OutputError(f"output.path: {error}") from error
+        if error.lasting or isinstance(error, NoBucketError):
+            raise OutputError(f"output.path: {error}") from error
+        if new and isinstance(error, FullDiskError):
+            raise OutputError(f"output.path: {error}; make room there, or set output.path to another disk") from error
+        raise

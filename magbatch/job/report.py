@@ -9,8 +9,7 @@ import heapq
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from operator import itemgetter
 from pathlib import Path
@@ -28,11 +27,13 @@ from magbatch.rows import RESULTS
 from magbatch.spec import JobSpec
 from magbatch.spec.secrets import shown
 from magbatch.storage.columns import as_keys, convert, is_bytes, plain
+from magbatch.temporary import temporary_files
 from magbatch.totals import Totals, known_fields
 
 BUCKETS = 64  # of hashed ids on disk: memory is one bucket's, whatever the number of rows
 SAMPLE_CHARS = 100
 SLOWEST_ROWS = 10
+ROOM = "16 bytes a row are needed"
 
 
 class DuplicateIds:
@@ -41,12 +42,12 @@ class DuplicateIds:
     def __init__(self, column: str | None) -> None:
         self._column = column
         self._files = list[IO[bytes]]()
-        with _temporary_files():
+        with temporary_files(ROOM):
             self._folder = Path(tempfile.mkdtemp(prefix="magbatch-ids-"))
 
     def __enter__(self) -> Self:
         try:
-            with _temporary_files():
+            with temporary_files(ROOM):
                 for index in range(BUCKETS if self._column is not None else 0):
                     self._files.append((self._folder / str(index)).open("wb"))
         except StorageError:
@@ -68,7 +69,7 @@ class DuplicateIds:
             return
         if kind == RESULTS:
             table = table.filter(pa.compute.equal(table.column("sample"), 0))
-        with _temporary_files():
+        with temporary_files(ROOM):
             for value in _keys(table.column(self._column)):
                 if value is not None:
                     data = value if isinstance(value, bytes) else repr(value).encode()
@@ -79,25 +80,12 @@ class DuplicateIds:
         """Rows beyond the first of each id."""
         repeated = 0
         for file in self._files:
-            with _temporary_files():
+            with temporary_files(ROOM):
                 file.flush()
                 data = Path(file.name).read_bytes()
             digests = [data[begin : begin + 16] for begin in range(0, len(data), 16)]
             repeated += len(digests) - len(set(digests))
         return repeated
-
-
-@contextmanager
-def _temporary_files() -> Iterator[None]:
-    """A disk of temporary files that is full is made room on, and the same command goes on."""
-    try:
-        yield
-    except OSError as error:
-        where = tempfile.gettempdir()
-        raise StorageError(
-            f"temporary files in {where}: {error.strerror or error}; make room there (16 bytes a row are needed), or "
-            "set TMPDIR to another folder"
-        ) from error
 
 
 @dataclass(slots=True)

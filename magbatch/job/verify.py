@@ -137,6 +137,8 @@ class _Proof:
         except NoBucketError as error:
             raise OutputError(str(error)) from error
         except StorageError as error:
+            if error.mistake:
+                raise OutputError(str(error)) from error
             if error.passing:
                 raise
             self._problems.append(f"{name}: cannot be read: {error}")

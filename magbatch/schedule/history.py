@@ -64,11 +64,12 @@ class History:
 
     Args:
         output: The spec's output.path: a local directory or s3:// prefix.
+        quick: A store that does not answer within seconds is an error, not waited for.
     """
 
-    def __init__(self, output: str) -> None:
+    def __init__(self, output: str, *, quick: bool = False) -> None:
         self.output = output.rstrip("/")
-        self._store: Store = open_store(self.output)
+        self._store: Store = open_store(self.output, quick=quick)
 
     def run_path(self, tick: datetime) -> str:
         """The output of a tick's run."""

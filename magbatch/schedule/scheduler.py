@@ -14,13 +14,16 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from magbatch import guard
-from magbatch.errors import InputError, JobError, SpecError
-from magbatch.job.status import status
+from magbatch.errors import InputError, JobError, SpecError, StorageError
+from magbatch.schedule import look as looks
 from magbatch.schedule.history import BEGUN, History
+from magbatch.schedule.listing import listed, one_line, row
+from magbatch.schedule.look import Look, wait_for
 from magbatch.schedule.specs import LateSpecError, read
 from magbatch.schedule.ticks import due, upcoming
 from magbatch.spec import JobSpec, ScheduleSpec
@@ -29,6 +32,7 @@ PASS_S = 1.0  # between two looks at the clock, the folder and the children
 LOOK = timedelta(seconds=60)  # between two looks at an output where nothing is due by the clock
 FIRST_WAIT = timedelta(minutes=1)  # after a run that failed, or that another scheduler has; then twice as long
 LONGEST_WAIT = timedelta(hours=1)
+MISTAKE = 4  # failures that a permanent mistake counts as: nobody mends one within minutes, and who does is seen
 MAX_WHY_BYTES = 2000
 RUNS_KEPT = 1000  # of a scheduler that goes on for years
 ENDS = {1: "ended early", 2: "cannot go on", 3: "was interrupted", 4: "met a defect in magbatch"}  # by exit code
@@ -48,6 +52,8 @@ class Job:
         wake: When to look at its output next.
         child: The run that is going, and its tick.
         failures: Runs that failed in a row.
+        look: The look at its output that is under way: at most one.
+        ended: The run that has ended, while the look is whether it is complete.
     """
 
     path: str
@@ -56,6 +62,26 @@ class Job:
     wake: datetime
     child: "tuple[subprocess.Popen[bytes], datetime] | None" = None
     failures: int = 0
+    look: "Look[Any] | None" = None
+    ended: "Ended | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A run that has ended.
+
+    Attributes:
+        tick: Which one.
+        code: Exit code of its process; a signal's number is negative.
+        why: Why it did not complete, in its own words; empty where it has said nothing.
+    """
+
+    tick: datetime
+    code: int
+    why: str
+
+    def __str__(self) -> str:
+        return f"the run of {self.tick.isoformat()}"
 
 
 def spec_files(folder: str) -> list[str]:
@@ -95,7 +121,7 @@ class TickProcess(subprocess.Popen[bytes]):
 
 def what_is_due(spec: JobSpec, schedule: ScheduleSpec, now: datetime) -> datetime | None:
     """The tick to run now: the one that the clock says, whose run finishes older ones first; or one with no end."""
-    history = History(spec.output.path)
+    history = History(spec.output.path, quick=True)
     known, first_seen = history.ticks(), history.since(now)
     return due(schedule, known.last or first_seen, now) or next(iter(known.open), None)
 
@@ -135,10 +161,15 @@ class Scheduler:
         try:
             spec_files(self._folder)  # what is not there at first is a mistake; later it may be away for a while
             self._look(now=self._clock())
-            while not once or self._going():
+            if not self._jobs:
+                what = "nothing to run" if once else "they are looked for, and run once they are there"
+                self._say(f"{self._folder}: no spec here that can be read has a schedule: {what}")
+            while not once or self._busy():
                 time.sleep(PASS_S)
                 self._reap()
-                if not once:
+                if once:
+                    self._take_results(self._clock())
+                else:
                     self._look(self._clock())
         finally:
             self._stop()
@@ -146,46 +177,80 @@ class Scheduler:
     def _going(self) -> list[Job]:
         return [job for job in self._jobs.values() if job.child is not None]
 
+    def _busy(self) -> bool:
+        """Whether a run is going, or a store may still answer."""
+        return any(job.child or (job.look and not job.look.late_is_said) for job in self._jobs.values())
+
     def _look(self, now: datetime) -> None:
-        """Begin what is due."""
+        """Look at the outputs of jobs that may be due, and begin what is."""
         self._read_specs(now)
+        begun = list[Look[Any]]()
         for job in self._jobs.values():
             schedule = job.spec.schedule
-            if job.child is not None or now < job.wake or schedule is None:
+            if job.child is not None or job.look is not None or now < job.wake or schedule is None:
                 continue
-            try:
-                tick = what_is_due(job.spec, schedule, now)
-            except Exception as error:  # noqa: BLE001 - a job's boundary: none ends the others
-                self._say(f"{job.spec.name}: {_one_line(error)}")
-                self._wait(job, now)
-                self._note(job.path, error)
+            job.look = Look(partial(what_is_due, job.spec, schedule, now), job.spec.name)
+            begun.append(job.look)
+        wait_for(begun, looks.ANSWER_S)
+        self._take_results(now)
+
+    def _take_results(self, now: datetime) -> None:
+        """Act on what was seen since."""
+        for job in self._jobs.values():
+            look = job.look
+            if look is None:
                 continue
-            following = upcoming(schedule, now)
-            job.wake = min(filter(None, [following, now + LOOK]))
-            if tick is not None:
-                try:
-                    job.child = self._begin(job.path, tick), tick
-                except OSError as error:  # no process, no memory, no descriptor
-                    self._wait(job, now)
-                    self._say(
-                        f"{job.spec.name}: the run of {tick.isoformat()} cannot begin: {error}; again at {job.wake}"
-                    )
-                    continue
-                self._say(f"{job.spec.name}: the run of {tick.isoformat()} begins")
+            if look.is_late and not look.late_is_said:
+                look.late_is_said = True
+                self._say_late(job, now)
+            if look.is_over:
+                job.look = None
+                if job.ended is not None:
+                    self._judge(job, job.ended, look, now)
+                else:
+                    self._begin_if_due(job, look, now)
+
+    def _say_late(self, job: Job, now: datetime) -> None:
+        text = f"{job.spec.name}: output.path {job.spec.output.path}: its store has not answered for {looks.LATE_S:g} s"
+        if job.ended is not None:
+            text = f"{text}; whether {job.ended} is complete is not known yet{_because(job.ended)}"
+        self._say(text)
+        self._note(job.path, StorageError(text, passing=True))
+
+    def _begin_if_due(self, job: Job, look: "Look[Any]", now: datetime) -> None:
+        schedule = job.spec.schedule
+        assert schedule is not None, "only jobs with a schedule are looked at"
+        try:
+            tick: datetime | None = look.result()
+        except Exception as error:  # noqa: BLE001 - a job's boundary: none ends the others
+            self._wait(job, now, mistake=isinstance(error, JobError) and error.exit_code == 2)
+            self._say(f"{job.spec.name}: output.path: {one_line(error)}; again at {job.wake}")
+            self._note(job.path, error)
+            return
+        job.wake = min(filter(None, [upcoming(schedule, now), now + LOOK]))
+        if tick is None:
+            return
+        try:
+            job.child = self._begin(job.path, tick), tick
+        except OSError as error:  # no process, no memory, no descriptor, no room for temporary files
+            self._wait(job, now)
+            self._say(f"{job.spec.name}: the run of {tick.isoformat()} cannot begin: {error}; again at {job.wake}")
+            return
+        self._say(f"{job.spec.name}: the run of {tick.isoformat()} begins")
 
     def _read_specs(self, now: datetime) -> None:
         try:
             paths = spec_files(self._folder)
         except (InputError, OSError) as error:  # it is mounted anew, or a network hiccup: what is known stays
             if self._away is None:
-                self._say(f"{_one_line(error)}; what was read of it before is looked after meanwhile")
+                self._say(f"{one_line(error)}; what was read of it before is looked after meanwhile")
             self._away = str(error)
             return
         if self._away is not None:
             self._say(f"{self._folder}: is there again")
             self._away = None
         for path in set(self._jobs) - set(paths):
-            if self._jobs[path].child is None:
+            if self._jobs[path].child is None and self._jobs[path].ended is None:
                 del self._jobs[path]
         wanted = dict[str, tuple[int, int]]()
         for path in paths:
@@ -194,7 +259,9 @@ class Scheduler:
             except OSError:
                 continue
             stamp, job = (stat.st_mtime_ns, stat.st_size), self._jobs.get(path)
-            if job is not None and (job.stamp == stamp or job.child is not None):
+            if job is not None and (job.stamp == stamp or job.child is not None or job.ended is not None):
+                continue
+            if job is not None and job.look is not None and not job.look.is_late:  # one look at a time
                 continue
             skipped, until = self._skipped.get(path, (None, now))
             if skipped != stamp or now >= until:
@@ -220,40 +287,49 @@ class Scheduler:
             self._jobs[path] = Job(path, found, stamp, now)
 
     def _reap(self) -> None:
-        """Note which runs have ended."""
+        """Note which runs have ended, and look whether they are complete: an exit code may be that of a crash."""
+        begun = list[Look[Any]]()
         for job in self._going():
             assert job.child is not None
             process, tick = job.child
             code = process.poll()
             if code is None:
                 continue
-            job.child = None
+            job.child, job.ended = None, Ended(tick, code, _why(process))
             self.runs.append({"job": job.spec.name, "tick": tick.isoformat(), "exit_code": code})
-            now, what = self._clock(), f"{job.spec.name}: the run of {tick.isoformat()}"
-            why = _why(process)
-            if code >= 0 and self._is_over(job, tick):  # 1: with more dead letters than the spec allows
-                job.failures, job.wake = 0, now
-                if why:  # of another, which was begun before
-                    self._wait(job, now)
-                self._say(f"{what} is complete{f'; not so {why}; again at {job.wake}' if why else ''}")
-                continue
-            self._wait(job, now)
-            how = guard.how_it_ended(-code) if code < 0 else ENDS.get(code, f"ended with exit code {code}")
-            self._say(f"{what} {how}{f' ({why})' if why else ''} and is not complete; again at {job.wake}")
+            job.look = Look(partial(_is_over, job.spec.output.path, tick), job.spec.name)
+            begun.append(job.look)
+        wait_for(begun, looks.ANSWER_S)
+        if begun:
+            self._take_results(self._clock())
 
-    def _is_over(self, job: Job, tick: datetime) -> bool:
-        """Whether the output says that a tick is over: an exit code alone may be that of a crash."""
+    def _judge(self, job: Job, ended: Ended, look: "Look[Any]", now: datetime) -> None:
+        """Say how a run ended, and when the job is looked at again."""
+        job.ended = None
+        what = f"{job.spec.name}: {ended}"
         try:
-            return History(job.spec.output.path).ticks().states.get(tick, BEGUN) != BEGUN
-        except JobError as error:
-            self._say(f"{job.spec.name}: {error}")
-            return False
+            is_over = bool(look.result())
+        except Exception as error:  # noqa: BLE001 - a job's boundary: none ends the others
+            self._say(f"{job.spec.name}: output.path: {one_line(error)}")
+            is_over = False
+        if ended.code >= 0 and is_over:  # 1: with more dead letters than the spec allows
+            job.failures, job.wake = 0, now
+            if ended.why:  # of another, which was begun before
+                self._wait(job, now)
+            self._say(f"{what} is complete{f'; not so {ended.why}; again at {job.wake}' if ended.why else ''}")
+            return
+        self._wait(job, now, mistake=ended.code == 2)
+        code = ended.code
+        how = guard.how_it_ended(-code) if code < 0 else ENDS.get(code, f"ended with exit code {code}")
+        self._say(f"{what} {how}{_because(ended)} and is not complete; again at {job.wake}")
 
     def _note(self, path: str, error: BaseException) -> None:
         code = error.exit_code if isinstance(error, JobError) else 2
-        self.runs.append({"spec": path, "problem": _one_line(error), "exit_code": code})
+        self.runs.append({"spec": path, "problem": one_line(error), "exit_code": code})
 
-    def _wait(self, job: Job, now: datetime) -> None:
+    def _wait(self, job: Job, now: datetime, *, mistake: bool = False) -> None:
+        if mistake:
+            job.failures = max(job.failures, MISTAKE)
         wait = now + min(LONGEST_WAIT, FIRST_WAIT * 2 ** min(job.failures, 10))
         following = None if job.spec.schedule is None else upcoming(job.spec.schedule, now)
         job.wake = min(filter(None, [following, wait]))  # a run that goes on failing makes no later one late
@@ -274,15 +350,21 @@ class Scheduler:
             job.child = None
             self.runs.append({"job": job.spec.name, "tick": tick.isoformat(), "exit_code": code})
             _why(process)
-            self._say(f"{job.spec.name}: the run of {tick.isoformat()} was interrupted; the next start goes on with it")
+            what = f"{job.spec.name}: the run of {tick.isoformat()}"
+            self._say(f"{what} was interrupted, since the scheduler ends; the next start goes on with it")
+
+
+def _is_over(output: str, tick: datetime) -> bool:
+    """Whether the output says that a tick is over."""
+    return History(output, quick=True).ticks().states.get(tick, BEGUN) != BEGUN
+
+
+def _because(ended: Ended) -> str:
+    return f" ({ended.why})" if ended.why else ""
 
 
 def _why(process: "subprocess.Popen[bytes]") -> str:
     return process.why() if isinstance(process, TickProcess) else ""
-
-
-def _one_line(error: BaseException) -> str:
-    return str(error) if isinstance(error, JobError) else " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def listing(folder: str, now: datetime) -> list[dict[str, Any]]:
@@ -292,47 +374,20 @@ def listing(folder: str, now: datetime) -> list[dict[str, Any]]:
         Of each spec with a schedule: its job, cron, time zone, last tick with its state and facts, and next tick.
         The state of a run that is not complete is `running` or `interrupted`. Of a file that is wrong: its problem.
     """
+    found = read(spec_files(folder))
+    begun = {
+        path: Look(partial(row, spec, spec.schedule, now), spec.name)
+        for path, spec in found.items()
+        if isinstance(spec, JobSpec) and spec.schedule is not None
+    }
+    wait_for(begun.values(), looks.LATE_S)
     rows: list[dict[str, Any]] = []
-    for path, spec in read(spec_files(folder)).items():
-        try:
-            if isinstance(spec, SpecError):
-                raise spec
-            if spec.schedule is not None:
-                rows.append({"spec": path} | _row(spec, spec.schedule, now))
-        except JobError as error:
-            rows.append({"spec": path, "problem": str(error)})
+    for path, spec in found.items():
+        if isinstance(spec, SpecError):
+            rows.append({"spec": path, "problem": str(spec)})
+        elif path in begun:
+            rows.append({"spec": path} | listed(path, spec, begun[path]))
     return rows
-
-
-def _row(spec: JobSpec, schedule: ScheduleSpec, now: datetime) -> dict[str, Any]:
-    history = History(spec.output.path)
-    known, seen = history.ticks(), history.seen()
-    first = known.open[0] if known.open else known.last
-    last: dict[str, Any] | None = None
-    if first is not None:
-        state = known.states[first]
-        facts = history.facts(first, state) if state != BEGUN else {}
-        last = {
-            "tick": first.isoformat(),
-            "state": _standing(history.run_path(first)) if state == BEGUN else state,
-            "output": history.run_path(first),
-            **{name: facts[name] for name in ("files", "rows", "failed") if name in facts},
-        }
-    waiting = due(schedule, max(filter(None, [known.last, seen])), now) if known.last or seen else None
-    following = upcoming(schedule, now)
-    return {
-        "job": spec.name, "output": history.output, "cron": schedule.cron, "timezone": schedule.timezone,
-        "runs": len(known.states), "last": last, "due": None if waiting is None else waiting.isoformat(),
-        "next": None if following is None else following.isoformat(),
-    }  # fmt: skip
-
-
-def _standing(output: str) -> str:
-    try:
-        found = status(output)["run"]
-    except JobError:  # it has no plan yet
-        return "interrupted"
-    return "running" if found is not None and found["alive"] else "interrupted"
 
 
 def worst(runs: Iterable[dict[str, Any]]) -> int:

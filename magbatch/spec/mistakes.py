@@ -41,7 +41,7 @@ def field_mistakes(error: ValidationError, root: type[BaseModel], written: Writt
         place = tuple(part for part in problem["loc"] if part not in _UNION_TAGS)
         kind, value, field = problem["type"], problem["input"], _field(root, place)
         if kind == "extra_forbidden":
-            said = f"no such field; {_nearest(root, place)}"
+            said = f"no such field; {_glued(place) or _nearest(root, place)}"
         elif kind == "missing":
             said = f"is missing: {(field.description if field else None) or 'it has no default'}"
         else:
@@ -166,6 +166,14 @@ def _field(root: type[BaseModel], place: Place) -> FieldInfo | None:
     names = [part for part in place if isinstance(part, str)]
     owner = _owner(root, (*names[:-1], "")) if names else None
     return owner.model_fields.get(names[-1]) if owner is not None else None
+
+
+def _glued(place: Place) -> str:
+    """What to write where YAML has read `{cron:6}` as one word; empty where it has not."""
+    name, colon, value = str(place[-1]).partition(":")
+    if not colon or not name.isidentifier():
+        return ""
+    return f"YAML wants a blank after the colon: write `{name}: {value.strip() or '...'}`"
 
 
 def _nearest(root: type[BaseModel], place: Place) -> str:

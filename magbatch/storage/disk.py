@@ -20,6 +20,7 @@ PASSING_ERRNO = frozenset(
 )
 # Moved since the folder was read, or a link that leads to nothing, or round in circles.
 _NOT_THERE = frozenset({errno.ENOENT, errno.ELOOP})
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 # Network disks and mounted buckets that know no hard links.
 _NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 
@@ -38,7 +39,12 @@ def local_errors(path: str, *, writing: bool = False) -> Iterator[None]:
         # A folder that cannot be there, or that went away under the write: the next try makes it anew.
         raise StorageError(f"{path}: {error.strerror}", passing=True) from error
     except OSError as error:
-        raise StorageError(f"{path}: {error.strerror or error}", passing=error.errno in PASSING_ERRNO) from error
+        kind = FullDiskError if error.errno in _FULL else StorageError
+        raise kind(f"{path}: {error.strerror or error}", passing=error.errno in PASSING_ERRNO) from error
+
+
+class FullDiskError(StorageError):
+    """The disk has no room, or this user has used all of his: it passes once somebody makes room."""
 
 
 class LocalStore:

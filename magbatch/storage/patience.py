@@ -107,7 +107,7 @@ def patiently(
         return max(0.0, min(jitter(state), left))  # the last try is when patience ends
 
     return Retrying(
-        retry=retry_if_exception(lambda error: isinstance(error, StorageError) and error.passing),
+        retry=retry_if_exception(lambda error: isinstance(error, StorageError) and not error.lasting),
         wait=wait,
         stop=stop_after_delay(patience_s),
         before_sleep=waiting,

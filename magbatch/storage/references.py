@@ -14,9 +14,9 @@ from magbatch.errors import StorageError
 from magbatch.spec import is_remote
 from magbatch.storage.disk import local_errors
 from magbatch.storage.s3 import (
+    AwsSettingsError,
     NoBucketError,
     RefusedError,
-    SettingsError,
     ThrottledError,
     quick_s3_client,
     s3_client,
@@ -124,7 +124,7 @@ class References:
             try:
                 return act()
             except StorageError as error:
-                if isinstance(error, SettingsError | ThrottledError):
+                if isinstance(error, AwsSettingsError | ThrottledError):
                     raise
                 if not error.passing:
                     raise UnfetchableError(str(error)) from error

@@ -8,6 +8,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from magbatch.errors import StorageError
+from magbatch.storage import contact
 from magbatch.storage.base import ObjectInfo
 
 if TYPE_CHECKING:
@@ -53,7 +54,9 @@ def _new_client(attempts: int, connect_timeout_s: float, read_timeout_s: float) 
         response_checksum_validation="when_required",
     )
     # Not boto3's default session, which reads a credentials file once: this one ends with its client.
-    return Session().client("s3", config=config)
+    client = Session().client("s3", config=config)
+    contact.watch(client)
+    return client
 
 
 @functools.cache
@@ -77,34 +80,44 @@ def _renew(client: "S3Client") -> None:
 
 
 @contextmanager
-def s3_errors(path: str, made: "Callable[[], S3Client] | None" = None) -> Iterator[None]:
+def s3_errors(path: str, made: "Callable[[], S3Client] | None" = None, *, writing: bool = False) -> Iterator[None]:
     """Raise what S3 refuses about `path` as StorageError, and an object that is not there as FileNotFoundError."""
     from botocore.exceptions import BotoCoreError, ClientError
     from botocore.parsers import ResponseParserError
 
-    client = _made(path, made or s3_client)
+    client, bucket = _made(path, made or s3_client), split_url(path)[0]
     try:
         yield
     except ClientError as error:
-        code = error.response.get("Error", {}).get("Code", "")
         if _is_gone(error):
+            contact.has_answered(bucket, writing=writing)
             raise FileNotFoundError(path) from error
-        refused = code in {"403", "AccessDenied"}
-        if code == "NoSuchBucket":
-            raise NoBucketError(f"{path}: there is no such bucket", passing=True) from error
-        hint = "; the credentials come from the standard AWS chain" if refused else ""
-        if code in _CREDENTIALS:
-            _renew(client)
-        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        # No code of S3's: it was not the store that answered, but something before it.
-        unknown = not code or code == str(HTTPStatus.NOT_FOUND.value)
-        passing = unknown or code in _PASSING or (status >= 500 and status != HTTPStatus.NOT_IMPLEMENTED)
-        kind = RefusedError if refused else ThrottledError if code in _THROTTLED else StorageError
-        raise kind(f"{path}: {error}{hint}", passing=passing) from error
-    except BotoCoreError as error:
-        raise StorageError(f"{path}: {error}", passing=_may_pass(error)) from error
-    except ResponseParserError as error:  # no XML: something between here and the store answered
-        raise StorageError(f"{path}: {error}", passing=True) from error
+        raise _refusal(path, error, client, contact.mend_refusal(error, client, bucket, writing=writing)) from error
+    except (BotoCoreError, ResponseParserError) as error:
+        # A ResponseParserError: no XML, something between here and the store answered.
+        mend = contact.mend_silence(error, client, bucket)
+        passing = isinstance(error, ResponseParserError) or _may_pass(error)
+        hint = f"; {mend}" if mend else ""
+        raise StorageError(f"{path}: {error}{hint}", passing=passing, mistake=mend is not None) from error
+    contact.has_answered(bucket, writing=writing)
+
+
+def _refusal(path: str, error: "ClientError", client: "S3Client", mend: str | None) -> StorageError:
+    """An answer of the store that is none of those that were wanted; `mend` is what a person has to do about it."""
+    code = error.response.get("Error", {}).get("Code", "")
+    if code == "NoSuchBucket":
+        return NoBucketError(f"{path}: there is no such bucket", passing=True, mistake=mend is not None)
+    if code in _CREDENTIALS:
+        _renew(client)
+    refused = code in {"403", "AccessDenied"}
+    hint = mend or ("the credentials come from the standard AWS chain" if refused else "")
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    # No code of S3's: it was not the store that answered, but something before it.
+    unknown = not code or code == str(HTTPStatus.NOT_FOUND.value)
+    passing = unknown or code in _PASSING or (status >= 500 and status != HTTPStatus.NOT_IMPLEMENTED)
+    kind = RefusedError if refused else ThrottledError if code in _THROTTLED else StorageError
+    text = f"{path}: {error}; {hint}" if hint else f"{path}: {error}"
+    return kind(text, passing=passing, mistake=mend is not None)
 
 
 def _made(path: str, make: "Callable[[], S3Client]") -> "S3Client":
@@ -114,7 +127,10 @@ def _made(path: str, make: "Callable[[], S3Client]") -> "S3Client":
     try:
         return make()
     except (BotoCoreError, ValueError) as error:  # a ValueError: AWS_ENDPOINT_URL is no URL
-        raise SettingsError(f"{path}: the AWS settings of this machine cannot be used: {error}") from error
+        raise AwsSettingsError(
+            f"{path}: the AWS settings of this machine cannot be used: {error}; {contact.settings_mend(error)}",
+            mistake=True,
+        ) from error
 
 
 def _is_gone(error: "ClientError") -> bool:
@@ -146,10 +162,8 @@ class RefusedError(StorageError):
     """The store answers, and does not give what was asked for. It may pass: access may be granted late."""
 
 
-class SettingsError(StorageError):
+class AwsSettingsError(StorageError):
     """The AWS settings of this machine (environment, profile, files) are wrong: nothing was asked of a store."""
-
-    exit_code = 2
 
 
 class ThrottledError(StorageError):
@@ -196,13 +210,13 @@ class S3Store:
 
     def write(self, name: str, data: bytes) -> None:
         """See `Store.write`."""
-        with s3_errors(self._where(name), self._client):
+        with s3_errors(self._where(name), self._client, writing=True):
             self._client().put_object(Bucket=self._bucket, Key=self._prefix + name, Body=data)
 
     def create(self, name: str, data: bytes) -> bool:
         """See `Store.create`."""
         for _ in range(S3_ATTEMPTS):
-            with s3_errors(self._where(name), self._client):
+            with s3_errors(self._where(name), self._client, writing=True):
                 client = self._client()
                 try:
                     client.put_object(Bucket=self._bucket, Key=self._prefix + name, Body=data, IfNoneMatch="*")
@@ -220,7 +234,7 @@ class S3Store:
 
     def replace(self, name: str, data: bytes, old: bytes) -> bool:
         """See `Store.replace`."""
-        with s3_errors(self._where(name), self._client):
+        with s3_errors(self._where(name), self._client, writing=True):
             client = self._client()
             for unquote in (False, True):  # the standard's form of a tag, then the one that Ceph's RGW wants
                 try:
@@ -245,7 +259,7 @@ class S3Store:
         return self._refuses(name, data, IfNoneMatch="*") and self._refuses(name, data, IfMatch=f'"{"0" * 32}"')
 
     def _refuses(self, name: str, data: bytes, **condition: str) -> bool:
-        with s3_errors(self._where(name), self._client):
+        with s3_errors(self._where(name), self._client, writing=True):
             client = self._client()
             try:
                 client.put_object(Bucket=self._bucket, Key=self._prefix + name, Body=data, **condition)  # type: ignore[arg-type]
@@ -261,13 +275,14 @@ class S3Store:
         with s3_errors(self._where(prefix), self._client):
             pages = self._client().get_paginator("list_objects_v2")
             for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix + prefix, **begin):  # type: ignore[arg-type]
+                contact.has_answered(self._bucket, writing=False)  # who takes the first few only never ends the block
                 for item in page.get("Contents", []):
                     yield ObjectInfo(item["Key"][len(self._prefix) :], item["Size"], item["ETag"].strip('"'))
 
     def move(self, name: str, target: str) -> None:
         """See `Store.move`."""
         source = {"Bucket": self._bucket, "Key": self._prefix + name}
-        with s3_errors(self._where(name), self._client):
+        with s3_errors(self._where(name), self._client, writing=True):
             try:
                 self._client().copy_object(Bucket=self._bucket, Key=self._prefix + target, CopySource=source)  # type: ignore[arg-type]
             except self._client().exceptions.ClientError as error:
@@ -278,5 +293,5 @@ class S3Store:
 
     def delete(self, name: str) -> None:
         """See `Store.delete`."""
-        with s3_errors(self._where(name), self._client):
+        with s3_errors(self._where(name), self._client, writing=True):
             self._client().delete_object(Bucket=self._bucket, Key=self._prefix + name)

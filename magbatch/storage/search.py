@@ -19,7 +19,7 @@ from magbatch.spec import is_remote
 from magbatch.storage.base import ObjectInfo
 from magbatch.storage.disk import DRAFTS, PASSING_ERRNO
 from magbatch.storage.formats import advice, counted, suffix_of
-from magbatch.storage.s3 import NoBucketError, S3Store, SettingsError, split_url
+from magbatch.storage.s3 import AwsSettingsError, NoBucketError, S3Store, split_url
 from magbatch.storage.tables import OUTPUT, folder_kind, marks, marks_of_folder, table_error
 
 _WILDCARD = re.compile(r"[*?\[]")
@@ -312,9 +312,10 @@ def _find_s3(path: str) -> FoundInput:
     except NoBucketError as error:
         raise InputError(f"input.path {path}: there is no such bucket") from error
     except StorageError as error:
-        if error.passing or isinstance(error, SettingsError):  # which says itself what to mend
+        if not error.lasting or isinstance(error, AwsSettingsError):  # which says itself what to mend
             raise
-        raise InputError(f"input.path {path} can never be listed: {short_message(str(error))}") from error
+        how = "cannot be listed" if error.mistake else "can never be listed"
+        raise InputError(f"input.path {path} {how}: {short_message(str(error))}") from error
     if any(item.name == key for item in found):
         kept = [item for item in found if item.name == key]
     elif wildcard:

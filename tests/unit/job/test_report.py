@@ -250,6 +250,6 @@ def test_a_full_disk_of_temporary_files_is_an_error_of_storage_and_leaves_no_fil
     done = subprocess.run([sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout == (
-        f"3 temporary files in {tmp_path}: File too large; make room there (16 bytes a row are needed), or set TMPDIR "
-        "to another folder\n[]\n"
+        f"2 TMPDIR: temporary files in {tmp_path}: File too large; make room there (16 bytes a row are needed), or set "
+        "TMPDIR to another folder\n[]\n"
     )

@@ -2,8 +2,11 @@
 
 import itertools
 import os
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,10 +15,12 @@ import pytest
 import yaml
 
 from magbatch.errors import InputError
+from magbatch.schedule import look as looks
 from magbatch.schedule import scheduler as module
 from magbatch.schedule import specs
 from magbatch.schedule.history import History
 from magbatch.schedule.scheduler import Scheduler, listing, spec_files, worst
+from magbatch.storage import s3 as s3_storage
 
 NOW = datetime(2026, 11, 24, 5, 1, tzinfo=UTC)
 BEFORE = NOW - timedelta(days=3)
@@ -183,8 +188,13 @@ def test_a_run_that_goes_on_failing_makes_no_later_one_late(tmp_path: Path) -> N
         except StopIteration as end:
             raise Over from end
 
+    def begin(path: str, tick: datetime) -> "subprocess.Popen[bytes]":
+        process = runs(path, tick)
+        process.wait()  # the clock goes on by a minute at each look: a slow machine is not to make ticks late
+        return process
+
     with pytest.raises(Over):
-        Scheduler(str(tmp_path), lambda _: None, runs, clock).run()
+        Scheduler(str(tmp_path), lambda _: None, begin, clock).run()
     ticks = sorted({tick for _, tick in runs.begun})
     assert len(ticks) >= 4
     assert {after - before for before, after in itertools.pairwise(ticks)} == {timedelta(minutes=20)}
@@ -256,3 +266,72 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_a_run_that_was_killed_counts_as_a_defect() -> None:
     assert worst([{"exit_code": -9}, {"exit_code": 0}]) == 4
     assert worst([]) == 0
+
+
+@pytest.fixture
+def hanging() -> Iterator[str]:
+    """The address of a store that takes connections and never answers."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(64)
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+def test_a_store_that_never_answers_costs_its_own_schedule(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hanging: str
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", hanging)
+    s3_storage.quick_s3_client.cache_clear()
+    monkeypatch.setattr(looks, "ANSWER_S", 0.2)
+    monkeypatch.setattr(looks, "LATE_S", 0.4)
+    for name in ("a", "c"):
+        write(tmp_path, name, cron="0 6 * * *", timezone="Europe/Paris").since(BEFORE)
+    text = (
+        (tmp_path / "a.yaml").read_text().replace("name: a", "name: b").replace(str(tmp_path / "out/a"), "s3://b/out")
+    )
+    (tmp_path / "b.yaml").write_text(text)
+    runs, said = Runs(), list[str]()
+    scheduler = Scheduler(str(tmp_path), said.append, runs, lambda: NOW)
+    scheduler.run(once=True)  # and ends, though the look does not
+    assert [name for name, _ in runs.begun] == ["a", "c"]
+    late = "b: output.path s3://b/out: its store has not answered for 0.4 s"
+    assert said.count(late) == 1
+    assert [run.get("problem") for run in scheduler.runs if "spec" in run] == [late]
+    first, second, third = listing(str(tmp_path), NOW)
+    assert (first["last"]["state"], third["last"]["state"]) == ("complete", "complete")
+    assert second["problem"] == f"{tmp_path}/b.yaml: output.path s3://b/out: its store has not answered for 0.4 s"
+    s3_storage.quick_s3_client.cache_clear()
+
+
+def test_an_output_that_cannot_be_read_costs_its_own_line(tmp_path: Path) -> None:
+    write(tmp_path, "a", cron="0 6 * * *", timezone="Europe/Paris").since(BEFORE)
+    (tmp_path / "taken").write_text("a file")
+    text = (tmp_path / "a.yaml").read_text().replace(str(tmp_path / "out/a"), f"{tmp_path}/taken/out")
+    (tmp_path / "b.yaml").write_text(text)
+    problem = listing(str(tmp_path), NOW)[1]["problem"]
+    assert problem.startswith(f"{tmp_path}/b.yaml: output.path {tmp_path}/taken/out: ")
+    said = list[str]()
+    Scheduler(str(tmp_path), said.append, Runs(), lambda: NOW).run(once=True)
+    (line,) = [line for line in said if "taken" in line]
+    assert line.startswith("a: output.path: ")
+    assert f"again at {NOW + timedelta(minutes=16)}" in line  # nobody mends it within a minute
+
+
+@pytest.mark.parametrize("once", [True, False])
+def test_a_folder_without_schedules_is_said(tmp_path: Path, once: bool) -> None:
+    write(tmp_path, "plain")
+    said, count = list[str](), 0
+
+    def clock() -> datetime:
+        nonlocal count
+        count += 1
+        if count > 2:
+            raise Over
+        return NOW
+
+    scheduler = Scheduler(str(tmp_path), said.append, Runs(), clock)
+    with suppress(Over):
+        scheduler.run(once=once)
+    (line,) = said
+    assert line.startswith(f"{tmp_path}: no spec here that can be read has a schedule: ")
+    assert worst(scheduler.runs) == 0

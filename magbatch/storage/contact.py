@@ -1,0 +1,150 @@
+"""A store's first answer to a command tells a wrong setting from a store that is away for a while.
+
+Until an endpoint has answered, an address that does not resolve or refuses connections is a wrong address. Until a
+bucket has given something, or taken something, refused credentials are wrong ones. After that the same refusals are
+waited out. Workers of a job that is under way begin in the middle of it: to them nothing is a wrong setting.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from botocore.exceptions import BotoCoreError, ClientError
+    from mypy_boto3_s3 import S3Client
+
+FIRST_ATTEMPTS = 3  # at an endpoint that has never answered: the network of a new container may take a second
+_KEYS = (
+    "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_SESSION_TOKEN, if the keys are temporary), or AWS_PROFILE"
+)
+_NEW_KEYS = "renew AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, or log in again (AWS_PROFILE)"
+_REGION = "set AWS_REGION (and AWS_DEFAULT_REGION) to the region of the bucket"
+_ACCESS = (
+    "the credentials come from the standard AWS chain (AWS_ACCESS_KEY_ID, AWS_PROFILE, a role): allow them "
+    "s3:ListBucket, s3:GetObject and, for an output, s3:PutObject and s3:DeleteObject here"
+)
+# What to do, by the code of a refusal. Those below 500 that are not here pass by themselves, or never do.
+_MEND = {
+    **dict.fromkeys(("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidSecurity"), f"the keys are wrong: {_KEYS}"),
+    **dict.fromkeys(
+        ("ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired", "RequestExpired"),
+        f"the credentials have expired, or are wrong: {_NEW_KEYS}",
+    ),
+    **dict.fromkeys(("AccessDenied", "403", "AllAccessDisabled", "AccountProblem"), _ACCESS),
+    **dict.fromkeys(("400",), f"the credentials may have expired: {_NEW_KEYS}"),
+    **dict.fromkeys(
+        ("AuthorizationHeaderMalformed", "PermanentRedirect", "301", "IllegalLocationConstraintException"), _REGION
+    ),
+    "RequestTimeTooSkewed": "the clock of this machine is wrong: set it",
+    "NoSuchBucket": "",
+}
+
+_is_command = False
+_endpoints = set[str]()  # that have answered
+_buckets = set[tuple[str, bool]]()  # that have given something, or (True) taken something
+
+
+@contextmanager
+def command() -> Iterator[None]:
+    """Within the block this process is a person's command: what was never reached may be a wrong setting."""
+    global _is_command
+    before, _is_command = _is_command, True
+    try:
+        yield
+    finally:
+        _is_command = before
+
+
+def has_answered(bucket: str, *, writing: bool) -> None:
+    """Note that a bucket did what it was asked for."""
+    _buckets.add((bucket, writing))
+
+
+def watch(client: "S3Client") -> None:
+    """Note when the client's endpoint answers; let nobody wait long for one that never has."""
+    endpoint = client.meta.endpoint_url
+
+    def look(response: object, caught_exception: Exception | None, attempts: int, **_: Any) -> None:
+        if response is not None:
+            _endpoints.add(endpoint)
+            return
+        is_first = _is_command and endpoint not in _endpoints
+        if is_first and attempts >= FIRST_ATTEMPTS and caught_exception and _is_no_address(caught_exception):
+            raise caught_exception
+
+    client.meta.events.register_first("needs-retry.s3", look)
+
+
+def mend_refusal(error: "ClientError", client: "S3Client", bucket: str, *, writing: bool) -> str | None:
+    """What a person has to do about an answer of the store; None if it may pass by itself."""
+    if not _is_command or (bucket, writing) in _buckets:
+        return None
+    code = error.response.get("Error", {}).get("Code", "")
+    if not code or code == str(HTTPStatus.NOT_FOUND.value):
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        return _no_store(client) if status < HTTPStatus.INTERNAL_SERVER_ERROR else None
+    return _MEND.get(code)
+
+
+def mend_silence(error: Exception, client: "S3Client", bucket: str) -> str | None:
+    """What a person has to do about a request without an answer of the store; None if it may pass by itself."""
+    from botocore import exceptions
+    from botocore.parsers import ResponseParserError
+
+    if not _is_command or (bucket, False) in _buckets or (bucket, True) in _buckets:
+        return None
+    if isinstance(error, exceptions.NoCredentialsError | exceptions.PartialCredentialsError):
+        return f"this machine has no credentials of AWS: {_KEYS}"
+    if isinstance(error, exceptions.TokenRetrievalError | exceptions.UnauthorizedSSOTokenError):
+        return f"log in again: {_NEW_KEYS}"
+    if isinstance(error, ResponseParserError):
+        return _no_store(client)
+    if client.meta.endpoint_url in _endpoints or not _is_no_address(error):
+        return None
+    if (variable := _endpoint_variable()) is not None:
+        return f"{variable}={client.meta.endpoint_url}: nobody answers there: set it to the store's address"
+    return f"{client.meta.endpoint_url} cannot be reached: look at AWS_REGION, and at the network of this machine"
+
+
+def _no_store(client: "S3Client") -> str | None:
+    """AWS itself speaks S3: before it stands a proxy of this network, which may mend itself."""
+    variable = _endpoint_variable()
+    if variable is None:
+        return None
+    return f"{variable}={client.meta.endpoint_url}: what answers there does not speak S3: set it to the store's address"
+
+
+def _endpoint_variable() -> str | None:
+    return next((name for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL") if os.environ.get(name)), None)
+
+
+def _is_no_address(error: "Exception | BotoCoreError") -> bool:
+    from botocore import exceptions
+
+    return isinstance(
+        error,
+        exceptions.EndpointConnectionError  # refused, or a name that does not resolve
+        | exceptions.ConnectTimeoutError
+        | exceptions.SSLError
+        | exceptions.ProxyConnectionError,
+    )
+
+
+def settings_mend(error: Exception) -> str:
+    """What a person has to do about settings from which no client can be made."""
+    named = {
+        "AWS_PROFILE": os.environ.get("AWS_PROFILE"),
+        _endpoint_variable() or "": os.environ.get(_endpoint_variable() or ""),
+        "AWS_REGION": os.environ.get("AWS_REGION"),
+        "AWS_DEFAULT_REGION": os.environ.get("AWS_DEFAULT_REGION"),
+    }
+    wrong = [f"{name}={value}" for name, value in named.items() if name and value and value in str(error)]
+    return f"mend {', '.join(wrong) or 'AWS_PROFILE, AWS_REGION, AWS_ENDPOINT_URL, or the files of ~/.aws'}"
+
+
+def forget() -> None:
+    """Know nothing of any store, as a new process does."""
+    _endpoints.clear()
+    _buckets.clear()
