@@ -7,5 +7,6 @@ for target in kuberay raycluster cron aws; do
     if [ "$target" = cron ]; then
         schedule=(--set 'schedule={cron: "0 6 * * *", timezone: Europe/Paris}' --set input.incremental=true)
     fi
-    uv run --no-sync magbatch deploy render jobs/magistral-text.yaml --target "$target" --out "deploy/$target" "${schedule[@]}"
+    uv run --no-sync magbatch deploy render jobs/magistral-text.yaml --target "$target" --out "deploy/$target" \
+        --image registry.example/magbatch:0.1.0-gpu --gpu-memory-gb 80 "${schedule[@]}"
 done

@@ -28,7 +28,7 @@ from ray._private.parameter import RayParams
 port, folder, config = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 Node(
     RayParams(
-        gcs_server_port=port, num_cpus=2, num_gpus=0, object_store_memory=200_000_000, autoscaling_config=config,
+        gcs_server_port=port, num_cpus=0, num_gpus=0, object_store_memory=200_000_000, autoscaling_config=config,
         temp_dir=folder, include_dashboard=False, dashboard_agent_listen_port=0,
         include_log_monitor=False,
     ),
@@ -66,7 +66,7 @@ class AutoscalingCluster:
 
 @contextmanager
 def autoscaling_cluster(folder: Path, max_workers: int) -> Iterator[AutoscalingCluster]:
-    """A head without GPUs, and up to some nodes of one GPU for who asks.
+    """A head without CPUs and GPUs, as the manifests have it, and up to some nodes of one GPU and 4 CPUs.
 
     Args:
         folder: Of the cluster's files; a short path, since sockets are below it.
@@ -87,9 +87,9 @@ def autoscaling_cluster(folder: Path, max_workers: int) -> Iterator[AutoscalingC
             "gcs_address": address,
         },
         "available_node_types": {
-            "ray.head.default": {"resources": {"CPU": 2}, "node_config": {}, "max_workers": 0},
+            "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
             NODE_TYPE: {
-                "resources": {"CPU": 1, "GPU": 1, "object_store_memory": 100_000_000},
+                "resources": {"CPU": 4, "GPU": 1, "object_store_memory": 100_000_000},
                 "node_config": {},
                 "min_workers": 0,
                 "max_workers": max_workers,

@@ -46,14 +46,16 @@ def spec(job: JobFiles, s3: str) -> str:
 
 def told(spec: str, target: str, folder: Path, *overrides: str) -> tuple[str, dict[str, Any]]:
     """The command that the manifests of a target give, on a spec where this machine has it, and its environment."""
-    done = magbatch("deploy", "render", spec, "--target", target, "--out", str(folder), *overrides)
+    image = ("--image", "registry.example/magbatch:0.1.0-cpu")
+    done = magbatch("deploy", "render", spec, "--target", target, "--out", str(folder), *image, *overrides)
     assert done.returncode == 0, done.stderr
     manifests = [yaml.safe_load(path.read_text()) for path in folder.glob("*.yaml")]
     (job,) = (one["spec"] for one in manifests if one.get("apiVersion") == "ray.io/v1")
     (data,) = (one["data"] for one in manifests if one.get("kind") == "ConfigMap")
     job = job.get("jobTemplate", job)
-    (folder / "job.yaml").write_text(data["job.yaml"])
-    entrypoint = job["entrypoint"].replace(SPEC_PATH, str(folder / "job.yaml"))
+    for name, text in data.items():
+        (folder / name).write_text(text)
+    entrypoint = job["entrypoint"].replace(str(Path(SPEC_PATH).parent), str(folder))
     assert entrypoint != job["entrypoint"]
     return entrypoint, yaml.safe_load(job["runtimeEnvYAML"])
 

@@ -1,0 +1,9 @@
+"""A job spec -> the files that a platform runs it from: devices, replicas and model are written once, in the spec.
+
+Nothing here holds a secret: access comes from the identity of the pods or machines, or from a Secret that is named.
+"""
+
+from magbatch.deploy.platform import RAY_VERSION, SPEC_PATH, Platform, Target
+from magbatch.deploy.render import next_commands, render, write
+
+__all__ = ["RAY_VERSION", "SPEC_PATH", "Platform", "Target", "next_commands", "render", "write"]

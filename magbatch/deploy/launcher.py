@@ -1,0 +1,138 @@
+"""Ray's cluster launcher on AWS: a head that stays, machines that come and go."""
+
+import math
+from typing import Any
+
+from magbatch.deploy.names import job_name
+from magbatch.deploy.nodes import group_name, shapes
+from magbatch.deploy.platform import DASHBOARD_PORT, Platform, size
+from magbatch.errors import SpecError
+from magbatch.spec import JobSpec, ShapeSpec
+
+REGION = "us-east-1"
+ACCELERATOR = "H100"  # where nothing names one
+INSTANCES = {  # by accelerator, as Ray names it, and by GPUs
+    "H200": {8: "p5en.48xlarge"},
+    "H100": {1: "p5.4xlarge", 8: "p5.48xlarge"},
+    "A100": {8: "p4de.24xlarge"},
+    "L40S": {1: "g6e.4xlarge", 4: "g6e.12xlarge", 8: "g6e.48xlarge"},
+    "L4": {1: "g6.4xlarge", 4: "g6.12xlarge", 8: "g6.48xlarge"},
+}
+MEMORY_GB = {"L4": 24, "L40S": 48, "H100": 80, "A100": 80, "H200": 141}  # of each GPU, the first choice first
+IMAGE_DISK_GB = 80  # system and container image
+JOB_PATH = "/tmp/magbatch/job.yaml"
+TOKEN_PATH = "/tmp/magbatch/auth_token"
+# Only requests of the machine itself reach its metadata, with a session; the container shares its network.
+METADATA = {"HttpTokens": "required", "HttpPutResponseHopLimit": 1}
+
+
+def launcher(spec: JobSpec, platform: Platform) -> dict[str, Any]:
+    """The file of `ray up`.
+
+    Raises:
+        SpecError: The job asks for GPUs that no machine known here has.
+    """
+    gpus, disk = spec.replicas.gpus, size(platform.cache_size) + size(platform.scratch_size)
+    common: dict[str, Any] = {"MetadataOptions": METADATA, "BlockDeviceMappings": [_disk(disk)]}
+    if platform.security_group is not None:
+        common["SecurityGroupIds"] = [platform.security_group]
+    spot = {"InstanceMarketOptions": {"MarketType": "spot"}}
+    workers: dict[str, dict[str, Any]] = {}
+    for shape in shapes(spec, platform, memory_known=True):
+        kind, per_node = _instance(shape, gpus, platform.gpu_memory_gb)
+        config = common | _profile(platform.instance_profile) | {"InstanceType": kind}
+        workers[group_name(shape).replace("-", "_")] = {
+            "min_workers": 0,
+            "max_workers": math.ceil(spec.replicas.max / per_node),
+            "resources": {},
+            "labels": shape.selector,
+            "node_config": config | (spot if shape.market == "spot" else {}),
+        }
+    nodes = max(worker["max_workers"] for worker in workers.values())
+    zone = {} if platform.zone is None else {"availability_zone": platform.zone}
+    head = common | _profile(platform.head_instance_profile or platform.instance_profile)
+    stop, start = "ray stop", "ulimit -n 65536; ray start"
+    return {
+        "cluster_name": job_name(spec),
+        "max_workers": nodes,
+        "idle_timeout_minutes": 2,
+        "provider": {"type": "aws", "region": platform.region or REGION, **zone, "cache_stopped_nodes": False},
+        "auth": {"ssh_user": "ubuntu"},
+        "docker": {
+            "image": platform.image,
+            "container_name": "magbatch",
+            # All that is run in the container authenticates: Ray, the jobs, and the commands of `ray exec`.
+            "run_options": [
+                "--ulimit nofile=65536:65536",
+                "--shm-size=8g",
+                "--env RAY_AUTH_MODE=token",
+                f"--env RAY_AUTH_TOKEN_PATH={TOKEN_PATH}",
+            ],
+            "worker_run_options": ["--gpus all"] if gpus else [],
+        },
+        "available_node_types": {
+            # Without CPUs no task is placed on the head: rows are read, rendered and answered on workers.
+            "head": {"resources": {"CPU": 0}, "node_config": head | {"InstanceType": "m7i.2xlarge"}},
+            **workers,
+        },
+        "head_node_type": "head",
+        "file_mounts": {JOB_PATH: "job.yaml", TOKEN_PATH: token_file(spec)},
+        "head_start_ray_commands": [
+            stop,
+            f"{start} --head --port=6379 --num-cpus=0 --dashboard-host=127.0.0.1 "
+            "--autoscaling-config=~/ray_bootstrap_config.yaml",
+        ],
+        "worker_start_ray_commands": [stop, f"{start} --address=$RAY_HEAD_IP:6379"],
+    }
+
+
+def commands(spec: JobSpec, folder: str) -> list[str]:
+    """Commands from the rendered files to a running job. `folder` is quoted for a shell."""
+    token = token_file(spec)
+    make = "import secrets; print(secrets.token_hex(32), end='')"
+    submit = f"magbatch submit {JOB_PATH} --address http://127.0.0.1:{DASHBOARD_PORT}"
+    return [
+        f'mkdir -p ~/.ray && (umask 077 && python3 -c "{make}" > {token})',
+        f"cd {folder} && ray up cluster.yaml && ray exec cluster.yaml '{submit}'",
+    ]
+
+
+def token_file(spec: JobSpec) -> str:
+    """Where the user keeps the cluster's token, which is in none of the files here."""
+    return f"~/.ray/{job_name(spec)}.token"
+
+
+def _profile(named: str | None) -> dict[str, Any]:
+    if named is None:
+        return {}
+    return {"IamInstanceProfile": {"Arn" if named.startswith("arn:") else "Name": named}}
+
+
+def _disk(content: int) -> dict[str, Any]:
+    return {
+        "DeviceName": "/dev/sda1",
+        "Ebs": {"VolumeSize": IMAGE_DISK_GB + math.ceil(content / 2**30), "VolumeType": "gp3", "Encrypted": True},
+    }
+
+
+def _instance(shape: ShapeSpec, gpus: int, memory_gb: int | None) -> tuple[str, int]:
+    """The machine that a replica fits, and how many of them fit it."""
+    if not gpus:
+        return "m7i.2xlarge", 1
+    name = shape.accelerator or _with_memory(memory_gb)
+    sizes = INSTANCES.get(name)
+    if sizes is None:
+        raise SpecError(f"replicas.prefer: {name} is on no AWS machine known here: {', '.join(INSTANCES)}")
+    if gpus > max(sizes):
+        raise SpecError(f"replicas.gpus: {gpus} are more than one machine has here ({max(sizes)} {name})")
+    smallest = min(count for count in sizes if count >= gpus)
+    return sizes[smallest], smallest // gpus
+
+
+def _with_memory(memory_gb: int | None) -> str:
+    if memory_gb is None:
+        return ACCELERATOR
+    for name, memory in MEMORY_GB.items():
+        if memory >= memory_gb:
+            return name
+    raise SpecError(f"--gpu-memory-gb {memory_gb}: no GPU known here has that much ({max(MEMORY_GB.values())} at most)")

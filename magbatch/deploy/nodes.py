@@ -1,0 +1,122 @@
+"""Kinds of nodes that a replica may be on, and what Kubernetes is told of them."""
+
+import re
+from typing import Any, Literal
+
+from magbatch.deploy.platform import Platform
+from magbatch.errors import SpecError
+from magbatch.spec import JobSpec, ShapeSpec
+
+KARPENTER_ACCELERATOR = "karpenter.k8s.aws/instance-gpu-name"  # h100, a100, l40s
+# Labels with the MiB of each GPU: of Karpenter on AWS, and of NVIDIA's GPU feature discovery anywhere.
+GPU_MEMORY_LABELS = ["karpenter.k8s.aws/instance-gpu-memory", "nvidia.com/gpu.memory"]
+# A GPU "of 80 GB" reports 81,559 MiB (H100) or 81,920 (A100), one of 24 GB 23,034 (L4), one of 48 GB 46,068 (L40S),
+# one of 16 GB 15,360 (T4): 920 MiB a GB is below all of them, and above the next smaller kind.
+MIB_A_GB = 920
+ZONE_LABEL = "topology.kubernetes.io/zone"
+
+Expression = dict[str, Any]
+
+
+def shapes(spec: JobSpec, platform: Platform, *, memory_known: bool) -> list[ShapeSpec]:
+    """Kinds of nodes, best first: those that the spec prefers, else spot before on-demand.
+
+    Args:
+        spec: Its `replicas`.
+        platform: Its spot label and its accelerators, of which one alone is taken where the spec names none.
+        memory_known: Whether a group without an accelerator's name still gets GPUs of a known kind.
+
+    Raises:
+        SpecError: A kind cannot be had, or a group of GPU nodes could be of any kind.
+    """
+    found = list(spec.replicas.prefer)
+    if not found:
+        markets: list[Literal["spot", "on-demand"]] = ["on-demand"] if platform.spot is None else ["spot", "on-demand"]
+        found = [ShapeSpec(market=market) for market in markets]
+    if platform.spot is None and any(shape.market == "spot" for shape in found):
+        raise SpecError("--spot none: replicas.prefer asks for spot nodes; say what they are labelled with")
+    if spec.replicas.gpus:
+        found = _of_known_kind(found, platform, memory_known=memory_known)
+    names = [group_name(shape) for shape in found]
+    if len(set(names)) < len(names) or not all(names):
+        raise SpecError(f"replicas.prefer: {', '.join(names)}: each is to be a group of nodes with a name of its own")
+    return found
+
+
+def _of_known_kind(found: list[ShapeSpec], platform: Platform, *, memory_known: bool) -> list[ShapeSpec]:
+    if not any(shape.accelerator for shape in found) and platform.accelerators:
+        if len(platform.accelerators) > 1:
+            raise SpecError(
+                f"--accelerator: {', '.join(platform.accelerators)}: replicas.prefer names none of them; write one "
+                "--accelerator, or say which is best: replicas.prefer: [{accelerator: H100}, {accelerator: A100}]"
+            )
+        (accelerator,) = platform.accelerators
+        return [shape.model_copy(update={"accelerator": accelerator}) for shape in found]
+    if not memory_known and not all(shape.accelerator for shape in found):
+        raise SpecError(
+            "--gpu-memory-gb: is missing, and nothing else names the GPU: a model of 24 billion parameters "
+            "could land on one of 16 GB; write --gpu-memory-gb 80 (each GPU has at least that much), "
+            "--accelerator H100, or replicas.prefer: [{accelerator: H100}] in the spec"
+        )
+    return found
+
+
+def group_name(shape: ShapeSpec) -> str:
+    """A name of the parts that tell a kind of nodes apart, as Kubernetes takes them."""
+    return re.sub(r"[^a-z0-9]+", "-", "-".join(shape.selector.values()).lower()).strip("-")
+
+
+def place_worker(pod: dict[str, Any], shape: ShapeSpec, platform: Platform, gpus: int) -> None:
+    """Give a pod's spec the nodes of a kind, and no other."""
+    nodes = dict(shape.labels)  # Kubernetes' nodes must have what Ray is told that they have
+    tolerations = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}] if gpus else []
+    expressions = _not_spot(platform) if shape.market == "on-demand" else []
+    if shape.market == "spot" and platform.spot is not None:
+        label, _, value = platform.spot.partition("=")
+        nodes[label] = value
+        tolerations.append({"key": label, "operator": "Equal", "value": value, "effect": "NoSchedule"})
+    memory: list[Expression] = []
+    if shape.accelerator is not None:
+        label, _, value = _accelerator_label(shape.accelerator, platform).partition("=")
+        nodes[label] = value
+    elif gpus and platform.gpu_memory_gb is not None:
+        least = str(platform.gpu_memory_gb * MIB_A_GB - 1)
+        memory = [{"key": label, "operator": "Gt", "values": [least]} for label in GPU_MEMORY_LABELS]
+    if platform.zone is not None:
+        nodes[ZONE_LABEL] = platform.zone
+    if nodes:
+        pod["nodeSelector"] = nodes
+    if tolerations:
+        pod["tolerations"] = tolerations
+    _require(pod, [[*expressions, one] for one in memory] or [expressions])
+
+
+def place_lasting(pod: dict[str, Any], platform: Platform) -> None:
+    """Keep a pod that must not go, the head or the submitter, off spot nodes, and in the zone."""
+    if platform.zone is not None:
+        pod["nodeSelector"] = {ZONE_LABEL: platform.zone}
+    _require(pod, [_not_spot(platform)])
+
+
+def _accelerator_label(accelerator: str, platform: Platform) -> str:
+    label = platform.accelerators.get(accelerator, "")
+    if not label and "-" in accelerator:
+        raise SpecError(
+            f"replicas.prefer: {accelerator}: say what its nodes are labelled with: "
+            f"--accelerator {accelerator}=LABEL=VALUE"
+        )
+    return label or f"{KARPENTER_ACCELERATOR}={accelerator.lower()}"
+
+
+def _not_spot(platform: Platform) -> list[Expression]:
+    if platform.spot is None:
+        return []
+    label, _, value = platform.spot.partition("=")
+    return [{"key": label, "operator": "NotIn", "values": [value]}]
+
+
+def _require(pod: dict[str, Any], terms: list[list[Expression]]) -> None:
+    """One of the terms must hold of a node; all expressions of it."""
+    if all(terms):
+        required = {"nodeSelectorTerms": [{"matchExpressions": term} for term in terms]}
+        pod["affinity"] = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": required}}

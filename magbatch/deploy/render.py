@@ -1,0 +1,105 @@
+"""The files of a target, from a job spec and what its platform is; and the commands that use them."""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from magbatch.deploy import kuberay, network
+from magbatch.deploy.launcher import commands, launcher
+from magbatch.deploy.names import job_name, metadata
+from magbatch.deploy.platform import DASHBOARD_PORT, METRICS_PORT, Platform, Target, check
+from magbatch.deploy.text import to_yaml
+from magbatch.errors import OutputError, SpecError
+from magbatch.spec import JobSpec
+
+
+def render(spec: JobSpec, target: Target, platform: Platform) -> dict[str, str]:
+    """The files of a target.
+
+    Returns:
+        File name to YAML text.
+
+    Raises:
+        SpecError: The spec has what the target cannot run, such as local paths; an option says nothing to it.
+    """
+    check(platform, target)
+    for name, path in (("input.path", spec.input.path), ("output.path", spec.output.path)):
+        if not path.startswith("s3://"):
+            raise SpecError(f"{name} {path}: a cluster's machines share no disk; write s3://bucket/prefix")
+    if spec.input.incremental and target != Target.CRON:
+        raise SpecError("input.incremental: such a job runs by its schedule: --target cron")
+    served = spec.metrics.model_copy(update={"bind": "0.0.0.0", "port": METRICS_PORT})
+    spec = spec.model_copy(update={"metrics": served})
+    if target == Target.AWS:
+        return {"job.yaml": spec.to_yaml(), "cluster.yaml": to_yaml(launcher(spec, platform))}
+    kinds = {Target.CRON: kuberay.cron_job, Target.CLUSTER: kuberay.ray_cluster, Target.KUBERAY: kuberay.ray_job}
+    job = kinds[target](spec, platform)
+    config_map: dict[str, Any] = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": metadata(spec, platform),
+        "data": {"job.yaml": spec.to_yaml()},
+    }
+    policies = network.policies(spec, platform)
+    if target == Target.CLUSTER:  # jobs are sent to it from outside
+        del policies["networkpolicy-submitter.yaml"]
+    else:
+        config_map["data"][Path(kuberay.SCRIPT_PATH).name] = kuberay.SCRIPT
+    objects: dict[str, dict[str, Any]] = {
+        "serviceaccount.yaml": network.service_account(spec, platform),
+        "configmap.yaml": config_map,
+        **policies,
+        "poddisruptionbudget.yaml": network.disruption_budget(spec, platform),
+        "podmonitor.yaml": network.pod_monitor(spec, platform),
+        f"{job['kind'].lower()}.yaml": job,
+    }
+    layout = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "resources": list(objects),
+    }
+    return {name: to_yaml(manifest) for name, manifest in {"kustomization.yaml": layout, **objects}.items()}
+
+
+def next_commands(spec: JobSpec, target: Target, platform: Platform, folder: str, path: str) -> list[str]:
+    """Commands that a user runs next, as a shell takes them.
+
+    Args:
+        spec: The rendered spec.
+        target: The target that was rendered.
+        platform: Its options.
+        folder: Where the files are.
+        path: The spec's own file.
+    """
+    folder = shlex.quote(folder)
+    if target == Target.AWS:
+        return commands(spec, folder)
+    name, kubectl = job_name(spec), "kubectl"
+    if platform.namespace is not None:
+        kubectl += f" -n {platform.namespace}"
+    apply = f"kubectl apply -k {folder}"
+    if target == Target.KUBERAY:
+        return [apply, f"{kubectl} logs -f job/{name}"]
+    if target == Target.CRON:
+        return [apply, f"{kubectl} get rayjobs"]
+    token = f"{kubectl} get secret {name} -o jsonpath='{{.data.auth_token}}' | base64 -d"
+    address = f"http://127.0.0.1:{DASHBOARD_PORT}"
+    return [
+        apply,
+        f"{kubectl} port-forward svc/{name}-head-svc {DASHBOARD_PORT}",
+        f'RAY_AUTH_TOKEN="$({token})" magbatch submit {shlex.quote(path)} --address {address}',
+    ]
+
+
+def write(files: dict[str, str], folder: str) -> None:
+    """Write rendered files into a folder, which is made where it is not there.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            (Path(folder) / name).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be written: {error}") from error
