@@ -22,6 +22,7 @@ VERSION = 2
 _OWN_CHECKSUM = b',\n "manifest_sha256": '
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 _SHOWN_CHARS = 60
+_ENTRY_FIELDS = ("name", "rows", "records", "bytes", "sha256")
 _SUMS = tuple(one.name for one in fields(Totals))
 _COUNTS = tuple(one.name for one in fields(Totals) if not one.name.startswith("by_"))
 _NEEDED_SUMS = frozenset({"answered", "failed", "by_code", "by_status"})
@@ -154,8 +155,7 @@ class Manifest:
 
     def vouches_for(self, name: str, data: bytes | None) -> bool:
         """Whether some content is that of one of the job's own files, as far as the manifest says."""
-        file = self.file(name)
-        return file is None or file.fits(data)
+        return (file := self.file(name)) is None or file.fits(data)
 
     def to_json(self) -> bytes:
         """The manifest as it is stored."""
@@ -178,10 +178,8 @@ class Manifest:
             "parts": [entry.to_dict() for entry in self.parts],
         }
         text = json.dumps(record, indent=1).encode()
-        if self.version == 1:
-            return text
         body = text.removesuffix(b"\n}")
-        return body + _own_checksum(body)
+        return text if self.version == 1 else body + _own_checksum(body)
 
     @classmethod
     def from_json(cls, data: bytes, where: str = MANIFEST, *, edited_too: bool = False) -> Self:
@@ -222,7 +220,7 @@ class Manifest:
             planned_rows=found.take("planned_rows", _whole),
             plan_sha256=found.take("plan_sha256", _checksum),
             totals=sums,
-            parts=found.take("parts", _list_of(_entry)),
+            parts=found.take("parts", _entries),
             files=found.take("files", _list_of(_file)) if version > 1 else (),
             model_revision=found.may_have("model_revision", _text),
             graded_by=found.may_have("graded_by", _whole),
@@ -242,7 +240,7 @@ class Manifest:
 
 def is_as_written(data: bytes) -> bool:
     """Whether a manifest that ends with its own checksum is byte for byte what was written."""
-    body, _, _ = data.rpartition(_OWN_CHECKSUM)
+    body = data.rpartition(_OWN_CHECKSUM)[0]
     return data == body + _own_checksum(body)
 
 
@@ -252,8 +250,6 @@ def _own_checksum(body: bytes) -> bytes:
 
 
 # Reading. Each reader takes a value of JSON and the path of its field.
-
-
 class _Fields:
     """The fields of one JSON object, each taken once."""
 
@@ -302,19 +298,36 @@ def _counts(value: Any, path: str) -> dict[str, int]:
 
 
 def _list_of(read: Callable[[Any, str], T]) -> Callable[[Any, str], tuple[T, ...]]:
-    def all_of(value: Any, path: str) -> tuple[T, ...]:
-        if not isinstance(value, list):
-            raise ValueError(f"{path} is {_shown(value)}, not a list")
-        return tuple(read(one, f"{path}[{position}]") for position, one in enumerate(value))
+    return lambda value, path: tuple(read(one, f"{path}[{at}]") for at, one in enumerate(_items(value, path)))
 
-    return all_of
+
+def _items(value: Any, path: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError(f"{path} is {_shown(value)}, not a list")
+    return value
+
+
+def _entries(value: Any, path: str) -> tuple[Entry, ...]:
+    """As `_list_of(_entry)`. There may be a million: what is wrong with one is looked for only if something is."""
+    return tuple(_right_entry(one) or _entry(one, f"{path}[{at}]") for at, one in enumerate(_items(value, path)))
+
+
+def _right_entry(value: Any) -> Entry | None:
+    """An entry; None if anything about it is wrong."""
+    if type(value) is not dict or len(value) != len(_ENTRY_FIELDS):
+        return None
+    name, rows, records, size, checksum = (value.get(field) for field in _ENTRY_FIELDS)
+    if not (type(name) is type(checksum) is str and type(rows) is type(records) is type(size) is int):
+        return None
+    part = PartName.parse(name) if min(rows, records, size) >= 0 and _SHA256.match(checksum) else None
+    return None if part is None else Entry(part, rows, records, size, checksum)
 
 
 def _entry(value: Any, path: str) -> Entry:
     found = _Fields(value, path)
     text = found.take("name", _text)
     name = PartName.parse(text)
-    if name is None or str(name) != text:
+    if name is None:
         raise ValueError(f"{path}.name is {_shown(text)}, not the name of an object")
     rows, records, size = (found.take(one, _whole) for one in ("rows", "records", "bytes"))
     entry = Entry(name, rows, records, size, found.take("sha256", _checksum))
@@ -337,15 +350,12 @@ def _retry(value: Any, path: str) -> RetryRecord:
     if dropped is not None:
         if dropped is not True:
             raise ValueError(f"{path}.dropped is {_shown(dropped)}, not true")
-        found.end()
-        return RetryRecord(finished_at, dropped=True)
-    record = RetryRecord(
-        finished_at,
-        chosen=found.take("chosen", _text),
-        set=found.take("set", _list_of(_text)),
-        rows=found.take("rows", _whole),
-        answered=found.take("answered", _whole),
-    )
+        record = RetryRecord(finished_at, dropped=True)
+    else:
+        chosen, items = found.take("chosen", _text), found.take("set", _list_of(_text))
+        record = RetryRecord(
+            finished_at, False, chosen, items, found.take("rows", _whole), found.take("answered", _whole)
+        )
     found.end()
     return record
 
@@ -372,8 +382,8 @@ def _check_once(field: str, names: list[str]) -> None:
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        (name, _), *_ = Counter(name for name, _ in pairs).most_common(1)
-        raise ValueError(f"{_shown(name)[1:-1]} is there twice")
+        twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise ValueError(f"{_shown(twice)[1:-1]} is there twice")
     return found
 
 
