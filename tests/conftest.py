@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -36,6 +37,18 @@ os.environ |= {
     "no_proxy": ",".join(filter(None, [os.environ.get("no_proxy"), "127.0.0.1", "localhost"])),
 }
 
+
+def _holds_a_cache(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
+
+
+# The tiny checkpoint is built once, below the home directory, or elsewhere where nothing can be written there.
+if "MAGBATCH_CACHE" not in os.environ and not _holds_a_cache(Path.home() / ".cache" / "magbatch"):
+    os.environ["MAGBATCH_CACHE"] = str(Path(tempfile.gettempdir()) / f"magbatch-tests-{os.getuid()}")
 
 # `uv run pytest` sets it for its children: what a command prints as its next step would begin with `uv run`.
 os.environ.pop("UV_RUN_RECURSION_DEPTH", None)
