@@ -379,7 +379,32 @@ def engine_args(spec: JobSpec, model: ModelFacts, *, distinct: bool = False) -> 
             "distributed_executor_backend": CPU_EXECUTOR,
         }
     args = defaults | spec.model.engine_args
+    _check_lengths(spec, args, model)
     return args if gpus or spec.sampling.seed is None or not spec.sampling.temperature else _whole(spec, args)
+
+
+def _check_lengths(spec: JobSpec, args: dict[str, Any], model: ModelFacts) -> None:
+    """Raise SpecError for numbers of tokens and sequences with which vLLM does not start (its `SchedulerConfig`)."""
+    counts = {name: value for name, value in args.items() if isinstance(value, int)}
+    longest, at_once = counts.get("max_model_len", 1), counts.get("max_num_seqs", 1)
+    tokens = counts.get("max_num_batched_tokens", max(longest, at_once))
+    long_allowed = os.environ.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "0") != "0" or "hf_overrides" in args
+    wrong = ""
+    if longest > model.context and not long_allowed:
+        wrong = f"max_model_len: {longest} is more than the model's context of {model.context} tokens"
+    elif tokens < at_once:
+        wrong = f"max_num_batched_tokens: {tokens} is less than max_num_seqs, {at_once}; a step has a token of each"
+    elif tokens < longest and args.get("enable_chunked_prefill") is False and spec.replicas.gpus:
+        wrong = (
+            f"max_num_batched_tokens: {tokens} is less than max_model_len, {longest}; without enable_chunked_prefill "
+            "a prompt is read in one step"
+        )
+    elif counts.get("long_prefill_token_threshold", 0) > longest:
+        wrong = f"long_prefill_token_threshold: it is more than max_model_len, {longest}"
+    elif counts.get("max_num_active_seqs", 0) > at_once:
+        wrong = f"max_num_active_seqs: it is more than max_num_seqs, {at_once}"
+    if wrong:
+        raise SpecError(f"model.engine_args.{wrong}")
 
 
 def _whole(spec: JobSpec, args: dict[str, Any]) -> dict[str, Any]:

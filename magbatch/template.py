@@ -7,6 +7,7 @@ row's bytes. Every other one is a program, and runs in a sandbox.
 
 import pickle
 from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import jinja2
@@ -14,6 +15,7 @@ from jinja2 import nodes
 from jinja2.meta import TrackingCodeGenerator
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import missing
 from jinja2.visitor import NodeTransformer
 
 from magbatch.errors import ErrorCode, RowError, SandboxError, SandboxMemoryError, SandboxTimeoutError, SpecError
@@ -21,6 +23,7 @@ from magbatch.sandbox import Sandboxes
 
 TIMEOUT_S = 10.0  # of one row's template: whole documents take milliseconds
 MEMORY_MB = 1024  # the same: a prompt of a million tokens takes 20
+MOST_FIELDS_NAMED = 10  # of a value, where a template asks for another
 SANDBOXES = 2  # a row that takes all of its time holds up no other
 # A call's target is marked while a template is parsed: what is called is a method or Jinja's own function, what is
 # not called is a column or a field. No column's name begins like this.
@@ -32,12 +35,32 @@ _LINEAR = (
 _LINEAR_FILTERS = frozenset({"trim", "upper", "lower", "title", "capitalize", "default", "d", "string", "int", "float"})
 
 
+class _Missing(jinja2.StrictUndefined):
+    """What a template asks of a row and the row does not have: the message says what there is instead."""
+
+    __slots__ = ()
+
+    def __init__(
+        self,
+        hint: str | None = None,
+        obj: Any = missing,
+        name: str | None = None,
+        exc: type[jinja2.TemplateRuntimeError] = jinja2.UndefinedError,
+    ) -> None:
+        if hint is None and obj is missing:  # all names of a template are columns
+            hint = f"{name!r} is null in this row; write {{{{ {name} | default('') }}}} where it may be"
+        elif hint is None and isinstance(obj, Mapping):
+            fields = ", ".join(map(repr, islice(obj, MOST_FIELDS_NAMED)))
+            hint = f"{name!r} is no field of a value that has {fields}" if fields else None
+        super().__init__(hint, obj, name, exc)
+
+
 class _Environment(ImmutableSandboxedEnvironment):
     """Jinja's sandbox, in which what a row holds comes before what Python's values can do."""
 
     def __init__(self) -> None:
         super().__init__(
-            undefined=jinja2.StrictUndefined,
+            undefined=_Missing,
             autoescape=False,
             keep_trailing_newline=True,
             optimized=False,  # a constant such as 9 ** 9 ** 9 is not worked out while the template is read
@@ -230,5 +253,7 @@ def _filled(template: jinja2.Template, values: Mapping[str, Any]) -> str:
         return template.render(values)
     except (RowError, MemoryError):
         raise
+    except jinja2.UndefinedError as error:
+        raise RowError(ErrorCode.TEMPLATE_ERROR, f"prompt.template: {error}") from error
     except Exception as error:  # a template is a program: whatever it raises is this row's error
         raise RowError(ErrorCode.TEMPLATE_ERROR, f"prompt.template: {type(error).__name__}: {error}") from error

@@ -1,8 +1,10 @@
 """An output as a run finds it: new, begun by this job, complete, or another's."""
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console
 
@@ -12,7 +14,7 @@ from magbatch.job.lease import EXPIRY_S, Lease
 from magbatch.job.ledger import Ledger
 from magbatch.job.plan import Plan, make_plan
 from magbatch.rows import ERRORS, RESULTS
-from magbatch.spec import JobSpec
+from magbatch.spec import JobSpec, is_remote
 from magbatch.storage.disk import FullDiskError
 from magbatch.storage.s3 import NoBucketError
 
@@ -36,6 +38,7 @@ def begun(spec: JobSpec, ledger: Ledger) -> Plan | None:
         SpecChangedError: The output holds answers to another spec; with the difference.
         OutputError: The output cannot be one.
     """
+    _check_place(ledger.path)
     with first_look():
         try:
             return ledger.plan() if ledger.check_same(spec) else None
@@ -43,6 +46,20 @@ def begun(spec: JobSpec, ledger: Ledger) -> Plan | None:
             if holds_rows(ledger):
                 raise
             return None
+
+
+def _check_place(path: str) -> None:
+    """Raises OutputError where no folder can be on a disk: a file is in its way, or its parent may not be written."""
+    if is_remote(path):
+        return
+    there = Path(path)
+    while not os.path.lexists(there) and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        what = "a link that leads nowhere" if there.is_symlink() else "a file"
+        raise OutputError(f"output.path: {path}: {there} is {what}; give a folder, or a place where one can be made")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise OutputError(f"output.path: {path}: {there} may not be written: it is read-only, or another user's")
 
 
 def holds_rows(ledger: Ledger) -> bool:

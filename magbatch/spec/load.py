@@ -63,15 +63,16 @@ def parse(text: str, overrides: list[str] | None = None, origin: str = "spec", *
             found |= {(*one.place, *place): word for place, word in unquoted(one.raw).items()}
         return found
 
-    spec, lines = None, list[str]()
+    spec, invalid, lines = None, None, list[str]()
     try:
         spec = JobSpec.model_validate(data, context={NEW: new})
     except ValidationError as error:
+        invalid = error
         lines += field_mistakes(error, JobSpec, lambda place: all_unquoted().get(place))
     if new or any(one.place[:1] == ("model",) for one in given):
         lines += _engine_mistakes(data.get("model"), all_unquoted)
     if spec is None or lines:
-        raise SpecError(_listed(origin, lines))
+        raise SpecError(_listed(origin, lines)) from invalid
     return _absolute(spec)
 
 

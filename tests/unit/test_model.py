@@ -428,3 +428,34 @@ def test_the_fake_engine_gets_what_it_knows(checkpoint: Path) -> None:
     mine = {"tokens": 3, "max_num_seqs": 2}
     spec = job(model={"source": "builtin:tiny", "engine": "fake", "engine_args": mine}, replicas={"gpus": 0})
     assert engine_args(spec, facts(checkpoint)) == {"max_model_len": 8192, "max_num_seqs": 2, "tokens": 3}
+
+
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        ({"max_model_len": 200_000}, "max_model_len: 200000 is more than the model's context of 131072 tokens"),
+        ({"max_num_seqs": 20_000}, "max_num_batched_tokens: 16384 is less than max_num_seqs, 20000"),
+        ({"enable_chunked_prefill": False}, "max_num_batched_tokens: 16384 is less than max_model_len, 72768"),
+        (
+            {"long_prefill_token_threshold": 99_999},
+            "long_prefill_token_threshold: it is more than max_model_len",
+        ),
+        ({"max_num_active_seqs": 300}, "max_num_active_seqs: it is more than max_num_seqs, 256"),
+    ],
+)
+def test_numbers_with_which_vllm_does_not_start_are_refused(own: dict[str, Any], said: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        engine_args(job(model={"source": "a/b", "engine_args": own}), VISION)
+    assert str(caught.value).startswith(f"model.engine_args.{said}")
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"max_model_len": 200_000, "hf_overrides": {"rope_parameters": {"rope_type": "yarn"}}},
+        {"enable_chunked_prefill": False, "max_num_batched_tokens": 72_768},
+        {"max_num_batched_tokens": None},  # as a spec of an older version may have it
+    ],
+)
+def test_numbers_with_which_vllm_may_start_pass(own: dict[str, Any]) -> None:
+    assert engine_args(job(model={"source": "a/b", "engine_args": own}), VISION).items() >= own.items()

@@ -322,7 +322,11 @@ def test_a_preview_refuses_an_output_as_a_run_does(job: SmallJob, tmp_path: Path
     (tmp_path / "file").write_text("x")
     (tmp_path / "other" / "results").mkdir(parents=True)
     (tmp_path / "other" / "results" / "a.parquet").write_text("x")
-    for output, said in [("file", "output.path: "), ("other", "holds objects, but there is no magbatch job here")]:
+    for output, said in [
+        ("file", "is a file; give a folder"),
+        ("file/x", "is a file"),
+        ("other", "holds objects, but there is no magbatch job here"),
+    ]:
         spec = job.spec().with_output(str(tmp_path / output))
         for look in (preview, go):
             with pytest.raises(OutputError, match=said):

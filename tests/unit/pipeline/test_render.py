@@ -565,7 +565,23 @@ def test_a_null_column_is_undefined(ask: Ask) -> None:
     with pytest.raises(RowError) as caught:
         ask("{{ q }}{{ more }}", q="x")
     assert caught.value.code is ErrorCode.TEMPLATE_ERROR
-    assert caught.value.message == "prompt.template: UndefinedError: 'more' is undefined"
+    said = "prompt.template: 'more' is null in this row; write {{ more | default('') }} where it may be"
+    assert caught.value.message == said
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{{ q.titel }}", "prompt.template: 'titel' is no field of a value that has 'title', 'body'"),
+        ("{{ q['titel'] }}", "prompt.template: 'titel' is no field of a value that has 'title', 'body'"),
+        ("{% for one in [q] %}{{ one.x }}{% endfor %}", "prompt.template: 'x' is no field of a value that has 'title'"),
+    ],
+)
+def test_a_field_that_a_value_does_not_have_is_told_with_those_that_it_has(ask: Ask, text: str, said: str) -> None:
+    with pytest.raises(RowError) as caught:
+        ask(text, q={"title": "a", "body": "b"})
+    assert caught.value.code is ErrorCode.TEMPLATE_ERROR
+    assert said in caught.value.message
 
 
 def test_a_template_beside_a_prompt_column_still_needs_the_prompt(ask: Ask) -> None:
