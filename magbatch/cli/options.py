@@ -5,7 +5,9 @@ from typing import Annotated
 import typer
 
 SpecPath = Annotated[str, typer.Argument(metavar="SPEC", help="The job's YAML file.")]
-OutputPath = Annotated[str, typer.Argument(metavar="OUTPUT", help="The job's output.path, local or s3://.")]
+SpecOrOutput = Annotated[
+    str, typer.Argument(metavar="SPEC|OUTPUT", help="The job's YAML file, or its output.path, local or s3://.")
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY.PATH=VALUE", help="Override a field of the spec; may be repeated."),
@@ -13,6 +15,13 @@ Overrides = Annotated[
 Limit = Annotated[
     int | None,
     typer.Option("--limit", min=1, metavar="N", help="Only N rows, spread evenly, into an output of their own."),
+]
+SpecOverrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY.PATH=VALUE", help="With a spec: as the job was run; may be repeated."),
+]
+SpecLimit = Annotated[
+    int | None, typer.Option("--limit", min=1, metavar="N", help="With a spec: the sample of N rows that was run.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document for a program, on standard output.")]
 Address = Annotated[

@@ -2,22 +2,18 @@
 
 import os
 import sys
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from magbatch.cli.options import Json, OutputPath
-from magbatch.cli.show import (
-    command,
-    counted,
-    errors,
-    exit_code,
-    note,
-    output_path,
-    print_json,
-    shown_path,
-    with_prefix,
-)
+from magbatch.cli.options import Json, SpecLimit, SpecOrOutput, SpecOverrides
+from magbatch.cli.show import command, errors, exit_code, note, print_json, shown_path, with_prefix
+from magbatch.cli.show import counted as counting
+from magbatch.cli.target import SPEC_SUFFIXES, Target, target
+from magbatch.counts import counted, shown_time
+
+if TYPE_CHECKING:
+    from magbatch.job.status import JobStatus
 
 commands = typer.Typer()
 
@@ -25,20 +21,26 @@ commands = typer.Typer()
 @commands.command()
 def status(
     output: Annotated[
-        str, typer.Argument(metavar="OUTPUT|ID", help="A job's output.path; with --address, its id on that cluster.")
+        str,
+        typer.Argument(
+            metavar="SPEC|OUTPUT|ID", help="A job's spec or output.path; with --address, its id on that cluster."
+        ),
     ],
     address: Annotated[
         str | None, typer.Option("--address", metavar="URL", help="The cluster's dashboard, http://head:8265.")
     ] = None,
+    overrides: SpecOverrides = None,
+    limit: SpecLimit = None,
     json: Json = False,
 ) -> None:
     """Where a job stands, from its output alone: while it runs, and after."""
     job = None
     with errors(json):
         from magbatch.errors import OutputError
-        from magbatch.job.status import status as job_status
+        from magbatch.job.status import job_status
 
-        if address is None and "/" not in output and not os.path.exists(output):
+        is_path = "/" in output or os.path.exists(output) or output.endswith(SPEC_SUFFIXES)
+        if address is None and not is_path:
             address = os.environ.get("RAY_API_SERVER_ADDRESS")  # a name that is no place here is a job's id
         if address is not None:
             from magbatch.cluster import Cluster
@@ -46,14 +48,15 @@ def status(
             job = Cluster(address, note).job(output)
             output = job.output
         try:
-            found = job_status(output_path(output))
+            about = target(output, overrides, limit)
+            found = job_status(about.output)
         except OutputError:
             if job is None:
                 raise
             found = None  # it has not begun yet, or failed before
     if job is not None:
         if json:
-            print_json({"cluster": job.to_dict(), "status": found})
+            print_json({"cluster": job.to_dict(), "status": None if found is None else found.to_dict()})
             return
         print(f"{job.id}: {job.state}")
         if found is None:
@@ -64,65 +67,116 @@ def status(
             return
     assert found is not None, "an output that cannot be read has raised"
     if json:
-        print_json(found)
+        print_json(found.to_dict() | {"next": _following(found, about)})
         return
-    share = f"{100 * found['done'] / found['planned']:.1f}%" if found["planned"] else "100%"
-    run = found["run"]
-    alive = run is not None and run["alive"] and not found["complete"]
-    state = "complete" if found["complete"] else "running" if alive else "not complete"
-    print(f"{found['job']}: {state}, {found['done']:,} of {found['planned']:,} rows done ({share})")
-    print(f"  {found['answered']:,} answered, {found['failed']:,} failed")
-    print(f"  {found['shards_done']:,} of {found['shards']:,} shards done")
-    if run is not None:
-        _print_run(found, run)
-    following = command("verify" if found["complete"] else "status", output)
-    print(f"Next: {following if found['complete'] or alive else command('run', 'SPEC') + ', to go on'}")
+    for line in _status_lines(found):
+        print(line)
+    print(f"Next: {_following(found, about)}")
 
 
-def _print_run(found: dict[str, Any], run: dict[str, Any]) -> None:
-    """What the run has last said of itself."""
+def _status_lines(found: "JobStatus") -> list[str]:
+    """A job's standing for a person."""
+    from magbatch.job.status import JobState
+
+    share = f"{100 * found.done / found.planned:.1f}%" if found.planned else "100%"
+    lines = [
+        f"{found.job}: {found.state}, {found.done:,} of {counted(found.planned, 'row')} done ({share})",
+        f"  {found.answered:,} answered, {found.failed:,} failed",
+        f"  {found.shards_done:,} of {counted(found.shards, 'shard')} done",
+    ]
+    when = "at a time that is not known" if found.at is None else f"at {shown_time(found.at)}"
+    why = (found.why or "").splitlines()[:1]
+    code = f", with exit code {found.exit_code}" if found.exit_code else ""
+    match found.state:
+        case JobState.ENDED_EARLY | JobState.FAILED:
+            lines.append(f"  {found.state} {when}{code}: {''.join(why)}")
+        case JobState.INTERRUPTED:
+            lines.append(f"  interrupted {when}{code}; what was committed stays")
+        case JobState.KILLED:
+            lines.append(f"  its process on this machine is gone, and could not say why; last sign of life {when}")
+        case JobState.LOST:
+            lines.append(f"  no sign of life since {when.removeprefix('at ')}: its machine or its process is gone")
+    if found.failed and not found.complete:
+        lines.append(f"  dead letters: {shown_path(found.output)}/errors/*.parquet")
+    if (work := found.work) is not None:
+        who = "" if work.host is None else f" (host {work.host}, process {work.pid})"
+        doing = "is under way" if work.alive else "was begun and is not finished"
+        kind = "a retry" if work.command[0] == "retry" else "a compaction"
+        lines.append(f"  {kind} of it {doing}{who}")
+    return lines + ([] if found.run is None else _run_lines(found, found.run))
+
+
+def _run_lines(found: "JobStatus", run: dict[str, Any]) -> list[str]:
+    """What the run has last said of itself; speed and end only while it goes on."""
     from magbatch.job.progress import Eta, shown_eta
 
-    if not found["complete"]:
-        up, starting = run["replicas"]["serving"], run["replicas"]["starting"]
-        print(f"  {run['rows_per_s']:,.1f} rows/s, {run['tokens_per_s']:,.0f} tokens/s", end=", ")
-        print(f"{run['truncated']:,} truncated, {up} replica{'' if up == 1 else 's'} serving, {starting} starting")
-        if run["alive"]:
-            print(f"  ETA {shown_eta(Eta(**run['eta']) if run['eta'] else None)}")
-        print(f"  last sign of life {run['age_s']:,.0f} s ago, from host {run['host']}, process {run['pid']}")
+    lines = []
+    if found.alive:
+        serving, starting = run["replicas"]["serving"], run["replicas"]["starting"]
+        lines += [
+            f"  {run['rows_per_s']:,.1f} rows/s, {run['tokens_per_s']:,.0f} tokens/s, {run['truncated']:,} truncated, "
+            f"{counted(serving, 'replica')} serving, {starting:,} starting",
+            f"  ETA {shown_eta(Eta(**run['eta']) if run['eta'] else None)}",
+        ]
+    if not found.complete:
+        lines.append(f"  last sign of life {run['age_s']:,.0f} s ago, from host {run['host']}, process {run['pid']}")
     cost = "" if run["cost"] is None else f", {run['cost']:,.2f} {run['currency']}"
-    print(f"  {run['spent']['device_s'] / 3600:,.2f} device hours so far{cost}")
+    return [*lines, f"  {run['spent']['device_s'] / 3600:,.2f} device hours so far{cost}"]
+
+
+def _following(found: "JobStatus", about: Target) -> str:
+    """The command that comes next."""
+    from magbatch.job.status import JobState
+
+    if found.alive or (found.work is not None and found.work.alive):
+        return about.again("status")
+    if found.work is not None:
+        verb, *options = found.work.command
+        return command(verb, shown_path(about.output), *options)
+    if found.complete:
+        return command("verify", shown_path(about.output))
+    if found.state == JobState.ENDED_EARLY:  # as it was, it would end at once again
+        return about.run("limits.max_failed_rows=100%")
+    return about.run()
 
 
 @commands.command()
-def verify(output: OutputPath, json: Json = False) -> None:
+def verify(output: SpecOrOutput, overrides: SpecOverrides = None, limit: SpecLimit = None, json: Json = False) -> None:
     """Prove an output from its objects alone: every planned row once, checksums as in the manifest."""
     with errors(json):
         from magbatch.job.ledger import Ledger
+        from magbatch.job.status import job_status
         from magbatch.job.verify import verify as verify_job
 
-        found = verify_job(Ledger(output_path(output)), counted("objects checked"))
+        about = target(output, overrides, limit)
+        found = verify_job(Ledger(about.output), counting("objects checked"))
+        stands = None if found.complete else job_status(about.output)
+    where = shown_path(about.output)
     problems = list(found.problems) if found.complete else ["no manifest: the job is not complete", *found.problems]
     if json:
         counts = {name: getattr(found, name) for name in ("planned", "answered", "failed", "objects", "complete")}
         print_json(counts | {"verified": found.verified, "problems": problems})
+    elif stands is not None:
+        print(f"{where}: not complete: {found.planned - found.open:,} of {counted(found.planned, 'row')} are done")
+        if found.problems:
+            print(f"  {counted(len(found.problems), 'problem')} in what is there:")
+            print("\n".join(f"  {with_prefix(problem)}" for problem in found.problems))
+        else:
+            print(f"  what is there is right: {counted(found.objects, 'object')}, {found.answered:,} answered, "
+                  f"{found.failed:,} failed")  # fmt: skip
+        print("  a run works on it now" if stands.alive else f"  the job is not running ({stands.state})")
+        print(f"Next: {_following(stands, about)}")
     elif problems:
-        print(f"{output}: {len(problems):,} problem{'' if len(problems) == 1 else 's'}")
-        for problem in problems:
-            print(f"  {with_prefix(problem)}")
-        print(f"Next: {_mending(found.complete)}")
+        print(f"{where}: {counted(len(problems), 'problem')}")
+        print("\n".join(f"  {with_prefix(problem)}" for problem in problems))
+        print("Next: bring lost objects back (s3:// versions, backups); or run the spec into a new output.path")
     else:
-        print(f"planned {found.planned:,} = {found.answered:,} answered + {found.failed:,} dead letters")
-        print(f"verified: every row once, in {found.objects:,} objects, every checksum right")
+        letters = counted(found.failed, "dead letter")
+        print(f"planned {found.planned:,} = {found.answered:,} answered + {letters}")
+        print(f"verified: every row once, in {counted(found.objects, 'object')}, every checksum right")
     for line in () if json else found.notes:
         print(f"  {line}")
     raise typer.Exit(0 if found.verified else 1)
-
-
-def _mending(complete: bool) -> str:
-    if not complete:
-        return f"{command('run', 'SPEC')}, to complete the job"
-    return "bring lost objects back (s3:// versions, backups); or run the spec into a new output.path"
 
 
 Where = Annotated[
@@ -148,10 +202,11 @@ TargetMb = Annotated[
 
 @commands.command()
 def retry(
-    output: OutputPath,
+    output: SpecOrOutput,
     where: Where = None,
     only: Only = None,
     overrides: AskOtherwise = None,
+    limit: SpecLimit = None,
     drop: Drop = False,
     json: Json = False,
 ) -> None:
@@ -165,13 +220,16 @@ def retry(
         from magbatch.job.retry import drop as drop_retry
         from magbatch.job.retry import retry as retry_job
 
-        place, choice = output_path(output), Choice.of(where or [], only)
+        # With a spec, what is set of output.path says where the job lies; all else is asked otherwise.
+        places = [item for item in overrides or [] if item.startswith("output.path=")]
+        overrides = [item for item in overrides or [] if item not in places]
+        place, choice = target(output, places, limit).output, Choice.of(where or [], only)
         with os.fdopen(os.dup(2), "w") as stderr:
             console = Console(file=stderr)
             if drop:
                 found = drop_retry(place, console)
             else:
-                outcome = retry_job(place, choice, overrides or [], console)
+                outcome = retry_job(place, choice, overrides, console)
     if drop:
         if json:
             print_json({"dropped": found})
@@ -183,27 +241,37 @@ def retry(
         print_json(asdict(outcome) | {"output": place, "results": f"{place}/results/*.parquet"})
         raise typer.Exit(code)
     if outcome.whole_files:
-        print(f"{outcome.whole_files:,} dead letters are whole files that could not be read when the job was planned:")
+        letters = counted(outcome.whole_files, "dead letter is a whole file", "dead letters are whole files")
+        print(f"{letters} that could not be read when the job was planned:")
         print("  no retry reads those; run the mended files as a job of their own")
     if not outcome.rows:
         print(f"{outcome.job}: nothing to retry: there are no {outcome.chosen}")
         return
     again = outcome.rows - outcome.answered
-    print(f"{outcome.job}: {outcome.rows:,} rows retried: {outcome.answered:,} answered, {again:,} as before")
+    print(f"{outcome.job}: {counted(outcome.rows, 'row')} retried: {outcome.answered:,} answered, {again:,} as before")
     for kind, count in sorted(outcome.failed.items()):
         print(f"  failed again: {kind} {count:,}")
     if outcome.truncated:
         print(f"  truncated again: {outcome.truncated:,}")
-    print(f"  the job now: {outcome.totals.answered:,} rows answered, {outcome.totals.failed:,} failed")
-    print(f"  results: {shown_path(place)}/results/*.parquet")
-    if outcome.too_many_failed:
-        print("More rows failed than limits.max_failed_rows allows.", file=sys.stderr)
+    print(f"  the job now: {counted(outcome.totals.answered, 'row')} answered, {outcome.totals.failed:,} failed")
+    if outcome.totals.answered:
+        print(f"  results: {shown_path(place)}/results/*.parquet")
+    if outcome.totals.failed:
+        print(f"  dead letters: {shown_path(place)}/errors/*.parquet")
+    if outcome.why is not None:
+        print(outcome.why, file=sys.stderr)
     print(f"Next: {command('verify', shown_path(place))}")
     raise typer.Exit(code)
 
 
 @commands.command()
-def compact(output: OutputPath, target_mb: TargetMb = 256, json: Json = False) -> None:
+def compact(
+    output: SpecOrOutput,
+    target_mb: TargetMb = 256,
+    overrides: SpecOverrides = None,
+    limit: SpecLimit = None,
+    json: Json = False,
+) -> None:
     """Merge the many objects of a complete job into a few of a target size."""
     with errors(json):
         from dataclasses import asdict
@@ -212,16 +280,16 @@ def compact(output: OutputPath, target_mb: TargetMb = 256, json: Json = False) -
 
         from magbatch.job.compact import compact as compact_job
 
-        place = output_path(output)
+        place = target(output, overrides, limit).output
         with os.fdopen(os.dup(2), "w") as stderr:
             outcome = compact_job(place, target_mb * 1_000_000, Console(file=stderr))
     if json:
         print_json(asdict(outcome) | {"output": place})
         return
     if not outcome.merged:
-        print(f"{outcome.job}: nothing to merge: {outcome.objects:,} objects, {outcome.bytes / 1e6:,.1f} MB")
+        print(f"{outcome.job}: nothing to merge: {counted(outcome.objects, 'object')}, {outcome.bytes / 1e6:,.1f} MB")
         return
-    print(f"{outcome.job}: {outcome.objects_before:,} objects -> {outcome.objects:,}", end=", ")
+    print(f"{outcome.job}: {counted(outcome.objects_before, 'object')} -> {outcome.objects:,}", end=", ")
     print(f"{outcome.bytes_before / 1e6:,.1f} MB -> {outcome.bytes / 1e6:,.1f} MB")
     print(f"  results: {shown_path(place)}/results/*.parquet")
     print(f"Next: {command('verify', shown_path(place))}")

@@ -127,12 +127,18 @@ def run(spec: SpecPath, overrides: Overrides = None, limit: Limit = None, json: 
     with errors(json):
         from rich.console import Console
 
+        from magbatch.errors import TooManyFailedError
         from magbatch.job.run import run as run_job
         from magbatch.spec import load
 
         # A stderr of our own: what Ray and native code say on the shared one stays off the progress line.
         with os.fdopen(os.dup(2), "w") as stderr:
-            outcome = run_job(load(spec, overrides), Console(file=stderr), limit)
+            try:
+                outcome = run_job(load(spec, overrides), Console(file=stderr), limit)
+            except TooManyFailedError as error:
+                every = [*(overrides or []), "limits.max_failed_rows=100%"]
+                error.add_note(f"Next: {again('run', spec, every, limit)}")
+                raise
     code = exit_code(too_many_failed=outcome.too_many_failed)
     output = outcome.report["output"]
     if json:
@@ -145,15 +151,19 @@ def run(spec: SpecPath, overrides: Overrides = None, limit: Limit = None, json: 
 def print_outcome(outcome: "Outcome") -> None:
     """What a run came to, for a person."""
     output = outcome.report["output"]
-    print(f"{outcome.report['job']}: {'complete already, nothing to do' if outcome.already else 'complete'}")
+    totals = outcome.report["totals"]
+    none = ", but no row was answered" if totals["failed"] and not totals["answered"] else ""
+    print(f"{outcome.report['job']}: {'complete already, nothing to do' if outcome.already else 'complete'}{none}")
     for line in outcome.lines:
         print(f"  {line}")
-    print(f"  results: {shown_path(output)}/results/*.parquet")
+    if totals["answered"]:
+        print(f"  results: {shown_path(output)}/results/*.parquet")
     print(f"  report: {shown_path(output)}/_magbatch/report.html")
-    if outcome.report["totals"]["failed"]:
+    if totals["failed"]:
         print(f"  dead letters: {shown_path(output)}/errors/*.parquet")
     for question, reasoning, answer in outcome.samples:
         print(f"sample:\n  question:  {question}\n  reasoning: {reasoning}\n  answer:    {answer}")
-    if outcome.too_many_failed:
-        print("More rows failed than limits.max_failed_rows allows.", file=sys.stderr)
-    print(f"Next: {command('verify', shown_path(output))}")
+    if outcome.why is not None:
+        print(outcome.why, file=sys.stderr)
+    verb = "retry" if outcome.why is not None else "verify"
+    print(f"Next: {command(verb, shown_path(output))}")

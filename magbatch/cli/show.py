@@ -34,7 +34,7 @@ _OF_THE_MACHINE = {
 @contextmanager
 def errors(as_json: bool) -> Iterator[None]:
     """A job's error is one clear message and its exit code."""
-    from magbatch.errors import DefectError, InterruptedJobError, JobError, SettingsError
+    from magbatch.errors import DefectError, InterruptedJobError, JobError, LeaseError, SettingsError
     from magbatch.storage import contact
 
     before = signal.signal(signal.SIGTERM, guard.interrupt)  # a platform's SIGTERM is as a person's Ctrl-C
@@ -60,7 +60,7 @@ def errors(as_json: bool) -> Iterator[None]:
             print(json.dumps({"error": type(error).__name__, "message": str(error), "exit_code": error.exit_code}))
         else:
             print(f"magbatch: {with_prefix(str(error))}", *getattr(error, "__notes__", []), sep="\n", file=sys.stderr)
-        if error.exit_code == 3 and not as_json:
+        if error.exit_code == 3 and not as_json and not isinstance(error, LeaseError):  # the other run goes on
             print("Run the same command again to go on.", file=sys.stderr)
         raise typer.Exit(error.exit_code) from error
     finally:

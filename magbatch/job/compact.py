@@ -96,7 +96,8 @@ def compact(output: str, target_bytes: int, console: Console) -> Compacted:
     """
     spec, _, _ = Ledger(output).complete_job()
     ledger = patient_ledger(spec.with_output(output), console)
-    lease = Lease(open_store(ledger.path, quick=True), console.print, spec.output.patience_s)
+    command = ("compact", "--target-mb", str(target_bytes // 1_000_000))
+    lease = Lease(open_store(ledger.path, quick=True), console.print, spec.output.patience_s, command)
     with lease.held():
         ledger.tidy(lease.confirm)
         return merge_objects(ledger, target_bytes, lease.confirm)

@@ -4,6 +4,7 @@ What is finished is committed first, and the same command goes on once the limit
 """
 
 import time
+from collections.abc import Callable
 
 from magbatch.errors import ErrorCode, TooManyFailedError
 from magbatch.job.board import Snapshot, State
@@ -29,9 +30,18 @@ class Failures:
         planned: Its rows.
         answered: Rows that earlier runs have answered.
         failed: Dead letters of earlier runs.
+        explained: Says what the dead letters are, in a sentence; is asked once, when the job is to end.
     """
 
-    def __init__(self, spec: JobSpec, planned: int, answered: int = 0, failed: int = 0) -> None:
+    def __init__(
+        self,
+        spec: JobSpec,
+        planned: int,
+        answered: int = 0,
+        failed: int = 0,
+        explained: Callable[[], str] = lambda: "",
+    ) -> None:
+        self._explained = explained
         self._limit, self._allowed = spec.limits.max_failed_rows, spec.limits.failed_allowed(planned)
         self._planned, self._answered, self._failed = planned, answered, failed
         self._settle_s = 2 * spec.output.commit_interval_s + SETTLE_S
@@ -58,7 +68,8 @@ class Failures:
         (code,) = done.by_code
         return TooManyFailedError(
             f"all of the first {done.failed:,} rows failed, each with the code {code}, and none was answered; the rest "
-            "is not asked. Mend the cause; to go on all the same, set limits.max_failed_rows (100% allows any number)"
+            f"is not asked. {self._explained()}. Mend the cause; to go on all the same, set limits.max_failed_rows "
+            "(100% allows any number)"
         )
 
     def _too_many(self, done: Totals, allowed: int) -> TooManyFailedError | None:
@@ -69,7 +80,7 @@ class Failures:
         of = f", {self._limit} of {self._planned:,}" if share else ""
         return TooManyFailedError(
             f"{failed:,} rows failed, more than limits.max_failed_rows allows ({allowed:,}{of}); the rest is not "
-            "asked. What is finished is committed: raise the limit, and the same command goes on"
+            f"asked. {self._explained()}. What is finished is committed: raise the limit, and the same command goes on"
         )
 
     def _all_alike(self, done: Totals, snapshot: Snapshot) -> bool:

@@ -16,8 +16,9 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from magbatch import guard
-from magbatch.errors import LeaseError, StorageError
+from magbatch.errors import DefectError, InterruptedJobError, JobError, LeaseError, StorageError, TooManyFailedError
 from magbatch.job.board import State
+from magbatch.job.process import process_space, started_at
 from magbatch.job.progress import JobProgress, Point, Spent
 from magbatch.storage import Store
 
@@ -43,14 +44,19 @@ class Heartbeat:
     ) -> None:
         self._store, self._progress, self._may_write, self._say = store, progress, may_write, say
         self._over = threading.Event()
+        self._end: dict[str, Any] | None = None
 
     @contextmanager
     def beating(self) -> Iterator[None]:
-        """For the length of a run; the last record says that it is over."""
+        """For the length of a run; the last record says that it is over, and how it ended."""
         thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         thread.start()
         try:
             yield
+            self._end = end_of(None)
+        except BaseException as error:
+            self._end = end_of(error)
+            raise
         finally:
             self._over.set()
             thread.join(LAST_WRITE_S)
@@ -58,17 +64,19 @@ class Heartbeat:
                 self._write(running=False)
 
     def _beat(self) -> None:
-        while not self._over.wait(INTERVAL_S):
+        while True:  # at once: whoever asks while the engines start is told so
             try:
                 self._write(running=True)
             except Exception as error:  # noqa: BLE001 - a thread's boundary: no row may hang on what is for people
                 self._say(f"the run's own record is no longer written: {type(error).__name__}: {error}")
                 return
+            if self._over.wait(INTERVAL_S):
+                return
 
     def _write(self, *, running: bool) -> None:
         with suppress(StorageError, LeaseError):  # the next beat tries again; another run writes its own
             self._may_write()
-            self._store.write(RECORD, json.dumps(record(self._progress, running=running)).encode())
+            self._store.write(RECORD, json.dumps(record(self._progress, running=running) | {"end": self._end}).encode())
 
 
 def record(progress: JobProgress, *, running: bool) -> dict[str, Any]:
@@ -81,6 +89,8 @@ def record(progress: JobProgress, *, running: bool) -> dict[str, Any]:
         "at": time.time(),
         "host": socket.gethostname(),
         "pid": guard.command_pid(),
+        "place": process_space(),
+        "since": started_at(guard.command_pid()),
         "started": standing.started,
         "planned": standing.planned,
         "done": standing.done,
@@ -97,6 +107,27 @@ def record(progress: JobProgress, *, running: bool) -> dict[str, Any]:
         "history": progress.history,
         "versions": progress.versions,
     }
+
+
+def end_of(error: BaseException | None) -> dict[str, Any]:
+    """How a run ended, as its last record holds it.
+
+    Args:
+        error: What ended it; None for a job that is complete.
+    """
+    if error is None:
+        kind, code = "complete", 0
+    elif isinstance(error, TooManyFailedError):
+        kind, code = "ended early", error.exit_code
+    elif isinstance(error, InterruptedJobError | KeyboardInterrupt | SystemExit):
+        kind, code = "interrupted", InterruptedJobError.exit_code
+    else:
+        kind, code = "failed", error.exit_code if isinstance(error, JobError) else DefectError.exit_code
+    said = str(error or "")
+    if error is not None and not isinstance(error, JobError):
+        said = guard.LEFT if kind == "interrupted" else f"{type(error).__name__}: {error}"
+    name = None if error is None else type(error).__name__
+    return {"state": kind, "at": time.time(), "error": name, "message": said, "exit_code": code}
 
 
 def last_record(store: Store) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ REPORT = "_magbatch/report.json"
 PAGE = "_magbatch/report.html"
 MANIFEST = "_magbatch/manifest.json"
 SUPERSEDED = "_magbatch/superseded"
+RETRIES = "_magbatch/retries"
 STAGED = "_magbatch/staged/"
 # The job's own files that a manifest names with their checksums, in this order.
 NAMED_FILES = (SPEC, PLAN, REPORT, PAGE)

@@ -13,7 +13,6 @@ its writer has seen.
 """
 
 import json
-import os
 import socket
 import threading
 import time
@@ -21,11 +20,12 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from magbatch import guard
+from magbatch.counts import shown_time
 from magbatch.errors import LeaseError, OutputError, StorageError
+from magbatch.job.process import process_space, started_at
 from magbatch.storage import Store, open_store
 from magbatch.storage.disk import FullDiskError
 from magbatch.storage.patience import PatientStore, patiently
@@ -37,23 +37,6 @@ BEAT_S = 5.0
 # Without a sign of life. A beat is at most four requests of a quick store, each a few times QUICK_TIMEOUT_S.
 EXPIRY_S = 60.0
 LOOK_S = 1.0
-
-
-def _place() -> str:
-    """What a process id is unique in: this boot of this machine, and its process namespace."""
-    boot, namespace = Path("/proc/sys/kernel/random/boot_id"), "/proc/self/ns/pid"
-    with suppress(OSError):
-        return f"{boot.read_text().strip()}/{os.stat(namespace).st_ino}"
-    return ""
-
-
-def _started(pid: int) -> str:
-    """When a process of this place began: no other with this id has the same, whatever the clocks do."""
-    try:
-        # Ticks since the boot, the 20th field after the name (proc(5)), which may hold blanks and brackets.
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except OSError:
-        return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +71,63 @@ def _read(data: bytes) -> dict[str, Any]:
 
 
 def _who(holder: dict[str, Any]) -> str:
-    return f"host {holder['host']}, process {holder['pid']}"
+    taken = holder.get("taken_at")
+    since = f", since {shown_time(taken)}" if isinstance(taken, int | float) else ""
+    return f"host {holder['host']}, process {holder['pid']}{since}"
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """The command that has an output, or had it last.
+
+    Attributes:
+        command: Its name and options, without the output; `run` of a version that did not say.
+        host: Where it runs.
+        pid: Its process.
+        at: When it gave its last sign of life (Unix time, s); None of a version that did not say.
+        released: It has ended, and given the output back.
+        finished: It did what it was to do.
+        is_here: It ran on this machine: whether it is gone is certain.
+        alive: It works on the output now, as far as can be known.
+    """
+
+    command: tuple[str, ...]
+    host: str
+    pid: int
+    at: float | None
+    released: bool
+    finished: bool
+    is_here: bool
+    alive: bool
+
+
+def holder_of(store: Store) -> Holder | None:
+    """Who has an output, or had it last; None where nobody ever had.
+
+    Raises:
+        StorageError: The output cannot be read.
+    """
+    numbers = _numbers(store)
+    if not numbers:
+        return None
+    try:
+        record = _read(store.read(_name(max(numbers))))
+    except FileNotFoundError:  # another has it since, who will be there at the next look
+        return None
+    at = record.get("at")
+    at = float(at) if isinstance(at, int | float) else None
+    is_here = bool(record["place"]) and record["place"] == process_space()
+    if is_here:
+        alive = bool(record["since"]) and started_at(record["pid"]) == record["since"]
+    else:
+        alive = at is not None and time.time() - at < EXPIRY_S  # clocks of two machines: near enough to tell a person
+    command = record.get("command")
+    named = tuple(map(str, command)) if isinstance(command, list) and command else ("run",)
+    released = bool(record["released"])
+    return Holder(
+        named, str(record["host"]), int(record["pid"]), at, released, bool(record.get("finished", True)), is_here,
+        alive and not released,
+    )  # fmt: skip
 
 
 def _name(number: int) -> str:
@@ -107,12 +146,15 @@ class Lease:
         store: The output, as a store that answers quickly or not at all.
         say: Shows one line to a person.
         patience_s: Seconds that the output's storage may refuse before the holder gives up; EXPIRY_S at least.
+        command: What the holder does, as a command line says it after `magbatch`, without the output.
 
     Attributes:
         inherited: It was taken from a run that had not given it back: its replicas may still commit.
     """
 
-    def __init__(self, store: Store, say: Callable[[str], None], patience_s: float = 0.0) -> None:
+    def __init__(
+        self, store: Store, say: Callable[[str], None], patience_s: float = 0.0, command: tuple[str, ...] = ("run",)
+    ) -> None:
         self._store = store
         self._say = say
         self._patience_s = max(patience_s, EXPIRY_S)
@@ -121,9 +163,12 @@ class Lease:
         self._record: dict[str, Any] = {
             "id": uuid.uuid4().hex,
             "host": socket.gethostname(),
-            "place": _place(),
+            "command": command,
+            "place": process_space(),
             "pid": pid,
-            "since": _started(pid),
+            "since": started_at(pid),
+            "taken_at": time.time(),
+            "at": time.time(),
             "beat": 0,
             "released": False,
         }
@@ -149,13 +194,16 @@ class Lease:
             raise
         beats = threading.Thread(target=self._beat, name="lease", daemon=True)
         beats.start()
+        finished = False
         try:
             yield
+            finished = True
         finally:
             self._over.set()
             beats.join()
             with suppress(StorageError):
                 if self._lost is None:
+                    self._record["finished"] = finished
                     self._write(released=True)
 
     @property
@@ -236,9 +284,12 @@ class Lease:
         self.inherited = not holder["released"]
         if not self.inherited:
             return
-        busy = LeaseError(f"{self._store.root}: another run is working on it ({who}); wait for it, or stop it")
+        busy = LeaseError(
+            f"{self._store.root}: another run is working on it ({who}); it goes on by itself, nothing needs to be run "
+            f"again: magbatch status {self._store.root}"
+        )
         if holder["place"] and holder["place"] == self._record["place"]:
-            if holder["since"] and _started(holder["pid"]) == holder["since"]:
+            if holder["since"] and started_at(holder["pid"]) == holder["since"]:
                 raise busy
             return
         self._say(f"another run ({who}) had this output; waiting {EXPIRY_S:.0f} s for a sign of life from it")
@@ -295,7 +346,7 @@ class Lease:
             self._lost = _who(_read(found[1]))
 
     def _write(self, *, released: bool) -> None:
-        self._record |= {"beat": self._record["beat"] + 1, "released": released}
+        self._record |= {"beat": self._record["beat"] + 1, "at": time.time(), "released": released}
         self._store.write(_name(self._number), self._data())
 
     def _data(self) -> bytes:

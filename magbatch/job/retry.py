@@ -26,8 +26,10 @@ from magbatch.grading import Grading
 from magbatch.job.accounts import add_use, tell_use
 from magbatch.job.audit import units
 from magbatch.job.finalise import renew
+from magbatch.job.layout import RETRIES
 from magbatch.job.lease import Lease
 from magbatch.job.ledger import READERS, Ledger, grading_of, narrow_columns, schema_of
+from magbatch.job.letters import verdict
 from magbatch.job.manifest import Entry, Manifest, RetryRecord
 from magbatch.job.page import report_files
 from magbatch.job.parts import Part, Spool, damaged, read_columns, read_part, row_groups
@@ -41,7 +43,7 @@ from magbatch.spec import JobSpec, differences, parse
 from magbatch.storage import open_store
 from magbatch.totals import Totals
 
-FOLDER = "_magbatch/retries"
+FOLDER = RETRIES
 OBJECTS_AT_HAND = 8  # of the retry: consecutive shards of the job take their rows from the same few
 # What a retry may ask otherwise: the rows, what is carried, and the prompt stay what they are.
 MAY_CHANGE = (
@@ -91,6 +93,12 @@ class Choice:
             return "rows whose thinking was truncated"
         return "dead letters" + (f" with the code {' or '.join(self.codes)}" if self.codes else "")
 
+    @property
+    def options(self) -> tuple[str, ...]:
+        """As a command line makes the choice."""
+        only = ("--only", str(ReasoningStatus.TRUNCATED)) if self.truncated else ()
+        return (*(word for code in self.codes for word in ("--where", code)), *only)
+
     def rows(self, ledger: Ledger, manifest: Manifest) -> list[str]:
         """The ids of these rows in a complete job."""
         counts, wanted = manifest.totals.by_code, self.codes
@@ -127,7 +135,8 @@ class Retried:
         truncated: Rows whose thinking was truncated again; such a row keeps what it had.
         whole_files: Chosen, but not asked: dead letters of files that could not be read when the job was planned.
         totals: Of the job as it is now.
-        too_many_failed: More dead letters than the spec allows.
+        too_many_failed: More dead letters than the spec allows, or no answer at all.
+        why: Which of both, with the codes and what to do.
     """
 
     job: str
@@ -139,6 +148,7 @@ class Retried:
     whole_files: int = 0
     totals: Totals = field(default_factory=Totals)
     too_many_failed: bool = False
+    why: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +193,8 @@ def retry(output: str, choice: Choice, overrides: list[str], console: Console) -
     began = time.monotonic()
     spec, _, _ = Ledger(output).complete_job()
     ledger = patient_ledger(spec.with_output(output), console)
-    lease = Lease(open_store(ledger.path, quick=True), console.print, spec.output.patience_s)
+    command = ("retry", *choice.options, *(word for item in overrides for word in ("--set", item)))
+    lease = Lease(open_store(ledger.path, quick=True), console.print, spec.output.patience_s, command)
     with lease.held():
         ledger.tidy(lease.confirm)
         sweep(ledger)
@@ -251,7 +262,7 @@ def drop(output: str, console: Console) -> bool:
     """
     ledger = Ledger(output)
     ledger.complete_job()
-    lease = Lease(open_store(ledger.path, quick=True), console.print)
+    lease = Lease(open_store(ledger.path, quick=True), console.print, command=("retry", "--drop"))
     with lease.held():
         ledger.tidy(lease.confirm)
         sweep(ledger)
@@ -318,7 +329,9 @@ def merge(retry: Retry, confirm: Callable[[], None]) -> Retried:
     renew(ledger, spec, plan, manifest, change.gone, change.new, made, retries=retries, totals=change.totals)
     ledger.tidy(confirm)
     sweep(ledger)
-    allowed = retry.spec.limits.failed_allowed(plan.rows)
+    why = verdict(retry.spec, plan.rows, change.totals, ledger)
+    if why is None and not answers.holders and not retry.choice.truncated and retry.spec.limits.max_failed_rows is None:
+        why = verdict(retry.spec, retry.plan.rows, inner.totals, ledger)
     return Retried(
         job=spec.name,
         chosen=str(retry.choice),
@@ -328,7 +341,8 @@ def merge(retry: Retry, confirm: Callable[[], None]) -> Retried:
         truncated=answers.truncated,
         whole_files=retry.whole_files,
         totals=change.totals,
-        too_many_failed=allowed is not None and change.totals.failed > allowed,
+        too_many_failed=why is not None,
+        why=why,
     )
 
 

@@ -30,6 +30,7 @@ from magbatch.job.finalise import finalise
 from magbatch.job.heartbeat import Heartbeat, earlier, earlier_versions
 from magbatch.job.lease import Lease
 from magbatch.job.ledger import Ledger
+from magbatch.job.letters import explained, verdict
 from magbatch.job.opening import begun, first_look, limited, new_plan, take_place
 from magbatch.job.page import report_files
 from magbatch.job.plan import Plan
@@ -59,7 +60,8 @@ class Outcome:
         report: As it is stored beside the output.
         samples: Question, reasoning and answer of a few rows, each on one line.
         already: The job was complete before.
-        too_many_failed: More dead letters than the spec allows.
+        too_many_failed: More dead letters than the spec allows, or no answer at all.
+        why: Which of both, with the codes and what to do; None of a job that is well.
     """
 
     report: dict[str, Any]
@@ -67,6 +69,7 @@ class Outcome:
     samples: list[tuple[str, str, str]]
     already: bool
     too_many_failed: bool
+    why: str | None = None
 
 
 def run(spec: JobSpec, console: Console, limit: int | None = None, frozen: Plan | None = None) -> Outcome:
@@ -178,7 +181,7 @@ def _failures(spec: JobSpec, plan: Plan, ledger: Ledger, before: int) -> Failure
     allowed = spec.limits.failed_allowed(plan.rows)
     if allowed is not None and failed > allowed:  # names count a row twice that two attempts have committed
         failed = ledger.distinct_rows(ERRORS)
-    found = Failures(spec, plan.rows, max(0, before - failed), failed)
+    found = Failures(spec, plan.rows, max(0, before - failed), failed, lambda: explained(ledger))
     if (error := found.look(Totals(), Snapshot())) is not None:
         raise error
     return found
@@ -308,13 +311,14 @@ def _finish(spec: JobSpec, plan: Plan, ledger: Ledger, the_run: Run, progress: J
 
 
 def _outcome(spec: JobSpec, report: Report, ledger: Ledger, plan: Plan, *, already: bool) -> Outcome:
-    allowed = spec.limits.failed_allowed(plan.rows)
+    why = verdict(spec, plan.rows, report.totals, ledger)
     return Outcome(
         report=report.to_dict(),
         lines=report.lines(),
         samples=[] if already else _samples_if_any(spec, ledger, plan),
         already=already,
-        too_many_failed=allowed is not None and report.totals.failed > allowed,
+        too_many_failed=why is not None,
+        why=why,
     )
 
 

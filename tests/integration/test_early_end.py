@@ -14,6 +14,8 @@ def test_too_many_failures_end_a_job_and_a_higher_limit_lets_it_go_on(job: JobFi
     ended = magbatch("run", spec)
     assert ended.returncode == 1, ended.stderr
     assert "more than limits.max_failed_rows allows (30, 2% of 1,500)" in ended.stderr
+    assert "such as \"column 'question' is null in this row\"" in ended.stderr
+    assert f"Next: magbatch run {spec} --set limits.max_failed_rows=100%" in ended.stderr.splitlines()
     assert "Traceback" not in ended.stderr
     done = {row["row_id"] for kind in ("results", "errors") for row in read(job.output, kind)}
     assert 30 < committed(job.output) == len(done) < ROWS
@@ -23,6 +25,9 @@ def test_too_many_failures_end_a_job_and_a_higher_limit_lets_it_go_on(job: JobFi
     assert (again.returncode, journal(job.journal)) == (1, asked), "nothing is asked while the limit is the same"
     status = json.loads(magbatch("status", str(job.output), "--json").stdout)
     assert (status["complete"], status["done"]) == (False, len(done))
+    assert (status["state"], status["exit_code"]) == ("ended early", 1)
+    assert " rows failed, more than limits.max_failed_rows allows (30, 2% of 1,500)" in status["why"]
+    assert status["next"].endswith(" --set limits.max_failed_rows=100%")
     faster = ["--set", "model.engine_args.max_num_seqs=1024"]
     last = magbatch("run", spec, "--set", "limits.max_failed_rows=20%", *faster)
     assert last.returncode == 0, last.stderr

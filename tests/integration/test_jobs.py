@@ -40,6 +40,9 @@ def test_a_stopped_run_loses_nothing_and_pays_for_nothing_twice(job: JobFiles) -
     assert code == 3, log
     assert "every finished row is committed" in log
     assert alive(family) == []
+    stands = magbatch("status", spec).stdout.splitlines()
+    assert stands[0].startswith("test: interrupted, ")
+    assert stands[-1] == f"Next: magbatch run {spec}"
     done = {row["row_id"] for row in read(job.output)}
     assert len(done) < 120, "the run was over before it was stopped"
     seen = {row_id: journal(job.journal)[row_id] for row_id in done}

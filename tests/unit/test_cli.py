@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,10 @@ from typer.testing import CliRunner
 
 import magbatch
 from magbatch.cli.app import app
-from magbatch.errors import ErrorCode, Step
+from magbatch.errors import EngineStartError, ErrorCode, InterruptedJobError, Step, TooManyFailedError
+from magbatch.job.heartbeat import Heartbeat
+from magbatch.job.lease import Lease
+from magbatch.job.progress import JobProgress
 from magbatch.job.retry import Choice, Retry, prepare
 from magbatch.pipeline.write import PartWriter
 from magbatch.rows import Answer, DeadLetter, FinishedRow, ReasoningStatus
@@ -325,7 +329,14 @@ def test_run_ends_with_1_when_too_many_rows_failed(tmp_path: Path) -> None:
     for _ in range(2):
         result = command("run", path)
         assert result.exit_code == 1
-        assert "More rows failed than limits.max_failed_rows allows" in result.stderr
+        assert result.stderr.startswith(
+            "2 rows failed, more than limits.max_failed_rows allows (1). Their codes: missing_"
+        )
+        assert "missing_value 2; such as \"column 'question' is null in this row\"" in result.stderr
+        assert (
+            f"Dead letters: {job.output}/errors/*.parquet. Mend the cause and ask them again (retry)" in result.stderr
+        )
+        assert result.stdout.splitlines()[-1] == f"Next: magbatch retry {job.output}"
         assert f"  dead letters: {job.output}/errors/*.parquet" in result.stdout.splitlines()
     assert command("run", path, "--json").exit_code == 1
     assert command("run", path, "--set", "limits.max_failed_rows=2").exit_code == 0
@@ -348,7 +359,7 @@ def test_status_of_a_job_that_is_not_complete(job: SmallJob) -> None:
         "small: not complete, 0 of 10 rows done (0.0%)",
         "  0 answered, 0 failed",
         "  0 of 3 shards done",
-        "Next: magbatch run SPEC, to go on",
+        f"Next: magbatch run {job.output}/_magbatch/spec.yaml",
     ]
     job.answer()
     job.ledger.store.delete(job.objects()[0])
@@ -367,7 +378,8 @@ def test_status_of_a_complete_job(job: SmallJob) -> None:
     found = json.loads(command("status", job.output, "--json").stdout)
     assert found == {
         "job": "small", "output": job.output, "complete": True, "planned": 10, "done": 10, "answered": 10, "failed": 0,
-        "shards": 3, "shards_done": 3, "run": None,
+        "shards": 3, "shards_done": 3, "run": None, "state": "complete", "at": None, "why": None, "exit_code": 0,
+        "work": None, "next": f"magbatch verify {job.output}",
     }  # fmt: skip
 
 
@@ -390,10 +402,131 @@ def test_status_tells_how_a_run_goes_and_when_it_has_died(job: SmallJob) -> None
     assert lines[-1] == f"Next: magbatch status {job.output}"
     store.write("_magbatch/progress.json", json.dumps(run | {"at": time.time() - 7200}).encode())
     lines = command("status", job.output).stdout.splitlines()
-    assert lines[0].startswith("small: not complete")
-    assert not any("ETA" in line for line in lines), "nobody works on it"
+    assert lines[0].startswith("small: lost, ")
+    assert not any("ETA" in line or "tokens/s" in line or "serving" in line for line in lines), "nobody works on it"
+    assert any(line.startswith("  no sign of life since 20") for line in lines)
     assert "  last sign of life 7,200 s ago, from host node-7, process 42" in lines
-    assert lines[-1] == "Next: magbatch run SPEC, to go on"
+    assert lines[-1] == f"Next: magbatch run {job.output}/_magbatch/spec.yaml"
+    shown = json.loads(command("status", job.output, "--json").stdout)["run"]
+    assert (shown["rows_per_s"], shown["eta"], shown["replicas"]["serving"]) == (0, None, 0)
+
+
+def test_status_of_a_run_that_was_killed_says_so_at_once(job: SmallJob) -> None:
+    """No minute passes: the process was on this machine, and is gone. Its parent has not asked after it yet."""
+    job.begin()
+    program = (
+        "import os, sys\n"
+        "from magbatch.job.lease import Lease\n"
+        "from magbatch.job.heartbeat import Heartbeat, RECORD\n"
+        "from magbatch.job.ledger import Ledger\n"
+        "from magbatch.job.progress import JobProgress\n"
+        "ledger = Ledger(sys.argv[1])\n"
+        "progress = JobProgress(ledger.spec(), 10, 0)\n"
+        "heartbeat = Heartbeat(ledger.store, progress, lambda: None, print)\n"
+        "with Lease(ledger.store, print).held(), heartbeat.beating():\n"
+        "    while not os.path.exists(f'{sys.argv[1]}/{RECORD}'): pass\n"
+        "    print('works', flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    arguments = [sys.executable, "-c", program, job.output]
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "works\n"
+        lines = command("status", job.output).stdout.splitlines()
+        assert lines[0] == "small: starting, 0 of 10 rows done (0.0%)"
+        assert lines[-1] == f"Next: magbatch status {job.output}"
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        lines = command("status", job.output).stdout.splitlines()
+    assert lines[0] == "small: killed, 0 of 10 rows done (0.0%)"
+    assert any("its process on this machine is gone" in line for line in lines)
+    assert not any("ETA" in line or "rows/s" in line for line in lines)
+    assert lines[-1] == f"Next: magbatch run {job.output}/_magbatch/spec.yaml"
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "says", "code"),
+    [
+        (InterruptedJobError("stopped"), "interrupted", "; what was committed stays", 3),
+        (KeyboardInterrupt(), "interrupted", "; what was committed stays", 3),
+        (TooManyFailedError("31 rows failed, too many"), "ended early", ": 31 rows failed, too many", 1),
+        (EngineStartError("no device has 80 GiB free\nmore"), "failed", ": no device has 80 GiB free", 2),
+        (ZeroDivisionError("by zero"), "failed", ": ZeroDivisionError: by zero", 4),
+    ],
+)
+def test_status_says_how_a_run_ended(job: SmallJob, error: BaseException, state: str, says: str, code: int) -> None:
+    job.begin()
+    path = spec_file(job)
+    store, following = open_store(job.output), JobProgress(job.spec(), 10, 0)
+    with pytest.raises(type(error)), Heartbeat(store, following, lambda: None, print).beating():
+        raise error
+    lines = command("status", path).stdout.splitlines()
+    assert lines[0] == f"small: {state}, 0 of 10 rows done (0.0%)"
+    (line,) = (line for line in lines if line.startswith(f"  {state} at 20"))
+    assert line.endswith(f", with exit code {code}{says}")
+    more = " --set limits.max_failed_rows=100%" if state == "ended early" else ""
+    assert lines[-1] == f"Next: magbatch run {path}{more}"
+    found = json.loads(command("status", path, "--json").stdout)
+    assert (found["state"], found["exit_code"], found["run"]["alive"]) == (state, code, False)
+
+
+def test_a_job_is_named_by_its_spec_too(job: SmallJob) -> None:
+    path = spec_file(job)
+    assert f"{job.output}: no job here yet" in refused(command("status", path))
+    job.answer()
+    job.finalise()
+    job.ledger.store.write("_magbatch/report.json", b"{}")
+    for name in ("status", "verify"):
+        assert command(name, path).stdout.splitlines()[:1] == command(name, job.output).stdout.splitlines()[:1]
+    assert f"{job.output}-limit-5: no job here yet" in refused(command("status", path, "--limit", "5"))
+    elsewhere = ["--set", f"output.path={job.root}/elsewhere"]
+    assert f"{job.root}/elsewhere: no job here yet" in refused(command("verify", path, *elsewhere))
+    assert "--limit: changes a spec" in refused(command("status", job.output, "--limit", "5"))
+    assert "nowhere.yaml" in refused(command("status", f"{job.root}/nowhere.yaml"))
+
+
+def test_a_retry_that_is_not_finished_is_said_with_the_command_that_goes_on(failed: SmallJob) -> None:
+    found = prepare(failed.ledger, Choice(), [])
+    assert isinstance(found, Retry)
+    words = ("retry", "--where", "missing_value", "--set", "sampling.max_tokens=9")
+    with suppress(InterruptedError), Lease(failed.ledger.store, print, command=words).held():
+        found.place().begin(found.spec, found.plan)
+        lines = command("status", failed.output).stdout.splitlines()
+        assert any(line.startswith("  a retry of it is under way (host ") for line in lines)
+        assert lines[-1] == f"Next: magbatch status {failed.output}"
+        raise InterruptedError
+    lines = command("status", failed.output).stdout.splitlines()
+    assert lines[0].startswith("small: complete, ")
+    assert any(line.startswith("  a retry of it was begun and is not finished") for line in lines)
+    assert lines[-1] == (f"Next: magbatch retry {failed.output} --where missing_value --set sampling.max_tokens=9")
+
+
+def test_a_run_of_a_job_that_another_has_says_who_and_what_to_do(job: SmallJob) -> None:
+    path = spec_file(job)
+    job.begin()
+    with Lease(job.ledger.store, print).held():
+        result = command("run", path)
+    assert result.exit_code == 3
+    assert f"{socket.gethostname()}, process {os.getpid()}, since 20" in result.stderr
+    assert f"magbatch status {job.output}" in result.stderr
+    assert "Run the same command again" not in result.stderr
+
+
+def test_a_job_without_an_answer_is_not_well(tmp_path: Path) -> None:
+    job = SmallJob(tmp_path)
+    job.ask(3, question=[None] * 3)
+    path = spec_file(job)
+    job.answer()
+    result = command("run", path)
+    assert result.exit_code == 1
+    assert result.stdout.startswith("small: complete, but no row was answered\n")
+    assert "results:" not in result.stdout
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("None of 3 rows was answered, each is a dead letter. Their codes: missing_value 3; such as")
+    assert command("run", path, "--set", "limits.max_failed_rows=100%").exit_code == 0
+    assert command("run", path, "--json").exit_code == 1
+    again = command("retry", path, "--where", "row_timeout")
+    assert again.exit_code == 0, again.output
 
 
 def test_status_of_no_rows(tmp_path: Path) -> None:
@@ -519,7 +652,7 @@ def test_verify_proves_a_complete_job(tmp_path: Path) -> None:
     job.finalise()
     result = command("verify", job.output)
     assert result.exit_code == 0
-    assert result.stdout.splitlines()[0] == "planned 5 = 4 answered + 1 dead letters"
+    assert result.stdout.splitlines()[0] == "planned 5 = 4 answered + 1 dead letter"
     assert "every row once" in result.stdout
     counts = json.loads(command("verify", job.output, "--json").stdout)
     assert counts == {
@@ -544,11 +677,21 @@ def test_verify_lists_what_is_wrong_and_ends_with_1(job: SmallJob) -> None:
     assert json.loads(shown.stdout)["problems"] == problems
 
 
-def test_verify_of_an_unfinished_job_ends_with_1(job: SmallJob) -> None:
-    job.begin()
-    result = command("verify", job.output)
+def test_verify_of_an_unfinished_job_sums_up_and_ends_with_1(job: SmallJob) -> None:
+    job.answer()
+    job.ledger.store.delete(job.objects()[0])
+    path = spec_file(job)
+    result = command("verify", path)
     assert result.exit_code == 1
-    assert "no manifest: the job is not complete" in result.stdout
+    assert result.stdout.splitlines() == [
+        f"{job.output}: not complete: 6 of 10 rows are done",
+        "  what is there is right: 2 objects, 6 answered, 0 failed",
+        "  the job is not running (not complete)",
+        f"Next: magbatch run {path}",
+    ]
+    assert json.loads(command("verify", job.output, "--json").stdout)["problems"] == [
+        "no manifest: the job is not complete"
+    ]
 
 
 def test_the_spec_that_is_stored_is_a_spec(job: SmallJob) -> None:
@@ -602,6 +745,7 @@ def test_a_retry_says_what_came_of_it(failed: SmallJob) -> None:
         "  failed again: missing_value 1",
         "  the job now: 4 rows answered, 1 failed",
         f"  results: {failed.output}/results/*.parquet",
+        f"  dead letters: {failed.output}/errors/*.parquet",
         f"Next: magbatch verify {failed.output}",
     ]
     assert command("verify", failed.output).exit_code == 0

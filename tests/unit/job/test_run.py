@@ -449,7 +449,8 @@ def test_status_follows_a_job_from_its_start_to_its_end(either_job: SmallJob) ->
     job.begin()
     fresh = {
         "job": "small", "output": job.output, "complete": False, "planned": 10, "done": 0, "answered": 0, "failed": 0,
-        "shards": 3, "shards_done": 0, "run": None,
+        "shards": 3, "shards_done": 0, "run": None, "state": "not complete", "at": None, "why": None,
+        "exit_code": None, "work": None,
     }  # fmt: skip
     assert status(job.output) == fresh
     job.answer()
@@ -458,7 +459,7 @@ def test_status_follows_a_job_from_its_start_to_its_end(either_job: SmallJob) ->
     go(job.spec())
     ended = status(job.output)
     assert ended["run"]["alive"] is False
-    assert ended == open_end | {"complete": True, "run": ended["run"]}
+    assert ended == open_end | {"complete": True, "state": "complete", "exit_code": 0, "run": ended["run"]}
 
 
 @pytest.mark.parametrize(
