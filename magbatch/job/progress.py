@@ -14,8 +14,10 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+from rich.progress import Progress, SpinnerColumn, TextColumn
+from rich.table import Column
 
+from magbatch.counts import counted
 from magbatch.job.board import Load, Place, Snapshot, Use
 from magbatch.job.versions import versions
 from magbatch.rows import ReasoningStatus
@@ -24,6 +26,7 @@ from magbatch.totals import Totals, known_fields
 
 RATE_WINDOW_S = 60.0
 LOG_INTERVAL_S = 60.0  # between two lines where there is no terminal
+BAR_COLUMNS = 20
 HISTORY_POINTS = 512  # at most: then every other one is dropped
 HISTORY_INTERVAL_S = 2.0  # between two points of a job that has just begun
 LEAST_RECORDS = 5  # fewer say nothing about the lengths of others
@@ -334,14 +337,8 @@ class ProgressLine:
         self.progress = progress
         self._began = self._logged = time.monotonic()
         self._deaths = self._troubles = 0
-        self._bar = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            TextColumn("{task.fields[state]}"),
-            console=console,
-            transient=True,
-        )
+        text = TextColumn("{task.fields[state]}", table_column=Column(no_wrap=True, overflow="crop"))
+        self._bar = Progress(SpinnerColumn(), text, console=console, transient=True)
         standing = progress.standing()
         self._task = self._bar.add_task("rows", total=standing.planned, completed=standing.done, state="starting Ray")
 
@@ -368,8 +365,10 @@ class ProgressLine:
         if snapshot.trouble is not None and snapshot.trouble[0] > self._troubles:
             self._troubles, message = snapshot.trouble
             self.say(message)
-        text = line(standing, starting_s=now - self._began)
-        self._bar.update(self._task, completed=standing.done, state=text)
+        text = line(standing, now - self._began)
+        # Asked for each time: a terminal's width changes. The spinner and the blank after it take two columns.
+        narrow = line(standing, now - self._began, self._console.width - 2)
+        self._bar.update(self._task, completed=standing.done, state=narrow)
         if not self._console.is_terminal and now - self._logged >= LOG_INTERVAL_S:
             self._logged = now
             self.say(f"rows {text}")
@@ -379,18 +378,49 @@ class ProgressLine:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def line(standing: Standing, starting_s: float) -> str:
-    """Where a job stands, on one line."""
+def line(standing: Standing, starting_s: float, width: int | None = None) -> str:
+    """Where a job stands, on one line.
+
+    Args:
+        standing: It.
+        starting_s: For which its engines have been starting (seconds).
+        width: Columns that there are; what matters least goes first. None shows all, without a bar.
+    """
     if standing.snapshot.starting and not standing.complete:
         return f"{standing.done:,}/{standing.planned:,} · starting the engine, {starting_s:.0f} s"
-    replicas = standing.snapshot.replicas
-    # What matters most comes first: a narrow terminal shows no more than the beginning.
-    return (
-        f"{standing.done:,}/{standing.planned:,} · ETA {shown_eta(standing.eta)}"
-        f" · {standing.rows_per_s:,.1f} rows/s · {standing.tokens_per_s:,.0f} tokens/s"
-        f" · {standing.seen.failed:,} failed · {standing.truncated:,} truncated"
-        f" · {replicas} replica{'' if replicas == 1 else 's'}"
-    )
+    share = standing.done / standing.planned if standing.planned else 1.0
+    done, speed = f"{standing.done:,}/{standing.planned:,} ({100 * share:.1f}%)", f"{standing.rows_per_s:,.1f} rows/s"
+    end, tokens = f"ETA {shown_eta(standing.eta)}", f"{standing.tokens_per_s:,.0f} tokens/s"
+    failed, truncated = f"{standing.seen.failed:,} failed", f"{standing.truncated:,} truncated"
+    replicas = counted(standing.snapshot.replicas, "replica")
+    everything = " · ".join([done, end, speed, tokens, failed, truncated, replicas])
+    if width is None:
+        return everything
+    if len(everything) + BAR_COLUMNS + 1 <= width:
+        full = round(share * BAR_COLUMNS)
+        return f"[bar.complete]{'━' * full}[/][bar.back]{'━' * (BAR_COLUMNS - full)}[/] {everything}"
+    brief_end = "ETA -" if standing.eta is None else f"ETA {_duration(standing.eta.expected_s)}"
+    brief_done = f"{_brief(standing.done)}/{_brief(standing.planned)} {100 * share:.1f}%"
+    brief_speed, brief_failed = f"{_brief(standing.rows_per_s)} rows/s", f"{_brief(standing.seen.failed)} failed"
+    choices = [
+        [done, end, speed, tokens, failed, truncated, replicas],
+        [done, end, speed, tokens, failed, replicas],
+        [done, brief_end, speed, tokens, failed, replicas],
+        [done, brief_end, speed, failed, replicas],
+        [brief_done, brief_end, brief_speed, brief_failed, replicas],
+        [brief_done, brief_end, brief_speed, brief_failed],
+        [brief_done, brief_end, brief_failed],
+        [brief_done, brief_end],
+    ]
+    return next((text for parts in choices if len(text := " · ".join(parts)) <= width), brief_done)
+
+
+def _brief(number: float) -> str:
+    """A number in at most five characters, up to a trillion: `21.5`, `999`, `12.3k`, `9.88M`."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{unit}" if number < 999.5 * size else f"{number / size:.0f}{unit}"
+    return f"{number:.3g}" if number < 999.5 else f"{number:.0f}"
 
 
 def shown_eta(eta: Eta | None) -> str:

@@ -1,6 +1,7 @@
 import io
 import math
 import random
+import re
 from typing import Any
 
 import pytest
@@ -8,7 +9,18 @@ from rich.console import Console
 
 from magbatch.job import progress as progress_module
 from magbatch.job.board import Load, Place, Snapshot, State, Use
-from magbatch.job.progress import HISTORY_POINTS, Eta, JobProgress, Point, ProgressLine, Spent, eta, shown_eta
+from magbatch.job.progress import (
+    HISTORY_POINTS,
+    Eta,
+    JobProgress,
+    Point,
+    ProgressLine,
+    Spent,
+    Standing,
+    eta,
+    line,
+    shown_eta,
+)
 from magbatch.spec import parse
 from magbatch.totals import Totals
 
@@ -90,8 +102,57 @@ def test_the_line_gives_a_speed_and_an_end(clock: Clock) -> None:
     with ProgressLine(Console(file=said, force_terminal=True, width=300), progress) as line:
         line.show()
     text = said.getvalue()
-    assert "5,000/20,000 · ETA 30s · 500.0 rows/s · 4,000 tokens/s" in text
+    assert "5,000/20,000 (25.0%) · ETA 30s · 500.0 rows/s · 4,000 tokens/s" in text
     assert "· 1 replica" in text
+
+
+@pytest.mark.parametrize(
+    ("width", "shown"),
+    [
+        (
+            160,
+            "9,876,543/10,000,000 (98.8%) · ETA 2d13h (2d12h to 2d15h) · 1,234.5 rows/s · 1,234,567 tokens/s · "
+            "123,456 failed · 45,678 truncated · 40 replicas",
+        ),
+        (
+            120,
+            "9,876,543/10,000,000 (98.8%) · ETA 2d13h · 1,234.5 rows/s · 1,234,567 tokens/s · 123,456 failed · "
+            "40 replicas",
+        ),
+        (80, "9.88M/10M 98.8% · ETA 2d13h · 1.23k rows/s · 123k failed · 40 replicas"),
+        (60, "9.88M/10M 98.8% · ETA 2d13h · 1.23k rows/s · 123k failed"),
+        (40, "9.88M/10M 98.8% · ETA 2d13h"),
+        (20, "9.88M/10M 98.8%"),
+    ],
+)
+def test_a_narrow_terminal_loses_what_matters_least_and_nothing_is_cut(width: int, shown: str) -> None:
+    seen = Totals(answered=9_753_087, failed=123_456, by_status={"truncated": 45_678})
+    many = Standing(
+        10_000_000, 9_876_543, seen, seen, fleet(seen, 40), [], 1234.5, 1_234_567.0,
+        Eta(219_600.0, 216_000.0, 226_800.0), Spent(), None, 0.0, 0.0, complete=False,
+    )  # fmt: skip
+
+    class Large(JobProgress):
+        def standing(self) -> Standing:
+            return many
+
+    said = io.StringIO()
+    console = Console(file=said, force_terminal=True, width=width, color_system=None)
+    with ProgressLine(console, Large(parse(SPEC), 10_000_000, 0)) as bar:
+        bar.show()
+        bar._bar.refresh()
+    lines = [re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", one).strip() for one in re.split(r"[\r\n]+", said.getvalue())]
+    assert [one for one in lines if one][-1][2:] == shown
+    assert all(len(one) <= width for one in lines)
+
+
+def test_the_quickstarts_line_fits_a_common_terminal() -> None:
+    seen = Totals(answered=330)
+    small = Standing(
+        500, 330, seen, seen, fleet(seen), [], 21.5, 2042.0, Eta(9.0, 8.0, 9.0), Spent(), None, 0.0, 0.0, complete=False
+    )
+    assert line(small, 0.0, 78) == "330/500 (66.0%) · ETA 9s · 21.5 rows/s · 2,042 tokens/s · 0 failed · 1 replica"
+    assert line(small, 0.0, 200).startswith("[bar.complete]━")
 
 
 def test_the_line_says_that_the_engine_starts() -> None:
@@ -112,8 +173,8 @@ def test_a_plain_line_comes_once_a_minute_where_there_is_no_terminal(clock: Cloc
             line.show()
             clock.now += 1
     assert [text.split(" · ")[:3:2] for text in said.getvalue().splitlines()] == [
-        ["rows 600/20,000", "10.0 rows/s"],
-        ["rows 1,200/20,000", "10.0 rows/s"],
+        ["rows 600/20,000 (3.0%)", "10.0 rows/s"],
+        ["rows 1,200/20,000 (6.0%)", "10.0 rows/s"],
     ]
 
 
