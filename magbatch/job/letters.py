@@ -1,6 +1,6 @@
 """What a job's dead letters say, in a few words: their codes with counts, and examples of their messages."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from magbatch.counts import counted
@@ -38,7 +38,7 @@ def listed(by_code: dict[str, int]) -> str:
     )
 
 
-def examples(ledger: Ledger, by_code: dict[str, int], each: int = EXAMPLES) -> list[Example]:
+def examples(ledger: Ledger, by_code: dict[str, int], each: int = EXAMPLES, but: Collection[str] = ()) -> list[Example]:
     """A few dead letters of each code, from the first objects that have some.
 
     Nobody's rows hang on them: what cannot be read is passed over.
@@ -47,12 +47,13 @@ def examples(ledger: Ledger, by_code: dict[str, int], each: int = EXAMPLES) -> l
         ledger: The output.
         by_code: The codes that are looked for, with their counts.
         each: Of each code, at most.
+        but: Rows that are left out: they have an answer meanwhile.
     """
     wanted = {code: min(each, count) for code, count in by_code.items()}
     found: dict[str, list[Example]] = {code: [] for code in wanted}
     for letter in _letters(ledger):
         of_code = found.get(letter.code)
-        if of_code is not None and len(of_code) < wanted[letter.code]:
+        if of_code is not None and len(of_code) < wanted[letter.code] and letter.row_id not in but:
             of_code.append(letter)
         if all(len(found[code]) >= count for code, count in wanted.items()):
             break

@@ -3,7 +3,9 @@
 import io
 import json
 import logging
+import math
 from collections.abc import Callable
+from datetime import timedelta
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +13,11 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from magbatch.counts import shown_time
 from magbatch.job.layout import PAGE, REPORT
 from magbatch.job.progress import Point
 from magbatch.job.report import Report
-from magbatch.totals import INFINITE, LATENCY_BOUNDS_S, LENGTH_BOUNDS_TOKENS
+from magbatch.totals import INFINITE, LATENCY_BOUNDS_S, LENGTH_BOUNDS_TOKENS, cumulative
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,6 +27,7 @@ logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 BLUE, GREY, RED = "#2563a8", "#8a94a0", "#b3382c"
 WIDTH_IN, HEIGHT_IN = 7.2, 2.6
+QUANTILES = (0.5, 0.9, 0.99)
 MOST_REPLICAS = 64  # bars that can be told apart
 
 
@@ -56,8 +60,63 @@ def render(report: Report) -> bytes:
         pictures=pictures,
         settings=yaml.safe_dump(report.settings, sort_keys=False, allow_unicode=True),
         versions=report.versions,
+        dates=_dates(report),
+        quantiles=_quantiles(report),
     )
     return page.encode(errors="replace")
+
+
+def _dates(report: Report) -> list[tuple[str, str]]:
+    """When the job began and ended, and how long that was, in words; nothing of a version that did not say."""
+    if report.began is None or report.ended is None:
+        return []
+    took = timedelta(seconds=max(0, round(report.ended - report.began)))
+    return [("began", shown_time(report.began)), ("complete", shown_time(report.ended)), ("from end to end", str(took))]
+
+
+def _quantiles(report: Report) -> list[tuple[str, list[str]]]:
+    """p50, p90 and p99 by what is measured: estimated from the counts by bound, as Prometheus does."""
+    totals = report.totals
+    slowest = max((row["latency_s"] for row in report.slowest), default=None)
+    kinds: list[tuple[str, dict[str, int], tuple[float, ...], float | None]] = [
+        ("latency of a row, s", totals.by_latency, LATENCY_BOUNDS_S, slowest),
+        ("reasoning tokens of a sample", totals.by_reasoning, LENGTH_BOUNDS_TOKENS, None),
+        ("answer tokens of a sample", totals.by_answer, LENGTH_BOUNDS_TOKENS, None),
+    ]
+    return [
+        (name, [_rounded(quantile(share, counts, bounds, most)) for share in QUANTILES])
+        for name, counts, bounds, most in kinds
+        if counts
+    ]
+
+
+def _rounded(value: float) -> str:
+    return f"{value:,.0f}" if value >= 99.95 else f"{value:.3g}"
+
+
+def quantile(share: float, counts: dict[str, int], bounds: tuple[float, ...], most: float | None = None) -> float:
+    """The value that a share of all values is at or below, estimated: values lie evenly between two bounds.
+
+    >>> quantile(0.5, {"10": 2, "20": 2}, (10, 20))
+    10.0
+
+    Args:
+        share: From 0 to 1.
+        counts: Values by their upper bound.
+        bounds: The bounds.
+        most: The largest value, where it is known.
+    """
+    found = cumulative(counts, bounds)
+    wanted, below, low = share * found[-1][1], 0, 0.0
+    for name, sum_ in found:
+        high = float(name)
+        if sum_ >= wanted and sum_ > below:
+            top, low = (high, low) if most is None else (min(high, most), min(low, most))
+            if not math.isfinite(top):
+                return low
+            return low + (top - low) * (wanted - below) / (sum_ - below)
+        below, low = sum_, high
+    return low
 
 
 def _picture(draw: Callable[..., None], *values: Any) -> Markup:

@@ -236,6 +236,12 @@ class JobProgress:
             return list(self._history)
 
     @property
+    def began(self) -> float:
+        """When the job's first run began, as far as its history tells (Unix time, s)."""
+        with self._lock:
+            return min([self._started, *(point.at for point in self._history[:1])])
+
+    @property
     def silent_s(self) -> float:
         """Seconds since the fleet was last looked at, as it is a few times a second; 0 while there is none."""
         return time.monotonic() - self._looked if self._watched else 0.0

@@ -222,6 +222,9 @@ class Report:
         cost: Of the devices; None without a price.
         currency: Of the cost.
         retries_counted: Number of the last retry whose use is in `spent`, `history` and `cost`.
+        began: When its first run began (Unix time, s); None of a version that did not say.
+        ended: When it was complete.
+        letters: A few dead letters of each code: `code`, `row_id`, `message`.
     """
 
     job: str
@@ -238,6 +241,9 @@ class Report:
     cost: float | None = None
     currency: str = ""
     retries_counted: int = 0
+    began: float | None = None
+    ended: float | None = None
+    letters: list[dict[str, str]] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """As report.json holds it."""

@@ -14,7 +14,7 @@ import itertools
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 
 import pyarrow as pa
@@ -29,7 +29,7 @@ from magbatch.job.finalise import renew
 from magbatch.job.layout import RETRIES
 from magbatch.job.lease import Lease
 from magbatch.job.ledger import READERS, Ledger, grading_of, narrow_columns, schema_of
-from magbatch.job.letters import verdict
+from magbatch.job.letters import examples, verdict
 from magbatch.job.manifest import Entry, Manifest, RetryRecord
 from magbatch.job.page import report_files
 from magbatch.job.parts import Part, Spool, damaged, read_columns, read_part, row_groups
@@ -313,6 +313,8 @@ def merge(retry: Retry, confirm: Callable[[], None]) -> Retried:
     report = stored_report(ledger)
     report.totals = change.totals
     add_use(report, place, retry.number, retry.plan.rows)
+    if retry.choice.kind == ERRORS:
+        report.letters = [asdict(one) for one in examples(ledger, change.totals.by_code, but=answers.holders)]
     if change.new_ids:
         gone = set(change.gone)
         names = [name for name in _entries(manifest) if name not in gone]

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ from magbatch.job.finalise import finalise
 from magbatch.job.heartbeat import Heartbeat, earlier, earlier_versions
 from magbatch.job.lease import Lease
 from magbatch.job.ledger import Ledger
-from magbatch.job.letters import explained, verdict
+from magbatch.job.letters import examples, explained, verdict
 from magbatch.job.opening import begun, first_look, limited, new_plan, take_place
 from magbatch.job.page import report_files
 from magbatch.job.plan import Plan
@@ -296,6 +296,8 @@ def _finish(spec: JobSpec, plan: Plan, ledger: Ledger, the_run: Run, progress: J
                     progress.history, [ReplicaUse.of(place) for place in standing.places], slowest.rows(),
                     standing.cost, spec.cost.currency,
                 )  # fmt: skip
+                report.began, report.ended = progress.began, time.time()
+                report.letters = [asdict(one) for one in examples(ledger, totals.by_code)]
                 reports.append(report)
                 return report_files(report)
 

@@ -10,8 +10,9 @@ from shutil import which
 import pytest
 from PIL import Image
 
+from magbatch.counts import shown_time
 from magbatch.job import layout
-from magbatch.job.page import render, report_files
+from magbatch.job.page import quantile, render, report_files
 from magbatch.job.progress import Point, Spent
 from magbatch.job.report import ReplicaUse, Report, Run
 from magbatch.totals import Totals
@@ -31,6 +32,8 @@ REPORT = Report(
     slowest=[{"row_id": "abc-1", "id": "<b>7</b>", "latency_s": 99.5, "reasoning_tokens": 8000, "answer_tokens": 9}],
     cost=12.5,
     currency="EUR",
+    began=1e9, ended=1e9 + 3700.4,
+    letters=[{"code": "prompt_too_long", "row_id": "abc-2", "message": "a prompt of <i>50,000</i> tokens"}],
 )  # fmt: skip
 
 
@@ -43,11 +46,13 @@ class Page(HTMLParser):
         self.links: list[str] = []
         self.pictures: list[str] = []
         self.text = ""
+        self.ids: list[str] = []
         self.feed(html)
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         values = dict(attributes)
         self.tags.append(tag)
+        self.ids += [str(values["id"])] if values.get("id") else []
         self.links += [str(values[name]) for name in ("src", "href", "xlink:href") if values.get(name)]
         if tag == "figure":
             self.pictures.append(str(values["id"]))
@@ -67,6 +72,33 @@ def test_it_tells_what_became_of_the_job() -> None:
     assert found.pictures == ["speed", "rows", "reasoning", "answer", "latency", "failures", "replicas"]
     assert found.tags.count("svg") == 7
     assert "prompt_too_long" in render(REPORT).decode()
+
+
+def test_it_has_dates_percentiles_and_messages() -> None:
+    found = page(REPORT)
+    dates = f"began: {shown_time(1e9)}; complete: {shown_time(1e9 + 3700.4)}; from end to end: 1:01:40"
+    assert dates in found.text
+    assert "a prompt of <i>50,000</i> tokens" in found.text, "a message is text"
+    assert re.search(r"latency of a row, s\s*3\.91\s*99\.5\s*99\.5", found.text) is not None
+    assert "dates" not in page(replace(REPORT, began=None, ended=None)).ids
+
+
+@pytest.mark.parametrize(
+    ("share", "counts", "most", "is_about"),
+    [
+        (0.5, {"10": 100}, None, 5.0),
+        (0.5, {"10": 50, "20": 50}, None, 10.0),
+        (0.9, {"10": 50, "20": 50}, None, 18.0),
+        (0.99, {"10": 50, "20": 50}, 12.0, 11.96),
+        (0.99, {"10": 50, "+Inf": 50}, None, 20.0),
+        (0.99, {"10": 50, "+Inf": 50}, 120.0, 118.0),
+        (0.5, {"20": 4}, None, 15.0),
+    ],
+)
+def test_a_percentile_is_estimated_within_its_bounds(
+    share: float, counts: dict[str, int], most: float | None, is_about: float
+) -> None:
+    assert quantile(share, counts, (10, 20), most) == pytest.approx(is_about)
 
 
 def test_it_needs_nothing_beside_it_and_runs_nothing() -> None:
