@@ -164,7 +164,7 @@ def stuck(error: JobError, *ticks: datetime) -> Any:
     [
         (TooManyFailedError("4 rows failed, more than allowed"), 1),
         (ModelError("model.source: this version is gone"), 2),
-        (StorageError("objects of this run are gone"), 3),
+        (StorageError("objects of this run are gone"), 2),
     ],
 )
 def test_a_run_that_cannot_go_on_stops_no_later_one(root: str, error: JobError, code: int) -> None:
