@@ -110,6 +110,8 @@ def run(spec: JobSpec, console: Console, limit: int | None = None, frozen: Plan 
             take_place(spec, ledger, lease, console)
             with first_look(new=True):
                 ledger.begin(spec, plan)
+            for note in plan.notes:
+                console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
         plan = known or plan
         report = complete(spec, plan, patient_ledger(spec, console), console, lease, began, judged=True)
     return _outcome(spec, report, ledger, plan, already=False)
