@@ -32,25 +32,10 @@ def launcher(spec: JobSpec, platform: Platform) -> dict[str, Any]:
     Raises:
         SpecError: The job asks for GPUs that no machine known here has.
     """
-    gpus, disk = spec.replicas.gpus, size(platform.cache_size) + size(platform.scratch_size)
-    common: dict[str, Any] = {"MetadataOptions": METADATA, "BlockDeviceMappings": [_disk(disk)]}
-    if platform.security_group is not None:
-        common["SecurityGroupIds"] = [platform.security_group]
-    spot = {"InstanceMarketOptions": {"MarketType": "spot"}}
-    workers: dict[str, dict[str, Any]] = {}
-    for shape in shapes(spec, platform, memory_known=True):
-        kind, per_node = _instance(shape, gpus, platform.gpu_memory_gb)
-        config = common | _profile(platform.instance_profile) | {"InstanceType": kind}
-        workers[group_name(shape).replace("-", "_")] = {
-            "min_workers": 0,
-            "max_workers": math.ceil(spec.replicas.max / per_node),
-            "resources": {},
-            "labels": shape.selector,
-            "node_config": config | (spot if shape.market == "spot" else {}),
-        }
+    gpus, workers = spec.replicas.gpus, _workers(spec, platform)
     nodes = max(worker["max_workers"] for worker in workers.values())
     zone = {} if platform.zone is None else {"availability_zone": platform.zone}
-    head = common | _profile(platform.head_instance_profile or platform.instance_profile)
+    head = _machine(platform, platform.head_instance_profile or platform.instance_profile, "m7i.2xlarge")
     stop, start = "ray stop", "ulimit -n 65536; ray start"
     return {
         "cluster_name": job_name(spec),
@@ -72,7 +57,7 @@ def launcher(spec: JobSpec, platform: Platform) -> dict[str, Any]:
         },
         "available_node_types": {
             # Without CPUs no task is placed on the head: rows are read, rendered and answered on workers.
-            "head": {"resources": {"CPU": 0}, "node_config": head | {"InstanceType": "m7i.2xlarge"}},
+            "head": {"resources": {"CPU": 0}, "node_config": head},
             **workers,
         },
         "head_node_type": "head",
@@ -84,6 +69,31 @@ def launcher(spec: JobSpec, platform: Platform) -> dict[str, Any]:
         ],
         "worker_start_ray_commands": [stop, f"{start} --address=$RAY_HEAD_IP:6379"],
     }
+
+
+def _workers(spec: JobSpec, platform: Platform) -> dict[str, dict[str, Any]]:
+    """Machines by the name of their kind, best first."""
+    workers: dict[str, dict[str, Any]] = {}
+    spot = {"InstanceMarketOptions": {"MarketType": "spot"}}
+    for shape in shapes(spec, platform, memory_known=True):
+        kind, per_node = _instance(shape, spec.replicas.gpus, platform.gpu_memory_gb)
+        config = _machine(platform, platform.instance_profile, kind)
+        workers[group_name(shape).replace("-", "_")] = {
+            "min_workers": 0,
+            "max_workers": math.ceil(spec.replicas.max / per_node),
+            "resources": {},
+            "labels": shape.selector,
+            "node_config": config | (spot if shape.market == "spot" else {}),
+        }
+    return workers
+
+
+def _machine(platform: Platform, profile: str | None, kind: str) -> dict[str, Any]:
+    disk = size(platform.cache_size) + size(platform.scratch_size)
+    config: dict[str, Any] = {"MetadataOptions": METADATA, "BlockDeviceMappings": [_disk(disk)]}
+    if platform.security_group is not None:
+        config["SecurityGroupIds"] = [platform.security_group]
+    return config | _profile(profile) | {"InstanceType": kind}
 
 
 def commands(spec: JobSpec, folder: str) -> list[str]:
