@@ -66,35 +66,41 @@ def test_the_entrypoints_of_the_manifests_run(spec: str, s3: str, tmp_path: Path
         spec, "kuberay", tmp_path / "kuberay", "--set", f"output.path={s3}/once", "--set", "input.incremental=false"
     )
     path = os.pathsep.join([str(Path(COMMAND[0]).parent), os.environ["PATH"]])
+    # As KubeRay has it: a token for each of its pods, and no CPUs on the head.
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "f" * 64}
     dashboard = free_port()
     script = f"""
 import os, sys
 os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
 from ray.cluster_utils import Cluster
-cluster = Cluster(initialize_head=True, head_node_args={{"num_cpus": 5, "include_dashboard": True,
+cluster = Cluster(initialize_head=True, head_node_args={{"num_cpus": 0, "include_dashboard": True,
     "dashboard_port": {dashboard}, "dashboard_agent_listen_port": 0}})
+cluster.add_node(num_cpus=5, dashboard_agent_listen_port=0)
 print("ready", flush=True)
 sys.stdin.read()  # until the test is over
 cluster.shutdown()
 """
     with subprocess.Popen(
         [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        env=os.environ | {"PATH": path},
+        env=os.environ | token | {"PATH": path},
     ) as process:  # fmt: skip
         assert process.stdin is not None
         assert process.stdout is not None
         assert any(line.strip() == "ready" for line in process.stdout)
         address = f"http://127.0.0.1:{dashboard}"
+        stranger = ray("job", "list", "--address", address, RAY_AUTH_MODE="disabled")
+        assert stranger.returncode != 0, stranger.stdout
+        assert "Missing authentication token" in stranger.stderr, stranger.stderr
         for name, entrypoint in (("tick", tick), ("once", once)):
             sent = ray(
                 "job", "submit", "--address", address, "--no-wait", "--submission-id", name,
-                "--runtime-env-json", json.dumps(environment), "--", *entrypoint.split(),
+                "--runtime-env-json", json.dumps(environment), "--", *entrypoint.split(), **token,
             )  # fmt: skip
             assert sent.returncode == 0, sent.stdout + sent.stderr
         deadline = time.monotonic() + END_S
         for name in ("tick", "once"):
-            while "succeeded" not in (said := ray("job", "status", "--address", address, name).stdout):
-                assert "failed" not in said, ray("job", "logs", "--address", address, name).stdout
+            while "succeeded" not in (said := ray("job", "status", "--address", address, name, **token).stdout):
+                assert "failed" not in said, ray("job", "logs", "--address", address, name, **token).stdout
                 assert time.monotonic() < deadline, said
                 time.sleep(1)
         process.stdin.close()
