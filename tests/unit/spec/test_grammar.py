@@ -92,7 +92,7 @@ QUOTES = "put text in quotes"
         (of("{type: string, format: colour}"), r"x\.format: 'colour' is no format that can be held"),
         (of("{type: integer, minimum: 5, maximum: 3}"), r"\$\.properties\.x: no value fits it"),
         (of("{type: number, multipleOf: 1.0e-20}"), "has too many digits"),
-        ("no.such.module:Model", "ModuleNotFoundError"),
+        ("no.such.module:Model", "there is no module no; put the folder that holds it on PYTHONPATH"),
         ("nowhere.json", "is no schema file that can be read"),
         ("magbatch.spec.grammar:MAX_DEPTH", "neither a .json or .yaml file nor a pydantic model"),
     ],
@@ -212,9 +212,9 @@ def test_a_models_schema_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "worse_models.py").write_text("class Broken(")
     monkeypatch.syspath_prepend(str(tmp_path))
     assert load_schema(tmp_path, "answer_models:Row") == Row.model_json_schema()
-    with pytest.raises(SpecError, match="broken_models:Row: SystemExit: 0"):
+    with pytest.raises(SpecError, match="the import of broken_models fails: SystemExit: 0"):
         load_schema(tmp_path, "broken_models:Row")
-    with pytest.raises(SpecError, match="worse_models:Row: SyntaxError"):
+    with pytest.raises(SpecError, match="the import of worse_models fails: SyntaxError"):
         load_schema(tmp_path, "worse_models:Row")
     with pytest.raises(SpecError, match="answer_models:NotJson has no JSON Schema"):
         load_schema(tmp_path, "answer_models:NotJson")
