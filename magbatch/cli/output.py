@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -144,13 +145,16 @@ def _following(found: "JobStatus", about: Target) -> str:
 def verify(output: SpecOrOutput, overrides: SpecOverrides = None, limit: SpecLimit = None, json: Json = False) -> None:
     """Prove an output from its objects alone: every planned row once, checksums as in the manifest."""
     with errors(json):
+        from magbatch.errors import OutputError, SpecError
         from magbatch.job.ledger import Ledger
         from magbatch.job.status import job_status
         from magbatch.job.verify import verify as verify_job
 
         about = target(output, overrides, limit)
         found = verify_job(Ledger(about.output), counting("objects checked"))
-        stands = None if found.complete else job_status(about.output)
+        stands = None
+        with suppress(OutputError, SpecError):  # a plan or spec that is damaged, as the problems say
+            stands = None if found.complete else job_status(about.output)
     where = shown_path(about.output)
     problems = list(found.problems) if found.complete else ["no manifest: the job is not complete", *found.problems]
     if json:

@@ -271,8 +271,12 @@ class Report:
         }
         return cls(**known_fields(cls, data) | parts)
 
-    def lines(self) -> list[str]:
-        """The summary that ends the command."""
+    def lines(self, *, already: bool = False) -> list[str]:
+        """The summary that ends the command.
+
+        Args:
+            already: The job was complete before the command, which then has no run of its own.
+        """
         totals = self.totals
         lines = [f"{totals.answered:,} of {self.planned:,} rows answered, {totals.failed:,} failed"]
         if totals.by_code:
@@ -294,7 +298,7 @@ class Report:
             lines.append(
                 f"{self.duplicate_ids:,} rows have a user id that an earlier row has too; all of them were answered"
             )
-        if self.run.rows:
+        if self.run.rows and not already:
             speed = f"{self.run.tokens_per_s:,.0f} tokens/s"
             lines.append(
                 f"this run: {self.run.rows:,} rows in {self.run.seconds:,.0f} s, {speed} while the engine served"

@@ -318,7 +318,7 @@ def _outcome(spec: JobSpec, report: Report, ledger: Ledger, plan: Plan, *, alrea
     why = verdict(spec, plan.rows, report.totals, ledger)
     return Outcome(
         report=report.to_dict(),
-        lines=report.lines(),
+        lines=report.lines(already=already),
         samples=[] if already else _samples_if_any(spec, ledger, plan),
         already=already,
         too_many_failed=why is not None,

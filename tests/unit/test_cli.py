@@ -316,6 +316,7 @@ def test_run_ends_a_job_and_says_what_to_do_next(job: SmallJob) -> None:
     again = command("run", path)
     assert again.exit_code == 0
     assert again.stdout.startswith("small: complete already, nothing to do\n")
+    assert "this run:" not in again.stdout
     shown = json.loads(command("run", path, "--json").stdout)
     assert (shown["planned"], shown["already_complete"]) == (10, True)
     assert shown["results"] == f"{job.output}/results/*.parquet"
