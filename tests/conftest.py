@@ -68,6 +68,22 @@ SERVER_START_S = 60
 
 environment.steady()  # `uv run` in another terminal must not take vLLM out under these tests
 
+INTEGRATION = Path(__file__).parent / "integration"
+MOST_WORKERS = 4
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Workers of a run: two or more for the whole suite; none where tests are named, which starts at once."""
+    whole = config.args_source == pytest.Config.ArgsSource.TESTPATHS
+    return max(2, min(MOST_WORKERS, os.cpu_count() or 1)) if whole else 0
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole jobs share an engine and run in one worker, in their order; a file of other tests stays together."""
+    for item in items:
+        group = "integration" if INTEGRATION in item.path.parents else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
+
 
 @pytest.fixture(scope="session")
 def checkpoint() -> Path:
