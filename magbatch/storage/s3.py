@@ -13,6 +13,7 @@ from magbatch.storage.base import ObjectInfo
 
 if TYPE_CHECKING:
     from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.loaders import Loader
     from mypy_boto3_s3 import S3Client
 
 S3_ATTEMPTS = 8  # botocore's standard mode: backoff with jitter, 20 s at most between two
@@ -40,7 +41,17 @@ _TAKEN = frozenset({"PreconditionFailed", "412"})
 _RENEWING = threading.Lock()
 
 
+@functools.cache
+def _descriptions() -> "Loader":
+    """botocore's description of S3, read once for all clients of this process: it takes most of a client's time."""
+    import botocore.session
+
+    loader: Loader = botocore.session.get_session().get_component("data_loader")
+    return loader
+
+
 def _new_client(attempts: int, connect_timeout_s: float, read_timeout_s: float) -> "S3Client":
+    import botocore.session
     from boto3.session import Session
     from botocore.config import Config
 
@@ -54,7 +65,9 @@ def _new_client(attempts: int, connect_timeout_s: float, read_timeout_s: float) 
         response_checksum_validation="when_required",
     )
     # Not boto3's default session, which reads a credentials file once: this one ends with its client.
-    client = Session().client("s3", config=config)
+    session = botocore.session.get_session()
+    session.register_component("data_loader", _descriptions())
+    client = Session(botocore_session=session).client("s3", config=config)
     contact.watch(client)
     return client
 
