@@ -141,7 +141,7 @@ def shown_path(output: str) -> str:
 
 def output_path(path: str) -> str:
     """The full path of an output that a person has written."""
-    return path if path.startswith("s3://") else os.path.abspath(path)
+    return path if path.startswith("s3://") else os.path.abspath(os.path.expanduser(path))
 
 
 def again(verb: str, spec: str, overrides: list[str] | None = None, limit: int | None = None) -> str:

@@ -59,15 +59,18 @@ def target(named: str, overrides: list[str] | None = None, limit: int | None = N
         OutputError: The spec's job was not begun.
     """
     from magbatch.errors import OutputError, SpecError
+    from magbatch.spec import load, reachable
 
     if not named.endswith(SPEC_SUFFIXES) or os.path.isdir(named):
         if overrides or limit is not None:
             option = "--set" if overrides else "--limit"
             raise SpecError(f"{option}: changes a spec; {named} is an output: name the spec instead, or leave it out")
-        return Target(output_path(named), named)
+        try:
+            return Target(output_path(reachable(named)), named)
+        except ValueError as error:
+            raise OutputError(f"OUTPUT {named!r}: {error}") from error
     from magbatch.job.ledger import Ledger
     from magbatch.job.opening import limited
-    from magbatch.spec import load
 
     spec = limited(load(named, overrides), limit)
     output = spec.output.path

@@ -5,10 +5,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from rich.console import Console
 
-from magbatch.errors import OutputError, SpecChangedError, SpecError, StorageError
+from magbatch.errors import InputError, OutputError, SpecChangedError, SpecError, StorageError
 from magbatch.job.heartbeat import last_record
 from magbatch.job.lease import EXPIRY_S, Lease
 from magbatch.job.ledger import Ledger
@@ -16,7 +18,11 @@ from magbatch.job.plan import Plan, make_plan
 from magbatch.rows import ERRORS, RESULTS
 from magbatch.spec import JobSpec, is_remote
 from magbatch.storage.disk import FullDiskError
-from magbatch.storage.s3 import NoBucketError
+from magbatch.storage.inputs import stat_input
+from magbatch.storage.patience import patiently
+from magbatch.storage.s3 import NoBucketError, RefusedError
+
+FIRST_PATIENCE_S = 4.0  # with the store of an input that refuses the first request of a command
 
 
 def limited(spec: JobSpec, limit: int | None) -> JobSpec:
@@ -100,12 +106,58 @@ def take_place(spec: JobSpec, ledger: Ledger, lease: Lease, console: Console, wa
 
 
 def check_unused(ledger: Ledger) -> None:
-    """Raises OutputError where an output without a job holds objects all the same."""
+    """Raises OutputError where a new output is a glob, or one without a job holds objects all the same."""
+    if wildcard := next((char for char in "*?" if char in ledger.path), None):
+        raise OutputError(f"output.path: {ledger.path}: an output is one folder, not a glob: leave the {wildcard} out")
     for kind in (RESULTS, ERRORS):
         if any(True for _ in ledger.store.list(f"{kind}/")):
             raise OutputError(
                 f"{ledger.path}/{kind} holds objects, but there is no magbatch job here: set output.path to a new place"
             )
+
+
+def check_input(spec: JobSpec, plan: Plan, done: "np.ndarray[Any, np.dtype[np.int64]]") -> None:
+    """Ask the store of the input for one file that is to be read, before engines start and readers wait for it.
+
+    Args:
+        spec: The job.
+        plan: Its plan.
+        done: Rows that are done, by shard.
+
+    Raises:
+        InputError: The store refuses it, and does so for seconds: who gets access may get it late.
+    """
+    shards = np.flatnonzero(done < plan.shard_sizes)
+    segments = plan.shard(int(shards[0])).segments if len(shards) else ()
+    path = next((segment.path for segment in segments if segment.problem is None), "")
+    if not is_remote(path):
+        return
+
+    def ask() -> None:
+        try:
+            stat_input(path)
+        except FileNotFoundError:
+            return  # it says so for its rows
+        except StorageError as error:
+            if error.lasting or isinstance(error, RefusedError):
+                raise
+            # Away for now: readers wait that out.
+
+    try:
+        patiently(ask, FIRST_PATIENCE_S)
+    except StorageError as error:
+        raise InputError(f"input.path {spec.input.path}: {error}") from error
+
+
+@contextmanager
+def under_way() -> Iterator[None]:
+    """What a person has to mend in the middle of a job loses nothing: it is said that the job goes on."""
+    try:
+        yield
+    except StorageError as error:
+        if error.lasting and not error.mistake:
+            error.add_note("What was committed stays: once this is mended, the same command goes on.")
+        raise
 
 
 def new_plan(spec: JobSpec, ledger: Ledger, limit: int | None) -> Plan:

@@ -31,7 +31,7 @@ from magbatch.job.heartbeat import Heartbeat, earlier, earlier_versions
 from magbatch.job.lease import Lease
 from magbatch.job.ledger import Ledger
 from magbatch.job.letters import examples, explained, verdict
-from magbatch.job.opening import begun, first_look, limited, new_plan, take_place
+from magbatch.job.opening import begun, check_input, first_look, limited, new_plan, take_place, under_way
 from magbatch.job.page import report_files
 from magbatch.job.plan import Plan
 from magbatch.job.prepare import Job, Preparer
@@ -113,7 +113,8 @@ def run(spec: JobSpec, console: Console, limit: int | None = None, frozen: Plan 
             for note in plan.notes:
                 console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
         plan = known or plan
-        report = complete(spec, plan, patient_ledger(spec, console), console, lease, began, judged=True)
+        with under_way():
+            report = complete(spec, plan, patient_ledger(spec, console), console, lease, began, judged=True)
     return _outcome(spec, report, ledger, plan, already=False)
 
 
@@ -146,6 +147,7 @@ def complete(
     """
     spec = plan.pinned(spec)
     done = ledger.done_counts(plan)
+    check_input(spec, plan, done)
     before = int(done.sum())
     failures = _failures(spec, plan, ledger, before) if judged else None
     if before:

@@ -25,6 +25,7 @@ from magbatch.spec.sections import (
     ScheduleSpec,
     ShapeSpec,
     is_remote,
+    reachable,
 )
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "load",
     "parse",
     "properties",
+    "reachable",
     "resolve",
     "unchecked",
 ]

@@ -50,7 +50,8 @@ def is_remote(path: str) -> bool:
     return path.startswith("s3://")
 
 
-def _reachable(path: str) -> str:
+def reachable(path: str) -> str:
+    """A path that storage can be asked for; raises ValueError where it can be none."""
     if not path:
         raise ValueError("is empty: write a local path or s3://bucket/prefix")
     if is_remote(path) and not path.removeprefix("s3://").partition("/")[0]:
@@ -60,7 +61,7 @@ def _reachable(path: str) -> str:
     return path
 
 
-Location = Annotated[str, AfterValidator(_reachable)]
+Location = Annotated[str, AfterValidator(reachable)]
 
 
 class ModelSpec(Section):

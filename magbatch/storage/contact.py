@@ -88,6 +88,11 @@ def mend_refusal(error: "ClientError", client: "S3Client", bucket: str, *, writi
     return _MEND.get(code)
 
 
+def what_to_do(code: str) -> str:
+    """What a person can do about a refusal, also where it may pass by itself; empty where nothing is known."""
+    return _MEND.get(code, "")
+
+
 def mend_silence(error: Exception, client: "S3Client", bucket: str) -> str | None:
     """What a person has to do about a request without an answer of the store; None if it may pass by itself."""
     from botocore import exceptions

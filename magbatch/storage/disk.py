@@ -21,6 +21,11 @@ PASSING_ERRNO = frozenset(
 # Moved since the folder was read, or a link that leads to nothing, or round in circles.
 _NOT_THERE = frozenset({errno.ENOENT, errno.ELOOP})
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_MEND = {
+    errno.EACCES: "give this user access to it",
+    errno.EPERM: "give this user access to it",
+    errno.EROFS: "make this disk writable again",
+}
 # Network disks and mounted buckets that know no hard links.
 _NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 
@@ -40,7 +45,8 @@ def local_errors(path: str, *, writing: bool = False) -> Iterator[None]:
         raise StorageError(f"{path}: {error.strerror}", passing=True) from error
     except OSError as error:
         kind = FullDiskError if error.errno in _FULL else StorageError
-        raise kind(f"{path}: {error.strerror or error}", passing=error.errno in PASSING_ERRNO) from error
+        mend = f"; {_MEND[error.errno]}" if error.errno in _MEND else ""
+        raise kind(f"{path}: {error.strerror or error}{mend}", passing=error.errno in PASSING_ERRNO) from error
 
 
 class FullDiskError(StorageError):

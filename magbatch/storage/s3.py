@@ -107,6 +107,9 @@ def s3_errors(path: str, made: "Callable[[], S3Client] | None" = None, *, writin
             raise FileNotFoundError(path) from error
         raise _refusal(path, error, client, contact.mend_refusal(error, client, bucket, writing=writing)) from error
     except (BotoCoreError, ResponseParserError) as error:
+        if _is_no_bucket(error, bucket):
+            text = f"{path}: {bucket!r} is no bucket's name: write s3://bucket/prefix"
+            raise StorageError(text, mistake=True) from error
         # A ResponseParserError: no XML, something between here and the store answered.
         mend = contact.mend_silence(error, client, bucket)
         passing = isinstance(error, ResponseParserError) or _may_pass(error)
@@ -123,7 +126,7 @@ def _refusal(path: str, error: "ClientError", client: "S3Client", mend: str | No
     if code in _CREDENTIALS:
         _renew(client)
     refused = code in {"403", "AccessDenied"}
-    hint = mend or ("the credentials come from the standard AWS chain" if refused else "")
+    hint = mend or contact.what_to_do(code)  # also to a job that waits: who reads it now can end the waiting
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     # No code of S3's: it was not the store that answered, but something before it.
     unknown = not code or code == str(HTTPStatus.NOT_FOUND.value)
@@ -152,6 +155,14 @@ def _is_gone(error: "ClientError") -> bool:
     if error.operation_name.startswith("Head"):
         return code in {"404", "NoSuchKey"}
     return code == "NoSuchKey" and error.operation_name in _OF_ONE_OBJECT
+
+
+def _is_no_bucket(error: Exception, bucket: str) -> bool:
+    """Whether the client has asked nobody, since no bucket can be named so."""
+    from botocore.exceptions import ParamValidationError
+    from botocore.handlers import VALID_BUCKET
+
+    return isinstance(error, ParamValidationError) and VALID_BUCKET.search(bucket) is None
 
 
 def _may_pass(error: "BotoCoreError") -> bool:
@@ -202,7 +213,7 @@ class S3Store:
     """
 
     def __init__(self, root: str, *, quick: bool = False) -> None:
-        self.root = root.rstrip("/")
+        self.root = f"s3://{root.removeprefix('s3://').rstrip('/')}"
         self._client = quick_s3_client if quick else s3_client
         self._bucket, key = split_url(self.root)
         self._prefix = f"{key}/" if key else ""

@@ -200,6 +200,91 @@ def test_an_output_that_can_be_no_folder(spec: Path, tmp_path: Path, kind: str) 
     assert "output.path" in refused("run", str(spec), "--set", f"output.path={place}")
 
 
+@pytest.mark.parametrize(
+    ("place", "says"),
+    [
+        ("s3://", "names no bucket"),
+        ("s3:///x", "names no bucket"),
+        ("S3://bucket/x", "only local paths and s3://"),
+        ("file:///x", "only local paths and s3://"),
+        ("gs://bucket/x", "only local paths and s3://"),
+        ("http://host/x", "only local paths and s3://"),
+        ("", "empty"),
+        ("s3://no bucket/x", "'no bucket' is no bucket's name"),
+    ],
+)
+def test_a_place_that_can_be_none(spec: Path, place: str, says: str) -> None:
+    for name in ("status", "verify", "retry", "compact"):
+        assert says in refused(name, place)
+    for field in ("input.path", "output.path"):
+        said = refused("plan", str(spec), "--set", f"{field}={place}")
+        assert field in said
+        assert says in said
+    if place.startswith("s3://"):
+        assert "model.source" in refused("plan", str(spec), "--set", f"model.source={place}")
+
+
+def test_a_home_in_quotes_is_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert f"{tmp_path}/out" in refused("status", "~/out")
+
+
+@pytest.mark.parametrize("place", ["o*t", "o?t", "s3://bucket/o*t"])
+def test_an_output_that_is_a_glob(spec: Path, store: Refusing, place: str) -> None:
+    store.status, store.code = 404, "NoSuchKey"
+    for name in ("plan", "run"):
+        assert "not a glob" in refused(name, str(spec), "--set", f"output.path={place}")
+
+
+def test_an_output_that_is_the_input(spec: Path) -> None:
+    assert "lie one inside the other" in refused("run", str(spec), "--set", f"output.path={spec.parent}/in/../in/")
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:PORT", "ray://127.0.0.1:1", "http://", "http://head:port"])
+def test_a_cluster_that_cannot_be_asked(spec: Path, address: str) -> None:
+    address = address.replace("PORT", str(free_port()))
+    for words in (["jobs"], ["logs", "ID"], ["cancel", "ID"], ["resume", "ID"], ["submit", str(spec)]):
+        assert address in refused(*words, "--address", address)
+
+
+def test_words_that_are_none(spec: Path) -> None:
+    assert "no suite 'nope'" in refused("bench", "nope")
+    assert "--target nope" in refused("deploy", "render", str(spec), "--target", "nope")
+    assert "schedule: is not set" in refused("schedule", "tick", str(spec))
+    every_day = "schedule={cron: '0 6 * * *'}"
+    assert "--at yesterday" in refused("schedule", "tick", str(spec), "--set", every_day, "--at", "yesterday")
+    assert "--set x: write key.path=value" in refused("plan", str(spec), "--set", "x")
+    assert "--set: changes a spec" in refused("verify", "out", "--set", "name=x")
+    assert "this is a folder" in refused("plan", str(spec.parent))
+
+
+@pytest.mark.parametrize("how", ["unknown", "of the output too"])
+def test_a_job_that_goes_on_asks_for_its_input_first(
+    spec: Path, s3_endpoint: str, s3: str, store: Refusing, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Before an engine starts, and readers wait for a store that will not give it."""
+    import boto3
+
+    from magbatch.job import opening
+    from magbatch.job.ledger import Ledger
+    from magbatch.job.plan import make_plan
+    from magbatch.spec import load
+
+    monkeypatch.setattr(opening, "FIRST_PATIENCE_S", 0.1)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_endpoint)
+    boto3.client("s3").upload_file(str(spec.parent / "in/a.parquet"), s3.removeprefix("s3://"), "in/a.parquet")
+    override = f"input.path={s3}/in"
+    job = load(str(spec), [override])
+    Ledger(job.output.path).begin(job, make_plan(job))
+    clear()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{store.server_port}")
+    if how == "of the output too":  # whose bucket has answered: the refusal may pass, and does not
+        contact.has_answered(s3.removeprefix("s3://"), writing=False)
+    said = refused("run", str(spec), "--set", override)
+    assert f"input.path {s3}/in: {s3}/in/a.parquet" in said
+    assert "s3:GetObject" in said
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of its own of 256 KiB."""
