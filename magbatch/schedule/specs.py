@@ -17,8 +17,9 @@ from contextlib import suppress
 from magbatch import guard
 from magbatch.errors import JobError, SpecError
 from magbatch.spec import JobSpec, load, parse
+from magbatch.spec.user_model import IMPORT_S
 
-READ_S = 60  # a module may import much
+READ_S = int(IMPORT_S)  # ends before the import of a module has had its time: such a file is not read at each look
 READERS = 8
 LOOK_S = 0.02
 

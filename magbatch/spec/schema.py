@@ -1,17 +1,12 @@
 """The JSON Schema of an answer: found where a spec says it is, and followed through its references."""
 
-import functools
-import importlib
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-from pydantic.errors import PydanticInvalidForJsonSchema
-
 from magbatch.spec.grammar import QUOTES, check_json
 from magbatch.spec.text import TextError, file_text, values
+from magbatch.spec.user_model import model_schema
 
 
 def schema_at(place: str) -> dict[str, Any]:
@@ -24,28 +19,7 @@ def schema_at(place: str) -> dict[str, Any]:
         if not isinstance(found, dict):
             raise ValueError(f"{place} holds {type(found).__name__}, not a JSON Schema")
         return found
-    module, _, name = place.partition(":")
-    try:
-        model = functools.reduce(getattr, name.split("."), importlib.import_module(module)) if name else None
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # whatever the code of a user's module does when it is imported
-        raise ValueError(_why_no_model(module, name, error)) from error
-    if not (isinstance(model, type) and issubclass(model, BaseModel)):
-        raise ValueError(f"{place} is neither a .json or .yaml file nor a pydantic model as package.module:Model")
-    try:
-        return model.model_json_schema()
-    except PydanticInvalidForJsonSchema as error:
-        raise ValueError(f"{place} has no JSON Schema: {error}") from error
-
-
-def _why_no_model(module: str, name: str, error: BaseException) -> str:
-    """Why a module gives no model."""
-    if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
-        return f"there is no module {error.name}; put the folder that holds it on PYTHONPATH"
-    if isinstance(error, AttributeError) and module in sys.modules:
-        return f"the module {module} has no {name}"
-    return f"the import of {module} fails: {type(error).__name__}: {error}"
+    return model_schema(place)
 
 
 def is_file(place: str) -> bool:

@@ -204,10 +204,13 @@ def test_a_run_that_goes_on_failing_makes_no_later_one_late(tmp_path: Path) -> N
     ("module_text", "why"),
     [
         ("import sys\nsys.exit(0)", "SystemExit"),
-        ("import os\nos._exit(0)", "the process that read it ended by itself with exit code 0"),
-        ("import os\nos.kill(os.getpid(), 11)", "the process that read it was killed by SIGSEGV"),
+        ("import os\nos._exit(0)", "the module sudden_schema ended the process that imports it with exit code 0"),
+        (
+            "import os\nos.kill(os.getpid(), 11)",
+            "the module sudden_schema ended the process that imports it by SIGSEGV",
+        ),
         ("while True:\n    pass", "it was not read within 10 s"),
-        ("raise KeyboardInterrupt", "the process that read it was killed by SIGINT"),
+        ("raise KeyboardInterrupt", "the import of sudden_schema fails: KeyboardInterrupt"),
     ],
 )
 def test_a_spec_that_ends_or_holds_up_its_reader_stops_no_other(

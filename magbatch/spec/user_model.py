@@ -1,0 +1,111 @@
+"""The JSON Schema of a user's pydantic model, made in a process of its own: the import of the model's module may do
+anything, such as end its process or never return.
+
+The process runs this file as a script, which imports the standard library and the user's module alone.
+"""
+
+import functools
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+IMPORT_S = 60.0  # a module may import much, from a slow disk
+
+
+def model_schema(place: str, limit_s: float = IMPORT_S) -> dict[str, Any]:
+    """The JSON Schema of a model.
+
+    Args:
+        place: `package.module:Model`.
+        limit_s: Seconds that the import and the making of the schema may take.
+
+    Raises:
+        ValueError: What is wrong with the module or the model.
+    """
+    module = place.partition(":")[0]
+    with tempfile.TemporaryFile() as answer:
+        told = answer.fileno()
+        command = [sys.executable, "-P", __file__, place, str(told), str(int(limit_s) + 1)]
+        packages = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
+        try:
+            process = subprocess.Popen(
+                command,
+                stdout=2,  # what a module prints is no result of the command
+                stdin=subprocess.DEVNULL,
+                pass_fds=[told],
+                env=os.environ | {"PYTHONPATH": packages},
+            )
+        except OSError as error:  # no process, no memory, no descriptor
+            raise ValueError(f"no process can be started to import {module}: {error}") from error
+        try:
+            code = process.wait(limit_s)
+        except subprocess.TimeoutExpired as error:
+            raise ValueError(
+                f"the import of {module} did not return within {limit_s:g} s; it is to define models, and to start no "
+                "work"
+            ) from error
+        finally:
+            process.kill()
+            process.wait()
+        answer.seek(0)
+        data = answer.read()
+    if code or not data:
+        how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+        raise ValueError(f"the module {module} ended the process that imports it {how}; it is to define models only")
+    found: dict[str, Any] = json.loads(data)
+    if "wrong" in found:
+        raise ValueError(found["wrong"])
+    return dict(found["schema"])
+
+
+def _answer(place: str) -> dict[str, Any]:
+    """The schema, or what is wrong."""
+    from pydantic import BaseModel
+    from pydantic.errors import PydanticInvalidForJsonSchema
+
+    module, _, name = place.partition(":")
+    try:
+        model = functools.reduce(getattr, name.split("."), importlib.import_module(module)) if name else None
+    except BaseException as error:  # noqa: BLE001 - whatever the code of a user's module does when it is imported
+        return {"wrong": _why_no_model(module, name, error)}
+    if not (isinstance(model, type) and issubclass(model, BaseModel)):
+        return {"wrong": f"{place} is neither a .json or .yaml file nor a pydantic model as package.module:Model"}
+    try:
+        schema = model.model_json_schema()
+        return {"schema": json.loads(json.dumps(schema))}  # a model's own additions may be no JSON
+    except PydanticInvalidForJsonSchema as error:
+        return {"wrong": f"{place} has no JSON Schema: {error}"}
+    except BaseException as error:  # noqa: BLE001 - the model's own code
+        return {"wrong": f"the JSON Schema of {place} cannot be made: {_said(error)}"}
+
+
+def _why_no_model(module: str, name: str, error: BaseException) -> str:
+    """Why a module gives no model."""
+    if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
+        return f"there is no module {error.name}; put the folder that holds it on PYTHONPATH"
+    if isinstance(error, AttributeError) and module in sys.modules:
+        return f"the module {module} has no {name}"
+    return f"the import of {module} fails: {_said(error)}"
+
+
+def _said(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".removesuffix(": ")
+
+
+def _main(place: str, told: str, limit_s: str) -> None:
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(int(limit_s))  # where the command is gone
+    answer = json.dumps(_answer(place)).encode()
+    with open(int(told), "wb") as file:
+        file.write(answer)
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])
+    sys.stderr.flush()
+    os._exit(0)  # threads of a user's module hold up nothing
