@@ -172,7 +172,7 @@ def _render(
     options: dict[str, Any],
 ) -> None:
     with errors(False):
-        from magbatch.deploy import Platform, Target, next_commands, render, write
+        from magbatch.deploy import Platform, Target, next_commands, notes, render, write
         from magbatch.errors import SpecError
         from magbatch.spec import load, unchecked
 
@@ -184,7 +184,7 @@ def _render(
             options["spot"] = None if spot == "none" else spot
         target, platform, spec = Target(wanted), Platform(image=image, **options), load(path, overrides)
         files = render(spec, target, platform)
-        if (note := unchecked(spec.model)) is not None:
+        for note in filter(None, [unchecked(spec.model), *notes(spec, target, platform)]):
             print(f"note: {note}", file=sys.stderr)
         if out is None:
             print("---\n".join(f"# {name}\n{text}" for name, text in files.items()), end="")

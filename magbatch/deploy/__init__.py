@@ -4,6 +4,6 @@ Nothing here holds a secret: access comes from the identity of the pods or machi
 """
 
 from magbatch.deploy.platform import RAY_VERSION, SPEC_PATH, Platform, Target
-from magbatch.deploy.render import next_commands, render, write
+from magbatch.deploy.render import next_commands, notes, render, write
 
-__all__ = ["RAY_VERSION", "SPEC_PATH", "Platform", "Target", "next_commands", "render", "write"]
+__all__ = ["RAY_VERSION", "SPEC_PATH", "Platform", "Target", "next_commands", "notes", "render", "write"]

@@ -4,7 +4,7 @@ from typing import Any
 
 from magbatch.deploy.names import metadata
 from magbatch.deploy.nodes import group_name, shapes
-from magbatch.deploy.platform import RAY_VERSION, SPEC_PATH, Platform
+from magbatch.deploy.platform import RAY_VERSION, SPEC_PATH, UNATTENDED, Platform
 from magbatch.deploy.pods import CONTAINER_SECURITY, head_pod, submitter_pod, token_mount, worker_pod
 from magbatch.deploy.text import to_yaml
 from magbatch.errors import SpecError
@@ -19,6 +19,8 @@ SCRIPT = f"""\
 #!/bin/sh
 # Runs a command; runs it again after exit code 3 (interrupted) or a signal, up to {RETRIES} times.
 # 0, 1, 2 and 4 are final: the same command would end as it did. A job that is stopped is not started again.
+# The variable tells the command that no person looks on: what may pass, such as a store that is away, ends it with 3.
+export {UNATTENDED}=1
 stopped=
 trap 'stopped=1' TERM INT
 retries=0

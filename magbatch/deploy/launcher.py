@@ -3,13 +3,14 @@
 import math
 from typing import Any
 
+from magbatch.deploy.forms import size
+from magbatch.deploy.gpus import check_memory
 from magbatch.deploy.names import job_name
 from magbatch.deploy.nodes import group_name, shapes
-from magbatch.deploy.platform import DASHBOARD_PORT, Platform, size
+from magbatch.deploy.platform import DASHBOARD_PORT, REGION, UNATTENDED, Platform
 from magbatch.errors import SpecError
 from magbatch.spec import JobSpec, ShapeSpec
 
-REGION = "us-east-1"
 ACCELERATOR = "H100"  # where nothing names one
 INSTANCES = {  # by accelerator, as Ray names it, and by GPUs
     "H200": {8: "p5en.48xlarge"},
@@ -52,6 +53,7 @@ def launcher(spec: JobSpec, platform: Platform) -> dict[str, Any]:
                 "--shm-size=8g",
                 "--env RAY_AUTH_MODE=token",
                 f"--env RAY_AUTH_TOKEN_PATH={TOKEN_PATH}",
+                f"--env {UNATTENDED}=1",
             ],
             "worker_run_options": ["--gpus all"] if gpus else [],
         },
@@ -69,6 +71,21 @@ def launcher(spec: JobSpec, platform: Platform) -> dict[str, Any]:
         ],
         "worker_start_ray_commands": [stop, f"{start} --address=$RAY_HEAD_IP:6379"],
     }
+
+
+def memory_notes(spec: JobSpec, platform: Platform) -> list[str]:
+    """What is to be said of the memory of the machines' GPUs; a line each.
+
+    Raises:
+        SpecError: A machine's GPUs have less than is asked for, or than the model's weights take.
+    """
+    if not spec.replicas.gpus:
+        return []
+    found: list[str] = []
+    for shape in shapes(spec, platform, memory_known=True):
+        name = _kind(shape, platform.gpu_memory_gb)
+        found += check_memory(spec, platform, name, (MEMORY_GB[name],))
+    return list(dict.fromkeys(found))
 
 
 def _workers(spec: JobSpec, platform: Platform) -> dict[str, dict[str, Any]]:
@@ -129,14 +146,20 @@ def _instance(shape: ShapeSpec, gpus: int, memory_gb: int | None) -> tuple[str, 
     """The machine that a replica fits, and how many of them fit it."""
     if not gpus:
         return "m7i.2xlarge", 1
-    name = shape.accelerator or _with_memory(memory_gb)
-    sizes = INSTANCES.get(name)
-    if sizes is None:
-        raise SpecError(f"replicas.prefer: {name} is on no AWS machine known here: {', '.join(INSTANCES)}")
+    name = _kind(shape, memory_gb)
+    sizes = INSTANCES[name]
     if gpus > max(sizes):
         raise SpecError(f"replicas.gpus: {gpus} are more than one machine has here ({max(sizes)} {name})")
     smallest = min(count for count in sizes if count >= gpus)
     return sizes[smallest], smallest // gpus
+
+
+def _kind(shape: ShapeSpec, memory_gb: int | None) -> str:
+    """The GPU of the machines: that of the shape, else the first that has the memory."""
+    name = shape.accelerator or _with_memory(memory_gb)
+    if name not in INSTANCES:
+        raise SpecError(f"replicas.prefer: {name} is on no AWS machine known here: {', '.join(INSTANCES)}")
+    return name
 
 
 def _with_memory(memory_gb: int | None) -> str:

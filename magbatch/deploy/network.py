@@ -2,13 +2,10 @@
 
 from typing import Any
 
+from magbatch.deploy.forms import LINK_LOCAL, LINK_LOCAL_V6
 from magbatch.deploy.names import RAY, SUBMITTER, head_labels, metadata, pod_labels
 from magbatch.deploy.platform import DASHBOARD_PORT, METRICS_PORT, Platform
 from magbatch.spec import JobSpec
-
-# Link-local: a cloud's metadata service hands out the node's own credentials there.
-METADATA = ["169.254.0.0/16"]
-METADATA_V6 = ["fd00:ec2::/32", "fe80::/10"]
 
 
 def policies(spec: JobSpec, platform: Platform) -> dict[str, dict[str, Any]]:
@@ -24,8 +21,8 @@ def _cluster(spec: JobSpec, platform: Platform) -> dict[str, Any]:
     """Pods of the cluster reach each other, DNS, and the world but for the metadata service."""
     of_job = _pods(pod_labels(spec, RAY))
     world = [
-        {"ipBlock": {"cidr": "0.0.0.0/0", "except": METADATA}},
-        {"ipBlock": {"cidr": "::/0", "except": METADATA_V6}},
+        {"ipBlock": {"cidr": "0.0.0.0/0", "except": list(LINK_LOCAL)}},
+        {"ipBlock": {"cidr": "::/0", "except": list(LINK_LOCAL_V6)}},
         *({"ipBlock": {"cidr": network}} for network in platform.allow_egress),
     ]
     rules = {"ingress": [{"from": [of_job]}], "egress": [_dns(), {"to": [of_job]}, {"to": world}]}

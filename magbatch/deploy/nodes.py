@@ -3,6 +3,7 @@
 import re
 from typing import Any, Literal
 
+from magbatch.deploy.gpus import MEMORY_GB, ON_KARPENTER, check_memory
 from magbatch.deploy.platform import Platform
 from magbatch.errors import SpecError
 from magbatch.spec import JobSpec, ShapeSpec
@@ -43,8 +44,31 @@ def shapes(spec: JobSpec, platform: Platform, *, memory_known: bool) -> list[Sha
     return found
 
 
+def memory_notes(spec: JobSpec, platform: Platform) -> list[str]:
+    """What is to be said of the memory of the GPUs on a cluster's nodes; a line each.
+
+    Raises:
+        SpecError: A kind has less than is asked for, or than the model's weights take.
+    """
+    if not spec.replicas.gpus:
+        return []
+    found: list[str] = []
+    for shape in shapes(spec, platform, memory_known=platform.gpu_memory_gb is not None):
+        sizes = MEMORY_GB.get(shape.accelerator or "", ())
+        if platform.accelerators.get(shape.accelerator or ""):
+            sizes = sizes[-1:]  # a label of one's own may name the larger of two
+        found += check_memory(spec, platform, shape.accelerator, sizes)
+    return list(dict.fromkeys(found))
+
+
 def _of_known_kind(found: list[ShapeSpec], platform: Platform, *, memory_known: bool) -> list[ShapeSpec]:
-    if not any(shape.accelerator for shape in found) and platform.accelerators:
+    named = [shape.accelerator for shape in found if shape.accelerator]
+    unused = [name for name, label in platform.accelerators.items() if not label and name not in named]
+    if named and unused:
+        raise SpecError(
+            f"--accelerator {unused[0]}: replicas.prefer names {', '.join(named)} instead; leave one of them out"
+        )
+    if not named and platform.accelerators:
         if len(platform.accelerators) > 1:
             raise SpecError(
                 f"--accelerator: {', '.join(platform.accelerators)}: replicas.prefer names none of them; write one "
@@ -76,12 +100,12 @@ def place_worker(pod: dict[str, Any], shape: ShapeSpec, platform: Platform, gpus
         nodes[label] = value
         tolerations.append({"key": label, "operator": "Equal", "value": value, "effect": "NoSchedule"})
     memory: list[Expression] = []
+    if gpus and platform.gpu_memory_gb is not None:
+        least = str(platform.gpu_memory_gb * MIB_A_GB - 1)
+        memory = [{"key": label, "operator": "Gt", "values": [least]} for label in GPU_MEMORY_LABELS]
     if shape.accelerator is not None:
         label, _, value = _accelerator_label(shape.accelerator, platform).partition("=")
         nodes[label] = value
-    elif gpus and platform.gpu_memory_gb is not None:
-        least = str(platform.gpu_memory_gb * MIB_A_GB - 1)
-        memory = [{"key": label, "operator": "Gt", "values": [least]} for label in GPU_MEMORY_LABELS]
     if platform.zone is not None:
         nodes[ZONE_LABEL] = platform.zone
     if nodes:
@@ -100,10 +124,11 @@ def place_lasting(pod: dict[str, Any], platform: Platform) -> None:
 
 def _accelerator_label(accelerator: str, platform: Platform) -> str:
     label = platform.accelerators.get(accelerator, "")
-    if not label and "-" in accelerator:
+    if not label and accelerator not in ON_KARPENTER:
+        where = "--accelerator" if accelerator in platform.accelerators else "replicas.prefer:"
         raise SpecError(
-            f"replicas.prefer: {accelerator}: say what its nodes are labelled with: "
-            f"--accelerator {accelerator}=LABEL=VALUE"
+            f"{where} {accelerator}: label of its nodes is not known; write --accelerator {accelerator}=LABEL=VALUE, "
+            f"or one of Karpenter's kinds on AWS: {', '.join(ON_KARPENTER)}"
         )
     return label or f"{KARPENTER_ACCELERATOR}={accelerator.lower()}"
 

@@ -1,26 +1,20 @@
 """What a spec does not say: where a job is run. Options of `deploy render`, checked before anything is rendered."""
 
-import ipaddress
 import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from magbatch.deploy.forms import FORMS, check_accelerator, check_egress, check_form, flag
 from magbatch.errors import SpecError
 
 RAY_VERSION = "2.60.0"
+REGION = "us-east-1"  # where --region names none
+UNATTENDED = "MAGBATCH_UNATTENDED"  # environment variable: "1" where no person started the command
 SPEC_PATH = "/etc/magbatch/job.yaml"
 METRICS_PORT = 9480
 DASHBOARD_PORT = 8265
 USER_ID = 1000  # of the images in deploy/
 READER_CPUS = 3  # beside each replica: they read, render and tokenize for it
-
-_QUANTITY = re.compile(r"([1-9][0-9]*)(Ki|Mi|Gi|Ti|k|M|G|T)")
-_UNITS = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-_CPUS = re.compile(r"[1-9][0-9]*")
-_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?")
-_ROLE = re.compile(r"arn:aws[a-z-]*:iam::[0-9]+:role/\S+")
-_PROFILE = re.compile(r"arn:aws[a-z-]*:iam::[0-9]+:instance-profile/\S+")
-_PROFILE_NAME = re.compile(r"[A-Za-z0-9+=,.@_-]{1,128}")
 
 
 class Target(StrEnum):
@@ -95,64 +89,14 @@ class Platform:
     security_group: str | None = None
 
     def __post_init__(self) -> None:
-        if not self.image or re.search(r"\s", self.image):
-            raise SpecError(f"--image {self.image!r}: write registry/name:tag or registry/name@sha256:…")
-        if self.spot is not None and not all(self.spot.partition("=")):
-            raise SpecError(f"--spot {self.spot}: write label=value, such as karpenter.sh/capacity-type=spot")
+        for option in FORMS:
+            check_form(option, getattr(self, option))
         for name, label in self.accelerators.items():
-            if not name or (label and not all(label.partition("="))):
-                raise SpecError(
-                    f"--accelerator {name}={label}: write NAME=label=value, "
-                    "such as H100=cloud.google.com/gke-accelerator=nvidia-h100-80gb, or NAME alone for Karpenter on AWS"
-                )
-        self._check_quantities()
-        self._check_names()
-        if self.role is not None and _ROLE.fullmatch(self.role) is None:
-            raise SpecError(f"--role {self.role}: write the role's ARN, arn:aws:iam::ACCOUNT:role/NAME")
-        for option in ("instance_profile", "head_instance_profile"):
-            profile = getattr(self, option)
-            if profile is not None and not (_PROFILE.fullmatch(profile) or _PROFILE_NAME.fullmatch(profile)):
-                raise SpecError(
-                    f"{flag(option)} {profile}: write the name of an instance profile or its ARN, "
-                    "arn:aws:iam::ACCOUNT:instance-profile/NAME; a role's ARN is none"
-                )
+            check_accelerator(name, label)
         for network in self.allow_egress:
-            try:
-                ipaddress.ip_network(network)
-            except ValueError as error:
-                raise SpecError(f"--allow-egress {network}: write a CIDR, such as 169.254.170.23/32") from error
-
-    def _check_quantities(self) -> None:
-        for option in ("cache_size", "scratch_size", "head_memory", "worker_memory"):
-            if (value := getattr(self, option)) is not None and _QUANTITY.fullmatch(value) is None:
-                raise SpecError(f"{flag(option)} {value}: write a size such as 100Gi")
-        for option in ("head_cpu", "worker_cpu"):
-            if (value := getattr(self, option)) is not None and _CPUS.fullmatch(value) is None:
-                raise SpecError(f"{flag(option)} {value}: write a whole number of CPUs, such as 8")
-        for option in ("gpu_memory_gb", "deadline_s"):
-            if (value := getattr(self, option)) is not None and value < 1:
-                raise SpecError(f"{flag(option)} {value}: write a number of 1 or more")
-        if self.keep_cluster_s < 0:
-            raise SpecError(f"{flag('keep_cluster_s')} {self.keep_cluster_s}: write 0 or more seconds")
-
-    def _check_names(self) -> None:
-        names = {
-            option: getattr(self, option)
-            for option in ("namespace", "operator_namespace", "monitoring_namespace", "priority_class", "queue",
-                           "secret", "storage_class")
-        }  # fmt: skip
-        pairs = [*names.items(), *(("image_pull_secrets", name) for name in self.image_pull_secrets)]
-        for option, name in pairs:
-            if name is not None and _NAME.fullmatch(name) is None:
-                raise SpecError(f"{flag(option)} {name}: write a name as Kubernetes takes it: a-z, 0-9, - and .")
+            check_egress(network)
 
 
-_FLAGS = {
-    "deadline_s": "--deadline-seconds",
-    "keep_cluster_s": "--keep-cluster-seconds",
-    "accelerators": "--accelerator",
-    "image_pull_secrets": "--image-pull-secret",
-}
 _DEFAULT = Platform(image="x")
 _KUBERNETES = frozenset({Target.KUBERAY, Target.CLUSTER, Target.CRON})
 _JOBS = frozenset({Target.KUBERAY, Target.CRON})
@@ -192,16 +136,17 @@ def check(platform: Platform, target: Target) -> None:
                 raise SpecError(
                     f"{flag(option)}: {_INSTEAD.get((option, target), f'--target {target} has no such option')}"
                 )
+    if target == Target.AWS:
+        _check_aws(platform)
 
 
-def flag(option: str) -> str:
-    """The command's option of an attribute."""
-    return _FLAGS.get(option, f"--{option.replace('_', '-')}")
-
-
-def size(quantity: str) -> int:
-    """Bytes of a Kubernetes quantity such as 100Gi."""
-    found = _QUANTITY.fullmatch(quantity)
-    if found is None:
-        raise ValueError(quantity)
-    return int(found[1]) * _UNITS[found[2]]
+def _check_aws(platform: Platform) -> None:
+    """Refuse labels of nodes, and a zone of another region."""
+    if platform.spot not in (None, _DEFAULT.spot):
+        raise SpecError(f"--spot {platform.spot}: machines on AWS have no labels; write --spot none, or leave it out")
+    for name, label in platform.accelerators.items():
+        if label:
+            raise SpecError(f"--accelerator {name}={label}: machines on AWS have no labels; write --accelerator {name}")
+    region, zone = platform.region or REGION, platform.zone
+    if zone is not None and re.fullmatch(re.escape(region) + "([a-z]|-[a-z]+-[0-9][a-z])", zone) is None:
+        raise SpecError(f"--zone {zone}: is not in {region}; write --region and one of its zones, such as {region}a")

@@ -4,9 +4,10 @@ import math
 from pathlib import Path
 from typing import Any
 
+from magbatch.deploy.forms import size
 from magbatch.deploy.names import RAY, SUBMITTER, job_name, pod_labels
 from magbatch.deploy.nodes import place_lasting, place_worker
-from magbatch.deploy.platform import DASHBOARD_PORT, METRICS_PORT, READER_CPUS, SPEC_PATH, USER_ID, Platform, size
+from magbatch.deploy.platform import DASHBOARD_PORT, METRICS_PORT, READER_CPUS, SPEC_PATH, USER_ID, Platform
 from magbatch.errors import SpecError
 from magbatch.spec import JobSpec, ShapeSpec
 

@@ -1,16 +1,20 @@
 """The files of a target, from a job spec and what its platform is; and the commands that use them."""
 
+import math
 import shlex
 from pathlib import Path
 from typing import Any
 
-from magbatch.deploy import kuberay, network
-from magbatch.deploy.launcher import commands, launcher
+from magbatch.deploy import kuberay, launcher, network, nodes
+from magbatch.deploy.forms import opens_metadata, size
 from magbatch.deploy.names import job_name, metadata
 from magbatch.deploy.platform import DASHBOARD_PORT, METRICS_PORT, Platform, Target, check
 from magbatch.deploy.text import to_yaml
+from magbatch.deploy.weights import weights
 from magbatch.errors import OutputError, SpecError
 from magbatch.spec import JobSpec
+
+CACHE_ROOM = 1.2  # times the weights: tokenizer, configuration and compiled kernels lie beside them
 
 
 def render(spec: JobSpec, target: Target, platform: Platform) -> dict[str, str]:
@@ -28,10 +32,11 @@ def render(spec: JobSpec, target: Target, platform: Platform) -> dict[str, str]:
             raise SpecError(f"{name} {path}: a cluster's machines share no disk; write s3://bucket/prefix")
     if spec.input.incremental and target != Target.CRON:
         raise SpecError("input.incremental: such a job runs by its schedule: --target cron")
+    notes(spec, target, platform)
     served = spec.metrics.model_copy(update={"bind": "0.0.0.0", "port": METRICS_PORT})
     spec = spec.model_copy(update={"metrics": served})
     if target == Target.AWS:
-        return {"job.yaml": spec.to_yaml(), "cluster.yaml": to_yaml(launcher(spec, platform))}
+        return {"job.yaml": spec.to_yaml(), "cluster.yaml": to_yaml(launcher.launcher(spec, platform))}
     kinds = {Target.CRON: kuberay.cron_job, Target.CLUSTER: kuberay.ray_cluster, Target.KUBERAY: kuberay.ray_job}
     job = kinds[target](spec, platform)
     config_map: dict[str, Any] = {
@@ -61,6 +66,30 @@ def render(spec: JobSpec, target: Target, platform: Platform) -> dict[str, str]:
     return {name: to_yaml(manifest) for name, manifest in {"kustomization.yaml": layout, **objects}.items()}
 
 
+def notes(spec: JobSpec, target: Target, platform: Platform) -> list[str]:
+    """What a person is told of a rendering that may be wrong; a line each.
+
+    Raises:
+        SpecError: GPUs, or the volume of the model's files, are too small for the model.
+    """
+    found = weights(spec.model)
+    if found is not None and found.disk > size(platform.cache_size):
+        roomy = math.ceil(found.disk * CACHE_ROOM / 2**30)
+        raise SpecError(
+            f"--cache-size {platform.cache_size}: the files of {spec.model.source} take "
+            f"{math.ceil(found.disk / 1e9)} GB; write --cache-size {roomy}Gi or more"
+        )
+    of_gpus = launcher.memory_notes if target == Target.AWS else nodes.memory_notes
+    opened = [network for network in platform.allow_egress if opens_metadata(network)]
+    return [
+        *of_gpus(spec, platform),
+        *(
+            f"--allow-egress {one}: pods can take the credentials of their node (its metadata service)"
+            for one in opened
+        ),
+    ]
+
+
 def next_commands(spec: JobSpec, target: Target, platform: Platform, folder: str, path: str) -> list[str]:
     """Commands that a user runs next, as a shell takes them.
 
@@ -73,7 +102,7 @@ def next_commands(spec: JobSpec, target: Target, platform: Platform, folder: str
     """
     folder = shlex.quote(folder)
     if target == Target.AWS:
-        return commands(spec, folder)
+        return launcher.commands(spec, folder)
     name, kubectl = job_name(spec), "kubectl"
     if platform.namespace is not None:
         kubectl += f" -n {platform.namespace}"

@@ -30,7 +30,9 @@ JOBS = ["magistral-text", "magistral-documents"]
 
 @pytest.mark.parametrize("job", JOBS)
 @pytest.mark.parametrize("target", KUBERAY)
-@pytest.mark.parametrize("options", [platform(), platform(spot=None, role="arn:aws:iam::1:role/x", secret="hf")])
+@pytest.mark.parametrize(
+    "options", [platform(), platform(spot=None, role="arn:aws:iam::123456789012:role/x", secret="hf")]
+)
 def test_manifests_are_valid(job: str, target: Target, options: Platform) -> None:
     files = rendered(job, target, options)
     assert files["kustomization.yaml"]["resources"] == [name for name in files if name != "kustomization.yaml"]

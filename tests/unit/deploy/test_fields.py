@@ -59,7 +59,10 @@ FIELDS: dict[str, dict[str, Any]] = {
         **{f"jobTemplate.{name}": kind for name, kind in JOB.items()},
     },
 }
-PLATFORMS = [platform(), platform(spot=None, role="arn:aws:iam::1:role/x", secret="hf", storage_class="gp3", zone="z")]
+PLATFORMS = [
+    platform(),
+    platform(spot=None, role="arn:aws:iam::123456789012:role/x", secret="hf", storage_class="gp3", zone="z"),
+]
 
 
 def leaves(node: Any, known: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:

@@ -56,10 +56,45 @@ def command(*arguments: str) -> Any:
         (["--cache-size", "100"], "--cache-size 100: write a size such as 100Gi"),
         (["--worker-cpu", "half"], "--worker-cpu half: write a whole number of CPUs"),
         (["--worker-cpu", "1"], "--worker-cpu 1: a replica takes 1 of them (replicas.cpus), and reading at least 1"),
-        (["--namespace", "Team A"], "--namespace Team A: write a name as Kubernetes takes it"),
-        (["--image-pull-secret", "my secret"], "--image-pull-secret my secret: write a name"),
+        (["--namespace", "Team A"], "--namespace 'Team A': write a name as Kubernetes takes it"),
+        (["--image-pull-secret", "my secret"], "--image-pull-secret 'my secret': write a name"),
         (["--allow-egress", "169.254.170"], "--allow-egress 169.254.170: write a CIDR"),
         (["--image", "my image"], "--image 'my image': write registry/name:tag"),
+        (["--image", "registry.example/Magbatch"], "--image registry.example/Magbatch: write registry/name:tag"),
+        (["--allow-egress", "0.0.0.0/0"], "--allow-egress 0.0.0.0/0: write a network within 169.254.0.0/16"),
+        (["--allow-egress", "::/0"], "--allow-egress ::/0: write a network within"),
+        (["--allow-egress", "169.0.0.0/8"], "--allow-egress 169.0.0.0/8: write a network within"),
+        (["--allow-egress", "10.0.0.0/8"], "--allow-egress 10.0.0.0/8: write a network within"),
+        (["--allow-egress", "169.254.170.23"], "--allow-egress 169.254.170.23: write a CIDR: 169.254.170.23/32"),
+        (["--zone", "us east"], "--zone 'us east': write a zone"),
+        (["--zone", ""], "--zone '': write a zone"),
+        (["--spot", "a b=c"], "--spot 'a b=c': write label=value"),
+        (["--spot", "a=b c"], "--spot 'a=b c': write label=value"),
+        (
+            ["--accelerator", "Nix"],
+            "--accelerator Nix: label of its nodes is not known; write --accelerator Nix=LABEL=VALUE",
+        ),
+        (["--set", "replicas.prefer=[{accelerator: Nix}]"], "replicas.prefer: Nix: label of its nodes is not known"),
+        (["--accelerator", "H100=x=y z"], "--accelerator H100=x=y z: write NAME=label=value"),
+        (
+            ["--accelerator", "A100", "--set", "replicas.prefer=[{accelerator: H100}]"],
+            "--accelerator A100: replicas.prefer names H100 instead",
+        ),
+        (["--head-memory", "1Mi"], "--head-memory 1Mi: holds Ray's own processes"),
+        (["--worker-memory", "1Gi"], "--worker-memory 1Gi: holds an engine's processes"),
+        (["--scratch-size", "1k"], "--scratch-size 1k: holds Ray's logs"),
+        (["--cache-size", "1Gi"], "--cache-size 1Gi: holds the model's files"),
+        (["--cache-size", "20Gi"], "--cache-size 20Gi: the files of mistralai/Magistral-Small-2509 take 48 GB"),
+        (["--gpu-memory-gb", "81920"], "--gpu-memory-gb 81920: write 1 to 1024 GB"),
+        (["--keep-cluster-seconds", "3000000000"], "--keep-cluster-seconds 3000000000: write 0 to"),
+        (["--namespace", "a.b"], "--namespace a.b: write a name as Kubernetes takes it for a namespace"),
+        (["--secret", "a..b"], "--secret a..b: write a name"),
+        (["--role", "arn:aws:iam::1:role/x"], "write the role's ARN"),
+        (["--target", "aws", "--zone", "eu-west-1a"], "--zone eu-west-1a: is not in us-east-1; write --region"),
+        (["--target", "aws", "--region", "nowhere"], "--region nowhere: write a region of AWS"),
+        (["--target", "aws", "--security-group", "foo"], "--security-group foo: write a security group's id"),
+        (["--target", "aws", "--spot", "a=b"], "--spot a=b: machines on AWS have no labels"),
+        (["--target", "aws", "--accelerator", "H100=a=b"], "--accelerator H100=a=b: machines on AWS have no labels"),
     ],
 )
 def test_what_is_wrong_is_one_clear_line(arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,6 +102,35 @@ def test_what_is_wrong_is_one_clear_line(arguments: list[str], said: str, monkey
     done = command(TEXT, *OPTIONS, *arguments)
     assert done.exit_code == 2, done.output
     assert said in done.output
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--image", "localhost:5000/team/magbatch@sha256:" + "a" * 64],
+        ["--image", "magbatch"],
+        ["--spot", "cloud.google.com/gke-spot=true"],
+        ["--allow-egress", "169.254.170.23/32", "--allow-egress", "fd00:ec2::23/128", "--allow-egress", "fe80::/64"],
+        ["--target", "aws", "--region", "eu-west-1", "--zone", "eu-west-1a"],
+        ["--target", "aws", "--region", "us-gov-west-1"],
+        ["--target", "aws", "--region", "ap-southeast-2", "--security-group", "sg-0a1b2c3d"],
+        ["--target", "aws", "--region", "us-west-2", "--zone", "us-west-2-lax-1a"],
+        ["--target", "aws", "--spot", "none"],
+        ["--storage-class", "gp3", "--cache-size", "60Gi", "--head-memory", "4Gi"],
+    ],
+)
+def test_what_is_right_is_rendered_without_a_note(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    done = command(TEXT, *OPTIONS, *arguments)
+    assert (done.exit_code, done.stderr) == (0, ""), done.output
+
+
+@pytest.mark.parametrize("network", ["169.254.0.0/16", "169.254.169.254/32", "fd00:ec2::/32"])
+def test_a_way_to_the_nodes_credentials_is_told(network: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    done = command(TEXT, *OPTIONS, "--allow-egress", network)
+    assert done.exit_code == 0, done.output
+    assert f"note: --allow-egress {network}: pods can take the credentials of their node" in done.stderr
 
 
 def test_an_image_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,6 +239,15 @@ def test_a_run_that_can_go_on_is_started_again(script: Path, codes: str, end: in
     assert done.returncode == end, done.stderr
     assert len((script / "starts").read_text().splitlines()) == starts
     assert done.stderr.count("run.sh: exit code") == starts - 1
+
+
+def test_a_run_is_told_that_nobody_looks_on(script: Path) -> None:
+    done = subprocess.run(
+        ["sh", "run.sh", "printenv", "MAGBATCH_UNATTENDED"], cwd=script, check=True, capture_output=True, text=True
+    )
+    assert done.stdout == "1\n"
+    launcher = rendered("magistral-text", Target.AWS)["cluster.yaml"]
+    assert "--env MAGBATCH_UNATTENDED=1" in launcher["docker"]["run_options"]
 
 
 def test_a_run_that_is_stopped_is_not_started_again(script: Path) -> None:

@@ -24,6 +24,7 @@ from magbatch.deploy import Target, render
 from magbatch.errors import SpecError
 
 INSTANCE = {"app.kubernetes.io/instance": "contracts-november", "app.kubernetes.io/part-of": "magbatch"}
+SECURITY_GROUP = "sg-0a1b2c3d4e5f60718"
 VOLUMES = {"configMap", "emptyDir", "ephemeral", "projected", "secret", "downwardAPI", "persistentVolumeClaim", "csi"}
 
 
@@ -105,12 +106,12 @@ def test_a_cluster_on_aws_asks_for_a_token_that_is_in_no_file(monkeypatch: pytes
 
 @pytest.mark.parametrize("profile", ["magbatch", "arn:aws:iam::123456789012:instance-profile/magbatch"])
 def test_machines_on_aws_keep_their_credentials_to_themselves(profile: str) -> None:
-    options = platform(instance_profile=profile, head_instance_profile="ray-head", security_group="sg-1")
+    options = platform(instance_profile=profile, head_instance_profile="ray-head", security_group=SECURITY_GROUP)
     types = rendered("magistral-text", Target.AWS, options)["cluster.yaml"]["available_node_types"]
     for name, kind in types.items():
         config = kind["node_config"]
         assert config["MetadataOptions"] == {"HttpTokens": "required", "HttpPutResponseHopLimit": 1}
-        assert config["SecurityGroupIds"] == ["sg-1"]
+        assert config["SecurityGroupIds"] == [SECURITY_GROUP]
         key = "Arn" if profile.startswith("arn:") else "Name"
         assert config["IamInstanceProfile"] == ({"Name": "ray-head"} if name == "head" else {key: profile})
     assert types["head"]["resources"] == {"CPU": 0}
@@ -262,7 +263,8 @@ def test_one_accelerator_is_the_kind_of_all_groups() -> None:
     ("memory", "machine"), [(None, "p5.4xlarge"), (24, "g6.4xlarge"), (40, "g6e.4xlarge"), (80, "p5.4xlarge")]
 )
 def test_machines_have_the_memory_that_is_asked_for(memory: int | None, machine: str) -> None:
-    launcher = rendered("magistral-text", Target.AWS, platform(gpu_memory_gb=memory))["cluster.yaml"]
+    small = "model.source=Qwen/Qwen3-8B"
+    launcher = rendered("magistral-text", Target.AWS, platform(gpu_memory_gb=memory), small)["cluster.yaml"]
     assert launcher["available_node_types"]["spot"]["node_config"]["InstanceType"] == machine
     with pytest.raises(SpecError, match="no GPU known here has that much"):
         rendered("magistral-text", Target.AWS, platform(gpu_memory_gb=500))
@@ -287,10 +289,10 @@ def test_the_models_files_have_a_volume_of_a_size() -> None:
 
 @pytest.mark.parametrize("target", list(Target))
 def test_no_secret_is_in_a_file(target: Target) -> None:
-    options = platform() if target == Target.AWS else platform(secret="hf", role="arn:aws:iam::1:role/x")
+    options = platform() if target == Target.AWS else platform(secret="hf", role="arn:aws:iam::123456789012:role/x")
     wanted = ["schedule={cron: '0 6 * * *', timezone: UTC}"] if target == Target.CRON else []
     text = "".join(render(spec("magistral-text", *wanted), target, options).values())
     assert not re.search(r"AWS_SECRET|auth_token: (?!~)|RAY_AUTH_TOKEN=|HF_TOKEN|[0-9a-f]{32}", text)
     if target != Target.AWS:
         assert "secretRef:\n" in text
-        assert "eks.amazonaws.com/role-arn: arn:aws:iam::1:role/x" in text
+        assert "eks.amazonaws.com/role-arn: arn:aws:iam::123456789012:role/x" in text
