@@ -16,6 +16,10 @@ from enum import StrEnum
 MAX_MESSAGE_CHARS = 2000  # of a dead letter: what a library says may quote the whole value
 _KEPT_END_CHARS = 500  # of a longer one: where libraries put the reason
 _ADDRESS = re.compile(r" (?:object )?at 0x[0-9a-fA-F]+")  # differs from process to process, and says nothing
+# Of terminals: colours, titles, the clipboard.
+_ANSI = re.compile(
+    r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])"
+)  # colours, titles, a clipboard
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")  # among them those that end a line, or steer a terminal
 
 
@@ -78,6 +82,12 @@ def short_message(message: str) -> str:
     lines = _CONTROL.sub("\n", message).splitlines()
     text = _ADDRESS.sub("", " ".join(line.strip() for line in lines if line.strip()))
     return text.encode(errors="replace").decode()  # a path can hold what is no text
+
+
+def one_line(text: str, most: int) -> str:
+    """What a library has printed or raised, as one line of a message: without colours and line ends, and cut."""
+    flat = " ".join(_CONTROL.sub(" ", _ANSI.sub("", text)).split())
+    return flat if len(flat) <= most else f"{flat[: most - 1]}…"
 
 
 class RowError(MagbatchError):

@@ -17,6 +17,7 @@ from uuid import uuid4
 from magbatch.capture import STDERR, captured
 from magbatch.engines.base import FREE, HUGE_PAGES, EngineConfig, EngineLoad, Form, OnTokens
 from magbatch.errors import EngineDeadError, EngineStartError, RequestFailedError, RequestRejectedError
+from magbatch.guard import how_it_ended
 from magbatch.rows import Completion, Generation, Prompt
 from magbatch.tokenizer import picture
 
@@ -31,6 +32,7 @@ CHUNK_TOKENS = 64  # between two signs of life of a sample
 IMAGE_ROWS_RENDERED_AT_ONCE = 2
 
 NEVER_LOGIT = -100.0  # what vLLM, as OpenAI, takes for a ban
+LOG_BYTES = 64_000  # of the end of a log: a traceback of each of the engine's processes
 _ERROR_LINE = re.compile(r"(?:^|\s)((?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b: .+)$")
 
 
@@ -132,15 +134,25 @@ class VllmEngine:
                     if None not in reasons:
                         break
         except VllmDeadError as error:
-            raise EngineDeadError(str(error)) from error
+            raise EngineDeadError(self._cause_of_death(error)) from error
         except (VLLMClientError, ValueError, TypeError, EngineGenerateError) as error:
             if self._engine.errored:
-                raise EngineDeadError(str(error)) from error
+                raise EngineDeadError(self._cause_of_death(error)) from error
             kind = RequestFailedError if isinstance(error, EngineGenerateError) else RequestRejectedError
             raise kind(f"{type(error).__name__}: {error}") from error
         if None in reasons:
             raise RequestFailedError("the engine returned no whole output")
         return [Completion(*sample) for sample in zip(tokens, map(str, reasons), strict=True)], cached
+
+    def _cause_of_death(self, error: Exception) -> str:
+        """How the engine's process ended, where a signal has ended it; else the last error that it has logged."""
+        manager = self._engine.engine_core.resources.engine_manager
+        for code in manager.finished_procs().values() if manager is not None else ():
+            if code is not None and code < 0:
+                return f"its process {how_it_ended(-code)}"
+        said = [match.group(1).strip() for line in _logged_last().splitlines() if (match := _ERROR_LINE.search(line))]
+        causes = [line for line in said if "EngineDeadError" not in line and "root cause" not in line]
+        return causes[-1] if causes else str(error)
 
     def load(self) -> EngineLoad:
         """See `Engine.load`."""
@@ -149,6 +161,14 @@ class VllmEngine:
     def shutdown(self) -> None:
         """See `Engine.shutdown`."""
         self._engine.shutdown()
+
+
+def _logged_last() -> str:
+    """The end of what this process and its engine have logged; empty where their stderr is no file."""
+    with suppress(OSError), open("/proc/self/fd/2", "rb") as log:
+        size = os.fstat(log.fileno()).st_size
+        return os.pread(log.fileno(), LOG_BYTES, max(0, size - LOG_BYTES)).decode(errors="replace")
+    return ""
 
 
 class _Stats:

@@ -7,6 +7,7 @@ series of metrics than there are places.
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
@@ -14,6 +15,7 @@ from typing import Protocol, Self
 
 from magbatch.engines.base import EngineLoad
 from magbatch.errors import ClusterAccessError, DefectError, JobError
+from magbatch.job.losses import MOST_LOSSES, Home, Loss
 from magbatch.job.reading import Deaths, ReadLog
 from magbatch.job.versions import Agreed
 from magbatch.totals import Totals
@@ -109,8 +111,8 @@ class Board(Protocol):
     async def announce(self, replica: str, rows: dict[int, list[str]]) -> None:
         """The rows that the replica is at, or about to begin, by shard."""
 
-    async def strike(self, replica: str, rows: dict[int, list[str]]) -> None:
-        """The replica's engine died with these rows in flight, by shard."""
+    async def strike(self, replica: str, rows: dict[int, list[str]], why: str) -> None:
+        """The replica's engine died, or hangs, with these rows in flight, by shard; `why` says which in words."""
 
     async def report(self, replica: str, done: Totals, use: Use, load: Load, rows: dict[int, list[str]]) -> Order:
         """Add to the job's counts; what the replica is asked for. `rows` are those that it is at, by shard."""
@@ -118,8 +120,8 @@ class Board(Protocol):
     async def trouble(self, message: str) -> None:
         """Something keeps the replica waiting: one line for a person."""
 
-    async def left(self, replica: str) -> None:
-        """The replica ends."""
+    async def left(self, replica: str, why: str = "") -> None:
+        """The replica ends; `why` says in words what has ended it, where another is to take its place."""
 
     async def broke(self, replica: str, cause: str) -> None:
         """The replica ends by a defect of its own."""
@@ -165,6 +167,9 @@ class Snapshot:
         failure: What stops the job, from the task or replica that met it first; None while nothing does.
         silent: Name, and Ray's id of the actor, of each replica that serves and has not reported for too long.
         versions: Package to version, of the nodes.
+        lost: Replicas that ended while rows were to be answered.
+        losses: The last of these.
+        failed_home: Where the engine of `engine_error` was to start.
     """
 
     done: Totals = field(default_factory=Totals)
@@ -179,6 +184,9 @@ class Snapshot:
     failure: JobError | None = None
     silent: list[tuple[str, str]] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
+    lost: int = 0
+    losses: list[Loss] = field(default_factory=list)
+    failed_home: Home = field(default_factory=Home)
 
     def count(self, state: State) -> int:
         """Replicas in a state."""
@@ -203,9 +211,11 @@ class _Tenant:
     actor: str
     joined: float
     seen: float
+    home: Home = field(default_factory=Home)
     serves: bool = False
     left: bool = False
     recalled: bool = False
+    noted: bool = False  # its end is among the losses
 
 
 @dataclass(slots=True)
@@ -255,6 +265,9 @@ class BoardState:
         self._engine_error: str | None = None
         self._failed_starts = 0
         self._engine_deaths = 0
+        self._lost = 0
+        self._losses: deque[Loss] = deque(maxlen=MOST_LOSSES)
+        self._failed_home = Home()
         self._starved_s = 0.0
         self._input_errors = 0
         self._trouble: tuple[int, str] | None = None
@@ -284,12 +297,13 @@ class BoardState:
         if self._refused_reads >= MAX_REFUSED_READS:
             self.failed(ClusterAccessError(why))
 
-    def join(self, replica: str, actor: str) -> None:
+    def join(self, replica: str, actor: str, home: Home | None = None) -> None:
         """A replica begins to start its engine.
 
         Args:
             replica: Its name; no two have the same.
             actor: Ray's id: an actor that Ray starts anew keeps it.
+            home: Where it runs.
         """
         now = time.monotonic()
         for other, one in list(self._answering.items()):
@@ -298,12 +312,15 @@ class BoardState:
         if actor:
             self._answering[replica] = _Answering(actor)
         number = self._free(actor, now)
-        tenant = _Tenant(replica, actor, now, now)
+        tenant = _Tenant(replica, actor, now, now, home or Home())
         if number == len(self._places):
             self._places.append(Place(number))
             self._tenants.append(tenant)
         else:
             self._settle(number, now)
+            before = self._tenants[number]
+            if actor and before.actor == actor and not before.left:
+                self._note_loss(before.name, _without_a_word(before.home, tenant.home))
             self._tenants[number] = tenant
         self._places[number].joins += 1
 
@@ -318,12 +335,13 @@ class BoardState:
         if (one := self._answering.get(replica)) is not None:
             one.rows = rows
 
-    def strike(self, replica: str, rows: dict[int, list[str]]) -> None:
+    def strike(self, replica: str, rows: dict[int, list[str]], why: str = "its engine died") -> None:
         """See `Board.strike`; a replica that asks again was not heard, and is heard once."""
         if replica in self._struck:
             return
         self._struck.add(replica)
         self._engine_deaths += 1
+        self._note_loss(replica, f"{why}; its open rows are asked again")
         for shard, row_ids in rows.items():
             strikes = self._strikes.setdefault(shard, {})
             for row_id in row_ids:
@@ -382,6 +400,8 @@ class BoardState:
         self.left(replica)
         if not self._failed_starts:
             self._engine_error = message
+            number = self._number(replica)
+            self._failed_home = Home() if number is None else self._tenants[number].home
         self._failed_starts += 1
 
     def trouble(self, message: str) -> None:
@@ -397,18 +417,19 @@ class BoardState:
         """A task or a replica met what stops the job; Ray would hand on no more than its text."""
         self._failure = self._failure or error
 
-    def left(self, replica: str) -> None:
+    def left(self, replica: str, why: str = "") -> None:
         """See `Board.left`."""
         self._answering.pop(replica, None)
         number = self._number(replica)
+        if why:
+            self._note_loss(replica, why)
         if number is not None:
             self._tenants[number].left = True
             self._tenants[number].seen = time.monotonic()
 
     def broke(self, replica: str, cause: str) -> None:
         """See `Board.broke`: its place is taken by another; without a row committed meanwhile, not for ever."""
-        self.left(replica)
-        self.trouble(f"a replica ends by a defect in magbatch, its log has the traceback: {cause}")
+        self.left(replica, f"a defect in magbatch, its log has the traceback: {cause}")
         rows, breaks = self._broke
         self._broke = self._done.rows, breaks + 1 if rows == self._done.rows else 1
         if self._broke[1] >= MAX_BREAKS:
@@ -420,10 +441,8 @@ class BoardState:
         """A replica is silent for too long, though its process lives, and is ended: its rows may have done it."""
         answering = self._answering.get(replica)
         if answering is not None:
-            self.strike(replica, answering.rows)
+            self.strike(replica, answering.rows, f"it said nothing for {self._silence_s:.0f} s and was ended")
             self.left(replica)
-            silence = f"a replica said nothing for {self._silence_s:.0f} s"
-            self.trouble(f"{silence}: it is ended, and a row that was in three such is a dead letter")
 
     def stop(self) -> None:
         """Ask every replica, with its next report, to stop."""
@@ -457,7 +476,20 @@ class BoardState:
         return Snapshot(
             self._done, places, not self._served, self._engine_error, self._failed_starts, self._engine_deaths,
             self._starved_s, self._input_errors, self._trouble, self._failure, silent, dict(self._agreed.versions),
+            self._lost, list(self._losses), self._failed_home,
         )  # fmt: skip
+
+    def _note_loss(self, replica: str, why: str) -> None:
+        """The end of a replica is noted once, by the first reason that is heard."""
+        number = self._number(replica)
+        tenant = None if number is None else self._tenants[number]
+        if tenant is not None:
+            if tenant.noted:
+                return
+            tenant.noted = True
+        self._lost += 1
+        home = Home() if tenant is None else tenant.home
+        self._losses.append(Loss.of(time.time(), number or 0, home, why))
 
     def _silent(self, now: float) -> list[tuple[str, str]]:
         # A board that stood still itself, with its node, heard nobody meanwhile: that is no silence of theirs.
@@ -508,3 +540,10 @@ class BoardState:
         if not tenant.serves:
             return State.STARTING if now - tenant.joined < self._start_timeout_s else State.LOST
         return State.SERVING if now - tenant.seen < SILENT_REPLICA_S else State.LOST
+
+
+def _without_a_word(before: Home, now: Home) -> str:
+    """Why a process has ended that said nothing, as far as its successor's place tells."""
+    if before.node and before.node == now.node:
+        return "its process was killed, as by a kernel that is short of memory; its open rows are asked again"
+    return "its process or its node has gone; its open rows are asked again"

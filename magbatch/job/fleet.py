@@ -9,11 +9,13 @@ import logging
 import math
 import os
 import platform
+import re
 import signal
 import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,7 @@ from magbatch.errors import (
     JobError,
     StorageError,
     TooManyFailedError,
+    one_line,
 )
 from magbatch.job.board import Snapshot, Watch
 from magbatch.job.devices import check_gpus, too_few
@@ -53,7 +56,8 @@ from magbatch.spec import JobSpec
 from magbatch.storage import open_store
 
 DRIVER_LOG = "_magbatch/driver.log"
-LINES_SHOWN = 5
+LINES_SHOWN, LINE_CHARS = 5, 500
+_PREFIX = re.compile(r"^(?:\([\w.]+(?: pid=\d+)?(?:, ip=[\d.]+)?\) )+")  # of Ray: `(raylet) `
 SHUTDOWN_GRACE_S = 10.0
 CONNECT_TIMEOUT_S = 10.0
 WORKERS_OF_A_JOB = 6  # the replica, the board, what reads, and three of Ray Data's own
@@ -93,15 +97,15 @@ def run_fleet(
         ClusterAccessError: The cluster of RAY_ADDRESS cannot be used as it is named.
         ClusterError: Ray broke down.
     """
-    stop = threading.Event()
+    stop, session = threading.Event(), _Session()
     # What Ray prints of its own accord (retries, lost workers) is in its log files; the progress line says
     # what a user needs. The signals are set twice, since Ray installs handlers of its own when it starts.
     try:
         with (
             captured(STDOUT, STDERR, replay=False) as said,
-            _kept(said, job.spec.output.path),
+            _kept(said, job.spec.output.path, session),
             _signals(stop, in_seconds=True),
-            _cluster(job.spec, first=first) as vital,
+            _cluster(job.spec, session, first=first) as vital,
             _signals(stop),
         ):
             if not stop.is_set():
@@ -126,9 +130,25 @@ def run_fleet(
     return last
 
 
+@dataclass(slots=True)
+class _Session:
+    """Ray's session, once there is one.
+
+    Attributes:
+        logs: Folder of its logs on this node, as a message says it; None before Ray has started.
+    """
+
+    logs: str | None = None
+
+    def begun(self, found: Any) -> None:
+        """Take what `ray.init` returns."""
+        folder = found.address_info["session_dir"]
+        self.logs = f"{folder}/logs" + (" on each node" if os.environ.get("RAY_ADDRESS") else "")
+
+
 @contextmanager
-def _kept(said: Captured, output: str) -> Iterator[None]:
-    """Where a run fails, what was printed in it is kept in the output, and its end shown."""
+def _kept(said: Captured, output: str, session: _Session) -> Iterator[None]:
+    """Where a run fails, what was printed in it is kept in the output, its end shown, and where Ray's logs are said."""
     try:
         yield
     except (InterruptedJobError, TooManyFailedError):
@@ -137,10 +157,19 @@ def _kept(said: Captured, output: str) -> Iterator[None]:
         text = said.text()
         with suppress(StorageError):  # the run fails all the same
             open_store(output, quick=True).write(DRIVER_LOG, text.encode())
-        last = [line for line in map(str.rstrip, text.splitlines()) if line][-LINES_SHOWN:]
+        last = _last_lines(text, str(error))
         if last and (isinstance(error, ClusterError) or not isinstance(error, JobError)):  # others speak for themselves
             error.add_note("\n".join([f"What was printed last (more in {output}/{DRIVER_LOG}):", *last]))
+        if session.logs is not None:
+            error.add_note(f"Ray's logs, of all workers: {session.logs}")
         raise
+
+
+def _last_lines(text: str, error: str) -> list[str]:
+    """The last lines that were printed, without colours, each once, and none that the error says itself."""
+    lines = [_PREFIX.sub("", one_line(line, LINE_CHARS)) for line in text.splitlines()]
+    once = dict.fromkeys(line for line in reversed(lines) if line and line not in error)
+    return list(once)[:LINES_SHOWN][::-1]
 
 
 def _knock(address: str) -> None:
@@ -163,7 +192,7 @@ def _importing(module: str) -> Iterator[None]:
 
 
 @contextmanager
-def _cluster(spec: JobSpec, *, first: bool) -> Iterator[Vital]:
+def _cluster(spec: JobSpec, session: _Session, *, first: bool) -> Iterator[Vital]:
     """The cluster of RAY_ADDRESS, or a local Ray that ends with this block, with all its processes.
 
     Yields:
@@ -190,7 +219,7 @@ def _cluster(spec: JobSpec, *, first: bool) -> Iterator[Vital]:
                 package = str(Path(magbatch.__file__).parent)
                 environment = {"py_modules": [package], "env_vars": {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}}
             with _importing("magbatch.job.supervise"):
-                ray.init(address=address, runtime_env=environment or None, **quiet)
+                session.begun(ray.init(address=address, runtime_env=environment or None, **quiet))
         else:
             check_gpus(spec)
             # Replicas must leave a CPU for reading, or nothing would ever reach them: Ray counts, it does not pin.
@@ -200,7 +229,7 @@ def _cluster(spec: JobSpec, *, first: bool) -> Iterator[Vital]:
             own_token()
             # Without a runtime environment: Ray would start no worker before its agent for those is up.
             with _importing("magbatch.job.supervise"), vital.watched(starting=True):
-                ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
+                session.begun(ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet))
             there = int(ray.cluster_resources().get("GPU", 0))
             if there < spec.replicas.gpus:
                 ray.shutdown()

@@ -62,6 +62,7 @@ def render(report: Report) -> bytes:
         versions=report.versions,
         dates=_dates(report),
         quantiles=_quantiles(report),
+        shown_time=shown_time,
     )
     return page.encode(errors="replace")
 

@@ -19,6 +19,7 @@ from rich.table import Column
 
 from magbatch.counts import counted
 from magbatch.job.board import Load, Place, Snapshot, Use
+from magbatch.job.losses import MOST_LOSSES, Loss
 from magbatch.job.versions import versions
 from magbatch.rows import ReasoningStatus
 from magbatch.spec import JobSpec
@@ -63,6 +64,8 @@ class Spent:
         use: What replicas did beside answering.
         prompt_tokens: Of all rows that were answered, those of answers that a retry has replaced too.
         generated_tokens: Reasoning and answer, of the same.
+        lost: Replicas that ended while rows were to be answered.
+        losses: The last of these.
     """
 
     device_s: float = 0.0
@@ -74,6 +77,8 @@ class Spent:
     use: Use = field(default_factory=Use)
     prompt_tokens: int = 0
     generated_tokens: int = 0
+    lost: int = 0
+    losses: list[Loss] = field(default_factory=list)
 
     @classmethod
     def of(cls, snapshot: Snapshot, devices: int) -> Self:
@@ -84,21 +89,23 @@ class Spent:
         held = devices * sum(place.seconds for place in snapshot.places)
         return cls(
             held, snapshot.starved_s, snapshot.engine_deaths, snapshot.restarts, snapshot.input_errors, 0, use,
-            snapshot.done.prompt_tokens, snapshot.done.generated_tokens,
+            snapshot.done.prompt_tokens, snapshot.done.generated_tokens, snapshot.lost, snapshot.losses,
         )  # fmt: skip
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
         """Of a record that holds `asdict` of one, of this version or another."""
-        return cls(**known_fields(cls, data) | {"use": Use(**known_fields(Use, data["use"]))})
+        losses = [Loss.from_dict(one) for one in data.get("losses", [])]
+        return cls(**known_fields(cls, data) | {"use": Use(**known_fields(Use, data["use"])), "losses": losses})
 
     def plus(self, other: Self) -> Self:
-        """The sums of both."""
-        sums = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "use"}
+        """The sums of both; of the losses, the last ones."""
+        sums = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in {"use", "losses"}}
         use = Use()
         use.add(self.use)
         use.add(other.use)
-        return type(self)(**{name: value + getattr(other, name) for name, value in sums.items()}, use=use)
+        return type(self)(**{name: value + getattr(other, name) for name, value in sums.items()}, use=use,
+                          losses=[*self.losses, *other.losses][-MOST_LOSSES:])  # fmt: skip
 
 
 class Eta(NamedTuple):
@@ -342,7 +349,7 @@ class ProgressLine:
         self._console = console
         self.progress = progress
         self._began = self._logged = time.monotonic()
-        self._deaths = self._troubles = 0
+        self._lost = self._troubles = 0
         text = TextColumn("{task.fields[state]}", table_column=Column(no_wrap=True, overflow="crop"))
         self._bar = Progress(SpinnerColumn(), text, console=console, transient=True)
         standing = progress.standing()
@@ -363,11 +370,11 @@ class ProgressLine:
         """Show where the job stands."""
         now, standing = time.monotonic(), self.progress.standing()
         snapshot = standing.snapshot
-        if snapshot.engine_deaths > self._deaths:
-            self._deaths = snapshot.engine_deaths
-            self.say(
-                f"an engine died (number {self._deaths}); its replica is replaced and its open rows are asked again"
-            )
+        if snapshot.lost < self._lost:  # another fleet of this run
+            self._lost = self._troubles = 0
+        unsaid, self._lost = snapshot.lost - self._lost, snapshot.lost
+        for loss in snapshot.losses[-unsaid:] if unsaid else []:
+            self.say(loss.line())
         if snapshot.trouble is not None and snapshot.trouble[0] > self._troubles:
             self._troubles, message = snapshot.trouble
             self.say(message)

@@ -41,6 +41,7 @@ from magbatch.tokenizer import Tokenizer
 # is let in at once, after the second one suspect at a time: a killer is found among 2 x 256 rows by three deaths, and
 # a row that is innocent would have to meet three of them.
 STRIKES = 3
+NODE_GOES = "its node is about to go; what it had finished is committed"
 SLOTS_PER_SUSPECT = 8  # after one death: of 256 rows at once, 32 are suspects
 NOTICE_WAIT_S = 1.0  # a platform that ends a node may tell the engine before the replica
 SHARDS_AHEAD = 4  # of which the board is told before their turn; one of them is unpacked
@@ -278,8 +279,8 @@ class Replica:
         """One admitted row, asked."""
         try:
             self._finish(attempt, await self._answer(attempt.shard, prompt))
-        except EngineDeadError:
-            await asyncio.shield(self._end_soon())
+        except EngineDeadError as error:
+            await asyncio.shield(self._end_soon(f"its engine died: {error}"))
             raise
         if attempt.waiting >= self._spec.output.commit_rows:
             self._commits.soon(attempt)
@@ -331,14 +332,15 @@ class Replica:
             if self._noticed is not None and not self._stopping:
                 late = now - self._noticed > self._timing.notice_s
                 if late and not self._recalled:
-                    await self._end()
+                    await self._end(NODE_GOES)
                 if self._recalled and (late or not len(self._in_flight)):
                     self.stop()  # its shards end with the rows that are left, and its actor is let go
             if self._refusal is not None:
                 refusal, self._refusal = self._refusal, None
                 await self._board.trouble(f"the output's storage refuses, trying again: {refusal}")
             if self._in_flight.look(now):
-                self._end_soon()
+                patience = f"{self._spec.limits.row_timeout_s:,.0f} s (limits.row_timeout_s)"
+                self._end_soon(f"its engine hung: no row got a token for {patience}")
             if now - reported >= REPORT_INTERVAL_S:
                 reported = now
                 await self._report()
@@ -367,24 +369,24 @@ class Replica:
             self._noticed, self._recalled = time.monotonic(), True  # as for a node that goes
             await self._board.trouble("another job is to have its devices: a replica commits what is finished")
 
-    def _end_soon(self) -> asyncio.Task[None]:
+    def _end_soon(self, why: str) -> asyncio.Task[None]:
         if self._death is None:
-            self._death = self._background.start(self._end_with_engine())
+            self._death = self._background.start(self._end_with_engine(why))
         return self._death
 
-    async def _end_with_engine(self) -> None:
+    async def _end_with_engine(self, why: str) -> None:
         """The engine is gone, or hangs: name the rows that were in it, commit what is finished, and end."""
         if self._notice is not None and await asyncio.to_thread(self._notice.wait, NOTICE_WAIT_S):
-            await self._end()  # the node goes, and has taken the engine first: no row did it
+            await self._end(NODE_GOES)  # and has taken the engine first: no row did it
             return
-        await self._board.strike(self._name, self._in_flight.by_shard())
+        await self._board.strike(self._name, self._in_flight.by_shard(), why)
         await self._end()
 
-    async def _end(self) -> None:
+    async def _end(self, why: str = "") -> None:
         """Commit what is finished, and end: the next replica asks the ledger what is open."""
         await self._commits.all()
         await self._report()
-        await self._board.left(self._name)
+        await self._board.left(self._name, why)
         self._die()
 
     def _break(self, error: Exception) -> None:

@@ -303,6 +303,9 @@ class Report:
             lines.append(
                 f"this run: {self.run.rows:,} rows in {self.run.seconds:,.0f} s, {speed} while the engine served"
             )
+        if self.spent.lost:
+            last = f"; the last: {self.spent.losses[-1].line()}" if self.spent.losses else ""
+            lines.append(f"replicas replaced in all runs: {self.spent.lost:,}{last}")
         if self.spent.device_s:
             cost = "" if self.cost is None else f", {self.cost:,.2f} {self.currency}"
             lines.append(f"devices: {self.spent.device_s / 3600:,.2f} hours{cost}")

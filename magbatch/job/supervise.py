@@ -25,7 +25,7 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from magbatch.errors import ClusterError, EngineStartError, InterruptedJobError, JobError, StorageError
+from magbatch.errors import ClusterError, EngineStartError, InterruptedJobError, JobError, StorageError, one_line
 from magbatch.job.board import BoardState, Snapshot, State, Watch, silence_s
 from magbatch.job.lease import Hold
 from magbatch.job.placement import Places, blocks_ahead, open_shards, remote_args
@@ -46,6 +46,7 @@ READ_TASKS_WANTED = 16  # of a small job, so that every core reads
 MAX_FAILED_STARTS = 3  # of replacements, one after the other, while no replica is left
 GROW_AT = 1.0  # of its shards that a pool holds: Ray's own 1.75 is never reached where no shard queues in an actor
 POLL_S = 0.25
+MESSAGE_CHARS = 500  # of what Ray says
 REFUSED_S = 5.0  # for which a reader keeps its CPU of a node with other versions
 CLAIM_S = 1.0  # between two words with the other jobs of a cluster
 STOP_GRACE_S = 30.0
@@ -138,7 +139,7 @@ def supervise(
             if snapshot.engine_error is not None and (
                 snapshot.starting or (not snapshot.replicas and snapshot.failed_starts >= MAX_FAILED_STARTS)
             ):
-                raise EngineStartError(snapshot.engine_error)
+                raise _not_started(snapshot)
             if ending.is_set() and deadline == math.inf:
                 deadline = time.monotonic() + STOP_GRACE_S
                 board.stop.remote()
@@ -173,7 +174,7 @@ def _end_silent(name: str, actor: str, pool: Pool, board: Any) -> None:
     """End a replica that does not report: its event loop stands still, and nothing in its process can end it."""
     handle = pool.running(actor)
     if handle is None:  # its process went, with its node perhaps: no row did that
-        board.left.remote(name)
+        board.left.remote(name, "its process or its node has gone; its open rows are asked again")
         return
     ray.get(board.froze.remote(name))  # before the next one asks for the strikes
     with suppress(ray.exceptions.RayError):  # it has just ended
@@ -398,6 +399,14 @@ def _as_job_error(error: BaseException, snapshot: Snapshot) -> JobError:
     if snapshot.failure is not None:
         return snapshot.failure
     if snapshot.engine_error is not None:
-        return EngineStartError(snapshot.engine_error)
-    first = str(error).strip().splitlines() or [type(error).__name__]
-    return ClusterError(f"Ray stopped the job: {type(error).__name__}: {first[-1]}")
+        return _not_started(snapshot)
+    lines = [one_line(line, MESSAGE_CHARS) for line in str(error).splitlines()]
+    said = [line for line in lines if line] or [type(error).__name__]
+    return ClusterError(f"Ray stopped the job: {type(error).__name__}: {said[-1]}")
+
+
+def _not_started(snapshot: Snapshot) -> EngineStartError:
+    """The error of a run whose engines do not start: the engine's words, and where it said more."""
+    error = EngineStartError(snapshot.engine_error)
+    error.add_note(f"The engine's {snapshot.failed_home.logs()}")
+    return error

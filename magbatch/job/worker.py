@@ -30,6 +30,7 @@ from magbatch.errors import DefectError, JobError, LeaseError, StorageError
 from magbatch.job import preempt
 from magbatch.job.board import Load, Order, Use
 from magbatch.job.lease import Hold
+from magbatch.job.losses import Home, own_log
 from magbatch.job.prepare import Job, from_block
 from magbatch.job.replica import REPORT_INTERVAL_S, Replica
 from magbatch.job.versions import versions
@@ -69,9 +70,9 @@ class RayBoard:
         """See `Board.announce`."""
         await self._ask("announce", replica, rows)
 
-    async def strike(self, replica: str, rows: dict[int, list[str]]) -> None:
+    async def strike(self, replica: str, rows: dict[int, list[str]], why: str) -> None:
         """See `Board.strike`."""
-        await self._ask("strike", replica, rows)
+        await self._ask("strike", replica, rows, why)
 
     async def report(self, replica: str, done: Totals, use: Use, load: Load, rows: dict[int, list[str]]) -> Order:
         """See `Board.report`."""
@@ -81,9 +82,9 @@ class RayBoard:
         """See `Board.trouble`."""
         await self._ask("trouble", message)
 
-    async def left(self, replica: str) -> None:
+    async def left(self, replica: str, why: str = "") -> None:
         """See `Board.left`."""
-        await self._ask("left", replica)
+        await self._ask("left", replica, why)
 
     async def broke(self, replica: str, cause: str) -> None:
         """See `Board.broke`."""
@@ -125,7 +126,8 @@ class Worker:
             time.sleep(REFUSED_S)
             ray.get(board.refuse_replica.remote(name, why))
             _die()
-        ray.get(board.join.remote(name, ray.get_runtime_context().get_actor_id()))
+        home = Home(this_node(), own_log())
+        ray.get(board.join.remote(name, ray.get_runtime_context().get_actor_id(), home))
         budget = threading.Timer(
             spec.replicas.start_timeout_s, _give_up_start, (name, spec.replicas.start_timeout_s, board)
         )

@@ -68,7 +68,8 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert engines, log.read_text()
     for engine in engines:
         engine.kill()
-    wait_until(lambda: "an engine died" in log.read_text() or process.poll() is not None, "the news")
+    news = "its engine died: its process was killed by SIGKILL"
+    wait_until(lambda: news in log.read_text() or process.poll() is not None, "the news")
     assert process.poll() is None, f"the job was over before its engine was killed:\n{log.read_text()}"
     family = descendants(process)
     assert process.wait(300) == 0, log.read_text()

@@ -68,7 +68,14 @@ def test_a_row_that_kills_engines_is_a_dead_letter_and_its_neighbours_are_answer
     assert (letter["id"], letter["error_code"], letter["step"]) == ("id-33", "engine_killer", "generate")
     assert {row["id"] for row in read(job.output)} == {f"id-{i}" for i in range(60)} - {"id-33"}
     assert journal(job.journal)[letter["row_id"]] == 3
-    assert json.loads(done.stdout)["run"]["engine_deaths"] == 3
+    report = json.loads(done.stdout)
+    assert (report["run"]["engine_deaths"], report["spent"]["lost"]) == (3, 3)
+    said = [line for line in done.stderr.splitlines() if "is replaced" in line]
+    assert len(said) == 3
+    for loss, text in zip(report["spent"]["losses"], said, strict=True):
+        assert loss["why"] == "its engine died: the script ends the engine; its open rows are asked again"
+        assert text == f"replica 0 on {loss['node']} is replaced: {loss['why']}; log: {loss['log']}"
+        assert "/logs/worker-" in loss["log"]
     check_end(scrapes[-1], job.output)
     deaths, restarts = ("magbatch_engine_deaths_total", frozenset()), ("magbatch_replica_restarts_total", frozenset())
     assert (scrapes[-1][deaths], scrapes[-1][restarts]) == (3, 3)
@@ -85,7 +92,12 @@ def test_an_engine_that_does_not_start_speaks_for_itself(job: JobFiles) -> None:
     job.engine["start_error"] = "no device has 80 GiB free"
     failed = magbatch("run", job.write_spec())
     assert failed.returncode == 2
-    assert failed.stderr.strip().splitlines()[-1] == "magbatch: no device has 80 GiB free"
+    message, *notes = failed.stderr.strip().splitlines()[-3:]
+    assert message == "magbatch: no device has 80 GiB free"
+    assert [note.split(":")[0] for note in notes] == ["The engine's log", "Ray's logs, of all workers"]
+    log = Path(notes[0].removeprefix("The engine's log: ").partition(" on ")[0])
+    assert log.parent == Path(notes[1].partition(": ")[2])
+    assert log.is_file()
     assert "Traceback" not in failed.stderr
 
 

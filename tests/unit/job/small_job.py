@@ -47,9 +47,9 @@ class LocalBoard:
     async def announce(self, replica: str, rows: dict[int, list[str]]) -> None:
         self.state.announce(replica, rows)
 
-    async def strike(self, replica: str, rows: dict[int, list[str]]) -> None:
+    async def strike(self, replica: str, rows: dict[int, list[str]], why: str) -> None:
         self.struck.append(rows)
-        self.state.strike(replica, rows)
+        self.state.strike(replica, rows, why)
 
     async def report(self, replica: str, done: Totals, use: Use, load: Load, rows: dict[int, list[str]]) -> Order:
         return self.state.report(replica, done, use, load, rows)
@@ -61,9 +61,9 @@ class LocalBoard:
         self.gone.append(replica)
         self.state.broke(replica, cause)
 
-    async def left(self, replica: str) -> None:
+    async def left(self, replica: str, why: str = "") -> None:
         self.gone.append(replica)
-        self.state.left(replica)
+        self.state.left(replica, why)
 
 
 class WatchedEngine:

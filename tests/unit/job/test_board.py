@@ -4,19 +4,22 @@ from magbatch.engines.base import EngineLoad
 from magbatch.errors import DefectError
 from magbatch.job import board as board_module
 from magbatch.job.board import BoardState, Load, Order, Place, State, Use, silence_s
+from magbatch.job.losses import MOST_LOSSES, Home
 from magbatch.totals import Totals
 
 NONE = (Totals(), Use(), Load())
 
 
 class Clock:
-    """Monotonic time that a test moves."""
+    """Time that a test moves, by both clocks."""
 
     def __init__(self) -> None:
         self.now = 1000.0
 
     def monotonic(self) -> float:
         return self.now
+
+    time = monotonic
 
 
 @pytest.fixture
@@ -272,7 +275,8 @@ def test_the_rows_of_a_replica_that_is_ended_for_its_silence_are_struck_once(clo
     assert (board.begin(4)[1], board.begin(5)[1]) == ({"b": 1}, {"d": 1})
     snapshot = board.snapshot()
     assert (snapshot.silent, snapshot.engine_deaths) == ([], 1)
-    assert "a replica said nothing for 60 s" in str(snapshot.trouble)
+    (loss,) = snapshot.losses
+    assert loss.why == "it said nothing for 60 s and was ended; its open rows are asked again"
 
 
 @pytest.mark.parametrize("end", ["left", "engine_failed", "join"])
@@ -322,3 +326,59 @@ def test_replicas_that_break_one_after_the_other_end_the_job_unless_rows_are_don
     assert isinstance(failure, DefectError)
     assert "KeyError: 'x'" in str(failure)
     assert board.snapshot().count(State.LOST) == 1
+
+
+# Replicas that are replaced.
+
+HERE, THERE = Home("a (10.0.0.1)", "/logs/1.err"), Home("b (10.0.0.2)", "/logs/2.err")
+
+
+def test_a_replica_that_ends_is_noted_once_with_its_place_reason_and_log() -> None:
+    board = BoardState()
+    board.join("zero", "actor 0", THERE)
+    board.join("one", "actor 1", HERE)
+    board.report("one", *NONE)
+    for _ in range(2):
+        board.strike("one", {}, "its engine died: out of memory")
+    board.left("one", "something later")
+    snapshot = board.snapshot()
+    (loss,) = snapshot.losses
+    assert (snapshot.lost, loss.replica, loss.node, loss.log) == (1, 1, HERE.node, HERE.log)
+    assert loss.why == "its engine died: out of memory; its open rows are asked again"
+
+
+@pytest.mark.parametrize(("home", "why"), [(HERE, "its process was killed"), (THERE, "its process or its node")])
+def test_a_process_that_ends_without_a_word_is_noted_when_its_successor_comes(home: Home, why: str) -> None:
+    board = BoardState()
+    board.join("one", "actor", HERE)
+    board.report("one", *NONE)
+    board.join("two", "actor", home)
+    (loss,) = board.snapshot().losses
+    assert loss.why.startswith(why)
+    assert loss.node == HERE.node
+
+
+def test_a_replica_that_gives_its_devices_back_is_no_loss() -> None:
+    board = BoardState()
+    board.join("one", "actor", HERE)
+    board.report("one", *NONE)
+    board.left("one")
+    board.join("two", "actor", HERE)
+    assert (board.snapshot().lost, board.snapshot().losses) == (0, [])
+
+
+def test_losses_are_counted_without_end_and_kept_to_the_last() -> None:
+    board = BoardState()
+    for number in range(MOST_LOSSES + 5):
+        board.join(f"{number}", "actor", HERE)
+        board.left(f"{number}", f"reason {number}")
+    snapshot = board.snapshot()
+    assert (snapshot.lost, len(snapshot.losses)) == (MOST_LOSSES + 5, MOST_LOSSES)
+    assert snapshot.losses[-1].why == f"reason {MOST_LOSSES + 4}"
+
+
+def test_a_failed_start_says_where() -> None:
+    board = BoardState()
+    board.join("one", "actor", HERE)
+    board.engine_failed("one", "no GPU")
+    assert board.snapshot().failed_home.logs() == "log: /logs/1.err on a (10.0.0.1)"

@@ -12,6 +12,7 @@ from PIL import Image
 
 from magbatch.counts import shown_time
 from magbatch.job import layout
+from magbatch.job.losses import Loss
 from magbatch.job.page import quantile, render, report_files
 from magbatch.job.progress import Point, Spent
 from magbatch.job.report import ReplicaUse, Report, Run
@@ -27,7 +28,8 @@ REPORT = Report(
     job="invoices", output="s3://acme/<out>&more", planned=9037, totals=TOTALS, duplicate_ids=3,
     run=Run(3600, 3000, 9037, 5 * 10**6, 1),
     settings={"name": "invoices", "prompt": {"system": "</pre><script>alert(1)</script>"}},
-    spent=Spent(7200), history=[Point(1e9 + 60 * minute, 150 * minute, 9000 * minute, 2) for minute in range(61)],
+    spent=Spent(7200, lost=21, losses=[Loss(1e9, 4, "a (10.0.0.1)", "its engine died: <i>x</i>", "/logs/w-1.err")]),
+    history=[Point(1e9 + 60 * minute, 150 * minute, 9000 * minute, 2) for minute in range(61)],
     replicas=[ReplicaUse(number, 4500, 2_500_000, 3600, 30, 1) for number in range(2)],
     slowest=[{"row_id": "abc-1", "id": "<b>7</b>", "latency_s": 99.5, "reasoning_tokens": 8000, "answer_tokens": 9}],
     cost=12.5,
@@ -158,3 +160,12 @@ def test_a_browser_shows_it_with_its_pictures(tmp_path: Path) -> None:
     assert full.size == (1000, 2400)
     assert blue(full) > 20_000
     assert blue(shot(replace(REPORT, totals=Totals(), history=[], replicas=[]), "empty")) < blue(full) / 10
+
+
+def test_the_page_lists_replaced_replicas() -> None:
+    page = Page(render(REPORT).decode())
+    assert "losses" in page.ids
+    assert "The last 1 of 21." in page.text
+    assert "its engine died: <i>x</i>" in page.text
+    assert "/logs/w-1.err" in page.text
+    assert "losses" not in Page(render(replace(REPORT, spent=Spent())).decode()).ids

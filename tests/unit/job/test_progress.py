@@ -2,6 +2,7 @@ import io
 import math
 import random
 import re
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from rich.console import Console
 
 from magbatch.job import progress as progress_module
 from magbatch.job.board import Load, Place, Snapshot, State, Use
+from magbatch.job.losses import MOST_LOSSES, Home, Loss
 from magbatch.job.progress import (
     HISTORY_POINTS,
     Eta,
@@ -160,9 +162,17 @@ def test_the_line_says_that_the_engine_starts() -> None:
 
 
 def test_a_dead_engine_is_said_once_and_without_a_terminal_too() -> None:
-    dead = fleet(Totals(), 0, engine_deaths=1)
-    text = shown(False, dead, dead)
-    assert text.splitlines() == ["an engine died (number 1); its replica is replaced and its open rows are asked again"]
+    home = Home("worker-7 (10.0.0.7)", "/tmp/ray/logs/worker-1.err")
+    first = Loss.of(0.0, 3, home, "its engine died: \x1b[31mOutOfMemoryError:\n  no memory\x1b[0m")
+    later = fleet(Totals(), 0, lost=2, losses=[first, Loss.of(1.0, 0, Home(), "it said nothing")])
+    new_fleet = fleet(Totals(), 0, lost=1, losses=[Loss.of(2.0, 0, Home(), "its node is about to go")])
+    text = shown(False, fleet(Totals(), 0, lost=1, losses=[first]), later, later, new_fleet, new_fleet)
+    assert text.splitlines() == [
+        "replica 3 on worker-7 (10.0.0.7) is replaced: its engine died: OutOfMemoryError: no memory; "
+        "log: /tmp/ray/logs/worker-1.err",
+        "replica 0 is replaced: it said nothing; log: in Ray's folder of logs",
+        "replica 0 is replaced: its node is about to go; log: in Ray's folder of logs",
+    ]
 
 
 def test_a_plain_line_comes_once_a_minute_where_there_is_no_terminal(clock: Clock) -> None:
@@ -340,3 +350,11 @@ def test_progress_is_when_rows_were_committed_last(clock: Clock) -> None:
     assert progress.silent_s == 9
     progress.end_fleet()
     assert progress.silent_s == 0
+
+
+def test_the_last_losses_of_all_runs_are_kept_and_all_are_counted() -> None:
+    losses = [Loss.of(float(number), 0, Home(), "x") for number in range(MOST_LOSSES + 5)]
+    earlier, mine = Spent(lost=30, losses=losses[:15]), Spent(lost=10, losses=losses[15:])
+    both = earlier.plus(mine)
+    assert (both.lost, both.losses) == (40, losses[5:])
+    assert Spent.from_dict(asdict(both)) == both

@@ -12,7 +12,8 @@ import pytest
 from small_job import SmallJob
 
 from magbatch.job.board import Place
-from magbatch.job.progress import Point
+from magbatch.job.losses import Loss
+from magbatch.job.progress import Point, Spent
 from magbatch.job.report import DuplicateIds, ReplicaUse, Report, Run, Slowest, one_line, settings
 from magbatch.job.versions import versions
 from magbatch.rows import ERRORS, RESULTS
@@ -51,6 +52,17 @@ def test_the_summary_says_what_came_out() -> None:
         "right answers: 2,981 of 3,000 (99.4%)",
         "this run: 1,000 rows in 100 s, 8,000 tokens/s while the engine served",
     ]
+
+
+def test_the_summary_counts_replaced_replicas_and_says_the_last() -> None:
+    spent = Spent(lost=3, losses=[Loss(0.0, 1, "a (10.0.0.1)", "its engine died: no memory", "/logs/1.err")])
+    (line,) = [line for line in report(spent=spent).lines() if "replaced" in line]
+    assert line == (
+        "replicas replaced in all runs: 3; the last: replica 1 on a (10.0.0.1) is replaced: its engine died: "
+        "no memory; log: /logs/1.err"
+    )
+    read = Report.from_dict(json.loads(json.dumps(report(spent=spent).to_dict())))
+    assert read.spent == spent
 
 
 def test_the_summary_counts_documents_that_were_cut() -> None:

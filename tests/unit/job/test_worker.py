@@ -76,7 +76,7 @@ def test_a_board_that_cannot_be_reached_for_a_moment_is_asked_again_and_counts_o
         board = RayBoard(handle, lambda: died.append(True), wait_s=0.01)
         assert await board.report("one", Totals(answered=3), Use(commits=1), Load(), {0: ["a"]}) == Order.NONE
         handle.failures = [AWAY]
-        await board.strike("one", {0: ["a"]})
+        await board.strike("one", {0: ["a"]}, "its engine died")
         await board.report("one", Totals(answered=2), Use(commits=1), Load(), {})
         handle.failures = [AWAY]
         assert await board.begin(0) == (False, {"a": 1}), "the shard is looked up once more, and no row is lost"
