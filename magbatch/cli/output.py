@@ -136,9 +136,9 @@ def _following(found: "JobStatus", about: Target) -> str:
         return command(verb, shown_path(about.output), *options)
     if found.complete:
         return command("verify", shown_path(about.output))
-    if found.state == JobState.ENDED_EARLY:  # as it was, it would end at once again
-        return about.run("limits.max_failed_rows=100%")
-    return about.run()
+    # As it was, a job that ended early would end at once again.
+    more = ["limits.max_failed_rows=100%"] if found.state == JobState.ENDED_EARLY else []
+    return about.run(*more, started=found.command)
 
 
 @commands.command()

@@ -134,7 +134,9 @@ def run(spec: SpecPath, overrides: Overrides = None, limit: Limit = None, json: 
         # A stderr of our own: what Ray and native code say on the shared one stays off the progress line.
         with os.fdopen(os.dup(2), "w") as stderr:
             try:
-                outcome = run_job(load(spec, overrides), Console(file=stderr), limit)
+                outcome = run_job(
+                    load(spec, overrides), Console(file=stderr), limit, command=remembered(spec, overrides, limit)
+                )
             except TooManyFailedError as error:
                 every = [*(overrides or []), "limits.max_failed_rows=100%"]
                 error.add_note(f"Next: {again('run', spec, every, limit)}")
@@ -146,6 +148,15 @@ def run(spec: SpecPath, overrides: Overrides = None, limit: Limit = None, json: 
     else:
         print_outcome(outcome)
     raise typer.Exit(code)
+
+
+def remembered(spec: str, overrides: list[str] | None, limit: int | None) -> tuple[str, ...]:
+    """The command line as the output remembers it, for `status` to repeat; only its name, if a secret is in it."""
+    from magbatch.spec.secrets import without_secrets
+
+    sets = [word for item in overrides or [] for word in ("--set", item)]
+    words = ("run", os.path.abspath(spec), *sets, *(() if limit is None else ("--limit", str(limit))))
+    return words if all(without_secrets(word) == word for word in words) else ("run",)
 
 
 def print_outcome(outcome: "Outcome") -> None:

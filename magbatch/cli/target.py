@@ -1,6 +1,7 @@
 """The job that `status`, `verify`, `retry` and `compact` are about: named by its output, or by its spec."""
 
 import os
+import shlex
 from dataclasses import dataclass
 
 from magbatch.cli.show import again, command, output_path, shown_path
@@ -32,17 +33,28 @@ class Target:
         """Another command about this job, named in the same way."""
         return again(verb, self.named, list(self.overrides), self.limit)
 
-    def run(self, *more: str) -> str:
+    def run(self, *more: str, started: tuple[str, ...] | None = None) -> str:
         """The command that goes on with the job, with more of `--set`.
 
         Without the user's spec, it is the one that lies in the output, which says the same; `run` takes no s3://.
+
+        Args:
+            more: Items of `--set`.
+            started: The command line after `magbatch` that started the job's last run: `run`, its spec, its options.
         """
         spec, sets = self.spec, [*self.overrides, *more]
         if self.schedule is not None:
             return command("schedule", "tick", self.schedule, *(word for item in sets for word in ("--set", item)))
         if spec is None:
             stored = f"{self.output}/_magbatch/spec.yaml"
-            spec = "SPEC" if stored.startswith("s3://") else shown_path(stored)
+            if not stored.startswith("s3://"):
+                spec = shown_path(stored)
+            elif started is not None and os.path.exists(started[1]):
+                verb, path, *options = started
+                return command(verb, shown_path(path), *options, *(word for item in sets for word in ("--set", item)))
+            else:
+                also = "".join(f" with --set {shlex.quote(item)}" for item in sets)
+                return f"run the job's spec again{also}"
         return again("run", spec, sets, self.limit)
 
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute
 
 from magbatch.errors import LeaseError, OutputError
-from magbatch.grading import RULE
+from magbatch.grading import RULE, Grading
 from magbatch.job.layout import MANIFEST, NAMED_FILES, PAGE, PLAN, REPORT, SPEC
 from magbatch.job.ledger import Ledger, grading_of, narrow_columns, schema_of
 from magbatch.job.manifest import VERSION, Entry, Manifest, StoredFile
@@ -31,6 +31,7 @@ def finalise(
     see: Callable[[str, pa.Table], None],
     report: Callable[[Totals], Mapping[str, bytes]],
     confirm: Callable[[], None],
+    see_wrong: Callable[[pa.Table, Grading], None] = lambda *_: None,
 ) -> tuple[Totals, list[str]]:
     """Prove a job complete and write its report, its page, and its manifest, last.
 
@@ -41,6 +42,7 @@ def finalise(
         see: Is given each kept object's kind and narrow columns, the carried ones included.
         report: Makes the report and its page of the totals: their contents by name.
         confirm: Is called before what only the holder of the lease may do; what it raises ends the work.
+        see_wrong: Is given the results of each object that holds wrong answers.
 
     Returns:
         The totals, and the ids of rows that are still missing: with any of those, nothing is
@@ -56,7 +58,10 @@ def finalise(
     overlapping: list[tuple[PartName, list[str]]] = []
 
     def keep(part: Part) -> None:
+        wrong = totals.graded - totals.right
         totals.add(part.name.kind, part.table, grading)
+        if grading is not None and totals.graded - totals.right > wrong:
+            see_wrong(part.table, grading)
         entries.append(part.entry())
         see(part.name.kind, part.table)
 

@@ -20,6 +20,7 @@ from magbatch.errors import DefectError, InterruptedJobError, JobError, LeaseErr
 from magbatch.job.board import State
 from magbatch.job.process import process_space, started_at
 from magbatch.job.progress import JobProgress, Point, Spent
+from magbatch.job.runs import PastRun, runs_of
 from magbatch.storage import Store
 
 RECORD = "_magbatch/progress.json"
@@ -106,6 +107,8 @@ def record(progress: JobProgress, *, running: bool) -> dict[str, Any]:
         "spent": asdict(standing.spent),
         "history": progress.history,
         "versions": progress.versions,
+        "before": progress.before,
+        "runs": [asdict(run) for run in progress.past],
     }
 
 
@@ -159,6 +162,13 @@ def earlier(store: Store) -> tuple[Spent, list[Point]]:
         found = last_record(store) or {}
         return _SPENT.validate_python(found["spent"]), _HISTORY.validate_python(found["history"])
     return Spent(), []
+
+
+def earlier_runs(store: Store) -> list[PastRun]:
+    """The runs before this one, as the record of the last of them tells."""
+    with suppress(StorageError):  # no run may hang on what was only for people
+        return runs_of(last_record(store) or {})
+    return []
 
 
 def earlier_versions(store: Store) -> dict[str, str]:

@@ -81,7 +81,7 @@ class Holder:
     """The command that has an output, or had it last.
 
     Attributes:
-        command: Its name and options, without the output; `run` of a version that did not say.
+        command: Its name and options, without the output; `run` with its spec's full path, where that is known.
         host: Where it runs.
         pid: Its process.
         at: When it gave its last sign of life (Unix time, s); None of a version that did not say.

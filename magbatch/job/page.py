@@ -63,6 +63,7 @@ def render(report: Report) -> bytes:
         dates=_dates(report),
         quantiles=_quantiles(report),
         shown_time=shown_time,
+        wall_time=_wall_time,
     )
     return page.encode(errors="replace")
 
@@ -71,8 +72,13 @@ def _dates(report: Report) -> list[tuple[str, str]]:
     """When the job began and ended, and how long that was, in words; nothing of a version that did not say."""
     if report.began is None or report.ended is None:
         return []
-    took = timedelta(seconds=max(0, round(report.ended - report.began)))
-    return [("began", shown_time(report.began)), ("complete", shown_time(report.ended)), ("from end to end", str(took))]
+    took = _wall_time(report.ended - report.began)
+    return [("began", shown_time(report.began)), ("complete", shown_time(report.ended)), ("from end to end", took)]
+
+
+def _wall_time(seconds: float) -> str:
+    """As `1 day, 2:03:04`."""
+    return str(timedelta(seconds=max(0, round(seconds))))
 
 
 def _quantiles(report: Report) -> list[tuple[str, list[str]]]:

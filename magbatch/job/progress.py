@@ -20,6 +20,7 @@ from rich.table import Column
 from magbatch.counts import counted
 from magbatch.job.board import Load, Place, Snapshot, Use
 from magbatch.job.losses import MOST_LOSSES, Loss
+from magbatch.job.runs import PastRun
 from magbatch.job.versions import versions
 from magbatch.rows import ReasoningStatus
 from magbatch.spec import JobSpec
@@ -223,6 +224,7 @@ class JobProgress:
         self._interval_s = max(HISTORY_INTERVAL_S, past_s / HISTORY_POINTS)
         self._watched = False
         self._snapshot = Snapshot()
+        self.past: list[PastRun] = []  # runs before this one
         self.versions = versions()  # of all nodes, as they come
         self._places: list[Place] = []
         self._fleets = Totals()  # of this run's fleets that have ended

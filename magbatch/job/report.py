@@ -6,7 +6,6 @@ the run that just ended.
 
 import hashlib
 import heapq
-import json
 import shutil
 import tempfile
 from contextlib import suppress
@@ -22,11 +21,14 @@ import pyarrow.compute
 from magbatch.errors import StorageError
 from magbatch.job.board import Place
 from magbatch.job.progress import Point, Spent
+from magbatch.job.runs import PastRun
+from magbatch.job.texts import as_text
 from magbatch.job.versions import versions
+from magbatch.job.wrong import Wrong
 from magbatch.rows import RESULTS
 from magbatch.spec import JobSpec
 from magbatch.spec.secrets import shown
-from magbatch.storage.columns import as_keys, convert, is_bytes, plain
+from magbatch.storage.columns import as_keys, convert, plain
 from magbatch.temporary import temporary_files
 from magbatch.totals import Totals, known_fields
 
@@ -135,7 +137,7 @@ class Slowest:
             return  # nearly all objects of a large job: this must cost next to nothing
         first = table.filter(pa.compute.equal(table.column("sample"), 0)).select(list(dict.fromkeys(self._columns)))
         longest = first.take(pa.compute.select_k_unstable(first, self._count, [("latency_s", "descending")]))
-        ids = [None] * longest.num_rows if self._column is None else _as_text(longest.column(self._column))
+        ids = [None] * longest.num_rows if self._column is None else as_text(longest.column(self._column))
         rows = longest.select([name for name in longest.column_names if name != self._column]).to_pylist()
         self._rows += [{**row, "id": one} for row, one in zip(rows, ids, strict=True)]
         self._rows = heapq.nlargest(self._count, self._rows, key=itemgetter("latency_s"))
@@ -152,27 +154,6 @@ def _keys(column: pa.ChunkedArray) -> list[Any]:
     """A user's ids as values of Python, equal if and only if the ids are. Some have no value of Python's own."""
     kind = as_keys(plain(column.type))
     return [key for chunk in column.chunks for key in convert(chunk, kind).to_pylist()]
-
-
-def _as_text(column: pa.ChunkedArray) -> list[str | None]:
-    """A user's ids for people, also those that Python has no value for: a year past 9999, text that is no UTF-8."""
-    if isinstance(column.type, pa.UuidType):
-        return [None if value is None else str(value) for value in column.to_pylist()]
-    if is_bytes(column.type):
-        return [None if value is None else value.decode(errors="replace") for value in column.to_pylist()]
-    try:
-        values = column.cast(pa.string()).cast(pa.binary()).to_pylist()
-    except pa.ArrowException:  # nested, or in a time zone that nobody knows
-        return [_nested_text(value) for value in column]
-    return [None if value is None else value.decode(errors="replace") for value in values]
-
-
-def _nested_text(value: pa.Scalar) -> str | None:
-    try:
-        found = value.as_py()
-        return None if found is None else json.dumps(found, ensure_ascii=False, default=str)
-    except (pa.ArrowException, ValueError, OverflowError, TypeError):  # what Python has no value for
-        return None
 
 
 @dataclass(slots=True)
@@ -225,6 +206,8 @@ class Report:
         began: When its first run began (Unix time, s); None of a version that did not say.
         ended: When it was complete.
         letters: A few dead letters of each code: `code`, `row_id`, `message`.
+        wrong: A few answers that are not the expected ones.
+        runs: The job's last runs, the one that completed it included.
     """
 
     job: str
@@ -244,6 +227,8 @@ class Report:
     began: float | None = None
     ended: float | None = None
     letters: list[dict[str, str]] = field(default_factory=list)
+    wrong: list[Wrong] = field(default_factory=list)
+    runs: list[PastRun] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """As report.json holds it."""
@@ -267,6 +252,8 @@ class Report:
             "run": Run(**known_fields(Run, data["run"])),
             "spent": Spent.from_dict(spent),
             "history": [Point(*point[: len(Point._fields)]) for point in data.get("history", [])],
+            "wrong": [Wrong.from_dict(one) for one in data.get("wrong", [])],
+            "runs": [PastRun(**known_fields(PastRun, one)) for one in data.get("runs", [])],
             "replicas": [ReplicaUse(**known_fields(ReplicaUse, replica)) for replica in data.get("replicas", [])],
         }
         return cls(**known_fields(cls, data) | parts)

@@ -315,6 +315,7 @@ def merge(retry: Retry, confirm: Callable[[], None]) -> Retried:
     add_use(report, place, retry.number, retry.plan.rows)
     if retry.choice.kind == ERRORS:
         report.letters = [asdict(one) for one in examples(ledger, change.totals.by_code, but=answers.holders)]
+    report.wrong = [one for one in report.wrong if one.row_id not in answers.holders]
     if change.new_ids:
         gone = set(change.gone)
         names = [name for name in _entries(manifest) if name not in gone]

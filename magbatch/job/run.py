@@ -6,6 +6,7 @@ its manifest is there.
 """
 
 import io
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -27,7 +28,7 @@ from magbatch.job.devices import check_gpus
 from magbatch.job.exporter import Exporter, check_address
 from magbatch.job.failures import Failures
 from magbatch.job.finalise import finalise
-from magbatch.job.heartbeat import Heartbeat, earlier, earlier_versions
+from magbatch.job.heartbeat import Heartbeat, earlier, earlier_runs, earlier_versions
 from magbatch.job.lease import Lease
 from magbatch.job.ledger import Ledger
 from magbatch.job.letters import examples, explained, verdict
@@ -37,8 +38,10 @@ from magbatch.job.plan import Plan
 from magbatch.job.prepare import Job, Preparer
 from magbatch.job.progress import JobProgress, ProgressLine
 from magbatch.job.report import DuplicateIds, ReplicaUse, Report, Run, Slowest, one_line, settings
+from magbatch.job.runs import with_this
 from magbatch.job.stored import mend, stored_report
 from magbatch.job.versions import differences, versions
+from magbatch.job.wrong import WrongAnswers
 from magbatch.model import engine_args, facts, locate
 from magbatch.pipeline.read import ShardReader
 from magbatch.pipeline.render import Renderer
@@ -72,7 +75,13 @@ class Outcome:
     why: str | None = None
 
 
-def run(spec: JobSpec, console: Console, limit: int | None = None, frozen: Plan | None = None) -> Outcome:
+def run(
+    spec: JobSpec,
+    console: Console,
+    limit: int | None = None,
+    frozen: Plan | None = None,
+    command: tuple[str, ...] = ("run",),
+) -> Outcome:
     """Run a job, or go on with it.
 
     Args:
@@ -80,6 +89,7 @@ def run(spec: JobSpec, console: Console, limit: int | None = None, frozen: Plan 
         console: Where progress goes.
         limit: Answer only this many rows, spread evenly, into an output of their own.
         frozen: The plan of a job that is new, where it is made already.
+        command: The command line after `magbatch`, as the output is to remember it; without secrets.
 
     Raises:
         JobError: As its kinds say.
@@ -99,7 +109,7 @@ def run(spec: JobSpec, console: Console, limit: int | None = None, frozen: Plan 
     Preparer(Job(plan.pinned(spec), plan.columns))
     check_address(spec.metrics)
     check_temporary_files()
-    lease = Lease(open_store(ledger.path, quick=True), console.print, spec.output.patience_s)
+    lease = Lease(open_store(ledger.path, quick=True), console.print, spec.output.patience_s, command)
     with ExitStack() as stack:
         with first_look():
             stack.enter_context(lease.held())
@@ -160,6 +170,7 @@ def complete(
 
     quick = open_store(ledger.path, quick=True)
     progress = JobProgress(spec, plan.rows, before, *earlier(quick), refusals=lambda: ledger.refusals)
+    progress.past = earlier_runs(quick)
     heartbeat = Heartbeat(quick, progress, lease.check, say)
     if before and (changed := differences(earlier_versions(quick), versions())):
         say(f"note: the rest is answered by other versions than the rows before: {', '.join(changed)}")
@@ -280,7 +291,7 @@ def _finish(spec: JobSpec, plan: Plan, ledger: Ledger, the_run: Run, progress: J
     args = engine_args(spec, facts(locate(spec.model, weights=False)), distinct=plan.distinct)
     user_id, missing = plan.output_name(spec.input.columns.id), list[str]()
     for wait_s in (*LATE_LISTING_S, 0.0):
-        slowest, reports = Slowest(user_id), list[Report]()
+        slowest, wrong, reports = Slowest(user_id), WrongAnswers(user_id), list[Report]()
         with DuplicateIds(user_id) as ids:
 
             def see(kind: str, table: pa.Table, ids: DuplicateIds = ids, slowest: Slowest = slowest) -> None:
@@ -291,6 +302,7 @@ def _finish(spec: JobSpec, plan: Plan, ledger: Ledger, the_run: Run, progress: J
                 totals: Totals,
                 ids: DuplicateIds = ids,
                 slowest: Slowest = slowest,
+                wrong: WrongAnswers = wrong,
                 reports: list[Report] = reports,
             ) -> dict[str, bytes]:
                 repeated = ids.count() if user_id else None
@@ -302,10 +314,13 @@ def _finish(spec: JobSpec, plan: Plan, ledger: Ledger, the_run: Run, progress: J
                 )  # fmt: skip
                 report.began, report.ended = progress.began, time.time()
                 report.letters = [asdict(one) for one in examples(ledger, totals.by_code)]
+                report.wrong = wrong.found
+                rows = standing.done - progress.before
+                report.runs = with_this(progress.past, standing.started, rows, socket.gethostname())
                 reports.append(report)
                 return report_files(report)
 
-            _, missing = finalise(ledger, spec, plan, see, make_report, lease.confirm)
+            _, missing = finalise(ledger, spec, plan, see, make_report, lease.confirm, wrong.see)
             if not missing:
                 return reports[-1]
         time.sleep(wait_s)

@@ -69,6 +69,7 @@ class JobStatus:
         exit_code: Of the run that ended.
         work: A retry or compaction that is not finished.
         run: What the run has said last, with its age in seconds and whether it goes on; None where there is nothing.
+        command: The command line after `magbatch` that started the last run, where that was on this machine; else None.
     """
 
     job: str
@@ -86,6 +87,7 @@ class JobStatus:
     exit_code: int | None
     work: Work | None
     run: dict[str, Any] | None
+    command: tuple[str, ...] | None = None
 
     @property
     def alive(self) -> bool:
@@ -94,7 +96,9 @@ class JobStatus:
 
     def to_dict(self) -> dict[str, Any]:
         """For a program."""
-        return asdict(self) | {"state": str(self.state)}
+        found = asdict(self) | {"state": str(self.state)}
+        del found["command"]  # for `next`, of this machine alone
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +153,14 @@ def job_status(output: str) -> JobStatus:
         exit_code=end.exit_code,
         work=None if manifest is None else _work(ledger, manifest, holder),
         run=None if record is None else _shown(record, alive=alive),
+        command=_started_by(holder),
     )
+
+
+def _started_by(holder: Holder | None) -> tuple[str, ...] | None:
+    if holder is None or not holder.is_here or holder.command[0] != "run" or len(holder.command) == 1:
+        return None
+    return holder.command
 
 
 def _is_alive(record: dict[str, Any]) -> bool:
@@ -209,7 +220,7 @@ def _work(ledger: Ledger, manifest: Manifest, holder: Holder | None) -> Work | N
 
 def _shown(record: dict[str, Any], *, alive: bool) -> dict[str, Any]:
     """A run's record for a program; a run that is over has no speed, no end to come and no replicas."""
-    hidden = {"version", "versions", "running", "history", "place", "since"}
+    hidden = {"version", "versions", "running", "history", "place", "since", "before", "runs"}
     shown = {name: value for name, value in record.items() if name not in hidden}
     over = {"rows_per_s": 0.0, "tokens_per_s": 0.0, "eta": None, "starting": False}
     none = {"replicas": dict.fromkeys(record.get("replicas", {}), 0)}

@@ -56,6 +56,9 @@ def test_a_stopped_run_loses_nothing_and_pays_for_nothing_twice(job: JobFiles) -
     rows = [row["row_id"] for row in read(job.output)]
     assert len(rows) == len(set(rows)) == 120
     assert {row_id: journal(job.journal)[row_id] for row_id in seen} == seen
+    runs = json.loads((job.output / "_magbatch/report.json").read_text())["runs"]
+    assert [(run["how"], run["rows"]) for run in runs] == [("interrupted", len(done)), ("complete", 120 - len(done))]
+    assert runs[0]["began"] < runs[0]["ended"] < runs[1]["began"] < runs[1]["ended"]
     assert magbatch("verify", str(job.output)).returncode == 0
 
 

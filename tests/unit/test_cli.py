@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 import magbatch
 from magbatch.cli.app import app
+from magbatch.cli.run import remembered
 from magbatch.errors import EngineStartError, ErrorCode, InterruptedJobError, Step, TooManyFailedError
 from magbatch.job.heartbeat import Heartbeat
 from magbatch.job.lease import Lease
@@ -596,6 +597,29 @@ def test_jobs_in_object_storage_are_shown_alike(tmp_path: Path, s3: str) -> None
     assert f"  results: {s3}/job/output/results/*.parquet" in done.stdout.splitlines()
     assert json.loads(command("status", job.output, "--json").stdout)["complete"] is True
     assert command("verify", job.output).exit_code == 0
+
+
+def test_what_comes_next_of_a_job_on_s3_is_the_command_that_was_typed_here(tmp_path: Path, s3: str) -> None:
+    job = SmallJob(tmp_path, f"{s3}/job")
+    job.ask(5)
+    job.begin()
+    spec = tmp_path / "my job.yaml"
+    spec.write_text(job.spec().to_yaml())
+    sets = ["prompt.system=be brief"]
+
+    def following(command_line: tuple[str, ...]) -> str:
+        with Lease(open_store(job.output), print, command=command_line).held():
+            pass
+        return command("status", job.output).stdout.splitlines()[-1]
+
+    assert following(("run",)) == "Next: run the job's spec again"
+    again = f"Next: magbatch run '{spec}' --set 'prompt.system=be brief' --limit 9"
+    assert following(remembered(str(spec), sets, 9)) == again
+    secret = remembered(str(spec), ["metrics.push_gateway=http://user:word@host:9091"], None)
+    assert secret == ("run",), "a secret is not kept in the output"
+    remembered_spec = remembered(str(spec), None, None)
+    spec.unlink()
+    assert following(remembered_spec) == "Next: run the job's spec again"
 
 
 # Signals and crashes

@@ -16,6 +16,8 @@ from magbatch.job.losses import Loss
 from magbatch.job.page import quantile, render, report_files
 from magbatch.job.progress import Point, Spent
 from magbatch.job.report import ReplicaUse, Report, Run
+from magbatch.job.runs import PastRun
+from magbatch.job.wrong import Wrong
 from magbatch.totals import Totals
 
 CHROMIUM = which("chromium-headless-shell") or which("chromium")
@@ -35,6 +37,8 @@ REPORT = Report(
     cost=12.5,
     currency="EUR",
     began=1e9, ended=1e9 + 3700.4,
+    wrong=[Wrong("abc-3", "<b>8</b>", 0, "<script>12</script>", None)],
+    runs=[PastRun(1e9, 1e9 + 90_061, "interrupted", 1200, "a"), PastRun(1.1e9, 1.2e9, "complete", 9, "b")],
     letters=[{"code": "prompt_too_long", "row_id": "abc-2", "message": "a prompt of <i>50,000</i> tokens"}],
 )  # fmt: skip
 
@@ -169,3 +173,20 @@ def test_the_page_lists_replaced_replicas() -> None:
     assert "its engine died: <i>x</i>" in page.text
     assert "/logs/w-1.err" in page.text
     assert "losses" not in Page(render(replace(REPORT, spent=Spent())).decode()).ids
+
+
+def test_the_page_shows_wrong_answers_as_text() -> None:
+    graded = replace(REPORT, totals=replace(TOTALS, graded=50, right=30))
+    page = Page(render(graded).decode())
+    assert "wrong" in page.ids
+    assert "20 of 50 whose right answer is known; the first 1." in page.text
+    assert "<script>12</script>" in page.text
+    assert "(none)" in page.text
+    assert "wrong" not in Page(render(replace(REPORT, wrong=[])).decode()).ids
+
+
+def test_the_page_lists_the_runs_with_their_wall_time() -> None:
+    page = Page(render(REPORT).decode())
+    assert "runs" in page.ids
+    for text in (shown_time(1e9), shown_time(1e9 + 90_061), "1 day, 1:01:01", "interrupted", "1,200"):
+        assert text in page.text
