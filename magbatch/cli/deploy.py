@@ -8,6 +8,7 @@ from typer.core import TyperCommand
 
 from magbatch.cli.options import Overrides, SpecPath
 from magbatch.cli.show import errors
+from magbatch.counts import counted
 
 commands = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Files that a platform runs a job from.")
 IMAGE_HELP = (
@@ -190,7 +191,7 @@ def _render(
             print("---\n".join(f"# {name}\n{text}" for name, text in files.items()), end="")
             return
         write(files, out)
-    print(f"{path}: {len(files)} files for {target} in {out}")
+    print(f"{path}: {counted(len(files), 'file')} for {target} in {out}")
     for name in files:
         print(f"  {name}")
     for command in next_commands(spec, target, platform, out, path):

@@ -7,6 +7,7 @@ import typer
 
 from magbatch.cli.options import Address, Json, Overrides, SpecPath
 from magbatch.cli.show import command, errors, note, print_json
+from magbatch.counts import counted
 
 commands = typer.Typer()
 
@@ -53,7 +54,7 @@ def jobs(address: Address, json: Json = False) -> None:
     for job in found:
         began, ended = (f"{moment:%Y-%m-%d %H:%M:%S}" if moment else "-" for moment in (job.started, job.ended))
         print(f"{job.id:<{width}}  {job.state:<9}  {began} to {ended:<19} (UTC)  {job.output}")
-    print(f"{len(found):,} job{'' if len(found) == 1 else 's'} at {address}")
+    print(f"{counted(len(found), 'job')} at {address}")
     print(f"Next: {command(*(['status', 'ID'] if found else ['submit', 'SPEC']), '--address', address)}")
 
 

@@ -9,6 +9,7 @@ import typer
 
 from magbatch.cli.options import Json, Limit, Overrides, SpecPath
 from magbatch.cli.show import again, command, errors, exit_code, print_json, shown_path
+from magbatch.counts import counted
 
 if TYPE_CHECKING:
     from magbatch.job.run import Outcome
@@ -70,10 +71,11 @@ def _print_plan(shown: dict[str, Any], *, all_settings: bool) -> None:
     from magbatch.job.preview import not_default
 
     low, high = shown["rows_in_a_shard"]
-    print(f"{shown['job']}: {shown['rows']:,} rows in {shown['files']:,} files", end=" -> ")
-    print(f"{shown['shards']:,} shards of {low} to {high} rows")
+    print(f"{shown['job']}: {counted(shown['rows'], 'row')} in {counted(shown['files'], 'file')}", end=" -> ")
+    size = counted(high, "row") if low == high else f"{low} to {counted(high, 'row')}"
+    print(f"{counted(shown['shards'], 'shard')} of {size}")
     for record in shown.get("shard_list", []):
-        print(f"shard {record['shard']}: {record['rows']} rows of {', '.join(record['files'])}")
+        print(f"shard {record['shard']}: {counted(record['rows'], 'row')} of {', '.join(record['files'])}")
     print(f"output: {shown['output']} ({_state(shown)})")
     if all_settings:
         print("settings:")
@@ -88,7 +90,8 @@ def _print_plan(shown: dict[str, Any], *, all_settings: bool) -> None:
         print("first prompt: none, the input has no rows")
     elif "error" not in first:
         parts = f", 1 of {first['parts']} parts" if first["parts"] > 1 else ""
-        print(f"first prompt ({first['tokens']:,} tokens, {first['images']} images{parts}, row {first['row_id']}):")
+        size = f"{counted(first['tokens'], 'token')}, {counted(first['images'], 'image')}"
+        print(f"first prompt ({size}{parts}, row {first['row_id']}):")
         print("\n".join(f"  | {line}" for line in first["text"].splitlines()))
     for problem in shown["bad_files"]:
         print(f"bad file, becomes a dead letter: {problem}")
@@ -104,9 +107,9 @@ def _state(shown: dict[str, Any]) -> str:
     """What the output holds, in words."""
     state = shown["output_state"]
     if state["state"] == "complete":
-        return f"complete already: {state['answered']:,} rows answered, {state['failed']:,} failed"
+        return f"complete already: {counted(state['answered'], 'row')} answered, {state['failed']:,} failed"
     if state["state"] == "begun":
-        return f"{state['done']:,} of {shown['rows']:,} rows are done; run goes on with the rest"
+        return f"{state['done']:,} of {counted(shown['rows'], 'row')} are done; run goes on with the rest"
     if state["state"] == "replaced":
         return "begun by another spec, which has answered nothing: this one takes its place"
     return "new"

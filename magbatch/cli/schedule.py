@@ -10,6 +10,7 @@ from magbatch import guard
 from magbatch.cli.options import Json, Overrides, SpecPath
 from magbatch.cli.run import print_outcome
 from magbatch.cli.show import command, errors, print_json, shown_path
+from magbatch.counts import counted
 
 commands = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Jobs that run by themselves.")
 
@@ -39,7 +40,7 @@ def schedule_run(folder: SpecFolder, once: Once = False, json: Json = False) -> 
         print_json({"runs": [*runs], "stopped": stopped, "exit_code": code})
         raise typer.Exit(code)
     well = sum(run["exit_code"] == 0 for run in runs)
-    print(f"{folder}: {len(runs):,} runs ended, {well:,} of them well" if runs else f"{folder}: no run ended")
+    print(f"{folder}: {counted(len(runs), 'run')} ended, {well:,} of them well" if runs else f"{folder}: no run ended")
     print(f"Next: {command('schedule', 'list', folder)}")
     raise typer.Exit(code)
 

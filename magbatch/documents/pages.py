@@ -12,6 +12,7 @@ from typing import Any, Self
 from PIL import Image as Pillow
 from PIL import UnidentifiedImageError
 
+from magbatch.counts import counted
 from magbatch.documents.image_files import open_image, plain
 from magbatch.documents.images import ImageGrid, shown
 from magbatch.documents.texts import decoded, plain_text
@@ -73,7 +74,7 @@ class Want:
         if pages > most and not self.cut:
             raise RowError(
                 ErrorCode.TOO_MANY_PAGES,
-                f"it has {pages:,} pages, above {name}; input.document.overflow says what else can be done",
+                f"it has {counted(pages, 'page')}, above {name}; input.document.overflow says what else can be done",
             )
         return min(pages, most)
 

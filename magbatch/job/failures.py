@@ -6,6 +6,7 @@ What is finished is committed first, and the same command goes on once the limit
 import time
 from collections.abc import Callable
 
+from magbatch.counts import counted
 from magbatch.errors import ErrorCode, TooManyFailedError
 from magbatch.job.board import Snapshot, State
 from magbatch.spec import JobSpec
@@ -79,8 +80,9 @@ class Failures:
             return None
         of = f", {self._limit} of {self._planned:,}" if share else ""
         return TooManyFailedError(
-            f"{failed:,} rows failed, more than limits.max_failed_rows allows ({allowed:,}{of}); the rest is not "
-            f"asked. {self._explained()}. What is finished is committed: raise the limit, and the same command goes on"
+            f"{counted(failed, 'row')} failed, more than limits.max_failed_rows allows ({allowed:,}{of}); the rest is "
+            f"not asked. {self._explained()}. What is finished is committed: raise the limit, and the same command "
+            "goes on"
         )
 
     def _all_alike(self, done: Totals, snapshot: Snapshot) -> bool:

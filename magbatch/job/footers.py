@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from magbatch.counts import counted
 from magbatch.errors import ErrorCode, RowError, SandboxError, SandboxMemoryError, SandboxTimeoutError
 from magbatch.sandbox import Sandboxes
 from magbatch.storage.formats import HEAD_BYTES, Foreign, by_bytes
@@ -159,7 +160,7 @@ def footer_bytes(file: InputFile) -> bytes:
     """
     size = file.size_bytes
     if size < MIN_FILE_BYTES:
-        raise _foreign(file) or _unreadable(f"{size} bytes are no Parquet file")
+        raise _foreign(file) or _unreadable(f"{counted(size, 'byte is', 'bytes are')} no Parquet file")
     tail = file.read_at(max(0, size - TAIL_BYTES), TAIL_BYTES)
     if tail[-4:] == b"PARE":
         raise _unreadable("its footer is encrypted; give files that are not")
@@ -244,9 +245,9 @@ def _facts(head: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
 
 def _check_rows(rows: int, groups: list[int], size: int) -> None:
     if min([rows, *groups]) < 0 or sum(groups) != rows:
-        raise _unreadable(f"its footer says {rows:,} rows, and {sum(groups):,} in its row groups")
+        raise _unreadable(f"its footer says {counted(rows, 'row')}, and {sum(groups):,} in its row groups")
     if rows > max(DENSE_ROWS, ROWS_A_BYTE * size):
-        raise _unreadable(f"its footer says {rows:,} rows in {size:,} bytes")
+        raise _unreadable(f"its footer says {counted(rows, 'row')} in {counted(size, 'byte')}")
 
 
 def _check_readable(parquet: pq.ParquetFile, columns: list[str]) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from magbatch.counts import counted
 from magbatch.errors import OutputError, StorageError
 from magbatch.job.manifest import Entry
 from magbatch.rows import (
@@ -93,7 +94,7 @@ def read_part(store: Store, name: PartName, more: dict[str, list[str]], sha256: 
     except (FileNotFoundError, pa.ArrowException, OSError, KeyError, ValueError) as error:
         return f"{name}: cannot be read: {' '.join(str(error).split())}"
     if len(row_ids) != name.rows:
-        return f"{name}: holds {len(row_ids)} rows, its name says {name.rows}"
+        return f"{name}: holds {counted(len(row_ids), 'row')}, its name says {name.rows}"
     keys = ["row_id"] if name.kind == ERRORS else ["row_id", "sample"]
     if table.select(keys).group_by(keys).aggregate([]).num_rows != table.num_rows:
         return f"{name}: holds a row twice"

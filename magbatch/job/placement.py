@@ -10,6 +10,7 @@ from ray._private.state import available_resources_per_node
 from ray.util.placement_group import placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from magbatch.counts import counted
 from magbatch.job.board import Snapshot, State
 from magbatch.model import DEVICES_A_NODE
 from magbatch.spec import ReplicasSpec
@@ -182,7 +183,7 @@ def unplaced(
         nodes = (f"{shape} ({count} here)" for shape, count in zip(replicas.prefer, counts, strict=True))
         wanted += f" on a node of {', or '.join(nodes)}"
         short = short or not any(counts)
-    who = f"{placed} of {placed + waiting} replicas have a place" if placed else "no replica has a place yet"
+    who = f"{placed} of {counted(placed + waiting, 'replica')} have a place" if placed else "no replica has a place yet"
     return f"{who}: one asks for {wanted}, the cluster has {has}; waiting for " + (
         "nodes to be added" if short or placed else "room, or for a replica that has just got it to start"
     )

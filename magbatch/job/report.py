@@ -18,6 +18,7 @@ from typing import IO, Any, Self
 import pyarrow as pa
 import pyarrow.compute
 
+from magbatch.counts import counted
 from magbatch.errors import StorageError
 from magbatch.job.board import Place
 from magbatch.job.progress import Point, Spent
@@ -265,7 +266,7 @@ class Report:
             already: The job was complete before the command, which then has no run of its own.
         """
         totals = self.totals
-        lines = [f"{totals.answered:,} of {self.planned:,} rows answered, {totals.failed:,} failed"]
+        lines = [f"{totals.answered:,} of {counted(self.planned, 'row')} answered, {totals.failed:,} failed"]
         if totals.by_code:
             listed = ", ".join(f"{code} {count:,}" for code, count in sorted(totals.by_code.items()))
             lines.append(f"failed by code: {listed}")
@@ -283,12 +284,14 @@ class Report:
             lines.append(f"right answers: {totals.right:,} of {totals.graded:,} ({share:.1f}%)")
         if self.duplicate_ids:
             lines.append(
-                f"{self.duplicate_ids:,} rows have a user id that an earlier row has too; all of them were answered"
+                f"{counted(self.duplicate_ids, 'row has', 'rows have')} a user id that an earlier row has too; "
+                "all of them were answered"
             )
         if self.run.rows and not already:
             speed = f"{self.run.tokens_per_s:,.0f} tokens/s"
             lines.append(
-                f"this run: {self.run.rows:,} rows in {self.run.seconds:,.0f} s, {speed} while the engine served"
+                f"this run: {counted(self.run.rows, 'row')} in {self.run.seconds:,.0f} s, "
+                f"{speed} while the engine served"
             )
         if self.spent.lost:
             last = f"; the last: {self.spent.losses[-1].line()}" if self.spent.losses else ""

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 
 from magbatch.capture import threads_told
+from magbatch.counts import counted
 from magbatch.errors import ClusterError, JobError, StorageError
 from magbatch.job.board import Snapshot
 from magbatch.job.columns import rendered_columns
@@ -162,7 +163,7 @@ def complete(
     failures = _failures(spec, plan, ledger, before) if judged else None
     if before:
         console.print(
-            f"{before:,} of {plan.rows:,} rows are committed already; going on with the rest", highlight=False
+            f"{before:,} of {counted(plan.rows, 'row')} are committed already; going on with the rest", highlight=False
         )
 
     def say(text: str) -> None:
@@ -243,7 +244,9 @@ def _answer(
             the_run.versions |= last.versions
             done = _listed(ledger, plan, plan.rows - left + last.done.rows)
             if plan.rows - int(done.sum()) >= left:
-                raise ClusterError(f"the run ended with {left:,} rows open and committed none of them; run it again")
+                raise ClusterError(
+                    f"the run ended with {counted(left, 'row')} open and committed none of them; run it again"
+                )
     return the_run
 
 
@@ -325,8 +328,8 @@ def _finish(spec: JobSpec, plan: Plan, ledger: Ledger, the_run: Run, progress: J
                 return reports[-1]
         time.sleep(wait_s)
     raise StorageError(
-        f"{ledger.path}: {len(missing):,} rows are in no object that its listing shows, though every shard was done; "
-        f"the first is {missing[0]}",
+        f"{ledger.path}: {counted(len(missing), 'row is', 'rows are')} in no object that its listing shows, though "
+        f"every shard was done; the first is {missing[0]}",
         passing=True,
     )
 

@@ -3,6 +3,7 @@
 import json
 from contextlib import suppress
 
+from magbatch.counts import counted
 from magbatch.errors import LeaseError, OutputError
 from magbatch.job.finalise import renew
 from magbatch.job.layout import PAGE, REPORT
@@ -43,9 +44,10 @@ def whole(ledger: Ledger) -> list[PartName]:
     """
     strays, lost = ledger.strays()
     if lost:
+        objects = counted(len(lost), "object of its manifest is", "objects of its manifest are")
         raise OutputError(
-            f"{ledger.path}: the job is complete, but {len(lost):,} objects that its manifest names are gone; the "
-            f"first is {lost[0]}. Bring them back, or set output.path to a new place to run it again"
+            f"{ledger.path}: the job is complete, but {objects} gone; the first is {lost[0]}. Bring them "
+            "back, or set output.path to a new place to run it again"
         )
     return strays
 

@@ -19,6 +19,7 @@ from mistral_common.protocol.instruct.messages import AssistantMessage, SystemMe
 from mistral_common.protocol.instruct.request import ChatCompletionRequest
 from pydantic import ValidationError
 
+from magbatch.counts import counted
 from magbatch.errors import ErrorCode, ModelError, RowError
 from magbatch.rows import Image, Page, Part, PartAnswer, Prompt, RenderedRow, TokenIds, as_ids
 from magbatch.spec import JobSpec
@@ -241,7 +242,8 @@ class Prompter:
         ends = token_ids.count(self._tokenizer.image_end) if self._tokenizer.image_end is not None else 0
         if not ends == len(shown) == len(images):
             raise RowError(
-                ErrorCode.INVALID_MESSAGES, f"{len(images)} images, but {ends} places for images in the prompt"
+                ErrorCode.INVALID_MESSAGES,
+                f"{counted(len(images), 'image')}, but {counted(ends, 'place')} for images in the prompt",
             )
         return token_ids, shown
 
@@ -425,7 +427,7 @@ class Prompter:
             )
         return RowError(
             ErrorCode.PROMPT_TOO_LONG,
-            f"the document's {row.total_pages} pages and the question have more than {self._limit} tokens "
+            f"the document's {counted(row.total_pages, 'page')} and the question have more than {self._limit} tokens "
             f"({self._limit_name}); input.document.overflow says what else can be done",
         )
 

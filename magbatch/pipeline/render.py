@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from magbatch.counts import counted
 from magbatch.documents.decoder import Decoders
 from magbatch.documents.fetch import DOCUMENT, IMAGE, Fetcher, RowFetcher
 from magbatch.documents.images import ImageGrid
@@ -118,11 +119,13 @@ class Renderer:
         sources, most = _sources_in(row.values, column, "document"), self._limits.max_pages
         cut = self._document.overflow == "truncate"
         if len(sources) > most and not cut:  # before any is fetched: each has a page
-            raise self._too_many(column, f"{len(sources):,} files")
+            raise self._too_many(column, counted(len(sources), "file"))
         for number, (source, origin) in enumerate(sources):
             if len(pages) < total or len(pages) == most:  # none of the rest is fetched
                 if not cut:
-                    raise self._too_many(column, f"{total:,} pages and {len(sources) - number:,} more files")
+                    raise self._too_many(
+                        column, f"{counted(total, 'page')} and {counted(len(sources) - number, 'more file')}"
+                    )
                 total += len(sources) - number  # a page at least is in each
                 break
             pictures = images + sum(page.image is not None for page in pages)

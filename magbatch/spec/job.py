@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import AwareDatetime, Field, field_validator, model_validator
 
+from magbatch.counts import counted
 from magbatch.rows import RESERVED_COLUMNS
 from magbatch.spec.schema import properties
 from magbatch.spec.secrets import is_secret_name, shown
@@ -125,7 +126,8 @@ class JobSpec(Section):
         devices = (sizes["tensor_parallel_size"] or max(1, gpus // stages)) * stages
         if self.model.engine == "vllm" and gpus and devices != gpus:
             raise ValueError(
-                f"model.engine_args asks for {devices} devices a replica, replicas.gpus for {gpus}: make them equal"
+                f"model.engine_args asks for {counted(devices, 'device')} a replica, replicas.gpus for {gpus}: "
+                "make them equal"
             )
         return self
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from magbatch.counts import counted
 from magbatch.errors import SpecError
 from magbatch.spec.engine_args import PATH, engine_mistakes
 from magbatch.spec.job import JobSpec
@@ -77,7 +78,7 @@ def parse(text: str, overrides: list[str] | None = None, origin: str = "spec", *
 
 
 def _listed(origin: str, lines: list[str]) -> str:
-    return "\n  ".join([f"{origin}: {len(lines)} wrong field{'' if len(lines) == 1 else 's'}", *lines])
+    return "\n  ".join([f"{origin}: {counted(len(lines), 'wrong field')}", *lines])
 
 
 def _engine_mistakes(model: Any, all_unquoted: Callable[[], dict[Place, str]]) -> list[str]:

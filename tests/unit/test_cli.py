@@ -109,7 +109,7 @@ def test_plan_shows_the_job_and_its_first_prompt(job: SmallJob) -> None:
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
     tokens = len(job.prompts(0).prompts[0].token_ids)
-    assert lines[0] == "small: 10 rows in 1 files -> 3 shards of 2 to 4 rows"
+    assert lines[0] == "small: 10 rows in 1 file -> 3 shards of 2 to 4 rows"
     assert lines[1] == f"output: {job.output} (new)"
     at = lines.index(f"first prompt ({tokens} tokens, 0 images, row {job.row_ids()[0]}):")
     assert lines[at + 1] == "  | <s>[INST]What is a0?[/INST]"
@@ -211,7 +211,7 @@ def test_plan_of_no_rows(tmp_path: Path) -> None:
     job.ask(0)
     result = command("plan", spec_file(job))
     assert result.exit_code == 0
-    assert "0 rows in 0 files -> 0 shards of 0 to 0 rows" in result.stdout
+    assert "0 rows in 0 files -> 0 shards of 0 rows" in result.stdout
     assert "first prompt: none, the input has no rows" in result.stdout
 
 
@@ -590,7 +590,7 @@ def test_jobs_in_object_storage_are_shown_alike(tmp_path: Path, s3: str) -> None
     job.ask(5)
     path = tmp_path / "job.yaml"
     path.write_text(job.spec().to_yaml())
-    assert "5 rows in 1 files" in command("plan", str(path)).stdout
+    assert "5 rows in 1 file " in command("plan", str(path)).stdout
     job.answer()
     done = command("run", str(path))
     assert done.exit_code == 0

@@ -71,7 +71,7 @@ def test_the_short_spec_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for engine in ("vllm", "fake"):
         done = CliRunner().invoke(app, ["plan", "job.yaml", "--set", f"model.engine={engine}"])
         assert done.exit_code == 0, done.output
-    assert "my-answers: 2 rows in 1 files" in done.output
+    assert "my-answers: 2 rows in 1 file " in done.output
 
 
 SHOWN = [

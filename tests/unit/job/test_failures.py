@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from magbatch.counts import counted
 from magbatch.errors import TooManyFailedError
 from magbatch.job import failures as module
 from magbatch.job.board import Load, Place, Snapshot, State
@@ -59,7 +60,7 @@ def test_more_failures_than_allowed_end_a_job(limit: Any, planned: int, failed: 
     assert (earlier is not None) is ends
     if found is not None:
         assert found.exit_code == 1
-        assert f"{failed:,} rows failed, more than limits.max_failed_rows allows" in str(found)
+        assert f"{counted(failed, 'row')} failed, more than limits.max_failed_rows allows" in str(found)
 
 
 def settled(failures: Failures, totals: Callable[[], Totals], snapshot: Snapshot) -> TooManyFailedError | None:

@@ -313,7 +313,7 @@ def test_a_preview_of_a_complete_job_needs_neither_its_input_nor_its_model(job: 
     assert shown["settings"]["model"]["engine_args"]["max_num_seqs"] == 4
     (name, *_) = job.objects()
     job.ledger.store.delete(name)
-    with pytest.raises(OutputError, match="the job is complete, but 1 objects that its manifest names are gone"):
+    with pytest.raises(OutputError, match="the job is complete, but 1 object of its manifest is gone"):
         preview(job.spec())
 
 
