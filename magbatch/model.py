@@ -22,6 +22,7 @@ import httpx
 
 from magbatch.errors import ModelError, RowError, SpecError, StorageError, mistake_in
 from magbatch.spec import JobSpec, ModelSpec
+from magbatch.spec.vllm_names import CPU_BLOCK
 from magbatch.storage import open_store
 from magbatch.storage.input_file import DiskFile
 from magbatch.storage.inputs import fetch_prefix
@@ -298,11 +299,13 @@ class ModelFacts:
         context: Tokens that the model can hold.
         image_size: Longest side of an image in pixels; None for a model without vision.
         image_cell: Pixels of the side of one image token (patch size x spatial merge).
+        latent: Whether its attention keeps latent vectors in place of keys and values (MLA).
     """
 
     context: int
     image_size: int | None
     image_cell: int
+    latent: bool = False
 
 
 def facts(path: Path) -> ModelFacts:
@@ -314,11 +317,11 @@ def facts(path: Path) -> ModelFacts:
     try:
         params: dict[str, Any] = json.loads((path / "params.json").read_text(encoding="utf-8"))
         context = int(params.get("max_position_embeddings") or params.get("max_seq_len") or 131_072)
-        vision = params.get("vision_encoder")
+        vision, latent = params.get("vision_encoder"), bool(params.get("kv_lora_rank"))
         if not vision:
-            return ModelFacts(context, None, 0)
+            return ModelFacts(context, None, 0, latent)
         cell = int(vision["patch_size"]) * int(vision.get("spatial_merge_size", 1))
-        return ModelFacts(context, int(vision["image_size"]), cell)
+        return ModelFacts(context, int(vision["image_size"]), cell, latent)
     except KeyError as error:
         raise ModelError(f"{path / 'params.json'}: vision_encoder has no {error}") from error
     except (OSError, ValueError, TypeError, AttributeError) as error:
@@ -403,6 +406,8 @@ def _check_lengths(spec: JobSpec, args: dict[str, Any], model: ModelFacts) -> No
         wrong = f"long_prefill_token_threshold: it is more than max_model_len, {longest}"
     elif counts.get("max_num_active_seqs", 0) > at_once:
         wrong = f"max_num_active_seqs: it is more than max_num_seqs, {at_once}"
+    elif not spec.replicas.gpus and not model.latent and counts.get("block_size", 0) % CPU_BLOCK:
+        wrong = f"block_size: {counts['block_size']} is no multiple of {CPU_BLOCK}, as vLLM's attention on CPUs needs"
     if wrong:
         raise SpecError(f"model.engine_args.{wrong}")
 

@@ -73,7 +73,7 @@ def preview(spec: JobSpec, limit: int | None = None, *, shards: bool = False) ->
     preparer = Preparer(Job(spec, plan.columns))
     args = engine_args(spec, facts(locate(spec.model, weights=False)), distinct=plan.distinct)
     first = _first(plan, preparer)
-    notes = [*_notes(spec, args, first), *filter(None, [unchecked(spec.model)]), *plan.notes]
+    notes = [*_notes(spec, args, first), *(unchecked(spec.model) or "").splitlines(), *plan.notes]
     refused = _refused(spec, left=plan.rows - state.done)
     return _facts(spec, plan, state, shards=shards) | {
         "first_prompt": first,

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from magbatch.spec.fake_args import FakeArgs
 from magbatch.spec.mistakes import Written, did_you_mean, field_mistakes, shown
 from magbatch.spec.sections import ModelSpec, SamplingSpec
-from magbatch.spec.vllm_names import Argument, Kind, VllmSource, installed
+from magbatch.spec.vllm_names import Argument, Kind, VllmSource, installed, plugins
 
 PATH = "model.engine_args"
 # What magbatch sets itself, and where a spec says it.
@@ -28,6 +28,13 @@ DATA_PARALLEL = "data_parallel_"
 # magbatch reckons with these itself, whatever the engine.
 COUNTS = ("max_model_len", "max_num_seqs", "max_num_batched_tokens")
 _ELSEWHERE = ("tensor_parallel_size", "pipeline_parallel_size")  # `JobSpec` holds them against replicas.gpus
+# Arguments that name a class: by its path, or by one of these words.
+_CLASSES: dict[str, tuple[str, ...]] = {
+    "distributed_executor_backend": ("ray", "mp", "uni", "external_launcher"),
+    "worker_cls": ("auto",),
+    "scheduler_cls": (),
+    "worker_extension_cls": ("",),
+}
 _WORDS = {
     "bool": "true or false", "int": "a whole number", "float": "a number", "str": "text", "list": "a list",
     "dict": "a group of fields",
@@ -58,9 +65,11 @@ def engine_mistakes(engine: object, args: object, written: Written) -> list[str]
 
 
 def unchecked(model: ModelSpec) -> str | None:
-    """What a person is told where engine arguments could not be checked; None where they were."""
-    if model.engine != "vllm" or not model.engine_args or installed() is not None:
+    """What a person is told of engine arguments that could not be checked, a line each; None where all were."""
+    if model.engine != "vllm" or not model.engine_args:
         return None
+    if (source := installed()) is not None:
+        return "\n".join(_of_plugins(source, model.engine_args)) or None
     return f"{PATH}: names and values are not checked, because vLLM is not installed here"
 
 
@@ -88,7 +97,63 @@ def _vllm_mistake(source: VllmSource, known: frozenset[str], name: str, value: A
         sampling = f"did you mean `sampling.{name}`?" if name in SamplingSpec.model_fields else None
         hint = sampling or did_you_mean(name, known - OWN.keys(), instead="`vllm serve --help=all` lists them")
         return f"vLLM {source.version} has no such argument; {hint}"
-    return None if name in _ELSEWHERE else value_mistake(source.argument(name), value)
+    if name in _ELSEWHERE:
+        return None
+    found = value_mistake(source.argument(name), value) or _name_mistake(source, name, value)
+    return found or _field_mistake(source, source.argument(name), name, value)
+
+
+def _field_mistake(source: VllmSource, argument: Argument, path: str, value: Any) -> str | None:
+    """What is wrong with a field of an argument; None if nothing."""
+    if not isinstance(value, dict) or argument.kind.owner is None:
+        return None
+    for key, item in value.items():
+        inner = f"{path}.{_key(key)}"
+        field = source.field(argument.kind.owner, _key(key))
+        found = value_mistake(field, item) or _name_mistake(source, inner, item)
+        found = found or _field_mistake(source, field, inner, item)
+        if found is not None:
+            return f"{key}: {found}"
+    return None
+
+
+def _key(name: object) -> str:
+    return str(name).replace("-", "_")  # as vLLM takes both
+
+
+def _is_listed(source: VllmSource, path: str, value: Any) -> bool:
+    """Whether a value is a name that vLLM itself has, or none that is to be found in a list."""
+    known = source.listed(path)
+    return not known or not isinstance(value, str) or value.lower() in {name.lower() for name in known}
+
+
+def _name_mistake(source: VllmSource, path: str, value: Any) -> str | None:
+    """What is wrong with a name of a list; None if nothing, or if a plugin of vLLM may have added the name."""
+    if path in _CLASSES and isinstance(value, str) and "." not in value:
+        choices = [str(choice) for choice in _CLASSES[path]]
+        if value in choices:
+            return None
+        return f"write {_listed([*filter(None, choices), 'package.module.Class'])} (it is {value!r})"
+    if _is_listed(source, path, value) or plugins():
+        return None
+    known = sorted(source.listed(path))
+    hint = did_you_mean(value, known, instead=f"it has {_listed(known)}")
+    return f"vLLM {source.version} has no {value!r}, and no plugin of vLLM is installed here; {hint}"
+
+
+def _of_plugins(source: VllmSource, args: dict[str, Any]) -> list[str]:
+    """What is allowed because a plugin may have added it."""
+    flat = {
+        **args,
+        **{f"{name}.{_key(key)}": item for name, group in args.items() if isinstance(group, dict)
+           for key, item in group.items()},
+    }  # fmt: skip
+    unknown = [path for path, value in flat.items() if not _is_listed(source, path, value)]
+    return [
+        f"{PATH}.{path}: {flat[path]!r} is none of vLLM's own names; an installed plugin "
+        f"({', '.join(plugins())}) has to add it"
+        for path in unknown
+    ]
 
 
 def value_mistake(argument: Argument, value: Any) -> str | None:
@@ -107,7 +172,7 @@ def value_mistake(argument: Argument, value: Any) -> str | None:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return _out_of_bounds(argument.bounds, value)
     if isinstance(value, dict) and kind.fields is not None:
-        for name in value.keys() - kind.fields:
+        for name in [name for name in value if _key(name) not in kind.fields]:
             hint = did_you_mean(name, kind.fields, instead=f"it has {_listed(sorted(kind.fields))}")
             return f"no such field {name!r}; {hint}"
     return None

@@ -4,7 +4,7 @@ import re
 from typing import Annotated, Any
 
 import yaml
-from pydantic import AwareDatetime, Field, field_validator, model_validator
+from pydantic import AwareDatetime, Field, ValidationInfo, field_validator, model_validator
 
 from magbatch.counts import counted
 from magbatch.rows import RESERVED_COLUMNS
@@ -13,6 +13,7 @@ from magbatch.spec.secrets import is_secret_name, shown
 from magbatch.spec.sections import (
     MAX_SHARD_ROWS,
     MIN_SHARD_ROWS,
+    NEW,
     AnswerSpec,
     CostSpec,
     InputSpec,
@@ -95,7 +96,7 @@ class JobSpec(Section):
         return value
 
     @model_validator(mode="after")
-    def _a_question_exists(self) -> "JobSpec":
+    def _a_question_exists(self, info: ValidationInfo) -> "JobSpec":
         columns = self.input.columns
         if not (columns.prompt or columns.messages or self.prompt.template):
             raise ValueError("nothing to ask: set input.columns.prompt, input.columns.messages or prompt.template")
@@ -117,6 +118,11 @@ class JobSpec(Section):
             raise ValueError("input.incremental is for jobs that run again and again: set schedule.cron too")
         if columns.messages and self.prompt.template:
             raise ValueError("prompt.template cannot be used with input.columns.messages: a chat is taken as it is")
+        self._check_devices(new=bool((info.context or {}).get(NEW)))
+        return self
+
+    def _check_devices(self, *, new: bool) -> None:
+        """Raise ValueError where the engine's devices are not the replica's."""
         sizes = {}
         for name in ("tensor_parallel_size", "pipeline_parallel_size"):
             size = sizes[name] = self.model.engine_args.get(name)
@@ -124,12 +130,18 @@ class JobSpec(Section):
                 raise ValueError(f"model.engine_args.{name} is a whole number of 1 or more, not {size!r}")
         gpus, stages = self.replicas.gpus, sizes["pipeline_parallel_size"] or 1
         devices = (sizes["tensor_parallel_size"] or max(1, gpus // stages)) * stages
-        if self.model.engine == "vllm" and gpus and devices != gpus:
+        if self.model.engine != "vllm" or devices == max(1, gpus):
+            return
+        if gpus:
             raise ValueError(
                 f"model.engine_args asks for {counted(devices, 'device')} a replica, replicas.gpus for {gpus}: "
                 "make them equal"
             )
-        return self
+        if new:
+            raise ValueError(
+                f"model.engine_args asks for {devices} devices a replica, and replicas.gpus: 0 is one engine on the "
+                f"CPUs: set replicas.gpus to {devices}, or leave tensor_parallel_size and pipeline_parallel_size out"
+            )
 
     def shard_rows(self, total_rows: int) -> int:
         """Rows in a shard of a job with this many rows.

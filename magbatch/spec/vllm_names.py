@@ -5,6 +5,7 @@ What this module knows of vLLM's insides stands at its top. What it cannot tell 
 
 import ast
 import functools
+import importlib.metadata
 import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +18,30 @@ VERSION = ("vllm._version", "__version__")
 CONFIG_DECORATOR = "config"  # of a class that takes its own fields and no others
 FIELD_OF = "get_field"  # get_field(CacheConfig, "name") stands for that field of another class
 BOUNDS = ("gt", "ge", "lt", "le")  # of pydantic's Field
+CONFIGS = {"speculative_config": ("vllm.config.speculative", "SpeculativeConfig")}  # of a plain dict by its annotation
+# Arguments, and fields of arguments, that take a name of a list: where vLLM's own names stand. Plugins may add others.
+_BACKENDS = (("vllm.v1.attention.backends.registry", "AttentionBackendEnum"),)
+LISTS = {
+    "quantization": (("vllm.model_executor.layers.quantization", "QuantizationMethods"),),
+    "load_format": (
+        ("vllm.model_executor.model_loader", "LoadFormats"),
+        ("vllm.model_executor.model_loader", "_LOAD_FORMAT_TO_MODEL_LOADER"),
+    ),
+    "tokenizer_mode": (
+        ("vllm.config.model", "TokenizerMode"),
+        ("vllm.tokenizers.registry", "_VLLM_TOKENIZERS"),
+    ),
+    "config_format": (
+        ("vllm.transformers_utils.config", "ConfigFormat"),
+        ("vllm.transformers_utils.config", "_CONFIG_FORMAT_TO_CONFIG_PARSER"),
+    ),
+    "attention_backend": _BACKENDS,
+    "attention_config.backend": _BACKENDS,
+    "speculative_config.attention_backend": _BACKENDS,
+}
+AUTO = "auto"  # taken where a backend is named, though it is no name of the enumeration
+CPU_BLOCK = 32  # tokens that a `block_size` is a multiple of on CPUs: CPUAttentionBackend's kernel
+PLUGINS = "vllm."  # what the groups of entry points begin with by which packages extend vLLM
 
 MAX_HOPS = 12  # from a name to what it stands for, through imports and other names
 _TYPES = {"bool": "bool", "int": "int", "float": "float", "str": "str", "None": "null"}
@@ -32,12 +57,14 @@ class Kind:
         types: Names among bool, int, float, str, list, dict, null.
         choices: Single values that are allowed in addition to these types.
         fields: Keys that a mapping may have; None where any key may be.
+        owner: Module and class of the configuration whose fields these are; None where there is not exactly one.
         anything: The source does not tell.
     """
 
     types: frozenset[str] = frozenset()
     choices: tuple[str | int | bool, ...] = ()
     fields: frozenset[str] | None = None
+    owner: tuple[str, str] | None = None
     anything: bool = False
 
     def __or__(self, other: "Kind") -> "Kind":
@@ -47,6 +74,7 @@ class Kind:
             self.types | other.types,
             (*self.choices, *other.choices),
             frozenset[str]().union(*known) if fields and len(known) == len(fields) else None,
+            (self.owner or other.owner) if len(fields) == 1 else None,
             self.anything or other.anything,
         )
 
@@ -90,13 +118,44 @@ class VllmSource:
     def argument(self, name: str) -> Argument:
         """One of them."""
         place, annotation, default = _arguments(self.root)[name]
-        return Argument(_kind(self.root, place, annotation), _bounds(self.root, place, default))
+        kind = _kind(self.root, place, annotation)
+        found = _find(self.root, *CONFIGS[name]) if name in CONFIGS else None
+        if found is not None and isinstance(found.node, ast.ClassDef):
+            kind = _of_class(self.root, found) | Kind(frozenset({"null"}))
+        return Argument(kind, _bounds(self.root, place, default))
+
+    def field(self, owner: tuple[str, str], name: str) -> Argument:
+        """A field of a class of vLLM's configuration."""
+        found = _find(self.root, *owner)
+        assert found is not None
+        assert isinstance(found.node, ast.ClassDef)
+        place, annotation, default = _fields(self.root, found)[name]
+        free = name in _converted(found.node)
+        kind = ANYTHING if free else _kind(self.root, place, annotation) | Kind(frozenset({"null"}))
+        return Argument(kind, _bounds(self.root, place, default))
+
+    def listed(self, path: str) -> frozenset[str]:
+        """The names that vLLM itself has for an argument, or for a field of one; none where they are not found.
+
+        Args:
+            path: `argument` or `argument.field`.
+        """
+        names = [_names_in(self.root, place) for place in LISTS.get(path, ())]
+        return frozenset[str]().union(*names) if all(names) else frozenset()
 
 
 def installed() -> VllmSource | None:
     """The vLLM that this environment has; None where it has none. Nothing of it is imported."""
     found = importlib.util.find_spec(PACKAGE)
     return None if found is None or found.origin is None else VllmSource(Path(found.origin).parent)
+
+
+def plugins() -> list[str]:
+    """The installed packages that extend vLLM, by their names."""
+    points = importlib.metadata.entry_points()
+    groups = [group for group in points.groups if group.startswith(PLUGINS)]
+    found = [point for group in groups for point in points.select(group=group)]
+    return sorted({point.dist.name for point in found if point.dist and point.module.partition(".")[0] != PACKAGE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,12 +283,41 @@ def _of_class(root: Path, found: _Found) -> Kind:
     marks = [mark.func if isinstance(mark, ast.Call) else mark for mark in found.node.decorator_list]
     if not any(isinstance(mark, ast.Name) and mark.id == CONFIG_DECORATOR for mark in marks):
         return ANYTHING
-    source = ast.dump(found.node)
-    if "'allow'" in source or (
-        "model_validator" in source and "'before'" in source
-    ):  # it may take more than its fields
+    if "'allow'" in ast.dump(found.node) or _validators(found.node, "model_validator"):  # it may take more
         return ANYTHING
-    return Kind(frozenset({"dict"}), fields=frozenset(_fields(root, found)))
+    owner = (found.module, found.node.name)
+    return Kind(frozenset({"dict"}), fields=frozenset(_fields(root, found)), owner=owner)
+
+
+def _validators(node: ast.ClassDef, name: str) -> list[ast.Call]:
+    """Pydantic's validators of a class that see a value before its type is looked at.
+
+    Args:
+        node: The class.
+        name: `model_validator` or `field_validator`.
+    """
+    marks = [mark for method in node.body if isinstance(method, ast.FunctionDef) for mark in method.decorator_list]
+    calls = [mark for mark in marks if isinstance(mark, ast.Call) and getattr(mark.func, "id", "") == name]
+    return [call for call in calls if any(ast.dump(word.value) != "Constant(value='after')" for word in call.keywords)]
+
+
+def _converted(node: ast.ClassDef) -> set[str]:
+    """The fields of a class that take more than their annotations say."""
+    arguments = [argument for call in _validators(node, "field_validator") for argument in call.args]
+    return {str(argument.value) for argument in arguments if isinstance(argument, ast.Constant)}
+
+
+def _names_in(root: Path, place: tuple[str, str]) -> set[str]:
+    """The names of a Literal, of a registry's keys, or of an enumeration's members."""
+    found = _find(root, *place)
+    if found is None:
+        return set()
+    if isinstance(found.node, ast.Dict):
+        return {key.value for key in found.node.keys if isinstance(key, ast.Constant) and isinstance(key.value, str)}
+    if isinstance(found.node, ast.ClassDef):
+        assigned = [target for one in found.node.body if isinstance(one, ast.Assign) for target in one.targets]
+        return {AUTO, *(target.id for target in assigned if isinstance(target, ast.Name))}
+    return {str(choice) for choice in _kind(root, found.module, found.node).choices}
 
 
 def _bounds(root: Path, module: str, default: ast.expr | None, hops: int = 0) -> dict[str, float]:

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -459,3 +460,12 @@ def test_numbers_with_which_vllm_does_not_start_are_refused(own: dict[str, Any],
 )
 def test_numbers_with_which_vllm_may_start_pass(own: dict[str, Any]) -> None:
     assert engine_args(job(model={"source": "a/b", "engine_args": own}), VISION).items() >= own.items()
+
+
+@pytest.mark.parametrize("size", [7, 16])
+def test_blocks_that_the_attention_on_cpus_has_no_kernel_for_are_refused(size: int) -> None:
+    spec = job(model={"source": "a/b", "engine_args": {"block_size": size}}, replicas={"gpus": 0})
+    with pytest.raises(SpecError, match=f"block_size: {size} is no multiple of 32, as vLLM's attention on CPUs needs"):
+        engine_args(spec, TEXT)
+    assert engine_args(spec, replace(TEXT, latent=True))["block_size"] == size  # vLLM sets its own
+    assert engine_args(job(model={"source": "a/b", "engine_args": {"block_size": size}}), TEXT)["block_size"] == size

@@ -1,6 +1,7 @@
 """Engine arguments are held against those of the engine, by a new spec and by `--set` alike; no engine is started."""
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -52,6 +53,32 @@ def complaint(args: dict[str, Any], engine: str = "vllm") -> str:
         ("quantization", False, "write text (it is false)"),
         ("limit_mm_per_prompt", 3, "write a group of fields (it is 3)"),
         ("structured_outputs_config", {"backed": "guidance"}, "no such field 'backed'; did you mean `backend`?"),
+        ("quantization", "nix", "vLLM VERSION has no 'nix', and no plugin of vLLM is installed here; it has auto_awq"),
+        (
+            "quantization",
+            "ftp8",
+            "vLLM VERSION has no 'ftp8', and no plugin of vLLM is installed here; did you mean `fp8`",
+        ),
+        ("load_format", "nix", "vLLM VERSION has no 'nix'"),
+        ("tokenizer_mode", "nix", "vLLM VERSION has no 'nix'"),
+        ("config_format", "nix", "vLLM VERSION has no 'nix'"),
+        ("attention_backend", "NIX", "vLLM VERSION has no 'NIX'"),
+        ("attention_config", {"backend": "NIX"}, "backend: vLLM VERSION has no 'NIX'"),
+        ("attention_config", {"flash_attn_version": 7}, "flash_attn_version: write one of 2, 3, 4"),
+        ("speculative_config", {"x": 1}, "no such field 'x'; it has "),
+        ("speculative_config", {"methud": "ngram"}, "no such field 'methud'; did you mean `method`?"),
+        ("speculative_config", {"method": "nix"}, "method: no such choice; "),
+        (
+            "speculative_config",
+            {"num_speculative_tokens": 0},
+            "num_speculative_tokens: write a number above 0 (it is 0)",
+        ),
+        (
+            "distributed_executor_backend",
+            "nix",
+            "write ray, mp, uni, external_launcher, package.module.Class (it is 'nix')",
+        ),
+        ("scheduler_cls", "nix", "write package.module.Class (it is 'nix')"),
         ("model", "a/c", "cannot be set here: model.source names the model"),
         ("tokenizer", "a/c", "cannot be set here: prompts are made with the tokenizer of model.source"),
         ("revision", "v2", "cannot be set here: model.revision says which version"),
@@ -77,6 +104,10 @@ def test_a_wrong_argument_of_vllm_is_named(name: str, value: Any, said: str) -> 
             "optimization_level": 2,
             "moe_backend": "TRITON",
         },
+        {"quantization": "modelopt_fp4", "load_format": "Mistral", "tokenizer_mode": "mistral", "config_format": "hf"},
+        {"attention_backend": "flash_attn", "block_size": 16, "scheduler_cls": "own.module.Scheduler"},
+        {"attention_backend": "auto", "speculative_config": {"method": "eagle3", "num-speculative-tokens": 3}},
+        {"attention_config": {"backend": "auto", "flash_attn_version": 3}, "worker_cls": "auto"},
         {"speculative_config": {"method": "ngram"}, "attention_config": {"backend": "FLASH_ATTN"}, "max_lora_rank": 16},
     ],
 )
@@ -116,3 +147,28 @@ def test_without_vllm_names_are_not_checked_and_that_is_said(monkeypatch: pytest
     assert unchecked(wrong) == said
     assert unchecked(parse(text({})).model) is None
     assert unchecked(parse(text({"tokens": 8}, "fake")).model) is None
+
+
+def test_a_name_that_a_plugin_of_vllm_may_add_is_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "no plugin of vLLM is installed here" in complaint({"quantization": "own_bits"})
+    package = tmp_path / "own_bits-1.0.dist-info"
+    package.mkdir()
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: own-bits\nVersion: 1.0\n")
+    (package / "entry_points.txt").write_text("[vllm.general_plugins]\nown = own_bits:register\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = parse(text({"quantization": "own_bits", "load_format": "mistral"}), new=True).model
+    assert unchecked(found) == (
+        "model.engine_args.quantization: 'own_bits' is none of vLLM's own names; an installed plugin (own-bits) has "
+        "to add it"
+    )
+
+
+@pytest.mark.parametrize("sizes", [{"tensor_parallel_size": 2}, {"pipeline_parallel_size": 2}])
+def test_an_engine_on_cpus_is_one_device(sizes: dict[str, int]) -> None:
+    spec = text(sizes) + "replicas: {gpus: 0}\n"
+    with pytest.raises(
+        SpecError, match=r"asks for 2 devices a replica, and replicas\.gpus: 0 is one engine on the CPUs"
+    ):
+        parse(spec, new=True)
+    assert parse(spec).model.engine_args == sizes  # an output of an earlier version goes on
+    assert parse(text(sizes) + "replicas: {gpus: 2}\n", new=True)

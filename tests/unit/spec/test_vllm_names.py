@@ -1,5 +1,6 @@
 """vLLM's engine arguments, as they are read from the source of the vLLM that is installed; red where it moved them."""
 
+import ast
 import sys
 from pathlib import Path
 
@@ -7,8 +8,9 @@ import pytest
 
 from magbatch.model import ModelFacts, engine_args
 from magbatch.spec import parse
+from magbatch.spec.engine_args import value_mistake
 from magbatch.spec.job import FREE_FIELDS
-from magbatch.spec.vllm_names import Kind, VllmSource, installed
+from magbatch.spec.vllm_names import CPU_BLOCK, LISTS, Kind, VllmSource, _fields, _find, installed
 
 JOB = "name: t\nmodel: {source: a/b}\ninput: {path: /in, columns: {prompt: q}}\noutput: {path: /out}\n"
 
@@ -56,6 +58,32 @@ def test_choices_fields_and_limits_are_read_through_imports(vllm: VllmSource) ->
     assert {"auto", "fp8"} <= set(vllm.argument("kv_cache_dtype").kind.choices)
     assert {"backend", "disable_any_whitespace"} <= (vllm.argument("structured_outputs_config").kind.fields or set())
     assert vllm.argument("gpu_memory_utilization").bounds == {"gt": 0, "le": 1}
+
+
+@pytest.mark.parametrize("path", LISTS)
+def test_names_of_lists_are_read(vllm: VllmSource, path: str) -> None:
+    one = {"quantization": "fp8", "load_format": "mistral", "tokenizer_mode": "mistral", "config_format": "mistral"}
+    assert one.get(path, "FLASH_ATTN") in vllm.listed(path)
+
+
+def test_a_default_of_vllms_own_is_no_mistake(vllm: VllmSource) -> None:
+    looked_at = 0
+    for name in vllm.names():
+        kind = vllm.argument(name).kind
+        for field in (kind.fields or ()) if kind.owner else ():
+            assert kind.owner is not None
+            found = _find(vllm.root, *kind.owner)
+            assert found is not None
+            default = _fields(vllm.root, found)[field][2]
+            if isinstance(default, ast.Constant):
+                looked_at += 1
+                assert value_mistake(vllm.field(kind.owner, field), default.value) is None, (name, field)
+    assert looked_at > 100
+
+
+def test_the_blocks_of_the_attention_on_cpus(vllm: VllmSource) -> None:
+    source = (vllm.root / "v1" / "attention" / "backends" / "cpu_attn.py").read_text()
+    assert f"return [MultipleOf({CPU_BLOCK})]" in source
 
 
 def test_every_argument_has_a_kind(vllm: VllmSource) -> None:
