@@ -27,6 +27,7 @@ import requests
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 import magbatch
+from magbatch import guard
 from magbatch.errors import ClusterAccessError, ClusterError, SpecError
 from magbatch.job.ray_auth import Token, refused, token_at_hand, wanted
 from magbatch.spec import JobSpec, parse
@@ -188,23 +189,13 @@ class Cluster:
         with tempfile.TemporaryDirectory(prefix="magbatch-") as folder:
             text = spec.to_yaml()
             (Path(folder) / SPEC_FILE).write_text(text, encoding="utf-8")
-            environment = {
-                "working_dir": folder,
-                "py_modules": [str(Path(magbatch.__file__).parent)],
-                "excludes": ["__pycache__"],
-                "env_vars": {
-                    "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S),
-                    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-                    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-                },
-            }
             metadata = {NAME: spec.name, OUTPUT: spec.output.path, SPEC: text, VERSION: magbatch.__version__}
             with self._asked():
                 return str(
                     self._client.submit_job(
                         entrypoint=f"exec python -m magbatch run {SPEC_FILE}",
                         submission_id=job_id,
-                        runtime_env=environment,
+                        runtime_env=environment(folder),
                         metadata=metadata,
                     )
                 )
@@ -300,6 +291,21 @@ class Cluster:
         except (RuntimeError, ValueError) as error:
             kind = ClusterError if self._met else ClusterAccessError
             raise kind(f"{self.address}: {_first_line(error)}") from error
+
+
+def environment(folder: str) -> dict[str, Any]:
+    """What a job that is submitted runs in: the spec's folder, this magbatch, and nobody at the command."""
+    return {
+        "working_dir": folder,
+        "py_modules": [str(Path(magbatch.__file__).parent)],
+        "excludes": ["__pycache__"],
+        "env_vars": {
+            guard.UNATTENDED: "1",
+            "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S),
+            "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        },
+    }
 
 
 def local_paths(spec: JobSpec) -> list[str]:

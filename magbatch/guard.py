@@ -35,6 +35,7 @@ STOP_S = 120.0  # for a driver that was asked to end: replicas commit what is fi
 END_S = 10.0  # for a driver whose Ray broke down; and for processes that were killed
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # prctl(2)
 
+UNATTENDED = "MAGBATCH_UNATTENDED"  # in the environment: a program began this command, and begins it again after code 3
 WHY_FD = "MAGBATCH_WHY_FD"  # in the environment: a descriptor that is told in a line why the command did not complete
 
 _libc = ctypes.CDLL(None, use_errno=True)

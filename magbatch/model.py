@@ -5,10 +5,13 @@ Each node fetches either at most once. A job has one version of both: a plan res
 node takes that one or none.
 """
 
+import errno
 import json
 import os
 import re
 import shutil
+import socket
+import ssl
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +27,7 @@ from magbatch.errors import ModelError, RowError, SpecError, StorageError, mista
 from magbatch.spec import JobSpec, ModelSpec
 from magbatch.spec.vllm_names import CPU_BLOCK
 from magbatch.storage import open_store
+from magbatch.storage.contact import is_unattended
 from magbatch.storage.input_file import DiskFile
 from magbatch.storage.inputs import fetch_prefix
 from magbatch.storage.s3 import NoBucketError
@@ -32,6 +36,7 @@ SMALL_FILES = ("params.json", "tekken.json", "SYSTEM_PROMPT.txt")
 _SMALL = re.compile(r"(params\.json|tekken\.json|SYSTEM_PROMPT\.txt)")
 # Mistral's own format; the same weights in Hugging Face's format are left where they are.
 _ALL = re.compile(r"(params\.json|tekken\.json|SYSTEM_PROMPT\.txt|consolidated.*\.(safetensors|json))")
+_OF_NETWORK = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN)
 _SUMMED = "sha256:"  # what the revision of files that have none of their own begins with
 
 # What is wrong with a first answer, and the second one, stand behind the first.
@@ -245,9 +250,10 @@ def _from_hub(source: str, revision: str | None, weights: bool) -> Path:
     except (OSError, ValueError, httpx.HTTPError) as error:  # a ValueError: a name that the hub does not allow
         if _is_overloaded(error):
             raise StorageError(f"model.source {source}: the hub does not answer now: {error}", passing=True) from error
-        raise ModelError(
-            f"model.source {source}: no such local directory, and the hub does not give it: {_hub_mistake(error)}"
-        ) from error
+        text = f"model.source {source}: no such local directory, and the hub does not give it: {_hub_mistake(error)}"
+        if is_unattended() and any(map(_is_of_network, _hub_causes(error))):
+            raise StorageError(text, passing=True) from error
+        raise ModelError(text) from error
 
 
 def _hub_causes(error: BaseException) -> Iterator[BaseException]:
@@ -262,6 +268,12 @@ def _is_overloaded(error: BaseException) -> bool:
     answers = [getattr(one, "response", None) for one in _hub_causes(error)]
     codes = [answer.status_code for answer in answers if answer is not None]
     return any(code == HTTPStatus.TOO_MANY_REQUESTS or code >= HTTPStatus.INTERNAL_SERVER_ERROR for code in codes)
+
+
+def _is_of_network(error: BaseException) -> bool:
+    """Whether it is the network that refuses; a name that does not resolve is an OSError with a number, too."""
+    kinds = httpx.TransportError | ConnectionError | TimeoutError | socket.gaierror | socket.herror | ssl.SSLError
+    return isinstance(error, kinds) or (isinstance(error, OSError) and error.errno in _OF_NETWORK)
 
 
 def _hub_mistake(error: BaseException) -> str:
@@ -282,10 +294,13 @@ def _hub_mistake(error: BaseException) -> str:
             return f"this is no model's name there; write owner/name ({one})"
         if isinstance(one, errors.HfHubHTTPError) and one.response is not None:
             return f"it answered {one.response.status_code}; {token}"
-        if isinstance(one, httpx.TransportError | ConnectionError):
+        if _is_of_network(one):
             where = os.environ.get("HF_ENDPOINT")
             address = f"HF_ENDPOINT={where}" if where else "huggingface.co"
-            return f"{address} cannot be reached ({one}); look at the network, or set model.source to a directory"
+            return (
+                f"{address} cannot be reached from this machine ({one}); check the network, or set model.source to a "
+                "directory or s3://"
+            )
         if isinstance(one, OSError) and one.errno is not None:
             return f"{one.filename or 'the copy here'}: {one.strerror}; set HF_HOME to a folder that can be written"
     return str(error)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -49,11 +49,14 @@ from magbatch.pipeline.render import Renderer
 from magbatch.rows import ERRORS, RESULTS, Shard
 from magbatch.spec import JobSpec
 from magbatch.storage import open_store
+from magbatch.storage.contact import is_unattended
+from magbatch.storage.patience import patiently
 from magbatch.temporary import check_temporary_files
 from magbatch.totals import Totals
 
 SAMPLE_ROWS = 3
 LATE_LISTING_S = (0.5, 1.0, 2.0, 4.0)  # waits for a listing that does not show yet what was written
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -98,16 +101,20 @@ def run(
     began = time.monotonic()
     spec = limited(spec, limit)
     ledger = Ledger(spec.output.path)
-    known = begun(spec, ledger)
+
+    def at_first(operation: Callable[[], T]) -> T:
+        return patiently(operation, spec.output.patience_s if is_unattended() else 0.0, _saying(console, "storage"))
+
+    known = at_first(lambda: begun(spec, ledger))
     if known is not None and ledger.manifest() is not None:
         mend(ledger, Lease(open_store(ledger.path, quick=True), console.print, spec.output.patience_s))
         report = stored_report(ledger)
         return _outcome(spec, report, ledger, known, already=True)
-    plan = known or frozen or new_plan(spec, ledger, limit)
+    plan = known or frozen or at_first(lambda: new_plan(spec, ledger, limit))
     if known is None and plan.rows:
         check_gpus(spec)
     # What is wrong with model, tokenizer or prompt shows before anything is written.
-    Preparer(Job(plan.pinned(spec), plan.columns))
+    at_first(lambda: Preparer(Job(plan.pinned(spec), plan.columns)))
     check_address(spec.metrics)
     check_temporary_files()
     lease = Lease(open_store(ledger.path, quick=True), console.print, spec.output.patience_s, command)
@@ -131,11 +138,14 @@ def run(
 
 def patient_ledger(spec: JobSpec, console: Console) -> Ledger:
     """The ledger of a job that has begun: from now on its storage may be away for a while."""
+    return Ledger(spec.output.path, spec.output.patience_s, _saying(console, "the output's storage"))
 
-    def wait(error: StorageError) -> None:
-        console.print(f"the output's storage refuses, trying again: {error}", markup=False, highlight=False)
 
-    return Ledger(spec.output.path, spec.output.patience_s, wait)
+def _saying(console: Console, what: str) -> Callable[[StorageError], None]:
+    def say(error: StorageError) -> None:
+        console.print(f"{what} refuses, trying again: {error}", markup=False, highlight=False)
+
+    return say
 
 
 def complete(

@@ -109,7 +109,7 @@ class TickProcess(subprocess.Popen[bytes]):
         said = self._why.fileno()
         super().__init__(
             command, stdout=2, stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=[said],
-            env=os.environ | {guard.WHY_FD: str(said)},
+            env=os.environ | {guard.WHY_FD: str(said), guard.UNATTENDED: "1"},
         )  # fmt: skip
 
     def why(self) -> str:

@@ -2,7 +2,9 @@
 
 Until an endpoint has answered, an address that does not resolve or refuses connections is a wrong address. Until a
 bucket has given something, or taken something, refused credentials are wrong ones. After that the same refusals are
-waited out. Workers of a job that is under way begin in the middle of it: to them nothing is a wrong setting.
+waited out. A command that a program has begun (`MAGBATCH_UNATTENDED`) has no mistyped address: to it an endpoint that
+is silent is away, from the very first. Workers of a job that is under way begin in the middle of it: to them nothing is
+a wrong setting.
 """
 
 import os
@@ -10,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
+
+from magbatch import guard
 
 if TYPE_CHECKING:
     from botocore.exceptions import BotoCoreError, ClientError
@@ -55,6 +59,11 @@ def command() -> Iterator[None]:
         yield
     finally:
         _is_command = before
+
+
+def is_unattended() -> bool:
+    """Whether a program has begun this command, and begins it again when it ends with exit code 3."""
+    return bool(os.environ.get(guard.UNATTENDED))
 
 
 def has_answered(bucket: str, *, writing: bool) -> None:
@@ -108,9 +117,17 @@ def mend_silence(error: Exception, client: "S3Client", bucket: str) -> str | Non
         return _no_store(client)
     if client.meta.endpoint_url in _endpoints or not _is_no_address(error):
         return None
-    if (variable := _endpoint_variable()) is not None:
-        return f"{variable}={client.meta.endpoint_url}: nobody answers there: set it to the store's address"
-    return f"{client.meta.endpoint_url} cannot be reached: look at AWS_REGION, and at the network of this machine"
+    where, variable = client.meta.endpoint_url, _endpoint_variable()
+    if isinstance(error, exceptions.SSLError):
+        named = f"{variable}={where}" if variable is not None else where
+        return f"{named}: what answers there does not speak TLS as it should: write http:// for a store without TLS"
+    if is_unattended():
+        return None
+    if variable is not None:
+        wrong = f"{variable}={where}: nobody answers there: set it to the store's address"
+    else:
+        wrong = f"{where} cannot be reached: look at AWS_REGION, and at the network of this machine"
+    return f"{wrong}; if the store is only away for now, the same command goes on once it is back"
 
 
 def _no_store(client: "S3Client") -> str | None:

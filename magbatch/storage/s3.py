@@ -122,7 +122,9 @@ def _refusal(path: str, error: "ClientError", client: "S3Client", mend: str | No
     """An answer of the store that is none of those that were wanted; `mend` is what a person has to do about it."""
     code = error.response.get("Error", {}).get("Code", "")
     if code == "NoSuchBucket":
-        return NoBucketError(f"{path}: there is no such bucket", passing=True, mistake=mend is not None)
+        return NoBucketError(
+            f"s3://{split_url(path)[0]}: there is no such bucket", passing=True, mistake=mend is not None
+        )
     if code in _CREDENTIALS:
         _renew(client)
     refused = code in {"403", "AccessDenied"}

@@ -14,7 +14,7 @@ from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 from typer.testing import CliRunner
 
 from magbatch.cli.app import app
-from magbatch.cluster import _is_open
+from magbatch.cluster import _is_open, environment
 from magbatch.errors import ClusterAccessError
 from magbatch.job.ray_auth import Token, authenticate, own_token, token_at_hand
 
@@ -144,6 +144,10 @@ def test_token_mode_without_a_token_names_the_variables(monkeypatch: pytest.Monk
 
 
 @pytest.mark.usefixtures("home")
+def test_a_submitted_job_knows_that_nobody_attends_it(tmp_path: Path) -> None:
+    assert environment(str(tmp_path))["env_vars"]["MAGBATCH_UNATTENDED"] == "1"
+
+
 def test_a_cluster_that_does_not_ask_is_sent_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN", "sesame")
     heard: list[str] = []

@@ -1,7 +1,9 @@
 """A permanent mistake ends every command at once: exit code 2, what is wrong by its name, and what to do."""
 
+import os
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -61,7 +63,7 @@ def refused(*args: str) -> str:
     """What a command says that a mistake has ended."""
     result = command(*args)
     assert result.exit_code == 2, result.output
-    assert "same command" not in result.output
+    assert "Run the same command" not in result.output
     assert "Traceback" not in result.output
     assert result.stderr.startswith("magbatch: ")
     return result.stderr
@@ -137,7 +139,7 @@ def test_what_a_store_refuses_at_first_is_a_mistake(
         clear()
         said = refused(*args)
         assert says in said, args
-        assert "s3://bucket/out" in said
+        assert ("s3://bucket:" if code == "NoSuchBucket" else "s3://bucket/out") in said
 
 
 @pytest.mark.parametrize(
@@ -189,6 +191,49 @@ def test_a_store_that_has_answered_may_be_away_for_a_while(spec: Path, store: Re
     with pytest.raises(StorageError) as later:  # in a worker of a job that is under way
         place.read("a")
     assert (later.value.exit_code, later.value.passing) == (3, True)
+
+
+@pytest.mark.parametrize("field", ["output.path", "input.path"])
+def test_a_store_that_is_away_at_first_is_waited_for_by_a_job_that_nobody_attends(
+    spec: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], field: str
+) -> None:
+    """What begins it again after exit code 3 would stop for good after a 2."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setattr(contact, "FIRST_ATTEMPTS", 1)
+    args = ["run", str(spec), "--set", f"{field}=s3://bucket/x", "--set", "output.patience_s=0.2"]
+    assert "if the store is only away for now, the same command goes on" in refused(*args)
+    monkeypatch.setenv("MAGBATCH_UNATTENDED", "1")
+    clear()
+    result = command(*args)
+    assert result.exit_code == 3, result.output
+    assert "refuses, trying again" in capfd.readouterr().err
+    assert result.stderr.endswith("Run the same command again to go on.\n")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    clear()
+    assert "AWS_ACCESS_KEY_ID" in refused(*args)
+
+
+def test_a_hub_without_a_network_is_told_as_that(spec: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In a process of its own: the hub's client reads its address as it is imported."""
+    environment = os.environ | {
+        "HF_ENDPOINT": "http://no-such-host.invalid", "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "0"
+    }  # fmt: skip
+    for unattended, code in (("", 2), ("1", 3)):
+        words = ["run", str(spec), "--set=model.source=owner/name", "--set=output.patience_s=0"]
+        done = subprocess.run(
+            [sys.executable, "-m", "magbatch", *words],
+            env=environment | {"MAGBATCH_UNATTENDED": unattended}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == code, done.stderr
+        assert "HF_ENDPOINT=http://no-such-host.invalid cannot be reached from this machine" in done.stderr
+        assert "check the network, or set model.source to a directory or s3://" in done.stderr
+        assert "HF_HOME" not in done.stderr
+
+
+def test_a_store_without_tls_is_told_as_that(spec: Path, store: Refusing, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"https://127.0.0.1:{store.server_port}")
+    assert "write http://" in refused("status", "s3://bucket/out")
 
 
 @pytest.mark.parametrize("kind", ["file", "below a file"])

@@ -178,6 +178,16 @@ def test_why_a_run_did_not_complete_is_said_in_its_own_words(tmp_path: Path) -> 
     assert f"cannot go on (input.path {tmp_path}/in: there is no such file or directory" in said[-1]
 
 
+def test_a_run_knows_that_nobody_attends_it(tmp_path: Path) -> None:
+    process = module.TickProcess(str(tmp_path / "none.yaml"), NOW)
+    try:
+        assert b"MAGBATCH_UNATTENDED=1" in Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
+    finally:
+        process.kill()
+        process.wait()
+        process.why()
+
+
 def test_a_run_that_goes_on_failing_makes_no_later_one_late(tmp_path: Path) -> None:
     write(tmp_path, "a", cron="*/20 * * * *", missed="skip").since(BEFORE)
     runs, times = Runs(code=1), iter([NOW + timedelta(minutes=n) for n in range(400)])

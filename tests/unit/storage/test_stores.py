@@ -245,7 +245,7 @@ def test_a_bucket_that_is_not_there_is_no_empty_one(s3_endpoint: str) -> None:
         lambda: store.move("a", "b"),
         lambda: store.delete("a"),
     ):
-        with pytest.raises(StorageError, match=r"s3://no-such-bucket/root/a?: there is no such bucket") as refused:
+        with pytest.raises(StorageError, match=r"^s3://no-such-bucket: there is no such bucket") as refused:
             touch()
         assert refused.value.passing
 
