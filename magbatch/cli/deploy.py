@@ -125,6 +125,7 @@ def deploy_render(
     ] = None,
 ) -> None:
     """Render a job spec into Kubernetes manifests or a launcher file. deploy/README.md explains every option."""
+    accelerators = [one.partition("=") for one in accelerator or []]
     given = {
         "gpu_memory_gb": gpu_memory_gb,
         "zone": zone,
@@ -150,7 +151,7 @@ def deploy_render(
         "instance_profile": instance_profile,
         "head_instance_profile": head_instance_profile,
         "security_group": security_group,
-        "accelerators": {name: label for name, _, label in (one.partition("=") for one in accelerator or [])},
+        "accelerators": {name: label for name, _, label in accelerators},
     }
     _render(
         spec,
@@ -159,6 +160,7 @@ def deploy_render(
         out,
         image,
         spot,
+        [name for name, _, _ in accelerators],
         {name: value for name, value in given.items() if value not in (None, (), {})},
     )
 
@@ -170,6 +172,7 @@ def _render(
     out: str | None,
     image: str | None,
     spot: str | None,
+    accelerators: list[str],
     options: dict[str, Any],
 ) -> None:
     with errors(False):
@@ -181,6 +184,9 @@ def _render(
             raise SpecError(f"--target {wanted}: write one of {', '.join(Target)}")
         if image is None:
             raise SpecError(IMAGE_HELP)
+        for name in accelerators:
+            if accelerators.count(name) > 1:
+                raise SpecError(f"--accelerator {name}: is given twice; write it once")
         if spot is not None:
             options["spot"] = None if spot == "none" else spot
         target, platform, spec = Target(wanted), Platform(image=image, **options), load(path, overrides)

@@ -49,37 +49,53 @@ def check_memory(spec: JobSpec, platform: Platform, kind: str | None, sizes: Seq
     Raises:
         SpecError: A GPU has less memory than is asked for, or than the weights take.
     """
-    wanted, gpus, of = platform.gpu_memory_gb, spec.replicas.gpus, kind or "GPU"
+    wanted = platform.gpu_memory_gb
     if wanted is not None:
-        if sizes and max(sizes) < wanted:
-            raise SpecError(
-                f"--gpu-memory-gb {wanted}: {of} has {_counts(sizes)} GB; "
-                f"write --gpu-memory-gb {max(sizes)} or less, or name a larger kind"
-            )
-        sizes = [one for one in sizes if one >= wanted] or [wanted]
-    found = weights(spec.model)
+        sizes = _as_asked(wanted, kind, sizes)
+    found, source, of = weights(spec.model), spec.model.source, kind or "GPU"
     if found is None:
-        if wanted is not None:
-            return []
         has = f" ({_counts(sizes)} GB)" if sizes else ""
-        return [f"{of}{has}: memory is not checked, because the size of {spec.model.source} is not known here"]
+        note = f"{of}{has}: memory is not checked, because the size of {source} is not known here"
+        return [note] if wanted is None else []
     needed = math.ceil(found.memory / 1e9)
     if not sizes:
-        return [f"{of}: memory is not known here; the weights of {spec.model.source} take {needed} GB"] * (needed > 0)
-    least, offloaded = min(sizes), _offloaded_gb(spec)
-    if found.memory > gpus * (least + offloaded) * 1e9:
+        return [f"{of}: memory is not known here; the weights of {source} take {needed} GB"] if needed else []
+    subject = kind or f"--gpu-memory-gb {wanted}"
+    return _with_weights(spec, subject, of, found.memory, min(sizes))
+
+
+def _as_asked(wanted: int, kind: str | None, sizes: Sequence[int]) -> list[int]:
+    """Sizes that have the memory asked for."""
+    most = max(max(one) for one in MEMORY_GB.values())
+    if wanted > most:
+        raise SpecError(f"--gpu-memory-gb {wanted}: no GPU known here has that much ({most} at most)")
+    if sizes and max(sizes) < wanted:
         raise SpecError(
-            f"{'--gpu-memory-gb ' if kind is None else ''}{wanted if kind is None else kind}: the weights of "
-            f"{spec.model.source} take {needed} GB, and a replica's {gpus} x {of} of {least} GB have "
-            f"{gpus * least} GB; write --gpu-memory-gb {math.ceil(needed / gpus / ROOM)} or more, "
-            "name a larger kind, or raise replicas.gpus"
+            f"--gpu-memory-gb {wanted}: {kind} has {_counts(sizes)} GB; "
+            f"write --gpu-memory-gb {max(sizes)} or less, or name a larger kind"
         )
-    if found.memory > gpus * (least + offloaded) * ROOM * 1e9:
-        return [
-            f"{of}: the weights of {spec.model.source} take {needed} of {gpus * least} GB, "
-            "which leaves little or nothing for the KV cache"
-        ]
+    return [one for one in sizes if one >= wanted] or [wanted]
+
+
+def _with_weights(spec: JobSpec, subject: str, of: str, memory: int, least: int) -> list[str]:
+    """Hold `least` GB of each GPU against `memory` bytes of weights."""
+    gpus, needed, has = spec.replicas.gpus, math.ceil(memory / 1e9), least + _offloaded_gb(spec)
+    taken = f"the weights of {spec.model.source} take {needed}"
+    if memory > gpus * has * 1e9:
+        raise SpecError(
+            f"{subject}: {taken} GB, and a replica's {gpus} x {of} of {least} GB have {gpus * least} GB; "
+            f"write --gpu-memory-gb {math.ceil(needed / gpus / ROOM)} or more, name a larger kind, "
+            "raise replicas.gpus, or, if its files are quantized, say how: model.engine_args.quantization"
+        )
+    if memory > gpus * has * ROOM * 1e9:
+        return [f"{subject}: {taken} of {gpus * least} GB, which leaves little or nothing for the KV cache"]
     return []
+
+
+def unused(platform: Platform) -> list[str]:
+    """Options that say nothing where a replica has no GPU; a line each."""
+    given = {"--accelerator": bool(platform.accelerators), "--gpu-memory-gb": platform.gpu_memory_gb is not None}
+    return [f"{option}: is not used, because replicas.gpus is 0" for option, is_given in given.items() if is_given]
 
 
 def _offloaded_gb(spec: JobSpec) -> float:

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from magbatch.deploy.forms import size
-from magbatch.deploy.gpus import check_memory
+from magbatch.deploy.gpus import check_memory, unused
 from magbatch.deploy.names import job_name
 from magbatch.deploy.nodes import group_name, shapes
 from magbatch.deploy.platform import DASHBOARD_PORT, REGION, UNATTENDED, Platform
@@ -80,7 +80,7 @@ def memory_notes(spec: JobSpec, platform: Platform) -> list[str]:
         SpecError: A machine's GPUs have less than is asked for, or than the model's weights take.
     """
     if not spec.replicas.gpus:
-        return []
+        return unused(platform)
     found: list[str] = []
     for shape in shapes(spec, platform, memory_known=True):
         name = _kind(shape, platform.gpu_memory_gb)

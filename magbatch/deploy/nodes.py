@@ -3,7 +3,7 @@
 import re
 from typing import Any, Literal
 
-from magbatch.deploy.gpus import MEMORY_GB, ON_KARPENTER, check_memory
+from magbatch.deploy.gpus import MEMORY_GB, ON_KARPENTER, check_memory, unused
 from magbatch.deploy.platform import Platform
 from magbatch.errors import SpecError
 from magbatch.spec import JobSpec, ShapeSpec
@@ -51,7 +51,7 @@ def memory_notes(spec: JobSpec, platform: Platform) -> list[str]:
         SpecError: A kind has less than is asked for, or than the model's weights take.
     """
     if not spec.replicas.gpus:
-        return []
+        return unused(platform)
     found: list[str] = []
     for shape in shapes(spec, platform, memory_known=platform.gpu_memory_gb is not None):
         sizes = MEMORY_GB.get(shape.accelerator or "", ())
@@ -63,10 +63,10 @@ def memory_notes(spec: JobSpec, platform: Platform) -> list[str]:
 
 def _of_known_kind(found: list[ShapeSpec], platform: Platform, *, memory_known: bool) -> list[ShapeSpec]:
     named = [shape.accelerator for shape in found if shape.accelerator]
-    unused = [name for name, label in platform.accelerators.items() if not label and name not in named]
-    if named and unused:
+    idle = [name for name, label in platform.accelerators.items() if not label and name not in named]
+    if named and idle:
         raise SpecError(
-            f"--accelerator {unused[0]}: replicas.prefer names {', '.join(named)} instead; leave one of them out"
+            f"--accelerator {idle[0]}: replicas.prefer names {', '.join(named)} instead; leave one of them out"
         )
     if not named and platform.accelerators:
         if len(platform.accelerators) > 1:

@@ -17,8 +17,11 @@ _MODELS = {
 }
 _PARAMETERS = re.compile(r"(?<![A-Za-z0-9.])(?:([0-9]+)x)?([0-9]+(?:\.[0-9]+)?)[bB](?![A-Za-z0-9])")
 _EXPERTS_SHARE = 0.8  # of 8 x 7 billion: experts share their attention
-_FOUR_BITS = re.compile(r"4bit|int4|fp4|w4a|awq|gptq|gguf|bnb|q4|gpt-oss")
-_EIGHT_BITS = re.compile(r"8bit|int8|fp8|w8a|q8")
+_FOUR_BITS = re.compile(r"[234]bit|int4|fp4|nf4|autoround|w4a|awq|gptq|gguf|bnb|q4|gpt-oss")
+_EIGHT_BITS = re.compile(
+    r"8bit|int8|fp8|w8a|q8"
+    r"|stral-.*-(251[2-9]|2[6-9][01][0-9])$"  # Mistral stores most models in FP8 since December 2025
+)
 _WIDE = {"F64": 0.25, "F32": 0.5}  # shares that are left in BF16
 _QUANTIZED_FORMATS = {"bitsandbytes", "gguf"}
 

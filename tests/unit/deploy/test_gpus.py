@@ -86,6 +86,9 @@ def test_a_kind_that_is_too_small_is_refused_with_the_numbers(target: Target, ar
         (["--accelerator", "T4=a=b"], "a replica's 1 x T4 of 16 GB have 16 GB"),
         (PREFER_T4, "a replica's 1 x T4 of 16 GB have 16 GB"),
         (["--gpu-memory-gb", "24"], "--gpu-memory-gb 24: the weights of"),
+        (["--gpu-memory-gb", "300"], "--gpu-memory-gb 300: no GPU known here has that much (288 at most)"),
+        (["--accelerator", "T4"], "if its files are quantized, say how: model.engine_args.quantization"),
+        (["--accelerator", "H100", "--accelerator", "H100=a=b"], "--accelerator H100: is given twice"),
         (["--accelerator", "A100"], "1 x A100 of 40 GB have 40 GB; write --gpu-memory-gb 54 or more"),
     ],
 )
@@ -131,6 +134,8 @@ def test_a_kind_of_unknown_memory_is_told() -> None:
         ("openai/gpt-oss-20b", "{}", True),
         ("mistralai/Magistral-Small-2509", "{quantization: fp8}", True),
         ("mistralai/Magistral-Small-2509", "{cpu_offload_gb: 40}", True),
+        ("mistralai/Devstral-Small-2-24B-Instruct-2512", "{}", True),  # its files are FP8: 24 of 24 GB
+        ("mistralai/Mistral-Small-3.2-24B-Instruct-2506", "{}", False),
         ("builtin:tiny", "{}", True),
     ],
 )
@@ -167,3 +172,10 @@ def test_the_size_of_a_local_checkpoint_is_read(dtype: str, refused: bool, tmp_p
 def test_jobs_without_gpus_need_no_memory_of_one() -> None:
     done = command("--set", "replicas.gpus=0")
     assert (done.exit_code, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("target", [Target.KUBERAY, Target.AWS])
+@pytest.mark.parametrize(("option", "value"), [("--accelerator", "H100"), ("--gpu-memory-gb", "80")])
+def test_a_gpu_that_no_replica_takes_is_told(target: Target, option: str, value: str) -> None:
+    done = command("--target", target, "--set", "replicas.gpus=0", option, value)
+    assert (done.exit_code, done.stderr) == (0, f"note: {option}: is not used, because replicas.gpus is 0\n")
