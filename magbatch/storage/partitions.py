@@ -64,8 +64,17 @@ def with_keys(table: pa.Table, columns: list[pa.Field], path: str) -> pa.Table:
     keys = path_keys(path)
     for column in columns:
         if column.name not in table.column_names:
-            value = keys.get(column.name)
-            as_text = value is None or pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
-            scalar = pa.scalar(value, pa.string()) if as_text else pa.scalar(int(str(value)), pa.int64())
+            scalar = _scalar(keys.get(column.name), column.type)
             table = table.append_column(column.name, pa.repeat(scalar, table.num_rows))
     return table
+
+
+def _scalar(value: str | None, kind: pa.DataType) -> pa.Scalar:
+    """A key's value as `key_type` has it: a number if the planned type is one, else text, for text and bytes.
+
+    Files that have the column themselves may have any type that a number, or text, can be brought to.
+    """
+    if value is None:
+        return pa.scalar(None, pa.null())
+    is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+    return pa.scalar(int(value), pa.int64()) if is_number else pa.scalar(value, pa.string())

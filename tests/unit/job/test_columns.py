@@ -3,6 +3,8 @@
 import io
 import json
 from dataclasses import replace
+from datetime import date
+from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
@@ -23,6 +25,7 @@ from magbatch.job.retry import Choice, Retry, merge, prepare
 from magbatch.job.run import run
 from magbatch.job.verify import verify
 from magbatch.rows import ERRORS, RESERVED_COLUMNS, RESULTS
+from magbatch.storage.partitions import NULL
 
 QUIET = Console(file=io.StringIO())
 SCHEMA = {"type": "object", "properties": {"total": {"type": "number"}}, "required": ["total"]}
@@ -254,6 +257,44 @@ def test_keys_and_own_columns_have_one_type(job: SmallJob) -> None:
     job.set("input", carry=["day"], shard_rows=5)
     job.answer()
     assert [row["day"] for row in in_order(job)] == ["x", "y", "z", None, "x3"]
+
+
+OWN = {
+    "binary": (pa.array([b"x", None], pa.binary()), "lang=de", b"de"),
+    "large binary": (pa.array([b"x", None], pa.large_binary()), "lang=de", b"de"),
+    "fixed binary": (pa.array([b"xy", None], pa.binary(2)), "lang=german", b"german"),
+    "dictionary": (pa.array([b"x", None]).dictionary_encode(), "lang=de", b"de"),
+    "double": (pa.array([1.5, None]), "lang=7", 7.0),
+    "decimal": (pa.array([Decimal("1.5"), None]), "lang=7", Decimal(7)),
+    "uint64": (pa.array([1, None], pa.uint64()), "lang=7", 7),
+    "date": (pa.array([date(2026, 11, 24), None]), f"lang={NULL}", None),
+    "list": (pa.array([["x"], None]), f"lang={NULL}", None),
+    "struct": (pa.array([{"x": 1}, None]), f"lang={NULL}", None),
+    "boolean": (pa.array([True, None]), f"lang={NULL}", None),
+    "uuid": (pa.array([b"0" * 16, None], pa.uuid()), f"lang={NULL}", None),
+}
+
+
+@pytest.mark.parametrize("own", OWN)
+def test_a_key_has_the_type_of_the_column_that_other_files_have(job: SmallJob, own: str) -> None:
+    values, folder, value = OWN[own]
+    job.ask(2, "a.parquet", lang=values)
+    job.ask(2, f"{folder}/b.parquet")
+    job.set("input", carry=["lang"], shard_rows=4)
+    job.answer()
+    assert job.finalise() == []
+    assert [row["lang"] for row in in_order(job)] == [*values.to_pylist(), value, value]
+
+
+@pytest.mark.parametrize("values", [[True], [date(2026, 11, 24)], [["x"]], [{"x": 1}]], ids=str)
+def test_a_key_that_has_no_type_with_a_column_is_refused_by_its_file(job: SmallJob, values: list[Any]) -> None:
+    job.ask(2, "a.parquet", lang=pa.array(values * 2))
+    job.ask(1, "lang=de/b.parquet")
+    job.set("input", carry=["lang"])
+    with pytest.raises(
+        InputError, match=r"lang=de/b\.parquet: the column 'lang' is string here, but .* in other files"
+    ):
+        job.plan  # noqa: B018
 
 
 def test_a_key_that_a_path_lacks_is_a_column_that_a_file_lacks(job: SmallJob) -> None:
