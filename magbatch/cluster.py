@@ -24,6 +24,8 @@ from urllib.parse import urlsplit
 import aiohttp
 import ray
 import requests
+from packaging.version import InvalidVersion
+from pydantic import ValidationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 import magbatch
@@ -40,6 +42,10 @@ POLL_S = 1.0
 ANSWER_TIMEOUT_S = 60.0  # of the dashboard, for each request; Ray's client would wait for ever
 # Of what a job carries for `jobs`, `status` and `resume`. Ray keeps it with the job.
 NAME, OUTPUT, SPEC, VERSION = "magbatch.name", "magbatch.output", "magbatch.spec", "magbatch.version"
+# What reading an answer of another shape than Ray's raises; a ValidationError of pydantic is a ValueError as well.
+_MISREAD = (
+    ValidationError, InvalidVersion, UnicodeError, KeyError, TypeError, AttributeError, OverflowError, RecursionError,
+)  # fmt: skip
 ENDED = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED})
 
 
@@ -73,6 +79,8 @@ class ClusterJob:
     def of(cls, details: JobDetails) -> Self:
         """What Ray tells of a job."""
         metadata = details.metadata or {}
+        for text in (details.submission_id, details.message, *metadata.values()):
+            (text or "").encode()  # half a pair of surrogates, which JSON can hold, cannot be printed
         return cls(
             details.submission_id or "", metadata.get(NAME, ""), str(details.status.value).lower(),
             metadata.get(OUTPUT, ""), metadata.get(VERSION, ""), _time(details.start_time), _time(details.end_time),
@@ -212,7 +220,7 @@ class Cluster:
         Raises:
             ClusterAccessError: The cluster has none by this id.
         """
-        return ClusterJob.of(self._details(job_id))
+        return self._known(job_id)[1]
 
     def cancel(self, job_id: str, wait: Callable[[float], None]) -> ClusterJob:
         """End a job once what it has finished is committed.
@@ -240,23 +248,25 @@ class Cluster:
 
     def resume(self, job_id: str) -> str:
         """Submit the spec of a job that has ended once more: it goes on where it was. Returns the new id."""
-        details = self._details(job_id)
-        job = ClusterJob.of(details)
+        metadata, job = self._known(job_id)
         if not job.is_over:
             raise ClusterAccessError(
                 f"job {job_id} is {job.state}: nothing to resume; magbatch logs -f {job_id} shows what it does"
             )
-        return self.submit(parse((details.metadata or {})[SPEC], origin=f"job {job_id}", new=True))
+        return self.submit(parse(metadata[SPEC], origin=f"job {job_id}", new=True))
 
     def logs(self, job_id: str) -> str:
         """What a job has printed so far."""
-        self._details(job_id)
+        self._known(job_id)
         with self._asked():
-            return str(self._client.get_job_logs(job_id))
+            text: Any = self._client.get_job_logs(job_id)
+            if not isinstance(text, str):
+                raise TypeError(f"the logs of job {job_id} are no text")
+            return text.encode(errors="replace").decode()  # half a pair of surrogates in JSON cannot be printed
 
     def follow(self, job_id: str) -> Iterator[str]:
         """What a job has printed, and then what it prints, until it ends."""
-        self._details(job_id)
+        self._known(job_id)
         tail: AsyncIterator[str] = self._client.tail_job_logs(job_id)
         with asyncio.Runner() as runner, self._asked():
             while True:
@@ -265,20 +275,32 @@ class Cluster:
                 except StopAsyncIteration:
                     return
 
-    def _details(self, job_id: str) -> JobDetails:
+    def _known(self, job_id: str) -> tuple[dict[str, str], ClusterJob]:
+        """What a job carries, and the job."""
         with self._asked():
             found = next((one for one in self._client.list_jobs() if one.submission_id == job_id), None)
-        if found is None:
+            job = ClusterJob.of(found) if found is not None else None
+        if found is None or job is None:
             raise ClusterAccessError(f"{self.address} knows no job {job_id}; magbatch jobs shows those that it knows")
         if not _is_ours(found):
             raise ClusterAccessError(f"{self.address}: job {job_id} is not one of magbatch")
-        return found
+        return found.metadata or {}, job
 
     @contextmanager
     def _asked(self) -> Iterator[None]:
-        """What Ray's client raises, as one clear line."""
+        """What Ray's client raises, as one clear line.
+
+        It reads an answer without a look at its shape. So what Python raises there is an answer that no Ray gives.
+        """
         try:
             yield
+        except (*_MISREAD, requests.exceptions.JSONDecodeError, aiohttp.WSServerHandshakeError) as error:
+            if isinstance(error, aiohttp.WSServerHandshakeError) and error.status >= http.HTTPStatus.BAD_REQUEST:
+                raise ClusterError(f"{self.address} does not answer as it should: {_first_line(error)}") from error
+            raise ClusterAccessError(
+                f"{self.address} is no Ray cluster: an answer is not one of Ray's job API "
+                f"({type(error).__name__}: {_first_line(error)}); give the dashboard, http://head:8265"
+            ) from error
         except (requests.RequestException, ConnectionError, aiohttp.ClientError, OSError) as error:
             response = getattr(error, "response", None)
             status = 0 if response is None else response.status_code
@@ -288,7 +310,7 @@ class Cluster:
                 f"{self.address} cannot be reached: {_first_line(error)}; is it the dashboard of a Ray cluster "
                 "(http://head:8265), and is its port forwarded?"
             ) from error
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError) as error:  # of Ray's client, or of the package that it sends
             kind = ClusterError if self._met else ClusterAccessError
             raise kind(f"{self.address}: {_first_line(error)}") from error
 
@@ -318,7 +340,15 @@ def _is_ours(details: JobDetails) -> bool:
 
 
 def _time(milliseconds: int | None) -> datetime | None:
-    return datetime.fromtimestamp(milliseconds / 1000, UTC) if milliseconds else None
+    """A time of Ray's.
+
+    Raises:
+        OverflowError: It is beyond what a date can be.
+    """
+    try:
+        return datetime.fromtimestamp(milliseconds / 1000, UTC) if milliseconds else None
+    except (ValueError, OSError) as error:
+        raise OverflowError(f"{milliseconds} ms is no time: {error}") from error
 
 
 def _first_line(error: BaseException) -> str:

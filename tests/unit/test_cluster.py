@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import ray
@@ -189,3 +190,114 @@ def test_a_local_ray_has_a_token_of_its_own_and_leaves_none_in_the_home_director
             settings.setenv(name, value)
             own_token()
             assert os.environ["RAY_AUTH_TOKEN"] == ("mine" if value == "mine" else ""), "the user's choice stays"
+
+
+RIGHT_VERSION = {"version": "4", "ray_version": ray.__version__}
+SPEC_TEXT = """name: x
+model: {source: builtin:tiny, engine: fake}
+input: {path: /in, columns: {prompt: q}}
+output: {path: /out}
+"""
+A_JOB = {
+    "type": "SUBMISSION", "submission_id": "x-1", "status": "RUNNING", "entrypoint": "exec", "start_time": 1,
+    "metadata": {"magbatch.spec": SPEC_TEXT, "magbatch.name": "x", "magbatch.output": "/out"},
+}  # fmt: skip
+COMMANDS = (["jobs"], ["status", "x-1"], ["logs", "x-1"], ["logs", "-f", "x-1"], ["cancel", "x-1"], ["resume", "x-1"])
+DEEP = "[" * 100_000
+NO_ANSWERS = ["{}", "[]", "null", "5", '"x"', "", "<html>", DEEP, '{"a": 1}', "[1]", "[null]", '[{"a": 1}]', "\ufeff{}"]
+ODD_FIELDS: list[dict[str, object]] = [
+    {"status": "DANCING"}, {"status": None}, {"start_time": 10**15}, {"start_time": -(10**15)}, {"end_time": 10**400},
+    {"start_time": "x"}, {"metadata": 1}, {"metadata": {"magbatch.spec": 1}}, {"submission_id": ["x-1"]},
+    {"driver_exit_code": "x"}, {"message": {}}, {"message": "\ud800"},
+]  # fmt: skip
+
+
+class _AnyCluster(http.server.BaseHTTPRequestHandler):
+    """Answers a path by the text of the first key that the request begins with."""
+
+    by_path: ClassVar[dict[str, str]] = {}
+
+    def do_GET(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        asked = f"{self.command} {self.path}"
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(next((text for path, text in self.by_path.items() if asked.startswith(path)), "").encode())
+
+    do_POST = do_PUT = do_GET
+
+    def log_message(self, *_: object) -> None:
+        return
+
+
+@pytest.fixture(scope="module")
+def any_cluster() -> Iterator[str]:
+    """Address of a server that answers as `_AnyCluster.by_path` says."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _AnyCluster) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def is_no_cluster(address: str, words: list[str], by_path: dict[str, str]) -> None:
+    _AnyCluster.by_path = by_path
+    done = CliRunner().invoke(app, [*words, "--address", address])
+    assert (done.exit_code, f"{address} is no Ray cluster: " in done.output) == (2, True), (
+        words, done.output, done.exception,
+    )  # fmt: skip
+    assert "Traceback" not in done.output
+
+
+@pytest.fixture
+def submitted(tmp_path: Path) -> list[str]:
+    """The command that submits a job."""
+    (tmp_path / "x.yaml").write_text(SPEC_TEXT)
+    return ["submit", str(tmp_path / "x.yaml")]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [*NO_ANSWERS, '{"ray_version": null}', '{"ray_version": 5}', '{"ray_version": "x"}', '{"ray_version": ["2.9.0"]}'],
+    ids=lambda body: body[:20],
+)
+def test_an_answer_to_the_version_that_no_ray_gives(any_cluster: str, submitted: list[str], body: str) -> None:
+    for words in (*COMMANDS, submitted):
+        is_no_cluster(any_cluster, words, {"GET /api/version": body})
+
+
+@pytest.mark.filterwarnings("ignore:ssl=None is deprecated")  # by Ray's own client
+@pytest.mark.parametrize("body", NO_ANSWERS, ids=lambda body: body[:20])
+def test_an_answer_to_a_command_that_no_ray_gives(any_cluster: str, submitted: list[str], body: str) -> None:
+    version = {"GET /api/version": json.dumps(RIGHT_VERSION)}
+    ended = json.dumps([A_JOB | {"status": "STOPPED"}])
+    running = json.dumps([A_JOB])
+    if body not in ("[]", "{}", ""):  # no jobs
+        for words in (*COMMANDS, submitted):
+            is_no_cluster(any_cluster, words, version | {"GET /api/jobs/": body})
+    of_job = version | {"GET /api/jobs/x-1": body, "POST /api/jobs/": body}
+    is_no_cluster(any_cluster, ["logs", "x-1"], of_job | {"GET /api/jobs/": running})
+    is_no_cluster(any_cluster, ["logs", "-f", "x-1"], of_job | {"GET /api/jobs/": running})
+    is_no_cluster(any_cluster, ["cancel", "x-1"], of_job | {"GET /api/jobs/": running})
+    is_no_cluster(any_cluster, ["resume", "x-1"], of_job | {"GET /api/jobs/": ended})
+    is_no_cluster(any_cluster, submitted, of_job | {"GET /api/jobs/": "[]"})
+
+
+@pytest.mark.parametrize("odd", ODD_FIELDS, ids=lambda odd: str(odd)[:40])
+def test_a_job_that_no_ray_tells_of(any_cluster: str, submitted: list[str], odd: dict[str, object]) -> None:
+    listed = {"GET /api/version": json.dumps(RIGHT_VERSION), "GET /api/jobs/": json.dumps([A_JOB | odd])}
+    for words in (*COMMANDS, submitted):
+        is_no_cluster(any_cluster, words, listed)
+
+
+def test_logs_that_are_no_text(any_cluster: str) -> None:
+    listed = {"GET /api/version": json.dumps(RIGHT_VERSION), "GET /api/jobs/x-1": json.dumps({"logs": 5})}
+    is_no_cluster(any_cluster, ["logs", "x-1"], listed | {"GET /api/jobs/": json.dumps([A_JOB])})
+    listed["GET /api/jobs/x-1"] = json.dumps({"logs": "half \ud800"})
+    _AnyCluster.by_path = listed | {"GET /api/jobs/": json.dumps([A_JOB])}
+    done = CliRunner().invoke(app, ["logs", "x-1", "--address", any_cluster])
+    assert (done.exit_code, done.output) == (0, "half ?")
