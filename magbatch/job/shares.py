@@ -8,9 +8,11 @@ that jobs fill a cluster, and make its autoscaler add nodes, as if they were alo
 Jobs share with each other if they ask for the same kind of device, on the same nodes.
 """
 
+import heapq
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from dataclasses import fields as dataclass_fields
@@ -29,10 +31,12 @@ FUTILE_S = (
 QUIET_S = 5.0  # a job that has not been heard of for so long is given nothing
 FORGET_S = 20.0  # and then it has ended
 # What one job of a cluster can make of this: a job that errs, or lies, must not take the others' shares down.
-MAX_JOBS = 200  # more are not shared out: they have what they can get
+MAX_JOBS = 200  # of one kind: more are not shared out, they have what they can get
+MAX_CLAIMS = 1000  # of all kinds
 MAX_REPLICAS = 10_000  # of one job, in each of its numbers
 MIN_SIZE, MAX_SIZE = 0.0001, 10_000.0  # devices of one replica; Ray counts them in such parts
 MAX_NAME_CHARS = 4000
+STEPS = 8  # for each job one by one, before a level is looked for again: it costs about as much
 OWNERS_PRIORITY = "MAGBATCH_MAX_PRIORITY"
 
 
@@ -155,37 +159,68 @@ def _fill(shares: dict[str, int], most: dict[str, int], among: list[Claim], devi
         The devices that are left then.
     """
 
-    def able() -> list[Claim]:
-        return [one for one in among if shares[one.job] < most[one.job] and one.size <= devices]
-
-    while there := able():
-        # Most of it at once, whatever the numbers: all are raised to one level, at which everything still fits.
-        largest = max(one.size for one in there)
-        level = _level(there, shares, most, devices - largest)
+    there = [one for one in among if shares[one.job] < most[one.job]]
+    while there := [one for one in there if one.size <= devices]:
+        # Most of it at once, whatever the numbers: all are raised to one level, up to which everything fits.
+        level = _level(there, shares, most, devices)
         for one in there:
             raised = _at(level, one, shares, most)
             devices -= (raised - shares[one.job]) * one.size
             shares[one.job] = raised
-        while largest <= devices and (left := able()):  # for about as many replicas as there are jobs
-            poorest = min(left, key=lambda one: shares[one.job] * one.size)
-            shares[poorest.job] += 1
-            devices -= poorest.size
+        there, devices = _poorest_first(shares, most, there, devices)
     return devices
 
 
-def _level(among: list[Claim], shares: dict[str, int], most: dict[str, int], room: float) -> float:
-    """The devices, to less than those of the smallest replica, that each job can have within `room` more of them."""
-    low, high = 0.0, max(most[one.job] * one.size for one in among)
-    smallest = min(one.size for one in among)
-    while high - low > smallest:
-        middle = (low + high) / 2
-        cost = sum((_at(middle, one, shares, most) - shares[one.job]) * one.size for one in among)
-        low, high = (middle, high) if cost <= room else (low, middle)
-    return low
+def _poorest_first(
+    shares: dict[str, int], most: dict[str, int], among: list[Claim], devices: float
+) -> tuple[list[Claim], float]:
+    """Some replicas as `_fill` gives them, one by one: who can have more, and the devices that are left."""
+    poorest = [(shares[one.job] * one.size, at) for at, one in enumerate(among) if shares[one.job] < most[one.job]]
+    heapq.heapify(poorest)
+    for _ in range(STEPS * len(among)):
+        if not poorest:
+            break
+        at = poorest[0][1]
+        one = among[at]
+        fits = one.size <= devices
+        if fits:
+            shares[one.job] += 1
+            devices -= one.size
+        if fits and shares[one.job] < most[one.job]:
+            heapq.heapreplace(poorest, (shares[one.job] * one.size, at))
+        else:
+            heapq.heappop(poorest)
+    return [among[at] for at in sorted(at for _, at in poorest)], devices
+
+
+def _level(among: list[Claim], shares: dict[str, int], most: dict[str, int], devices: float) -> float:
+    """A level that all jobs can be raised to with `devices` more, each rounded up to a whole replica.
+
+    The cost is counted as if each job below the level had a whole replica beyond it. So it is at most twice the true
+    one, and grows with the level in straight pieces: a job begins to cost at what it has, and costs no more from a
+    replica below its most on. One pass over these points, sorted, finds where `devices` are used up.
+    """
+    points = list[tuple[float, float, int]]()  # level, devices that it costs at once, change of the jobs that rise
+    for one in among:
+        has, full = shares[one.job] * one.size, most[one.job] * one.size
+        points += [(has, one.size, 1), (max(has, full - one.size), 0.0, -1)]
+    points.sort()
+    level, cost, rising = 0.0, 0.0, 0
+    for at, more, change in points:
+        if cost + rising * (at - level) + more > devices:
+            break
+        cost += rising * (at - level) + more
+        level, rising = at, rising + change
+    else:
+        return math.inf
+    reached = min(at, level + (devices - cost) / rising) if rising > 0 else at
+    return reached * (1 - 1e-12)  # rounding takes nothing that is not there
 
 
 def _at(level: float, one: Claim, shares: dict[str, int], most: dict[str, int]) -> int:
     """Replicas of a job once no replica is to be had by who has fewer devices than `level`."""
+    if level == math.inf:
+        return most[one.job]
     count = math.ceil(level / one.size)
     if count and (count - 1) * one.size >= level:  # by rounding
         count -= 1
@@ -204,7 +239,8 @@ class Shares:
         self._clock = clock
         self._max_priority = owners_priority() if max_priority is None else max_priority
         self._entries: dict[str, _Entry] = {}
-        self._freed: dict[str, list[tuple[float, float]]] = {}  # by kind: when, devices; given back, not taken yet
+        # By kind, what was given back and not taken yet: when, replicas, devices of each.
+        self._freed: dict[str, list[tuple[float, int, float]]] = {}
 
     def claim(self, fields: dict[str, Any]) -> dict[str, Any]:
         """Take a job's claim, and rule on it.
@@ -225,12 +261,38 @@ class Shares:
             claim = replace(claim, priority=lowered)
         self._forget(now)
         entry = self._entries.get(claim.job)
-        if entry is None and len(self._entries) >= MAX_JOBS:
+        if entry is not None and entry.claim.kind != claim.kind:
+            del self._entries[claim.job]  # among the jobs of another kind it is a new one
+            entry = None
+        if entry is None and not self._has_room(claim.kind, now):
             return asdict(Ruling(priority=lowered))
         if entry is None:
             entry = self._entries[claim.job] = _Entry(claim, now, now)
         self._note(entry, claim, now)
         return asdict(replace(self._rule(entry, now), priority=lowered))
+
+    def _has_room(self, kind: str, now: float) -> bool:
+        """Whether a new claim can be kept; for it goes the claim, if any, that its job misses least.
+
+        A job that is silent, or neither has nor wants a replica, shares nothing. Nor do the jobs of a kind of which
+        one alone has claimed, or none has a replica; they are taken again by their next claims. So a flood of claims
+        takes the place of its own oldest ones.
+        """
+        same = [one for one in self._entries.values() if one.claim.kind == kind]
+        if len(same) >= MAX_JOBS:
+            spare = [one for one in same if _is_idle(one, now)]
+        elif len(self._entries) >= MAX_CLAIMS:
+            entries = self._entries.values()
+            jobs_of = Counter(one.claim.kind for one in entries)
+            shared = {one.claim.kind for one in entries if one.claim.holds and jobs_of[one.claim.kind] > 1}
+            spare = [one for one in entries if _is_idle(one, now) or one.claim.kind not in shared]
+        else:
+            return True
+        if not spare:
+            return False
+        first = min(spare, key=lambda one: (not _is_idle(one, now), one.heard))
+        del self._entries[first.claim.job]
+        return True
 
     def _forget(self, now: float) -> None:
         """Jobs that are silent, and devices that nobody has taken."""
@@ -252,8 +314,9 @@ class Shares:
         freed = self._freed.pop(claim.kind, [])
         if more > 0:
             entry.not_before = -math.inf
-            freed = freed[more:]
-        freed += [(now, claim.size)] * min(-more, len(entry.orders))
+            freed = _without(freed, more)
+        if gave := min(-more, len(entry.orders)) if more < 0 else 0:
+            freed.append((now, gave, claim.size))
         if freed:
             self._freed[claim.kind] = freed
         entry.orders = [asked for asked in entry.orders[max(0, -more) :] if now - asked < ORDER_S]
@@ -265,7 +328,7 @@ class Shares:
 
     def _rule(self, mine: _Entry, now: float) -> Ruling:
         among = sorted((one for one in self._entries.values() if one.claim.kind == mine.claim.kind), key=_came)
-        free = sum(size for _, size in self._freed.get(mine.claim.kind, []))
+        free = sum(count * size for _, count, size in self._freed.get(mine.claim.kind, []))
         shares = fair([one.claim for one in among], free)
         for one in among:
             if not one.claim.waiting or one.claim.holds >= shares[one.claim.job]:
@@ -295,6 +358,21 @@ class Shares:
             owed -= wanted * one.claim.size
         mine.orders += [now] * give
         return Ruling(give, max(shares[mine.claim.job], mine.claim.holds - len(mine.orders)))
+
+
+def _without(freed: list[tuple[float, int, float]], replicas: int) -> list[tuple[float, int, float]]:
+    """What is left once so many replicas, the oldest first, are taken."""
+    left = list[tuple[float, int, float]]()
+    for when, count, size in freed:
+        taken = min(count, replicas)
+        replicas -= taken
+        if count > taken:
+            left.append((when, count - taken, size))
+    return left
+
+
+def _is_idle(entry: _Entry, now: float) -> bool:
+    return now - entry.heard > QUIET_S or not (entry.claim.holds or entry.claim.waiting)
 
 
 def _came(entry: _Entry) -> float:
