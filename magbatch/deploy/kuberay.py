@@ -2,9 +2,10 @@
 
 from typing import Any
 
+from magbatch import guard
 from magbatch.deploy.names import metadata
 from magbatch.deploy.nodes import group_name, shapes
-from magbatch.deploy.platform import RAY_VERSION, SPEC_PATH, UNATTENDED, Platform
+from magbatch.deploy.platform import RAY_VERSION, SPEC_PATH, Platform
 from magbatch.deploy.pods import CONTAINER_SECURITY, head_pod, submitter_pod, token_mount, worker_pod
 from magbatch.deploy.text import to_yaml
 from magbatch.errors import SpecError
@@ -20,7 +21,7 @@ SCRIPT = f"""\
 # Runs a command; runs it again after exit code 3 (interrupted) or a signal, up to {RETRIES} times.
 # 0, 1, 2 and 4 are final: the same command would end as it did. A job that is stopped is not started again.
 # The variable tells the command that no person looks on: what may pass, such as a store that is away, ends it with 3.
-export {UNATTENDED}=1
+export {guard.UNATTENDED}=1
 stopped=
 trap 'stopped=1' TERM INT
 retries=0

@@ -7,7 +7,7 @@ from magbatch.deploy.forms import size
 from magbatch.deploy.gpus import check_memory, unused
 from magbatch.deploy.names import job_name
 from magbatch.deploy.nodes import group_name, shapes
-from magbatch.deploy.platform import DASHBOARD_PORT, REGION, UNATTENDED, Platform
+from magbatch.deploy.platform import DASHBOARD_PORT, REGION, Platform
 from magbatch.errors import SpecError
 from magbatch.spec import JobSpec, ShapeSpec
 
@@ -53,7 +53,6 @@ def launcher(spec: JobSpec, platform: Platform) -> dict[str, Any]:
                 "--shm-size=8g",
                 "--env RAY_AUTH_MODE=token",
                 f"--env RAY_AUTH_TOKEN_PATH={TOKEN_PATH}",
-                f"--env {UNATTENDED}=1",
             ],
             "worker_run_options": ["--gpus all"] if gpus else [],
         },

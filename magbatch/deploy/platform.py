@@ -4,13 +4,11 @@ import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from magbatch import guard
 from magbatch.deploy.forms import FORMS, check_accelerator, check_egress, check_form, flag
 from magbatch.errors import SpecError
 
 RAY_VERSION = "2.60.0"
 REGION = "us-east-1"  # where --region names none
-UNATTENDED = guard.UNATTENDED
 SPEC_PATH = "/etc/magbatch/job.yaml"
 METRICS_PORT = 9480
 DASHBOARD_PORT = 8265

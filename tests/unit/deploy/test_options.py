@@ -21,12 +21,15 @@ from manifests import (
     pods,
     ray_object,
     rendered,
+    spec,
 )
 from typer.testing import CliRunner
 
 from magbatch.cli.app import app
-from magbatch.deploy import Target
+from magbatch.cluster import environment
+from magbatch.deploy import Target, next_commands
 from magbatch.deploy.kuberay import RETRIES, SCRIPT
+from magbatch.guard import UNATTENDED
 
 TEXT = "jobs/magistral-text.yaml"
 OPTIONS = ["--image", IMAGE, "--gpu-memory-gb", "80"]
@@ -246,8 +249,14 @@ def test_a_run_is_told_that_nobody_looks_on(script: Path) -> None:
         ["sh", "run.sh", "printenv", "MAGBATCH_UNATTENDED"], cwd=script, check=True, capture_output=True, text=True
     )
     assert done.stdout == "1\n"
-    launcher = rendered("magistral-text", Target.AWS)["cluster.yaml"]
-    assert "--env MAGBATCH_UNATTENDED=1" in launcher["docker"]["run_options"]
+
+
+def test_a_job_on_aws_is_submitted_and_so_told_the_same() -> None:
+    """A person's own commands in the container are not: there the variable is not set."""
+    *_, last = next_commands(spec(), Target.AWS, platform(), "deploy/aws", TEXT)
+    assert "'magbatch submit " in last
+    assert environment("x")["env_vars"][UNATTENDED] == "1"
+    assert UNATTENDED not in str(rendered("magistral-text", Target.AWS))
 
 
 def test_a_run_that_is_stopped_is_not_started_again(script: Path) -> None:
