@@ -180,6 +180,16 @@ def leading_column(template: str) -> str | None:
     return None
 
 
+def fixed_texts(template: str) -> list[str]:
+    """The texts that a template shows for every row, in their order: none that stands in an if or a loop.
+
+    Raises:
+        SpecError: The template does not parse.
+    """
+    shown = [part for node in _parsed(template)[1].body if isinstance(node, nodes.Output) for part in node.nodes]
+    return [part.data for part in shown if isinstance(part, nodes.TemplateData)]
+
+
 class Template:
     """A template that is filled for rows.
 

@@ -20,9 +20,10 @@ from mistral_common.protocol.instruct.request import ChatCompletionRequest
 from pydantic import ValidationError
 
 from magbatch.counts import counted
-from magbatch.errors import ErrorCode, ModelError, RowError
+from magbatch.errors import ErrorCode, ModelError, RowError, SpecError
 from magbatch.rows import Image, Page, Part, PartAnswer, Prompt, RenderedRow, TokenIds, as_ids
 from magbatch.spec import JobSpec
+from magbatch.template import fixed_texts
 from magbatch.tokenizer import Tokenizer, blank
 
 # Mistral's tokenizers put an empty line between texts that follow each other.
@@ -99,6 +100,7 @@ class Prompter:
 
     Raises:
         ModelError: The model's files do not give the system prompt or the effort that the spec asks for.
+        SpecError: No row has room beside what every prompt has.
     """
 
     def __init__(self, spec: JobSpec, checkpoint: Path, tokenizer: Tokenizer, max_model_len: int) -> None:
@@ -123,6 +125,8 @@ class Prompter:
             if self._limit == spec.limits.max_prompt_tokens
             else "max_model_len, less one for the answer"
         )
+        if not spec.input.columns.messages:  # a chat may have a system prompt of its own
+            self._check_room(spec, max_model_len)
 
     def __call__(self, row: RenderedRow) -> Prompt:
         """Encode one row; a document that does not fit as the spec says.
@@ -228,6 +232,26 @@ class Prompter:
             if whole != frame[0] + body + frame[1]:
                 return None
         return frame
+
+    def _check_room(self, spec: JobSpec, max_model_len: int) -> None:
+        """Raise SpecError where what every prompt has leaves no room for any row."""
+        try:
+            whole, _ = self._encode_chat([{"role": "user", "content": [{"text": PROBES[0]}]}], [])
+        except RowError:  # of what no row is like
+            return
+        chat = len(whole) - len(self._tokenizer.encode_text(PROBES[0]))
+        texts = fixed_texts(spec.prompt.template) if spec.prompt.template is not None else []
+        # The last token of a text may be one with the first of what a row puts behind it.
+        fixed = sum(max(0, self._size(text) - 1) for text in texts)
+        if chat + fixed <= self._limit:
+            return
+        parts = f"the system prompt and the chat around a question take {chat} tokens"
+        parts += f", and the fixed text of prompt.template {fixed}" if fixed else ""
+        if self._limit == spec.limits.max_prompt_tokens:
+            raise SpecError(f"limits.max_prompt_tokens: {self._limit} is too few for any row: {parts}")
+        raise SpecError(
+            f"model.engine_args.max_model_len: {max_model_len} is too few for any row: {parts}, and an answer 1 or more"
+        )
 
     def _encode_chat(self, messages: list[dict[str, Any]], images: list[Image]) -> tuple[TokenIds, list[Image]]:
         """As `_encode`, by Mistral's own tokenizer in any case."""

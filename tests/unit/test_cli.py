@@ -26,9 +26,11 @@ from magbatch.job.heartbeat import Heartbeat
 from magbatch.job.lease import Lease
 from magbatch.job.progress import JobProgress
 from magbatch.job.retry import Choice, Retry, prepare
+from magbatch.model import locate
 from magbatch.pipeline.write import PartWriter
 from magbatch.rows import Answer, DeadLetter, FinishedRow, ReasoningStatus
 from magbatch.storage import open_store
+from magbatch.tokenizer import Tokenizer
 
 HEAVY = ("torch", "ray", "vllm", "pyarrow", "numpy", "boto3", "mistral_common", "PIL", "cv2")
 ENGINES = ("torch", "ray", "vllm")
@@ -230,6 +232,28 @@ def test_plan_says_what_is_cut(job: SmallJob) -> None:
     result = command("plan", spec_file(job), "--set", "model.engine_args.max_model_len=100")
     tokens = len(job.prompts(0).prompts[0].token_ids)
     assert f"note: sampling.max_tokens 400 is cut to what the context leaves: first row {100 - tokens}" in result.stdout
+
+
+def test_a_context_without_room_for_any_row_is_refused(job: SmallJob) -> None:
+    path = spec_file(job, prompt={"system": "Be brief."})
+    tokenizer = Tokenizer(locate(job.spec().model, weights=False))
+    shown = json.loads(command("plan", path, "--json").stdout)["first_prompt"]
+    chat = shown["tokens"] - len(tokenizer.encode_text("What is a0?"))
+    least = ["--set", f"model.engine_args.max_model_len={chat}"]
+    for name in ("plan", "run"):
+        assert refused(command(name, path, *least)) == (
+            f"model.engine_args.max_model_len: {chat} is too few for any row: the system prompt and the chat around a "
+            f"question take {chat} tokens, and an answer 1 or more"
+        )
+    assert not Path(job.output).exists()
+    assert command("plan", path, "--set", f"model.engine_args.max_model_len={chat + 1}").exit_code == 0
+    text = [
+        "--set",
+        "prompt.template='Name the capital of the country: {{ question }}{% if question %} Now!{% endif %}'",
+    ]
+    said = refused(command("plan", path, *text, "--set", "limits.max_prompt_tokens=12"))
+    assert said.startswith("limits.max_prompt_tokens: 12 is too few for any row: ")
+    assert "and the fixed text of prompt.template " in said
 
 
 def test_a_bad_file_is_reported_before_anything_starts(job: SmallJob) -> None:
