@@ -16,6 +16,7 @@ from magbatch.storage.columns import (
     is_bytes,
     plain,
     settled,
+    short,
     written_as,
     written_name,
 )
@@ -96,6 +97,33 @@ def renamed_note(columns: pa.Schema) -> list[str]:
     pairs = [(one.name, written_name(one)) for one in columns]
     listed = ", ".join(f"{name!r} is written as {written!r}" for name, written in pairs if name != written)
     return [f"carried columns whose names the output has already: {listed}"] if listed else []
+
+
+def mixed_note(files: list[PlannedFile], columns: pa.Schema) -> list[str]:
+    """What a person should know of columns whose type in some files has values that the planned type cannot hold."""
+    found = dict[str, tuple[PlannedFile, pa.DataType]]()
+    for file in files:
+        if file.facts is None or file.problem is not None or not file.rows:
+            continue
+        for one in columns:
+            at = file.facts.schema.get_field_index(one.name)
+            have = plain(file.facts.schema.field(at).type) if at >= 0 else pa.null()
+            if one.name not in found and _may_not_fit(have, one.type):
+                found[one.name] = file, have
+    return [
+        f"column {name!r} is {short(have)} in {file.info.name} and {short(columns.field(name).type)} in the job: "
+        "a value that does not fit makes its row a dead letter"
+        for name, (file, have) in found.items()
+    ]
+
+
+def _may_not_fit(have: pa.DataType, kind: pa.DataType) -> bool:
+    if pa.types.is_floating(kind):
+        exact_bits = {16: 11, 32: 24, 64: 53}[kind.bit_width]
+        return bool(pa.types.is_decimal(have) or (pa.types.is_integer(have) and have.bit_width > exact_bits))
+    if pa.types.is_timestamp(kind) and pa.types.is_timestamp(have):
+        return bool(kind.unit != have.unit)
+    return bool(pa.types.is_uint64(have) and pa.types.is_signed_integer(kind))
 
 
 def check_names(spec: JobSpec) -> None:

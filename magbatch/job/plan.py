@@ -30,6 +30,7 @@ from magbatch.job.columns import (
     check_names,
     common_types,
     input_columns,
+    mixed_note,
     renamed_note,
     with_output_names,
     with_texts,
@@ -295,7 +296,7 @@ def _plan_of_rows(spec: JobSpec, limit: int | None, take: Callable[[ObjectInfo],
     check_kinds(spec, columns)
     check_max_tokens(columns, spec.input.columns.max_tokens)
     columns = with_output_names(spec, columns)
-    notes = [*renamed_note(columns), *given.notes]
+    notes = [*renamed_note(columns), *mixed_note(files, columns), *given.notes]
     bad = [file for file in files if file.problem is not None]
     if bad and (spec.input.on_bad_file == "fail" or len(bad) == len(files)) and not all_may_be_bad:
         raise bad_files_error(spec.input.path, files)

@@ -286,6 +286,32 @@ def test_a_key_has_the_type_of_the_column_that_other_files_have(job: SmallJob, o
     assert [row["lang"] for row in in_order(job)] == [*values.to_pylist(), value, value]
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "planned"),
+    [
+        (pa.array([2**53 + 1]), pa.array([1.5]), "double"),
+        (pa.array([2**63], pa.uint64()), pa.array([-1]), "int64"),
+        (pa.array([2**62], pa.timestamp("us")), pa.array([1], pa.timestamp("ns")), "timestamp[ns]"),
+    ],
+    ids=str,
+)
+def test_plan_says_which_numbers_may_not_fit(job: SmallJob, first: pa.Array, second: pa.Array, planned: str) -> None:
+    job.ask(1, "a.parquet", n=first)
+    job.ask(1, "b.parquet", n=second)
+    job.set("input", carry=["n"])
+    assert preview(job.spec())["notes"] == [
+        f"column 'n' is {first.type} in {job.input}/a.parquet and {planned} in the job: "
+        "a value that does not fit makes its row a dead letter"
+    ]
+
+
+def test_plan_says_nothing_of_numbers_that_fit(job: SmallJob) -> None:
+    job.ask(1, "a.parquet", n=pa.array([1], pa.int32()))
+    job.ask(1, "b.parquet", n=pa.array([1.5]))
+    job.set("input", carry=["n"])
+    assert preview(job.spec())["notes"] == []
+
+
 @pytest.mark.parametrize("values", [[True], [date(2026, 11, 24)], [["x"]], [{"x": 1}]], ids=str)
 def test_a_key_that_has_no_type_with_a_column_is_refused_by_its_file(job: SmallJob, values: list[Any]) -> None:
     job.ask(2, "a.parquet", lang=pa.array(values * 2))
