@@ -11,13 +11,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from typing import Any
+from typing import Annotated, Any, Required
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from magbatch import guard
 from magbatch.errors import DefectError, InterruptedJobError, JobError, LeaseError, StorageError, TooManyFailedError
 from magbatch.job.board import State
+from magbatch.job.lease import LATEST_S
 from magbatch.job.process import process_space, started_at
 from magbatch.job.progress import JobProgress, Point, Spent
 from magbatch.job.runs import PastRun, runs_of
@@ -28,6 +30,65 @@ INTERVAL_S = 5.0
 LAST_WRITE_S = 30.0
 _SPENT, _HISTORY = TypeAdapter(Spent), TypeAdapter(list[Point])
 ALIVE_S = 60.0  # a record that is older is that of a run which has died
+
+
+_Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_Count = Annotated[int, Field(ge=0, lt=2**63)]
+_Moment = Annotated[float, Field(ge=0, lt=LATEST_S)]
+
+
+class _EndSaid(TypedDict, total=False):
+    """How a run ended, as its record says it."""
+
+    state: str
+    at: _Moment
+    error: str | None
+    message: str
+    exit_code: int
+
+
+class _EtaSaid(TypedDict):
+    """See `Eta`."""
+
+    expected_s: _Amount
+    early_s: _Amount
+    late_s: _Amount
+
+
+class _SpentSaid(TypedDict, total=False):
+    """What people are told of `Spent`."""
+
+    device_s: Required[_Amount]
+
+
+class _Said(TypedDict, total=False):
+    """What a run has said of itself: each field that is there has this type, or none of it is believed."""
+
+    at: Required[_Moment]
+    running: bool
+    host: str
+    pid: Annotated[int, Field(ge=0, lt=2**31)]
+    place: str
+    since: str
+    started: _Moment
+    planned: _Count
+    done: _Count
+    before: _Count
+    failed: _Count
+    truncated: _Count
+    rows_per_s: _Amount
+    tokens_per_s: _Amount
+    starting: bool
+    replicas: dict[str, _Count]
+    eta: _EtaSaid | None
+    cost: _Amount | None
+    currency: str
+    spent: _SpentSaid
+    runs: list[Any]
+    end: _EndSaid | None
+
+
+_SAID = TypeAdapter(_Said)
 
 
 class Heartbeat:
@@ -139,9 +200,10 @@ def last_record(store: Store) -> dict[str, Any] | None:
     Raises:
         StorageError: It cannot be read.
     """
-    with suppress(FileNotFoundError, ValueError):
+    with suppress(FileNotFoundError, ValueError, RecursionError):
         found = json.loads(store.read(RECORD))
-        if isinstance(found, dict) and found.get("version") == 1 and isinstance(found.get("at"), int | float):
+        if isinstance(found, dict) and found.get("version") == 1 and "at" in found:
+            _SAID.validate_python(found, strict=True)
             return found
     return None
 

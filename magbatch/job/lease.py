@@ -37,6 +37,7 @@ BEAT_S = 5.0
 # Without a sign of life. A beat is at most four requests of a quick store, each a few times QUICK_TIMEOUT_S.
 EXPIRY_S = 60.0
 LOOK_S = 1.0
+LATEST_S = 1e11  # Unix time of the year 5138: no moment of a run is later
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +61,42 @@ class Hold:
         return max(_numbers(open_store(self.root, quick=True)), default=self.number) > self.number
 
 
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_pid(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**31
+
+
+def _is_time(value: object) -> bool:
+    """Whether a value is a moment that can be shown (Unix time, s)."""
+    return type(value) in {int, float} and 0 <= value < LATEST_S  # type: ignore[operator]
+
+
+def _is_words(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(word, str) for word in value)
+
+
+def _is_flag(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+# What the fields of a holder's record hold, where it has them.
+_KINDS: dict[str, Callable[[object], bool]] = {
+    "host": _is_text, "place": _is_text, "since": _is_text, "pid": _is_pid, "at": _is_time, "taken_at": _is_time,
+    "command": _is_words, "released": _is_flag, "finished": _is_flag,
+}  # fmt: skip
+
+
 def _read(data: bytes) -> dict[str, Any]:
     """A holder's record; of one that is damaged, or only just made, nothing is known but that it is there."""
     unknown = {"host": "unknown", "pid": 0, "place": "", "since": "", "released": False}
-    with suppress(ValueError):
-        record = json.loads(data)
-        if isinstance(record, dict):
-            return unknown | record
+    with suppress(ValueError, RecursionError):
+        record: Any = json.loads(data)
+        known = record.keys() & _KINDS.keys() if isinstance(record, dict) else set[str]()
+        if known and all(_KINDS[name](record[name]) for name in known):
+            return {**unknown, **record}
     return unknown
 
 

@@ -152,7 +152,7 @@ def job_status(output: str) -> JobStatus:
         why=end.why,
         exit_code=end.exit_code,
         work=None if manifest is None else _work(ledger, manifest, holder),
-        run=None if record is None else _shown(record, alive=alive),
+        run=_shown(record, alive=alive) if record is not None and _can_be_shown(record, end.state) else None,
         command=_started_by(holder),
     )
 
@@ -167,7 +167,7 @@ def _is_alive(record: dict[str, Any]) -> bool:
     if not record.get("running"):
         return False
     if record.get("place") and record["place"] == process_space():
-        return bool(record.get("since")) and started_at(record["pid"]) == record["since"]
+        return bool(record.get("since")) and started_at(record.get("pid", 0)) == record["since"]
     return _age_s(record) < ALIVE_S
 
 
@@ -216,6 +216,16 @@ def _work(ledger: Ledger, manifest: Manifest, holder: Holder | None) -> Work | N
     if holder is not None and holder.command[0] == "retry" and "--drop" not in holder.command:
         return Work(holder.command, alive=False, host=holder.host, pid=holder.pid)
     return Work(("retry",), alive=False)
+
+
+def _can_be_shown(record: dict[str, Any], state: JobState) -> bool:
+    """Whether a record has all that a person is shown of a run; else it is that of another version."""
+    needed = {"replicas", "spent", "cost", "currency"}
+    if state != JobState.COMPLETE:
+        needed |= {"host", "pid"}
+    if state in {JobState.STARTING, JobState.RUNNING}:
+        needed |= {"rows_per_s", "tokens_per_s", "truncated", "eta"}
+    return needed <= record.keys()
 
 
 def _shown(record: dict[str, Any], *, alive: bool) -> dict[str, Any]:
