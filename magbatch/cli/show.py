@@ -40,6 +40,7 @@ def errors(as_json: bool) -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, guard.interrupt)  # a platform's SIGTERM is as a person's Ctrl-C
     try:
         try:
+            _check_folder()
             with contact.command():
                 yield
         except KeyboardInterrupt as interrupt:
@@ -65,6 +66,18 @@ def errors(as_json: bool) -> Iterator[None]:
         raise typer.Exit(error.exit_code) from error
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _check_folder() -> None:
+    """Refuse to work from a folder that is gone: no path could be told in full, and libraries ask for it too."""
+    from magbatch.errors import SettingsError
+
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise SettingsError(
+            "Working directory: the folder that this command was started in is gone; change to one that is there"
+        ) from error
 
 
 def counted(what: str, every_s: float = 5.0) -> Callable[[int, int], None]:

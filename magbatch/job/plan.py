@@ -50,6 +50,7 @@ from magbatch.storage.sizes import SHARD_BYTES
 MAX_DOCUMENT_SHARD_ROWS = 8  # of at most limits.max_images pages each
 MAX_LONG_DOCUMENT_SHARD_ROWS = 2  # of at most limits.max_pages each: a gigabyte where all are large
 MAX_IMAGE_SHARD_ROWS = 32  # a shard is one block in Ray's object store; a decoded page is 7 MB
+MAX_SEGMENT_ROWS = 10_000_000  # more than any version has put in a shard; each has an id in memory
 _COLUMNS = pa.schema(
     [
         ("shard", pa.int32()),
@@ -238,6 +239,8 @@ def _check_values(table: pa.Table) -> None:
             raise ValueError(f"its column {name} has {column.null_count:,} nulls")
         if pa.types.is_integer(column.type) and table.num_rows and pa.compute.min(column).as_py() < 0:
             raise ValueError(f"its column {name} has a number below 0")
+    if table.num_rows and pa.compute.max(table.column("rows")).as_py() > MAX_SEGMENT_ROWS:
+        raise ValueError(f"its column rows has a number above {MAX_SEGMENT_ROWS:,}")
     unknown = set(table.column("code").unique().to_pylist()) - {None, *ErrorCode}
     if unknown:
         raise ValueError(f"{min(unknown)!r} is no error code")
