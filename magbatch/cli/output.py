@@ -113,7 +113,7 @@ def _run_lines(found: "JobStatus", run: dict[str, Any]) -> list[str]:
 
     lines = []
     if found.alive:
-        serving, starting = run["replicas"]["serving"], run["replicas"]["starting"]
+        serving, starting = (run["replicas"].get(state, 0) for state in ("serving", "starting"))
         lines += [
             f"  {run['rows_per_s']:,.1f} rows/s, {run['tokens_per_s']:,.0f} tokens/s, {run['truncated']:,} truncated, "
             f"{counted(serving, 'replica')} serving, {starting:,} starting",
@@ -154,13 +154,13 @@ def verify(output: SpecOrOutput, overrides: SpecOverrides = None, limit: SpecLim
         found = verify_job(Ledger(about.output), counting("objects checked"))
         stands = None
         with suppress(OutputError, SpecError):  # a plan or spec that is damaged, as the problems say
-            stands = None if found.complete else job_status(about.output)
+            stands = None if found.verified else job_status(about.output)
     where = shown_path(about.output)
     problems = list(found.problems) if found.complete else ["no manifest: the job is not complete", *found.problems]
     if json:
         counts = {name: getattr(found, name) for name in ("planned", "answered", "failed", "objects", "complete")}
         print_json(counts | {"verified": found.verified, "problems": problems})
-    elif stands is not None:
+    elif stands is not None and not found.complete:
         print(f"{where}: not complete: {found.planned - found.open:,} of {counted(found.planned, 'row')} are done")
         if found.problems:
             print(f"  {counted(len(found.problems), 'problem')} in what is there:")
@@ -173,7 +173,7 @@ def verify(output: SpecOrOutput, overrides: SpecOverrides = None, limit: SpecLim
     elif problems:
         print(f"{where}: {counted(len(problems), 'problem')}")
         print("\n".join(f"  {with_prefix(problem)}" for problem in problems))
-        print("Next: bring lost objects back (s3:// versions, backups); or run the spec into a new output.path")
+        _say_remedy(stands, about, run_mends=found.run_mends)
     else:
         letters = counted(found.failed, "dead letter")
         print(f"planned {found.planned:,} = {found.answered:,} answered + {letters}")
@@ -181,6 +181,20 @@ def verify(output: SpecOrOutput, overrides: SpecOverrides = None, limit: SpecLim
     for line in () if json else found.notes:
         print(f"  {line}")
     raise typer.Exit(0 if found.verified else 1)
+
+
+def _say_remedy(stands: "JobStatus | None", about: Target, *, run_mends: bool) -> None:
+    """What mends a complete job, at the least cost."""
+    if stands is not None and stands.work is not None and (stands.work.alive or run_mends):
+        kind = "a retry" if stands.work.command[0] == "retry" else "a compaction"
+        doing = "is under way: verify again when it is over" if stands.work.alive else "was interrupted"
+        print(f"  {kind} of it {doing}")
+        print(f"Next: {_following(stands, about)}")
+    elif run_mends:
+        print("  no answer is touched by this; run of a complete job mends it, and asks nothing again")
+        print(f"Next: {about.run()}")
+    else:
+        print("Next: bring lost objects back (s3:// versions, backups); or run the spec into a new output.path")
 
 
 Where = Annotated[

@@ -1,7 +1,9 @@
 """What a retry has used belongs to its job: added to the job's report once, before the retry's own records go."""
 
+from contextlib import suppress
 from dataclasses import asdict
 
+from magbatch.errors import OutputError
 from magbatch.job.heartbeat import earlier, last_record, rewrite
 from magbatch.job.ledger import Ledger
 from magbatch.job.progress import HISTORY_POINTS, Point, Spent
@@ -43,8 +45,9 @@ def tell_use(report: Report, ledger: Ledger) -> None:
 
 def _use(place: Ledger) -> tuple[Spent, list[Point], float | None, str]:
     """What a retry has used, its history and its cost: of its report, else as it said last."""
-    if place.manifest() is not None:
-        report = stored_report(place)
-        return report.spent, report.history, report.cost, report.currency
+    with suppress(OutputError):  # its report is damaged
+        if place.manifest() is not None:
+            report = stored_report(place)
+            return report.spent, report.history, report.cost, report.currency
     record = last_record(place.store) or {}
     return *earlier(place.store), record.get("cost"), record.get("currency", "")

@@ -19,6 +19,7 @@ from magbatch.job.manifest import Entry
 from magbatch.job.parts import ROW_GROUP_BYTES, Spool, damaged, row_groups
 from magbatch.job.plan import Plan
 from magbatch.job.run import patient_ledger
+from magbatch.job.stored import put_right
 from magbatch.rows import ERRORS, RESULTS, PartName, new_attempt
 from magbatch.spec import JobSpec
 from magbatch.storage import open_store
@@ -99,7 +100,7 @@ def compact(output: str, target_bytes: int, console: Console) -> Compacted:
     command = ("compact", "--target-mb", str(target_bytes // 1_000_000))
     lease = Lease(open_store(ledger.path, quick=True), console.print, spec.output.patience_s, command)
     with lease.held():
-        ledger.tidy(lease.confirm)
+        put_right(ledger, lease.confirm)
         return merge_objects(ledger, target_bytes, lease.confirm)
 
 

@@ -18,7 +18,7 @@ from magbatch.job.ledger import Ledger, grading_of, narrow_columns, schema_of
 from magbatch.job.manifest import VERSION, Entry, Manifest, StoredFile
 from magbatch.job.parts import Part, Spool, row_groups
 from magbatch.job.plan import Plan
-from magbatch.job.staging import settle, stage
+from magbatch.job.staging import place, stage
 from magbatch.rows import ERRORS, RESULTS, SCHEMA_VERSION, PartName, new_attempt
 from magbatch.spec import JobSpec
 from magbatch.totals import Totals
@@ -181,7 +181,7 @@ def renew(
     old = ledger.load(MANIFEST)
     if old is None or Manifest.from_json(old) != manifest or not ledger.store.replace(MANIFEST, renewed.to_json(), old):
         raise LeaseError(f"{ledger.path}: another command has changed the manifest meanwhile; nothing was changed")
-    settle(ledger.store, renewed)
+    place(ledger.store, renewed, made or {})
     return renewed
 
 

@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
 from heapq import merge
 from operator import attrgetter
 from typing import Any
@@ -26,7 +27,7 @@ from magbatch.job.layout import MANIFEST, PLAN, SPEC, SUPERSEDED
 from magbatch.job.manifest import Manifest
 from magbatch.job.parts import damaged, read_columns, read_part, read_totals, row_ids_of
 from magbatch.job.plan import Plan
-from magbatch.job.staging import settle
+from magbatch.job.staging import settle, staged
 from magbatch.rows import ERRORS, RESULTS, SCHEMA_VERSION, PartName, errors_schema, results_schema
 from magbatch.spec import JobSpec, differences, is_remote, parse
 from magbatch.storage import Store, open_store
@@ -126,9 +127,12 @@ class Ledger:
             raise OutputError(f"{self.path}: the job is not complete; first: magbatch run SPEC")
         if manifest.schema_version != SCHEMA_VERSION:
             raise OutputError(f"{self.path}: its objects have the columns of another version of magbatch")
-        for name in (SPEC, PLAN):
-            if not manifest.vouches_for(name, self.load(name)):
-                raise damaged(self.store, f"{name}: its checksum is not the manifest's")
+        of_plan = self.load(PLAN) or b""
+        if not manifest.vouches_for(SPEC, self.load(SPEC)):
+            raise damaged(self.store, f"{SPEC}: its checksum is not the manifest's")
+        # Any version of a manifest has the plan's checksum.
+        if sha256(of_plan).hexdigest() != manifest.plan_sha256 or not manifest.vouches_for(PLAN, of_plan):
+            raise damaged(self.store, f"{PLAN}: its checksum is not the manifest's")
         return spec, plan, manifest
 
     def begin(self, spec: JobSpec, plan: Plan) -> None:
@@ -179,9 +183,9 @@ class Ledger:
         parts = (PartName.parse(item.name) for item in self.store.list(prefix, after))
         return (part for part in parts if part is not None)
 
-    def _units(self, plan: Plan) -> Iterator[tuple[range, list[PartName]]]:
+    def _units(self, plan: Plan, only: Collection[PartName] | None = None) -> Iterator[tuple[range, list[PartName]]]:
         both = merge(*(self.parts(kind) for kind in (RESULTS, ERRORS)), key=attrgetter("shard"))
-        return units(both, plan.num_shards)
+        return units((part for part in both if only is None or part in only), plan.num_shards)
 
     def done_rows(self, shard: int, quiet_since: float = math.inf) -> frozenset[str]:
         """The ids of a shard's rows that are in a visible object.
@@ -294,7 +298,11 @@ class Ledger:
     # The proof
 
     def audit(
-        self, plan: Plan, more: dict[str, list[str]], checksums: Mapping[PartName, str] | None = None
+        self,
+        plan: Plan,
+        more: dict[str, list[str]],
+        checksums: Mapping[PartName, str] | None = None,
+        only: Collection[PartName] | None = None,
     ) -> Iterator[Audit]:
         """Hold every object against the plan, unit by unit; the objects are read whole.
 
@@ -302,6 +310,7 @@ class Ledger:
             plan: The job's plan.
             more: Columns to hand on in each part's table, by kind, beside those that totals need.
             checksums: What a manifest says of objects: one that is another is not looked into.
+            only: Objects that are looked at; all where this is None.
         """
         known = checksums or {}
 
@@ -317,7 +326,7 @@ class Ledger:
 
         with ThreadPoolExecutor(READERS) as pool:
             window, rows, sizes = list[tuple[range, list[PartName]]](), 0, plan.shard_sizes
-            for shards, parts in self._units(plan):
+            for shards, parts in self._units(plan, only):
                 window.append((shards, parts))
                 rows += max(int(sizes[shards.start : shards.stop].sum()), sum(part.rows for part in parts))
                 if rows >= AUDIT_ROWS:
@@ -346,11 +355,11 @@ class Ledger:
         Args:
             confirm: Raises where another command works on the output: its new objects are in no manifest yet.
         """
-        parts = self.part_names()
-        manifest = self.manifest()  # after the listing, as in `strays`
+        parts, beside = self.part_names(), staged(self.store)
+        manifest = self.manifest()  # after the listings, as in `strays`
         confirm()
         if manifest is not None:
-            settle(self.store, manifest)
+            settle(self.store, manifest, beside)
             for part in _unnamed(parts, manifest):
                 self.supersede(part)
         for draft in list(self.store.list("_magbatch/tmp/")):

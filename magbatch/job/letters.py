@@ -7,7 +7,7 @@ from magbatch.counts import counted
 from magbatch.errors import MagbatchError
 from magbatch.job.ledger import Ledger
 from magbatch.job.parts import read_columns
-from magbatch.rows import ERRORS
+from magbatch.rows import ERRORS, PartName
 from magbatch.spec import JobSpec
 from magbatch.totals import Totals
 
@@ -38,7 +38,13 @@ def listed(by_code: dict[str, int]) -> str:
     )
 
 
-def examples(ledger: Ledger, by_code: dict[str, int], each: int = EXAMPLES, but: Collection[str] = ()) -> list[Example]:
+def examples(
+    ledger: Ledger,
+    by_code: dict[str, int],
+    each: int = EXAMPLES,
+    but: Collection[str] = (),
+    gone: Collection[PartName] = (),
+) -> list[Example]:
     """A few dead letters of each code, from the first objects that have some.
 
     Nobody's rows hang on them: what cannot be read is passed over.
@@ -48,10 +54,11 @@ def examples(ledger: Ledger, by_code: dict[str, int], each: int = EXAMPLES, but:
         by_code: The codes that are looked for, with their counts.
         each: Of each code, at most.
         but: Rows that are left out: they have an answer meanwhile.
+        gone: Objects that are left out: others have taken their place.
     """
     wanted = {code: min(each, count) for code, count in by_code.items()}
     found: dict[str, list[Example]] = {code: [] for code in wanted}
-    for letter in _letters(ledger):
+    for letter in _letters(ledger, gone):
         of_code = found.get(letter.code)
         if of_code is not None and len(of_code) < wanted[letter.code] and letter.row_id not in but:
             of_code.append(letter)
@@ -61,11 +68,11 @@ def examples(ledger: Ledger, by_code: dict[str, int], each: int = EXAMPLES, but:
     return [letter for code in order for letter in found[code]]
 
 
-def _letters(ledger: Ledger) -> Iterator[Example]:
+def _letters(ledger: Ledger, gone: Collection[PartName]) -> Iterator[Example]:
     columns = ["error_code", "row_id", "message"]
     read = 0
     for part in ledger.parts(ERRORS):
-        if not part.rows:
+        if not part.rows or part in gone:
             continue
         if read == MOST_OBJECTS:
             return

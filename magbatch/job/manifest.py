@@ -2,6 +2,7 @@
 
 It is read strictly: a field that is missing, unknown or of another type is an error that names the field, and so is
 a byte that was changed since the manifest was written. Its last field is the checksum of all that stands before it.
+`finished_at`, `compacted_to_bytes` and what `retries` says of each are guarded by that checksum alone.
 """
 
 import json
@@ -13,7 +14,7 @@ from hashlib import sha256
 from typing import Any, Self, TypeVar
 
 from magbatch.errors import OutputError
-from magbatch.job.layout import MANIFEST, NAMED_FILES
+from magbatch.job.layout import MANIFEST, NAMED_FILES, PLAN, SPEC
 from magbatch.rows import PartName
 from magbatch.totals import Totals
 
@@ -211,7 +212,7 @@ class Manifest:
         version = found.take("version", _whole)
         if version not in (1, VERSION):
             raise ValueError(f"version is {_shown(version)}; this version of magbatch knows 1 and {VERSION}")
-        sums, unknown = _sums(found)
+        sums, unknown = _sums(found, _NEEDED_SUMS if version == 1 else frozenset(_SUMS))
         manifest = cls(
             version=version,
             schema_version=found.take("schema_version", _text),
@@ -223,13 +224,16 @@ class Manifest:
             parts=found.take("parts", _entries),
             files=found.take("files", _list_of(_file)) if version > 1 else (),
             model_revision=found.may_have("model_revision", _text),
-            graded_by=found.may_have("graded_by", _whole),
+            graded_by=found.may_have("graded_by", _whole) if version == 1 else found.take("graded_by", _whole),
             compacted_to_bytes=found.may_have("compacted_to_bytes", _whole),
             retries=found.may_have("retries", _list_of(_retry)) or (),
             unknown_sums=unknown,
         )
         if version > 1:
             found.take("manifest_sha256", _checksum)
+            for name in (SPEC, PLAN):
+                if manifest.file(name) is None:
+                    raise ValueError(f"files lacks {name}")
         found.end()
         _check_once("parts", [str(entry.name) for entry in manifest.parts])
         _check_once("files", [file.name for file in manifest.files])
@@ -360,12 +364,12 @@ def _retry(value: Any, path: str) -> RetryRecord:
     return record
 
 
-def _sums(found: _Fields) -> tuple[Totals, frozenset[str]]:
-    """The sums, and the names of those that an older version did not keep."""
+def _sums(found: _Fields, needed: frozenset[str]) -> tuple[Totals, frozenset[str]]:
+    """The sums, and the names of those that an older version did not keep; `needed` must be there."""
     values: dict[str, Any] = {}
     for name in _SUMS:
         read: Callable[[Any, str], Any] = _whole if name in _COUNTS else _counts
-        value = found.take(name, read) if name in _NEEDED_SUMS else found.may_have(name, read)
+        value = found.take(name, read) if name in needed else found.may_have(name, read)
         if value is not None:
             values[name] = value
     return Totals(**values), frozenset(_SUMS) - values.keys()

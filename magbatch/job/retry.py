@@ -37,7 +37,7 @@ from magbatch.job.plan import Plan
 from magbatch.job.prepare import Job, Preparer
 from magbatch.job.report import DuplicateIds
 from magbatch.job.run import complete, patient_ledger
-from magbatch.job.stored import stored_report
+from magbatch.job.stored import put_right, stored_report
 from magbatch.rows import ERRORS, RESULTS, PartName, ReasoningStatus, new_attempt
 from magbatch.spec import JobSpec, differences, parse
 from magbatch.storage import open_store
@@ -196,7 +196,7 @@ def retry(output: str, choice: Choice, overrides: list[str], console: Console) -
     command = ("retry", *choice.options, *(word for item in overrides for word in ("--set", item)))
     lease = Lease(open_store(ledger.path, quick=True), console.print, spec.output.patience_s, command)
     with lease.held():
-        ledger.tidy(lease.confirm)
+        put_right(ledger, lease.confirm)
         sweep(ledger)
         found = prepare(ledger, choice, overrides)
         if isinstance(found, Retried):
@@ -264,7 +264,7 @@ def drop(output: str, console: Console) -> bool:
     ledger.complete_job()
     lease = Lease(open_store(ledger.path, quick=True), console.print, command=("retry", "--drop"))
     with lease.held():
-        ledger.tidy(lease.confirm)
+        put_right(ledger, lease.confirm)
         sweep(ledger)
         spec, plan, manifest = ledger.complete_job()
         number = len(manifest.retries) + 1
@@ -314,7 +314,9 @@ def merge(retry: Retry, confirm: Callable[[], None]) -> Retried:
     report.totals = change.totals
     add_use(report, place, retry.number, retry.plan.rows)
     if retry.choice.kind == ERRORS:
-        report.letters = [asdict(one) for one in examples(ledger, change.totals.by_code, but=answers.holders)]
+        report.letters = [
+            asdict(one) for one in examples(ledger, change.totals.by_code, but=answers.holders, gone=change.gone)
+        ]
     report.wrong = [one for one in report.wrong if one.row_id not in answers.holders]
     if change.new_ids:
         gone = set(change.gone)
@@ -326,7 +328,6 @@ def merge(retry: Retry, confirm: Callable[[], None]) -> Retried:
     )
     made = report_files(report)
     confirm()
-    # A manifest of before some sums were kept does not get them: of its other objects they are not known.
     retries = (*manifest.retries, record)
     tell_use(report, ledger)
     renew(ledger, spec, plan, manifest, change.gone, change.new, made, retries=retries, totals=change.totals)

@@ -4,7 +4,7 @@ They are written beside their places first, under names that hold their checksum
 moved to their places, by the command that wrote it or by the next one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from magbatch.job.layout import STAGED
 from magbatch.job.manifest import Manifest, StoredFile
@@ -24,19 +24,33 @@ def stage(store: Store, files: Mapping[str, bytes]) -> tuple[StoredFile, ...]:
     return found
 
 
-def is_settled(store: Store) -> bool:
-    """Whether nothing is staged."""
-    return not any(True for _ in store.list(STAGED))
+def staged(store: Store) -> list[str]:
+    """What lies beside its place."""
+    return [item.name for item in store.list(STAGED)]
 
 
-def settle(store: Store, manifest: Manifest) -> None:
-    """Move what the manifest names to its place, and delete what it does not name."""
+def place(store: Store, manifest: Manifest, names: Collection[str]) -> None:
+    """Move some files that a manifest names to their places; what is there already, or gone, is left alone."""
+    for file in manifest.files:
+        if file.name in names:
+            store.move(_beside(file), file.name)
+
+
+def settle(store: Store, manifest: Manifest, found: Collection[str]) -> None:
+    """Move what the manifest names to its place, and delete what it does not name.
+
+    Args:
+        store: The output.
+        manifest: Of its job.
+        found: What was staged before the manifest was read, and before the lease was last confirmed. What came
+            later is another command's, which has taken the output over: its manifest may name it.
+    """
     places = {_beside(file): file.name for file in manifest.files}
-    for item in list(store.list(STAGED)):
-        if item.name in places:
-            store.move(item.name, places[item.name])
+    for name in found:
+        if name in places:
+            store.move(name, places[name])
         else:
-            store.delete(item.name)
+            store.delete(name)
 
 
 def is_staged(store: Store, file: StoredFile) -> bool:
@@ -52,7 +66,7 @@ def read_named(store: Store, manifest: Manifest, name: str) -> bytes:
     """
     file, names = manifest.file(name), [name]
     if file is not None:
-        names.append(_beside(file))
+        names += [_beside(file), name]  # its place again: it may have come there meanwhile
     for one in names:
         try:
             data = store.read(one)

@@ -1,19 +1,30 @@
 """What lies beside the answers of a complete job: its report, and what an interrupted end has left undone."""
 
 import json
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any
 
 from magbatch.counts import counted
-from magbatch.errors import LeaseError, OutputError
+from magbatch.errors import LeaseError, OutputError, StorageError
+from magbatch.grading import RULE
 from magbatch.job.finalise import renew
+from magbatch.job.heartbeat import earlier, last_record
 from magbatch.job.layout import PAGE, REPORT
 from magbatch.job.lease import Lease
-from magbatch.job.ledger import Ledger
-from magbatch.job.manifest import Manifest
+from magbatch.job.ledger import Ledger, grading_of, narrow_columns
+from magbatch.job.letters import examples
+from magbatch.job.manifest import VERSION, Manifest
 from magbatch.job.page import report_files
-from magbatch.job.report import Report
-from magbatch.job.staging import is_settled, read_named
+from magbatch.job.parts import damaged, read_part
+from magbatch.job.plan import Plan
+from magbatch.job.report import DuplicateIds, Report, Run, Slowest
+from magbatch.job.staging import read_named, staged
 from magbatch.rows import PartName
+from magbatch.spec import JobSpec
+from magbatch.spec.secrets import shown
 from magbatch.totals import Totals
 
 
@@ -27,10 +38,12 @@ def stored_report(ledger: Ledger) -> Report:
     try:
         data = ledger.store.read(REPORT) if manifest is None else read_named(ledger.store, manifest, REPORT)
         report = Report.from_dict(json.loads(data))
-    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (FileNotFoundError, StorageError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, StorageError) and (error.passing or error.mistake):
+            raise
         raise OutputError(
             f"{ledger.path}/{REPORT} is missing, damaged or changed ({type(error).__name__}), though the job is "
-            f"complete; the answers are not touched by it: magbatch verify {ledger.path}"
+            "complete; the answers are not touched by it: magbatch run SPEC makes it anew from them"
         ) from error
     report.totals = Totals() if manifest is None else manifest.totals
     return report
@@ -53,7 +66,7 @@ def whole(ledger: Ledger) -> list[PartName]:
 
 
 def mend(ledger: Ledger, lease: Lease) -> None:
-    """Do what an interrupted end of a complete job has left undone, and write a page that is missing.
+    """Do what an interrupted end of a complete job has left undone, and make a report anew that is not as it was.
 
     Args:
         ledger: The output.
@@ -62,21 +75,95 @@ def mend(ledger: Ledger, lease: Lease) -> None:
 
     Raises:
         OutputError: Objects that the manifest names are gone.
+        LeaseError: Another command works on the output, and its report cannot be read meanwhile.
     """
-    if whole(ledger) or not is_settled(ledger.store) or not _has_page(ledger, ledger.manifest()):
-        with suppress(LeaseError), lease.held():
-            ledger.tidy(lease.confirm)
-            _add_page(ledger, lease)
+    manifest = ledger.manifest()
+    if whole(ledger) or staged(ledger.store) or manifest is None or not _has_report(ledger, manifest):
+        try:
+            with lease.held():
+                put_right(ledger, lease.confirm)
+        except LeaseError:
+            with suppress(OutputError):
+                stored_report(ledger)
+                return
+            raise
 
 
-def _add_page(ledger: Ledger, lease: Lease) -> None:
+def put_right(ledger: Ledger, confirm: Callable[[], None]) -> None:
+    """Tidy the output of a complete job; its report is made anew if it is not as it was.
+
+    A manifest of an older version becomes one of this version, whose sums are counted from the objects.
+
+    Args:
+        ledger: The output.
+        confirm: As for `Ledger.tidy`.
+
+    Raises:
+        OutputError: The job is not complete, or damaged.
+    """
+    ledger.tidy(confirm)
     spec, plan, manifest = ledger.complete_job()
-    if not _has_page(ledger, manifest):
-        page = {name: data for name, data in report_files(stored_report(ledger)).items() if name == PAGE}
-        lease.confirm()
-        renew(ledger, spec, plan, manifest, [], [], page)
+    if manifest.version == VERSION and _has_report(ledger, manifest):
+        return
+    changes: dict[str, Any] = {}
+    try:
+        report = stored_report(ledger)
+        if manifest.version < VERSION:
+            report.totals = _report_anew(ledger, spec, plan, manifest).totals
+    except OutputError:
+        report = _report_anew(ledger, spec, plan, manifest)
+    if manifest.version < VERSION:
+        changes = {"totals": report.totals, "unknown_sums": frozenset(), "graded_by": RULE}
+    report.retries_counted = len(manifest.retries)
+    made = report_files(report)
+    confirm()
+    renew(ledger, spec, plan, manifest, [], [], made, **changes)
 
 
-def _has_page(ledger: Ledger, manifest: Manifest | None) -> bool:
-    there = any(item.name == PAGE for item in ledger.store.list(PAGE))
-    return there and (manifest is None or manifest.version == 1 or manifest.file(PAGE) is not None)
+def _has_report(ledger: Ledger, manifest: Manifest) -> bool:
+    """Whether report and page are there, and what the manifest names."""
+    if manifest.version < VERSION:
+        with suppress(OutputError):
+            stored_report(ledger)
+            return any(item.name == PAGE for item in ledger.store.list(PAGE))
+        return False
+    named = (manifest.file(REPORT), manifest.file(PAGE))
+    return all(file is not None and file.fits(_load(ledger, file.name)) for file in named)
+
+
+def _load(ledger: Ledger, name: str) -> bytes | None:
+    """A file; None also where something else than a file is in its place."""
+    try:
+        return ledger.load(name)
+    except StorageError as error:
+        if error.passing:
+            raise
+        return None
+
+
+def _report_anew(ledger: Ledger, spec: JobSpec, plan: Plan, manifest: Manifest) -> Report:
+    """The report of a complete job from its objects; of what it has used, as its run has said last."""
+    user_id, grading = plan.output_name(spec.input.columns.id), grading_of(spec, plan)
+    totals, slowest, more = Totals(), Slowest(user_id), narrow_columns(spec, plan)
+    with DuplicateIds(user_id) as ids:
+        for entry in manifest.parts:
+            part = read_part(ledger.store, entry.name, more, entry.sha256)
+            if isinstance(part, str):
+                raise damaged(ledger.store, part)
+            totals.add(part.name.kind, part.table, grading)
+            ids.see(part.name.kind, part.table)
+            slowest.see(part.name.kind, part.table)
+        repeated = ids.count() if user_id is not None else None
+    said, (spent, history) = last_record(ledger.store) or {}, earlier(ledger.store)
+    return Report(
+        spec.name, ledger.path, plan.rows, totals, repeated, Run(), shown(spec.model_dump(mode="json")), spent,
+        history, [], slowest.rows(), said.get("cost"), spec.cost.currency, len(manifest.retries),
+        ended=_unix_time(manifest.finished_at), letters=[asdict(one) for one in examples(ledger, totals.by_code)],
+    )  # fmt: skip
+
+
+def _unix_time(text: str) -> float | None:
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        return None

@@ -4,6 +4,8 @@ Bytes that the manifest does not vouch for are not looked into: of a spec, a pla
 it was changed is all that is said.
 """
 
+import json
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
@@ -15,6 +17,7 @@ from magbatch.errors import JobError, OutputError, StorageError, short_message
 from magbatch.grading import RULE
 from magbatch.job.audit import Audit
 from magbatch.job.layout import MANIFEST, NAMED_FILES, PAGE, PLAN, REPORT, SPEC
+from magbatch.job.lease import holder_of
 from magbatch.job.ledger import READERS, Ledger, grading_of, narrow_columns
 from magbatch.job.manifest import Entry, Manifest, StoredFile, is_as_written
 from magbatch.job.parts import Part
@@ -26,8 +29,10 @@ from magbatch.storage.odd_names import odd_names
 from magbatch.storage.s3 import NoBucketError
 from magbatch.totals import Totals
 
-TRIES = 3  # of a proof during which a retry or a compaction has put another manifest in the place of the one it had
+TRIES = 5  # of a proof during which a retry or a compaction has put another manifest in the place of the one it had
+SETTLING_S = (0.05, 0.1, 0.2)  # waits for a command that is about to move a file to its place
 MOST_SHOWN_CHARS = 60  # of a value
+MAKES_ANEW = "magbatch run SPEC makes it anew"
 Progress = Callable[[int, int], None]
 
 
@@ -44,6 +49,7 @@ class Verification:
         complete: The job has a manifest.
         problems: What is wrong, one line each. Open rows of a job that is not complete are none.
         notes: What a person should know, one line each, though nothing is wrong.
+        run_mends: Whether `run` of the spec mends all that is wrong: no row is touched by it.
     """
 
     planned: int
@@ -54,6 +60,7 @@ class Verification:
     complete: bool
     problems: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    run_mends: bool = False
 
     @property
     def verified(self) -> bool:
@@ -75,7 +82,7 @@ def verify(ledger: Ledger, progress: Progress = lambda done, objects: None) -> V
     for _ in range(TRIES):
         proof = _Proof(ledger, progress)
         found = proof.result()
-        if proof.manifest_is_still_the_same():
+        if not found.problems or proof.nobody_has_worked():
             break
     return found
 
@@ -93,6 +100,8 @@ class _Proof:
         self._problems, self._notes = list[str](), list[str]()
         self._names = set[str]()
         self._totals, self._open, self._versions = Totals(), 0, set[str]()
+        self._mended = set[str]()  # problems that `run` mends
+        self._holder = _worker(ledger)
         self._stored = self._load(MANIFEST)
         self._complete = self._stored is not None or bool(self._problems)
         self._manifest: Manifest | None = None
@@ -103,9 +112,9 @@ class _Proof:
                 self._problems.append(str(error))
         self._entries = {entry.name: entry for entry in self._manifest.parts} if self._manifest is not None else {}
 
-    def manifest_is_still_the_same(self) -> bool:
-        """Whether nobody has put another manifest in the place of the one that this proof is about."""
-        return self._load(MANIFEST) == self._stored
+    def nobody_has_worked(self) -> bool:
+        """Whether the manifest is the one that this proof is about, and no command has begun or ended meanwhile."""
+        return self._load(MANIFEST) == self._stored and _worker(self._ledger) == self._holder
 
     def result(self) -> Verification:
         """Look at everything."""
@@ -126,6 +135,7 @@ class _Proof:
             complete=self._complete,
             problems=tuple(short_message(line) for line in self._problems),
             notes=tuple(self._notes),
+            run_mends=bool(self._problems) and self._mended.issuperset(self._problems),
         )
 
     # The job's own files
@@ -167,22 +177,58 @@ class _Proof:
         if manifest.version == 1:
             self._notes.append(f"{MANIFEST} is of an older version: it has no checksums of {SPEC} and {REPORT}")
             named[PLAN] = StoredFile(PLAN, len(data[PLAN] or b""), manifest.plan_sha256)
-        for name, content in data.items():
+        for name in (REPORT, PAGE) if manifest.version > 1 else ():
             file = named.get(name)
-            if file is not None and not file.fits(content):
-                self._problems.append(self._not_the_same(file, there=content is not None))
-            elif file is None and manifest.version > 1 and content is not None:
-                advice = "; magbatch run SPEC makes it anew" if name == PAGE else ""
-                self._problems.append(f"{name}: not in the manifest{advice}")
+            if file is None:
+                self._mendable(f"{name}: not in the manifest; {MAKES_ANEW}")
+            elif not file.fits(data[name]):
+                data[name] = self._settled(file)
+        for name, file in named.items():
+            if not file.fits(data[name]):
+                self._not_the_same(file, there=data[name] is not None)
+        self._look_into_report(manifest, data[REPORT])
         return {name: file.fits(data[name]) for name, file in named.items()}
 
-    def _not_the_same(self, file: StoredFile, *, there: bool) -> str:
-        if is_staged(self._ledger.store, file):
-            return f"{file.name}: an end that was interrupted has not put it in its place; magbatch run SPEC does"
-        if not there:
-            return f"{file.name}: in the manifest, but not there"
-        advice = "; delete it, and magbatch run SPEC makes it anew" if file.name == PAGE else ""
-        return f"{file.name}: its checksum is not the manifest's{advice}"
+    def _settled(self, file: StoredFile) -> bytes | None:
+        """A file once the command that wrote the manifest has put it in its place, which takes a moment."""
+        data = None
+        for wait_s in SETTLING_S:
+            data = self._load(file.name)
+            if file.fits(data) or not is_staged(self._ledger.store, file):
+                break
+            time.sleep(wait_s)
+        return self._load(file.name) if not file.fits(data) else data
+
+    def _not_the_same(self, file: StoredFile, *, there: bool) -> None:
+        what = "its checksum is not the manifest's" if there else "in the manifest, but not there"
+        if file.name not in {REPORT, PAGE}:
+            self._problems.append(f"{file.name}: {what}")
+        elif is_staged(self._ledger.store, file):
+            self._mendable(
+                f"{file.name}: an end that was interrupted has not put it in its place; magbatch run SPEC does"
+            )
+        else:
+            self._mendable(f"{file.name}: {what}; {MAKES_ANEW}")
+
+    def _mendable(self, problem: str) -> None:
+        """Note a problem that `run` mends."""
+        self._problems.append(problem)
+        self._mended.add(problem)
+
+    def _look_into_report(self, manifest: Manifest, data: bytes | None) -> None:
+        """Hold what a report says of its job's end against the manifest."""
+        try:
+            said = json.loads(data or b"")
+            written_by_this = "letters" in said  # no version before has written them
+            counted = int(said.get("retries_counted", 0))
+        except (ValueError, TypeError, AttributeError):
+            if manifest.version == 1:
+                self._mendable(f"{REPORT}: not there, or damaged; {MAKES_ANEW}")
+            return
+        if manifest.version == 1 and written_by_this:
+            self._problems.append(f"{MANIFEST} says version 1, but {REPORT} was written with a later one")
+        if manifest.version > 1 and counted != len(manifest.retries):
+            self._problems.append(f"{MANIFEST} has {len(manifest.retries)} retries, {REPORT} has counted {counted}")
 
     def _read(self, name: str, data: bytes | None, read: Callable[[bytes], Any], vouched: dict[str, bool]) -> Any:
         """A file as what it holds; None where it is not what it was."""
@@ -220,7 +266,11 @@ class _Proof:
         """Read every object, and hold it against the plan and against what the manifest says of it."""
         grading, checked = grading_of(spec, plan), 0
         checksums = {name: entry.sha256 for name, entry in self._entries.items()}
-        for audit in self._ledger.audit(plan, narrow_columns(spec, plan), checksums):
+        only = None
+        if self._manifest is not None:
+            only = self._entries.keys()
+            self._note_strays(self._ledger.part_names())
+        for audit in self._ledger.audit(plan, narrow_columns(spec, plan), checksums, only):
             self._problems += audit.problems
             self._problems += [f"not planned: {where}" for where in audit.unplanned]
             self._open += len(audit.missing)
@@ -243,13 +293,19 @@ class _Proof:
             return
         entry = self._entries.get(part.name)
         if entry is None:
-            yield f"{part.name}: not in the manifest"
             return
         found = part.entry()
         for field in ("rows", "records", "bytes"):
             said, is_ = getattr(entry, field), getattr(found, field)
             if said != is_:
                 yield f"{MANIFEST} says that {part.name} has {said} {field}, it has {is_}"
+
+    def _note_strays(self, names: list[PartName]) -> None:
+        """Objects that the manifest does not name are moved away by the next command."""
+        strays = [name for name in names if name not in self._entries]
+        self._names.update(map(str, strays))
+        for name in strays:
+            self._mendable(f"{name}: not in the manifest")
 
     def _check_bytes(self) -> None:
         """Without a plan that can be trusted: hold each object against its checksum, and look no further."""
@@ -258,7 +314,7 @@ class _Proof:
         if self._manifest is None:
             self._problems.append("objects not checked: neither a manifest nor a plan says what they should be")
             return
-        self._problems += [f"{name}: not in the manifest" for name in names if name not in self._entries]
+        self._note_strays(names)
         entries = [self._entries[name] for name in names if name in self._entries]
         with ThreadPoolExecutor(READERS) as pool:
             for wrong in pool.map(self._wrong_bytes, entries):
@@ -287,6 +343,8 @@ class _Proof:
             ("planned_rows", manifest.planned_rows, plan.rows, "the plan gives"),
             ("model_revision", manifest.model_revision, plan.revision, "the plan gives"),
         ]
+        if manifest.version > 1:
+            said.append(("graded_by", manifest.graded_by, RULE, "its version has"))
         if self._versions and manifest.schema_version not in self._versions:
             said.append(
                 ("schema_version", manifest.schema_version, ", ".join(sorted(self._versions)), "the objects give")
@@ -294,7 +352,7 @@ class _Proof:
         of_plan = manifest.file(PLAN)
         if of_plan is not None:
             said.append(("plan_sha256", manifest.plan_sha256, of_plan.sha256, "the plan gives"))
-        if not self._problems:  # else other sums are no wonder
+        if self._mended.issuperset(self._problems):  # else other sums are no wonder
             said += [(name, getattr(manifest.totals, name), count, "the objects give") for name, count in self._sums()]
         self._problems += [
             f"{MANIFEST} says {name} {_shown(was)}, {source} {_shown(now)}"
@@ -311,6 +369,12 @@ class _Proof:
         if self._manifest.graded_by != RULE:
             skipped |= {"graded", "right"}
         return ((one.name, getattr(self._totals, one.name)) for one in fields(Totals) if one.name not in skipped)
+
+
+def _worker(ledger: Ledger) -> tuple[Any, ...] | None:
+    """Who works on an output, or has done so last, and whether that is over."""
+    holder = holder_of(ledger.store)
+    return None if holder is None else (holder.command, holder.host, holder.pid, holder.released)
 
 
 def _gaps_and_repeats(audit: Audit) -> Iterator[str]:

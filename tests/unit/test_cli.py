@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from book import rewrite_manifest
@@ -21,7 +22,8 @@ from typer.testing import CliRunner
 import magbatch
 from magbatch.cli.app import app
 from magbatch.cli.run import remembered
-from magbatch.errors import EngineStartError, ErrorCode, InterruptedJobError, Step, TooManyFailedError
+from magbatch.errors import EngineStartError, ErrorCode, InterruptedJobError, LeaseError, Step, TooManyFailedError
+from magbatch.job.compact import merge_objects
 from magbatch.job.heartbeat import Heartbeat
 from magbatch.job.lease import Lease
 from magbatch.job.progress import JobProgress
@@ -593,6 +595,9 @@ def test_a_damaged_job_that_is_not_complete_gets_one_clear_message(job: SmallJob
 def test_verify_says_what_has_no_checksum_in_an_output_of_the_version_before(job: SmallJob) -> None:
     job.answer()
     job.finalise()
+    report = json.loads(job.ledger.store.read("_magbatch/report.json"))
+    report.pop("letters", None)  # which no version before has written
+    job.ledger.store.write("_magbatch/report.json", json.dumps(report).encode())
     rewrite_manifest(job.ledger, version=1, files=())
     found = command("verify", job.output)
     assert (found.exit_code, found.stdout.splitlines()[2]) == (
@@ -826,3 +831,84 @@ def test_compact_says_what_came_of_it(failed: SmallJob) -> None:
 def test_an_open_job_is_left_alone(job: SmallJob, name: str) -> None:
     job.begin()
     assert "not complete" in refused(command(name, job.output))
+
+
+def test_verify_names_the_command_that_mends_a_job(job: SmallJob) -> None:
+    """A compaction that is under way, or was interrupted; a report that is gone: no row is to be paid for again."""
+    job.set("input", shard_rows=4)
+    job.answer()
+    job.finalise()
+
+    def confirm() -> None:
+        found = command("verify", job.output)
+        assert found.exit_code == 1
+        assert "  a compaction of it is under way: verify again when it is over" in found.stdout.splitlines()
+        assert found.stdout.splitlines()[-1] == f"Next: magbatch status {job.output}"
+        raise LeaseError("ended here")
+
+    lease = Lease(open_store(job.output), print, command=("compact", "--target-mb", "1"))
+    with pytest.raises(LeaseError, match="ended here"), lease.held():
+        merge_objects(job.ledger, 10**6, confirm)
+    found = command("verify", job.output)
+    assert (found.exit_code, found.stdout.splitlines()[-1]) == (
+        1, f"Next: magbatch compact {job.output} --target-mb 1",
+    )  # fmt: skip
+    assert command("compact", job.output, "--target-mb", "1").exit_code == 0
+    assert command("verify", job.output).exit_code == 0
+    Path(job.output, "_magbatch/report.json").unlink()
+    found = command("verify", job.output)
+    *_, following = found.stdout.splitlines()
+    assert (found.exit_code, following) == (1, f"Next: magbatch run {job.output}/_magbatch/spec.yaml")
+    assert command("run", f"{job.output}/_magbatch/spec.yaml").exit_code == 0
+    assert command("verify", job.output).exit_code == 0
+
+
+ODD_VALUES = ["abc", None, [1], {}, 1e308, -1, True, 10**30]
+
+
+@pytest.mark.parametrize("complete", [True, False])
+@pytest.mark.parametrize("name", ["lease-00000001.json", "progress.json"])
+def test_a_small_record_that_is_damaged_counts_as_none(job: SmallJob, name: str, complete: bool) -> None:
+    job.begin()
+    if complete:
+        job.answer()
+        job.finalise()
+    lease = Lease(open_store(job.output), print)
+    with lease.held(), Heartbeat(open_store(job.output), JobProgress(job.spec(), 10, 0), lambda: None, print).beating():
+        pass
+    path = Path(job.output, "_magbatch", name)
+    whole = json.loads(path.read_text())
+    for number, field in enumerate(sorted(whole)):
+        path.write_text(json.dumps(whole | {field: ODD_VALUES[(number + complete) % len(ODD_VALUES)]}))
+        assert command("status", job.output).exit_code == 0, field
+    path.write_text(json.dumps(whole | {"at": 1e308, "pid": "abc", "cost": "x"}))
+    assert command("verify", job.output).exit_code == (0 if complete else 1)
+    path.write_text(json.dumps({"version": 1, "at": whole["at"]}))
+    assert command("status", job.output).exit_code == 0
+    path.write_bytes(b"[" * 100_000)
+    assert command("status", job.output).exit_code == 0
+
+
+@pytest.mark.parametrize("verb", ["run", "verify"])
+def test_a_working_directory_that_is_gone_is_a_mistake(tmp_path: Path, verb: str) -> None:
+    (tmp_path / "here").mkdir()
+    program = (
+        f"import os; os.rmdir({str(tmp_path / 'here')!r}); import runpy, sys; sys.argv = ['magbatch', {verb!r}, 'x']; "
+    )
+    program += "runpy.run_module('magbatch', run_name='__main__')"
+    path = {"PYTHONPATH": str(Path(magbatch.__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path / "here", env=os.environ | path, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert done.stderr.startswith("magbatch: Working directory: the folder"), done.stderr
+
+
+def test_a_plan_of_more_rows_than_anybody_has_is_damaged(job: SmallJob) -> None:
+    job.begin()
+    path = Path(job.output, "_magbatch/plan.parquet")
+    table = pq.read_table(path)
+    place = table.schema.get_field_index("rows")
+    pq.write_table(table.set_column(place, table.schema.field(place), pa.array([10**12] * table.num_rows)), path)
+    assert "plan.parquet is damaged" in refused(command("status", job.output))
+    assert "plan.parquet: cannot be read" in command("verify", job.output).stdout

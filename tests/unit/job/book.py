@@ -22,6 +22,7 @@ from magbatch.job.manifest import Entry, Manifest, StoredFile
 from magbatch.job.plan import Plan
 from magbatch.job.report import Report, Run
 from magbatch.job.retry import Choice, Retried, merge, prepare, sweep
+from magbatch.job.stored import put_right
 from magbatch.job.verify import Verification, verify
 from magbatch.pipeline.write import PartWriter
 from magbatch.rows import ERRORS, RESULTS, Answer, DeadLetter, FinishedRow, PartName, ReasoningStatus
@@ -198,7 +199,7 @@ def ask_again(
     ledger: Ledger, answer: Callable[[Hand], None], choice: Choice | None = None, overrides: tuple[str, ...] = ()
 ) -> Retried:
     """What `retry` does, with rows answered by hand in the place of a fleet."""
-    ledger.tidy(lambda: None)
+    put_right(ledger, lambda: None)
     sweep(ledger)
     found = prepare(ledger, choice or Choice(), list(overrides))
     if isinstance(found, Retried):

@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import io
+import json
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -17,11 +18,13 @@ from magbatch.engines import start
 from magbatch.engines.base import FREE, Engine, EngineConfig, EngineLoad, Form, OnTokens
 from magbatch.job.board import BoardState, Load, Order, Use
 from magbatch.job.finalise import finalise
+from magbatch.job.layout import PAGE, REPORT
 from magbatch.job.lease import Hold
 from magbatch.job.ledger import Ledger
 from magbatch.job.plan import Plan, make_plan
 from magbatch.job.prepare import Job, Preparer, ShardPrompts, from_block, to_block
 from magbatch.job.replica import Replica, Timing
+from magbatch.job.report import Report, Run
 from magbatch.model import engine_args, facts, locate
 from magbatch.pipeline.prompt import Prompter
 from magbatch.rows import Generation, Prompt
@@ -274,7 +277,12 @@ class SmallJob:
 
 def end(ledger: Ledger, spec: JobSpec, plan: Plan) -> list[str]:
     """Finalise with nobody listening; returns the rows that are missing."""
-    return finalise(ledger, spec, plan, lambda kind, table: None, lambda totals: {}, lambda: None)[1]
+
+    def report(totals: Totals) -> dict[str, bytes]:
+        found = Report(spec.name, ledger.path, plan.rows, totals, None, Run())
+        return {REPORT: json.dumps(found.to_dict()).encode(), PAGE: b"<html>"}
+
+    return finalise(ledger, spec, plan, lambda kind, table: None, report, lambda: None)[1]
 
 
 async def until(condition: Callable[[], bool], what: str) -> None:

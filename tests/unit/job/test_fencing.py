@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from book import Book, Breaking, Hand, carry_out
+from book import Book, Breaking, Hand, carry_out, stored
 from rich.console import Console
 from small_job import SmallJob
 
 from magbatch.errors import LeaseError, OutputError, StorageError
+from magbatch.job import finalise as finalise_module
 from magbatch.job import lease as lease_module
 from magbatch.job import run as run_module
 from magbatch.job.compact import compact
@@ -20,10 +21,13 @@ from magbatch.job.finalise import renew
 from magbatch.job.layout import MANIFEST, REPORT
 from magbatch.job.lease import Lease
 from magbatch.job.ledger import Ledger
+from magbatch.job.page import report_files
 from magbatch.job.progress import JobProgress
 from magbatch.job.report import Run
 from magbatch.job.retry import Choice, drop, merge, prepare
 from magbatch.job.run import run
+from magbatch.job.stored import stored_report
+from magbatch.job.verify import verify
 from magbatch.rows import RESULTS
 from magbatch.storage import ObjectInfo, Store, open_store
 
@@ -241,3 +245,38 @@ def test_a_complete_job_whose_objects_are_gone_says_so(book: Book, quiet: Consol
     book.ledger.store.delete(name)
     with pytest.raises(OutputError, match=f"1 object of its manifest is gone; the first is {name}"):
         run(book.job.spec(), quiet)
+
+
+@pytest.mark.parametrize("stands", ["tidies", "has renewed"])
+def test_a_holder_that_stood_still_leaves_the_report_of_the_next_one_alone(
+    tmp_path: Path, stands: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It wakes up while the next one has staged its report, and has not moved it to its place."""
+    book = Book(SmallJob(tmp_path))
+    book.complete()
+    assert book.finalise() == []
+    ledger, other = book.ledger, Ledger(book.ledger.path)
+    manifest, report = stored(ledger), stored_report(ledger)
+
+    def next_one() -> None:
+        report.duplicate_ids = 7
+        with monkeypatch.context() as patch:
+            patch.setattr(finalise_module, "place", lambda *_: None)  # killed before that
+            renew(other, book.spec, book.plan, stored(other), [], [], report_files(report))
+
+    if stands == "tidies":
+        ledger.tidy(next_one)
+    else:
+        place = finalise_module.place
+
+        def late(*args: Any) -> None:
+            monkeypatch.setattr(finalise_module, "place", place)
+            next_one()
+            place(*args)
+
+        monkeypatch.setattr(finalise_module, "place", late)
+        report.duplicate_ids = 3
+        renew(ledger, book.spec, book.plan, manifest, [], [], report_files(report))
+    assert stored_report(other).duplicate_ids == 7
+    other.tidy(lambda: None)
+    assert verify(other).problems == ()

@@ -381,16 +381,29 @@ def test_a_damaged_job_is_not_retried(book: Book, kind: str) -> None:
 
 
 def test_a_job_of_before_some_sums_were_kept_can_be_asked_again_and_stays_right(book: Book) -> None:
-    """What its manifest does not hold, it does not get: nobody knows that of its other objects."""
+    """What its manifest does not hold is counted from the objects."""
     store = book.ledger.store
     new = {"by_latency", "by_reasoning", "by_answer", "latency_ms", "squared_tokens"}
     rewrite_manifest(book.ledger, version=1, unknown_sums=frozenset(new))
     report = json.loads(store.read(REPORT))
-    for name in ("spent", "history", "replicas", "slowest", "cost", "currency"):
+    for name in ("spent", "history", "replicas", "slowest", "cost", "currency", "letters"):
         report.pop(name, None)
     report["totals"] = {name: value for name, value in report["totals"].items() if name not in new}
     store.write(REPORT, json.dumps(report).encode())
     done = ask_again(book.ledger, Hand.answer_all, Choice.of([], None), ("metrics.enabled=false",))
     assert (done.answered, done.totals.failed) == (6, 0)
-    assert stored(book.ledger).unknown_sums == new
+    assert stored(book.ledger).unknown_sums == frozenset()
     assert verify(book.ledger).problems == ()
+
+
+def test_a_dead_letter_that_failed_again_is_told_of_once(book: Book) -> None:
+    def answer_one(hand: Hand) -> None:
+        first, *others = [(shard, row) for shard, ids in enumerate(hand.ids) for row in range(len(ids))]
+        hand.answered(*first)
+        for shard, row in others:
+            hand.failed(shard, row)
+
+    assert ask_again(book.ledger, answer_one).answered == 1
+    letters = [one["row_id"] for one in json.loads(book.ledger.store.read(REPORT))["letters"]]
+    assert letters
+    assert len(letters) == len(set(letters))

@@ -19,9 +19,12 @@ from rich.console import Console
 from small_job import SmallJob
 
 from magbatch.errors import OutputError
+from magbatch.job.compact import compact
+from magbatch.job.lease import Lease
 from magbatch.job.ledger import Ledger
-from magbatch.job.manifest import Manifest
+from magbatch.job.manifest import Manifest, RetryRecord
 from magbatch.job.run import run
+from magbatch.job.stored import mend
 from magbatch.job.verify import verify
 from magbatch.rows import PartName
 from magbatch.storage import open_store
@@ -70,6 +73,14 @@ def test_what_nobody_has_touched_verifies(out: Path) -> None:
     assert [file.name for file in stored(Ledger(str(out))).files] == [SPEC, PLAN, REPORT, PAGE]
 
 
+def of_the_version_before(out: Path) -> None:
+    """Make an output one that the version before has written."""
+    before_that = ("letters", "began", "ended")
+    report = {name: value for name, value in json.loads((out / REPORT).read_text()).items() if name not in before_that}
+    (out / REPORT).write_text(json.dumps(report))
+    rewrite_manifest(Ledger(str(out)), version=1, files=())
+
+
 # The manifest, field by field. `edit` leaves its checksum as it was; `sign` makes one that fits.
 
 
@@ -100,12 +111,14 @@ FIELDS: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (lambda m: m.update(by_code=None), "by_code is null, not an object"),
     (lambda m: m.update(by_status={"complete": "9"}), 'by_status.complete is "9", not a whole number'),
     (lambda m: m.update(squared_tokens=0), "says squared_tokens 0, the objects give"),
-    (lambda m: m.pop("prompt_tokens"), "manifest_sha256 does not fit"),
+    (lambda m: m.pop("prompt_tokens"), "prompt_tokens is missing"),
+    (lambda m: m.pop("by_latency"), "by_latency is missing"),
+    (lambda m: m.pop("graded_by"), "graded_by is missing"),
     (lambda m: m.pop("answered"), "answered is missing"),
     (lambda m: m.pop("job"), "job is missing"),
     (lambda m: m.update(finished_at="1999-01-01T00:00:00+00:00"), "manifest_sha256 does not fit"),
     (lambda m: m.update(finished_at=7), "finished_at is 7, not text"),
-    (lambda m: m.update(graded_by=2), "manifest_sha256 does not fit"),
+    (lambda m: m.update(graded_by=2), "says graded_by 2, its version has 3"),
     (lambda m: m.update(compacted_to_bytes=1), "manifest_sha256 does not fit"),
     (lambda m: m.update(model_revision="abc"), "says model_revision abc, the plan gives"),
     (lambda m: m.update(retries=[]), "manifest_sha256 does not fit"),
@@ -135,7 +148,7 @@ FIELDS: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (lambda m: m["parts"][0].update(name=m["parts"][0]["name"].replace(".n4.", ".n04.")), "parts[0].name is"),
     (lambda m: m["parts"][0].update(name=m["parts"][0]["name"].upper()), "parts[0].name is"),
     (lambda m: m["parts"][0].update(name=m["parts"][0]["name"].replace("results", "errors")), "in the manifest, but"),
-    (lambda m: m.update(files=[]), f"{SPEC}: not in the manifest"),
+    (lambda m: m.update(files=[]), f"files lacks {SPEC}"),
     (lambda m: m["files"][0].update(sha256="0" * 64), f"{SPEC}: its checksum is not the manifest's"),
     (lambda m: m["files"][2].update(bytes=1), f"{REPORT}: its checksum is not the manifest's"),
     (lambda m: m["files"].append(m["files"][0]), "files[4].name: _magbatch/spec.yaml is named twice"),
@@ -163,7 +176,11 @@ def test_every_field_of_the_manifest_is_held_against_what_is_there(
         ({"schema_version": "0"}, "says schema_version 0, the objects give 1"),
         ({"plan_sha256": "0" * 64}, "says plan_sha256 000"),
         ({"model_revision": "x"}, "says model_revision x, the plan gives"),
-        ({"files": ()}, f"{REPORT}: not in the manifest"),
+        ({"files": ()}, f"files lacks {SPEC}"),
+        ({"graded_by": None}, "graded_by is missing"),
+        ({"graded_by": 2}, "says graded_by 2, its version has 3"),
+        ({"retries": (RetryRecord("", dropped=True),)}, "has 1 retries, _magbatch/report.json has counted 0"),
+        ({"version": 1, "files": ()}, f"says version 1, but {REPORT} was written with a later one"),
         ({"parts": ()}, "not in the manifest"),
     ],
 )
@@ -302,10 +319,47 @@ def test_objects_are_checked_also_where_the_plan_is_not_to_be_trusted(out: Path)
     }
 
 
-def test_a_page_can_be_made_anew(out: Path) -> None:
-    (out / PAGE).write_text("defaced")
-    (problem,) = problems(out)
-    assert problem.endswith("delete it, and magbatch run SPEC makes it anew")
+@pytest.mark.parametrize("name", [REPORT, PAGE])
+@pytest.mark.parametrize("way", ["gone", "damaged", "not named"])
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_report_is_made_anew_from_the_objects(out: Path, name: str, way: str, version: int) -> None:
+    """By the command that verify names."""
+    ledger, before = Ledger(str(out)), json.loads((out / REPORT).read_text())
+    if version == 1:
+        of_the_version_before(out)
+    if way == "damaged":
+        (out / name).write_text("{")
+    else:
+        (out / name).unlink()
+    if way == "not named" and version > 1:
+        sign(out, files=tuple(file for file in stored(ledger).files if file.name != name))
+    found = verify(ledger)
+    if version > 1 or name == REPORT:
+        (problem,) = found.problems
+        assert (found.run_mends, problem.startswith(f"{name}: ")) == (True, True)
+        assert problem.endswith("magbatch run SPEC makes it anew")
+    mend(ledger, Lease(open_store(str(out)), print))  # as run of a complete job does
+    if name == REPORT or way != "damaged" or version > 1:
+        assert [file.name for file in stored(ledger).files] == [SPEC, PLAN, REPORT, PAGE]
+        assert b"<html" in (out / PAGE).read_bytes()
+    assert problems(out) == ()
+    after = json.loads((out / REPORT).read_text())
+    for field in ("job", "planned", "totals", "duplicate_ids", "spent", "history", "slowest", "letters"):
+        assert (version == 1 and field == "letters") or after[field] == before[field]
+
+
+def test_a_compaction_needs_no_report(out: Path) -> None:
+    of_the_version_before(out)
+    (out / REPORT).unlink()
+    compact(str(out), 10**6, QUIET)
+    assert problems(out) == ()
+
+
+def test_a_plan_that_does_not_fit_its_checksum_is_used_by_nobody(out: Path) -> None:
+    of_the_version_before(out)
+    pq.write_table(pq.read_table(out / PLAN), out / PLAN, compression="none")  # the same plan, in other bytes
+    with pytest.raises(OutputError, match=r"plan\.parquet: its checksum is not the manifest's"):
+        Ledger(str(out)).complete_job()
 
 
 # Objects
@@ -385,13 +439,13 @@ OBJECTS: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda path: path.rename(path.parents[1] / "errors" / path.name), "in the manifest, but not there",
     ),
     "a copy": (
-        lambda path: shutil.copy(path, path.with_name("00000000-zzz-0000.n4.parquet")), "repeats rows of other objects",
+        lambda path: shutil.copy(path, path.with_name("00000000-zzz-0000.n4.parquet")), "not in the manifest",
     ),
     "of a huge shard": (
-        lambda path: shutil.copy(path, path.with_name("99999999-zzz-0000.n4.parquet")), "not planned: row",
+        lambda path: shutil.copy(path, path.with_name("99999999-zzz-0000.n4.parquet")), "not in the manifest",
     ),
     "of very many shards": (
-        lambda path: shutil.copy(path, path.with_name("r00000000-99999999-zzz-0000.n4.parquet")), "repeats rows",
+        lambda path: shutil.copy(path, path.with_name("r00000000-99999999-zzz-0000.n4.parquet")), "not in the manifest",
     ),
 }  # fmt: skip
 
@@ -474,7 +528,7 @@ def test_a_complete_job_that_lost_its_spec_or_plan_does_not_verify(out: Path, go
 
 
 def test_an_output_of_the_version_before_verifies_as_it_did(out: Path) -> None:
-    sign(out, version=1, files=())
+    of_the_version_before(out)
     assert "files" not in json.loads((out / MANIFEST).read_text())
     found = verify(Ledger(str(out)))
     assert found.verified
