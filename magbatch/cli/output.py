@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from magbatch.cli.failed import retry_command, retry_lines
 from magbatch.cli.options import Json, SpecLimit, SpecOrOutput, SpecOverrides
 from magbatch.cli.show import command, errors, exit_code, note, print_json, shown_path, with_prefix
 from magbatch.cli.show import counted as counting
@@ -97,6 +98,9 @@ def _status_lines(found: "JobStatus") -> list[str]:
             lines.append(f"  its process on this machine is gone, and could not say why; last sign of life {when}")
         case JobState.LOST:
             lines.append(f"  no sign of life since {when.removeprefix('at ')}: its machine or its process is gone")
+    if found.complete and found.why is not None:
+        lines.append(f"  {found.why}")
+    lines += [f"  {line}" for line in retry_lines(found.output, found.by_code)]
     if found.failed and not found.complete:
         lines.append(f"  dead letters: {shown_path(found.output)}/errors/*.parquet")
     if (work := found.work) is not None:
@@ -135,7 +139,8 @@ def _following(found: "JobStatus", about: Target) -> str:
         verb, *options = found.work.command
         return command(verb, shown_path(about.output), *options)
     if found.complete:
-        return command("verify", shown_path(about.output))
+        place = about.output
+        return command("verify", shown_path(place)) if found.why is None else retry_command(place, found.by_code)
     # As it was, a job that ended early would end at once again.
     more = ["limits.max_failed_rows=100%"] if found.state == JobState.ENDED_EARLY else []
     return about.run(*more, started=found.command)
@@ -180,6 +185,9 @@ def verify(output: SpecOrOutput, overrides: SpecOverrides = None, limit: SpecLim
         print(f"verified: every row once, in {counted(found.objects, 'object')}, every checksum right")
     for line in () if json else found.notes:
         print(f"  {line}")
+    if found.verified and found.failed and not json:
+        manifest = Ledger(about.output).manifest()
+        print(f"Next: {retry_command(about.output, {} if manifest is None else manifest.totals.by_code)}")
     raise typer.Exit(0 if found.verified else 1)
 
 

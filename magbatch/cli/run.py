@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from magbatch.cli.failed import retry_command, retry_lines
 from magbatch.cli.options import Json, Limit, Overrides, SpecPath
 from magbatch.cli.show import again, command, errors, exit_code, print_json, shown_path
 from magbatch.counts import counted
@@ -62,7 +63,7 @@ def _after_plan(
     if scheduled:
         return again("schedule tick", spec, overrides)
     if "error" in (shown["first_prompt"] or {}) and limit is None:
-        return f"look at that row, then try a few: {again('run', spec, overrides, SAMPLE_ROWS)}"
+        return again("run", spec, overrides, SAMPLE_ROWS)
     return again("run", spec, overrides, limit)
 
 
@@ -101,6 +102,7 @@ def _print_plan(shown: dict[str, Any], *, all_settings: bool) -> None:
         print(f"WARNING: the first row would become a dead letter: {first['code']}, row {first['row_id']}:")
         print(f"  {first['error']}")
         print("  if other rows are like it, mend the spec or the input first; a dead letter stops no other row")
+        print("Look at that row first.")
 
 
 def _state(shown: dict[str, Any]) -> str:
@@ -166,18 +168,21 @@ def print_outcome(outcome: "Outcome") -> None:
     """What a run came to, for a person."""
     output = outcome.report["output"]
     totals = outcome.report["totals"]
-    none = ", but no row was answered" if totals["failed"] and not totals["answered"] else ""
+    is_said = outcome.why is not None  # with the codes, an example, and where dead letters are
+    none = ", but no row was answered" if totals["failed"] and not totals["answered"] and not is_said else ""
     print(f"{outcome.report['job']}: {'complete already, nothing to do' if outcome.already else 'complete'}{none}")
     for line in outcome.lines:
         print(f"  {line}")
     if totals["answered"]:
         print(f"  results: {shown_path(output)}/results/*.parquet")
     print(f"  report: {shown_path(output)}/_magbatch/report.html")
-    if totals["failed"]:
+    if totals["failed"] and not is_said:
         print(f"  dead letters: {shown_path(output)}/errors/*.parquet")
+    for line in retry_lines(output, totals["by_code"]):
+        print(f"  {line}")
     for question, reasoning, answer in outcome.samples:
         print(f"sample:\n  question:  {question}\n  reasoning: {reasoning}\n  answer:    {answer}")
     if outcome.why is not None:
         print(outcome.why, file=sys.stderr)
-    verb = "retry" if outcome.why is not None else "verify"
-    print(f"Next: {command(verb, shown_path(output))}")
+    following = retry_command(output, totals["by_code"]) if is_said else command("verify", shown_path(output))
+    print(f"Next: {following}")

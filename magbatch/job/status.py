@@ -5,7 +5,7 @@ long as its last sign of life is young.
 """
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -13,6 +13,7 @@ from magbatch.job.heartbeat import ALIVE_S, last_record
 from magbatch.job.layout import RETRIES
 from magbatch.job.lease import Holder, holder_of
 from magbatch.job.ledger import Ledger
+from magbatch.job.letters import verdict
 from magbatch.job.manifest import Manifest
 from magbatch.job.process import process_space, started_at
 from magbatch.rows import ERRORS
@@ -65,11 +66,12 @@ class JobStatus:
         shards: Shards of the plan.
         shards_done: Those of which each row is done.
         at: When the run ended, else its last sign of life (Unix time, s).
-        why: What ended it, in its own words.
+        why: What ended it, in its own words; of a complete job, why it is not well.
         exit_code: Of the run that ended.
         work: A retry or compaction that is not finished.
         run: What the run has said last, with its age in seconds and whether it goes on; None where there is nothing.
         command: The command line after `magbatch` that started the last run, where that was on this machine; else None.
+        by_code: Dead letters of a complete job, by their code.
     """
 
     job: str
@@ -88,6 +90,7 @@ class JobStatus:
     work: Work | None
     run: dict[str, Any] | None
     command: tuple[str, ...] | None = None
+    by_code: dict[str, int] = field(default_factory=dict)
 
     @property
     def alive(self) -> bool:
@@ -128,7 +131,8 @@ def job_status(output: str) -> JobStatus:
     if manifest is not None:
         answered, failed, rows_done = manifest.totals.answered, manifest.totals.failed, plan.rows
         shards = plan.num_shards
-        end = _End(JobState.COMPLETE, exit_code=0)
+        why = verdict(spec, plan.rows, manifest.totals, ledger)
+        end = _End(JobState.COMPLETE, why=why, exit_code=0 if why is None else 1)
     else:
         done = ledger.done_counts(plan)
         failed = sum(part.rows for part in ledger.parts(ERRORS))
@@ -154,6 +158,7 @@ def job_status(output: str) -> JobStatus:
         work=None if manifest is None else _work(ledger, manifest, holder),
         run=_shown(record, alive=alive) if record is not None and _can_be_shown(record, end.state) else None,
         command=_started_by(holder),
+        by_code={} if manifest is None else dict(manifest.totals.by_code),
     )
 
 

@@ -1,0 +1,36 @@
+"""What a person can do about rows that failed: the commands that ask them again."""
+
+from magbatch.cli.show import command, shown_path
+
+# What decides whether a row fails with this code: asked again as it was, it would fail again.
+_FIELDS = {
+    "prompt_too_long": ("limits.max_prompt_tokens",),
+    "too_many_images": ("limits.max_images",),
+    "image_too_large": ("limits.max_image_pixels", "limits.max_image_bytes"),
+    "image_timeout": ("limits.image_timeout_s",),
+    "document_too_large": ("limits.max_document_bytes", "limits.document_memory_mb"),
+    "document_timeout": ("limits.document_timeout_s",),
+    "too_many_pages": ("limits.max_pages",),
+    "row_timeout": ("limits.row_timeout_s",),
+    "answer_invalid": ("sampling.max_tokens",),
+}
+
+
+def retry_command(output: str, by_code: dict[str, int]) -> str:
+    """The command that asks failed rows again; of the most frequent code, with the field that decides it."""
+    first = min(by_code, key=lambda code: (-by_code[code], code), default="")
+    return _retry(output, first) if first in _FIELDS else command("retry", shown_path(output))
+
+
+def retry_lines(output: str, by_code: dict[str, int]) -> list[str]:
+    """How to ask failed rows again, in a line; and one for each code that a field of the spec decides."""
+    if not by_code:
+        return []
+    return [
+        f"ask failed rows again: {command('retry', shown_path(output))}",
+        *(f"raise {' or '.join(_FIELDS[code])}: {_retry(output, code)}" for code in sorted(by_code) if code in _FIELDS),
+    ]
+
+
+def _retry(output: str, code: str) -> str:
+    return command("retry", shown_path(output), "--where", code, "--set", f"{_FIELDS[code][0]}=N")
