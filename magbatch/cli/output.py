@@ -202,7 +202,7 @@ def _say_remedy(stands: "JobStatus | None", about: Target, *, run_mends: bool) -
         print("  no answer is touched by this; run of a complete job mends it, and asks nothing again")
         print(f"Next: {about.run()}")
     else:
-        print("Next: bring lost objects back (s3:// versions, backups); or run the spec into a new output.path")
+        print("Bring lost objects back (s3:// versions, backups); or run the spec into a new output.path")
 
 
 Where = Annotated[
