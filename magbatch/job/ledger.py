@@ -6,6 +6,7 @@ last, names the objects that count and makes the job complete.
 """
 
 import math
+import shlex
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -124,7 +125,8 @@ class Ledger:
         """
         (spec, plan), manifest = self.open_job(), self.manifest()
         if manifest is None:
-            raise OutputError(f"{self.path}: the job is not complete; first: magbatch run SPEC")
+            first = "run its spec" if "://" in self.path else f"magbatch run {shlex.quote(f'{self.path}/{SPEC}')}"
+            raise OutputError(f"{self.path}: the job is not complete; first: {first}")
         if manifest.schema_version != SCHEMA_VERSION:
             raise OutputError(f"{self.path}: its objects have the columns of another version of magbatch")
         of_plan = self.load(PLAN) or b""

@@ -554,6 +554,12 @@ def test_rows_that_a_limit_fails_are_asked_again_with_the_limit_named() -> None:
     assert retry_command("/o", {"missing_value": 3}) == "magbatch retry /o"
 
 
+def test_a_job_that_is_not_complete_is_named_with_the_command_that_completes_it(job: SmallJob) -> None:
+    job.begin()
+    for verb in ("retry", "compact"):
+        assert f"first: magbatch run {job.output}/_magbatch/spec.yaml" in refused(command(verb, job.output))
+
+
 def test_a_job_without_an_answer_is_not_well(tmp_path: Path) -> None:
     job = SmallJob(tmp_path)
     job.ask(3, question=[None] * 3)
