@@ -441,13 +441,19 @@ def errors_schema(carry: pa.Schema, *, with_answer: bool = False) -> pa.Schema:
     return _schema({"row_id": pa.string()}, carry, fields, _NULLABLE | TOKEN_FIELDS.keys())
 
 
-def new_attempt() -> str:
-    """A token for one attempt at a shard: unique, and sorted by the time it began."""
-    return f"{time.time_ns() // 1_000_000:011x}{secrets.token_hex(6)}"
+def new_attempt(plan_id: str | None = None) -> str:
+    """A token for one attempt at a shard: unique, and sorted by the time it began.
+
+    Args:
+        plan_id: Id of the plan that the attempt works for, which the token ends with; None for plans without one.
+    """
+    token = f"{time.time_ns() // 1_000_000:011x}{secrets.token_hex(6)}"
+    return token if plan_id is None else f"{token}{_OF_PLAN}{plan_id}"
 
 
 RESULTS = "results"
 ERRORS = "errors"
+_OF_PLAN = "p"  # between an attempt's own token and its plan's id, which are hexadecimal
 _PART = re.compile(r"(results|errors)/(?:(\d{8})|r(\d{8})-(\d{8}))-([0-9a-z]+)-(\d{4,})\.n(\d+)\.parquet\Z")
 
 
@@ -461,7 +467,7 @@ class PartName:
     Attributes:
         kind: `results` or `errors`.
         shard: The number in the plan of the shard, or of the first of several.
-        attempt: Which handling of the shard wrote it. Attempts sort by the time they began.
+        attempt: Which handling of the shard wrote it, and for which plan. Attempts sort by the time they began.
         seq: Position among the objects of this attempt.
         rows: Input rows finished by it (with n samples a row it holds n times as many records).
         span: How many shards its rows may be of, from `shard` on.
@@ -482,6 +488,10 @@ class PartName:
     def shards(self) -> range:
         """The shards that its rows may be of."""
         return range(self.shard, self.shard + self.span)
+
+    def is_foreign(self, plan_id: str | None) -> bool:
+        """Whether the object was written for another plan than this; an object or a plan without an id never tells."""
+        return plan_id is not None and self.attempt.partition(_OF_PLAN)[2] not in ("", plan_id)
 
     @classmethod
     def parse(cls, name: str) -> Self | None:

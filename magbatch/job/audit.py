@@ -45,6 +45,7 @@ class Audit:
         shards: The unit's shards.
         keep: Each object that counts, with the rows of it that count.
         superseded: Objects of which nothing, or not everything, counts.
+        foreign: Objects that were written for another plan, in whose place this one is: none of their rows count.
         missing: Planned rows that are in no object.
         unplanned: Rows that no plan knows, as `row id in object`.
         problems: Damaged objects, and names that say another count than their content.
@@ -55,20 +56,25 @@ class Audit:
     names: list[PartName]
     keep: list[tuple[Part, list[str]]] = field(default_factory=list)
     superseded: list[PartName] = field(default_factory=list)
+    foreign: list[PartName] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     unplanned: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
 
-def audit_unit(shards: range, planned: dict[str, int], parts: list[tuple[PartName, Part | str]]) -> Audit:
+def audit_unit(
+    shards: range, planned: dict[str, int], parts: list[tuple[PartName, Part | str]], foreign: Iterable[PartName] = ()
+) -> Audit:
     """Which objects of a unit count, by the rule that keeps one of two: see the module's docstring.
 
     Args:
         shards: The unit's shards.
         planned: Its rows, in the order of the plan, and the shard of each.
         parts: Its objects as they were found.
+        foreign: Objects of another plan, which are not looked into.
     """
-    audit = Audit(shards, [name for name, _ in parts])
+    audit = Audit(shards, [name for name, _ in parts], foreign=[*foreign])
+    audit.names += audit.foreign
     owned: set[str] = set()
     for name, part in sorted(parts, key=lambda item: (item[0].kind != RESULTS, item[0].attempt, item[0].seq)):
         if isinstance(part, str):

@@ -116,7 +116,7 @@ def merge_objects(ledger: Ledger, target_bytes: int, confirm: Callable[[], None]
     entries = {entry.name: entry for entry in manifest.parts if entry.rows}
     # What a compaction to this size has left as one object is left alone, whatever size compression made it.
     settled = manifest.compacted_to_bytes == target_bytes
-    attempt, gone, new = new_attempt(), list[PartName](), list[Entry]()
+    attempt, gone, new = new_attempt(plan.id), list[PartName](), list[Entry]()
     group: _Group | None = None
 
     def close(group: _Group | None) -> None:

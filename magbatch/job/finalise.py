@@ -73,7 +73,7 @@ def finalise(
                 f"{ledger.path}: the output is damaged:\n{wrong}\nFor the whole list: magbatch verify {ledger.path}"
             )
         missing += audit.missing
-        superseded += audit.superseded
+        superseded += [*audit.superseded, *audit.foreign]
         for part, row_ids in audit.keep:
             if len(row_ids) < len(part.row_ids):
                 overlapping.append((part.name, row_ids))
@@ -190,7 +190,7 @@ def _rewrite(ledger: Ledger, spec: JobSpec, plan: Plan, name: PartName, row_ids:
     spool, wanted = Spool(name.kind, schema_of(spec, plan, name.kind)), pa.array(row_ids)
     for table in row_groups(ledger.store, name):
         spool.add(table.filter(pa.compute.is_in(table.column("row_id"), wanted)))
-    return spool.commit(ledger.store, name.shards, new_attempt(), 0, narrow_columns(spec, plan))
+    return spool.commit(ledger.store, name.shards, new_attempt(plan.id), 0, narrow_columns(spec, plan))
 
 
 def _empty_parts(ledger: Ledger, spec: JobSpec, plan: Plan, present: set[str]) -> Iterator[Entry]:
@@ -198,4 +198,4 @@ def _empty_parts(ledger: Ledger, spec: JobSpec, plan: Plan, present: set[str]) -
     for kind in (RESULTS, ERRORS):
         if kind not in present:
             spool = Spool(kind, schema_of(spec, plan, kind))
-            yield spool.commit(ledger.store, range(1), new_attempt(), 0, {}).entry()
+            yield spool.commit(ledger.store, range(1), new_attempt(plan.id), 0, {}).entry()

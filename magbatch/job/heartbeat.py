@@ -19,13 +19,13 @@ from typing_extensions import TypedDict
 from magbatch import guard
 from magbatch.errors import DefectError, InterruptedJobError, JobError, LeaseError, StorageError, TooManyFailedError
 from magbatch.job.board import State
+from magbatch.job.layout import RECORD
 from magbatch.job.lease import LATEST_S
 from magbatch.job.process import process_space, started_at
 from magbatch.job.progress import JobProgress, Point, Spent
 from magbatch.job.runs import PastRun, runs_of
 from magbatch.storage import Store
 
-RECORD = "_magbatch/progress.json"
 INTERVAL_S = 5.0
 LAST_WRITE_S = 30.0
 _SPENT, _HISTORY = TypeAdapter(Spent), TypeAdapter(list[Point])

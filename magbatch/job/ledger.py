@@ -10,6 +10,7 @@ import shlex
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from hashlib import sha256
 from heapq import merge
 from operator import attrgetter
@@ -24,10 +25,10 @@ from magbatch.errors import OutputError, SpecChangedError, StorageError
 from magbatch.grading import Grading
 from magbatch.job.audit import Audit, audit_unit, units
 from magbatch.job.columns import carried_fields
-from magbatch.job.layout import MANIFEST, PLAN, SPEC, SUPERSEDED
+from magbatch.job.layout import MANIFEST, PAGE, PLAN, RECORD, REPORT, SPEC, SUPERSEDED
 from magbatch.job.manifest import Manifest
 from magbatch.job.parts import damaged, read_columns, read_part, read_totals, row_ids_of
-from magbatch.job.plan import Plan
+from magbatch.job.plan import Plan, read_plan_id
 from magbatch.job.staging import settle, staged
 from magbatch.rows import ERRORS, RESULTS, SCHEMA_VERSION, PartName, errors_schema, results_schema
 from magbatch.spec import JobSpec, differences, is_remote, parse
@@ -48,13 +49,18 @@ class Ledger:
         path: Local directory or s3:// prefix.
         patience_s: Seconds that its storage may refuse, or be away, before that is an error.
         on_wait: Is called with each refusal that is waited out.
+        plan_id: Id of the job's plan, where it is known; else it is read.
 
     Attributes:
         refusals: How many were.
     """
 
     def __init__(
-        self, path: str, patience_s: float = 0.0, on_wait: Callable[[StorageError], None] | None = None
+        self,
+        path: str,
+        patience_s: float = 0.0,
+        on_wait: Callable[[StorageError], None] | None = None,
+        plan_id: str | None = None,
     ) -> None:
         self.path = path.rstrip("/")
         self.refusals = 0
@@ -65,6 +71,8 @@ class Ledger:
             if on_wait is not None:
                 on_wait(error)
 
+        if plan_id is not None:
+            self.plan_id = plan_id
         store = open_store(self.path)
         self.store: Store = PatientStore(store, patience_s, wait) if patience_s else store
 
@@ -85,7 +93,14 @@ class Ledger:
     def plan(self) -> Plan | None:
         """The frozen plan; None where there is no job yet."""
         data = self.load(PLAN)
-        return None if data is None else Plan.from_bytes(data)
+        plan = None if data is None else Plan.from_bytes(data)
+        self.plan_id = None if plan is None else plan.id
+        return plan
+
+    @cached_property
+    def plan_id(self) -> str | None:
+        """Id of the frozen plan, whose objects alone count here; None where there is none yet, or of older versions."""
+        return read_plan_id(self.store)
 
     def manifest(self) -> Manifest | None:
         """The manifest; None while the job is not complete.
@@ -137,19 +152,28 @@ class Ledger:
             raise damaged(self.store, f"{PLAN}: its checksum is not the manifest's")
         return spec, plan, manifest
 
-    def begin(self, spec: JobSpec, plan: Plan) -> None:
+    def begin(self, spec: JobSpec, plan: Plan) -> Plan:
         """Freeze a new job: the plan first, so that a spec that is there always has its plan.
 
-        A spec that has answered nothing goes before that: it must not stand with the plan of this one.
+        A spec that has answered nothing goes before that: it must not stand with the plan of this one. What its runs
+        have told of themselves goes too: this job has neither their costs nor their end.
+
+        Returns:
+            The plan with its id.
         """
-        self.store.delete(SPEC)
+        plan = plan.begun()
+        for name in (SPEC, RECORD, REPORT, PAGE):
+            self.store.delete(name)
         self.store.write(PLAN, plan.to_bytes())
         self.store.write(SPEC, spec.to_yaml().encode())
+        self.plan_id = plan.id
+        return plan
 
     def has_objects(self) -> bool:
-        """Whether anything lies in the folders that users glob, or the job is complete."""
-        listed = (self.store.list(f"{kind}/") for kind in (RESULTS, ERRORS))
-        return any(True for items in listed for _ in items) or self.load(MANIFEST) is not None
+        """Whether anything but objects of another plan lies in the folders that users glob, or the job is complete."""
+        plan_id = read_plan_id(self.store)  # now: another run may have begun another job here
+        names = (PartName.parse(item.name) for kind in (RESULTS, ERRORS) for item in self.store.list(f"{kind}/"))
+        return any(name is None or not name.is_foreign(plan_id) for name in names) or self.load(MANIFEST) is not None
 
     def check_same(self, spec: JobSpec) -> bool:
         """Whether a job is here already, and it is this one.
@@ -172,7 +196,14 @@ class Ledger:
     # What is done
 
     def parts(self, kind: str, shard: int | None = None) -> Iterator[PartName]:
-        """The committed objects of a kind, in the order of their first shards; of a shard: that may hold rows of it."""
+        """The job's objects of a kind, in the order of their first shards; of a shard: that may hold rows of it."""
+        return (part for part in self._every(kind, shard) if not self._is_foreign(part))
+
+    def _is_foreign(self, part: PartName) -> bool:
+        return part.is_foreign(self.plan_id)
+
+    def _every(self, kind: str, shard: int | None = None) -> Iterator[PartName]:
+        """As `parts`, with objects of other plans."""
         merged = sorted(self._listed(PartName.prefix(kind)), key=attrgetter("shard"))
         if shard is not None:
             yield from self._listed(PartName.prefix(kind, shard))
@@ -186,7 +217,7 @@ class Ledger:
         return (part for part in parts if part is not None)
 
     def _units(self, plan: Plan, only: Collection[PartName] | None = None) -> Iterator[tuple[range, list[PartName]]]:
-        both = merge(*(self.parts(kind) for kind in (RESULTS, ERRORS)), key=attrgetter("shard"))
+        both = merge(*(self._every(kind) for kind in (RESULTS, ERRORS)), key=attrgetter("shard"))
         return units((part for part in both if only is None or part in only), plan.num_shards)
 
     def done_rows(self, shard: int, quiet_since: float = math.inf) -> frozenset[str]:
@@ -214,12 +245,15 @@ class Ledger:
         first, last = min(found, default=0), max(found, default=-1)
         for kind in (RESULTS, ERRORS) if found else ():
             for part in self._listed(PartName.prefix(kind)):
+                if self._is_foreign(part):
+                    continue
                 for shard in range(max(first, part.shards.start), min(last + 1, part.shards.stop)):
                     found.get(shard, []).append(part)
             for part in self._listed(f"{kind}/", PartName.prefix(kind, first)):
                 if part.span > 1 or part.shard > last:  # merged ones come after all others
                     break
-                found.get(part.shard, []).append(part)
+                if not self._is_foreign(part):
+                    found.get(part.shard, []).append(part)
         return lambda shard: self._rows_in(shard, found[shard])
 
     def _may_have_rows(self, shard: int, quiet_since: float) -> bool:
@@ -253,9 +287,10 @@ class Ledger:
         """
         counts, sizes = np.zeros(plan.num_shards, dtype=np.int64), plan.shard_sizes
         unsure: list[tuple[range, list[PartName]]] = []
-        for shards, parts in self._units(plan):
+        for shards, there in self._units(plan):
             if shards.start >= plan.num_shards:
                 break
+            parts = [part for part in there if not part.is_foreign(plan.id)]
             rows, planned = sum(part.rows for part in parts), int(sizes[shards.start : shards.stop].sum())
             one_attempt = len({part.attempt for part in parts}) <= 1
             if one_attempt and rows == planned:
@@ -279,8 +314,8 @@ class Ledger:
             return len({row_id for found in pool.map(self._row_ids, self.parts(kind)) for row_id in found})
 
     def part_names(self) -> list[PartName]:
-        """Every committed object that is visible now."""
-        return [part for kind in (RESULTS, ERRORS) for part in self.parts(kind)]
+        """Every committed object that is visible now, also of other plans."""
+        return [part for kind in (RESULTS, ERRORS) for part in self._every(kind)]
 
     def totals(self, names: list[PartName]) -> Totals:
         """The sums over some objects, from their footers; a row that is in two of them counts twice."""
@@ -317,14 +352,16 @@ class Ledger:
         known = checksums or {}
 
         def found(window: list[tuple[range, list[PartName]]]) -> Iterator[Audit]:
-            names = [name for _, parts in window for name in parts]
+            names = [name for _, parts in window for name in parts if not name.is_foreign(plan.id)]
             one_by_one = any(name.span > 1 for name in names)  # a merged object is large
             read = map if one_by_one else pool.map
             at_hand = dict(
                 zip(names, read(lambda name: read_part(self.store, name, more, known.get(name)), names), strict=True)
             )
             for shards, parts in window:
-                yield audit_unit(shards, planned_rows(plan, shards), [(name, at_hand[name]) for name in parts])
+                read_ones = [(name, at_hand[name]) for name in parts if name in at_hand]
+                foreign = [name for name in parts if name not in at_hand]
+                yield audit_unit(shards, planned_rows(plan, shards), read_ones, foreign)
 
         with ThreadPoolExecutor(READERS) as pool:
             window, rows, sizes = list[tuple[range, list[PartName]]](), 0, plan.shard_sizes

@@ -8,9 +8,11 @@ column is read by which they are grouped.
 import base64
 import io
 import os
+import secrets
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from itertools import pairwise
@@ -36,17 +38,19 @@ from magbatch.job.columns import (
     with_texts,
 )
 from magbatch.job.groups import Found, Source, arrange, lead_of
+from magbatch.job.layout import PLAN
 from magbatch.job.planned import PlannedFile, bad_files_error, read_footers
 from magbatch.job.windows import Arranged, Integers
 from magbatch.model import resolve
 from magbatch.rows import Segment, Shard
 from magbatch.spec import AUTO, NONE, JobSpec
 from magbatch.spec.sections import MIN_SHARD_ROWS
-from magbatch.storage import ObjectInfo
+from magbatch.storage import ObjectInfo, Store
 from magbatch.storage.columns import written_name
 from magbatch.storage.search import check_apart, find_input
 from magbatch.storage.sizes import SHARD_BYTES
 
+FOOTER_BYTES = 1 << 16  # of a stored plan that are read first
 MAX_DOCUMENT_SHARD_ROWS = 8  # of at most limits.max_images pages each
 MAX_LONG_DOCUMENT_SHARD_ROWS = 2  # of at most limits.max_pages each: a gigabyte where all are large
 MAX_IMAGE_SHARD_ROWS = 32  # a shard is one block in Ray's object store; a decoded page is 7 MB
@@ -67,6 +71,7 @@ _COLUMNS = pa.schema(
 )
 # Of a plan whose rows are grouped: where a record's rows are, from `start` on, where they do not follow each other.
 _POSITIONS = pa.field("positions", pa.list_(pa.int32()))
+_ID = "magbatch.plan_id"  # among the metadata of the stored plan
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,7 @@ class Plan:
         group: The column by which rows are grouped; None where they keep the order of their files.
         distinct: What prompts begin with was looked at, and hardly two rows begin with the same; not known of a sample.
         revision: Version of the model's files; None in plans of older versions.
+        id: Identity of the plan: hex digits, new for each job that begins; None before that, and of older versions.
         notes: What was found when the plan was made, for people; they are not stored.
     """
 
@@ -90,6 +96,7 @@ class Plan:
     group: str | None = None
     distinct: bool = False
     revision: str | None = None
+    id: str | None = field(default=None, compare=False)
     notes: tuple[str, ...] = field(default=(), compare=False)
 
     @classmethod
@@ -106,7 +113,11 @@ class Plan:
         """A plan over its segments."""
         shards = table.column("shard").to_numpy()
         starts = [0, *(int(index) + 1 for index in (shards[1:] != shards[:-1]).nonzero()[0])] if len(shards) else []
-        return cls(table, columns, [*starts, len(shards)], group, distinct, revision, tuple(notes))
+        return cls(table, columns, [*starts, len(shards)], group, distinct, revision, notes=tuple(notes))
+
+    def begun(self) -> "Plan":
+        """The plan of a job that begins now: what is written for another, in the same place, is not this job's."""
+        return replace(self, id=secrets.token_hex(6))
 
     def pinned(self, spec: JobSpec) -> JobSpec:
         """The job with the version of its model that the plan froze."""
@@ -201,6 +212,8 @@ class Plan:
             metadata["magbatch.distinct"] = ""
         if self.revision is not None:
             metadata["magbatch.revision"] = self.revision
+        if self.id is not None:
+            metadata[_ID] = self.id
         sink = io.BytesIO()
         pq.write_table(self.table.replace_schema_metadata(metadata), sink, compression="zstd")
         return sink.getvalue()
@@ -223,12 +236,22 @@ class Plan:
             revision = metadata[b"magbatch.revision"].decode() if b"magbatch.revision" in metadata else None
             table = table.cast(_COLUMNS if group is None else _COLUMNS.append(_POSITIONS))
             _check_values(table)
-            if group is None:
-                return cls.of(table, columns, distinct=distinct, revision=revision)
-            by = base64.b64decode(group).decode()
-            return cls.of(table, columns, group=by, revision=revision)
+            by = None if group is None else base64.b64decode(group).decode()
+            plan = cls.of(table, columns, group=by, distinct=distinct and group is None, revision=revision)
+            return replace(plan, id=metadata[_ID.encode()].decode() if _ID.encode() in metadata else None)
         except (pa.ArrowException, KeyError, ValueError, OSError) as error:
             raise OutputError(f"_magbatch/plan.parquet is damaged: {error}") from error
+
+
+def read_plan_id(store: Store) -> str | None:
+    """Id of the stored plan, by its footer alone where that is short; None where there is none, or it is damaged."""
+    with suppress(pa.ArrowException, ValueError, OSError):
+        try:
+            found = pq.read_metadata(io.BytesIO(store.read_end(PLAN, FOOTER_BYTES))).metadata
+        except (pa.ArrowException, ValueError):  # the footer is longer than what was read of it
+            found = pq.read_metadata(io.BytesIO(store.read(PLAN))).metadata
+        return found[_ID.encode()].decode() if _ID.encode() in (found or {}) else None
+    return None
 
 
 def _check_values(table: pa.Table) -> None:

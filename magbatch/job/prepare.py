@@ -64,11 +64,13 @@ class Job:
         spec: The job.
         columns: The input columns that it reads, with the plan's types.
         distinct: As in the plan.
+        plan_id: Id of the plan; None for plans without one.
     """
 
     spec: JobSpec
     columns: pa.Schema
     distinct: bool = False
+    plan_id: str | None = None
 
     @property
     def carry(self) -> pa.Schema:
@@ -276,7 +278,7 @@ def prepare(
     notes = notes or ReadLog()
     preparer = Preparer(job)
     patience_s = job.spec.output.patience_s
-    ledger = Ledger(job.spec.output.path, patience_s, on_wait)
+    ledger = Ledger(job.spec.output.path, patience_s, on_wait, plan_id=job.plan_id)
 
     def works() -> Iterator[tuple[ShardPrompts, bool]]:
         """The pieces of each shard, and whether each is its last; they are the same ones whoever reads it."""

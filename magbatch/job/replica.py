@@ -132,7 +132,8 @@ class Replica:
         self._recalled = False
         self._refusal: str | None = None
         self._refused: deque[None] = deque()  # one for each refusal, from the threads of commits
-        self._ledger = Ledger(job.spec.output.path, job.spec.output.patience_s, self._note_refusal)
+        self._plan_id, output = job.plan_id, job.spec.output
+        self._ledger = Ledger(output.path, output.patience_s, self._note_refusal, plan_id=job.plan_id)
         # A commit that a zombie has begun may be refused for as long as its patience lasts.
         self._zombies_until = time.monotonic() + ZOMBIES_S + job.spec.output.patience_s
         self._in_flight = InFlight(limits.row_timeout_s)
@@ -206,7 +207,9 @@ class Replica:
         """An attempt at a shard, with the rows that are not done."""
         store, model = self._ledger.store, self._spec.model.source
         made, refuses = made_columns(self._spec), self._spec.answer.may_refuse
-        writer = PartWriter(store, work.carried, work.positions, model, work.shard, made, with_answer=refuses)
+        writer = PartWriter(
+            store, work.carried, work.positions, model, work.shard, made, with_answer=refuses, plan_id=self._plan_id
+        )
         attempt = Attempt(work.shard, writer, frozenset(work.positions))
         self._commits.attempts.add(attempt)
         for letter in work.failed:

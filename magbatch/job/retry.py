@@ -14,7 +14,7 @@ import itertools
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 
 import pyarrow as pa
@@ -204,7 +204,7 @@ def retry(output: str, choice: Choice, overrides: list[str], console: Console) -
         # What is wrong shows before anything is written.
         Preparer(Job(found.plan.pinned(found.spec), found.plan.columns))
         if found.place().spec() is None:
-            found.place().begin(found.spec, found.plan)
+            found = replace(found, plan=found.place().begin(found.spec, found.plan))
         if found.place().manifest() is None:
             console.print(f"{found.plan.rows:,} {choice} are asked again", markup=False, highlight=False)
             place = patient_ledger(found.spec, console)
@@ -411,7 +411,7 @@ class _Change:
 def _replace(ledger: Ledger, spec: JobSpec, plan: Plan, manifest: Manifest, kind: str, answers: _Answers) -> _Change:
     """Write the objects that take the place of those of a kind that hold answered rows."""
     store, more, user_id = ledger.store, narrow_columns(spec, plan), plan.output_name(spec.input.columns.id)
-    checksums, attempt = _entries(manifest), new_attempt()
+    checksums, attempt = _entries(manifest), new_attempt(plan.id)
     of_shard: dict[int, set[str]] = {}
     for row_id, shard in plan.shards_of(answers.holders).items():
         of_shard.setdefault(shard, set()).add(row_id)

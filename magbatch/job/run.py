@@ -127,7 +127,7 @@ def run(
         if known is None:
             take_place(spec, ledger, lease, console)
             with first_look(new=True):
-                ledger.begin(spec, plan)
+                plan = ledger.begin(spec, plan)
             for note in plan.notes:
                 console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
         plan = known or plan
@@ -167,6 +167,7 @@ def complete(
         JobError: As its kinds say.
     """
     spec = plan.pinned(spec)
+    job = Job(spec, plan.columns, plan.distinct, plan.id)
     done = ledger.done_counts(plan)
     check_input(spec, plan, done)
     before = int(done.sum())
@@ -188,9 +189,7 @@ def complete(
     with threads_told(say), Exporter(spec, progress, say).serving(), heartbeat.beating():
         if before:
             _look_back(ledger, progress, say)
-        the_run = _answer(
-            Job(spec, plan.columns, plan.distinct), plan, ledger, done, ProgressLine(console, progress), lease, failures
-        )
+        the_run = _answer(job, plan, ledger, done, ProgressLine(console, progress), lease, failures)
         the_run.seconds = time.monotonic() - began
         report = _finish(spec, plan, ledger, the_run, progress, lease)
         progress.finish(report.totals)
@@ -215,7 +214,7 @@ def _failures(spec: JobSpec, plan: Plan, ledger: Ledger, before: int) -> Failure
 
 def _look_back(ledger: Ledger, progress: JobProgress, say: Callable[[str], None]) -> None:
     """Read what the rows of earlier runs hold from the footers of their objects, while the engines start."""
-    names = ledger.part_names()  # now: later ones are this run's
+    names = [*ledger.parts(RESULTS), *ledger.parts(ERRORS)]  # now: later ones are this run's
 
     def read() -> None:
         try:

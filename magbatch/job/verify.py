@@ -33,6 +33,7 @@ TRIES = 5  # of a proof during which a retry or a compaction has put another man
 SETTLING_S = (0.05, 0.1, 0.2)  # waits for a command that is about to move a file to its place
 MOST_SHOWN_CHARS = 60  # of a value
 MAKES_ANEW = "magbatch run SPEC makes it anew"
+_FOREIGN = "written for another job, in whose place this one is"
 Progress = Callable[[int, int], None]
 
 
@@ -276,6 +277,8 @@ class _Proof:
             self._open += len(audit.missing)
             if self._complete:
                 self._problems += _gaps_and_repeats(audit)
+            else:
+                self._notes += [f"{name}: {_FOREIGN}; the end of the run moves it away" for name in audit.foreign]
             self._names.update(str(name) for name in audit.names)
             for part, _ in audit.keep:
                 self._problems += self._against_manifest(part)
@@ -381,6 +384,7 @@ def _gaps_and_repeats(audit: Audit) -> Iterator[str]:
     if audit.missing:
         where = f"shard {audit.shards[0]}" + (f" to {audit.shards[-1]}" if len(audit.shards) > 1 else "")
         yield f"gap: {len(audit.missing)} planned rows of {where} are in no sound object: {audit.missing[0]}, …"
+    yield from (f"{name}: {_FOREIGN}" for name in audit.foreign)
     yield from (f"duplicate: {name} repeats rows of other objects" for name in audit.superseded)
 
 

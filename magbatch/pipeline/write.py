@@ -84,6 +84,7 @@ class PartWriter:
         shard: The shard's number.
         made: The columns that the job has its answers made into.
         with_answer: The job may refuse answers: dead letters have a column for them.
+        plan_id: Id of the job's plan, which the objects' names carry; None for plans without one.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class PartWriter:
         made: pa.Schema = NO_COLUMNS,
         *,
         with_answer: bool = False,
+        plan_id: str | None = None,
     ) -> None:
         self._store = store
         self._made = made
@@ -103,7 +105,8 @@ class PartWriter:
         self._carried = _Carried(carried, positions)
         self._model = model
         self._shard = shard
-        self._attempt = new_attempt()
+        self._plan_id = plan_id
+        self._attempt = new_attempt(plan_id)
         self._seq = 0
         self._dropped: dict[str, str] = {}  # why the carried cells of a dead letter are left out, by row id
 
@@ -261,7 +264,7 @@ class PartWriter:
             self._store.write(str(name), built.data)
         except StorageError:
             # It may be visible all the same: what comes next must look like another attempt's.
-            self._attempt, self._seq = new_attempt(), 0
+            self._attempt, self._seq = new_attempt(self._plan_id), 0
             raise
         self._seq += 1
         return Committed(name, built.totals, len(built.data))

@@ -447,7 +447,7 @@ def test_status_of_a_run_that_was_killed_says_so_at_once(job: SmallJob) -> None:
     program = (
         "import os, sys\n"
         "from magbatch.job.lease import Lease\n"
-        "from magbatch.job.heartbeat import Heartbeat, RECORD\n"
+        "from magbatch.job.heartbeat import Heartbeat\nfrom magbatch.job.layout import RECORD\n"
         "from magbatch.job.ledger import Ledger\n"
         "from magbatch.job.progress import JobProgress\n"
         "ledger = Ledger(sys.argv[1])\n"

@@ -55,7 +55,7 @@ class Hand:
         names = self.plan.columns.names
         carried = pa.table({name: [f"user-{row_id}" for row_id in self.ids[shard]] for name in names if name == "id"})
         positions = {row_id: position for position, row_id in enumerate(self.ids[shard])}
-        return PartWriter(self.ledger.store, carried, positions, "tiny", shard)
+        return PartWriter(self.ledger.store, carried, positions, "tiny", shard, plan_id=self.plan.id)
 
     def answered(
         self, shard: int, *rows: int, by: str = "i", writer: PartWriter | None = None, truncated: bool = False
@@ -93,7 +93,7 @@ class Book(Hand):
         job.set("input", shard_rows=shard_rows)
         job.set("sampling", n=samples)
         self.job, self.spec = job, job.spec()
-        job.ledger.begin(self.spec, job.plan)
+        job.plan = job.ledger.begin(self.spec, job.plan)
         super().__init__(job.ledger, job.plan, samples)
 
     def complete(self) -> None:
@@ -206,7 +206,7 @@ def ask_again(
         return found
     place = found.place()
     if place.spec() is None:
-        place.begin(found.spec, found.plan)
+        found = replace(found, plan=place.begin(found.spec, found.plan))
     if place.manifest() is None:
         if not place.done_counts(found.plan).sum():
             answer(Hand(place, found.plan, found.spec.sampling.n))

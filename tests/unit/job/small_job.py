@@ -173,7 +173,7 @@ class SmallJob:
 
     @property
     def job(self) -> Job:
-        return Job(self.spec(), self.plan.columns)
+        return Job(self.spec(), self.plan.columns, plan_id=self.plan.id)
 
     @property
     def ledger(self) -> Ledger:
@@ -244,7 +244,7 @@ class SmallJob:
 
     def begin(self) -> None:
         if self.ledger.plan() is None:
-            self.ledger.begin(self.spec(), self.plan)
+            self.plan = self.ledger.begin(self.spec(), self.plan)
 
     def finalise(self) -> list[str]:
         """Returns the rows that are missing."""

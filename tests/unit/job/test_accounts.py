@@ -13,8 +13,7 @@ from rich.console import Console
 from small_job import SmallJob
 
 from magbatch.errors import StorageError
-from magbatch.job.heartbeat import RECORD
-from magbatch.job.layout import REPORT
+from magbatch.job.layout import RECORD, REPORT
 from magbatch.job.ledger import Ledger
 from magbatch.job.retry import FOLDER, Choice, Retry, drop, merge, prepare
 from magbatch.job.status import status

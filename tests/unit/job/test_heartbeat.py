@@ -11,7 +11,8 @@ from small_job import SmallJob
 from magbatch.errors import LeaseError, StorageError
 from magbatch.job import heartbeat as heartbeat_module
 from magbatch.job.board import Place, Snapshot, State, Use
-from magbatch.job.heartbeat import ALIVE_S, RECORD, Heartbeat, earlier, last_record
+from magbatch.job.heartbeat import ALIVE_S, Heartbeat, earlier, last_record
+from magbatch.job.layout import RECORD
 from magbatch.job.progress import JobProgress, Spent
 from magbatch.job.status import status
 from magbatch.storage import Store, open_store

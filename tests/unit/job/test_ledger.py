@@ -415,7 +415,7 @@ def test_an_end_that_is_interrupted_anywhere_can_be_gone_on_with(job: SmallJob, 
 
 def test_a_start_that_is_interrupted_anywhere_can_be_made_again(job: SmallJob) -> None:
     job.ask(3)
-    for at in range(2):
+    for at in range(6):
         for moment in ("before", "after"):
             shutil.rmtree(job.output, ignore_errors=True)
             broken = Ledger(job.output)

@@ -8,15 +8,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from book import Breaking
+from book import Breaking, Hand
 from rich.console import Console
 from small_job import SmallJob
 
 from magbatch.errors import ModelError, OutputError, SpecChangedError, SpecError, StorageError
+from magbatch.job.compact import compact
 from magbatch.job.devices import gpus_here
 from magbatch.job.finalise import renew
-from magbatch.job.heartbeat import RECORD
-from magbatch.job.layout import PAGE, REPORT, SPEC
+from magbatch.job.layout import PAGE, RECORD, REPORT, SPEC
 from magbatch.job.lease import Lease
 from magbatch.job.ledger import Ledger
 from magbatch.job.opening import begun, limited, take_place
@@ -415,6 +415,65 @@ def test_what_replicas_of_a_run_that_was_killed_still_commit_keeps_the_place(job
         job.answer()
         with pytest.raises(SpecChangedError):
             take_place(mended, job.ledger, lease, Console(file=said), wait_s=0.01)
+
+
+def test_rows_of_a_spec_that_was_replaced_are_no_answers_of_the_new_one(either_job: SmallJob) -> None:
+    job = either_job
+    job.ask(10)
+    job.begin()
+    cut_off = Hand(job.ledger, job.plan)  # a replica whose commits are refused for a while
+    store = job.ledger.store
+    for name in (RECORD, REPORT, PAGE):  # what its run has told of itself
+        store.write(name, json.dumps({"version": 1, "at": 1.0, "done": 0, "spent": {"runs": 7}}).encode())
+    mended = job.spec(sampling={"max_tokens": 90})
+    lease = Lease(open_store(job.output, quick=True), print)
+    with lease.held():
+        take_place(mended, job.ledger, lease, Console(file=io.StringIO()))
+        plan = job.ledger.begin(mended, make_plan(mended))
+    assert [name for name in (RECORD, REPORT, PAGE) if job.ledger.load(name) is not None] == []
+    assert status(job.output)["run"] is None
+
+    first = cut_off.answered(0, 0, 1, 2, 3)
+    assert begun(job.spec(sampling={"max_tokens": 80}), job.ledger) is None, "they keep the place for no spec"
+    assert status(job.output)["done"] == 0
+    assert job.ledger.done_rows(0) == job.ledger.look_up([0])(0) == frozenset()
+    found = verify(job.ledger)
+    assert (found.answered, found.open, found.problems) == (0, 10, ())
+    assert [note for note in found.notes if str(first) in note] != []
+
+    job.set("sampling", max_tokens=90)
+    job.plan = plan
+    job.answer()
+    late = cut_off.failed(1, 0, 1)
+    outcome, said = go(mended)
+    assert "10 of 10 rows are committed already" in said
+    assert (outcome.report["totals"]["answered"], outcome.too_many_failed) == (10, False)
+    manifest = job.ledger.manifest()
+    assert manifest is not None
+    assert {first, late}.isdisjoint(entry.name for entry in manifest.parts)
+    assert sorted(str(entry.name) for entry in manifest.parts) == sorted(job.objects() + job.objects("errors"))
+    assert "i" not in {row["answer"] for row in job.records()}
+    assert sorted(set(job.done())) == sorted(job.row_ids())
+    assert verify(job.ledger).verified
+
+    last = cut_off.answered(2, 0)
+    assert [line for line in verify(job.ledger).problems if str(last) in line] != []
+    go(mended)
+    assert verify(job.ledger).verified
+
+
+def test_each_object_is_of_the_plan_of_its_job_and_each_plan_that_begins_has_an_id_of_its_own(job: SmallJob) -> None:
+    job.ask(10, question=[None if row == 4 else f"What is {row}?" for row in range(10)])
+    job.answer()
+    go(job.spec())
+    compact(job.output, 10_000_000, Console(file=io.StringIO()))
+    assert job.plan.id is not None
+    names = [*job.objects(), *job.objects("errors")]
+    assert [name for name in names if f"p{job.plan.id}-" not in name] == []
+    assert verify(job.ledger).verified
+    plans = [job.ledger.begin(job.spec(), job.plan).id for _ in range(2)]
+    assert len({job.plan.id, *plans}) == 3, "a plan that takes the place of another has an id of its own"
+    assert job.ledger.plan_id == plans[-1]
 
 
 def test_a_plan_never_stands_with_the_spec_of_another(job: SmallJob) -> None:
