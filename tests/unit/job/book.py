@@ -189,10 +189,15 @@ def carry_out(ledger: Ledger, spec: JobSpec, plan: Plan) -> list[str]:
     """Finalise, and leave a report as a run does; returns the rows that are missing."""
 
     def report(totals: Totals) -> dict[str, bytes]:
-        found = Report(spec.name, ledger.path, plan.rows, totals, None, Run())
-        return {REPORT: json.dumps(found.to_dict()).encode(), PAGE: uuid.uuid4().bytes}
+        return whole_report(ledger, spec, plan, totals)
 
     return finalise(ledger, spec, plan, lambda kind, table: None, report, lambda: None)[1]
+
+
+def whole_report(ledger: Ledger, spec: JobSpec, plan: Plan, totals: Totals) -> dict[str, bytes]:
+    """What a run leaves at its end; the page differs each time."""
+    found = Report(spec.name, ledger.path, plan.rows, totals, None, Run())
+    return {REPORT: json.dumps(found.to_dict()).encode(), PAGE: uuid.uuid4().bytes}
 
 
 def ask_again(

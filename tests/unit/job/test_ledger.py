@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from book import Book, Breaking, carry_out, rewrite_manifest, stored
+from book import Book, Breaking, carry_out, rewrite_manifest, stored, whole_report
 from small_job import SmallJob
 
 from magbatch.errors import OutputError, SpecChangedError, StorageError
@@ -264,7 +264,7 @@ def test_a_complete_job_gets_its_manifest_last(either_book: Book) -> None:
 
     def report(totals: Totals) -> dict[str, bytes]:
         at_report.append((totals, book.ledger.manifest() is None))
-        return {}
+        return whole_report(book.ledger, book.spec, book.plan, totals)
 
     totals, missing = finalise(
         book.ledger,
@@ -290,7 +290,12 @@ def test_samples_count_their_prompt_once(job: SmallJob) -> None:
     book = Book(job, samples=3)
     book.complete()
     totals, missing = finalise(
-        book.ledger, book.spec, book.plan, lambda kind, table: None, lambda totals: {}, lambda: None
+        book.ledger,
+        book.spec,
+        book.plan,
+        lambda kind, table: None,
+        lambda totals: whole_report(book.ledger, book.spec, book.plan, totals),
+        lambda: None,
     )
     assert missing == []
     assert (totals.answered, totals.records, totals.prompt_tokens) == (11, 33, 77)
@@ -535,14 +540,14 @@ def duplicate_object(book: Book) -> list[str]:
     name, part = first_result(book)
     copy = PartName(part.kind, part.shard, "zzzz", 0, part.rows)
     book.ledger.store.write(str(copy), book.ledger.store.read(name))
-    return [f"duplicate: {copy} repeats rows"]
+    return [f"{copy}: not in the manifest"]
 
 
 def duplicate_that_seems_older(book: Book) -> list[str]:
     name, part = first_result(book)
     copy = PartName(part.kind, part.shard, "0000", 0, part.rows)
     book.ledger.store.write(str(copy), book.ledger.store.read(name))
-    return [f"duplicate: {name} repeats rows", f"{copy}: not in the manifest"]
+    return [f"{copy}: not in the manifest"]
 
 
 def row_twice_in_an_object(book: Book) -> list[str]:
@@ -555,21 +560,21 @@ def lying_name(book: Book) -> list[str]:
     name, part = first_result(book)
     other = PartName(part.kind, part.shard, part.attempt, part.seq, 3)
     book.ledger.store.move(name, str(other))
-    return [f"{other}: holds 2 rows, its name says 3", f"{name}: in the manifest, but not there"]
+    return [f"{other}: not in the manifest", f"{name}: in the manifest, but not there"]
 
 
 def name_of_another_shard(book: Book) -> list[str]:
     name, part = first_result(book)
     other = PartName(part.kind, 1, part.attempt, part.seq, part.rows)
     book.ledger.store.move(name, str(other))
-    return [f"in {other}", "not planned: row", "gap: 2 planned rows of shard 0"]
+    return [f"{other}: not in the manifest", "gap: 2 planned rows of shard 0"]
 
 
 def shard_of_no_plan(book: Book) -> list[str]:
     name, part = first_result(book)
     other = PartName(part.kind, 99, part.attempt, part.seq, part.rows)
     book.ledger.store.write(str(other), book.ledger.store.read(name))
-    return [f"in {other}"]
+    return [f"{other}: not in the manifest"]
 
 
 def unplanned_row(book: Book) -> list[str]:
@@ -577,7 +582,7 @@ def unplanned_row(book: Book) -> list[str]:
     other = PartName(part.kind, part.shard, "zzzz", 0, 2)
     ids = pa.array(["of no plan", "neither this"])
     rewrite(book, name, lambda table: table.set_column(0, table.field(0), ids), str(other))
-    return [f"not planned: row of no plan in {other}", f"not planned: row neither this in {other}"]
+    return [f"{other}: not in the manifest"]
 
 
 def foreign_object(book: Book) -> list[str]:
