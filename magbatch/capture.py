@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import IO
 
 from magbatch.temporary import temporary_files
+from magbatch.terminal import uncoloured, visible
 
 TAIL_BYTES = 200_000
 MAX_BYTES = 20_000_000  # of a capture that goes on for days
@@ -74,7 +75,7 @@ def captured(*descriptors: int, replay: bool) -> Iterator[Captured]:
                 os.dup2(original, descriptor)
                 os.close(original)
             if replay:
-                os.write(STDERR, capture.text().encode())
+                os.write(STDERR, visible(uncoloured(capture.text())).encode())
 
 
 def _flush() -> None:

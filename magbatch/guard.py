@@ -11,7 +11,6 @@ keeper ends everything when the front is gone, the front when the keeper is.
 """
 
 import ctypes
-import json
 import math
 import os
 import signal
@@ -21,6 +20,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import NoReturn
+
+from magbatch.terminal import json_text, visible
 
 INTERRUPTED = 3
 LEFT = "interrupted; what was committed stays"
@@ -293,9 +294,9 @@ def _complain(name: str, why: str) -> None:
     """One message, as `cli` words it."""
     tell_starter(why)
     if "--json" in sys.argv:
-        descriptor, text = 1, json.dumps({"error": name, "message": why, "exit_code": INTERRUPTED})
+        descriptor, text = 1, json_text({"error": name, "message": why, "exit_code": INTERRUPTED})
     else:
-        descriptor, text = 2, f"magbatch: {why}\nRun the same command again to go on."
+        descriptor, text = 2, f"magbatch: {visible(why)}\nRun the same command again to go on."
     with suppress(OSError):  # nobody listens
         if os.isatty(2):
             os.write(2, b"\r\x1b[K\x1b[?25h")  # the live line had hidden the cursor

@@ -9,18 +9,30 @@ import os
 import sys
 import traceback
 from contextlib import suppress
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import typer.core
 
 import magbatch
 from magbatch import guard
 from magbatch.cli import bench, deploy, output, remote, run, schedule
+from magbatch.terminal import plain_streams
 
 CRASHED = 4
 
+
+class _Commands(typer.core.TyperGroup):
+    """All commands; what any of them prints, usage errors too, is text, and steers no terminal."""
+
+    def main(self, *args: Any, **more: Any) -> Any:
+        with plain_streams():
+            return super().main(*args, **more)
+
+
 app = typer.Typer(
     name="magbatch",
+    cls=_Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -69,7 +81,8 @@ def _exit_code() -> int:
         app()
     except SystemExit as end:
         if not isinstance(end.code, int | None):  # what Python itself makes 1 of
-            print(end.code, file=sys.stderr)
+            with plain_streams():
+                print(end.code, file=sys.stderr)
             return CRASHED
         code = end.code or 0
         return code if 0 <= code <= CRASHED else CRASHED
@@ -77,6 +90,7 @@ def _exit_code() -> int:
         guard.leave_interrupted()
     except Exception:  # noqa: BLE001 - a defect: its exit code must be none of those that say how a job ended
         if not guard.was_interrupted():
-            traceback.print_exc()
+            with plain_streams():
+                traceback.print_exc()
         return CRASHED
     return 0

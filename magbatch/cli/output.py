@@ -9,7 +9,7 @@ import typer
 
 from magbatch.cli.failed import retry_command, retry_lines
 from magbatch.cli.options import Json, SpecLimit, SpecOrOutput, SpecOverrides
-from magbatch.cli.show import command, errors, exit_code, note, print_json, shown_path, with_prefix
+from magbatch.cli.show import command, errors, exit_code, live_console, note, print_json, shown_path, with_prefix
 from magbatch.cli.show import counted as counting
 from magbatch.cli.target import SPEC_SUFFIXES, Target, target
 from magbatch.counts import counted, shown_time
@@ -240,8 +240,6 @@ def retry(
     with errors(json):
         from dataclasses import asdict
 
-        from rich.console import Console
-
         from magbatch.job.retry import Choice
         from magbatch.job.retry import drop as drop_retry
         from magbatch.job.retry import retry as retry_job
@@ -250,8 +248,7 @@ def retry(
         places = [item for item in overrides or [] if item.startswith("output.path=")]
         overrides = [item for item in overrides or [] if item not in places]
         place, choice = target(output, places, limit).output, Choice.of(where or [], only)
-        with os.fdopen(os.dup(2), "w") as stderr:
-            console = Console(file=stderr)
+        with live_console() as console:
             if drop:
                 found = drop_retry(place, console)
             else:
@@ -302,13 +299,11 @@ def compact(
     with errors(json):
         from dataclasses import asdict
 
-        from rich.console import Console
-
         from magbatch.job.compact import compact as compact_job
 
         place = target(output, overrides, limit).output
-        with os.fdopen(os.dup(2), "w") as stderr:
-            outcome = compact_job(place, target_mb * 1_000_000, Console(file=stderr))
+        with live_console() as console:
+            outcome = compact_job(place, target_mb * 1_000_000, console)
     if json:
         print_json(asdict(outcome) | {"output": place})
         return

@@ -1,12 +1,11 @@
 """`submit`, `jobs`, `logs`, `cancel` and `resume`: the jobs of a running Ray cluster."""
 
-import os
 from typing import Annotated
 
 import typer
 
 from magbatch.cli.options import Address, Json, Overrides, SpecPath
-from magbatch.cli.show import command, errors, note, print_json
+from magbatch.cli.show import command, errors, live_console, note, print_json
 from magbatch.counts import counted
 
 commands = typer.Typer()
@@ -82,13 +81,11 @@ def logs(
 def cancel(job_id: JobId, address: Address, json: Json = False) -> None:
     """End a job of a cluster; what it has finished is committed first."""
     with errors(json):
-        from rich.console import Console
-
         from magbatch.cluster import Cluster
 
         cluster = Cluster(address, note)
         was_over = cluster.job(job_id).is_over
-        with os.fdopen(os.dup(2), "w") as stderr, Console(file=stderr).status("ending") as shown:
+        with live_console() as console, console.status("ending") as shown:
             job = cluster.cancel(job_id, lambda waited: shown.update(f"it commits what is finished ({waited:.0f} s)"))
     if json:
         print_json(job.to_dict() | {"was_over": was_over})

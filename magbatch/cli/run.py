@@ -9,7 +9,7 @@ import typer
 
 from magbatch.cli.failed import retry_command, retry_lines
 from magbatch.cli.options import Json, Limit, Overrides, SpecPath
-from magbatch.cli.show import again, command, errors, exit_code, print_json, shown_path
+from magbatch.cli.show import again, command, errors, exit_code, live_console, print_json, shown_path
 from magbatch.counts import counted
 
 if TYPE_CHECKING:
@@ -130,18 +130,13 @@ def _print_settings(node: dict[str, Any], indent: str) -> None:
 def run(spec: SpecPath, overrides: Overrides = None, limit: Limit = None, json: Json = False) -> None:
     """Run a job, or go on with one that was interrupted."""
     with errors(json):
-        from rich.console import Console
-
         from magbatch.errors import TooManyFailedError
         from magbatch.job.run import run as run_job
         from magbatch.spec import load
 
-        # A stderr of our own: what Ray and native code say on the shared one stays off the progress line.
-        with os.fdopen(os.dup(2), "w") as stderr:
+        with live_console() as console:
             try:
-                outcome = run_job(
-                    load(spec, overrides), Console(file=stderr), limit, command=remembered(spec, overrides, limit)
-                )
+                outcome = run_job(load(spec, overrides), console, limit, command=remembered(spec, overrides, limit))
             except TooManyFailedError as error:
                 every = [*(overrides or []), "limits.max_failed_rows=100%"]
                 error.add_note(f"Next: {again('run', spec, every, limit)}")

@@ -9,7 +9,7 @@ import typer
 from magbatch import guard
 from magbatch.cli.options import Json, Overrides, SpecPath
 from magbatch.cli.run import print_outcome
-from magbatch.cli.show import command, errors, print_json, shown_path
+from magbatch.cli.show import command, errors, live_console, print_json, shown_path
 from magbatch.counts import counted
 
 commands = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Jobs that run by themselves.")
@@ -49,25 +49,27 @@ def schedule_run(folder: SpecFolder, once: Once = False, json: Json = False) -> 
 def schedule_tick(spec: SpecPath, at: At = None, overrides: Overrides = None, json: Json = False) -> None:
     """Run one tick of a schedule now, after those that were begun and are not complete."""
     with errors(json):
-        from rich.console import Console
-
         from magbatch.schedule.tick import chosen, run_tick
         from magbatch.spec import load
+        from magbatch.spec.secrets import without_secrets
 
         loaded = load(spec, overrides)
-        with os.fdopen(os.dup(2), "w") as stderr:
-            outcomes = run_tick(loaded, chosen(loaded, at), Console(file=stderr))
+        with live_console() as console:
+            outcomes = run_tick(loaded, chosen(loaded, at), console)
     code = max(one.exit_code for one in outcomes)
     guard.announce(code)
     for one in outcomes:
         if one.error is not None:
-            guard.tell_starter(f"the run of {one.tick.isoformat()}: {one.error}")
+            guard.tell_starter(f"the run of {one.tick.isoformat()}: {without_secrets(str(one.error))}")
     if json:
         print_json({"job": loaded.name, "ticks": [one.to_dict() for one in outcomes]})
         raise typer.Exit(code)
     for one in outcomes:
         if one.error is not None:
-            print(f"{loaded.name}: tick {one.tick:%Y-%m-%dT%H:%M:%SZ}: not complete: {one.error}", file=sys.stderr)
+            print(
+                f"{loaded.name}: tick {one.tick:%Y-%m-%dT%H:%M:%SZ}: not complete: {without_secrets(str(one.error))}",
+                file=sys.stderr,
+            )
             continue
         count = f"{one.files:,} file{'' if one.files == 1 else 's'}"
         said = "no new files" if one.state == "empty" else f"{count} into {shown_path(one.output)}"

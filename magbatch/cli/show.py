@@ -1,7 +1,6 @@
 """What every command shows alike: errors, JSON documents, paths, exit codes."""
 
 import errno
-import json
 import os
 import re
 import shlex
@@ -12,11 +11,15 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from magbatch import guard
+from magbatch.terminal import json_text, visible
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _ROOM = "make room there, or name another place"
 _RIGHTS = "give this user the right to write there, or name another place"
@@ -56,11 +59,16 @@ def errors(as_json: bool) -> Iterator[None]:
             what_to_do = _OF_THE_MACHINE[error.errno]
             raise SettingsError(f"{where}: {error.strerror}; {what_to_do}") from error
     except JobError as error:
-        guard.tell_starter(str(error))
+        from magbatch.spec.secrets import without_secrets
+
+        # What a person has set, and what a library says of it, may hold a secret.
+        said = without_secrets(str(error))
+        guard.tell_starter(said)
         if as_json:
-            print(json.dumps({"error": type(error).__name__, "message": str(error), "exit_code": error.exit_code}))
+            print_json({"error": type(error).__name__, "message": said, "exit_code": error.exit_code}, indent=None)
         else:
-            print(f"magbatch: {with_prefix(str(error))}", *getattr(error, "__notes__", []), sep="\n", file=sys.stderr)
+            notes = map(without_secrets, getattr(error, "__notes__", []))
+            print(f"magbatch: {with_prefix(said)}", *notes, sep="\n", file=sys.stderr)
         if error.exit_code == 3 and not as_json and not isinstance(error, LeaseError):  # the other run goes on
             print("Run the same command again to go on.", file=sys.stderr)
         raise typer.Exit(error.exit_code) from error
@@ -134,9 +142,31 @@ def note(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def print_json(data: Any) -> None:
+def print_json(data: Any, indent: int | None = 1) -> None:
     """Print one document for a program, on standard output."""
-    print(json.dumps(data, indent=1, ensure_ascii=False))
+    print(json_text(data, indent))
+
+
+@contextmanager
+def live_console() -> Iterator["Console"]:
+    """A console for progress, on a stderr of its own: what Ray and native code say stays off the live line.
+
+    It steers the terminal; the texts that it is given do not.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    class Plain(Console):
+        def print(self, *objects: Any, **more: Any) -> None:
+            super().print(*map(plain, objects), **more)
+
+    def plain(item: Any) -> Any:
+        if isinstance(item, Text):  # what a thread prints while the live line is there
+            return Text("\n").join(Text(visible(line.plain), line.style) for line in item.split("\n"))
+        return visible(item) if isinstance(item, str) else item
+
+    with os.fdopen(os.dup(2), "w") as stderr:
+        yield Plain(file=stderr)
 
 
 def exit_code(*, too_many_failed: bool) -> int:

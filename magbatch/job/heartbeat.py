@@ -24,6 +24,7 @@ from magbatch.job.lease import LATEST_S
 from magbatch.job.process import process_space, started_at
 from magbatch.job.progress import JobProgress, Point, Spent
 from magbatch.job.runs import PastRun, runs_of
+from magbatch.spec.secrets import without_secrets
 from magbatch.storage import Store
 
 INTERVAL_S = 5.0
@@ -191,7 +192,7 @@ def end_of(error: BaseException | None) -> dict[str, Any]:
     if error is not None and not isinstance(error, JobError):
         said = guard.LEFT if kind == "interrupted" else f"{type(error).__name__}: {error}"
     name = None if error is None else type(error).__name__
-    return {"state": kind, "at": time.time(), "error": name, "message": said, "exit_code": code}
+    return {"state": kind, "at": time.time(), "error": name, "message": without_secrets(said), "exit_code": code}
 
 
 def last_record(store: Store) -> dict[str, Any] | None:

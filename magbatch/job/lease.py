@@ -26,6 +26,7 @@ from magbatch import guard
 from magbatch.counts import shown_time
 from magbatch.errors import LeaseError, OutputError, StorageError
 from magbatch.job.process import process_space, started_at
+from magbatch.spec.secrets import without_value
 from magbatch.storage import Store, open_store
 from magbatch.storage.disk import FullDiskError
 from magbatch.storage.patience import PatientStore, patiently
@@ -152,7 +153,7 @@ def holder_of(store: Store) -> Holder | None:
     else:
         alive = at is not None and time.time() - at < EXPIRY_S  # clocks of two machines: near enough to tell a person
     command = record.get("command")
-    named = tuple(map(str, command)) if isinstance(command, list) and command else ("run",)
+    named = tuple(without_value(str(word)) for word in command) if isinstance(command, list) and command else ("run",)
     released = bool(record["released"])
     return Holder(
         named, str(record["host"]), int(record["pid"]), at, released, bool(record.get("finished", True)), is_here,
@@ -193,7 +194,7 @@ class Lease:
         self._record: dict[str, Any] = {
             "id": uuid.uuid4().hex,
             "host": socket.gethostname(),
-            "command": command,
+            "command": [without_value(word) for word in command],
             "place": process_space(),
             "pid": pid,
             "since": started_at(pid),

@@ -40,6 +40,7 @@ from magbatch.job.run import complete, patient_ledger
 from magbatch.job.stored import put_right, stored_report
 from magbatch.rows import ERRORS, RESULTS, PartName, ReasoningStatus, new_attempt
 from magbatch.spec import JobSpec, differences, parse
+from magbatch.spec.secrets import without_value
 from magbatch.storage import open_store
 from magbatch.totals import Totals
 
@@ -192,6 +193,7 @@ def retry(output: str, choice: Choice, overrides: list[str], console: Console) -
     """
     began = time.monotonic()
     spec, _, _ = Ledger(output).complete_job()
+    _respec(spec, overrides)  # what may not be set is stored nowhere, the lease included
     ledger = patient_ledger(spec.with_output(output), console)
     command = ("retry", *choice.options, *(word for item in overrides for word in ("--set", item)))
     lease = Lease(open_store(ledger.path, quick=True), console.print, spec.output.patience_s, command)
@@ -466,7 +468,7 @@ def _respec(spec: JobSpec, overrides: list[str]) -> JobSpec:
         key = item.partition("=")[0]
         if not any(key == name or key.startswith(f"{name}.") for name in MAY_CHANGE):
             raise SpecError(
-                f"--set {item}: {key} may not change in a retry, whose rows stand beside the others; "
+                f"--set {without_value(item)}: {key} may not change in a retry, whose rows stand beside the others; "
                 f"what may: {', '.join(MAY_CHANGE)}"
             )
     return parse(spec.to_yaml(), overrides, origin="the job's spec with what is set")

@@ -9,7 +9,7 @@ from pydantic import AwareDatetime, Field, ValidationInfo, field_validator, mode
 from magbatch.counts import counted
 from magbatch.rows import RESERVED_COLUMNS
 from magbatch.spec.schema import properties
-from magbatch.spec.secrets import is_secret_name, shown
+from magbatch.spec.secrets import HIDDEN, shown
 from magbatch.spec.sections import (
     MAX_SHARD_ROWS,
     MIN_SHARD_ROWS,
@@ -178,7 +178,9 @@ def differences(old: JobSpec, new: JobSpec) -> list[str]:
     """What makes two specs different jobs: `field: old -> new` lines, empty where a resume is right."""
 
     def flat(node: Any, path: str) -> dict[str, Any]:
-        if path in FREE_FIELDS or (path.startswith(ENGINE_ARGS) and is_secret_name(path.rpartition(".")[2])):
+        if path in FREE_FIELDS or path == f"{ENGINE_ARGS}hf_token" or node == HIDDEN:
+            return {}
+        if isinstance(node, list) and node and all(item == HIDDEN for item in node):
             return {}
         if not isinstance(node, dict):
             return {path: node}

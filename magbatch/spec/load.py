@@ -12,7 +12,7 @@ from magbatch.errors import SpecError
 from magbatch.spec.engine_args import PATH, engine_mistakes
 from magbatch.spec.job import JobSpec
 from magbatch.spec.mistakes import Place, field_mistakes
-from magbatch.spec.secrets import secrets
+from magbatch.spec.secrets import is_stored_in_its_output, secrets, without_value
 from magbatch.spec.sections import NEW, is_remote
 from magbatch.spec.text import TextError, file_text, unquoted, values
 
@@ -51,7 +51,8 @@ def parse(text: str, overrides: list[str] | None = None, origin: str = "spec", *
     if not isinstance(data, dict):
         is_a = "empty" if data is None else "a list" if isinstance(data, list) else "one value"
         raise SpecError(f"{origin}: a spec is a mapping that begins with `name:`, and this is {is_a}")
-    given, stored = [_Override(item) for item in overrides or []], [] if new else secrets(data)
+    given = [_Override(item) for item in overrides or []]
+    stored = secrets(data) if not new or is_stored_in_its_output(origin, data) else []
     for one in given:
         one.apply(data)
     if found := [one for one in secrets(data) if one not in stored]:  # before any message shows a value
@@ -105,8 +106,8 @@ class _Override:
     """
 
     def __init__(self, item: str) -> None:
-        self._item = item
         key, separator, self.raw = item.partition("=")
+        item = self._item = without_value(item)  # for messages
         if not separator or not key:
             raise SpecError(f"--set {item}: write key.path=value, such as --set sampling.temperature=0")
         names = key.split(".")

@@ -531,6 +531,66 @@ def test_a_retry_that_is_not_finished_is_said_with_the_command_that_goes_on(fail
     assert lines[-1] == (f"Next: magbatch retry {failed.output} --where missing_value --set sampling.max_tokens=9")
 
 
+def test_a_secret_that_is_set_for_a_retry_is_refused_and_stored_nowhere(failed: SmallJob) -> None:
+    gateway = "metrics.push_gateway=http://u:S3CRETPW@h:9091"
+    said = refused(command("retry", failed.output, "--set", gateway))
+    assert "S3CRETPW" not in said
+    stored = {item.name: failed.ledger.store.read(item.name) for item in failed.ledger.store.list("")}
+    assert stored
+    assert not [name for name, data in stored.items() if b"S3CRETPW" in data]
+
+
+def test_a_secret_that_an_earlier_version_stored_with_a_retry_is_not_shown(failed: SmallJob) -> None:
+    found = prepare(failed.ledger, Choice(), [])
+    assert isinstance(found, Retry)
+    secret = "metrics.push_gateway=http://u:S3CRETPW@h:9091"
+    with suppress(InterruptedError), Lease(failed.ledger.store, print, command=("retry", "--set", secret)).held():
+        found.place().begin(found.spec, found.plan)
+        raise InterruptedError
+    name = max(item.name for item in failed.ledger.store.list("_magbatch/lease-"))
+    record = json.loads(failed.ledger.store.read(name))
+    assert "S3CRETPW" not in str(record)
+    failed.ledger.store.write(name, json.dumps(record | {"command": ["retry", "--set", secret]}).encode())
+    for option in ([], ["--json"]):
+        said = command("status", failed.output, *option).output
+        assert "http://(hidden)@h:9091" in said
+        assert "S3CRETPW" not in said
+
+
+def test_a_stored_spec_that_holds_a_secret_goes_on_in_its_own_output(job: SmallJob) -> None:
+    job.sections["metrics"] = {"push_gateway": "http://me:S3CR@host:9091"}
+    job.begin()
+    stored = f"{job.output}/_magbatch/spec.yaml"
+    assert command("status", job.output).stdout.splitlines()[-1] == f"Next: magbatch run {stored}"
+    result = command("plan", stored)
+    assert result.exit_code == 0, result.output
+    assert "S3CR" not in result.output
+    other = Path(job.root, "copy.yaml")
+    other.write_bytes(Path(stored).read_bytes())
+    assert "metrics.push_gateway: holds a secret" in refused(command("plan", str(other)))
+    said = refused(command("plan", stored, "--set", "model.engine_args.hf_token=S3CR"))
+    assert "model.engine_args.hf_token: holds a secret" in said
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        "model.engine_args={hf_token: [S3CR1}",
+        "metrics.port=hf_S3CR1",
+        "input.path=https://h/a?sig=S3CR1",
+        "model.engine_args.api_key=[S3CR1",
+    ],
+)
+def test_an_error_repeats_no_secret(job: SmallJob, item: str) -> None:
+    path = spec_file(job)
+    assert "S3CR1" not in refused(command("plan", path, "--set", item))
+    assert "S3CR1" not in json.loads(command("plan", path, "--set", item, "--json").stdout)["message"]
+
+
+def test_an_address_with_a_secret_is_not_repeated() -> None:
+    assert "S3CR1" not in refused(command("jobs", "--address", "http://127.0.0.1:1/?token=S3CR1"))
+
+
 def test_a_run_of_a_job_that_another_has_says_who_and_what_to_do(job: SmallJob) -> None:
     path = spec_file(job)
     job.begin()

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "magbatch"
 
 # A module imports what stands in a line above its own, and what shares its line. `x` stands for all of x/.
 LEVELS = [
-    {"magbatch", "errors", "temporary", "capture", "guard", "environment", "counts"},
+    {"magbatch", "errors", "temporary", "capture", "guard", "environment", "counts", "terminal"},
     {"sandbox"},
     {"rows"},
     {"spec"},
