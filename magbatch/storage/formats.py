@@ -11,10 +11,9 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 HEAD_BYTES = 4096  # of a file: enough for its mark, or for a line of text
-_DUCKDB = "duckdb -c {sql}"
-_ARROW = "python -c {python}"
+_PYTHON = "python -c {program}"  # with DuckDB's package, or with pyarrow alone
 _PACKED = re.compile(r"\.(gz|zst|bz2|xz|zip|lz4|br)$", re.IGNORECASE)
-_UNPACK = {"gzip": "gunzip", "zstd": "zstd -d"}
+_UNPACK = {"gzip": "gunzip -c", "zstd": "zstd -dc"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +83,8 @@ def by_bytes(path: str, head: bytes) -> Foreign | None:
 
 def _packed(path: str, inner: bytes, packing: str) -> Foreign:
     if inner.startswith(b"PAR1"):
-        return Foreign(f"a Parquet file within {packing}; unpack it: {_UNPACK[packing]} {shlex.quote(path)}")
+        unpack = f"{_UNPACK[packing]} < {shlex.quote(path)} > {shlex.quote(target_of(path))}"
+        return Foreign(f"a Parquet file within {packing}; unpack it, and take this one away: {unpack}")
     kind = _of_text(path, inner)
     return Foreign(f"{kind.name} within {packing}" if kind else f"a {packing} file", kind, packing if kind else None)
 
@@ -124,8 +124,8 @@ def command(kind: Format, sources: list[str], target: str, packing: str | None =
     if kind.by_arrow:
         listed = [f"*g.glob({source!r}, recursive=True)" for source in sources]
         given = repr(sources[0]) if sources[0].startswith("s3://") else f"[{', '.join(listed)}]"
-        return _ARROW.format(
-            python=_quoted(
+        return _PYTHON.format(
+            program=_quoted(
                 "import glob as g, pyarrow.dataset as d, pyarrow.parquet as p; "
                 f"p.write_table(d.dataset({given}, format={kind.read!r}).to_table(), {target!r})"
             )
@@ -135,7 +135,13 @@ def command(kind: Format, sources: list[str], target: str, packing: str | None =
     given = texts[0] if len(texts) == 1 else f"[{', '.join(texts)}]"
     many = len(texts) > 1 or "*" in sources[0]
     union = ", union_by_name=true" if many and kind in (CSV, JSON) else ""
-    return _DUCKDB.format(sql=_quoted(f"COPY (FROM {kind.read}({given}{union}{options})) TO {_sql(target)}"))
+    return by_duckdb(f"COPY (FROM {kind.read}({given}{union}{options})) TO {_sql(target)}")
+
+
+def by_duckdb(sql: str) -> str:
+    """A line for a shell that has DuckDB's Python package carry out a statement: its program is rarely installed."""
+    literal = repr(sql) if "'''" in sql or "\\" in sql else f"'''{sql} '''"
+    return _PYTHON.format(program=_quoted(f"import duckdb; duckdb.sql({literal})"))
 
 
 def _sql(text: str) -> str:

@@ -11,6 +11,7 @@ from itertools import islice
 
 from magbatch.errors import InputError
 from magbatch.storage.disk import DRAFTS
+from magbatch.storage.formats import by_duckdb
 from magbatch.storage.s3 import RefusedError, S3Store
 
 OUTPUT = "_magbatch"
@@ -31,8 +32,8 @@ _KINDS = {
 _MARK = re.compile("(?:^|/)(?:" + "|".join(f"(?P<{kind}>{name})" for kind, name in _KINDS.items()) + ")")
 _MARKED = ("_delta_log/", ".hoodie/", "metadata/", "snapshot/", "schema/", "_versions/")  # where the marks lie
 _EXPORTS = {
-    "Delta": "duckdb -c \"copy (from delta_scan('{table}')) to 'rows.parquet'\"",
-    "Iceberg": "duckdb -c \"copy (from iceberg_scan('{table}')) to 'rows.parquet'\"",
+    "Delta": by_duckdb("COPY (FROM delta_scan('{table}')) TO 'rows.parquet'"),
+    "Iceberg": by_duckdb("COPY (FROM iceberg_scan('{table}')) TO 'rows.parquet'"),
     "Hudi": "Spark: spark.read.format('hudi').load('{table}').write.parquet(…)",
     "Paimon": "Spark: spark.read.format('paimon').load('{table}').write.parquet(…)",
     "Lance": "Python: pyarrow.parquet.write_table(lance.dataset('{table}').to_table(), 'rows.parquet')",

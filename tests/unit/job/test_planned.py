@@ -1,6 +1,9 @@
 """Input files that cannot be used, and what is to be done about them."""
 
-import duckdb
+import shlex
+import subprocess
+import sys
+
 import pyarrow.parquet as pq
 import pytest
 from small_job import SmallJob
@@ -36,7 +39,7 @@ def test_one_file_of_another_format_is_said_with_its_command(
     made = path if "." not in name else path.removesuffix(".csv").removesuffix(".jsonl")
     assert refusal(job, f"/{name}") == (
         f"{path}: not a readable Parquet file: it is {what}; make Parquet of it, and set input.path to {made}.parquet: "
-        f"duckdb -c \"COPY (FROM {read}('{path}')) TO '{made}.parquet'\""
+        f"python -c \"import duckdb; duckdb.sql('''COPY (FROM {read}('{path}')) TO '{made}.parquet' ''')\""
     )
 
 
@@ -50,16 +53,16 @@ def test_a_folder_without_parquet_is_said_with_a_command_for_all_of_it(either_jo
     folder = job.input
     assert refusal(job, "") == (
         f"input.path {folder}: no *.parquet file here, but 2 .csv, 1 .csv.gz, 1 .md; make Parquet of them, and set "
-        f"input.path to {folder}.parquet: duckdb -c \"COPY (FROM read_csv(['{folder}/**/*.csv', "
-        f"'{folder}/**/*.csv.gz'], union_by_name=true)) TO '{folder}.parquet'\""
+        f"input.path to {folder}.parquet: python -c \"import duckdb; duckdb.sql('''COPY (FROM "
+        f"read_csv(['{folder}/**/*.csv', '{folder}/**/*.csv.gz'], union_by_name=true)) TO '{folder}.parquet' ''')\""
     )
 
 
 def test_what_is_made_by_the_command_is_read(job: SmallJob) -> None:
     job.put("input/a.csv", CSV)
     job.put("input/b/b.csv", CSV.replace(b"a0", b"b0"))
-    sql = refusal(job, "").partition('duckdb -c "')[2].removesuffix('"')
-    duckdb.sql(sql)
+    words = shlex.split(refusal(job, "").partition(".parquet: ")[2])
+    subprocess.run([sys.executable, *words[1:]], check=True, timeout=60)
     job.set("input", path=f"{job.input}.parquet")
     assert job.plan.rows == 2
 
@@ -100,7 +103,8 @@ def test_a_glob_over_files_of_another_format_has_one_command(job: SmallJob) -> N
         f"  {folder}/a.csv: not a readable Parquet file: it is CSV\n"
         f"  {folder}/b.csv: not a readable Parquet file: it is CSV\n"
         f"Make Parquet of them, and set input.path to {folder}.parquet: "
-        f"duckdb -c \"COPY (FROM read_csv('{folder}/*.csv', union_by_name=true)) TO '{folder}.parquet'\""
+        f"python -c \"import duckdb; duckdb.sql('''COPY (FROM read_csv('{folder}/*.csv', union_by_name=true)) TO "
+        f"'{folder}.parquet' ''')\""
     )
 
 
@@ -110,8 +114,9 @@ def test_a_file_of_another_format_among_others(job: SmallJob) -> None:
     folder = job.input
     assert refusal(job, "") == (
         f"1 of 2 input files cannot be used:\n  {folder}/b.parquet: not a readable Parquet file: it is CSV\n"
-        f"Make Parquet of such a file: duckdb -c \"COPY (FROM read_csv('{folder}/b.parquet')) TO "
-        f"'{folder}/b.made.parquet'\"\nMend them, or set input.on_bad_file: dead_letter to run the rest."
+        f"Make Parquet of such a file: python -c \"import duckdb; duckdb.sql('''COPY (FROM read_csv("
+        f"'{folder}/b.parquet')) TO '{folder}/b.made.parquet' ''')\"\n"
+        "Mend them, or set input.on_bad_file: dead_letter to run the rest."
     )
     job.set("input", path=folder, on_bad_file="dead_letter")
     assert job.plan.bad_files() == [
