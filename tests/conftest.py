@@ -78,6 +78,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return max(2, min(MOST_WORKERS, os.cpu_count() or 1)) if whole else 0
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whole jobs share an engine and run in one worker, in their order; a file of other tests stays together."""
     for item in items:
