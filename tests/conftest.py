@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from magbatch import environment
 
@@ -68,7 +70,7 @@ SERVER_START_S = 60
 
 environment.steady()  # `uv run` in another terminal must not take vLLM out under these tests
 
-INTEGRATION = Path(__file__).parent / "integration"
+INTEGRATION = "tests/integration/"
 MOST_WORKERS = 4
 
 
@@ -78,12 +80,16 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return max(2, min(MOST_WORKERS, os.cpu_count() or 1)) if whole else 0
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+class Folders(LoadScopeScheduling):
     """Whole jobs share an engine and run in one worker, in their order; a file of other tests stays together."""
-    for item in items:
-        group = "integration" if INTEGRATION in item.path.parents else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+
+    def _split_scope(self, nodeid: str) -> str:
+        return INTEGRATION if nodeid.startswith(INTEGRATION) else nodeid.partition("::")[0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Folders:
+    """Which test runs in which worker."""
+    return Folders(config, log)
 
 
 def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
