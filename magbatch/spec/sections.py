@@ -113,15 +113,23 @@ class DocumentSpec(Section):
 
     mode: Annotated[
         Literal["images", "text", "both"],
-        Field(description="What is shown of a page: its picture, its embedded text, or both where there are both."),
+        Field(
+            description="What is shown of a page: `images` its picture, `text` its embedded text, "
+            "`both` whichever there are."
+        ),
     ] = "both"
     strings: Annotated[
         Literal["reference", "text"],
-        Field(description="What text in the document column is: a path or URL, or the document itself."),
+        Field(
+            description="What text in the document column is: `reference` a path or URL, `text` the document itself."
+        ),
     ] = "reference"
     overflow: Annotated[
         Literal["error", "truncate", "map_reduce"],
-        Field(description="More than limits allow in one prompt: a dead letter; the first pages only; or in parts."),
+        Field(
+            description="More than limits allow in one prompt: `error` a dead letter, "
+            "`truncate` the first pages, `map_reduce` in parts."
+        ),
     ] = "error"
 
 
@@ -136,7 +144,10 @@ class InputSpec(Section):
     ] = False
     on_bad_file: Annotated[
         Literal["fail", "dead_letter"],
-        Field(description="A file that cannot be read: stop before anything starts, or record it and run the rest."),
+        Field(
+            description="A file that cannot be read: `fail` stops before anything starts, "
+            "`dead_letter` records it and runs the rest."
+        ),
     ] = "fail"
     shard_rows: Annotated[
         int | None,
