@@ -92,9 +92,10 @@ def schedule_list(folder: SpecFolder, json: Json = False) -> None:
         from magbatch.schedule.scheduler import listing
 
         rows = listing(folder, datetime.now(UTC))
+    code = 2 if any("problem" in row for row in rows) else 0
     if json:
         print_json(rows)
-        return
+        raise typer.Exit(code)
     for row in rows:
         if "problem" in row:
             print(row["problem"])
@@ -108,6 +109,8 @@ def schedule_list(folder: SpecFolder, json: Json = False) -> None:
         if row["due"] is not None:
             print(f"  due: {row['due']}")
         print(f"  next: {row['next']}")
-    if not rows:
-        print(f"{folder}: no spec here has a schedule")
-    print(f"Next: {command('schedule', 'run', folder)}")
+    if rows:
+        print(f"Next: {command('schedule', 'run', folder)}")
+    else:
+        print(f'{folder}: no spec here has a schedule; add schedule: {{cron: "0 6 * * *"}} to one')
+    raise typer.Exit(code)

@@ -82,7 +82,7 @@ def chosen(spec: JobSpec, at: str | None) -> datetime:
     """
     schedule, now = spec.schedule, datetime.now(UTC)
     if schedule is None:
-        raise SpecError("schedule: is not set; add schedule: {cron: 0 6 * * *}, or run it once: magbatch run SPEC")
+        raise SpecError("schedule: is not set; add schedule: {cron: 0 6 * * *}, or run the spec once: magbatch run")
     tick = parse_at(at, schedule, now) if at is not None else latest(schedule, now)
     if tick is None:
         raise SpecError(f"schedule.cron: {schedule.cron} had no tick in the last 40 years; give one by --at")

@@ -997,3 +997,12 @@ def test_a_plan_of_more_rows_than_anybody_has_is_damaged(job: SmallJob) -> None:
     pq.write_table(table.set_column(place, table.schema.field(place), pa.array([10**12] * table.num_rows)), path)
     assert "plan.parquet is damaged" in refused(command("status", job.output))
     assert "plan.parquet: cannot be read" in command("verify", job.output).stdout
+
+
+def test_schedules_that_cannot_be_listed_end_with_2_and_none_are_said(tmp_path: Path) -> None:
+    nothing = CliRunner().invoke(app, ["schedule", "list", str(tmp_path)])
+    assert (nothing.exit_code, "Next:" in nothing.output) == (0, False)
+    assert 'no spec here has a schedule; add schedule: {cron: "0 6 * * *"} to one' in nothing.output
+    (tmp_path / "wrong.yaml").write_text("name: [", encoding="utf-8")
+    for extra in ([], ["--json"]):
+        assert CliRunner().invoke(app, ["schedule", "list", str(tmp_path), *extra]).exit_code == 2

@@ -36,6 +36,15 @@ def test_commands_in_messages_begin_as_the_users_own(text: str, shown: str, monk
     assert with_prefix(text) == shown
 
 
+DAILY = """
+name: daily
+model: {{source: builtin:tiny, engine: fake}}
+input: {{path: "{folder}/in", columns: {{prompt: question}}}}
+output: {{path: "{folder}/out"}}
+schedule: {{cron: "0 6 * * *"}}
+"""
+
+
 def test_a_refused_command_names_the_next_one_as_it_can_be_pasted(tmp_path: Path) -> None:
     """The script of an environment that is not on PATH, and `uv run`'s variable: as a shell would start them."""
     script = tmp_path / "bin dir" / "magbatch"
@@ -45,6 +54,7 @@ def test_a_refused_command_names_the_next_one_as_it_can_be_pasted(tmp_path: Path
     script.write_text(shell + "from magbatch.__main__ import main\nmain()\n", encoding="utf-8")
     script.chmod(0o755)
     plain = {**os.environ, "PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)}
+    (tmp_path / "daily.yaml").write_text(DAILY.format(folder=tmp_path), encoding="utf-8")
     for extra, prefix in (({}, f"'{script}'"), ({"UV_RUN_RECURSION_DEPTH": "1"}, "uv run --no-sync magbatch")):
         done = subprocess.run(
             [script, "schedule", "list", str(tmp_path)], env=plain | extra, capture_output=True, text=True, check=False

@@ -142,7 +142,7 @@ def test_the_record_is_what_status_documents(job: SmallJob) -> None:
     found: dict[str, Any] = status(job.output)
     assert set(found) == {
         "job", "output", "complete", "planned", "done", "answered", "failed", "shards", "shards_done", "run",
-        "state", "at", "why", "exit_code", "work",
+        "state", "at", "why", "exit_code", "work", "by_code",
     }  # fmt: skip
     assert set(found["run"]) == {
         "alive", "age_s", "at", "host", "pid", "started", "planned", "done", "failed", "truncated", "rows_per_s",

@@ -35,7 +35,7 @@ def names(store: Store) -> list[str]:
 
 def forge(store: Store, number: int = 1, **fields: object) -> None:
     """A lease as another machine would have written it."""
-    record = {"id": "x", "host": "elsewhere", "place": "other", "pid": 7, "since": 1.0, "beat": 0, "released": False}
+    record = {"id": "x", "host": "elsewhere", "place": "other", "pid": 7, "since": "1", "beat": 0, "released": False}
     store.write(f"{PREFIX}{number:08d}.json", json.dumps(record | fields).encode())
 
 
@@ -174,13 +174,16 @@ def test_a_place_that_cannot_be_written_is_said_plainly(tmp_path: Path) -> None:
         pytest.fail("nothing can be held here")
 
 
-@pytest.mark.parametrize("place", ["/proc/none/out", "s3://no-such-bucket/out"])
+@pytest.mark.parametrize(
+    ("place", "named"),
+    [("/proc/none/out", "/proc/none/out"), ("s3://no-such-bucket/out", "s3://no-such-bucket: there")],
+)
 def test_a_place_that_cannot_be_made_is_said_at_once(
-    s3_endpoint: str, said: list[str], monkeypatch: pytest.MonkeyPatch, place: str
+    s3_endpoint: str, said: list[str], monkeypatch: pytest.MonkeyPatch, place: str, named: str
 ) -> None:
     monkeypatch.setattr(lease_module, "EXPIRY_S", 3600.0)
     with (
-        pytest.raises(OutputError, match=f"output.path: {place}") as refused,
+        pytest.raises(OutputError, match=f"output.path: {named}") as refused,
         Lease(open_store(place), said.append).held(),
     ):
         pytest.fail("nothing can be held here")
