@@ -61,15 +61,15 @@ def test_a_clock_that_breaks_ends_its_replica_with_a_word_and_what_is_finished_i
     end_of(waiting)
     assert (waiting.deaths, waiting.board.gone, waiting.board.struck) == (1, ["replica"], [])
     assert waiting.done() == waiting.row_ids()[:3]
-    said = str(waiting.board.state.snapshot().trouble)
-    assert "a replica ends by a defect in magbatch, its log has the traceback: RuntimeError: no report" in said
+    said = str(waiting.board.state.snapshot().losses)
+    assert "a defect in magbatch, its log has the traceback: RuntimeError: no report" in said
     assert "in _tick" in capfd.readouterr().err
 
 
 def test_a_look_at_the_lease_that_breaks_ends_its_replica_with_a_word(waiting: SmallJob) -> None:
     end_of(waiting, hold=Cracked(), timing=Timing(hold_interval_s=0.2))
     assert (waiting.deaths, waiting.board.gone) == (1, ["replica"])
-    assert "RuntimeError: no lease" in str(waiting.board.state.snapshot().trouble)
+    assert "RuntimeError: no lease" in str(waiting.board.state.snapshot().losses)
     assert waiting.done() == waiting.row_ids()[:3]
 
 
@@ -78,7 +78,7 @@ def test_a_commit_that_breaks_ends_its_replica_with_a_word(waiting: SmallJob) ->
     waiting.set("output", commit_rows=1)
     end_of(waiting, hold=Cracked(), timing=Timing(hold_interval_s=3600, hold_expiry_s=-1.0))
     assert (waiting.deaths, waiting.board.gone) == (1, ["replica"])
-    assert "RuntimeError: no lease" in str(waiting.board.state.snapshot().trouble)
+    assert "RuntimeError: no lease" in str(waiting.board.state.snapshot().losses)
 
 
 def test_a_shard_that_is_cancelled_at_a_notice_leaves_no_place_taken(job: SmallJob) -> None:
