@@ -246,7 +246,7 @@ def test_a_list_that_cannot_fit_is_refused_before_it_is_fetched(render: Render, 
     many = [PDF, PDF, MISSING]
     error = refusal(lambda: render(many, str(tmp_path), limits={"max_pages": 4}, how={"overflow": overflow}))
     assert error.code is ErrorCode.TOO_MANY_PAGES
-    assert "'file' has 4 pages and 1 more files, above limits.max_pages = 4" in error.message
+    assert "'file' has 4 pages and 1 more file, above limits.max_pages = 4" in error.message
 
 
 def test_images_above_the_limit_are_refused_before_any_is_fetched(render: Render, tmp_path: Path) -> None:
