@@ -14,8 +14,8 @@ class Target:
     """A job as a person has named it.
 
     Attributes:
-        output: Its output, in full.
-        named: What was named, as it was written.
+        output: Path or URL of its output, in full.
+        named: Word of the command line that named it.
         spec: The spec's file; None where the output was named.
         overrides: `--set` of the command line that decide the spec.
         limit: `--limit` of the command line.

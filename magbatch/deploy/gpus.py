@@ -38,8 +38,8 @@ def check_memory(spec: JobSpec, platform: Platform, kind: str | None, sizes: Seq
     """Hold GPUs against `--gpu-memory-gb` and the weights of the model.
 
     Args:
-        spec: Its model and `replicas.gpus`.
-        platform: Its `gpu_memory_gb`.
+        spec: The job, of which the model and `replicas.gpus` are read.
+        platform: The options, of which `gpu_memory_gb` is read.
         kind: Name of the kind; None is any that has the memory asked for.
         sizes: GB that one GPU may have; empty if not known here.
 

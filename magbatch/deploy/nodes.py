@@ -23,8 +23,8 @@ def shapes(spec: JobSpec, platform: Platform, *, memory_known: bool) -> list[Sha
     """Kinds of nodes, best first: those that the spec prefers, else spot before on-demand.
 
     Args:
-        spec: Its `replicas`.
-        platform: Its spot label and its accelerators, of which one alone is taken where the spec names none.
+        spec: The job, of which `replicas` is read.
+        platform: The options. One accelerator alone is taken of them if the spec names none.
         memory_known: Whether a group without an accelerator's name still gets GPUs of a known kind.
 
     Raises:

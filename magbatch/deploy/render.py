@@ -96,7 +96,7 @@ def next_commands(spec: JobSpec, target: Target, platform: Platform, folder: str
     Args:
         spec: The rendered spec.
         target: The target that was rendered.
-        platform: Its options.
+        platform: The options of the command.
         folder: Where the files are.
         path: The spec's own file.
     """

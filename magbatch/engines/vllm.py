@@ -73,6 +73,9 @@ class VllmEngine:
                 self._rendering = asyncio.Semaphore(IMAGE_ROWS_RENDERED_AT_ONCE)
                 loggers = [_logger_for(self._stats)] if config.counts else None
                 self._engine = AsyncLLM.from_engine_args(args, stat_loggers=loggers)
+                # Names that vLLM keeps to itself: where they are gone no engine starts, and no death goes unexplained.
+                self._ended = self._engine.engine_core.resources.engine_manager.finished_procs
+                self._cause: str | None = None
             except Exception as error:  # vLLM has no one class for what can be wrong at a start
                 raise EngineStartError(_first_cause(error, said.text())) from error
 
@@ -146,10 +149,14 @@ class VllmEngine:
 
     def _cause_of_death(self, error: Exception) -> str:
         """How the engine's process ended, where a signal has ended it; else the last error that it has logged."""
-        manager = self._engine.engine_core.resources.engine_manager
-        for code in manager.finished_procs().values() if manager is not None else ():
-            if code is not None and code < 0:
-                return f"its process {how_it_ended(-code)}"
+        if self._cause is None:  # once, not for each row that was in it
+            self._cause = self._found_cause(error)
+        return self._cause
+
+    def _found_cause(self, error: Exception) -> str:
+        signals = [-code for code in self._ended().values() if code < 0]
+        if signals:
+            return f"its process {how_it_ended(signals[0])}"
         said = [match.group(1).strip() for line in _logged_last().splitlines() if (match := _ERROR_LINE.search(line))]
         causes = [line for line in said if "EngineDeadError" not in line and "root cause" not in line]
         return causes[-1] if causes else str(error)

@@ -245,7 +245,7 @@ def _read(job: Job, shards: list[Shard], partly_done: frozenset[int], board: Any
     def wait(error: StorageError) -> None:
         board.input_refused.remote(f"the input's storage refuses, trying again: {error}")
 
-    if (why := ray.get(board.differs.remote(this_node(), versions()))) is not None:
+    if (why := _refusal(board)) is not None:
         time.sleep(REFUSED_S)
         ray.get(board.refuse_reader.remote(why))
         os._exit(1)  # Ray gives the task to another process, on another node where there is one
@@ -254,6 +254,13 @@ def _read(job: Job, shards: list[Shard], partly_done: frozenset[int], board: Any
     except JobError as error:
         ray.get(board.failed.remote(error))
         raise
+
+
+@functools.lru_cache(maxsize=1)
+def _refusal(board: Any) -> str | None:
+    """Why this process' node takes no part; asked once by a process, not by each of its tasks."""
+    why: str | None = ray.get(board.differs.remote(this_node(), versions()))
+    return why
 
 
 def _quiet() -> None:
