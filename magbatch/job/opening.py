@@ -171,7 +171,7 @@ def new_plan(spec: JobSpec, ledger: Ledger, limit: int | None) -> Plan:
     check_unused(ledger)
     if spec.input.incremental and limit is None:
         raise SpecError(
-            "input.incremental: such a job runs by its schedule: magbatch schedule tick; or --limit N for a trial"
+            "input.incremental: such a job runs by its schedule: magbatch schedule tick SPEC; or --limit N for a trial"
         )
     return make_plan(spec, limit)
 
