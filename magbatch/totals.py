@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
-from magbatch.grading import Grading
-from magbatch.rows import ERRORS, TOKEN_FIELDS
+from magbatch.answers.grading import Grading
+from magbatch.schema import ERRORS, TOKEN_FIELDS
 
 FOOTER_KEY = b"magbatch.totals"
 # Upper bounds, as Prometheus' `le`: a value equal to one is within it.

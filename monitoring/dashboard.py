@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from magbatch import metrics
-from magbatch.metrics import Declared, Kind
+from magbatch.report import metrics
+from magbatch.report.metrics import Declared, Kind
 
 TARGET = Path(__file__).parent / "grafana" / "dashboards" / "magbatch.json"
 DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}

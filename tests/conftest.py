@@ -19,7 +19,7 @@ from xdist.scheduler import LoadScopeScheduling
 from magbatch import environment
 
 if TYPE_CHECKING:
-    from magbatch.tokenizer import Tokenizer
+    from magbatch.model.tokenizer import Tokenizer
 
 # Before boto3 and pyarrow are imported, which read some of these then. No test ever meets a real account.
 for _name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3"):
@@ -108,7 +108,7 @@ def checkpoint() -> Path:
 @pytest.fixture(scope="session")
 def tokenizer(checkpoint: Path) -> "Tokenizer":
     """The tiny model's tokenizer, as the steps use it."""
-    from magbatch.tokenizer import Tokenizer
+    from magbatch.model.tokenizer import Tokenizer
 
     return Tokenizer(checkpoint)
 

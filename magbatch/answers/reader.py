@@ -16,7 +16,7 @@ import pyarrow as pa
 from magbatch.answers.columns import column_of
 from magbatch.answers.exact import read_json, write_json
 from magbatch.answers.fits import fits
-from magbatch.rows import DOCUMENT_FIELDS
+from magbatch.schema import DOCUMENT_FIELDS
 from magbatch.spec import BOXED, WHOLE, AnswerSpec, JobSpec, properties
 
 MAX_MESSAGE_CHARS = 500  # of what is wrong: it is sent to the model, and stored

@@ -23,7 +23,7 @@ from magbatch.bench import probe
 from magbatch.bench.process import GRACE_S, Machine, Process
 from magbatch.bench.workloads import Prepared, Workload, job
 from magbatch.errors import BenchError
-from magbatch.model import engine_args, facts, locate
+from magbatch.model.checkpoint import engine_args, facts, locate
 
 START_TIMEOUT_S = 900.0
 RUN_TIMEOUT_S = 3600.0

@@ -21,7 +21,7 @@ def text(checkpoint: Path, output: Path, files: list[str]) -> int:
     from mistral_common.protocol.instruct.messages import UserMessage
     from mistral_common.protocol.instruct.request import ChatCompletionRequest
 
-    from magbatch.tokenizer import Tokenizer
+    from magbatch.model.tokenizer import Tokenizer
 
     tokenizer = Tokenizer(checkpoint)
     tokenizer.encode(ChatCompletionRequest(messages=[UserMessage(content="warm")]))
@@ -40,7 +40,7 @@ def documents(checkpoint: Path, output: Path, files: list[str]) -> int:
 
     from magbatch.documents.images import ImageGrid
     from magbatch.documents.pdf import MAX_DPI, POINTS_PER_INCH
-    from magbatch.model import facts
+    from magbatch.model.checkpoint import facts
 
     model = facts(checkpoint)
     if model.image_size is None:

@@ -42,9 +42,9 @@ from magbatch.bench.process import Machine, Process
 from magbatch.bench.report import Target
 from magbatch.bench.workloads import FILES, WORDS, WORKLOADS, prepare
 from magbatch.errors import BenchError
-from magbatch.model import locate
+from magbatch.model.checkpoint import locate
+from magbatch.model.tokenizer import Tokenizer
 from magbatch.spec import ModelSpec
-from magbatch.tokenizer import Tokenizer
 
 PROMPT_TOKENS = 500
 DOCUMENT_PAGES, PAGE_LINES = 8, 40

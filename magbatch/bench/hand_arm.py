@@ -14,7 +14,7 @@ os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 
 import ray
 
-from magbatch.job.ray_auth import own_token
+from magbatch.fleet.ray_auth import own_token
 
 
 class _Engine:

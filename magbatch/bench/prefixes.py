@@ -18,10 +18,10 @@ from magbatch.bench.bounds import run_job
 from magbatch.bench.measure import SEED, Say
 from magbatch.bench.process import Machine
 from magbatch.bench.report import Target
-from magbatch.model import locate
+from magbatch.model.checkpoint import locate
+from magbatch.model.tokenizer import Tokenizer
 from magbatch.spec import ModelSpec
 from magbatch.tiny.tasks import example
-from magbatch.tokenizer import Tokenizer
 
 DOCUMENTS, DOCUMENT_TOKENS, CACHED_DOCUMENTS = 20, 2048, 5
 ANSWER_TOKENS = 32

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from magbatch.bench.probe import EVENTS_ENV, hold, install
-from magbatch.tokenizer import picture
+from magbatch.model.tokenizer import picture
 
 
 def _request(row: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 import ray
 import ray.data
 
-from magbatch.job.ray_auth import own_token
+from magbatch.fleet.ray_auth import own_token
 
 
 def main() -> None:
@@ -64,7 +64,7 @@ def _ask(row: dict[str, Any]) -> dict[str, Any]:
         },
     }  # fmt: skip
     if "rgb" in row:
-        from magbatch.tokenizer import picture
+        from magbatch.model.tokenizer import picture
 
         asked["multimodal_data"] = {"image": [picture(row["width"], row["height"], row["rgb"])]}
     return asked

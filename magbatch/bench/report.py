@@ -11,7 +11,7 @@ import psutil
 
 from magbatch.bench.measure import MAGBATCH, RAW, RAY, RAY_BEST, Suite, same_settings
 from magbatch.bench.process import Machine
-from magbatch.job.versions import versions
+from magbatch.versions import versions
 
 
 @dataclass(frozen=True, slots=True)

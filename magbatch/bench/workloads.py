@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 import yaml
 
 from magbatch.errors import SpecError
-from magbatch.job.plan import make_plan
-from magbatch.job.prepare import Job, Preparer
+from magbatch.pipeline.prepare import JobContext, Preparer
+from magbatch.plan.plan import make_plan
 from magbatch.spec import JobSpec, parse
 from magbatch.tiny.receipts import draw_receipt
 
@@ -170,7 +170,7 @@ def prepare(workload: Workload, rows: int, seed: int, folder: Path, settings: di
         pq.write_table(table, given / f"{number:02d}.parquet")
     spec = job(workload, given, folder / "none", settings)
     plan = make_plan(spec)
-    preparer = Preparer(Job(spec, plan.columns))
+    preparer = Preparer(JobContext(spec, plan.columns))
     prompts: list[dict[str, Any]] = []
     for shard in plan.shards():
         work = preparer(shard)

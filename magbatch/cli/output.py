@@ -15,7 +15,7 @@ from magbatch.cli.target import SPEC_SUFFIXES, Target, target
 from magbatch.counts import counted, shown_time
 
 if TYPE_CHECKING:
-    from magbatch.job.status import JobStatus
+    from magbatch.jobs.status import JobStatus
 
 commands = typer.Typer()
 
@@ -39,13 +39,13 @@ def status(
     job = None
     with errors(json):
         from magbatch.errors import OutputError
-        from magbatch.job.status import job_status
+        from magbatch.jobs.status import job_status
 
         is_path = "/" in output or os.path.exists(output) or output.endswith(SPEC_SUFFIXES)
         if address is None and not is_path:
             address = os.environ.get("RAY_API_SERVER_ADDRESS")  # a name that is no place here is a job's id
         if address is not None:
-            from magbatch.cluster import Cluster
+            from magbatch.remote import Cluster
 
             job = Cluster(address, note).job(output)
             output = job.output
@@ -78,7 +78,7 @@ def status(
 
 def _status_lines(found: "JobStatus") -> list[str]:
     """A job's standing for a person."""
-    from magbatch.job.status import JobState
+    from magbatch.jobs.status import JobState
 
     share = f"{100 * found.done / found.planned:.1f}%" if found.planned else "100%"
     lines = [
@@ -113,7 +113,7 @@ def _status_lines(found: "JobStatus") -> list[str]:
 
 def _run_lines(found: "JobStatus", run: dict[str, Any]) -> list[str]:
     """What the run has last said of itself; speed and end only while it goes on."""
-    from magbatch.job.progress import Eta, shown_eta
+    from magbatch.report.progress import Eta, shown_eta
 
     lines = []
     if found.alive:
@@ -131,7 +131,7 @@ def _run_lines(found: "JobStatus", run: dict[str, Any]) -> list[str]:
 
 def _following(found: "JobStatus", about: Target) -> str:
     """The command that comes next."""
-    from magbatch.job.status import JobState
+    from magbatch.jobs.status import JobState
 
     if found.alive or (found.work is not None and found.work.alive):
         return about.again("status")
@@ -151,9 +151,9 @@ def verify(output: SpecOrOutput, overrides: SpecOverrides = None, limit: SpecLim
     """Prove an output from its objects alone: every planned row once, checksums as in the manifest."""
     with errors(json):
         from magbatch.errors import OutputError, SpecError
-        from magbatch.job.ledger import Ledger
-        from magbatch.job.status import job_status
-        from magbatch.job.verify import verify as verify_job
+        from magbatch.jobs.status import job_status
+        from magbatch.ledger.ledger import Ledger
+        from magbatch.ledger.verify import verify as verify_job
 
         about = target(output, overrides, limit)
         found = verify_job(Ledger(about.output), counting("objects checked"))
@@ -240,9 +240,9 @@ def retry(
     with errors(json):
         from dataclasses import asdict
 
-        from magbatch.job.retry import Choice
-        from magbatch.job.retry import drop as drop_retry
-        from magbatch.job.retry import retry as retry_job
+        from magbatch.jobs.retry import Choice
+        from magbatch.jobs.retry import drop as drop_retry
+        from magbatch.jobs.retry import retry as retry_job
 
         # With a spec, what is set of output.path says where the job lies; all else is asked otherwise.
         places = [item for item in overrides or [] if item.startswith("output.path=")]
@@ -299,7 +299,7 @@ def compact(
     with errors(json):
         from dataclasses import asdict
 
-        from magbatch.job.compact import compact as compact_job
+        from magbatch.jobs.compact import compact as compact_job
 
         place = target(output, overrides, limit).output
         with live_console() as console:

@@ -20,7 +20,7 @@ def submit(spec: SpecPath, address: Address, overrides: Overrides = None, json: 
         from magbatch.spec import load, unchecked
 
         loaded = load(spec, overrides)
-        from magbatch.cluster import Cluster, local_paths
+        from magbatch.remote import Cluster, local_paths
 
         job_id = Cluster(address, note).submit(loaded)
     if (text := unchecked(loaded.model)) is not None:
@@ -43,7 +43,7 @@ def _print_submitted(job_id: str, name: str, output: str, address: str, local: l
 def jobs(address: Address, json: Json = False) -> None:
     """The jobs of a cluster, the newest first."""
     with errors(json):
-        from magbatch.cluster import Cluster
+        from magbatch.remote import Cluster
 
         found = Cluster(address, note).jobs()
     if json:
@@ -65,7 +65,7 @@ def logs(
 ) -> None:
     """What a job of a cluster has printed."""
     with errors(False):
-        from magbatch.cluster import Cluster
+        from magbatch.remote import Cluster
 
         cluster = Cluster(address, note)
         if follow:
@@ -81,7 +81,7 @@ def logs(
 def cancel(job_id: JobId, address: Address, json: Json = False) -> None:
     """End a job of a cluster; what it has finished is committed first."""
     with errors(json):
-        from magbatch.cluster import Cluster
+        from magbatch.remote import Cluster
 
         cluster = Cluster(address, note)
         was_over = cluster.job(job_id).is_over
@@ -104,7 +104,7 @@ def cancel(job_id: JobId, address: Address, json: Json = False) -> None:
 def resume(job_id: JobId, address: Address, json: Json = False) -> None:
     """Submit the spec of a job of a cluster that has ended once more: it goes on where it was."""
     with errors(json):
-        from magbatch.cluster import Cluster
+        from magbatch.remote import Cluster
 
         cluster = Cluster(address, note)
         new_id = cluster.resume(job_id)

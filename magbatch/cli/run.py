@@ -13,7 +13,7 @@ from magbatch.cli.show import again, command, errors, exit_code, live_console, p
 from magbatch.counts import counted
 
 if TYPE_CHECKING:
-    from magbatch.job.run import Outcome
+    from magbatch.jobs.run import Outcome
 
 SAMPLE_ROWS = 20  # that are tried where the first row of all would fail
 
@@ -36,7 +36,7 @@ def plan(
     """Check a job and show what it would do; starts nothing and writes nothing."""
     with errors(json):
         from magbatch.errors import SpecError
-        from magbatch.job.preview import preview
+        from magbatch.jobs.preview import preview
         from magbatch.spec import load
 
         loaded = load(spec, overrides)
@@ -69,7 +69,7 @@ def _after_plan(
 
 def _print_plan(shown: dict[str, Any], *, all_settings: bool) -> None:
     """A plan for a person: what matters most stands last."""
-    from magbatch.job.preview import not_default
+    from magbatch.jobs.preview import not_default
 
     low, high = shown["rows_in_a_shard"]
     print(f"{shown['job']}: {counted(shown['rows'], 'row')} in {counted(shown['files'], 'file')}", end=" -> ")
@@ -131,7 +131,7 @@ def run(spec: SpecPath, overrides: Overrides = None, limit: Limit = None, json: 
     """Run a job, or go on with one that was interrupted."""
     with errors(json):
         from magbatch.errors import TooManyFailedError
-        from magbatch.job.run import run as run_job
+        from magbatch.jobs.run import run as run_job
         from magbatch.spec import load
 
         with live_console() as console:

@@ -81,8 +81,8 @@ def target(named: str, overrides: list[str] | None = None, limit: int | None = N
             return Target(output_path(reachable(named)), named)
         except ValueError as error:
             raise OutputError(f"OUTPUT {named!r}: {error}") from error
-    from magbatch.job.ledger import Ledger
-    from magbatch.job.opening import limited
+    from magbatch.jobs.opening import limited
+    from magbatch.ledger.ledger import Ledger
 
     spec = limited(load(named, overrides), limit)
     output = spec.output.path

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from magbatch.engines.base import Engine, EngineConfig
 
 if TYPE_CHECKING:
-    from magbatch.tokenizer import Tokenizer  # a second of imports, which the board's process has no use for
+    from magbatch.model.tokenizer import Tokenizer  # a second of imports, which the board's process has no use for
 
 
 def start(kind: str, config: EngineConfig, tokenizer: "Tokenizer") -> Engine:

@@ -15,23 +15,23 @@ OnTokens = Callable[[int, Sequence[int]], bool]
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class RequestShape:
     """What is generated in one request.
 
     Attributes:
         samples: How many; None takes the job's sampling.n.
         stop: A token that ends a sample, and is its last one.
         schema: A JSON Schema that the text must fit, from its first token on.
-        never: A token that does not come.
+        banned_token: A token that does not come.
     """
 
     samples: int | None = None
     stop: int | None = None
     schema: dict[str, Any] | None = None
-    never: int | None = None
+    banned_token: int | None = None
 
 
-FREE = Form()
+UNCONSTRAINED = RequestShape()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class Engine(Protocol):
         max_tokens: int,
         seed: int | None,
         on_tokens: OnTokens | None = None,
-        form: Form = FREE,
+        form: RequestShape = UNCONSTRAINED,
     ) -> Generation:
         """All samples of one prompt. Cancelling the call aborts the request.
 

@@ -21,12 +21,12 @@ import time
 from pydantic import ValidationError
 
 from magbatch.capture import STDERR, captured
-from magbatch.engines.base import FREE, EngineConfig, EngineLoad, Form, OnTokens
+from magbatch.engines.base import UNCONSTRAINED, EngineConfig, EngineLoad, OnTokens, RequestShape
 from magbatch.errors import EngineDeadError, EngineStartError, RequestRejectedError
+from magbatch.model.tokenizer import Tokenizer
 from magbatch.rows import Completion, Generation, Prompt
 from magbatch.spec.fake_args import FakeArgs, Rule
 from magbatch.spec.mistakes import field_mistakes
-from magbatch.tokenizer import Tokenizer
 
 CHUNK_TOKENS = 64  # as the real engine gives them
 ECHO_TOKENS = 48  # of the prompt's end: enough to tell rows apart
@@ -70,7 +70,7 @@ class FakeEngine:
         max_tokens: int,
         seed: int | None,
         on_tokens: OnTokens | None = None,
-        form: Form = FREE,
+        form: RequestShape = UNCONSTRAINED,
     ) -> Generation:
         """See `Engine.generate`."""
         if self._dead:
@@ -137,7 +137,7 @@ class FakeEngine:
                     return rule
         return Rule(contains="")
 
-    def _tokens(self, prompt: Prompt, rule: Rule, max_tokens: int, form: Form) -> tuple[list[int], str]:
+    def _tokens(self, prompt: Prompt, rule: Rule, max_tokens: int, form: RequestShape) -> tuple[list[int], str]:
         opening, closing = self._tokenizer.think_open, self._tokenizer.think_close
         last = prompt.token_ids[-1] if prompt.token_ids else None
         if rule.answer is not None and last != opening:

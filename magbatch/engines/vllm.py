@@ -15,11 +15,11 @@ from typing import Any
 from uuid import uuid4
 
 from magbatch.capture import STDERR, captured
-from magbatch.engines.base import FREE, HUGE_PAGES, EngineConfig, EngineLoad, Form, OnTokens
+from magbatch.engines.base import HUGE_PAGES, UNCONSTRAINED, EngineConfig, EngineLoad, OnTokens, RequestShape
 from magbatch.errors import EngineDeadError, EngineStartError, RequestFailedError, RequestRejectedError
 from magbatch.guard import how_it_ended
+from magbatch.model.tokenizer import picture
 from magbatch.rows import Completion, Generation, Prompt
-from magbatch.tokenizer import picture
 
 # vLLM configures its logging when it is imported; the engine's own lines below WARNING help nobody offline.
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
@@ -86,7 +86,7 @@ class VllmEngine:
         max_tokens: int,
         seed: int | None,
         on_tokens: OnTokens | None = None,
-        form: Form = FREE,
+        form: RequestShape = UNCONSTRAINED,
     ) -> Generation:
         """See `Engine.generate`."""
         from vllm.sampling_params import StructuredOutputsParams
@@ -96,8 +96,8 @@ class VllmEngine:
         params.n = form.samples or params.n
         if form.stop is not None:
             params.stop_token_ids = [form.stop]
-        if form.never is not None:
-            params.logit_bias = {form.never: NEVER_LOGIT}
+        if form.banned_token is not None:
+            params.logit_bias = {form.banned_token: NEVER_LOGIT}
         if form.schema is not None:
             params.structured_outputs = StructuredOutputsParams(json=form.schema)
         began = time.monotonic()

@@ -16,11 +16,11 @@ from typing import Any, Self
 
 import numpy as np
 
-from magbatch.engines.base import FREE, Engine, Form
+from magbatch.engines.base import UNCONSTRAINED, Engine, RequestShape
 from magbatch.errors import ErrorCode, ModelError, RequestFailedError, RequestRejectedError, RowError
+from magbatch.model.tokenizer import Tokenizer
 from magbatch.rows import Completion, Generation, Prompt, ReasoningStatus, as_ids
 from magbatch.spec import JobSpec, SamplingSpec, engine_schema
-from magbatch.tokenizer import Tokenizer
 
 ADMITTED_PER_SLOT = 2  # a slot that falls free finds its next row waiting in the engine
 ANSWER_TOKENS = 1024  # of the context, kept from a thinking budget that would take it whole
@@ -33,12 +33,12 @@ ADMITTED_BYTES = 2 << 30  # an image of 1540 x 1540 pixels is 7 MB; 300 of them
 OnNew = Callable[[int, Sequence[int]], None]
 """Is shown new tokens of a sample: its number, and the tokens."""
 
-Watch = Callable[[Form], AbstractContextManager[OnNew]]
+RequestMonitor = Callable[[RequestShape], AbstractContextManager[OnNew]]
 """Entered with what is asked for, while a request is under way; what it gives is shown the tokens as they come."""
 
 
 @contextmanager
-def unwatched(form: Form) -> Iterator[OnNew]:
+def unwatched(form: RequestShape) -> Iterator[OnNew]:
     """A watch that nobody keeps."""
     yield lambda sample, new: None
 
@@ -83,7 +83,7 @@ class RepetitionGuard:
 
 
 @dataclass(frozen=True, slots=True)
-class Steering:
+class ThinkingPlan:
     """How thinking and answer are asked for apart, where one free request would not do.
 
     Attributes:
@@ -138,7 +138,7 @@ class Generate:
         sampling: SamplingSpec,
         max_model_len: int,
         repetition_tokens: int | None = None,
-        steering: Steering | None = None,
+        steering: ThinkingPlan | None = None,
     ) -> None:
         self._engine = engine
         self._sampling = sampling
@@ -149,7 +149,7 @@ class Generate:
         bare = steering is not None and steering.budget_tokens is None and steering.thinks
         self._notes_steering = replace(steering, schema=None) if steering is not None and not bare else None
 
-    async def __call__(self, prompt: Prompt, watch: Watch = unwatched, *, note: bool = False) -> Generation:
+    async def __call__(self, prompt: Prompt, watch: RequestMonitor = unwatched, *, note: bool = False) -> Generation:
         """All samples of one row.
 
         Args:
@@ -165,14 +165,14 @@ class Generate:
         samples = 1 if note else None
         seed = row_seed(self._sampling.seed, prompt.row_id)
         if how is None:
-            return await self._ask(prompt, self._most(prompt), seed, watch, Form(samples))
+            return await self._ask(prompt, self._most(prompt), seed, watch, RequestShape(samples))
         if not how.thinks:
             silent = replace(prompt, token_ids=prompt.token_ids + as_ids(how.silence))
             return await self._ask(silent, self._most(prompt), seed, watch, self._answer_form(samples, how))
         return await self._think_then_answer(prompt, how, watch, samples)
 
-    async def again(
-        self, prompt: Prompt, sample: int, completion: Completion, objection: str, watch: Watch = unwatched
+    async def retry_answer(
+        self, prompt: Prompt, sample: int, completion: Completion, objection: str, watch: RequestMonitor = unwatched
     ) -> Completion:
         """Ask again after the same thinking, telling the model why its first answer was rejected.
 
@@ -204,7 +204,9 @@ class Generate:
         closed = [*generated].index(tokenizer.think_close or 0) + 1 if completion.opened else 0
         return replace(completion, token_ids=generated[:closed] + answer.token_ids, finish_reason=answer.finish_reason)
 
-    async def _think_then_answer(self, prompt: Prompt, how: Steering, watch: Watch, samples: int | None) -> Generation:
+    async def _think_then_answer(
+        self, prompt: Prompt, how: ThinkingPlan, watch: RequestMonitor, samples: int | None
+    ) -> Generation:
         opening, closing = how.tokenizer.think_open, how.tokenizer.think_close
         assert opening is not None
         assert closing is not None
@@ -222,7 +224,7 @@ class Generate:
             )
         opened = replace(prompt, token_ids=prompt.token_ids + as_ids([opening]))
         seed = row_seed(self._sampling.seed, prompt.row_id)
-        thoughts = await self._ask(opened, most, seed, watch, Form(samples, stop=closing))
+        thoughts = await self._ask(opened, most, seed, watch, RequestShape(samples, stop=closing))
         finished = await asyncio.gather(
             *(
                 self._answer_after(opened, sample, thought, how, watch)
@@ -232,7 +234,7 @@ class Generate:
         return Generation(list(finished), thoughts.cached_tokens, time.monotonic() - began)
 
     async def _answer_after(
-        self, opened: Prompt, sample: int, thought: Completion, how: Steering, watch: Watch
+        self, opened: Prompt, sample: int, thought: Completion, how: ThinkingPlan, watch: RequestMonitor
     ) -> Completion:
         """One sample: its answer, after thinking that closed itself, or that is closed here."""
         closing = how.tokenizer.think_close
@@ -261,12 +263,19 @@ class Generate:
         return most if prompt.max_tokens is None else min(prompt.max_tokens, most)
 
     @staticmethod
-    def _answer_form(samples: int | None, how: Steering) -> Form:
+    def _answer_form(samples: int | None, how: ThinkingPlan) -> RequestShape:
         """An answer: what is held to a schema cannot think again; what is free must not, or no budget would be one."""
-        return Form(samples, schema=how.schema, never=how.tokenizer.think_open if how.schema is None else None)
+        return RequestShape(
+            samples, schema=how.schema, banned_token=how.tokenizer.think_open if how.schema is None else None
+        )
 
     async def _ask(
-        self, prompt: Prompt, max_tokens: int, seed: int | None, watch: Watch, form: Form = FREE
+        self,
+        prompt: Prompt,
+        max_tokens: int,
+        seed: int | None,
+        watch: RequestMonitor,
+        form: RequestShape = UNCONSTRAINED,
     ) -> Generation:
         """What one request gives, cut to what the context leaves."""
         limit = min(max_tokens, self._max_model_len - len(prompt.token_ids))
@@ -285,7 +294,9 @@ class Generate:
                 return generation if failed is None else replace(generation, latency_s=time.monotonic() - began)
         raise RowError(ErrorCode.ENGINE_REJECTED, f"asked {REQUEST_TRIES} times: {failed}") from failed
 
-    async def _try(self, prompt: Prompt, max_tokens: int, seed: int | None, watch: Watch, form: Form) -> Generation:
+    async def _try(
+        self, prompt: Prompt, max_tokens: int, seed: int | None, watch: RequestMonitor, form: RequestShape
+    ) -> Generation:
         guard = RepetitionGuard(self._repetition_tokens)  # of this try: what one before it said is not repeated by it
         with watch(form) as see:
 

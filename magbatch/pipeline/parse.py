@@ -8,8 +8,8 @@ is lost, and thinking that was not closed is never shown as an answer.
 
 from collections.abc import Sequence
 
+from magbatch.model.tokenizer import Tokenizer
 from magbatch.rows import Answer, Completion, ReasoningStatus
-from magbatch.tokenizer import Tokenizer
 
 BLOCK_SEPARATOR = "\n\n"
 

@@ -21,10 +21,10 @@ from pydantic import ValidationError
 
 from magbatch.counts import counted
 from magbatch.errors import ErrorCode, ModelError, RowError, SpecError
-from magbatch.rows import Image, Page, Part, PartAnswer, Prompt, RenderedRow, TokenIds, as_ids
+from magbatch.model.tokenizer import Tokenizer, blank
+from magbatch.rows import Image, Page, PageGroup, PageGroupAnswer, Prompt, RenderedRow, TokenIds, as_ids
 from magbatch.spec import JobSpec
-from magbatch.template import fixed_texts
-from magbatch.tokenizer import Tokenizer, blank
+from magbatch.spec.template import fixed_texts
 
 # Mistral's tokenizers put an empty line between texts that follow each other.
 CAPTION = "Page {number} of {total}:\n"
@@ -149,7 +149,7 @@ class Prompter:
             return Prompt(row.row_id, as_ids(), row.images, row.total_pages, parts, row.messages, truncated=left_out)
         raise self._too_long(row)
 
-    def combine(self, prompt: Prompt, findings: Sequence[PartAnswer]) -> list[Part]:
+    def combine(self, prompt: Prompt, findings: Sequence[PageGroupAnswer]) -> list[PageGroup]:
         """What is asked next about a document that is read in parts.
 
         Args:
@@ -190,7 +190,7 @@ class Prompter:
             text = COMBINE.format(total=prompt.total_pages, findings="".join(notes), pages=pages)
             token_ids, images = self._encode(_before_the_question(prompt.messages, [{"text": text}]), prompt.images)
             self._check(len(token_ids))
-            parts.append(Part(first, last, token_ids, images, truncated))
+            parts.append(PageGroup(first, last, token_ids, images, truncated))
         return parts
 
     def _encode(self, messages: list[dict[str, Any]], images: list[Image]) -> tuple[TokenIds, list[Image]]:
@@ -291,7 +291,7 @@ class Prompter:
         token_ids, images = self._asked(row, pages)
         if len(token_ids) > self._limit:
             return None
-        parts, left_out = [Part(pages[0].number, pages[-1].number)], len(pages) < row.total_pages
+        parts, left_out = [PageGroup(pages[0].number, pages[-1].number)], len(pages) < row.total_pages
         return Prompt(row.row_id, token_ids, images, row.total_pages, parts, truncated=left_out)
 
     def _asked(self, row: RenderedRow, pages: list[Page], note: str = "") -> tuple[TokenIds, list[Image]]:
@@ -310,12 +310,12 @@ class Prompter:
             shown.append({"text": note})
         return self._encode(_before_the_question(row.messages, shown), images)
 
-    def _part(self, row: RenderedRow, pages: list[Page]) -> Part:
+    def _part(self, row: RenderedRow, pages: list[Page]) -> PageGroup:
         first, last = pages[0].number, pages[-1].number
         note = PART.format(first=first, last=last, total=row.total_pages)
         token_ids, images = self._asked(row, pages, note)
         self._check(len(token_ids))
-        return Part(first, last, token_ids, images)
+        return PageGroup(first, last, token_ids, images)
 
     def _truncated(self, row: RenderedRow) -> Prompt:
         """The first pages that fit; of a page that alone does not, the beginning of its text."""

@@ -19,7 +19,7 @@ from magbatch.documents.renderer import Renderers
 from magbatch.errors import ErrorCode, RowError
 from magbatch.rows import Image, InputRow, Page, RenderedRow
 from magbatch.spec import JobSpec
-from magbatch.template import Template
+from magbatch.spec.template import Template
 
 MOST_TOKENS = 2**31 - 1  # a column may hold more than a context or an engine's counter ever will
 RENDERERS = 2  # of documents, and as many of images: the reader has next to nothing to do while they work

@@ -17,14 +17,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from magbatch.errors import ErrorCode, Step, StorageError
-from magbatch.rows import (
+from magbatch.rows import DeadLetter, FinishedRow
+from magbatch.schema import (
     ERRORS,
     NO_COLUMNS,
     RESULTS,
     TOKEN_FIELDS,
-    DeadLetter,
-    FinishedRow,
-    PartName,
+    ObjectName,
     errors_schema,
     new_attempt,
     results_schema,
@@ -53,7 +52,7 @@ class Committed:
         bytes: Its size.
     """
 
-    name: PartName
+    name: ObjectName
     totals: Totals
     bytes: int
 
@@ -73,7 +72,7 @@ class Written:
     refused: list[DeadLetter]
 
 
-class PartWriter:
+class ObjectWriter:
     """Writes the objects of one attempt at a shard.
 
     Args:
@@ -259,7 +258,7 @@ class PartWriter:
         return _Object(kind, sink.getvalue(), totals)
 
     def _put(self, built: "_Object", rows: int) -> Committed:
-        name = PartName(built.kind, self._shard, self._attempt, self._seq, rows)
+        name = ObjectName(built.kind, self._shard, self._attempt, self._seq, rows)
         try:
             self._store.write(str(name), built.data)
         except StorageError:

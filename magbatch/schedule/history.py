@@ -25,9 +25,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from magbatch.errors import StorageError
-from magbatch.job.layout import PLAN
-from magbatch.job.ledger import Ledger
-from magbatch.job.plan import Plan
+from magbatch.ledger.layout import PLAN
+from magbatch.ledger.ledger import Ledger
+from magbatch.plan.plan import Plan
 from magbatch.schedule.taken import TakenIndex
 from magbatch.schedule.ticks import tick_name, tick_of
 from magbatch.storage import Store, open_store

@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Any
 
 from magbatch.errors import JobError
-from magbatch.job.status import status
+from magbatch.jobs.status import status
 from magbatch.schedule import look as looks
 from magbatch.schedule.history import BEGUN, History
 from magbatch.schedule.look import Look

@@ -42,7 +42,7 @@ Begin = Callable[[str, datetime], "subprocess.Popen[bytes]"]
 
 
 @dataclass(slots=True)
-class Job:
+class ScheduledJob:
     """One spec with a schedule.
 
     Attributes:
@@ -150,7 +150,7 @@ class Scheduler:
         self._say = say
         self._begin = begin
         self._clock = clock
-        self._jobs: dict[str, Job] = {}
+        self._jobs: dict[str, ScheduledJob] = {}
         self._wrong: dict[str, str] = {}
         self._skipped: dict[str, tuple[tuple[int, int], datetime]] = {}  # stamp of a file, and until when it is skipped
         self._away: str | None = None
@@ -174,7 +174,7 @@ class Scheduler:
         finally:
             self._stop()
 
-    def _going(self) -> list[Job]:
+    def _going(self) -> list[ScheduledJob]:
         return [job for job in self._jobs.values() if job.child is not None]
 
     def _busy(self) -> bool:
@@ -210,14 +210,14 @@ class Scheduler:
                 else:
                     self._begin_if_due(job, look, now)
 
-    def _say_late(self, job: Job, now: datetime) -> None:
+    def _say_late(self, job: ScheduledJob, now: datetime) -> None:
         text = f"{job.spec.name}: output.path {job.spec.output.path}: its store has not answered for {looks.LATE_S:g} s"
         if job.ended is not None:
             text = f"{text}; whether {job.ended} is complete is not known yet{_because(job.ended)}"
         self._say(text)
         self._note(job.path, StorageError(text, passing=True))
 
-    def _begin_if_due(self, job: Job, look: "Look[Any]", now: datetime) -> None:
+    def _begin_if_due(self, job: ScheduledJob, look: "Look[Any]", now: datetime) -> None:
         schedule = job.spec.schedule
         assert schedule is not None, "only jobs with a schedule are looked at"
         try:
@@ -284,7 +284,7 @@ class Scheduler:
             self._skipped[path] = stamp, datetime.max.replace(tzinfo=UTC)
             self._jobs.pop(path, None)
         else:
-            self._jobs[path] = Job(path, found, stamp, now)
+            self._jobs[path] = ScheduledJob(path, found, stamp, now)
 
     def _reap(self) -> None:
         """Note which runs have ended, and look whether they are complete: an exit code may be that of a crash."""
@@ -303,7 +303,7 @@ class Scheduler:
         if begun:
             self._take_results(self._clock())
 
-    def _judge(self, job: Job, ended: Ended, look: "Look[Any]", now: datetime) -> None:
+    def _judge(self, job: ScheduledJob, ended: Ended, look: "Look[Any]", now: datetime) -> None:
         """Say how a run ended, and when the job is looked at again."""
         job.ended = None
         what = f"{job.spec.name}: {ended}"
@@ -327,7 +327,7 @@ class Scheduler:
         code = error.exit_code if isinstance(error, JobError) else 2
         self.runs.append({"spec": path, "problem": one_line(error), "exit_code": code})
 
-    def _wait(self, job: Job, now: datetime, *, mistake: bool = False) -> None:
+    def _wait(self, job: ScheduledJob, now: datetime, *, mistake: bool = False) -> None:
         if mistake:
             job.failures = max(job.failures, MISTAKE)
         wait = now + min(LONGEST_WAIT, FIRST_WAIT * 2 ** min(job.failures, 10))

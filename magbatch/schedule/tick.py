@@ -17,12 +17,12 @@ from typing import Any
 from rich.console import Console
 
 from magbatch.errors import JobError, ResumableError, SpecError
-from magbatch.job.columns import are_planned
-from magbatch.job.lease import Lease
-from magbatch.job.ledger import Ledger
-from magbatch.job.opening import holds_rows
-from magbatch.job.plan import Plan, make_plan
-from magbatch.job.run import Outcome, run
+from magbatch.jobs.opening import holds_rows
+from magbatch.jobs.run import Outcome, run
+from magbatch.ledger.lease import Lease
+from magbatch.ledger.ledger import Ledger
+from magbatch.plan.columns import are_planned
+from magbatch.plan.plan import Plan, make_plan
 from magbatch.schedule.history import BEGUN, COMPLETE, EMPTY, History
 from magbatch.schedule.ticks import latest, parse_at
 from magbatch.spec import JobSpec, differences

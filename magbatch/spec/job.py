@@ -7,7 +7,7 @@ import yaml
 from pydantic import AwareDatetime, Field, ValidationInfo, field_validator, model_validator
 
 from magbatch.counts import counted
-from magbatch.rows import RESERVED_COLUMNS
+from magbatch.schema import RESERVED_COLUMNS
 from magbatch.spec.schema import properties
 from magbatch.spec.secrets import HIDDEN, shown
 from magbatch.spec.sections import (

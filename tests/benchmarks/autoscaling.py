@@ -14,10 +14,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "integration"))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from autoscaling_cluster import autoscaling_cluster
-from magbatch_cli import JobFiles, magbatch
+from support.autoscaling_cluster import autoscaling_cluster
+from support.magbatch_cli import JobFiles, magbatch
 
 LONG_EVERY = 100
 TOKEN_S = 0.02

@@ -22,20 +22,20 @@ import pyarrow.parquet as pq
 
 from magbatch.engines.base import EngineConfig
 from magbatch.engines.vllm import VllmEngine
-from magbatch.job.board import BoardState, Load, Order, Use
-from magbatch.job.exporter import Exporter
-from magbatch.job.heartbeat import Heartbeat
-from magbatch.job.ledger import Ledger
-from magbatch.job.plan import make_plan
-from magbatch.job.prepare import Job, Preparer, from_block, to_block
-from magbatch.job.progress import JobProgress
-from magbatch.job.replica import Replica
-from magbatch.model import engine_args, facts, locate
+from magbatch.ledger.ledger import Ledger
+from magbatch.model.checkpoint import engine_args, facts, locate
+from magbatch.model.tokenizer import Tokenizer
+from magbatch.pipeline.prepare import JobContext, Preparer, from_block, to_block
 from magbatch.pipeline.prompt import Prompter
+from magbatch.plan.plan import make_plan
+from magbatch.replica.board import BoardState, Load, Order, Usage
+from magbatch.replica.replica import Replica
+from magbatch.report.exporter import Exporter
+from magbatch.report.heartbeat import Heartbeat
+from magbatch.report.progress import JobProgress
 from magbatch.spec import JobSpec, parse
 from magbatch.storage import open_store
 from magbatch.tiny.tasks import example
-from magbatch.tokenizer import Tokenizer
 from magbatch.totals import Totals
 
 SPEC = """
@@ -64,7 +64,7 @@ class LocalBoard:
     async def strike(self, rows: dict[int, list[str]]) -> None:
         raise AssertionError("the engine died")
 
-    async def report(self, replica: str, done: Totals, use: Use, load: Load) -> Order:
+    async def report(self, replica: str, done: Totals, use: Usage, load: Load) -> Order:
         return self.state.report(replica, done, use, load)
 
     async def trouble(self, message: str) -> None:
@@ -86,7 +86,7 @@ async def answer(spec: JobSpec, engine: VllmEngine, *, counted: bool) -> tuple[f
     checkpoint = locate(spec.model, weights=True)
     tokenizer, args = Tokenizer(checkpoint), engine_args(spec, facts(checkpoint))
     plan = make_plan(spec)
-    job, ledger = Job(spec, plan.columns), Ledger(spec.output.path)
+    job, ledger = JobContext(spec, plan.columns), Ledger(spec.output.path)
     ledger.begin(spec, plan)
     preparer = Preparer(job)
     blocks = [to_block(preparer(shard)) for shard in plan.shards()]
@@ -102,7 +102,7 @@ async def answer(spec: JobSpec, engine: VllmEngine, *, counted: bool) -> tuple[f
         url = said[0].removeprefix("metrics: ")
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         while not over.wait(SCRAPE_S):
-            progress.see(board.state.snapshot())
+            progress.observe(board.state.snapshot())
             opener.open(url, timeout=10).read()
 
     with ExitStack() as stack:

@@ -24,9 +24,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from magbatch.job.ledger import READERS, Ledger
-from magbatch.job.plan import make_plan
-from magbatch.pipeline.write import PartWriter
+from magbatch.ledger.ledger import READERS, Ledger
+from magbatch.pipeline.write import ObjectWriter
+from magbatch.plan.plan import make_plan
 from magbatch.rows import Answer, FinishedRow, ReasoningStatus, Shard
 from magbatch.spec import load
 
@@ -85,7 +85,7 @@ def answer_most(spec_path: Path) -> int:
     def commit(shard: Shard, row_ids: list[str]) -> None:
         carried = pa.table({"id": [f"user-{row_id}" for row_id in row_ids]})
         positions = {row_id: position for position, row_id in enumerate(row_ids)}
-        writer = PartWriter(ledger.store, carried, positions, "builtin:tiny", shard.index)
+        writer = ObjectWriter(ledger.store, carried, positions, "builtin:tiny", shard.index)
         rows = []
         for row_id in row_ids:
             reasoning = " ".join(chance.choices(WORDS, k=60))

@@ -13,13 +13,13 @@ import time
 
 from magbatch.engines.base import EngineConfig
 from magbatch.engines.vllm import VllmEngine
-from magbatch.model import engine_args, facts, locate
-from magbatch.pipeline.generate import Generate, Steering
+from magbatch.model.checkpoint import engine_args, facts, locate
+from magbatch.model.tokenizer import Tokenizer
+from magbatch.pipeline.generate import Generate, ThinkingPlan
 from magbatch.pipeline.prompt import Prompter
 from magbatch.rows import Prompt, RenderedRow
 from magbatch.spec import parse
 from magbatch.tiny.tasks import example
-from magbatch.tokenizer import Tokenizer
 
 SPEC = """
 name: bench
@@ -48,8 +48,8 @@ def main() -> None:
     engine = VllmEngine(EngineConfig(checkpoint, args, spec.sampling, 0))
     arms = {
         "one": None,
-        "two": Steering(tokenizer, 500, thinks=True, schema=None),
-        "schema": Steering(tokenizer, None, thinks=True, schema=spec.answer.schema),
+        "two": ThinkingPlan(tokenizer, 500, thinks=True, schema=None),
+        "schema": ThinkingPlan(tokenizer, None, thinks=True, schema=spec.answer.schema),
     }
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     tokens: dict[str, list[int]] = {name: [] for name in arms}

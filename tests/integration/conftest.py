@@ -10,8 +10,8 @@ from shutil import which
 from typing import Any
 
 import pytest
-from magbatch_cli import ROOT, JobFiles, SecondTerminal, magbatch, second_terminal
-from prometheus_server import Prometheus
+from support.magbatch_cli import ROOT, JobFiles, SecondTerminal, magbatch, second_terminal
+from support.prometheus_server import Prometheus
 
 
 @pytest.fixture

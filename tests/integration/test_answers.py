@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from magbatch_cli import ROOT, alive, committed, descendants, magbatch, named, read, start, wait_until
+from support.magbatch_cli import ROOT, alive, committed, descendants, magbatch, named, read, start, wait_until
 
 from magbatch.tiny.batches import Encoder
 from magbatch.tiny.checkpoint import ensure

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from autoscaling_cluster import AutoscalingCluster, autoscaling_cluster
-from magbatch_cli import JobFiles, committed, magbatch, read, start, wait_until
+from support.autoscaling_cluster import AutoscalingCluster, autoscaling_cluster
+from support.magbatch_cli import JobFiles, committed, magbatch, read, start, wait_until
 
 ROWS = 500
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from magbatch_cli import magbatch
+from support.magbatch_cli import magbatch
 
 
 @pytest.mark.fire

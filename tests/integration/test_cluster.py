@@ -9,9 +9,9 @@ from pathlib import Path
 import boto3
 import pyarrow.parquet as pq
 import pytest
-from magbatch_cli import JobFiles, free_port, magbatch, read
+from support.magbatch_cli import JobFiles, free_port, magbatch, read
 
-from magbatch.job.ledger import Ledger
+from magbatch.ledger.ledger import Ledger
 
 CLUSTER = """
 import os, sys, time

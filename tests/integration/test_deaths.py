@@ -7,7 +7,7 @@ import time
 
 import psutil
 import pytest
-from magbatch_cli import JobFiles, alive, committed, descendants, magbatch, read, start, wait_until
+from support.magbatch_cli import JobFiles, alive, committed, descendants, magbatch, read, start, wait_until
 
 GONE_S = 15.0
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from magbatch_cli import COMMAND, JobFiles, free_port, magbatch
+from support.magbatch_cli import COMMAND, JobFiles, free_port, magbatch
 
 from magbatch.deploy import SPEC_PATH
 from magbatch.storage.s3 import s3_client

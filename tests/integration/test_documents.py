@@ -15,11 +15,11 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from document_files import encrypted_pdf, pages_pdf, text_pdf, tiff
-from magbatch_cli import ROOT, JobFiles, descendants, magbatch, named, read, start
 from PIL import Image as Pillow
+from support.document_files import encrypted_pdf, pages_pdf, text_pdf, tiff
+from support.magbatch_cli import ROOT, JobFiles, descendants, magbatch, named, read, start
 
-from magbatch.tokenizer import Tokenizer
+from magbatch.model.tokenizer import Tokenizer
 
 SHIPPED = ROOT / "jobs/data/documents.parquet"
 BUDGET = 512

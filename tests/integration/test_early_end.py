@@ -2,7 +2,7 @@
 
 import json
 
-from magbatch_cli import JobFiles, committed, journal, magbatch, read
+from support.magbatch_cli import JobFiles, committed, journal, magbatch, read
 
 ROWS = 1500
 

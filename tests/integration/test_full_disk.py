@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from magbatch_cli import Bill, JobFiles, committed, journal, magbatch, read, start, wait_until
+from support.magbatch_cli import Bill, JobFiles, committed, journal, magbatch, read, start, wait_until
 
 DISK_KIB = 1024
 ROWS = 160

@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from magbatch_cli import JobFiles, magbatch, read
 from PIL import Image as Pillow
+from support.magbatch_cli import JobFiles, magbatch, read
 
 ENDS = {
     "icon": "image_too_large",

@@ -4,8 +4,8 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from fault_proxy import FaultProxy
-from magbatch_cli import JobFiles, magbatch, read, start, wait_until
+from support.fault_proxy import FaultProxy
+from support.magbatch_cli import JobFiles, magbatch, read, start, wait_until
 
 from magbatch.storage import open_store
 

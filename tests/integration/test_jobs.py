@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from magbatch_cli import (
+from support.magbatch_cli import (
     JobFiles,
     alive,
     check_end,

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from magbatch_cli import Bill, JobFiles, alive, committed, descendants, magbatch, named, read, start, wait_until
+from support.magbatch_cli import Bill, JobFiles, alive, committed, descendants, magbatch, named, read, start, wait_until
 
 
 def check_rows(job: JobFiles, rows: int, failed: set[str]) -> None:

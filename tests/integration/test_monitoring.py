@@ -6,7 +6,7 @@ from typing import Any
 
 import dashboard
 import pytest
-from prometheus_server import Prometheus
+from support.prometheus_server import Prometheus
 
 Quickstart = tuple[Path, dict[str, Any]]
 # Of these there is nothing to show in a job without failures, price or deadline.

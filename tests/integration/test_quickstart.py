@@ -9,7 +9,7 @@ import pandas as pd
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
-from magbatch_cli import ROOT, SecondTerminal, magbatch, read
+from support.magbatch_cli import ROOT, SecondTerminal, magbatch, read
 
 Quickstart = tuple[Path, dict[str, Any]]
 COLUMNS = ["row_id", "sample", "id", "kind", "expected", "reasoning", "reasoning_status", "answer", "finish_reason"]

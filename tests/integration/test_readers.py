@@ -9,8 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import psutil
 import pytest
-from magbatch_cli import JobFiles, descendants, magbatch, named, read, start
 from PIL import Image as Pillow
+from support.magbatch_cli import JobFiles, descendants, magbatch, named, read, start
 
 
 class Killer:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import duckdb
 import pytest
-from magbatch_cli import JobFiles, alive, committed, descendants, journal, magbatch, read, start, wait_until
+from support.magbatch_cli import JobFiles, alive, committed, descendants, journal, magbatch, read, start, wait_until
 
 SANE = ["--set", "model.engine_args.script=[]"]
 

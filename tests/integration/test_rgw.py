@@ -12,11 +12,11 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import test_stores as contract
-from magbatch_cli import JobFiles, journal, magbatch, start, wait_until
-from rgw import Rgw, missing
+from support.magbatch_cli import JobFiles, journal, magbatch, start, wait_until
+from support.rgw import Rgw, missing
+from unit.storage import test_stores as contract
 
-from magbatch.job.ledger import Ledger
+from magbatch.ledger.ledger import Ledger
 from magbatch.storage import open_store
 from magbatch.storage.s3 import quick_s3_client, s3_client
 

@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 
-from magbatch_cli import JobFiles, magbatch, read
+from support.magbatch_cli import JobFiles, magbatch, read
 
 
 def test_each_tick_answers_what_is_new(job: JobFiles) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from magbatch_cli import Bill, JobFiles, committed, magbatch, read, start, wait_until
+from support.magbatch_cli import Bill, JobFiles, committed, magbatch, read, start, wait_until
 
 CLUSTER = """
 import os, sys

@@ -3,18 +3,18 @@
 import subprocess
 import sys
 
-from magbatch_cli import ROOT, JobFiles, magbatch, read
+from support.magbatch_cli import ROOT, JobFiles, magbatch, read
 
 SILENCE_S = 6.0
 # As `magbatch run` does, but with a shorter silence: a minute is the least that a job waits.
 FLEET = """
 import sys
 import numpy as np
-from magbatch.job.fleet import run_fleet
-from magbatch.job.lease import Lease
-from magbatch.job.ledger import Ledger
-from magbatch.job.plan import make_plan
-from magbatch.job.prepare import Job
+from magbatch.fleet.cluster import run_fleet
+from magbatch.ledger.lease import Lease
+from magbatch.ledger.ledger import Ledger
+from magbatch.plan.plan import make_plan
+from magbatch.pipeline.prepare import Job
 from magbatch.spec import load
 from magbatch.storage import open_store
 

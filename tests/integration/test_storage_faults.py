@@ -9,12 +9,12 @@ from typing import Any
 import boto3
 import pyarrow.parquet as pq
 import pytest
-from fault_proxy import FaultProxy
-from magbatch_cli import JobFiles, journal, magbatch, start, wait_until
+from support.fault_proxy import FaultProxy
+from support.magbatch_cli import JobFiles, journal, magbatch, start, wait_until
 
-from magbatch.job.ledger import Ledger
-from magbatch.job.verify import verify
-from magbatch.rows import PartName
+from magbatch.ledger.ledger import Ledger
+from magbatch.ledger.verify import verify
+from magbatch.schema import ObjectName
 from magbatch.storage import open_store
 
 ROWS = 240
@@ -43,7 +43,7 @@ def on_s3(job: JobFiles, s3: str) -> tuple[str, str]:
 def committed(output: str) -> int:
     """Rows in visible objects, straight from the store."""
     names = [
-        PartName.parse(item.name) for kind in ("results", "errors") for item in open_store(output).list(f"{kind}/")
+        ObjectName.parse(item.name) for kind in ("results", "errors") for item in open_store(output).list(f"{kind}/")
     ]
     return sum(name.rows for name in names if name is not None)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from magbatch_cli import (
+from support.magbatch_cli import (
     JobFiles,
     alive,
     committed,

@@ -19,26 +19,26 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from document_files import tiff
-from magbatch_cli import alive, committed, descendants, magbatch, named, read, start, wait_until
 from PIL import Image as Pillow
 from PIL import ImageDraw
+from support.document_files import tiff
+from support.magbatch_cli import alive, committed, descendants, magbatch, named, read, start, wait_until
 
 from magbatch.answers import Checker
 from magbatch.engines.base import HUGE_PAGES, EngineConfig, EngineLoad
 from magbatch.engines.vllm import VllmEngine, _as_vllm
 from magbatch.errors import EngineStartError, RequestFailedError, RequestRejectedError
-from magbatch.job.ask import Ask, Progress
-from magbatch.job.plan import make_plan
-from magbatch.job.prepare import Job, Preparer
-from magbatch.model import engine_args, facts, locate
-from magbatch.pipeline.generate import Generate, Steering, row_seed
+from magbatch.model.checkpoint import engine_args, facts, locate
+from magbatch.model.tokenizer import Tokenizer
+from magbatch.pipeline.answer import Progress, RowAnswerer
+from magbatch.pipeline.generate import Generate, ThinkingPlan, row_seed
 from magbatch.pipeline.parse import Parser
+from magbatch.pipeline.prepare import JobContext, Preparer
 from magbatch.pipeline.prompt import Prompter
+from magbatch.plan.plan import make_plan
 from magbatch.rows import Generation, Image, Prompt, ReasoningStatus, as_ids
 from magbatch.spec import JobSpec, SamplingSpec, parse
 from magbatch.spec.vllm_names import installed
-from magbatch.tokenizer import Tokenizer
 
 # Importing vLLM and torch warns of their own deprecations.
 pytestmark = pytest.mark.filterwarnings("default")
@@ -92,7 +92,7 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> list[Prompt]:
     pq.write_table(pa.table(columns), path)
     spec = spec_for(path)
     plan = make_plan(spec)
-    return Preparer(Job(spec, plan.columns))(plan.shard(0)).prompts
+    return Preparer(JobContext(spec, plan.columns))(plan.shard(0)).prompts
 
 
 class Serving:
@@ -345,7 +345,7 @@ def test_thinking_is_cut_at_its_budget_and_the_answer_follows(serving: Serving, 
     """Hot as it is, the model hardly closes its thinking in time by itself: then the budget does, to the token."""
     tokenizer, budget = serving.tokenizer, 20
     spec = spec_for(Path("/nowhere/x.parquet"), n=3, max_tokens=40)
-    steering = Steering(tokenizer, budget, thinks=True, schema=None)
+    steering = ThinkingPlan(tokenizer, budget, thinks=True, schema=None)
     generate = Generate(serving.engine, spec.sampling, 2400, steering=steering)
     generation = serving.loop.run_until_complete(generate(prompts[0]))
     answers = [Parser(tokenizer)(completion) for completion in generation.completions]
@@ -378,12 +378,12 @@ def test_a_document_in_parts_is_one_row_of_the_real_engine(serving: Serving, tmp
     }
     spec = parse(yaml.safe_dump(yaml.safe_load(text) | changes))
     plan = make_plan(spec)
-    (prompt,) = Preparer(Job(spec, plan.columns))(plan.shard(0)).prompts
+    (prompt,) = Preparer(JobContext(spec, plan.columns))(plan.shard(0)).prompts
     assert [len(part.images) for part in prompt.parts] == [4, 4, 4]
     tokenizer = serving.tokenizer
     prompter = Prompter(spec, locate(spec.model, weights=False), tokenizer, 2400)
-    generate = Generate(serving.engine, spec.sampling, 2400, steering=Steering.of(spec, tokenizer))
-    ask = Ask(generate, Parser(tokenizer), Checker(spec.answer, 5.0), 3, prompter)
+    generate = Generate(serving.engine, spec.sampling, 2400, steering=ThinkingPlan.of(spec, tokenizer))
+    ask = RowAnswerer(generate, Parser(tokenizer), Checker(spec.answer, 5.0), 3, prompter)
     row = serving.loop.run_until_complete(ask(prompt, Progress()))
     assert (row.total_pages, len(row.answers)) == (12, 3)
     assert [(part.first_page, part.last_page) for part in row.parts] == [(1, 4), (5, 8), (9, 12)]

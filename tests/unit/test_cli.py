@@ -14,25 +14,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from book import rewrite_manifest
 from click.testing import Result
-from small_job import SmallJob
+from support.book import rewrite_manifest
+from support.small_job import SmallJob
 from typer.testing import CliRunner
 
 import magbatch
 from magbatch.cli.app import app
 from magbatch.cli.run import remembered
 from magbatch.errors import EngineStartError, ErrorCode, InterruptedJobError, LeaseError, Step, TooManyFailedError
-from magbatch.job.compact import merge_objects
-from magbatch.job.heartbeat import Heartbeat
-from magbatch.job.lease import Lease
-from magbatch.job.progress import JobProgress
-from magbatch.job.retry import Choice, Retry, prepare
-from magbatch.model import locate
-from magbatch.pipeline.write import PartWriter
+from magbatch.jobs.compact import merge_objects
+from magbatch.jobs.retry import Choice, Retry, prepare
+from magbatch.ledger.lease import Lease
+from magbatch.model.checkpoint import locate
+from magbatch.model.tokenizer import Tokenizer
+from magbatch.pipeline.write import ObjectWriter
+from magbatch.report.heartbeat import Heartbeat
+from magbatch.report.progress import JobProgress
 from magbatch.rows import Answer, DeadLetter, FinishedRow, ReasoningStatus
 from magbatch.storage import open_store
-from magbatch.tokenizer import Tokenizer
 
 HEAVY = ("torch", "ray", "vllm", "pyarrow", "numpy", "boto3", "mistral_common", "PIL", "cv2")
 ENGINES = ("torch", "ray", "vllm")
@@ -446,10 +446,10 @@ def test_status_of_a_run_that_was_killed_says_so_at_once(job: SmallJob) -> None:
     job.begin()
     program = (
         "import os, sys\n"
-        "from magbatch.job.lease import Lease\n"
-        "from magbatch.job.heartbeat import Heartbeat\nfrom magbatch.job.layout import RECORD\n"
-        "from magbatch.job.ledger import Ledger\n"
-        "from magbatch.job.progress import JobProgress\n"
+        "from magbatch.ledger.lease import Lease\n"
+        "from magbatch.report.heartbeat import Heartbeat\nfrom magbatch.ledger.layout import RECORD\n"
+        "from magbatch.ledger.ledger import Ledger\n"
+        "from magbatch.report.progress import JobProgress\n"
         "ledger = Ledger(sys.argv[1])\n"
         "progress = JobProgress(ledger.spec(), 10, 0)\n"
         "heartbeat = Heartbeat(ledger.store, progress, lambda: None, print)\n"
@@ -873,7 +873,7 @@ def test_a_retry_says_what_came_of_it(failed: SmallJob) -> None:
     found.place().begin(found.spec, found.plan)
     one, other = (DeadLetter(row_id, Step.RENDER, ErrorCode.MISSING_VALUE, "") for row_id in found.plan.row_ids())
     carried = pa.table({"id": ["a1", "a3"]})
-    writer = PartWriter(found.place().store, carried, {one.row_id: 0, other.row_id: 1}, "tiny", 0)
+    writer = ObjectWriter(found.place().store, carried, {one.row_id: 0, other.row_id: 1}, "tiny", 0)
     writer.errors([one])
     answer = Answer("because", ReasoningStatus.COMPLETE, "so", "stop", 5, 2)
     writer.results([FinishedRow(other.row_id, 7, 3, 0.5, [answer], datetime.now(UTC))])

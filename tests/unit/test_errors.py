@@ -22,20 +22,20 @@ from magbatch import errors
 from magbatch.documents.images import ImageGrid, decode
 from magbatch.engines import EngineConfig, start
 from magbatch.errors import ErrorCode, JobError, MagbatchError, ResumableError, RowError, Step
-from magbatch.job.ledger import Ledger
-from magbatch.job.plan import Plan
-from magbatch.model import facts, locate
+from magbatch.ledger.ledger import Ledger
+from magbatch.model.checkpoint import facts, locate
+from magbatch.model.tokenizer import Tokenizer
 from magbatch.pipeline.prompt import Prompter
 from magbatch.pipeline.read import ShardReader
 from magbatch.pipeline.render import Renderer
+from magbatch.plan.plan import Plan
 from magbatch.rows import DeadLetter, InputRow, RenderedRow, Segment, Shard
 from magbatch.spec import JobSpec, ModelSpec, SamplingSpec, load, parse
+from magbatch.spec.template import template_columns
 from magbatch.storage import open_store
 from magbatch.storage.inputs import stat_input
 from magbatch.storage.references import OutOfReachError, UnfetchableError
 from magbatch.storage.search import find_input
-from magbatch.template import template_columns
-from magbatch.tokenizer import Tokenizer
 
 CODES = {
     *("file_unreadable", "file_schema", "file_changed", "row_unreadable", "missing_value", "template_error"),

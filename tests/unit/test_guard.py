@@ -158,7 +158,7 @@ def test_sigterm_ends_any_command_with_3_from_its_first_import_on(tmp_path: Path
         "sys.argv = ['magbatch', 'compact', OUTPUT]\n"
         "runpy.run_module('magbatch', run_name='__main__')\n"
     )
-    for name in ("typer", "magbatch.job.compact", "pyarrow.compute", "numpy.linalg", "pydantic"):
+    for name in ("typer", "magbatch.jobs.compact", "pyarrow.compute", "numpy.linalg", "pydantic"):
         program = f"WHERE, OUTPUT = {name!r}, {str(tmp_path)!r}\n{script}"
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
         assert (done.returncode, done.stdout) == (3, ""), (name, done.stderr)

@@ -13,27 +13,29 @@ PACKAGE = ROOT / "magbatch"
 
 # A module imports what stands in a line above its own, and what shares its line. `x` stands for all of x/.
 LEVELS = [
-    {"magbatch", "errors", "temporary", "capture", "guard", "environment", "counts", "terminal"},
+    {"magbatch", "errors", "temporary", "capture", "guard", "environment", "counts", "terminal", "versions", "process"},
     {"sandbox"},
     {"rows"},
     {"spec"},
-    {"storage", "metrics", "model", "tokenizer", "tiny", "answers", "documents", "totals", "grading", "template"},
-    {"engines"},
-    {"pipeline"},
-    {"job"},
-    {"schedule", "cluster", "deploy", "bench"},
+    {"storage", "model", "tiny", "answers", "documents", "totals"},
+    {"plan", "engines"},
+    {"ledger", "pipeline"},
+    {"replica"},
+    {"fleet", "report"},
+    {"jobs"},
+    {"schedule", "remote", "deploy", "bench"},
     {"cli"},
     {"__main__"},
 ]
 ONLY_HERE = {
     "ray": {
-        "job.fleet",
-        "job.ray_auth",
-        "job.supervise",
-        "job.worker",
-        "job.placement",
-        "job.pool",
-        "cluster",
+        "fleet.cluster",
+        "fleet.ray_auth",
+        "fleet.supervise",
+        "fleet.worker",
+        "fleet.placement",
+        "fleet.pool",
+        "remote",
         "bench.ray_arm",
         "bench.hand_arm",
     },
@@ -106,7 +108,7 @@ def test_no_step_imports_another(module: str) -> None:
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("engines")])
 def test_engines_know_nothing_of_the_steps(module: str) -> None:
-    assert not {name for name in own(MODULES[module]) if name.startswith(("pipeline", "job"))}
+    assert not {name for name in own(MODULES[module]) if name.startswith(("pipeline", "ledger", "replica"))}
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -168,7 +170,7 @@ def test_help_answers_before_anything_heavy_is_loaded(code: str) -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["spec", "storage", "model", "pipeline.prompt", "pipeline.read", "pipeline.generate", "engines.fake", "job.plan"],
+    ["spec", "storage", "model", "pipeline.prompt", "pipeline.read", "pipeline.generate", "engines.fake", "plan.plan"],
 )
 def test_what_needs_no_cluster_and_no_engine_loads_none(module: str) -> None:
     found = loaded(f"import magbatch.{module}")

@@ -310,9 +310,9 @@ def test_a_job_that_goes_on_asks_for_its_input_first(
     """Before an engine starts, and readers wait for a store that will not give it."""
     import boto3
 
-    from magbatch.job import opening
-    from magbatch.job.ledger import Ledger
-    from magbatch.job.plan import make_plan
+    from magbatch.jobs import opening
+    from magbatch.ledger.ledger import Ledger
+    from magbatch.plan.plan import make_plan
     from magbatch.spec import load
 
     monkeypatch.setattr(opening, "FIRST_PATIENCE_S", 0.1)

@@ -7,18 +7,13 @@ import pyarrow as pa
 import pytest
 
 from magbatch.errors import ErrorCode
-from magbatch.rows import (
+from magbatch.rows import Image, Prompt, ReasoningStatus, Segment, Shard, as_ids
+from magbatch.schema import (
     DOCUMENT_FIELDS,
     ERROR_FIELDS,
     RESERVED_COLUMNS,
     RESULT_FIELDS,
-    Image,
-    PartName,
-    Prompt,
-    ReasoningStatus,
-    Segment,
-    Shard,
-    as_ids,
+    ObjectName,
     errors_schema,
     new_attempt,
     results_schema,
@@ -52,24 +47,24 @@ def test_the_names_of_objects_read_back() -> None:
     rng = random.Random(1)
     for _ in range(200):
         shard, seq, rows = rng.randrange(10**8), rng.randrange(20_000), rng.randrange(10**6)
-        part = PartName(rng.choice(["results", "errors"]), shard, f"{rng.randrange(16**17):017x}", seq, rows)
-        assert PartName.parse(str(part)) == part
-        assert str(part).startswith(PartName.prefix(part.kind, part.shard))
+        part = ObjectName(rng.choice(["results", "errors"]), shard, f"{rng.randrange(16**17):017x}", seq, rows)
+        assert ObjectName.parse(str(part)) == part
+        assert str(part).startswith(ObjectName.prefix(part.kind, part.shard))
 
 
 def test_the_form_of_an_objects_name_is_fixed() -> None:
-    part = PartName("results", 12, "1a209b81aa79c738a", 3, 256)
+    part = ObjectName("results", 12, "1a209b81aa79c738a", 3, 256)
     assert str(part) == "results/00000012-1a209b81aa79c738a-0003.n256.parquet"
 
 
 def test_the_name_of_a_merged_object_says_its_first_and_last_shard() -> None:
-    part = PartName("errors", 12, "1a209b81aa79c738a", 0, 256, span=34)
+    part = ObjectName("errors", 12, "1a209b81aa79c738a", 0, 256, span=34)
     assert str(part) == "errors/r00000012-00000045-1a209b81aa79c738a-0000.n256.parquet"
-    assert PartName.parse(str(part)) == PartName.of(str(part)) == part
+    assert ObjectName.parse(str(part)) == ObjectName.of(str(part)) == part
     assert part.shards == range(12, 46)
-    assert str(part).startswith(PartName.prefix("errors"))  # by which one listing finds these alone
-    single = PartName("errors", 12, "1a209b81aa79c738a", 0, 256)
-    assert not str(single).startswith(PartName.prefix("errors"))
+    assert str(part).startswith(ObjectName.prefix("errors"))  # by which one listing finds these alone
+    single = ObjectName("errors", 12, "1a209b81aa79c738a", 0, 256)
+    assert not str(single).startswith(ObjectName.prefix("errors"))
     assert single.shards == range(12, 13)
 
 
@@ -94,17 +89,17 @@ def test_the_name_of_a_merged_object_says_its_first_and_last_shard() -> None:
     ],
 )
 def test_what_is_no_object_of_ours_has_no_name_of_ours(name: str) -> None:
-    assert PartName.parse(name) is None
+    assert ObjectName.parse(name) is None
     with pytest.raises(ValueError, match="is not the name of a part"):
-        PartName.of(name)
+        ObjectName.of(name)
 
 
 def test_attempts_are_unique_and_fit_into_a_name() -> None:
     attempts = [new_attempt() for _ in range(2000)]
     assert len(set(attempts)) == len(attempts)
     for attempt in attempts[:20]:
-        part = PartName("errors", 1, attempt, 0, 1)
-        assert PartName.parse(str(part)) == part
+        part = ObjectName("errors", 1, attempt, 0, 1)
+        assert ObjectName.parse(str(part)) == part
 
 
 def test_later_attempts_sort_after_earlier_ones() -> None:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
-from small_job import SmallJob
+from support.small_job import SmallJob
 from typer.testing import CliRunner
 
 from magbatch.cli.app import app

@@ -3,7 +3,7 @@
 import pyarrow as pa
 import pytest
 
-from magbatch.rows import ERRORS, RESULTS
+from magbatch.schema import ERRORS, RESULTS
 from magbatch.totals import LATENCY_BOUNDS_S, LENGTH_BOUNDS_TOKENS, Totals, cumulative
 
 

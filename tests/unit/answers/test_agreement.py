@@ -5,7 +5,7 @@ import random
 from typing import Any
 
 import pytest
-from grammar_walk import Grammar
+from support.grammar_walk import Grammar
 
 from magbatch.answers import AnswerError, SchemaReader
 from magbatch.spec.grammar import CHECKED_ONLY, check_answerable

@@ -6,7 +6,7 @@ import re
 import jsonschema
 import pytest
 import yaml
-from manifests import (
+from support.manifests import (
     KUBERAY,
     ROOT,
     SCHEDULE,

@@ -6,7 +6,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from manifests import KUBERAY, crd, platform, ray_object, rendered
+from support.manifests import KUBERAY, crd, platform, ray_object, rendered
 
 from magbatch.deploy import Platform, Target
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from manifests import IMAGE, KUBERAY, ROOT, cluster_spec, platform, ray_object, rendered
+from support.manifests import IMAGE, KUBERAY, ROOT, cluster_spec, platform, ray_object, rendered
 from typer.testing import CliRunner
 
 from magbatch.cli.app import app

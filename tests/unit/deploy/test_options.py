@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from manifests import (
+from support.manifests import (
     IMAGE,
     KUBERAY,
     ROOT,
@@ -26,10 +26,10 @@ from manifests import (
 from typer.testing import CliRunner
 
 from magbatch.cli.app import app
-from magbatch.cluster import environment
 from magbatch.deploy import Target, next_commands
 from magbatch.deploy.kuberay import RETRIES, SCRIPT
 from magbatch.guard import UNATTENDED
+from magbatch.remote import environment
 
 TEXT = "jobs/magistral-text.yaml"
 OPTIONS = ["--image", IMAGE, "--gpu-memory-gb", "80"]

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 import pytest
-from manifests import (
+from support.manifests import (
     KUBERAY,
     all_pods,
     check,

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from picture_files import Tag, drawn, empty_png, encoded, icns, ico, many_scans, tiff_of, tiled_tiff
+from support.picture_files import Tag, drawn, empty_png, encoded, icns, ico, many_scans, tiff_of, tiled_tiff
 
 from magbatch.documents.decoder import Decoders, memory_mb
 from magbatch.documents.images import ImageGrid

@@ -9,7 +9,9 @@ import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from picture_files import (
+from PIL import Image as Pillow
+from PIL import ImageCms
+from support.picture_files import (
     RATIONAL,
     SHORT,
     chunk,
@@ -23,8 +25,6 @@ from picture_files import (
     tiled_tiff,
     with_chunks,
 )
-from PIL import Image as Pillow
-from PIL import ImageCms
 
 from magbatch.documents.image_files import open_image
 from magbatch.documents.images import ImageGrid, decode

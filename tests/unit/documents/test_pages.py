@@ -8,7 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from document_files import (
+from mistral_common.protocol.instruct.chunk import ImageChunk
+from mistral_common.tokens.tokenizers.image import ImageConfig, ImageEncoder, SpecialImageIDs
+from numpy.typing import NDArray
+from PIL import Image as Pillow
+from support.document_files import (
     BLUE,
     RED,
     encoded,
@@ -23,10 +27,6 @@ from document_files import (
     two_halves,
     words,
 )
-from mistral_common.protocol.instruct.chunk import ImageChunk
-from mistral_common.tokens.tokenizers.image import ImageConfig, ImageEncoder, SpecialImageIDs
-from numpy.typing import NDArray
-from PIL import Image as Pillow
 
 from magbatch.documents.images import ImageGrid
 from magbatch.errors import ErrorCode, RowError

@@ -5,7 +5,8 @@ import zlib
 from collections.abc import Callable
 
 import pytest
-from document_files import (
+from PIL import Image as Pillow
+from support.document_files import (
     BLACK,
     image_object,
     noise,
@@ -18,7 +19,6 @@ from document_files import (
     text_pdf,
     words,
 )
-from PIL import Image as Pillow
 
 from magbatch.errors import ErrorCode, RowError
 from magbatch.rows import Page

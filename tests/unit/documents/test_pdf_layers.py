@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from document_files import one_page, packed, stream
+from support.document_files import one_page, packed, stream
 
 from magbatch.rows import Page
 

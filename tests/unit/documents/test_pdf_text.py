@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import pytest
-from document_files import one_page, packed, pages_pdf, stream
+from support.document_files import one_page, packed, pages_pdf, stream
 
 from magbatch.rows import Page
 

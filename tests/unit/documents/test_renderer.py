@@ -15,8 +15,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from document_files import pages_pdf, pdf_of, stream, text_pdf, tiff
 from PIL import Image as Pillow
+from support.document_files import pages_pdf, pdf_of, stream, text_pdf, tiff
 
 from magbatch.documents.images import ImageGrid
 from magbatch.documents.pages import Want

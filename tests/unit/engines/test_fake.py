@@ -10,12 +10,12 @@ import yaml
 
 from magbatch.engines import Engine, EngineConfig, start
 from magbatch.errors import EngineDeadError, EngineStartError, RequestRejectedError
-from magbatch.model import engine_args, facts
+from magbatch.model.checkpoint import engine_args, facts
+from magbatch.model.tokenizer import Tokenizer
 from magbatch.pipeline.parse import Parser
 from magbatch.pipeline.prompt import Prompter
 from magbatch.rows import Generation, Prompt, ReasoningStatus, RenderedRow, as_ids
 from magbatch.spec import SamplingSpec, parse
-from magbatch.tokenizer import Tokenizer
 
 
 @pytest.fixture

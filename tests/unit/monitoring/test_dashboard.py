@@ -12,7 +12,7 @@ import dashboard
 import pytest
 import yaml
 
-from magbatch.metrics import METRICS
+from magbatch.report.metrics import METRICS
 
 MONITORING = Path(__file__).parents[3] / "monitoring"
 PACKAGES = ("@grafana/schema@13.2.3", "typescript@5.9.3")

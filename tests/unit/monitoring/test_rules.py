@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from magbatch.metrics import METRICS
+from magbatch.report.metrics import METRICS
 
 MONITORING = Path(__file__).parents[3] / "monitoring"
 RULES = sorted(path for path in (MONITORING / "rules").glob("*.yml") if path.name != "tests.yml")

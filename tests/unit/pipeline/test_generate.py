@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from magbatch.engines import EngineConfig, start
-from magbatch.engines.base import FREE, Form, OnTokens
+from magbatch.engines.base import UNCONSTRAINED, OnTokens, RequestShape
 from magbatch.errors import EngineDeadError, ErrorCode, RequestFailedError, RequestRejectedError, RowError
+from magbatch.model.tokenizer import Tokenizer
 from magbatch.pipeline.generate import Admission, Generate, RepetitionGuard, row_seed
 from magbatch.rows import Completion, Generation, Prompt, as_ids
 from magbatch.spec import SamplingSpec
-from magbatch.tokenizer import Tokenizer
 
 # Seeds.
 
@@ -52,7 +52,13 @@ class Listening:
         self._error = error
 
     async def generate(
-        self, prompt: Prompt, *, max_tokens: int, seed: int | None, on_tokens: OnTokens | None = None, form: Form = FREE
+        self,
+        prompt: Prompt,
+        *,
+        max_tokens: int,
+        seed: int | None,
+        on_tokens: OnTokens | None = None,
+        form: RequestShape = UNCONSTRAINED,
     ) -> Generation:
         self.asked.append({"row_id": prompt.row_id, "max_tokens": max_tokens, "seed": seed})
         if self._error is not None:
@@ -116,7 +122,13 @@ class Failing(Listening):
         self._failures, self._said, self._then = failures, said, then
 
     async def generate(
-        self, prompt: Prompt, *, max_tokens: int, seed: int | None, on_tokens: OnTokens | None = None, form: Form = FREE
+        self,
+        prompt: Prompt,
+        *,
+        max_tokens: int,
+        seed: int | None,
+        on_tokens: OnTokens | None = None,
+        form: RequestShape = UNCONSTRAINED,
     ) -> Generation:
         await super().generate(prompt, max_tokens=max_tokens, seed=seed)
         assert on_tokens is not None
@@ -134,13 +146,13 @@ def test_what_the_engine_gives_up_is_asked_again_from_the_start() -> None:
     pulses: list[int] = []  # of each request
 
     @contextmanager
-    def watch(form: Form) -> Iterator[Callable[[int, Sequence[int]], None]]:
+    def watch(form: RequestShape) -> Iterator[Callable[[int, Sequence[int]], None]]:
         pulses.append(0)
 
-        def see(sample: int, new: Sequence[int]) -> None:
+        def observe(sample: int, new: Sequence[int]) -> None:
             pulses[-1] += len(new)
 
-        yield see
+        yield observe
 
     generation = asyncio.run(generate(prompt(1), watch))
     assert generation.completions == [Completion([7] * 50, "stop")], "the tries before it count as no repetition"

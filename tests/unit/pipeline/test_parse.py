@@ -8,9 +8,9 @@ import pytest
 from mistral_common.protocol.instruct.messages import UserMessage
 from mistral_common.protocol.instruct.request import ChatCompletionRequest
 
+from magbatch.model.tokenizer import Tokenizer
 from magbatch.pipeline.parse import Parser
 from magbatch.rows import Answer, Completion, ReasoningStatus
-from magbatch.tokenizer import Tokenizer
 
 COMPLETE, TRUNCATED = ReasoningStatus.COMPLETE, ReasoningStatus.TRUNCATED
 ABSENT, MALFORMED = ReasoningStatus.ABSENT, ReasoningStatus.MALFORMED

@@ -19,11 +19,11 @@ from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 from PIL import Image as Pillow
 
 from magbatch.errors import ErrorCode, ModelError, RowError
+from magbatch.model.tokenizer import Tokenizer
 from magbatch.pipeline.prompt import Prompter, system_message
 from magbatch.rows import Image, Prompt, RenderedRow, TokenIds, as_ids
 from magbatch.spec import JobSpec
 from magbatch.tiny.wording import SYSTEM_PROMPT
-from magbatch.tokenizer import Tokenizer
 
 CONTEXT = 8192
 
@@ -336,7 +336,7 @@ from magbatch.errors import RowError
 from magbatch.pipeline.prompt import Prompter
 from magbatch.rows import RenderedRow
 from magbatch.spec import load
-from magbatch.tokenizer import Tokenizer
+from magbatch.model.tokenizer import Tokenizer
 checkpoint = Path(sys.argv[1])
 prompter = Prompter(load(sys.argv[2]), checkpoint, Tokenizer(checkpoint), 8192)
 text = "some words and 12 numbers, " * 1_000_000

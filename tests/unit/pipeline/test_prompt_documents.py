@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from magbatch.errors import ErrorCode, RowError
+from magbatch.model.tokenizer import Tokenizer
 from magbatch.pipeline.prompt import Prompter
-from magbatch.rows import Image, Page, Part, PartAnswer, Prompt, ReasoningStatus, RenderedRow, as_ids
+from magbatch.rows import Image, Page, PageGroup, PageGroupAnswer, Prompt, ReasoningStatus, RenderedRow, as_ids
 from magbatch.spec import JobSpec
-from magbatch.tokenizer import Tokenizer
 
 LIMIT = 400
 ASKED = [{"role": "user", "content": [{"text": "What?"}]}]
@@ -57,7 +57,7 @@ def test_one_page_is_shown_before_the_question_without_more_words(make: Make, to
     alone = make()(RenderedRow("r", [{"role": "user", "content": [{"image": 0}, {"text": "What?"}]}], [picture()]))
     assert prompt.token_ids == alone.token_ids
     assert prompt.images == [picture()]
-    assert (prompt.total_pages, prompt.parts, prompt.in_parts) == (1, [Part(1, 1)], False)
+    assert (prompt.total_pages, prompt.parts, prompt.in_parts) == (1, [PageGroup(1, 1)], False)
     assert "Total: 5\n\nWhat?" in tokenizer.show(make()(row(Page(1, "Total: 5", picture()))).token_ids)
 
 
@@ -66,7 +66,7 @@ def test_pages_are_numbered_and_their_text_stands_beside_them(make: Make, tokeni
     text = re.sub(r"(\[IMG\]|\[IMG_BREAK\])*\[IMG_END\]", "<picture>", tokenizer.show(prompt.token_ids))
     assert text == ("<s>[INST]Page 1 of 3:\n<picture>one\n\nPage 2 of 3:\n<picture>Page 3 of 3:\nthree\n\nWhat?[/INST]")
     assert prompt.images == [picture(1), picture(2)]
-    assert prompt.parts == [Part(1, 3)]
+    assert prompt.parts == [PageGroup(1, 3)]
 
 
 def test_a_blank_page_says_so(make: Make, tokenizer: Tokenizer) -> None:
@@ -125,12 +125,12 @@ def test_pages_after_the_limit_are_left_out(make: Make, tokenizer: Tokenizer) ->
     assert f"text {part.last_page} " in text
     assert f"text {part.last_page + 1} " not in text
     shown = [Page(number, None, picture()) for number in range(1, 6)]
-    assert make("truncate", max_images=3)(row(*shown)).parts == [Part(1, 3)]
+    assert make("truncate", max_images=3)(row(*shown)).parts == [PageGroup(1, 3)]
 
 
 def test_of_a_first_page_that_is_too_long_its_beginning_is_shown(make: Make, tokenizer: Tokenizer) -> None:
     prompt = make("truncate")(row(Page(1, " ".join(map(str, range(5000)))), Page(2, "more")))
-    assert prompt.parts == [Part(1, 1)]
+    assert prompt.parts == [PageGroup(1, 1)]
     assert LIMIT * 0.7 < len(prompt.token_ids) <= LIMIT
     assert "0 1 2 3 4 5 6 7" in tokenizer.show(prompt.token_ids)
 
@@ -189,7 +189,7 @@ def test_a_document_that_is_read_in_parts_is_whole(make: Make) -> None:
 
 
 def test_an_answer_of_a_part_that_is_cut_is_told(make: Make) -> None:
-    findings = [PartAnswer(number, number, answer="word " * (900 if number == 3 else 1)) for number in range(1, 5)]
+    findings = [PageGroupAnswer(number, number, answer="word " * (900 if number == 3 else 1)) for number in range(1, 5)]
     parts = make("map_reduce").combine(in_parts(4), findings)
     assert [part.truncated for part in parts if part.first_page <= 3 <= part.last_page] == [True]
     assert sum(part.truncated for part in parts) == 1
@@ -226,7 +226,7 @@ def test_a_rows_own_images_are_in_every_part(make: Make) -> None:
     prompt = make("map_reduce", max_images=3)(row(*[Page(n, None, picture(n)) for n in range(1, 5)], images=[own]))
     assert [part.images for part in prompt.parts] == [[picture(1), picture(2), own], [picture(3), picture(4), own]]
     (last,) = make("map_reduce", max_images=3).combine(
-        prompt, [PartAnswer(1, 2, answer="a"), PartAnswer(3, 4, answer="b")]
+        prompt, [PageGroupAnswer(1, 2, answer="a"), PageGroupAnswer(3, 4, answer="b")]
     )
     assert last.images == [own]
 
@@ -245,7 +245,7 @@ def test_nothing_of_a_document_is_lost_or_shown_twice(
     ]
     prompter = make("map_reduce", limit=limit, max_images=most_images)
     prompt = prompter(row(*shown))
-    asked = prompt.parts if prompt.in_parts else [Part(1, len(shown), prompt.token_ids, prompt.images)]
+    asked = prompt.parts if prompt.in_parts else [PageGroup(1, len(shown), prompt.token_ids, prompt.images)]
     assert all(len(part.token_ids) <= limit and len(part.images) <= most_images for part in asked)
     assert [image for part in asked for image in part.images] == [page.image for page in shown if page.image]
     assert (asked[0].first_page, asked[-1].last_page) == (1, len(shown))
@@ -263,11 +263,14 @@ def test_more_parts_than_pages_may_be_are_refused(make: Make) -> None:
 
 
 def in_parts(total: int = 9) -> Prompt:
-    return Prompt("r", as_ids(), [], total, [Part(1, 5, as_ids([1])), Part(6, 9, as_ids([1]))], ASKED)
+    return Prompt("r", as_ids(), [], total, [PageGroup(1, 5, as_ids([1])), PageGroup(6, 9, as_ids([1]))], ASKED)
 
 
 def test_answers_of_parts_become_one_prompt(make: Make, tokenizer: Tokenizer) -> None:
-    findings = [PartAnswer(1, 5, answer="five items"), PartAnswer(6, 9, None, ReasoningStatus.TRUNCATED, None)]
+    findings = [
+        PageGroupAnswer(1, 5, answer="five items"),
+        PageGroupAnswer(6, 9, None, ReasoningStatus.TRUNCATED, None),
+    ]
     (part,) = make("map_reduce").combine(in_parts(), findings)
     assert tokenizer.show(part.token_ids) == (
         "<s>[INST]A document of 9 pages was read in parts, and each part was asked the question below. What they "
@@ -281,7 +284,7 @@ def test_answers_of_parts_become_one_prompt(make: Make, tokenizer: Tokenizer) ->
 @given(st.lists(st.text("word \n数", max_size=3000), min_size=2, max_size=30))
 def test_answers_that_do_not_fit_are_combined_into_ever_fewer(make: Make, answers: list[str]) -> None:
     prompter = make("map_reduce", limit=500)
-    findings = [PartAnswer(number, number, answer=answer) for number, answer in enumerate(answers, start=1)]
+    findings = [PageGroupAnswer(number, number, answer=answer) for number, answer in enumerate(answers, start=1)]
     while True:
         parts = prompter.combine(in_parts(len(answers)), findings)
         assert all(len(part.token_ids) <= 500 for part in parts)
@@ -289,4 +292,4 @@ def test_answers_that_do_not_fit_are_combined_into_ever_fewer(make: Make, answer
         if len(parts) == 1:
             break
         assert len(parts) < len(findings)
-        findings = [PartAnswer(part.first_page, part.last_page, answer="word " * 500) for part in parts]
+        findings = [PageGroupAnswer(part.first_page, part.last_page, answer="word " * 500) for part in parts]

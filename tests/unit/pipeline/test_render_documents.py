@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from document_files import encoded, noise, pages_pdf, scan_pdf, text_pdf, tiff, two_halves
+from support.document_files import encoded, noise, pages_pdf, scan_pdf, text_pdf, tiff, two_halves
 
 from magbatch.documents.images import ImageGrid
 from magbatch.errors import ErrorCode, RowError

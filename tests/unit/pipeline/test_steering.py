@@ -8,14 +8,14 @@ import pytest
 import yaml
 
 from magbatch.engines import Engine, EngineConfig, start
-from magbatch.engines.base import FREE, Form, OnTokens
+from magbatch.engines.base import UNCONSTRAINED, OnTokens, RequestShape
 from magbatch.errors import ErrorCode, ModelError, RowError
-from magbatch.pipeline.generate import Generate, Steering
+from magbatch.model.tokenizer import Tokenizer
+from magbatch.pipeline.generate import Generate, ThinkingPlan
 from magbatch.pipeline.parse import Parser
 from magbatch.pipeline.prompt import Prompter
 from magbatch.rows import Answer, Generation, Prompt, ReasoningStatus, RenderedRow, as_ids
 from magbatch.spec import JobSpec, parse
-from magbatch.tokenizer import Tokenizer
 
 SCHEMA = {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]}
 CONTEXT = 400
@@ -27,10 +27,16 @@ class Watched:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.asked: list[tuple[Prompt, int, int | None, Form]] = []
+        self.asked: list[tuple[Prompt, int, int | None, RequestShape]] = []
 
     async def generate(
-        self, prompt: Prompt, *, max_tokens: int, seed: int | None, on_tokens: OnTokens | None = None, form: Form = FREE
+        self,
+        prompt: Prompt,
+        *,
+        max_tokens: int,
+        seed: int | None,
+        on_tokens: OnTokens | None = None,
+        form: RequestShape = UNCONSTRAINED,
     ) -> Generation:
         self.asked.append((prompt, max_tokens, seed, form))
         return await self.engine.generate(prompt, max_tokens=max_tokens, seed=seed, on_tokens=on_tokens, form=form)
@@ -59,7 +65,7 @@ class Asking:
         arguments = {"max_model_len": CONTEXT, "max_num_seqs": 4, "tokens": THINKING} | engine
         config = EngineConfig(checkpoint, arguments, self.spec.sampling, 0)
         self.engine = Watched(start("fake", config, tokenizer))
-        steering = Steering.of(self.spec, tokenizer)
+        steering = ThinkingPlan.of(self.spec, tokenizer)
         self.generate = Generate(self.engine, self.spec.sampling, CONTEXT, None, steering)
         prompter = Prompter(self.spec, checkpoint, tokenizer, CONTEXT)
         self.prompt = prompter(RenderedRow("row", [{"role": "user", "content": [{"text": "What is 4711?"}]}]))
@@ -87,7 +93,7 @@ def test_a_job_without_wishes_asks_once(asking: Any) -> None:
     (answer,) = job.answers()
     assert answer.status is ReasoningStatus.COMPLETE
     ((_, most, _, form),) = job.engine.asked
-    assert (most, form) == (100, FREE)
+    assert (most, form) == (100, UNCONSTRAINED)
 
 
 @pytest.mark.parametrize("budget", [1, 7, THINKING - 1])
@@ -98,9 +104,9 @@ def test_thinking_is_cut_at_its_budget_and_the_row_answers(asking: Any, budget: 
     assert "4711" in (answer.answer or "")
     assert answer.finish_reason == "stop"
     first, second = job.engine.asked
-    assert (first[1], first[3]) == (budget, Form(stop=job.tokenizer.think_close))
+    assert (first[1], first[3]) == (budget, RequestShape(stop=job.tokenizer.think_close))
     assert second[1] == 100 - budget
-    assert second[3] == Form(samples=1, never=job.tokenizer.think_open), "it may think no more"
+    assert second[3] == RequestShape(samples=1, banned_token=job.tokenizer.think_open), "it may think no more"
     assert job.texts()[0] == "[THINK]"
     assert job.texts()[1].startswith("[THINK]")
     assert job.texts()[1].endswith("[/THINK]")
@@ -136,8 +142,8 @@ def test_only_the_answer_is_constrained(asking: Any) -> None:
     assert (answer.status, answer.answer) == (ReasoningStatus.COMPLETE, '{"x": 4711}')
     assert answer.reasoning_tokens == THINKING + 1
     assert [form for *_, form in job.engine.asked] == [
-        Form(stop=job.tokenizer.think_close),
-        Form(samples=1, schema=SCHEMA),
+        RequestShape(stop=job.tokenizer.think_close),
+        RequestShape(samples=1, schema=SCHEMA),
     ]
 
 
@@ -183,14 +189,14 @@ def test_a_second_answer_follows_the_same_thinking_and_the_objection(asking: Any
     job = asking({"script": script}, answer={"schema": SCHEMA})
     generation = asyncio.run(job.generate(job.prompt))
     (completion,) = generation.completions
-    second = asyncio.run(job.generate.again(job.prompt, 0, completion, "not JSON"))
+    second = asyncio.run(job.generate.retry_answer(job.prompt, 0, completion, "not JSON"))
     parser = Parser(job.tokenizer)
     assert parser(second).answer == '{"x": 7}'
     assert parser(second).reasoning == parser(completion).reasoning
     asked = job.texts()[-1]
     assert asked.startswith(job.texts()[1] + "seven</s>[INST]")
     assert asked.endswith("That answer is not valid: not JSON. Give the whole answer again.[/INST]")
-    assert job.engine.asked[-1][3] == Form(samples=1, schema=SCHEMA)
+    assert job.engine.asked[-1][3] == RequestShape(samples=1, schema=SCHEMA)
 
 
 def test_the_second_answer_of_each_sample_has_a_seed_of_its_own(asking: Any) -> None:
@@ -198,7 +204,7 @@ def test_the_second_answer_of_each_sample_has_a_seed_of_its_own(asking: Any) -> 
     job = asking({"script": script}, answer={"schema": SCHEMA}, sampling={"max_tokens": 100, "seed": 3, "n": 2})
     generation = asyncio.run(job.generate(job.prompt))
     for sample, completion in enumerate(generation.completions):
-        asyncio.run(job.generate.again(job.prompt, sample, completion, "not JSON"))
+        asyncio.run(job.generate.retry_answer(job.prompt, sample, completion, "not JSON"))
     seeds = [seed for _, _, seed, _ in job.engine.asked]
     assert len(set(seeds)) == len(seeds)
 
@@ -208,7 +214,7 @@ def test_a_second_answer_without_thinking_follows_the_closed_thought_too(asking:
     job = asking({"script": script}, answer={"schema": SCHEMA}, reasoning={"effort": "none"})
     generation = asyncio.run(job.generate(job.prompt))
     (completion,) = generation.completions
-    second = asyncio.run(job.generate.again(job.prompt, 0, completion, "not JSON"))
+    second = asyncio.run(job.generate.retry_answer(job.prompt, 0, completion, "not JSON"))
     assert Parser(job.tokenizer)(second).answer == '{"x": 7}'
     assert job.texts()[1].startswith("[THINK][/THINK]seven</s>[INST]")
 

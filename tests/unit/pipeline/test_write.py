@@ -11,16 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from magbatch.errors import ErrorCode, Step, StorageError
-from magbatch.pipeline.write import PartWriter, Written
-from magbatch.rows import (
-    Answer,
-    DeadLetter,
-    FinishedRow,
-    PartName,
-    ReasoningStatus,
-    errors_schema,
-    results_schema,
-)
+from magbatch.pipeline.write import ObjectWriter, Written
+from magbatch.rows import Answer, DeadLetter, FinishedRow, ReasoningStatus
+from magbatch.schema import ObjectName, errors_schema, results_schema
 from magbatch.storage import Store, open_store
 from magbatch.storage.s3 import s3_client
 
@@ -42,11 +35,11 @@ def letter(row_id: str, message: str = "gone") -> DeadLetter:
     return DeadLetter(row_id, Step.RENDER, ErrorCode.IMAGE_UNFETCHABLE, message)
 
 
-def writer(store: Store, carried: pa.Table = NOTHING, positions: dict[str, int] | None = None) -> PartWriter:
-    return PartWriter(store, carried, positions or {}, "the-model", 7)
+def writer(store: Store, carried: pa.Table = NOTHING, positions: dict[str, int] | None = None) -> ObjectWriter:
+    return ObjectWriter(store, carried, positions or {}, "the-model", 7)
 
 
-def read(root: str, part: PartName, columns: list[str] | None = None) -> pa.Table:
+def read(root: str, part: ObjectName, columns: list[str] | None = None) -> pa.Table:
     """The object as any reader of Parquet sees it."""
     return pq.read_table(io.BytesIO(open_store(root).read(str(part))), columns=columns)
 
@@ -250,7 +243,7 @@ def test_a_bucket_that_comes_later_takes_what_comes_then(s3: str) -> None:
 # What no object can hold.
 
 
-def commit_all(write: PartWriter, rows: list[FinishedRow] | list[DeadLetter]) -> list[Written]:
+def commit_all(write: ObjectWriter, rows: list[FinishedRow] | list[DeadLetter]) -> list[Written]:
     """As a replica does: until nothing is left."""
     done: list[Written] = []
     while rows:
@@ -286,7 +279,7 @@ def test_an_answer_that_cannot_be_written_is_a_dead_letter_and_its_neighbours_ar
     vote = pa.struct([("answer", pa.large_string()), ("share", pa.float64())])
     made = pa.schema([("due", pa.date32()), ("vote", vote), ("document_pages", pa.int32())])
     good = [finished(f"good {number}") for number in range(6)]
-    write = PartWriter(open_store(str(tmp_path)), NOTHING, {}, "the-model", 7, made)
+    write = ObjectWriter(open_store(str(tmp_path)), NOTHING, {}, "the-model", 7, made)
     done = commit_all(write, [*good[:position], bad, *good[position:]])
     assert of(str(tmp_path), done) == [row.row_id for row in good]
     (refused,) = (one for written in done for one in written.refused)
@@ -319,7 +312,7 @@ def test_a_dead_letter_loses_the_carried_cells_that_cannot_be_written_and_says_s
 
 def test_text_of_a_dead_letter_that_is_no_text_is_stored_as_far_as_it_is(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
-    write = PartWriter(store, NOTHING, {}, "the-model", 7, with_answer=True)
+    write = ObjectWriter(store, NOTHING, {}, "the-model", 7, with_answer=True)
     done = write.commit([replace(letter("a", "of \ud800"), answer="\udc00 it is")])
     assert done.committed is not None
     (record,) = read(str(tmp_path), done.committed.name).to_pylist()

@@ -24,7 +24,7 @@ from magbatch.errors import (
 from magbatch.sandbox import Sandbox, Sandboxes
 from magbatch.sandbox.confine import landlock_version
 
-HANDLER = "sandbox_handlers:handler"
+HANDLER = "support.sandbox_handlers:handler"
 confined = pytest.mark.skipif(landlock_version() < 1, reason="this kernel has no Landlock: a sandbox may open files")
 SECRET = "a secret of the node"
 
@@ -142,7 +142,7 @@ def test_a_process_ends_with_its_caller_whatever_it_works_on() -> None:
     script = (
         "import psutil, sys, threading, time\n"
         "from magbatch.sandbox import Sandbox\n"
-        "box = Sandbox('sandbox_handlers:handler', {}, timeout_s=600, memory_mb=300)\n"
+        "box = Sandbox('support.sandbox_handlers:handler', {}, timeout_s=600, memory_mb=300)\n"
         "starter = threading.Thread(target=lambda: box({'do': 'echo'}))\n"
         "starter.start(), starter.join()\n"
         "assert box({'do': 'echo'})[0].head['said'] is None, 'it ended with the thread that used it first'\n"
@@ -151,7 +151,7 @@ def test_a_process_ends_with_its_caller_whatever_it_works_on() -> None:
         "print(box.pid, flush=True)\n"
         "time.sleep(600)\n"
     )
-    places = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
+    places = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, sys.path)])
     with subprocess.Popen(
         [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": places}
     ) as caller:
@@ -204,4 +204,4 @@ def test_a_request_goes_to_a_process_that_is_there_and_not_to_one_that_is_to_be_
 
 def test_a_handler_that_cannot_be_made_stops_the_job_not_the_row() -> None:
     with pytest.raises(ClusterError, match="does not start on this node"):
-        Sandbox("sandbox_handlers:broken", {}, timeout_s=5, memory_mb=300)({"do": "echo"})
+        Sandbox("support.sandbox_handlers:broken", {}, timeout_s=5, memory_mb=300)({"do": "echo"})

@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta
 import pyarrow as pa
 import pytest
 
-from magbatch.job.layout import PLAN
-from magbatch.job.plan import Plan, make_plan
+from magbatch.ledger.layout import PLAN
+from magbatch.plan.plan import Plan, make_plan
 from magbatch.schedule.history import COMPLETE, EMPTY, History
 from magbatch.schedule.taken import INDEX
 from magbatch.spec import JobSpec, parse

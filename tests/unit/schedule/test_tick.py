@@ -27,10 +27,10 @@ from magbatch.errors import (
     StorageError,
     TooManyFailedError,
 )
-from magbatch.job.layout import MANIFEST, PLAN
-from magbatch.job.ledger import Ledger
-from magbatch.job.plan import Plan
-from magbatch.job.run import Outcome
+from magbatch.jobs.run import Outcome
+from magbatch.ledger.layout import MANIFEST, PLAN
+from magbatch.ledger.ledger import Ledger
+from magbatch.plan.plan import Plan
 from magbatch.schedule import tick as tick_module
 from magbatch.schedule.history import History
 from magbatch.schedule.tick import TickOutcome, chosen, run_tick

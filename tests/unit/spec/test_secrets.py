@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from magbatch.errors import SpecError
-from magbatch.job.report import settings
+from magbatch.report.report import settings
 from magbatch.spec import differences, parse
 from magbatch.spec.secrets import is_secret_name, secrets, shown, without_secrets, without_value
 from magbatch.spec.vllm_names import installed

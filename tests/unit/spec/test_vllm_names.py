@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from magbatch.model import ModelFacts, engine_args
+from magbatch.model.checkpoint import ModelFacts, engine_args
 from magbatch.spec import parse
 from magbatch.spec.engine_args import value_mistake
 from magbatch.spec.job import FREE_FIELDS

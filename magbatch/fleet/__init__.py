@@ -1,0 +1,1 @@
+"""Ray, and nothing but Ray: where replicas run, and what feeds them."""

@@ -1,0 +1,1 @@
+"""The model: its files, its version, its tokenizer."""

@@ -1,0 +1,91 @@
+"""The types of the columns that a prompt is made of: one that no row could be asked from is refused by its name."""
+
+import pyarrow as pa
+
+from magbatch.errors import SpecError
+from magbatch.plan.columns import named_by
+from magbatch.spec import JobSpec
+from magbatch.storage.columns import is_bytes, is_list
+
+MAX_SHOWN_CHARS = 120  # of a type: a struct's may be as long as the table is wide
+
+
+def check_kinds(spec: JobSpec, columns: pa.Schema) -> None:
+    """Hold the columns that a prompt is made of against what their part in it needs.
+
+    Args:
+        spec: The job.
+        columns: The planned input columns.
+
+    Raises:
+        SpecError: All columns that cannot play their part, each with its type and what to do.
+    """
+    given = spec.input.columns
+    wrong = dict[str, str]()
+    if given.prompt is not None and spec.prompt.template is None:  # a template shows values of any type
+        wrong[given.prompt] = _wrong_prompt(given.prompt, columns.field(given.prompt).type)
+    if given.messages is not None:
+        wrong[given.messages] = _wrong_chat(columns.field(given.messages).type)
+    for name in filter(None, [*given.images, given.document]):
+        wrong[name] = _wrong_file(columns.field(name).type)
+    lines = [
+        f"{named_by(spec, name)}: the column {name!r} is {shown(columns.field(name).type)}, {said}"
+        for name, said in wrong.items()
+        if said
+    ]
+    if lines:
+        raise SpecError("\n".join(lines))
+
+
+def shown(kind: pa.DataType) -> str:
+    """A type as a message has it, cut where it is long."""
+    text = str(kind)
+    return text if len(text) <= MAX_SHOWN_CHARS else f"{text[:MAX_SHOWN_CHARS]}…"
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _is_file(kind: pa.DataType) -> bool:
+    """Whether values can be an image or a document: bytes, what names one, or a struct of these."""
+    if pa.types.is_struct(kind):
+        return not {"bytes", "path"}.isdisjoint(one.name for one in kind)
+    return _is_text(kind) or (is_bytes(kind) and not isinstance(kind, pa.BaseExtensionType))
+
+
+def _is_chat(kind: pa.DataType) -> bool:
+    inner = kind.value_type if is_list(kind) else pa.null()
+    return "role" in [one.name for one in inner] if pa.types.is_struct(inner) else False
+
+
+def _wrong_prompt(name: str, kind: pa.DataType) -> str:
+    if _is_text(kind):
+        return ""
+    if _is_chat(kind):
+        return f"a chat and no text: name it in input.columns.messages instead: messages: {name}"
+    inner = kind.value_type if is_list(kind) else kind
+    if pa.types.is_struct(inner) and _is_file(inner):
+        return (
+            "a file and no text: name it in input.columns.images or input.columns.document, and ask by prompt.template"
+        )
+    field = f".{kind[0].name}" if pa.types.is_struct(kind) and kind.num_fields else ""
+    return (
+        f'and a prompt is text: name a text column, or show this one: prompt: {{template: "{{{{ {name}{field} }}}}"}}'
+    )
+
+
+def _wrong_chat(kind: pa.DataType) -> str:
+    if _is_chat(kind) and "content" in [one.name for one in kind.value_type]:
+        return ""
+    hint = "; text is for input.columns.prompt" if _is_text(kind) else ""
+    return f"and a chat is a list of structs with the fields `role` and `content`{hint}"
+
+
+def _wrong_file(kind: pa.DataType) -> str:
+    if _is_file(kind) or (is_list(kind) and _is_file(kind.value_type)):
+        return ""
+    return (
+        "and an image or a document is bytes, text that names it, a struct with the field `bytes` or `path`, "
+        "or a list of these"
+    )

@@ -1,0 +1,223 @@
+"""The input columns of a job: which they are, their types in all files, and their names in the output."""
+
+from collections import Counter
+
+import pyarrow as pa
+
+from magbatch.answers import made_columns
+from magbatch.errors import RowError, SpecError
+from magbatch.plan.inputs import PlannedFile
+from magbatch.schema import RESERVED_COLUMNS
+from magbatch.spec import JobSpec, carried_columns
+from magbatch.spec.template import template_columns
+from magbatch.storage.columns import (
+    as_chat,
+    as_text,
+    common,
+    is_bytes,
+    plain,
+    settled,
+    short,
+    written_as,
+    written_name,
+)
+from magbatch.storage.partitions import from_path, key_type
+
+_Kinds = tuple[tuple[str, pa.DataType], ...]  # columns and their types
+
+
+def rendered_columns(spec: JobSpec) -> list[str]:
+    """The input columns that a prompt is made of, each once."""
+    columns = spec.input.columns
+    names = [columns.prompt, columns.messages, *columns.images, columns.document]
+    if spec.prompt.template is not None:
+        names += sorted(template_columns(spec.prompt.template))
+    return list(dict.fromkeys(name for name in names if name))
+
+
+def input_columns(spec: JobSpec) -> list[str]:
+    """The input columns that a job reads, each once."""
+    names = [*rendered_columns(spec), spec.input.columns.max_tokens, *carried_columns(spec.input)]
+    return list(dict.fromkeys(name for name in names if name))
+
+
+def output_names(spec: JobSpec) -> dict[str, str]:
+    """The name in the output of each carried column, in the order of `carried_columns`.
+
+    A column keeps its name unless the output has it already; then `input_` is put before it, as often as needed.
+    Upper and lower case are the same: DuckDB, Spark and Athena read them so.
+
+    >>> output_names(spec)  # of a job that carries `id`, `answer` and `ID`
+    {'id': 'id', 'answer': 'input_answer', 'ID': 'input_ID'}
+    """
+    names = carried_columns(spec.input)
+    taken = {name.lower() for name in (*RESERVED_COLUMNS, *made_columns(spec).names)}
+    found = dict[str, str]()
+    for name in names:  # a column that can keep its name does, wherever it stands
+        if name.lower() not in taken:
+            found[name] = name
+            taken.add(name.lower())
+    for name in names:
+        if name in found:
+            continue
+        written = name
+        while written.lower() in taken:
+            written = f"input_{written}"
+        found[name] = written
+        taken.add(written.lower())
+    return {name: found[name] for name in names}
+
+
+def carried_fields(spec: JobSpec, columns: pa.Schema) -> pa.Schema:
+    """The carried columns as the output has them.
+
+    Args:
+        spec: The job.
+        columns: The planned input columns, which hold their names in the output.
+    """
+    planned = [columns.field(name) for name in carried_columns(spec.input)]
+    return pa.schema([pa.field(written_name(one), one.type) for one in planned])
+
+
+def with_output_names(spec: JobSpec, columns: pa.Schema) -> pa.Schema:
+    """The planned columns, with their names in the output."""
+    for name, written in output_names(spec).items():
+        columns = columns.set(columns.get_field_index(name), written_as(columns.field(name), written))
+    return columns
+
+
+def are_planned(spec: JobSpec, columns: pa.Schema) -> bool:
+    """Whether planned columns are those that a job reads, by the names that it writes them by."""
+    written = {name: written_name(columns.field(name)) for name in carried_columns(spec.input) if name in columns.names}
+    return columns.names == input_columns(spec) and written == output_names(spec)
+
+
+def renamed_note(columns: pa.Schema) -> list[str]:
+    """What a person should know of carried columns whose names the output has already."""
+    pairs = [(one.name, written_name(one)) for one in columns]
+    listed = ", ".join(f"{name!r} is written as {written!r}" for name, written in pairs if name != written)
+    return [f"carried columns whose names the output has already: {listed}"] if listed else []
+
+
+def mixed_note(files: list[PlannedFile], columns: pa.Schema) -> list[str]:
+    """What a person should know of columns whose type in some files has values that the planned type cannot hold."""
+    found = dict[str, tuple[PlannedFile, pa.DataType]]()
+    for file in files:
+        if file.facts is None or file.problem is not None or not file.rows:
+            continue
+        for one in columns:
+            at = file.facts.schema.get_field_index(one.name)
+            have = plain(file.facts.schema.field(at).type) if at >= 0 else pa.null()
+            if one.name not in found and _may_not_fit(have, one.type):
+                found[one.name] = file, have
+    return [
+        f"column {name!r} is {short(have)} in {file.info.name} and {short(columns.field(name).type)} in the job: "
+        "a value that does not fit makes its row a dead letter"
+        for name, (file, have) in found.items()
+    ]
+
+
+def _may_not_fit(have: pa.DataType, kind: pa.DataType) -> bool:
+    if pa.types.is_floating(kind):
+        exact_bits = {16: 11, 32: 24, 64: 53}[kind.bit_width]
+        return bool(pa.types.is_decimal(have) or (pa.types.is_integer(have) and have.bit_width > exact_bits))
+    if pa.types.is_timestamp(kind) and pa.types.is_timestamp(have):
+        return bool(kind.unit != have.unit)
+    return bool(pa.types.is_uint64(have) and pa.types.is_signed_integer(kind))
+
+
+def check_names(spec: JobSpec) -> None:
+    """A column without a name cannot be told from none."""
+    given = spec.input.columns
+    roles = given.model_dump()
+    empty = [f"input.columns.{role}" for role, name in roles.items() if name == "" or (role == "images" and "" in name)]
+    empty += ["input.carry"] if "" in spec.input.carry else []
+    if empty:
+        raise SpecError(f"{empty[0]}: a column's name is empty; leave the field out, or rename the column in the input")
+
+
+def named_by(spec: JobSpec, name: str) -> str:
+    """The field of the spec that names an input column."""
+    columns = spec.input.columns
+    if name == columns.prompt:
+        return "input.columns.prompt"
+    if name == columns.messages:
+        return "input.columns.messages"
+    if name in columns.images:
+        return "input.columns.images"
+    if name == columns.document:
+        return "input.columns.document"
+    if name == columns.id:
+        return "input.columns.id"
+    if name == columns.expected:
+        return "input.columns.expected"
+    if name == columns.max_tokens:
+        return "input.columns.max_tokens"
+    if name in spec.input.carry:
+        return "input.carry"
+    return "prompt.template" if name in rendered_columns(spec) else "input.group"
+
+
+def check_known(spec: JobSpec, files: list[PlannedFile], names: list[str]) -> None:
+    """A name that no readable file knows is the spec's mistake, not the files'."""
+    read = [file for file in files if file.facts is not None]
+    known = [file for file in read if file.rows] or [file for file in read if file.facts and file.facts.names]
+    for name in names:
+        if known and not any(file.has(name) for file in known):
+            raise SpecError(f"{named_by(spec, name)}: no input file has a column {name!r}; they have {known[0].listed}")
+
+
+def common_types(files: list[PlannedFile], names: list[str]) -> pa.Schema:
+    """The types all files are brought to; a file that cannot be brought to them is marked as bad.
+
+    The types of most rows come first: one odd file must not turn all others away. Files without rows say nothing,
+    unless there are no others. A column that a file lacks may stand in its path.
+    """
+    usable = [(file, file.facts.schema) for file in files if file.facts is not None and file.problem is None]
+    usable = [item for item in usable if item[0].rows] or usable[:1]
+    keys = {name for file, _ in usable for name in file.keys}
+    of_keys = {name: key_type(file.keys[name] for file, _ in usable if name in file.keys) for name in keys}
+    rows = Counter[_Kinds]()
+    typed: list[tuple[PlannedFile, _Kinds]] = []
+    for file, schema in usable:
+        of_file = {name: plain(schema.field(name).type) for name in names if schema.get_field_index(name) >= 0}
+        kinds = tuple((name, (of_keys | of_file)[name]) for name in names if file.has(name))
+        typed.append((file, kinds))
+        rows[kinds] += file.rows
+    found = dict[str, pa.DataType]()
+    for file, kinds in sorted(typed, key=lambda item: -rows[item[1]]):
+        try:
+            found = {name: common(name, found.get(name, kind), kind) for name, kind in kinds}
+        except RowError as error:  # nothing of a bad file's types is kept
+            file.refuse(error.code, error.message)
+    fields = [pa.field(name, settled(found.get(name, pa.null()))) for name in names]
+    return pa.schema([from_path(one) if one.name in keys else one for one in fields])
+
+
+def with_texts(spec: JobSpec, columns: pa.Schema) -> pa.Schema:
+    """Columns that are read as text, as text."""
+    given = spec.input.columns
+    pictures = {*given.images, given.document}
+    texts = {given.prompt, given.expected}
+    if spec.prompt.template is not None:
+        texts |= template_columns(spec.prompt.template)
+    for position, one in enumerate(columns):
+        if one.name in texts - pictures:
+            columns = columns.set(position, one.with_type(as_text(one.type)))
+        elif one.name == given.messages:
+            columns = columns.set(position, one.with_type(as_chat(one.type)))
+    return columns
+
+
+def check_expected(columns: pa.Schema, expected: str | None) -> None:
+    """Answers are text, so what they are compared with must have a text of its own."""
+    kind = columns.field(expected).type if expected is not None else pa.string()
+    if pa.types.is_nested(kind) or is_bytes(kind) or pa.types.is_duration(kind) or isinstance(kind, pa.UuidType):
+        raise SpecError(f"input.columns.expected: the column {expected!r} is {kind}; answers are compared with text")
+
+
+def check_max_tokens(columns: pa.Schema, name: str | None) -> None:
+    """A count of tokens is a whole number."""
+    kind = columns.field(name).type if name is not None else pa.null()
+    if not (pa.types.is_integer(kind) or pa.types.is_null(kind)):
+        raise SpecError(f"input.columns.max_tokens: the column {name!r} is {kind}; tokens are whole numbers")

@@ -1,0 +1,140 @@
+"""The files of an input while a plan is made: what their footers and their paths say, and what is wrong with them."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from magbatch.errors import ErrorCode, InputError, RowError
+from magbatch.plan.footers import FileFacts, ForeignError, PrefixColumn, read_footer
+from magbatch.rows import Segment
+from magbatch.storage import ObjectInfo
+from magbatch.storage.formats import Foreign, command, target_of
+from magbatch.storage.input_file import open_input
+from magbatch.storage.partitions import path_keys
+
+LISTED_FILES = 20  # bad ones that a message names
+FOOTER_READERS = 16  # footers are small and far away: latency, not bandwidth, is the limit
+
+
+@dataclass(slots=True)
+class PlannedFile:
+    """An input file while a plan is made.
+
+    Attributes:
+        info: As the listing shows it.
+        key: The file's part of the row ids.
+        facts: What its footer says; None if it could not be read.
+        digest: See `Segment.digest`.
+        problem: Why it cannot be used, else None.
+        code: The error code of the problem.
+        foreign: What it is, if it is of another format.
+        keys: Columns that the job reads and the file lacks, and their values in its path.
+    """
+
+    info: ObjectInfo
+    key: str
+    facts: FileFacts | None = None
+    digest: str | None = None
+    problem: str | None = None
+    code: ErrorCode | None = None
+    foreign: Foreign | None = None
+    keys: dict[str, str | None] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        """Its rows; 0 if its footer could not be read."""
+        return self.facts.rows if self.facts is not None else 0
+
+    def refuse(self, code: ErrorCode, problem: str) -> None:
+        """Mark it as bad."""
+        self.code, self.problem = code, RowError(code, f"{self.info.name}: {problem}").message
+
+    def segment(self, start: int, rows: int) -> Segment:
+        """Some of its rows."""
+        info = self.info
+        return Segment(info.name, self.key, info.size, info.tag, start, rows, self.problem, self.code, self.digest)
+
+    @property
+    def listed(self) -> str:
+        """The columns that it has, for a message."""
+        own = str(self.facts.names) if self.facts is not None else "[]"
+        keys = path_keys(self.info.name)
+        return f"{own}, and in its path {list(keys)}" if keys else own
+
+    def has(self, name: str) -> bool:
+        """Whether it has a column, in its own or in its path."""
+        return self.facts is not None and (name in self.facts.schema.names or name in self.keys)
+
+
+def read_footers(files: list[PlannedFile], names: list[str], group: list[str], lead: PrefixColumn | None) -> None:
+    """Read the footers of files, and mark those that lack a column as bad.
+
+    Args:
+        files: All of an input.
+        names: Columns that the job reads.
+        group: The column that the spec groups rows by, if it names one; a file may lack it.
+        lead: See `read_footer`.
+    """
+    with ThreadPoolExecutor(FOOTER_READERS) as pool:
+        list(pool.map(lambda file: _read_footer(file, names, group, lead), files))
+
+
+def _read_footer(file: PlannedFile, names: list[str], group: list[str], lead: PrefixColumn | None) -> None:
+    info = file.info
+    try:
+        with open_input(info.name, info.size, info.tag) as source:
+            file.facts = read_footer(source, [*names, *group], lead)
+            file.digest = source.digest
+    except FileNotFoundError:
+        file.refuse(ErrorCode.FILE_UNREADABLE, "it was listed and is gone")
+    except RowError as error:
+        file.foreign = error.foreign if isinstance(error, ForeignError) else None
+        file.refuse(error.code, error.message.removeprefix(f"{info.name}: "))
+    if file.facts is None:
+        return
+    there = file.facts.schema.names
+    if not {*names, *group} <= {*there}:
+        keys = path_keys(info.name)
+        file.keys = {name: keys[name] for name in (*names, *group) if name in keys and name not in there}
+    if not file.rows:  # a file without rows lacks nothing: some writers leave its columns out
+        return
+    missing = [name for name in names if not file.has(name)]
+    twice = [name for name in names if there.count(name) > 1]
+    if twice:
+        file.refuse(ErrorCode.FILE_SCHEMA, f"has the column {', '.join(map(repr, twice))} twice")
+    elif missing:
+        lacks = f"lacks the column {', '.join(map(repr, missing))}"
+        file.refuse(ErrorCode.FILE_SCHEMA, f"{lacks}; it has {file.listed}")
+
+
+def bad_files_error(path: str, files: list[PlannedFile]) -> InputError:
+    """What is to be done about the bad files of an input.
+
+    Args:
+        path: Of the input.
+        files: All of it, bad ones among them.
+    """
+    bad = [file for file in files if file.problem is not None]
+    make = _make_parquet(path, files)
+    if make and len(files) == 1:
+        return InputError(f"{bad[0].problem}; {make}")
+    listed = [f"  {file.problem}" for file in bad[:LISTED_FILES]]
+    more = [f"  … and {len(bad) - LISTED_FILES} more"] if len(bad) > LISTED_FILES else []
+    advice = [f"{make[0].upper()}{make[1:]}"] if make else []
+    if len(bad) < len(files):
+        advice.append("Mend them, or set input.on_bad_file: dead_letter to run the rest.")
+    return InputError("\n".join([f"{len(bad)} of {len(files)} input files cannot be used:", *listed, *more, *advice]))
+
+
+def _make_parquet(path: str, files: list[PlannedFile]) -> str:
+    """How to make Parquet of files of another format; of all at once if the whole input is of one."""
+    foreign = [(file.info.name, file.foreign) for file in files if file.foreign is not None]
+    found = next(((name, one, one.kind) for name, one in foreign if one.kind is not None), None)
+    if found is None:
+        return ""
+    name, first, kind = found
+    whole = len(files) > 1 and len(foreign) == len(files) and all(one.kind is kind for _, one in foreign)
+    source = path if whole else name
+    what = "them" if whole else "it" if len(files) == 1 else "such a file"
+    target = target_of(source)
+    where = f", and set input.path to {target}" if whole or len(files) == 1 else ""
+    return f"make Parquet of {what}{where}: {command(kind, [source], target, first.packing)}"

@@ -1,0 +1,1 @@
+"""One engine and the rows of many shards inside it at once."""

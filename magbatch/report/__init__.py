@@ -1,0 +1,1 @@
+"""What is told about a job: progress, metrics, the report and its page."""

@@ -1,0 +1,169 @@
+"""What lies beside the answers of a complete job: its report, and what an interrupted end has left undone."""
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any
+
+from magbatch.answers.grading import RULE
+from magbatch.counts import counted
+from magbatch.errors import LeaseError, OutputError, StorageError
+from magbatch.ledger.finalise import renew
+from magbatch.ledger.layout import PAGE, REPORT
+from magbatch.ledger.lease import Lease
+from magbatch.ledger.ledger import Ledger, grading_of, narrow_columns
+from magbatch.ledger.letters import examples
+from magbatch.ledger.manifest import VERSION, Manifest
+from magbatch.ledger.parts import damaged, read_part
+from magbatch.ledger.staging import read_named, staged
+from magbatch.plan.plan import Plan
+from magbatch.report.heartbeat import earlier, last_record
+from magbatch.report.page import report_files
+from magbatch.report.report import DuplicateIds, Report, Run, Slowest
+from magbatch.schema import ObjectName
+from magbatch.spec import JobSpec
+from magbatch.spec.secrets import shown
+from magbatch.totals import Totals
+
+
+def stored_report(ledger: Ledger) -> Report:
+    """The report of a complete job.
+
+    Raises:
+        OutputError: It is not there, damaged, or not what the manifest names.
+    """
+    manifest = ledger.manifest()
+    try:
+        data = ledger.store.read(REPORT) if manifest is None else read_named(ledger.store, manifest, REPORT)
+        report = Report.from_dict(json.loads(data))
+    except (FileNotFoundError, StorageError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, StorageError) and (error.passing or error.mistake):
+            raise
+        raise OutputError(
+            f"{ledger.path}/{REPORT} is missing, damaged or changed ({type(error).__name__}), though the job is "
+            "complete; the answers are not touched by it: magbatch run SPEC makes it anew from them"
+        ) from error
+    report.totals = Totals() if manifest is None else manifest.totals
+    return report
+
+
+def whole(ledger: Ledger) -> list[ObjectName]:
+    """The objects of a complete job that its manifest does not name.
+
+    Raises:
+        OutputError: Objects that it names are gone.
+    """
+    strays, lost = ledger.strays()
+    if lost:
+        objects = counted(len(lost), "object of its manifest is", "objects of its manifest are")
+        raise OutputError(
+            f"{ledger.path}: the job is complete, but {objects} gone; the first is {lost[0]}. Bring them "
+            "back, or set output.path to a new place to run it again"
+        )
+    return strays
+
+
+def mend(ledger: Ledger, lease: Lease) -> None:
+    """Do what an interrupted end of a complete job has left undone, and make a report anew that is not as it was.
+
+    Args:
+        ledger: The output.
+        lease: Not held yet. Whoever holds it is a retry or a compaction, whose objects are no strays: then nothing
+            is done.
+
+    Raises:
+        OutputError: Objects that the manifest names are gone.
+        LeaseError: Another command works on the output, and its report cannot be read meanwhile.
+    """
+    manifest = ledger.manifest()
+    if whole(ledger) or staged(ledger.store) or manifest is None or not _has_report(ledger, manifest):
+        try:
+            with lease.held():
+                put_right(ledger, lease.confirm)
+        except LeaseError:
+            with suppress(OutputError):
+                stored_report(ledger)
+                return
+            raise
+
+
+def put_right(ledger: Ledger, confirm: Callable[[], None]) -> None:
+    """Tidy the output of a complete job; its report is made anew if it is not as it was.
+
+    A manifest of an older version becomes one of this version, whose sums are counted from the objects.
+
+    Args:
+        ledger: The output.
+        confirm: As for `Ledger.tidy`.
+
+    Raises:
+        OutputError: The job is not complete, or damaged.
+    """
+    ledger.tidy(confirm)
+    spec, plan, manifest = ledger.complete_job()
+    if manifest.version == VERSION and _has_report(ledger, manifest):
+        return
+    changes: dict[str, Any] = {}
+    try:
+        report = stored_report(ledger)
+        if manifest.version < VERSION:
+            report.totals = _report_anew(ledger, spec, plan, manifest).totals
+    except OutputError:
+        report = _report_anew(ledger, spec, plan, manifest)
+    if manifest.version < VERSION:
+        changes = {"totals": report.totals, "unknown_sums": frozenset(), "graded_by": RULE}
+    report.retries_counted = len(manifest.retries)
+    made = report_files(report)
+    confirm()
+    renew(ledger, spec, plan, manifest, [], [], made, **changes)
+
+
+def _has_report(ledger: Ledger, manifest: Manifest) -> bool:
+    """Whether report and page are there, and what the manifest names."""
+    if manifest.version < VERSION:
+        with suppress(OutputError):
+            stored_report(ledger)
+            return any(item.name == PAGE for item in ledger.store.list(PAGE))
+        return False
+    named = (manifest.file(REPORT), manifest.file(PAGE))
+    return all(file is not None and file.fits(_load(ledger, file.name)) for file in named)
+
+
+def _load(ledger: Ledger, name: str) -> bytes | None:
+    """A file; None also where something else than a file is in its place."""
+    try:
+        return ledger.load(name)
+    except StorageError as error:
+        if error.passing:
+            raise
+        return None
+
+
+def _report_anew(ledger: Ledger, spec: JobSpec, plan: Plan, manifest: Manifest) -> Report:
+    """The report of a complete job from its objects; of what it has used, as its run has said last."""
+    user_id, grading = plan.output_name(spec.input.columns.id), grading_of(spec, plan)
+    totals, slowest, more = Totals(), Slowest(user_id), narrow_columns(spec, plan)
+    with DuplicateIds(user_id) as ids:
+        for entry in manifest.parts:
+            part = read_part(ledger.store, entry.name, more, entry.sha256)
+            if isinstance(part, str):
+                raise damaged(ledger.store, part)
+            totals.add(part.name.kind, part.table, grading)
+            ids.observe(part.name.kind, part.table)
+            slowest.observe(part.name.kind, part.table)
+        repeated = ids.count() if user_id is not None else None
+    said, (spent, history) = last_record(ledger.store) or {}, earlier(ledger.store)
+    return Report(
+        spec.name, ledger.path, plan.rows, totals, repeated, Run(), shown(spec.model_dump(mode="json")), spent,
+        history, [], slowest.rows(), said.get("cost"), spec.cost.currency, len(manifest.retries),
+        ended=_unix_time(manifest.finished_at), letters=[asdict(one) for one in examples(ledger, totals.by_code)],
+    )  # fmt: skip
+
+
+def _unix_time(text: str) -> float | None:
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        return None

@@ -1,0 +1,149 @@
+"""A job ends early when its failures say that the rest would be paid for in vain, and never otherwise."""
+
+import itertools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import yaml
+
+from magbatch.counts import counted
+from magbatch.errors import TooManyFailedError
+from magbatch.jobs import early_end as module
+from magbatch.jobs.early_end import Failures
+from magbatch.replica.board import Load, Slot, Snapshot, State
+from magbatch.spec import JobSpec, parse
+from magbatch.totals import Totals
+
+ALIKE = {"answer_invalid": 200}
+
+
+def spec(limit: Any) -> JobSpec:
+    return parse(
+        yaml.safe_dump({
+            "name": "test", "model": {"source": "builtin:tiny"}, "limits": {"max_failed_rows": limit},
+            "input": {"path": "/in", "columns": {"prompt": "q"}},
+            "output": {"path": "/out", "commit_interval_s": 0.01},
+        })
+    )  # fmt: skip
+
+
+def fleet(in_flight: int = 0, waiting: int = 0) -> Snapshot:
+    return Snapshot(slots=[Slot(0, State.SERVING, load=Load(in_flight, waiting))], starting=False)
+
+
+def done(failed: int, answered: int = 0, **by_code: int) -> Totals:
+    return Totals(answered=answered, failed=failed, by_code=by_code or {"answer_invalid": failed})
+
+
+@pytest.mark.parametrize(
+    ("limit", "planned", "failed", "answered", "ends"),
+    [
+        (0, 1000, 0, 50, False),
+        (0, 1000, 1, 0, True),
+        (3, 1000, 3, 500, False),
+        (3, 1000, 4, 0, True),
+        (3, 10, 4, 6, False),  # it is complete
+        ("5%", 10_000, 500, 0, False),
+        ("5%", 10_000, 501, 0, True),
+        ("0.5%", 1000, 6, 93, False),  # 99 rows
+        ("0.5%", 1000, 6, 94, True),
+        ("5%", 40, 20, 0, False),
+        ("100%", 10_000, 9999, 0, False),
+    ],
+)
+def test_more_failures_than_allowed_end_a_job(limit: Any, planned: int, failed: int, answered: int, ends: bool) -> None:
+    found = Failures(spec(limit), planned).look(done(failed, answered), fleet(50, 50))
+    assert (found is not None) is ends
+    earlier = Failures(spec(limit), planned, answered, failed).look(Totals(), fleet())
+    assert (earlier is not None) is ends
+    if found is not None:
+        assert found.exit_code == 1
+        assert f"{counted(failed, 'row')} failed, more than limits.max_failed_rows allows" in str(found)
+
+
+def settled(failures: Failures, totals: Callable[[], Totals], snapshot: Snapshot) -> TooManyFailedError | None:
+    """What it says after a while of the same."""
+    deadline = time.monotonic() + 0.3
+    while time.monotonic() < deadline:
+        found = failures.look(totals(), snapshot)
+        if found is not None:
+            return found
+        time.sleep(0.01)
+    return None
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SETTLE_S", 0.03)
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    ("totals", "snapshot", "ends"),
+    [
+        (done(200), fleet(100, 100), True),
+        (done(200), fleet(150, 100), False),  # more are on their way, which may be answered
+        (done(99), fleet(), False),
+        (done(200, answered=1), fleet(), False),
+        (done(200, answer_invalid=199, internal=1), fleet(), False),
+        (done(200, missing_value=200), fleet(1), False),  # found before any row could be answered
+        (done(999, missing_value=999), fleet(), False),  # of 10,000: perhaps what sorts first
+        (done(1000, missing_value=1000), fleet(), True),
+        (done(200, engine_rejected=200), fleet(8), False),
+    ],
+)
+def test_a_job_whose_first_rows_all_fail_alike_ends(totals: Totals, snapshot: Snapshot, ends: bool) -> None:
+    found = settled(Failures(spec(None), 10_000), lambda: totals, snapshot)
+    assert (found is not None) is ends
+    if found is not None:
+        assert f"all of the first {totals.failed:,} rows failed, each with the code" in str(found)
+    for limit in (9999, "100%"):
+        assert settled(Failures(spec(limit), 10_000), lambda: totals, snapshot) is None
+    assert settled(Failures(spec(None), 10_000, answered=1), lambda: totals, snapshot) is None
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_looks_alike_for_a_moment_only_ends_nothing() -> None:
+    turns = itertools.cycle([done(200), done(200), done(200, answered=1)])
+    assert settled(Failures(spec(None), 10_000), lambda: next(turns), fleet()) is None
+
+
+UNFETCHABLE, INVALID = "document_unfetchable", "answer_invalid"
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    ("planned", "code", "failed", "ends"),
+    [
+        (10_000_000, UNFETCHABLE, 100, False),
+        (10_000_000, UNFETCHABLE, 50_000, False),
+        (10_000_000, "document_encrypted", 50_000, False),
+        (10_000_000, UNFETCHABLE, 1_000_000, True),
+        (2_000, UNFETCHABLE, 199, False),
+        (2_000, UNFETCHABLE, 200, True),
+        (300, UNFETCHABLE, 100, True),
+        (10_000_000, INVALID, 999, False),
+        (10_000_000, INVALID, 1_000, True),
+        (10_000_000, "engine_rejected", 1_000, True),
+        (50_000, INVALID, 499, False),
+        (50_000, INVALID, 500, True),
+        (1_500, INVALID, 100, True),
+    ],
+)
+def test_what_sorts_first_ends_no_job_and_what_is_asked_in_vain_does(
+    planned: int, code: str, failed: int, ends: bool
+) -> None:
+    totals = done(failed, **{code: failed})
+    assert (settled(Failures(spec(None), planned), lambda: totals, fleet()) is not None) is ends
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(("failed", "answered", "ends"), [(999, 0, False), (1000, 0, True), (1000, 1, False)])
+def test_engines_that_wait_in_vain_for_long_end_a_job(
+    monkeypatch: pytest.MonkeyPatch, failed: int, answered: int, ends: bool
+) -> None:
+    monkeypatch.setattr(module, "IDLE_S", 0.05)
+    totals = done(failed, answered, document_unfetchable=failed)
+    assert (settled(Failures(spec(None), 10_000_000), lambda: totals, fleet()) is not None) is ends

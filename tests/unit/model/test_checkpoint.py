@@ -1,0 +1,471 @@
+"""A model's files are found wherever they are, fetched at most once, and say what the steps need to know."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from magbatch.errors import ModelError, SpecError
+from magbatch.model.checkpoint import WHOLE_PROMPTS, ModelFacts, cache_dir, engine_args, facts, locate, resolve
+from magbatch.spec import JobSpec, ModelSpec, parse
+from magbatch.storage import open_store
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("MAGBATCH_CACHE", str(cache))
+    return cache
+
+
+FILES = ("params.json", "tekken.json", "SYSTEM_PROMPT.txt", "consolidated.safetensors")
+
+# Where they are.
+
+
+def test_the_builtin_model_is_made_on_first_use(own_cache: Path) -> None:
+    path = locate(ModelSpec(source="builtin:tiny"), weights=True)
+    assert path.parent == own_cache == cache_dir()
+    assert all((path / name).is_file() for name in FILES)
+    assert locate(ModelSpec(source="builtin:tiny"), weights=False) == path
+
+
+def test_the_cache_is_in_the_home_unless_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MAGBATCH_CACHE")
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert cache_dir() == Path("/home/someone/.cache/magbatch")
+
+
+def test_a_local_directory_is_taken_as_it_is(checkpoint: Path) -> None:
+    assert locate(ModelSpec(source=str(checkpoint)), weights=True) == checkpoint
+
+
+@pytest.mark.parametrize("missing", ["params.json", "tekken.json"])
+def test_a_directory_that_is_no_checkpoint_names_what_is_missing(
+    checkpoint: Path, tmp_path: Path, missing: str
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint, folder)
+    (folder / missing).unlink()
+    with pytest.raises(ModelError) as caught:
+        locate(ModelSpec(source=str(folder)), weights=False)
+    assert str(caught.value) == (
+        f"model.source {folder}: {missing} is missing; magbatch runs checkpoints in Mistral's format"
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "why"),
+    [
+        ("/nowhere/model", "there is no such directory"),
+        ("builtin:large", "the built-in model is builtin:tiny"),
+        ("not a hub id", "the hub does not give it"),
+        ("a/b/c", "the hub does not give it"),
+        ("s3://no-such-bucket/model", "there is no such bucket"),
+    ],
+)
+def test_a_model_that_is_not_there_names_the_source(s3_endpoint: str, source: str, why: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        locate(ModelSpec(source=source), weights=False)
+    assert str(caught.value).startswith(f"model.source {source}: ")
+    assert why in str(caught.value)
+
+
+@pytest.fixture
+def remote(s3: str, checkpoint: Path) -> str:
+    """The tiny model in object storage, among other files."""
+    store = open_store(f"{s3}/models/tiny")
+    for name in FILES:
+        store.write(name, (checkpoint / name).read_bytes())
+    for name in ("README.md", "model-00001-of-00010.safetensors", "original/params.json"):
+        store.write(name, b"of no use")
+    return f"{s3}/models/tiny"
+
+
+def names(path: Path) -> set[str]:
+    return {str(found.relative_to(path)) for found in path.rglob("*")}
+
+
+def test_a_remote_model_is_fetched_as_far_as_it_is_needed(remote: str, checkpoint: Path) -> None:
+    small = locate(ModelSpec(source=remote), weights=False)
+    assert names(small) == {"params.json", "tekken.json", "SYSTEM_PROMPT.txt"}
+    whole = locate(ModelSpec(source=remote), weights=True)
+    assert names(whole) == set(FILES)
+    for name in FILES:
+        assert (whole / name).read_bytes() == (checkpoint / name).read_bytes()
+
+
+def test_a_remote_model_is_fetched_once(remote: str) -> None:
+    first = locate(ModelSpec(source=remote), weights=False)
+    for name in FILES:
+        open_store(remote).delete(name)
+    assert locate(ModelSpec(source=remote), weights=False) == first
+
+
+def test_two_remote_models_are_two(remote: str, s3: str) -> None:
+    open_store(f"{s3}/other").write("params.json", b"{}")
+    open_store(f"{s3}/other").write("tekken.json", b"{}")
+    assert locate(ModelSpec(source=remote), weights=False) != locate(ModelSpec(source=f"{s3}/other"), weights=False)
+
+
+def test_a_fetch_that_found_too_little_is_not_remembered(s3: str, own_cache: Path) -> None:
+    source = f"{s3}/models/late"
+    open_store(source).write("params.json", b"{}")
+    with pytest.raises(ModelError, match=r"tekken.json is missing"):
+        locate(ModelSpec(source=source), weights=False)
+    assert not [path for path in (own_cache / "models").iterdir() if path.is_dir()]
+    open_store(source).write("tekken.json", b"{}")
+    assert names(locate(ModelSpec(source=source), weights=False)) == {"params.json", "tekken.json"}
+
+
+def test_processes_that_want_a_model_at_once_fetch_it_once(remote: str, own_cache: Path) -> None:
+    script = f"""
+from magbatch.model.checkpoint import WHOLE_PROMPTS, locate
+from magbatch.spec import ModelSpec
+print(locate(ModelSpec(source={remote!r}), weights=True))
+"""
+    command = [sys.executable, "-c", script]
+    started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ) for _ in range(2)]
+    said = {process.communicate()[0].strip() for process in started}
+    assert [process.returncode for process in started] == [0, 0]
+    (path,) = said
+    assert names(Path(path)) == set(FILES)
+    assert [found for found in (own_cache / "models").iterdir() if found.is_dir()] == [Path(path)]
+
+
+# Which version of them a job has.
+
+
+def changed(store: Any, name: str) -> None:
+    """Another file of the same length."""
+    data = store.read(name)
+    store.write(name, data[:-1] + bytes([data[-1] ^ 1]))
+
+
+def test_a_job_has_one_version_of_a_remote_model_on_every_node(
+    remote: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = resolve(ModelSpec(source=remote))
+    planned = ModelSpec(source=remote, revision=first)
+    small = locate(planned, weights=False)
+    assert resolve(ModelSpec(source=remote)) == first
+    changed(open_store(remote), "consolidated.safetensors")
+    second = resolve(ModelSpec(source=remote))
+    assert second != first
+    with pytest.raises(ModelError, match=f"{first} then, {second} now"):
+        locate(planned, weights=True)
+    assert locate(planned, weights=False) == small  # fetched before; and what it holds is the same
+    other = locate(ModelSpec(source=remote, revision=second), weights=True)  # of a new job, beside the first one's
+    changed(open_store(remote), "tekken.json")
+    monkeypatch.setenv("MAGBATCH_CACHE", str(tmp_path / "another node"))
+    for revision in (first, second):
+        for weights in (False, True):
+            with pytest.raises(ModelError, match="its files are not those that the job was planned with"):
+                locate(ModelSpec(source=remote, revision=revision), weights=weights)
+    assert names(other) == set(FILES)
+
+
+def test_a_remote_model_that_was_fetched_is_not_asked_for_again(remote: str) -> None:
+    planned = ModelSpec(source=remote, revision=resolve(ModelSpec(source=remote)))
+    paths = [locate(planned, weights=weights) for weights in (False, True)]
+    for name in FILES:
+        open_store(remote).delete(name)
+    assert [locate(planned, weights=weights) for weights in (False, True)] == paths
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_directory_whose_files_changed_is_refused(checkpoint: Path, tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint, folder)
+    (folder / "notes.txt").write_text("of no use")
+    planned = ModelSpec(source=str(folder), revision=resolve(ModelSpec(source=str(folder))))
+    (folder / "notes.txt").write_text("of no use, and changed")
+    for path in folder.iterdir():
+        os.utime(path)  # a copy on another node has other times
+    assert locate(planned, weights=True) == folder
+    data = (folder / name).read_bytes()
+    (folder / name).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(ModelError, match="bring those back, or run the spec into a new output"):
+        locate(planned, weights=True)
+    if name == "consolidated.safetensors":
+        assert locate(planned, weights=False) == folder
+
+
+def test_the_built_in_model_of_another_version_is_refused() -> None:
+    revision = resolve(ModelSpec(source="builtin:tiny"))
+    locate(ModelSpec(source="builtin:tiny", revision=revision), weights=True)
+    other = f"{revision[:-1]}{'0' if revision[-1] != '0' else '1'}"
+    with pytest.raises(ModelError, match="builtin:tiny: its files are not those"):
+        locate(ModelSpec(source="builtin:tiny", revision=other), weights=True)
+
+
+def test_a_revision_of_files_that_have_none_is_refused(checkpoint: Path) -> None:
+    with pytest.raises(
+        ModelError, match=r"^model\.revision main: .* only models of the hub have others: leave model\.revision out"
+    ):
+        resolve(ModelSpec(source=str(checkpoint), revision="main"))
+
+
+HUB = """
+import os, sys
+from magbatch.model.checkpoint import locate, resolve
+from magbatch.spec import ModelSpec
+revision = resolve(ModelSpec(source="acme/tiny"))
+with open(os.environ["MAIN"], "w") as file:
+    file.write("b" * 40)
+print(revision)
+print(resolve(ModelSpec(source="acme/tiny")))
+print(locate(ModelSpec(source="acme/tiny", revision=revision), weights=True).name)
+"""
+
+
+def test_a_hub_model_is_the_commit_that_its_branch_had(checkpoint: Path, tmp_path: Path) -> None:
+    """As the hub's own client keeps it, and without the hub."""
+    kept = tmp_path / "hub" / "models--acme--tiny"
+    for commit in ("a" * 40, "b" * 40):
+        shutil.copytree(checkpoint, kept / "snapshots" / commit)
+    main = kept / "refs" / "main"
+    main.parent.mkdir()
+    main.write_text("a" * 40)
+    env = os.environ | {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "MAIN": str(main)}
+    done = subprocess.run([sys.executable, "-c", HUB], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["a" * 40, "b" * 40, "a" * 40]
+
+
+# What they say.
+
+
+def written(folder: Path, params: Any) -> Path:
+    (folder / "params.json").write_text(params if isinstance(params, str) else json.dumps(params))
+    return folder
+
+
+MAGISTRAL = {
+    "max_position_embeddings": 131072,
+    "vision_encoder": {"image_size": 1540, "patch_size": 14, "spatial_merge_size": 2},
+}
+
+
+@pytest.mark.parametrize(
+    ("params", "wanted"),
+    [
+        (MAGISTRAL, ModelFacts(131_072, 1540, 28)),
+        ({"max_seq_len": 32_768}, ModelFacts(32_768, None, 0)),
+        ({}, ModelFacts(131_072, None, 0)),
+        ({"max_position_embeddings": None, "max_seq_len": 9, "vision_encoder": None}, ModelFacts(9, None, 0)),
+        ({"vision_encoder": {"image_size": 1024, "patch_size": 16}}, ModelFacts(131_072, 1024, 16)),
+    ],
+)
+def test_the_configuration_says_what_the_steps_need(tmp_path: Path, params: Any, wanted: ModelFacts) -> None:
+    assert facts(written(tmp_path, params)) == wanted
+
+
+def test_the_configuration_of_the_tiny_model(checkpoint: Path) -> None:
+    assert facts(checkpoint) == ModelFacts(8192, 448, 28)
+
+
+@pytest.mark.parametrize(
+    ("params", "why"),
+    [
+        ("{", "not a model's configuration"),
+        ("[]", "not a model's configuration"),
+        ({"max_seq_len": "long"}, "not a model's configuration"),
+        ({"vision_encoder": [1]}, "not a model's configuration"),
+        ({"vision_encoder": {"image_size": None, "patch_size": 14}}, "not a model's configuration"),
+        ({"vision_encoder": {"image_size": 1540}}, "vision_encoder has no 'patch_size'"),
+        ({"vision_encoder": {"patch_size": 14}}, "vision_encoder has no 'image_size'"),
+    ],
+)
+def test_a_configuration_that_says_something_else_is_a_model_error(tmp_path: Path, params: Any, why: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        facts(written(tmp_path, params))
+    assert str(caught.value).startswith(f"{tmp_path}/params.json: {why}")
+
+
+# What the engine is given.
+
+VISION, TEXT = ModelFacts(131_072, 1540, 28), ModelFacts(131_072, None, 0)
+
+
+def job(**sections: Any) -> JobSpec:
+    data = {"name": "t", "model": {"source": "a/b"}, "input": {"path": "/in", "columns": {"prompt": "q"}}}
+    return parse(yaml.safe_dump(data | {"output": {"path": "/o"}} | sections))
+
+
+def test_the_offline_defaults_on_a_gpu() -> None:
+    assert engine_args(job(), VISION) == {
+        "max_model_len": 40_000 + 32_768,
+        "max_num_seqs": 256,
+        "max_num_batched_tokens": 16_384,
+        "tokenizer_mode": "mistral",
+        "config_format": "mistral",
+        "load_format": "mistral",
+        "enable_prefix_caching": True,
+        "disable_log_stats": True,
+        "tensor_parallel_size": 1,
+        "distributed_executor_backend": "uni",
+        "limit_mm_per_prompt": {"image": 10},
+    }
+
+
+def test_the_offline_defaults_on_cpus() -> None:
+    args = engine_args(job(replicas={"gpus": 0}), TEXT)
+    assert (args["max_num_seqs"], args["max_num_batched_tokens"]) == (64, 4096)
+    assert (args["dtype"], args["enforce_eager"], args["kv_cache_memory_bytes"]) == ("float32", True, 1 << 30)
+    assert args["tensor_parallel_size"] == 1
+    assert args["distributed_executor_backend"].endswith(".UniProcExecutor"), "uni itself would become mp"
+    assert "limit_mm_per_prompt" not in args
+
+
+def seeded(own: dict[str, Any], gpus: int = 0, **sampling: Any) -> dict[str, Any]:
+    """The arguments of an engine for rows with a seed."""
+    model = {"source": "a/b", "engine_args": own}
+    sampling = {"seed": 7, "temperature": 0.7} | sampling
+    limits = {"max_prompt_tokens": 6000}
+    return engine_args(
+        job(model=model, sampling=sampling | {"max_tokens": 100}, limits=limits, replicas={"gpus": gpus}), TEXT
+    )
+
+
+@pytest.mark.parametrize("own", [{}, {"max_num_batched_tokens": 20_000, "enable_chunked_prefill": False}])
+def test_an_engine_on_cpus_reads_the_prompt_of_a_row_with_a_seed_whole(own: dict[str, Any]) -> None:
+    args = seeded(own)
+    assert args["max_num_batched_tokens"] == own.get("max_num_batched_tokens", 6100)
+    assert (args["enable_chunked_prefill"], args["scheduler_cls"]) == (False, WHOLE_PROMPTS)
+    for others in (seeded(own, gpus=1), seeded(own, seed=None), seeded(own, temperature=0.0)):
+        assert "scheduler_cls" not in others
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"enable_chunked_prefill": True},
+        {"long_prefill_token_threshold": 512},
+        {"max_num_batched_tokens": 4096},
+        {"max_num_scheduled_tokens": 6099},
+        {"max_num_batched_tokens": 7000, "max_model_len": 8000},
+        {"scheduler_cls": "my.Scheduler"},
+        {"speculative_config": {"method": "ngram"}},
+    ],
+)
+def test_engine_arguments_that_cut_such_a_prompt_are_refused(own: dict[str, Any]) -> None:
+    with pytest.raises(SpecError, match=r"^sampling\.seed cannot go with model\.engine_args " + next(iter(own))):
+        seeded(own)
+    seeded(own, gpus=1)
+    seeded(own, seed=None)
+
+
+SHM = {"mm_processor_cache_type": "shm"}
+SCHEMA = {"type": "object", "properties": {"total": {"type": "number"}}, "required": ["total"]}
+
+
+@pytest.mark.parametrize(
+    ("sections", "distinct", "cached"),
+    [
+        ({"input": {"columns": {"document": "d"}}}, True, False),
+        ({"input": {"columns": {"images": ["i"]}}}, True, False),
+        ({"input": {"columns": {"images": ["i"]}}}, False, True),
+        ({"input": {"columns": {"images": ["i", "j"]}}}, True, True),  # a plan looks at the first alone
+        ({"input": {"columns": {"document": "d", "images": ["i"]}}}, True, True),
+        # Two requests a row:
+        ({"input": {"columns": {"images": ["i"]}}, "reasoning": {"budget_tokens": 9}}, True, True),
+        ({"input": {"columns": {"images": ["i"]}}, "answer": {"schema": SCHEMA}}, True, True),
+        # A kind of cache that the spec asks for has vLLM's size:
+        ({"input": {"columns": {"images": ["i"]}}, "model": {"source": "a/b", "engine_args": SHM}}, True, True),
+    ],
+)
+def test_images_are_kept_for_later_rows_where_they_may_come_again(
+    sections: dict[str, Any], distinct: bool, cached: bool
+) -> None:
+    columns = {"prompt": "q"} | sections["input"]["columns"]
+    given = {"path": "/in"} | sections["input"] | {"columns": {k: v for k, v in columns.items() if v is not None}}
+    spec = job(**sections | {"input": given})
+    kept = engine_args(spec, VISION, distinct=distinct).get("mm_processor_cache_gb", "vLLM's own")
+    assert kept == ("vLLM's own" if cached else 0)
+    assert "mm_processor_cache_gb" not in engine_args(spec, TEXT, distinct=distinct)
+
+
+def test_what_the_spec_sets_stands() -> None:
+    mine = {"max_num_seqs": 8, "max_model_len": 4096, "config_format": "hf", "quantization": "fp8"}
+    args = engine_args(job(model={"source": "a/b", "engine_args": mine}), VISION)
+    assert {name: args[name] for name in mine} == mine
+
+
+@pytest.mark.parametrize(
+    ("context", "prompt", "answer", "length"),
+    [(131_072, 1000, 500, 1500), (8192, 40_000, 32_768, 8192), (8192, 8000, 192, 8192), (8192, 8000, 193, 8192)],
+)
+def test_the_context_is_no_larger_than_prompt_and_answer_need(
+    context: int, prompt: int, answer: int, length: int
+) -> None:
+    spec = job(limits={"max_prompt_tokens": prompt}, sampling={"max_tokens": answer})
+    assert engine_args(spec, ModelFacts(context, None, 0))["max_model_len"] == length
+
+
+@pytest.mark.parametrize(
+    ("gpus", "mine", "tensor", "backend"),
+    [
+        (2, {}, 2, "mp"),
+        (4, {"pipeline_parallel_size": 2}, 2, "mp"),
+        (4, {"tensor_parallel_size": 4}, 4, "mp"),
+        (16, {}, 16, "ray"),
+        (2, {"distributed_executor_backend": "ray"}, 2, "ray"),
+    ],
+)
+def test_the_devices_of_a_replica_are_all_used(gpus: int, mine: dict[str, Any], tensor: int, backend: str) -> None:
+    spec = job(replicas={"gpus": gpus}, model={"source": "a/b", "engine_args": mine})
+    args = engine_args(spec, TEXT)
+    assert (args["tensor_parallel_size"], args["distributed_executor_backend"]) == (tensor, backend)
+
+
+def test_the_fake_engine_gets_what_it_knows(checkpoint: Path) -> None:
+    mine = {"tokens": 3, "max_num_seqs": 2}
+    spec = job(model={"source": "builtin:tiny", "engine": "fake", "engine_args": mine}, replicas={"gpus": 0})
+    assert engine_args(spec, facts(checkpoint)) == {"max_model_len": 8192, "max_num_seqs": 2, "tokens": 3}
+
+
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        ({"max_model_len": 200_000}, "max_model_len: 200000 is more than the model's context of 131072 tokens"),
+        ({"max_num_seqs": 20_000}, "max_num_batched_tokens: 16384 is less than max_num_seqs, 20000"),
+        ({"enable_chunked_prefill": False}, "max_num_batched_tokens: 16384 is less than max_model_len, 72768"),
+        (
+            {"long_prefill_token_threshold": 99_999},
+            "long_prefill_token_threshold: it is more than max_model_len",
+        ),
+        ({"max_num_active_seqs": 300}, "max_num_active_seqs: it is more than max_num_seqs, 256"),
+    ],
+)
+def test_numbers_with_which_vllm_does_not_start_are_refused(own: dict[str, Any], said: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        engine_args(job(model={"source": "a/b", "engine_args": own}), VISION)
+    assert str(caught.value).startswith(f"model.engine_args.{said}")
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"max_model_len": 200_000, "hf_overrides": {"rope_parameters": {"rope_type": "yarn"}}},
+        {"enable_chunked_prefill": False, "max_num_batched_tokens": 72_768},
+        {"max_num_batched_tokens": None},  # as a spec of an older version may have it
+    ],
+)
+def test_numbers_with_which_vllm_may_start_pass(own: dict[str, Any]) -> None:
+    assert engine_args(job(model={"source": "a/b", "engine_args": own}), VISION).items() >= own.items()
+
+
+@pytest.mark.parametrize("size", [7, 16])
+def test_blocks_that_the_attention_on_cpus_has_no_kernel_for_are_refused(size: int) -> None:
+    spec = job(model={"source": "a/b", "engine_args": {"block_size": size}}, replicas={"gpus": 0})
+    with pytest.raises(SpecError, match=f"block_size: {size} is no multiple of 32, as vLLM's attention on CPUs needs"):
+        engine_args(spec, TEXT)
+    assert engine_args(spec, replace(TEXT, latent=True))["block_size"] == size  # vLLM sets its own
+    assert engine_args(job(model={"source": "a/b", "engine_args": {"block_size": size}}), TEXT)["block_size"] == size
