@@ -1,4 +1,7 @@
-"""What an answer is made into: typed columns by a JSON Schema, an extracted part, a vote over samples."""
+"""What an answer is made into: typed columns by a JSON Schema, an extracted part, a vote over samples.
+
+Imports within: exact, formats < columns, fits, grading < reader < checker.
+"""
 
 from magbatch.answers.checker import Checker
 from magbatch.answers.reader import AnswerError, Reader, Reading, SchemaReader, boxed, made_columns

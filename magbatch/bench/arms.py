@@ -22,8 +22,9 @@ import yaml
 from magbatch.bench import probe
 from magbatch.bench.process import GRACE_S, Machine, Process
 from magbatch.bench.workloads import Prepared, Workload, job
+from magbatch.engines.defaults import engine_args
 from magbatch.errors import BenchError
-from magbatch.model.checkpoint import engine_args, facts, locate
+from magbatch.model.checkpoint import locate
 
 START_TIMEOUT_S = 900.0
 RUN_TIMEOUT_S = 3600.0
@@ -117,7 +118,8 @@ def resolved_args(machine: Machine, workload: Workload) -> tuple[Path, dict[str,
     """The checkpoint and the engine arguments of every arm: those that magbatch's own job gets."""
     spec = job(workload, Path("/nowhere"), Path("/nowhere/out"), machine.settings)
     checkpoint = locate(spec.model, weights=True)
-    return checkpoint, engine_args(spec, facts(checkpoint), distinct=True)  # as the plan finds it: no image comes twice
+    hints = {"mm_processor_cache_gb": 0}  # what the plan finds: no image comes twice
+    return checkpoint.path, engine_args(spec, checkpoint.facts, hints if spec.input.columns.images else {})
 
 
 class _Launched(ABC):

@@ -161,7 +161,7 @@ def steady_rate(output: Path) -> float:
 
 def _bare_rate(kind: str, machine: Machine, files: list[Path], folder: Path) -> float:
     """Rows or pages a second of plain loops, one on each core."""
-    checkpoint = locate(ModelSpec(source=machine.model), weights=False)
+    checkpoint = locate(ModelSpec(source=machine.model), weights=False).path
     cores = sorted(os.sched_getaffinity(0))
     loops = []
     for number, core in enumerate(cores):
@@ -238,7 +238,7 @@ def _rate_target(what: str, found: list[tuple[float, float]], bound: float, unit
 def _long_prompts(machine: Machine, rows: int, folder: Path) -> list[Path]:
     """Questions of about 500 tokens."""
     folder.mkdir(parents=True)
-    tokenizer = Tokenizer(locate(ModelSpec(source=machine.model), weights=False))
+    tokenizer = Tokenizer(locate(ModelSpec(source=machine.model), weights=False).path)
     rng = random.Random(SEED)
     sample = [rng.choice(WORDS) for _ in range(200)]
     words = round(PROMPT_TOKENS * len(sample) / len(tokenizer.encode_text(" ".join(sample))))

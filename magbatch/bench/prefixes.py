@@ -73,7 +73,7 @@ def _job(machine: Machine, given: Path, output: Path, group: str) -> dict[str, A
 
 def _write_input(machine: Machine, rows: int, folder: Path) -> None:
     """Questions about documents, in random order."""
-    tokenizer = Tokenizer(locate(ModelSpec(source=machine.model), weights=False))
+    tokenizer = Tokenizer(locate(ModelSpec(source=machine.model), weights=False).path)
     texts = [_document(tokenizer, number) for number in range(DOCUMENTS)]
     about = [row % DOCUMENTS for row in range(rows)]
     random.Random(SEED).shuffle(about)

@@ -17,7 +17,7 @@ import yaml
 
 from magbatch.errors import SpecError
 from magbatch.pipeline.prepare import JobContext, Preparer
-from magbatch.plan.plan import make_plan
+from magbatch.plan.make import make_plan
 from magbatch.spec import JobSpec, parse
 from magbatch.tiny.receipts import draw_receipt
 

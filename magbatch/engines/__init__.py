@@ -1,4 +1,7 @@
-"""Engines: what turns a prompt into tokens. `base` is the seam; the others are behind it."""
+"""Engines: what turns a prompt into tokens. `base` is the seam; the others are behind it.
+
+Imports within: base, defaults, whole < fake, vllm.
+"""
 
 from typing import TYPE_CHECKING
 

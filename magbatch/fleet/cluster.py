@@ -70,7 +70,7 @@ def run_fleet(
     watch: SnapshotObserver,
     hold: LeaseToken,
     *,
-    doubtful: bool,
+    any_may_have_rows: bool,
     first: bool = True,
     silence: float | None = None,
 ) -> Snapshot:
@@ -82,7 +82,7 @@ def run_fleet(
         done: Rows of each shard that the ledger already holds.
         watch: Is shown the state a few times a second.
         hold: The run's lease.
-        doubtful: Replicas of an earlier run may have committed rows after `done` was counted: each shard is
+        any_may_have_rows: Replicas of an earlier run may have committed rows after `done` was counted: each shard is
             looked up in the ledger again when its turn comes.
         first: This process has had no fleet yet: a cluster that cannot be reached is a wrong address.
         silence: Seconds without a report after which a replica is ended; None takes them from the spec.
@@ -116,7 +116,17 @@ def run_fleet(
                     return watch(snapshot)
 
                 try:
-                    last = supervise(job, plan, done, watched, stop, hold, vital, doubtful=doubtful, silence=silence)
+                    last = supervise(
+                        job,
+                        plan,
+                        done,
+                        watched,
+                        stop,
+                        hold,
+                        vital,
+                        any_may_have_rows=any_may_have_rows,
+                        silence=silence,
+                    )
                 except JobError as error:
                     if (why := vital.broken()) is not None:  # of which the error is one of many consequences
                         raise ClusterError(why) from error

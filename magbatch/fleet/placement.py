@@ -11,7 +11,7 @@ from ray.util.placement_group import placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from magbatch.counts import counted
-from magbatch.model.checkpoint import DEVICES_A_NODE
+from magbatch.engines.defaults import DEVICES_A_NODE
 from magbatch.replica.board import Snapshot, State
 from magbatch.spec import ReplicasSpec
 

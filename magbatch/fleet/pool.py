@@ -13,7 +13,7 @@ import ray.data
 from ray._private.state import actors
 from ray.data._internal.execution.interfaces.execution_options import ExecutionResources
 
-from magbatch.model.checkpoint import DEVICES_A_NODE
+from magbatch.engines.defaults import DEVICES_A_NODE
 from magbatch.replica.board import Snapshot, State
 from magbatch.spec import ReplicasSpec
 

@@ -25,20 +25,24 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from magbatch.engines.defaults import DEVICES_A_NODE, engine_args
 from magbatch.errors import ClusterError, EngineStartError, InterruptedJobError, JobError, StorageError, one_line
+from magbatch.fleet.board import BoardState
 from magbatch.fleet.placement import PlacementNotice, blocks_ahead, open_shards, remote_args
 from magbatch.fleet.pool import Pool, set_blocks_ahead
 from magbatch.fleet.sharing import OWNERS_PRIORITY, Claim, Shares
 from magbatch.fleet.vital import Vital
 from magbatch.fleet.worker import Worker, this_node
 from magbatch.ledger.lease import LeaseToken
-from magbatch.model.checkpoint import DEVICES_A_NODE, engine_args, facts, locate
+from magbatch.ledger.ledger import Ledger
+from magbatch.model.checkpoint import locate
 from magbatch.pipeline.prepare import JobContext, prepare
 from magbatch.pipeline.reading import Deaths
 from magbatch.plan.plan import Plan
-from magbatch.replica.board import BoardState, Snapshot, SnapshotObserver, State, silence_s
+from magbatch.replica.board import Snapshot, SnapshotObserver, State, silence_s
 from magbatch.rows import Shard
-from magbatch.spec import JobSpec, carried_columns
+from magbatch.spec import JobSpec
+from magbatch.spec.columns import carried_columns
 from magbatch.versions import versions
 
 MAX_READ_TASK_ROWS = 2048  # a task that starts in the middle of a row group decodes its beginning again
@@ -71,7 +75,7 @@ def supervise(
     hold: LeaseToken,
     vital: Vital,
     *,
-    doubtful: bool,
+    any_may_have_rows: bool,
     silence: float | None = None,
 ) -> Snapshot:
     """Have the open rows answered on the cluster that this process is connected to; see `fleet.run_fleet`.
@@ -84,7 +88,7 @@ def supervise(
         stop: Is set to have the replicas commit what is finished, and end.
         hold: The run's lease.
         vital: What a local Ray cannot do without.
-        doubtful: Each shard is looked up in the ledger again when its turn comes.
+        any_may_have_rows: Each shard is looked up in the ledger again when its turn comes.
         silence: Seconds without a report after which a replica is ended; None takes them from the spec.
 
     Raises:
@@ -100,8 +104,8 @@ def supervise(
     )
     ray.get(board.differs.remote(this_node(), versions()))  # the driver's are the job's
     spec = job.spec
-    slots = int(engine_args(spec, facts(locate(spec.model, weights=False)))["max_num_seqs"])
-    dataset = _dataset(job, plan, done, board, hold, slots, doubtful=doubtful)
+    slots = int(engine_args(spec, locate(spec.model, weights=False).facts)["max_num_seqs"])
+    dataset = _dataset(job, plan, done, board, hold, slots, any_may_have_rows=any_may_have_rows)
     shared = bool(os.environ.get("RAY_ADDRESS"))
     pool, places = Pool(dataset, spec.replicas, slots / spec.sampling.n, shared=shared), PlacementNotice(spec.replicas)
     share = _Share(job.spec, hold.root, pool, board) if shared else None
@@ -189,11 +193,11 @@ class _Shards(Datasource):
         job: JobContext,
         shards: Callable[[], Iterable[Shard]],
         tasks: int,
-        partly_done: frozenset[int],
+        may_have_rows: frozenset[int],
         board: Any,
     ) -> None:
         super().__init__()
-        self._job, self._shards, self._tasks, self._partly_done = job, shards, tasks, partly_done
+        self._job, self._shards, self._tasks, self._may_have_rows = job, shards, tasks, may_have_rows
         self._board = board
 
     def estimate_inmemory_data_size(self) -> int | None:
@@ -209,7 +213,7 @@ class _Shards(Datasource):
         return [
             ReadTask(
                 functools.partial(
-                    _read, self._job, run, self._partly_done.intersection(shard.index for shard in run), self._board
+                    _read, self._job, run, self._may_have_rows.intersection(shard.index for shard in run), self._board
                 ),
                 BlockMetadata(num_rows=len(run), size_bytes=None, input_files=None, exec_stats=None),
             )
@@ -244,7 +248,7 @@ class _Notes:
         self._board.has_read.remote(shard)
 
 
-def _read(job: JobContext, shards: list[Shard], partly_done: frozenset[int], board: Any) -> Iterator[pa.Table]:
+def _read(job: JobContext, shards: list[Shard], may_have_rows: frozenset[int], board: Any) -> Iterator[pa.Table]:
     """`prepare`, as a read task."""
 
     def wait(error: StorageError) -> None:
@@ -255,7 +259,9 @@ def _read(job: JobContext, shards: list[Shard], partly_done: frozenset[int], boa
         ray.get(board.refuse_reader.remote(why))
         os._exit(1)  # Ray gives the task to another process, on another node where there is one
     try:
-        yield from prepare(job, shards, partly_done, wait, _Notes(board))
+        ledger = Ledger(job.spec.output.path, job.spec.output.patience_s, wait, plan_id=job.plan_id)
+        look_up = functools.partial(ledger.look_up, may_have_rows)
+        yield from prepare(job, shards, may_have_rows, look_up, wait, _Notes(board))
     except JobError as error:
         ray.get(board.failed.remote(error))
         raise
@@ -284,7 +290,7 @@ def _dataset(
     hold: LeaseToken,
     slots: int,
     *,
-    doubtful: bool,
+    any_may_have_rows: bool,
 ) -> ray.data.Dataset:
     spec = job.spec
     context = ray.data.DataContext.get_current()
@@ -298,13 +304,13 @@ def _dataset(
 
     sizes = plan.shard_sizes
     open_indices = np.flatnonzero(done < sizes)
-    touched = frozenset(int(index) for index in open_indices if doubtful or done[index] > 0)
+    may_have_rows = frozenset(int(index) for index in open_indices if any_may_have_rows or done[index] > 0)
     rows = int((sizes - done)[open_indices].sum())
     shard_rows = max(1, int(sizes[open_indices].mean()))
     per_task = max(1, min(MAX_READ_TASK_ROWS, rows // READ_TASKS_WANTED) // shard_rows)
     tasks = math.ceil(len(open_indices) / per_task)
     tasks = math.ceil(len(open_indices) / math.ceil(len(open_indices) / tasks))  # as many as come out of even runs
-    source = _Shards(job, lambda: (plan.shard(int(index)) for index in open_indices), tasks, touched, board)
+    source = _Shards(job, lambda: (plan.shard(int(index)) for index in open_indices), tasks, may_have_rows, board)
 
     columns = spec.input.columns
     images = bool(columns.images or columns.messages or columns.document)
@@ -326,7 +332,7 @@ def _dataset(
     )
     return blocks.map_batches(
         Worker,
-        fn_constructor_args=(job, board, touched, hold),
+        fn_constructor_args=(job, board, may_have_rows, hold),
         batch_size=1,
         batch_format="pyarrow",
         compute=pool,

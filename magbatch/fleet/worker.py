@@ -26,11 +26,13 @@ from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponen
 from magbatch.capture import last_words
 from magbatch.engines import start
 from magbatch.engines.base import Engine, EngineConfig
+from magbatch.engines.defaults import engine_args
 from magbatch.errors import DefectError, JobError, LeaseError, StorageError
 from magbatch.ledger.lease import LeaseToken
-from magbatch.model.checkpoint import engine_args, facts, locate
+from magbatch.model.checkpoint import locate
 from magbatch.model.tokenizer import Tokenizer
-from magbatch.pipeline.prepare import JobContext, from_block
+from magbatch.pipeline.block import from_block
+from magbatch.pipeline.prepare import JobContext
 from magbatch.pipeline.prompt import Prompter
 from magbatch.replica import preemption as preempt
 from magbatch.replica.board import Load, Order, Usage
@@ -111,11 +113,11 @@ class Worker:
     Args:
         job: The job.
         board: Where the replicas of the run meet.
-        touched: Shards of which the ledger may hold rows already.
+        may_have_rows: Shards of which the ledger may hold rows already.
         hold: The run's lease.
     """
 
-    def __init__(self, job: JobContext, board: Any, touched: frozenset[int], hold: LeaseToken) -> None:
+    def __init__(self, job: JobContext, board: Any, may_have_rows: frozenset[int], hold: LeaseToken) -> None:
         preempt.listen(_die)
         spec = job.spec
         name = uuid.uuid4().hex[:8]
@@ -136,11 +138,11 @@ class Worker:
         try:
             checkpoint = locate(spec.model, weights=spec.model.engine != "fake")
             with uncollected():
-                args = engine_args(spec, facts(checkpoint), distinct=job.distinct)
-                tokenizer = Tokenizer(checkpoint)
+                args = engine_args(spec, checkpoint.facts, job.engine_hints)
+                tokenizer = Tokenizer(checkpoint.path)
                 engine = start(
                     spec.model.engine,
-                    EngineConfig(checkpoint, args, spec.sampling, spec.replicas.gpus, spec.metrics.enabled),
+                    EngineConfig(checkpoint.path, args, spec.sampling, spec.replicas.gpus, spec.metrics.enabled),
                     tokenizer,
                 )
                 tokenizer.decode(tokenizer.encode_text(name))  # its table is made now, and not while rows wait
@@ -155,9 +157,9 @@ class Worker:
         deathless("waiting", functools.partial(_wait, name, board, self._begun), _die)
         # Without a reference to the worker: Ray Data lets go of one that it releases, and it says so as it goes.
         weakref.finalize(self, _release, name, board, self._begun, engine).atexit = False
-        self._touched = touched
+        self._may_have_rows = may_have_rows
         self._replica = Replica(
-            name, job, engine, tokenizer, Prompter(spec, checkpoint, tokenizer, int(args["max_model_len"])),
+            name, job, engine, tokenizer, Prompter(spec, checkpoint.path, tokenizer, int(args["max_model_len"])),
             slots=int(args["max_num_seqs"]), max_model_len=int(args["max_model_len"]),
             board=RayBoard(board, _die), die=_die, notice=preempt.notice, hold=hold,
         )  # fmt: skip
@@ -170,7 +172,7 @@ class Worker:
         for index, shard in enumerate(shards):
             unpack = functools.partial(next, from_block(block.slice(index, 1)))
             try:
-                left.append(await self._replica.run(shard, unpack, untouched=shard not in self._touched))
+                left.append(await self._replica.run(shard, unpack, may_have_rows=shard in self._may_have_rows))
             except JobError as error:
                 await self._board.failed.remote(error)
                 raise

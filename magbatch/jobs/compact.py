@@ -11,18 +11,16 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
-from magbatch.jobs.run import patient_ledger
 from magbatch.ledger.audit import units
 from magbatch.ledger.finalise import renew
-from magbatch.ledger.lease import Lease
 from magbatch.ledger.ledger import Ledger, planned_rows, schema_of
 from magbatch.ledger.manifest import Entry
+from magbatch.ledger.open import hold, patient_ledger
 from magbatch.ledger.parts import ROW_GROUP_BYTES, Spool, damaged, row_groups
 from magbatch.plan.plan import Plan
 from magbatch.report.stored import put_right
 from magbatch.schema import ERRORS, RESULTS, ObjectName, new_attempt
 from magbatch.spec import JobSpec
-from magbatch.storage import open_store
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +96,7 @@ def compact(output: str, target_bytes: int, console: Console) -> Compacted:
     spec, _, _ = Ledger(output).complete_job()
     ledger = patient_ledger(spec.with_output(output), console)
     command = ("compact", "--target-mb", str(target_bytes // 1_000_000))
-    lease = Lease(open_store(ledger.path, quick=True), console.print, spec.output.patience_s, command)
-    with lease.held():
+    with hold(ledger.path, console.print, spec.output.patience_s, command) as lease:
         put_right(ledger, lease.confirm)
         return merge_objects(ledger, target_bytes, lease.confirm)
 

@@ -13,7 +13,8 @@ from rich.console import Console
 from magbatch.errors import InputError, OutputError, SpecChangedError, SpecError, StorageError
 from magbatch.ledger.lease import EXPIRY_S, Lease
 from magbatch.ledger.ledger import Ledger
-from magbatch.plan.plan import Plan, make_plan
+from magbatch.plan.make import make_plan
+from magbatch.plan.plan import Plan
 from magbatch.report.heartbeat import last_record
 from magbatch.schema import ERRORS, RESULTS
 from magbatch.spec import JobSpec, is_remote

@@ -8,13 +8,15 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+from magbatch.engines.defaults import engine_args
 from magbatch.errors import SpecError
 from magbatch.fleet.devices import check_gpus
 from magbatch.jobs.opening import begun, check_unused, limited
 from magbatch.ledger.ledger import Ledger
-from magbatch.model.checkpoint import engine_args, facts, locate
+from magbatch.model.checkpoint import locate
 from magbatch.pipeline.prepare import JobContext, Preparer
-from magbatch.plan.plan import Plan, make_plan
+from magbatch.plan.make import make_plan
+from magbatch.plan.plan import Plan
 from magbatch.report.exporter import check_address
 from magbatch.report.report import settings
 from magbatch.report.stored import stored_report, whole
@@ -71,7 +73,7 @@ def preview(spec: JobSpec, limit: int | None = None, *, shards: bool = False) ->
     plan = known or make_plan(spec, limit)
     spec = plan.pinned(spec)
     preparer = Preparer(JobContext(spec, plan.columns))
-    args = engine_args(spec, facts(locate(spec.model, weights=False)), distinct=plan.distinct)
+    args = engine_args(spec, locate(spec.model, weights=False).facts, plan.engine_hints)
     first = _first(plan, preparer)
     notes = [*_notes(spec, args, first), *(unchecked(spec.model) or "").splitlines(), *plan.notes]
     refused = _refused(spec, left=plan.rows - state.done)

@@ -23,16 +23,17 @@ from rich.console import Console
 
 from magbatch.answers.grading import Grading
 from magbatch.errors import ErrorCode, SpecChangedError, SpecError
-from magbatch.jobs.run import complete, patient_ledger
+from magbatch.jobs.complete import complete
 from magbatch.ledger.audit import units
 from magbatch.ledger.finalise import renew
 from magbatch.ledger.layout import RETRIES
-from magbatch.ledger.lease import Lease
 from magbatch.ledger.ledger import READERS, Ledger, grading_of, narrow_columns, schema_of
 from magbatch.ledger.letters import examples, verdict
 from magbatch.ledger.manifest import Entry, Manifest, RetryRecord
+from magbatch.ledger.open import hold, patient_ledger
 from magbatch.ledger.parts import Spool, StoredObject, damaged, read_columns, read_part, row_groups
 from magbatch.pipeline.prepare import JobContext, Preparer
+from magbatch.plan.make import subset_plan
 from magbatch.plan.plan import Plan
 from magbatch.report.accounts import add_use, tell_use
 from magbatch.report.page import report_files
@@ -42,7 +43,6 @@ from magbatch.rows import ReasoningStatus
 from magbatch.schema import ERRORS, RESULTS, ObjectName, new_attempt
 from magbatch.spec import JobSpec, differences, parse
 from magbatch.spec.secrets import without_value
-from magbatch.storage import open_store
 from magbatch.totals import Totals
 
 FOLDER = RETRIES
@@ -197,8 +197,7 @@ def retry(output: str, choice: Choice, overrides: list[str], console: Console) -
     _respec(spec, overrides)  # what may not be set is stored nowhere, the lease included
     ledger = patient_ledger(spec.with_output(output), console)
     command = ("retry", *choice.options, *(word for item in overrides for word in ("--set", item)))
-    lease = Lease(open_store(ledger.path, quick=True), console.print, spec.output.patience_s, command)
-    with lease.held():
+    with hold(ledger.path, console.print, spec.output.patience_s, command) as lease:
         put_right(ledger, lease.confirm)
         sweep(ledger)
         found = prepare(ledger, choice, overrides)
@@ -236,7 +235,7 @@ def prepare(ledger: Ledger, choice: Choice, overrides: list[str]) -> Retry | Ret
     number = len(manifest.retries) + 1
     changed = _respec(spec, overrides).with_output(f"{ledger.path}/{FOLDER}/{number:04d}")
     row_ids = choice.rows(ledger, manifest)
-    subset = plan.subset(row_ids, changed)
+    subset = subset_plan(plan, row_ids, changed)
     found = Retry(ledger, choice, tuple(overrides), changed, subset, number, len(row_ids) - subset.rows)
     place = found.output()
     begun, begun_plan = place.spec(), place.plan()
@@ -265,8 +264,7 @@ def drop(output: str, console: Console) -> bool:
     """
     ledger = Ledger(output)
     ledger.complete_job()
-    lease = Lease(open_store(ledger.path, quick=True), console.print, command=("retry", "--drop"))
-    with lease.held():
+    with hold(ledger.path, console.print, command=("retry", "--drop")) as lease:
         put_right(ledger, lease.confirm)
         sweep(ledger)
         spec, plan, manifest = ledger.complete_job()

@@ -6,57 +6,40 @@ its manifest is there.
 """
 
 import io
-import socket
-import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from magbatch.capture import threads_told
-from magbatch.counts import counted
-from magbatch.errors import ClusterError, JobError, StorageError
+from magbatch.errors import StorageError
 from magbatch.fleet.devices import check_gpus
-from magbatch.jobs.early_end import Failures
-from magbatch.jobs.opening import begun, check_input, first_look, limited, new_plan, take_place, under_way
-from magbatch.ledger.finalise import finalise
-from magbatch.ledger.lease import Lease
+from magbatch.jobs.complete import complete
+from magbatch.jobs.opening import begun, first_look, limited, new_plan, take_place, under_way
 from magbatch.ledger.ledger import Ledger
-from magbatch.ledger.letters import examples, explained, verdict
-from magbatch.model.checkpoint import engine_args, facts, locate
+from magbatch.ledger.letters import verdict
+from magbatch.ledger.open import hold, lease_on, patient_ledger, refusal_shown
 from magbatch.pipeline.prepare import JobContext, Preparer
 from magbatch.pipeline.read import ShardReader
 from magbatch.pipeline.render import Renderer
-from magbatch.plan.columns import rendered_columns
 from magbatch.plan.plan import Plan
-from magbatch.replica.board import Snapshot
-from magbatch.report.exporter import Exporter, check_address
-from magbatch.report.heartbeat import Heartbeat, earlier, earlier_runs, earlier_versions
-from magbatch.report.page import report_files
-from magbatch.report.progress import JobProgress, ProgressLine
-from magbatch.report.report import DuplicateIds, ReplicaUse, Report, Run, Slowest, one_line, settings
-from magbatch.report.runs import with_this
+from magbatch.report.exporter import check_address
+from magbatch.report.report import Report, one_line
 from magbatch.report.stored import mend, stored_report
-from magbatch.report.wrong import WrongAnswers
 from magbatch.rows import Shard
-from magbatch.schema import ERRORS, RESULTS
+from magbatch.schema import RESULTS
 from magbatch.spec import JobSpec
-from magbatch.storage import open_store
+from magbatch.spec.columns import rendered_columns
 from magbatch.storage.contact import is_unattended
 from magbatch.storage.patience import patiently
 from magbatch.temporary import check_temporary_files
-from magbatch.totals import Totals
-from magbatch.versions import differences, versions
 
 SAMPLE_ROWS = 3
-LATE_LISTING_S = (0.5, 1.0, 2.0, 4.0)  # waits for a listing that does not show yet what was written
 T = TypeVar("T")
 
 
@@ -104,11 +87,13 @@ def run(
     ledger = Ledger(spec.output.path)
 
     def at_first(operation: Callable[[], T]) -> T:
-        return patiently(operation, spec.output.patience_s if is_unattended() else 0.0, _saying(console, "storage"))
+        return patiently(
+            operation, spec.output.patience_s if is_unattended() else 0.0, refusal_shown(console, "storage")
+        )
 
     known = at_first(lambda: begun(spec, ledger))
     if known is not None and ledger.manifest() is not None:
-        mend(ledger, Lease(open_store(ledger.path, quick=True), console.print, spec.output.patience_s))
+        mend(ledger, lease_on(ledger.path, console.print, spec.output.patience_s))
         report = stored_report(ledger)
         return _outcome(spec, report, ledger, known, already=True)
     plan = known or frozen or at_first(lambda: new_plan(spec, ledger, limit))
@@ -118,10 +103,9 @@ def run(
     at_first(lambda: Preparer(JobContext(plan.pinned(spec), plan.columns)))
     check_address(spec.metrics)
     check_temporary_files()
-    lease = Lease(open_store(ledger.path, quick=True), console.print, spec.output.patience_s, command)
     with ExitStack() as stack:
         with first_look():
-            stack.enter_context(lease.held())
+            lease = stack.enter_context(hold(ledger.path, console.print, spec.output.patience_s, command))
         known = begun(spec, ledger)  # another run may have come and gone meanwhile
         if known is not None and ledger.manifest() is not None:
             return _outcome(spec, stored_report(ledger), ledger, known, already=True)
@@ -135,213 +119,6 @@ def run(
         with under_way():
             report = complete(spec, plan, patient_ledger(spec, console), console, lease, began, judged=True)
     return _outcome(spec, report, ledger, plan, already=False)
-
-
-def patient_ledger(spec: JobSpec, console: Console) -> Ledger:
-    """The ledger of a job that has begun: from now on its storage may be away for a while."""
-    return Ledger(spec.output.path, spec.output.patience_s, _saying(console, "the output's storage"))
-
-
-def _saying(console: Console, what: str) -> Callable[[StorageError], None]:
-    def say(error: StorageError) -> None:
-        console.print(f"{what} refuses, trying again: {error}", markup=False, highlight=False)
-
-    return say
-
-
-def complete(
-    spec: JobSpec, plan: Plan, ledger: Ledger, console: Console, lease: Lease, began: float, *, judged: bool
-) -> Report:
-    """Answer what is open of a frozen job, prove it complete, and write its manifest.
-
-    Args:
-        spec: The job.
-        plan: Its plan, which the ledger holds.
-        ledger: Its output.
-        console: Where progress goes.
-        lease: A hold on the output.
-        began: When the command began, by the monotonic clock (seconds).
-        judged: Whether many dead letters end it early.
-
-    Raises:
-        TooManyFailedError: They did; what is finished is committed.
-        JobError: As its kinds say.
-    """
-    spec = plan.pinned(spec)
-    job = JobContext(spec, plan.columns, plan.distinct, plan.id)
-    done = ledger.done_counts(plan)
-    check_input(spec, plan, done)
-    before = int(done.sum())
-    failures = _failures(spec, plan, ledger, before) if judged else None
-    if before:
-        console.print(
-            f"{before:,} of {counted(plan.rows, 'row')} are committed already; going on with the rest", highlight=False
-        )
-
-    def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-    quick = open_store(ledger.path, quick=True)
-    progress = JobProgress(spec, plan.rows, before, *earlier(quick), refusals=lambda: ledger.refusals)
-    progress.past = earlier_runs(quick)
-    heartbeat = Heartbeat(quick, progress, lease.check, say)
-    if before and (changed := differences(earlier_versions(quick), versions())):
-        say(f"note: the rest is answered by other versions than the rows before: {', '.join(changed)}")
-    with threads_told(say), Exporter(spec, progress, say).serving(), heartbeat.beating():
-        if before:
-            _look_back(ledger, progress, say)
-        the_run = _answer(job, plan, ledger, done, ProgressLine(console, progress), lease, failures)
-        the_run.seconds = time.monotonic() - began
-        report = _finish(spec, plan, ledger, the_run, progress, lease)
-        progress.finish(report.totals)
-    return report
-
-
-def _failures(spec: JobSpec, plan: Plan, ledger: Ledger, before: int) -> Failures:
-    """What is known of the job's dead letters before its run begins.
-
-    Raises:
-        TooManyFailedError: They are too many already.
-    """
-    failed = sum(part.rows for part in ledger.parts(ERRORS)) if before else 0
-    allowed = spec.limits.failed_allowed(plan.rows)
-    if allowed is not None and failed > allowed:  # names count a row twice that two attempts have committed
-        failed = ledger.distinct_rows(ERRORS)
-    found = Failures(spec, plan.rows, max(0, before - failed), failed, lambda: explained(ledger))
-    if (error := found.look(Totals(), Snapshot())) is not None:
-        raise error
-    return found
-
-
-def _look_back(ledger: Ledger, progress: JobProgress, say: Callable[[str], None]) -> None:
-    """Read what the rows of earlier runs hold from the footers of their objects, while the engines start."""
-    names = [*ledger.parts(RESULTS), *ledger.parts(ERRORS)]  # now: later ones are this run's
-
-    def read() -> None:
-        try:
-            progress.set_earlier_totals(ledger.totals(names))
-        except Exception as error:  # noqa: BLE001 - a thread's boundary: numbers for people hold no job up
-            say(f"the metrics of this run lack the rows of earlier ones: {type(error).__name__}: {error}")
-
-    threading.Thread(target=read, name="look-back", daemon=True).start()
-
-
-def _answer(
-    job: JobContext,
-    plan: Plan,
-    ledger: Ledger,
-    done: "np.ndarray[Any, np.dtype[np.int64]]",
-    line: ProgressLine,
-    lease: Lease,
-    failures: Failures | None,
-) -> Run:
-    """Let replicas answer until the ledger has every row, or too many have failed."""
-    the_run, mine = Run(), Totals()
-    with line:
-        while (left := plan.rows - int(done.sum())) > 0:
-            from magbatch.fleet.cluster import run_fleet
-
-            serving = _Serving(line, lease, failures, mine)
-            last = run_fleet(
-                job, plan, done, serving.watch, lease.hold, doubtful=lease.inherited, first=the_run.serving_s == 0
-            )
-            the_run.serving_s += serving.until - serving.since
-            line.progress.end_fleet()
-            mine = mine.plus(last.done)
-            the_run.rows += last.done.rows
-            the_run.tokens += last.done.generated_tokens
-            the_run.engine_deaths += last.engine_deaths
-            the_run.versions |= last.versions
-            done = _listed(ledger, plan, plan.rows - left + last.done.rows)
-            if plan.rows - int(done.sum()) >= left:
-                raise ClusterError(
-                    f"the run ended with {counted(left, 'row')} open and committed none of them; run it again"
-                )
-    return the_run
-
-
-def _listed(ledger: Ledger, plan: Plan, expected: int) -> "np.ndarray[Any, np.dtype[np.int64]]":
-    """What is done. A listing may come late: rows that replicas have committed are not to be paid for again."""
-    for wait_s in (*LATE_LISTING_S, 0.0):
-        done = ledger.done_counts(plan)
-        if int(done.sum()) >= min(expected, plan.rows):
-            break
-        time.sleep(wait_s)
-    return done
-
-
-class _Serving:
-    """Notes when the first replica served and when rows were last committed; ends the run when its lease is lost.
-
-    Args:
-        line: Shows where the job stands.
-        lease: The run's.
-        failures: Ends the run when they are too many; None for a job that no number of them ends.
-        before: What earlier fleets of this run have committed.
-    """
-
-    def __init__(self, line: ProgressLine, lease: Lease, failures: Failures | None, before: Totals) -> None:
-        self._line = line
-        self._lease = lease
-        self._failures, self._before = failures, before
-        self.since = self.until = time.monotonic()
-        self._started, self._rows = False, 0
-
-    def watch(self, snapshot: Snapshot) -> JobError | None:
-        """See `board.SnapshotObserver`."""
-        if not self._started and not snapshot.starting:
-            self._started, self.since = True, time.monotonic()
-        if snapshot.done.rows != self._rows:
-            self._rows, self.until = snapshot.done.rows, time.monotonic()
-        self._line.progress.observe(snapshot)
-        self._line.show()
-        self._lease.check()
-        return None if self._failures is None else self._failures.look(self._before.plus(snapshot.done), snapshot)
-
-
-def _finish(spec: JobSpec, plan: Plan, ledger: Ledger, the_run: Run, progress: JobProgress, lease: Lease) -> Report:
-    """Prove the output complete; the manifest is written last, after the report."""
-    args = engine_args(spec, facts(locate(spec.model, weights=False)), distinct=plan.distinct)
-    user_id, missing = plan.output_name(spec.input.columns.id), list[str]()
-    for wait_s in (*LATE_LISTING_S, 0.0):
-        slowest, wrong, reports = Slowest(user_id), WrongAnswers(user_id), list[Report]()
-        with DuplicateIds(user_id) as ids:
-
-            def observe(kind: str, table: pa.Table, ids: DuplicateIds = ids, slowest: Slowest = slowest) -> None:
-                ids.observe(kind, table)
-                slowest.observe(kind, table)
-
-            def make_report(
-                totals: Totals,
-                ids: DuplicateIds = ids,
-                slowest: Slowest = slowest,
-                wrong: WrongAnswers = wrong,
-                reports: list[Report] = reports,
-            ) -> dict[str, bytes]:
-                repeated = ids.count() if user_id else None
-                standing = progress.standing()
-                report = Report(
-                    spec.name, ledger.path, plan.rows, totals, repeated, the_run, settings(spec, args), standing.spent,
-                    progress.history, [ReplicaUse.of(slot) for slot in standing.slots], slowest.rows(),
-                    standing.cost, spec.cost.currency,
-                )  # fmt: skip
-                report.began, report.ended = progress.began, time.time()
-                report.letters = [asdict(one) for one in examples(ledger, totals.by_code)]
-                report.wrong = wrong.found
-                rows = standing.done - progress.before
-                report.runs = with_this(progress.past, standing.started, rows, socket.gethostname())
-                reports.append(report)
-                return report_files(report)
-
-            _, missing = finalise(ledger, spec, plan, observe, make_report, lease.confirm, wrong.observe)
-            if not missing:
-                return reports[-1]
-        time.sleep(wait_s)
-    raise StorageError(
-        f"{ledger.path}: {counted(len(missing), 'row is', 'rows are')} in no object that its listing shows, though "
-        f"every shard was done; the first is {missing[0]}",
-        passing=True,
-    )
 
 
 def _outcome(spec: JobSpec, report: Report, ledger: Ledger, plan: Plan, *, already: bool) -> Outcome:

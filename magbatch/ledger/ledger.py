@@ -5,11 +5,13 @@ below `results/` or `errors/`. There is no second file that could disagree. The 
 last, names the objects that count and makes the job complete.
 """
 
+import io
 import math
 import shlex
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cached_property
 from hashlib import sha256
 from heapq import merge
@@ -19,6 +21,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
+import pyarrow.parquet as pq
 
 from magbatch.answers import made_columns
 from magbatch.answers.grading import Grading
@@ -28,15 +31,16 @@ from magbatch.ledger.layout import MANIFEST, PAGE, PLAN, RECORD, REPORT, SPEC, S
 from magbatch.ledger.manifest import Manifest
 from magbatch.ledger.parts import damaged, read_columns, read_part, read_totals, row_ids_of
 from magbatch.ledger.staging import settle, staged
-from magbatch.plan.columns import carried_fields
-from magbatch.plan.plan import Plan, read_plan_id
+from magbatch.plan.plan import PLAN_ID_KEY, Plan
 from magbatch.schema import ERRORS, RESULTS, SCHEMA_VERSION, ObjectName, errors_schema, results_schema
 from magbatch.spec import JobSpec, differences, is_remote, parse
 from magbatch.storage import Store, open_store
+from magbatch.storage.columns import carried_fields
 from magbatch.storage.patience import PatientStore
 from magbatch.storage.s3 import NoBucketError
 from magbatch.totals import Totals
 
+PLAN_FOOTER_BYTES = 1 << 16  # of a stored plan that are read first
 FOOTER_READERS = 32  # footers read at once: they are small
 READERS = 8  # objects read at once by an audit: object storage answers in tens of ms
 AUDIT_ROWS = 8192  # held at once, where no merged object has more: what bounds the memory of an audit
@@ -439,3 +443,14 @@ def planned_rows(plan: Plan, shards: range) -> dict[str, int]:
     """The rows of some shards, in the order of the plan, and the shard of each."""
     within = range(shards.start, min(shards.stop, plan.num_shards))
     return {row_id: shard for shard in within for row_id in plan.shard(shard).row_ids()}
+
+
+def read_plan_id(store: Store) -> str | None:
+    """Id of the stored plan, by its footer alone where that is short; None where there is none, or it is damaged."""
+    with suppress(pa.ArrowException, ValueError, OSError):
+        try:
+            found = pq.read_metadata(io.BytesIO(store.read_end(PLAN, PLAN_FOOTER_BYTES))).metadata
+        except (pa.ArrowException, ValueError):  # the footer is longer than what was read of it
+            found = pq.read_metadata(io.BytesIO(store.read(PLAN))).metadata
+        return found[PLAN_ID_KEY.encode()].decode() if PLAN_ID_KEY.encode() in (found or {}) else None
+    return None

@@ -1,1 +1,4 @@
-"""The model: its files, its version, its tokenizer."""
+"""The model: its files, its version, its tokenizer.
+
+Imports within: checkpoint, tokenizer.
+"""

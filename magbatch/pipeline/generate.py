@@ -8,26 +8,21 @@ stays bounded: admission counts unfinished rows and their bytes, over all shards
 import asyncio
 import hashlib
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Self
-
-import numpy as np
 
 from magbatch.engines.base import UNCONSTRAINED, Engine, RequestShape
 from magbatch.errors import ErrorCode, ModelError, RequestFailedError, RequestRejectedError, RowError
 from magbatch.model.tokenizer import Tokenizer
+from magbatch.pipeline.repetition import RepetitionGuard
 from magbatch.rows import Completion, Generation, Prompt, ReasoningStatus, as_ids
 from magbatch.spec import JobSpec, SamplingSpec, engine_schema
 
-ADMITTED_PER_SLOT = 2  # a slot that falls free finds its next row waiting in the engine
 ANSWER_TOKENS = 1024  # of the context, kept from a thinking budget that would take it whole
 OBJECTION = "That answer is not valid: {objection}. Give the whole answer again."
 REQUEST_TRIES = 3  # of what the engine itself gives up, as vLLM does where an image is to be sent once more
-LEAST_REPEATS = 4  # of a pattern, before it counts as repetition
-ADMITTED_BYTES = 2 << 30  # an image of 1540 x 1540 pixels is 7 MB; 300 of them
 
 
 OnNew = Callable[[int, Sequence[int]], None]
@@ -49,37 +44,6 @@ def row_seed(seed: int | None, row_id: str) -> int | None:
         return None
     digest = hashlib.blake2b(f"{seed}/{row_id}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
-
-
-def repeats_itself(tokens: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> bool:
-    """Whether tokens are one pattern over and over, at least `LEAST_REPEATS` times."""
-    # The last token stands a pattern's length before the end too: few lengths are left to compare whole.
-    lengths = 1 + np.flatnonzero(tokens[-2 : -2 - len(tokens) // LEAST_REPEATS : -1] == tokens[-1])
-    return any(bool((tokens[length:] == tokens[:-length]).all()) for length in lengths)
-
-
-class RepetitionGuard:
-    """Notices a sample that only repeats itself.
-
-    vLLM has such a check, made for every token of every row inside the engine; here it is made for
-    every chunk of tokens, outside. It looks at exact repetition only.
-
-    Args:
-        tokens: How many tokens of pure repetition are enough; None never is.
-    """
-
-    def __init__(self, tokens: int | None) -> None:
-        self._tokens = tokens
-        self._tails: dict[int, list[int]] = {}
-
-    def __call__(self, sample: int, new: Sequence[int]) -> bool:
-        """See `OnTokens`: False for a sample that has repeated itself for long enough."""
-        if self._tokens is None:
-            return True
-        tail = self._tails.setdefault(sample, [])
-        tail += new
-        del tail[: -self._tokens]
-        return len(tail) < self._tokens or not repeats_itself(np.array(tail))
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,63 +269,3 @@ class Generate:
                 return guard(sample, new)
 
             return await self._engine.generate(prompt, max_tokens=max_tokens, seed=seed, on_tokens=on_tokens, form=form)
-
-
-class Admission:
-    """Lets rows into the engine in the order in which they ask, within a bound of requests and bytes.
-
-    The first row always enters, however large: a bound that nothing fits under would stop the job.
-
-    Args:
-        rows: Requests of unfinished rows at most: one for each row, but for a document that is read in parts.
-        bytes_: Bytes of their prompts at most.
-    """
-
-    def __init__(self, rows: int, bytes_: int = ADMITTED_BYTES) -> None:
-        self._max_rows, self._max_bytes = rows, bytes_
-        self.rows = 0
-        self.bytes = 0
-        self._waiting: deque[tuple[int, int, asyncio.Future[None]]] = deque()
-
-    @property
-    def waiting(self) -> int:
-        """Rows that wait to be let in."""
-        return len(self._waiting)
-
-    async def enter(self, size: int, requests: int = 1) -> None:
-        """Wait for a place for one row of `size` bytes; every `enter` needs its `leave`."""
-        if not self._waiting and self._fits(size, requests):
-            self._take(size, requests)
-            return
-        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((size, requests, place))
-        try:
-            await place
-        except asyncio.CancelledError:
-            if place.done() and not place.cancelled():
-                self.leave(size, requests)  # let in and cancelled at once: hand the place on
-            else:
-                with suppress(ValueError):  # a leave has passed over it meanwhile
-                    self._waiting.remove((size, requests, place))
-                self._let_in()
-            raise
-
-    def leave(self, size: int, requests: int = 1) -> None:
-        """Give a row's place back."""
-        self.rows -= requests
-        self.bytes -= size
-        self._let_in()
-
-    def _let_in(self) -> None:
-        while self._waiting and self._fits(*self._waiting[0][:2]):
-            size, requests, place = self._waiting.popleft()
-            if not place.cancelled():
-                self._take(size, requests)
-                place.set_result(None)
-
-    def _fits(self, size: int, requests: int) -> bool:
-        return self.rows == 0 or (self.rows + requests <= self._max_rows and self.bytes + size <= self._max_bytes)
-
-    def _take(self, size: int, requests: int) -> None:
-        self.rows += requests
-        self.bytes += size

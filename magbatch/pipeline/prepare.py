@@ -6,54 +6,30 @@ that failed on its way here rides along with its error: the replica commits it l
 """
 
 import functools
-import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
 from magbatch.documents.images import ImageGrid
+from magbatch.engines.defaults import engine_args
 from magbatch.errors import ErrorCode, JobError, RowError, Step, StorageError, short_message
-from magbatch.ledger.ledger import Ledger
-from magbatch.model.checkpoint import engine_args, facts, locate
+from magbatch.model.checkpoint import locate
 from magbatch.model.tokenizer import Tokenizer
+from magbatch.pipeline.block import ShardPrompts, joined, lost, to_block
 from magbatch.pipeline.prompt import Prompter
 from magbatch.pipeline.read import ShardReader, ShardRows, read_together
 from magbatch.pipeline.reading import Deaths, Notes, ReadLog, one_by_one
 from magbatch.pipeline.render import Renderer, max_tokens
-from magbatch.plan.columns import carried_fields, rendered_columns
-from magbatch.rows import DeadLetter, Image, InputRow, PageGroup, Prompt, Shard, as_ids
-from magbatch.spec import JobSpec, carried_columns
-from magbatch.storage.columns import empty_table
+from magbatch.rows import DeadLetter, InputRow, Prompt, Shard
+from magbatch.spec import JobSpec
+from magbatch.spec.columns import carried_columns, rendered_columns
+from magbatch.storage.columns import carried_fields
 from magbatch.storage.patience import patiently
 
-RECORDS_BYTES = 16 << 20  # of a shard, that are made into records at once
 RENDER_THREADS = 4  # decoding and fetching release the GIL
-BLOCK_SCHEMA = pa.schema([("shard", pa.int64()), ("rows", pa.int64()), ("payload", pa.large_binary())])
-_IMAGE = pa.struct([("width", pa.int32()), ("height", pa.int32()), ("packed", pa.large_binary())])
-_PART = pa.struct(
-    [
-        ("first_page", pa.int32()),
-        ("last_page", pa.int32()),
-        ("token_ids", pa.binary()),
-        ("images", pa.list_(_IMAGE)),
-    ]
-)
-_PROMPT_FIELDS = [
-    pa.field("row_id", pa.string(), nullable=False),
-    pa.field("token_ids", pa.binary()),  # as they lie in memory
-    pa.field("images", pa.list_(_IMAGE)),
-    pa.field("total_pages", pa.int32()),
-    pa.field("parts", pa.list_(_PART)),
-    pa.field("messages", pa.string()),  # JSON
-    pa.field("max_tokens", pa.int64()),
-    pa.field("truncated", pa.bool_()),
-    pa.field("step", pa.string()),
-    pa.field("code", pa.string()),
-    pa.field("message", pa.string()),
-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +39,13 @@ class JobContext:
     Attributes:
         spec: The job.
         columns: The input columns that it reads, with the plan's types.
-        distinct: As in the plan.
+        engine_hints: Engine arguments that suit the input, as the plan froze them.
         plan_id: Id of the plan; None for plans without one.
     """
 
     spec: JobSpec
     columns: pa.Schema
-    distinct: bool = False
+    engine_hints: dict[str, Any] = field(default_factory=dict)
     plan_id: str | None = None
 
     @property
@@ -78,53 +54,16 @@ class JobContext:
         return carried_fields(self.spec, self.columns)
 
 
-@dataclass(slots=True)
-class ShardPrompts:
-    """A block as a replica sees it.
-
-    Attributes:
-        shard: The shard's number.
-        prompts: Rows for the engine.
-        failed: Rows that failed on their way.
-        carried: Carried columns, one row for each prompt and failure.
-        positions: Row id to its row in `carried`.
-    """
-
-    shard: int
-    prompts: list[Prompt]
-    failed: list[DeadLetter]
-    carried: pa.Table
-    positions: dict[str, int]
-
-
-def lost(shard: int, carry: pa.Schema, letter: DeadLetter) -> ShardPrompts:
-    """A row that is not read: it carries nothing."""
-    nothing = pa.table([pa.nulls(1, field.type) for field in carry], schema=carry)
-    return ShardPrompts(shard, [], [letter], nothing, {letter.row_id: 0})
-
-
-def joined(shard: int, carry: pa.Schema, pieces: list[ShardPrompts]) -> ShardPrompts:
-    """Rows of a shard that were prepared apart."""
-    ids = [row_id for piece in pieces for row_id in piece.positions]
-    return ShardPrompts(
-        shard,
-        [prompt for piece in pieces for prompt in piece.prompts],
-        [letter for piece in pieces for letter in piece.failed],
-        pa.concat_tables([empty_table(carry), *(piece.carried for piece in pieces)]),
-        {row_id: position for position, row_id in enumerate(ids)},
-    )
-
-
 @functools.lru_cache(maxsize=1)
 def _steps(spec: str) -> tuple[Tokenizer, Renderer, Prompter]:
     """Once for each process, not for each task: a full vocabulary takes seconds to load."""
     job = JobSpec.model_validate_json(spec)
     checkpoint = locate(job.model, weights=False)
-    model = facts(checkpoint)
+    model = checkpoint.facts
     grid = ImageGrid(model.image_size, model.image_cell) if model.image_size else None
-    tokenizer = Tokenizer(checkpoint)
+    tokenizer = Tokenizer(checkpoint.path)
     max_model_len = int(engine_args(job, model)["max_model_len"])
-    return tokenizer, Renderer(job, grid), Prompter(job, checkpoint, tokenizer, max_model_len)
+    return tokenizer, Renderer(job, grid), Prompter(job, checkpoint.path, tokenizer, max_model_len)
 
 
 class Preparer:
@@ -262,7 +201,8 @@ class Preparer:
 def prepare(
     job: JobContext,
     shards: list[Shard],
-    partly_done: frozenset[int],
+    may_have_rows: frozenset[int],
+    done_rows: Callable[[], Callable[[int], frozenset[str]]],
     on_wait: Callable[[StorageError], None] | None = None,
     notes: Notes | None = None,
 ) -> Iterator[pa.Table]:
@@ -271,18 +211,18 @@ def prepare(
     Args:
         job: The job.
         shards: In the order of the plan, so that files are read forward.
-        partly_done: Shards of which the ledger already holds some rows.
+        may_have_rows: Shards of which some rows may be committed already.
+        done_rows: Looks these shards up, and returns the ids of the committed rows of each.
         on_wait: Is called with each refusal of the storage that is waited out.
         notes: Where it is noted what is being read, for the reader that comes after one that died.
     """
     notes = notes or ReadLog()
     preparer = Preparer(job)
     patience_s = job.spec.output.patience_s
-    ledger = Ledger(job.spec.output.path, patience_s, on_wait, plan_id=job.plan_id)
 
     def works() -> Iterator[tuple[ShardPrompts, bool]]:
         """The pieces of each shard, and whether each is its last; they are the same ones whoever reads it."""
-        done_rows = ledger.look_up(partly_done)  # what is committed later, the replica sees
+        committed = done_rows()  # what is committed later, the replica sees
         for together in read_together(shards):
             known = [notes.begin(shard.index) for shard in together]
             first = known[0]
@@ -300,7 +240,7 @@ def prepare(
             for number, pieces in enumerate(cut):
                 shard = together[number]
                 deaths = notes.begin(shard.index) if number else first
-                done = done_rows(shard.index) if shard.index in partly_done else frozenset[str]()
+                done = committed(shard.index) if shard.index in may_have_rows else frozenset[str]()
                 for piece in pieces:
                     act = functools.partial(preparer, piece, done)
                     if deaths.touch(shard):
@@ -330,109 +270,3 @@ def prepare(
             del block
     finally:
         ahead.shutdown(wait=False, cancel_futures=True)
-
-
-def to_block(work: ShardPrompts) -> pa.Table:
-    """A shard as one record."""
-    rows: list[Prompt | DeadLetter] = [*work.prompts, *work.failed]
-    order = sorted(rows, key=lambda row: work.positions[row.row_id])
-    carried = work.carried.rename_columns([f"carry.{name}" for name in work.carried.column_names])
-    schema = pa.schema([*_PROMPT_FIELDS, *carried.schema])
-    sink = pa.BufferOutputStream()
-    held = sum(prompt.size_bytes for prompt in work.prompts)
-    at_once = max(1, len(order) * RECORDS_BYTES // max(held, RECORDS_BYTES))  # no second copy of all images
-    with pa.ipc.new_stream(sink, schema) as writer:
-        for start in range(0, len(order), at_once):
-            table = _records(order[start : start + at_once])
-            for name in carried.column_names:
-                table = table.append_column(name, carried.column(name).slice(start, at_once))
-            writer.write_table(table)
-    payload = pa.LargeBinaryArray.from_buffers(
-        pa.large_binary(), 1, [None, pa.array([0, sink.tell()], pa.int64()).buffers()[1], sink.getvalue()]
-    )
-    return pa.table([pa.array([work.shard]), pa.array([len(order)]), payload], schema=BLOCK_SCHEMA)
-
-
-def _records(rows: list[Prompt | DeadLetter]) -> pa.Table:
-    """One record for each row; a row that cannot be one is a dead letter, and its neighbours are what they were."""
-    schema = pa.schema(_PROMPT_FIELDS)
-    try:
-        return pa.Table.from_pylist([_record(row) for row in rows], schema=schema)
-    except Exception as error:  # noqa: BLE001 - a row's boundary
-        if len(rows) > 1:
-            return pa.concat_tables([_records([row]) for row in rows])
-        letter = DeadLetter(rows[0].row_id, Step.PROMPT, ErrorCode.INTERNAL, f"{type(error).__name__}: {error}")
-        return pa.Table.from_pylist([_record(letter)], schema=schema)
-
-
-def from_block(block: pa.Table) -> Iterator[ShardPrompts]:
-    """The shards of a block, as the replica takes them; nothing of one is kept once it is handed out."""
-    for index in range(block.num_rows):
-        yield _unpack(block, index)
-
-
-def _unpack(block: pa.Table, index: int) -> ShardPrompts:
-    table = pa.ipc.open_stream(block.column("payload")[index].as_buffer()).read_all()
-    carried_names = [name for name in table.column_names if name.startswith("carry.")]
-    carried = table.select(carried_names).rename_columns([name.removeprefix("carry.") for name in carried_names])
-    row_ids = table.column("row_id").to_pylist()
-    rows = [_row(record) for record in table.select([field.name for field in _PROMPT_FIELDS]).to_pylist()]
-    return ShardPrompts(
-        block.column("shard")[index].as_py(),
-        [row for row in rows if isinstance(row, Prompt)],
-        [row for row in rows if isinstance(row, DeadLetter)],
-        carried,
-        {row_id: position for position, row_id in enumerate(row_ids)},
-    )
-
-
-def _record(row: Prompt | DeadLetter) -> dict[str, Any]:
-    if isinstance(row, DeadLetter):
-        return {"row_id": row.row_id, "step": str(row.step), "code": str(row.code), "message": row.message}
-    return {
-        "row_id": row.row_id,
-        "token_ids": row.token_ids.tobytes(),
-        "images": _image_records(row.images),
-        "total_pages": row.total_pages,
-        "parts": [
-            {
-                "first_page": part.first_page,
-                "last_page": part.last_page,
-                "token_ids": part.token_ids.tobytes(),
-                "images": _image_records(part.images),
-            }
-            for part in row.parts
-        ],
-        "messages": json.dumps(row.messages) if row.messages else None,
-        "max_tokens": row.max_tokens,
-        "truncated": row.truncated,
-    }
-
-
-def _image_records(images: list[Image]) -> list[dict[str, Any]]:
-    return [{"width": image.width, "height": image.height, "packed": image.packed} for image in images]
-
-
-def _row(record: dict[str, Any]) -> Prompt | DeadLetter:
-    if record["code"] is not None:
-        return DeadLetter(record["row_id"], Step(record["step"]), ErrorCode(record["code"]), record["message"])
-    parts = [
-        PageGroup(part["first_page"], part["last_page"], as_ids(part["token_ids"]), _images(part["images"]))
-        for part in record["parts"]
-    ]
-    messages = json.loads(record["messages"]) if record["messages"] else []
-    images = _images(record["images"])
-    return Prompt(
-        record["row_id"],
-        as_ids(record["token_ids"]),
-        images,
-        record["total_pages"],
-        parts,
-        messages,
-        record["max_tokens"],
-        record["truncated"],
-    )
-
-
-def _images(records: list[dict[str, Any]]) -> list[Image]:
-    return [Image(**record) for record in records]

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import accumulate, groupby, pairwise
 from operator import attrgetter
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,13 +21,13 @@ import pyarrow.parquet as pq
 from magbatch.errors import ErrorCode, JobError, RowError
 from magbatch.rows import Segment, Shard
 from magbatch.storage.columns import converted, empty_table
-from magbatch.storage.input_file import InputFile, open_input
+from magbatch.storage.input_file import open_input
+from magbatch.storage.parquet import open_parquet
 from magbatch.storage.partitions import is_from_path, with_keys
 from magbatch.storage.sizes import SHARD_BYTES, Dictionaries, RowSizes, Run, cut
 
 READ_BATCH_ROWS = 64
 READ_BATCH_BYTES = 64 << 20  # rows of documents have many megabytes each
-READ_BUFFER_BYTES = 1 << 20  # a column chunk is streamed, not loaded: row groups can be gigabytes
 _NO_DAMAGE = (RowError, JobError, FileNotFoundError)  # of the file as such; whatever else is raised is its content's
 
 
@@ -47,18 +46,6 @@ class ShardRows:
     folders: list[str]
     table: pa.Table
     failed: list[tuple[str, RowError]]
-
-
-def open_parquet(file: InputFile, **options: Any) -> pq.ParquetFile:
-    """A Parquet file, to be streamed; options as of pyarrow's ParquetFile."""
-    return pq.ParquetFile(
-        pa.PythonFile(file, mode="r"),
-        buffer_size=READ_BUFFER_BYTES,
-        pre_buffer=False,
-        page_checksum_verification=True,  # where the file has them: damage must not pass as text
-        coerce_int96_timestamp_unit="us",  # in nanoseconds, years past 2262 come out as others
-        **options,
-    )
 
 
 class _Cursor:

@@ -3,8 +3,8 @@
 import pyarrow as pa
 
 from magbatch.errors import SpecError
-from magbatch.plan.columns import named_by
 from magbatch.spec import JobSpec
+from magbatch.spec.columns import named_by
 from magbatch.storage.columns import is_bytes, is_list
 
 MAX_SHOWN_CHARS = 120  # of a type: a struct's may be as long as the table is wide

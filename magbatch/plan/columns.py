@@ -8,7 +8,8 @@ from magbatch.answers import made_columns
 from magbatch.errors import RowError, SpecError
 from magbatch.plan.inputs import PlannedFile
 from magbatch.schema import RESERVED_COLUMNS
-from magbatch.spec import JobSpec, carried_columns
+from magbatch.spec import JobSpec
+from magbatch.spec.columns import carried_columns, input_columns, named_by
 from magbatch.spec.template import template_columns
 from magbatch.storage.columns import (
     as_chat,
@@ -24,21 +25,6 @@ from magbatch.storage.columns import (
 from magbatch.storage.partitions import from_path, key_type
 
 _Kinds = tuple[tuple[str, pa.DataType], ...]  # columns and their types
-
-
-def rendered_columns(spec: JobSpec) -> list[str]:
-    """The input columns that a prompt is made of, each once."""
-    columns = spec.input.columns
-    names = [columns.prompt, columns.messages, *columns.images, columns.document]
-    if spec.prompt.template is not None:
-        names += sorted(template_columns(spec.prompt.template))
-    return list(dict.fromkeys(name for name in names if name))
-
-
-def input_columns(spec: JobSpec) -> list[str]:
-    """The input columns that a job reads, each once."""
-    names = [*rendered_columns(spec), spec.input.columns.max_tokens, *carried_columns(spec.input)]
-    return list(dict.fromkeys(name for name in names if name))
 
 
 def output_names(spec: JobSpec) -> dict[str, str]:
@@ -66,17 +52,6 @@ def output_names(spec: JobSpec) -> dict[str, str]:
         found[name] = written
         taken.add(written.lower())
     return {name: found[name] for name in names}
-
-
-def carried_fields(spec: JobSpec, columns: pa.Schema) -> pa.Schema:
-    """The carried columns as the output has them.
-
-    Args:
-        spec: The job.
-        columns: The planned input columns, which hold their names in the output.
-    """
-    planned = [columns.field(name) for name in carried_columns(spec.input)]
-    return pa.schema([pa.field(written_name(one), one.type) for one in planned])
 
 
 def with_output_names(spec: JobSpec, columns: pa.Schema) -> pa.Schema:
@@ -124,38 +99,6 @@ def _may_not_fit(have: pa.DataType, kind: pa.DataType) -> bool:
     if pa.types.is_timestamp(kind) and pa.types.is_timestamp(have):
         return bool(kind.unit != have.unit)
     return bool(pa.types.is_uint64(have) and pa.types.is_signed_integer(kind))
-
-
-def check_names(spec: JobSpec) -> None:
-    """A column without a name cannot be told from none."""
-    given = spec.input.columns
-    roles = given.model_dump()
-    empty = [f"input.columns.{role}" for role, name in roles.items() if name == "" or (role == "images" and "" in name)]
-    empty += ["input.carry"] if "" in spec.input.carry else []
-    if empty:
-        raise SpecError(f"{empty[0]}: a column's name is empty; leave the field out, or rename the column in the input")
-
-
-def named_by(spec: JobSpec, name: str) -> str:
-    """The field of the spec that names an input column."""
-    columns = spec.input.columns
-    if name == columns.prompt:
-        return "input.columns.prompt"
-    if name == columns.messages:
-        return "input.columns.messages"
-    if name in columns.images:
-        return "input.columns.images"
-    if name == columns.document:
-        return "input.columns.document"
-    if name == columns.id:
-        return "input.columns.id"
-    if name == columns.expected:
-        return "input.columns.expected"
-    if name == columns.max_tokens:
-        return "input.columns.max_tokens"
-    if name in spec.input.carry:
-        return "input.carry"
-    return "prompt.template" if name in rendered_columns(spec) else "input.group"
 
 
 def check_known(spec: JobSpec, files: list[PlannedFile], names: list[str]) -> None:

@@ -16,7 +16,6 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 
 from magbatch.errors import JobError
-from magbatch.pipeline.read import open_parquet
 from magbatch.plan import windows
 from magbatch.plan.footers import ColumnStats, PrefixColumn
 from magbatch.plan.windows import Arranged, Cutter, Values, pieces
@@ -25,6 +24,7 @@ from magbatch.spec import AUTO, NONE, JobSpec
 from magbatch.spec.template import leading_column
 from magbatch.storage.columns import is_bytes
 from magbatch.storage.input_file import open_input
+from magbatch.storage.parquet import open_parquet
 
 MIN_ROWS_A_VALUE = 2  # on average
 MIN_SHARED_BYTES = 1000  # of a text, on average: some 250 tokens; fewer are read in no time

@@ -14,9 +14,8 @@ from dataclasses import dataclass, field
 
 from magbatch.errors import StorageError
 from magbatch.pipeline.write import ObjectWriter, Written
-from magbatch.replica.board import Usage
+from magbatch.replica.board import COMMIT_BOUNDS_S, Usage
 from magbatch.replica.watchdog import Background, Holding
-from magbatch.report.metrics import COMMIT_BOUNDS_S
 from magbatch.rows import DeadLetter, FinishedRow, Prompt
 from magbatch.spec import OutputSpec
 from magbatch.totals import Totals, bucket

@@ -25,11 +25,13 @@ from magbatch.ledger.lease import EXPIRY_S, LeaseToken
 from magbatch.ledger.ledger import Ledger
 from magbatch.model.tokenizer import Tokenizer
 from magbatch.pipeline.answer import RowAnswerer
-from magbatch.pipeline.generate import ADMITTED_PER_SLOT, Admission, Generate, ThinkingPlan
+from magbatch.pipeline.block import ShardPrompts
+from magbatch.pipeline.generate import Generate, ThinkingPlan
 from magbatch.pipeline.parse import Parser
-from magbatch.pipeline.prepare import JobContext, ShardPrompts
+from magbatch.pipeline.prepare import JobContext
 from magbatch.pipeline.prompt import Prompter
 from magbatch.pipeline.write import ObjectWriter
+from magbatch.replica.admission import ADMITTED_PER_SLOT, Admission
 from magbatch.replica.announced import ROWS_AHEAD, Announced
 from magbatch.replica.board import Board, Load, Order
 from magbatch.replica.commits import Attempt, Commits
@@ -146,14 +148,14 @@ class Replica:
         self._death: asyncio.Task[None] | None = None
         self._broken: asyncio.Task[None] | None = None
 
-    async def run(self, shard: int, unpack: Callable[[], ShardPrompts], *, untouched: bool) -> int:
+    async def run(self, shard: int, unpack: Callable[[], ShardPrompts], *, may_have_rows: bool) -> int:
         """Answer and commit the rows of a shard.
 
         Args:
             shard: Its number.
             unpack: Gives its prompts. Called when the shard is the next to enter, not before: of the shards
                 that wait, one holds memory here.
-            untouched: It had no committed row when the run began.
+            may_have_rows: Whether rows of it may have been committed before the run began.
 
         Returns:
             Rows of it that are still open: none, unless the replica was asked to stop.
@@ -177,7 +179,7 @@ class Replica:
                         del unpack
                         await entering.enter_async_context(self._turn)
                 done = frozenset[str]()
-                if not (first and untouched):  # now: a zombie may have committed of it a moment ago
+                if may_have_rows or not first:  # now: a zombie may have committed of it a moment ago
                     quiet_since = self._zombies_until if first else math.inf
                     done = await asyncio.to_thread(self._ledger.done_rows, shard, quiet_since)
                 attempt = self._attempt(work, done)

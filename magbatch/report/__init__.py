@@ -1,1 +1,5 @@
-"""What is told about a job: progress, metrics, the report and its page."""
+"""What is told about a job: progress, metrics, the report and its page.
+
+Imports within: metrics, metrics_server, runs, texts < progress, wrong < exporter, heartbeat, report < page < stored <
+accounts.
+"""

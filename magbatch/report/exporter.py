@@ -25,7 +25,7 @@ from prometheus_client.registry import CollectorRegistry
 
 import magbatch
 from magbatch.errors import SpecError
-from magbatch.replica.board import State
+from magbatch.replica.board import COMMIT_BOUNDS_S, State
 from magbatch.report import metrics
 from magbatch.report.metrics import Values
 from magbatch.report.metrics_server import Handler, Server
@@ -303,7 +303,7 @@ def _fleet(values: Values, standing: ProgressSnapshot) -> None:
 
 def _storage(values: Values, standing: ProgressSnapshot) -> None:
     use = standing.spent.use
-    values.observe(metrics.COMMIT_SECONDS, cumulative(use.by_commit, metrics.COMMIT_BOUNDS_S), use.commit_ms / 1000)
+    values.observe(metrics.COMMIT_SECONDS, cumulative(use.by_commit, COMMIT_BOUNDS_S), use.commit_ms / 1000)
     values.set(metrics.COMMIT_BYTES, use.commit_bytes)
     values.set(metrics.COMMIT_RETRIES, use.commit_retries)
     values.set(metrics.STORAGE_ERRORS, standing.spent.input_errors, side="input")

@@ -21,12 +21,13 @@ from magbatch.jobs.opening import holds_rows
 from magbatch.jobs.run import Outcome, run
 from magbatch.ledger.lease import Lease
 from magbatch.ledger.ledger import Ledger
+from magbatch.ledger.open import hold
 from magbatch.plan.columns import are_planned
-from magbatch.plan.plan import Plan, make_plan
+from magbatch.plan.make import make_plan
+from magbatch.plan.plan import Plan
 from magbatch.schedule.history import BEGUN, COMPLETE, EMPTY, History
 from magbatch.schedule.ticks import latest, parse_at
 from magbatch.spec import JobSpec, differences
-from magbatch.storage import open_store
 
 Answer = Callable[[JobSpec, Console, Plan], Outcome]
 
@@ -110,9 +111,7 @@ def run_tick(spec: JobSpec, tick: datetime, console: Console, answer: Answer = _
     def say(text: str) -> None:
         console.print(text, markup=False)
 
-    lease = Lease(open_store(history.output, quick=True), say, spec.output.patience_s)
-
-    def attempted(one: datetime) -> TickOutcome:
+    def attempted(one: datetime, lease: Lease) -> TickOutcome:
         try:
             return _finish(spec, one, history, lease, console, answer)
         except JobError as error:
@@ -121,21 +120,21 @@ def run_tick(spec: JobSpec, tick: datetime, console: Console, answer: Answer = _
             say(f"the run of {one.isoformat()} is not complete, and is tried again at the next tick: {error}")
             return TickOutcome(one, BEGUN, history.run_path(one), files=None, error=error)
 
-    with lease.held():
+    with hold(history.output, say, spec.output.patience_s) as lease:
         before = history.ticks()
         left = deque(one for one in before.open if one != tick)
         for one in left:  # which files are free is known once each tick that was begun has its plan
             _frozen(spec, one, history, lease)
         done = list[TickOutcome]()
         while left and all(one.exit_code <= 1 for one in done):  # else all may fail: the one asked for is to tell
-            done.append(attempted(left.popleft()))
+            done.append(attempted(left.popleft(), lease))
         state = before.states.get(tick)
         if state in {COMPLETE, EMPTY}:
             asked = _as_recorded(history, tick, state)
         else:
             history.begin(tick)
             asked = _finish(spec, tick, history, lease, console, answer)
-        return [*done, *map(attempted, left), asked]
+        return [*done, *(attempted(one, lease) for one in left), asked]
 
 
 def _would_stop_any(error: JobError) -> bool:

@@ -2,11 +2,14 @@
 
 A wrong spec gets one clear message with the path of the field and what would be right, before
 anything starts. Nothing here knows a credential: access comes from the standard AWS chain.
+
+Imports within: fake_args, grammar, secrets, template, text, user_model, vllm_names < mistakes, schema < bounded <
+sections < engine_args, job < columns, load.
 """
 
 from magbatch.spec.engine_args import unchecked
 from magbatch.spec.grammar import engine_schema
-from magbatch.spec.job import FREE_FIELDS, JobSpec, carried_columns, differences
+from magbatch.spec.job import FREE_FIELDS, JobSpec, differences
 from magbatch.spec.load import load, parse
 from magbatch.spec.schema import properties, resolve
 from magbatch.spec.sections import (
@@ -45,7 +48,6 @@ __all__ = [
     "SamplingSpec",
     "ScheduleSpec",
     "ShapeSpec",
-    "carried_columns",
     "differences",
     "engine_schema",
     "is_remote",

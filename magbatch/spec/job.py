@@ -168,12 +168,6 @@ class JobSpec(Section):
         return self.model_copy(update={"output": self.output.model_copy(update={"path": path})})
 
 
-def carried_columns(spec: InputSpec) -> list[str]:
-    """The columns copied to the output, each once: the user's id, then `carry`, then the expected answers."""
-    names = [spec.columns.id, *spec.carry, spec.columns.expected]
-    return list(dict.fromkeys(name for name in names if name))
-
-
 def differences(old: JobSpec, new: JobSpec) -> list[str]:
     """What makes two specs different jobs: `field: old -> new` lines, empty where a resume is right."""
 

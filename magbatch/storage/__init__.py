@@ -5,6 +5,9 @@ half: a single PUT on S3, write-then-rename on a disk. And local paths and s3://
 
 boto3 speaks S3; of Parquet input, only the ranges that are asked for are fetched. Credentials, region and
 endpoint come from the standard AWS chain, `AWS_ENDPOINT_URL` included.
+
+Imports within: base, columns, contact, formats, partitions, sizes < disk, patience, s3 < inputs, odd_names, tables <
+input_file, search < parquet, references.
 """
 
 from magbatch.spec import is_remote

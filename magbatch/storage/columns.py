@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.compute
 
 from magbatch.errors import ErrorCode, RowError
+from magbatch.spec import JobSpec
+from magbatch.spec.columns import carried_columns
 
 _BYTES = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary, pa.types.is_binary_view)
 _LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list, pa.types.is_list_view)
@@ -241,3 +243,14 @@ def _offsets(array: pa.Array, *, large: bool) -> pa.Array:
     lengths = pa.compute.fill_null(pa.compute.list_value_length(array), 0).to_numpy(zero_copy_only=False)
     ends = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
     return pa.array(ends, pa.int64()).cast(pa.int64() if large else pa.int32())
+
+
+def carried_fields(spec: JobSpec, columns: pa.Schema) -> pa.Schema:
+    """The carried columns as the output has them.
+
+    Args:
+        spec: The job.
+        columns: The planned input columns, which hold their names in the output.
+    """
+    planned = [columns.field(name) for name in carried_columns(spec.input)]
+    return pa.schema([pa.field(written_name(one), one.type) for one in planned])

@@ -21,14 +21,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from magbatch.engines.base import EngineConfig
+from magbatch.engines.defaults import engine_args
 from magbatch.engines.vllm import VllmEngine
+from magbatch.fleet.board import BoardState
 from magbatch.ledger.ledger import Ledger
-from magbatch.model.checkpoint import engine_args, facts, locate
+from magbatch.model.checkpoint import facts, locate
 from magbatch.model.tokenizer import Tokenizer
-from magbatch.pipeline.prepare import JobContext, Preparer, from_block, to_block
+from magbatch.pipeline.block import from_block, to_block
+from magbatch.pipeline.prepare import JobContext, Preparer
 from magbatch.pipeline.prompt import Prompter
-from magbatch.plan.plan import make_plan
-from magbatch.replica.board import BoardState, Load, Order, Usage
+from magbatch.plan.make import make_plan
+from magbatch.replica.board import Load, Order, Usage
 from magbatch.replica.replica import Replica
 from magbatch.report.exporter import Exporter
 from magbatch.report.heartbeat import Heartbeat
@@ -83,7 +86,7 @@ def write_input(folder: Path, rows: int, seed: int) -> None:
 
 async def answer(spec: JobSpec, engine: VllmEngine, *, counted: bool) -> tuple[float, int]:
     """Seconds that a whole job takes, from its first row to its last commit, and the tokens of it."""
-    checkpoint = locate(spec.model, weights=True)
+    checkpoint = locate(spec.model, weights=True).path
     tokenizer, args = Tokenizer(checkpoint), engine_args(spec, facts(checkpoint))
     plan = make_plan(spec)
     job, ledger = JobContext(spec, plan.columns), Ledger(spec.output.path)
@@ -114,7 +117,7 @@ async def answer(spec: JobSpec, engine: VllmEngine, *, counted: bool) -> tuple[f
         began = time.monotonic()
         await asyncio.gather(
             *(
-                replica.run(index, lambda block=block: next(from_block(block)), untouched=True)
+                replica.run(index, lambda block=block: next(from_block(block)), may_have_rows=False)
                 for index, block in enumerate(blocks)
             )
         )
@@ -139,7 +142,7 @@ def main() -> None:
             return parse(SPEC.format(folder=folder, enabled=str(ARMS[name]).lower()))
 
         first = spec_of("on", 0)
-        checkpoint = locate(first.model, weights=True)
+        checkpoint = locate(first.model, weights=True).path
         args = engine_args(first, facts(checkpoint))
         engines = {
             name: VllmEngine(EngineConfig(checkpoint, args, first.sampling, 0, counts)) for name, counts in ARMS.items()

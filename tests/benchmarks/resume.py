@@ -26,7 +26,7 @@ import yaml
 
 from magbatch.ledger.ledger import READERS, Ledger
 from magbatch.pipeline.write import ObjectWriter
-from magbatch.plan.plan import make_plan
+from magbatch.plan.make import make_plan
 from magbatch.rows import Answer, FinishedRow, ReasoningStatus, Shard
 from magbatch.spec import load
 

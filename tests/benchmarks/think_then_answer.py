@@ -12,8 +12,9 @@ import statistics
 import time
 
 from magbatch.engines.base import EngineConfig
+from magbatch.engines.defaults import engine_args
 from magbatch.engines.vllm import VllmEngine
-from magbatch.model.checkpoint import engine_args, facts, locate
+from magbatch.model.checkpoint import facts, locate
 from magbatch.model.tokenizer import Tokenizer
 from magbatch.pipeline.generate import Generate, ThinkingPlan
 from magbatch.pipeline.prompt import Prompter
@@ -41,7 +42,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     spec = parse(SPEC)
-    checkpoint = locate(spec.model, weights=True)
+    checkpoint = locate(spec.model, weights=True).path
     tokenizer = Tokenizer(checkpoint)
     args = engine_args(spec, facts(checkpoint))
     prompter = Prompter(spec, checkpoint, tokenizer, args["max_model_len"])

@@ -13,7 +13,7 @@ import numpy as np
 from magbatch.fleet.cluster import run_fleet
 from magbatch.ledger.lease import Lease
 from magbatch.ledger.ledger import Ledger
-from magbatch.plan.plan import make_plan
+from magbatch.plan.make import make_plan
 from magbatch.pipeline.prepare import Job
 from magbatch.spec import load
 from magbatch.storage import open_store
@@ -25,7 +25,8 @@ lease = Lease(open_store(ledger.path), print)
 with lease.held():
     done = np.zeros(plan.num_shards, dtype=np.int64)
     last = run_fleet(
-        Job(spec, plan.columns), plan, done, lambda _: None, lease.hold, doubtful=False, silence=float(sys.argv[2])
+        JobContext(spec, plan.columns), plan, done, lambda _: None, lease.hold,
+        any_may_have_rows=False, silence=float(sys.argv[2]),
     )
 print(last.done.answered, last.done.failed, last.engine_deaths)
 """

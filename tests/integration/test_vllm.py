@@ -26,16 +26,17 @@ from support.magbatch_cli import alive, committed, descendants, magbatch, named,
 
 from magbatch.answers import Checker
 from magbatch.engines.base import HUGE_PAGES, EngineConfig, EngineLoad
+from magbatch.engines.defaults import engine_args
 from magbatch.engines.vllm import VllmEngine, _as_vllm
 from magbatch.errors import EngineStartError, RequestFailedError, RequestRejectedError
-from magbatch.model.checkpoint import engine_args, facts, locate
+from magbatch.model.checkpoint import facts, locate
 from magbatch.model.tokenizer import Tokenizer
 from magbatch.pipeline.answer import Progress, RowAnswerer
 from magbatch.pipeline.generate import Generate, ThinkingPlan, row_seed
 from magbatch.pipeline.parse import Parser
 from magbatch.pipeline.prepare import JobContext, Preparer
 from magbatch.pipeline.prompt import Prompter
-from magbatch.plan.plan import make_plan
+from magbatch.plan.make import make_plan
 from magbatch.rows import Generation, Image, Prompt, ReasoningStatus, as_ids
 from magbatch.spec import JobSpec, SamplingSpec, parse
 from magbatch.spec.vllm_names import installed
@@ -103,7 +104,7 @@ class Serving:
         spec = spec_for(
             Path("/nowhere/x.parquet"), temperature=2.0, top_p=1.0, n=3, max_tokens=64, ignore_eos=True, seed=5
         )
-        checkpoint = locate(spec.model, weights=True)
+        checkpoint = locate(spec.model, weights=True).path
         self.tokenizer = Tokenizer(checkpoint)
         self.args = engine_args(spec, facts(checkpoint))  # with vLLM's cache of images, which can go wrong
         self.loop = asyncio.new_event_loop()
@@ -381,7 +382,7 @@ def test_a_document_in_parts_is_one_row_of_the_real_engine(serving: Serving, tmp
     (prompt,) = Preparer(JobContext(spec, plan.columns))(plan.shard(0)).prompts
     assert [len(part.images) for part in prompt.parts] == [4, 4, 4]
     tokenizer = serving.tokenizer
-    prompter = Prompter(spec, locate(spec.model, weights=False), tokenizer, 2400)
+    prompter = Prompter(spec, locate(spec.model, weights=False).path, tokenizer, 2400)
     generate = Generate(serving.engine, spec.sampling, 2400, steering=ThinkingPlan.of(spec, tokenizer))
     ask = RowAnswerer(generate, Parser(tokenizer), Checker(spec.answer, 5.0), 3, prompter)
     row = serving.loop.run_until_complete(ask(prompt, Progress()))
@@ -412,7 +413,7 @@ def test_a_cancelled_row_is_aborted(serving: Serving, prompts: list[Prompt]) -> 
 
 
 def test_an_engine_that_cannot_start_says_why(tmp_path: Path) -> None:
-    checkpoint = locate(spec_for(tmp_path / "x.parquet").model, weights=True)
+    checkpoint = locate(spec_for(tmp_path / "x.parquet").model, weights=True).path
     with pytest.raises(EngineStartError, match="no_such_argument"):
         VllmEngine(EngineConfig(checkpoint, {"no_such_argument": 1}, SamplingSpec(), 0))
 

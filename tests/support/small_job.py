@@ -16,16 +16,20 @@ import yaml
 
 from magbatch.engines import start
 from magbatch.engines.base import UNCONSTRAINED, Engine, EngineConfig, EngineLoad, OnTokens, RequestShape
+from magbatch.engines.defaults import engine_args
+from magbatch.fleet.board import BoardState
 from magbatch.ledger.finalise import finalise
 from magbatch.ledger.layout import PAGE, REPORT
 from magbatch.ledger.lease import LeaseToken
 from magbatch.ledger.ledger import Ledger
-from magbatch.model.checkpoint import engine_args, facts, locate
+from magbatch.model.checkpoint import facts, locate
 from magbatch.model.tokenizer import Tokenizer
-from magbatch.pipeline.prepare import JobContext, Preparer, ShardPrompts, from_block, to_block
+from magbatch.pipeline.block import ShardPrompts, from_block, to_block
+from magbatch.pipeline.prepare import JobContext, Preparer
 from magbatch.pipeline.prompt import Prompter
-from magbatch.plan.plan import Plan, make_plan
-from magbatch.replica.board import BoardState, Load, Order, Usage
+from magbatch.plan.make import make_plan
+from magbatch.plan.plan import Plan
+from magbatch.replica.board import Load, Order, Usage
 from magbatch.replica.replica import Replica, Timing
 from magbatch.report.report import Report, Run
 from magbatch.rows import Generation, Prompt
@@ -187,7 +191,7 @@ class SmallJob:
 
     @functools.cached_property
     def checkpoint(self) -> Path:
-        return locate(self.spec().model, weights=False)
+        return locate(self.spec().model, weights=False).path
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
@@ -230,21 +234,21 @@ class SmallJob:
         """A shard as it reaches a replica: through its block."""
         return next(from_block(to_block(self.preparer(self.plan.shard(shard)))))
 
-    async def run_shard(self, replica: Replica, shard: int = 0, *, untouched: bool = True) -> int:
+    async def run_shard(self, replica: Replica, shard: int = 0, *, may_have_rows: bool = False) -> int:
         """One shard, as Ray gives it to a replica; returns the rows that it left."""
-        return await replica.run(shard, lambda: self.prompts(shard), untouched=untouched)
+        return await replica.run(shard, lambda: self.prompts(shard), may_have_rows=may_have_rows)
 
-    async def run_all(self, replica: Replica, *, untouched: bool = True) -> list[int]:
+    async def run_all(self, replica: Replica, *, may_have_rows: bool = False) -> list[int]:
         """Every shard at once."""
         shards = range(self.plan.num_shards)
-        return await asyncio.gather(*(self.run_shard(replica, shard, untouched=untouched) for shard in shards))
+        return await asyncio.gather(*(self.run_shard(replica, shard, may_have_rows=may_have_rows) for shard in shards))
 
     def answer(self) -> None:
         """Freeze the job and answer every row of it."""
         self.begin()
 
         async def work() -> None:
-            assert set(await self.run_all(self.replica(), untouched=False)) <= {0}
+            assert set(await self.run_all(self.replica(), may_have_rows=True)) <= {0}
 
         asyncio.run(work())
 

@@ -239,7 +239,7 @@ def test_plan_says_what_is_cut(job: SmallJob) -> None:
 
 def test_a_context_without_room_for_any_row_is_refused(job: SmallJob) -> None:
     path = spec_file(job, prompt={"system": "Be brief."})
-    tokenizer = Tokenizer(locate(job.spec().model, weights=False))
+    tokenizer = Tokenizer(locate(job.spec().model, weights=False).path)
     shown = json.loads(command("plan", path, "--json").stdout)["first_prompt"]
     chat = shown["tokens"] - len(tokenizer.encode_text("What is a0?"))
     least = ["--set", f"model.engine_args.max_model_len={chat}"]

@@ -245,7 +245,7 @@ JOB_ERRORS: dict[str, tuple[Callable[[Path], object], type[BaseException], type[
     "json": (lambda path: facts(write(path / "params.json", "{")), ValueError, errors.ModelError),
     "json, shape": (lambda path: facts(write(path / "params.json", "[]")), AttributeError, errors.ModelError),
     "huggingface_hub": (
-        lambda _: locate(ModelSpec(source="no/such/name/of/a/model"), weights=False),
+        lambda _: locate(ModelSpec(source="no/such/name/of/a/model"), weights=False).path,
         huggingface_hub.errors.HFValidationError,
         errors.ModelError,
     ),

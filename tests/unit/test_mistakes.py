@@ -312,7 +312,7 @@ def test_a_job_that_goes_on_asks_for_its_input_first(
 
     from magbatch.jobs import opening
     from magbatch.ledger.ledger import Ledger
-    from magbatch.plan.plan import make_plan
+    from magbatch.plan.make import make_plan
     from magbatch.spec import load
 
     monkeypatch.setattr(opening, "FIRST_PATIENCE_S", 0.1)

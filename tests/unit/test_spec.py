@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from magbatch.errors import SpecError
-from magbatch.spec import FREE_FIELDS, JobSpec, carried_columns, differences, is_remote, load, parse
+from magbatch.spec import FREE_FIELDS, JobSpec, differences, is_remote, load, parse
+from magbatch.spec.columns import carried_columns
 
 ROOT = Path(__file__).parents[2]
 JOBS = sorted((ROOT / "jobs").glob("*.yaml"))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from magbatch.errors import ClusterAccessError
-from magbatch.replica.board import MAX_REFUSED_READS, BoardState
+from magbatch.fleet.board import MAX_REFUSED_READS, BoardState
 from magbatch.versions import Agreed, differences, versions
 
 MINE = {"python": "3.12.3", "torch": "2.13.0+cpu", "transformers": "5.19.0"}

@@ -9,8 +9,9 @@ import pytest
 import yaml
 
 from magbatch.engines import Engine, EngineConfig, start
+from magbatch.engines.defaults import engine_args
 from magbatch.errors import EngineDeadError, EngineStartError, RequestRejectedError
-from magbatch.model.checkpoint import engine_args, facts
+from magbatch.model.checkpoint import facts
 from magbatch.model.tokenizer import Tokenizer
 from magbatch.pipeline.parse import Parser
 from magbatch.pipeline.prompt import Prompter

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import ray
 
+from magbatch.fleet.board import BoardState
 from magbatch.fleet.worker import RayBoard, uncollected
-from magbatch.replica.board import BoardState, Load, Order, Usage
+from magbatch.replica.board import Load, Order, Usage
 from magbatch.totals import Totals
 
 

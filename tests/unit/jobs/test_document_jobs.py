@@ -17,7 +17,8 @@ from magbatch.errors import ClusterError, JobError
 from magbatch.jobs.compact import compact
 from magbatch.jobs.preview import preview
 from magbatch.ledger.verify import verify
-from magbatch.plan.plan import MAX_DOCUMENT_SHARD_ROWS, make_plan
+from magbatch.plan.make import make_plan
+from magbatch.plan.sharding import MAX_DOCUMENT_SHARD_ROWS
 
 LONG = "\f".join(f"part {page} " * 60 for page in range(1, 8))  # about 300 tokens a page
 
@@ -332,7 +333,7 @@ def test_a_place_that_cannot_render_stops_the_job(documents: SmallJob, monkeypat
 
 def test_a_block_holds_pages_in_little_space(job: SmallJob) -> None:
     """Paper is mostly white."""
-    from magbatch.pipeline.prepare import to_block
+    from magbatch.pipeline.block import to_block
 
     job.write(pa.table({"id": ["a"], "doc": [text_pdf(*["Total"] * 5)]}))
     job.set("input", columns={"id": "id", "document": "doc"})

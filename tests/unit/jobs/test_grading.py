@@ -22,7 +22,7 @@ from magbatch.ledger.finalise import finalise
 from magbatch.ledger.layout import REPORT
 from magbatch.ledger.verify import verify
 from magbatch.schema import RESULTS
-from magbatch.spec import carried_columns
+from magbatch.spec.columns import carried_columns
 from magbatch.totals import Totals
 
 

@@ -24,7 +24,7 @@ from magbatch.ledger.layout import PAGE, RECORD, REPORT, SPEC
 from magbatch.ledger.lease import Lease
 from magbatch.ledger.ledger import Ledger
 from magbatch.ledger.verify import verify
-from magbatch.plan.plan import make_plan
+from magbatch.plan.make import make_plan
 from magbatch.report.stored import stored_report
 from magbatch.spec import JobSpec, differences, parse
 from magbatch.storage import open_store

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
+from magbatch.engines.defaults import WHOLE_PROMPTS, engine_args
 from magbatch.errors import ModelError, SpecError
-from magbatch.model.checkpoint import WHOLE_PROMPTS, ModelFacts, cache_dir, engine_args, facts, locate, resolve
+from magbatch.model.checkpoint import ModelFacts, cache_dir, facts, locate, resolve
 from magbatch.spec import JobSpec, ModelSpec, parse
 from magbatch.storage import open_store
 
@@ -31,10 +32,10 @@ FILES = ("params.json", "tekken.json", "SYSTEM_PROMPT.txt", "consolidated.safete
 
 
 def test_the_builtin_model_is_made_on_first_use(own_cache: Path) -> None:
-    path = locate(ModelSpec(source="builtin:tiny"), weights=True)
+    path = locate(ModelSpec(source="builtin:tiny"), weights=True).path
     assert path.parent == own_cache == cache_dir()
     assert all((path / name).is_file() for name in FILES)
-    assert locate(ModelSpec(source="builtin:tiny"), weights=False) == path
+    assert locate(ModelSpec(source="builtin:tiny"), weights=False).path == path
 
 
 def test_the_cache_is_in_the_home_unless_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,7 +45,7 @@ def test_the_cache_is_in_the_home_unless_it_is_told(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_local_directory_is_taken_as_it_is(checkpoint: Path) -> None:
-    assert locate(ModelSpec(source=str(checkpoint)), weights=True) == checkpoint
+    assert locate(ModelSpec(source=str(checkpoint)), weights=True).path == checkpoint
 
 
 @pytest.mark.parametrize("missing", ["params.json", "tekken.json"])
@@ -94,25 +95,27 @@ def names(path: Path) -> set[str]:
 
 
 def test_a_remote_model_is_fetched_as_far_as_it_is_needed(remote: str, checkpoint: Path) -> None:
-    small = locate(ModelSpec(source=remote), weights=False)
+    small = locate(ModelSpec(source=remote), weights=False).path
     assert names(small) == {"params.json", "tekken.json", "SYSTEM_PROMPT.txt"}
-    whole = locate(ModelSpec(source=remote), weights=True)
+    whole = locate(ModelSpec(source=remote), weights=True).path
     assert names(whole) == set(FILES)
     for name in FILES:
         assert (whole / name).read_bytes() == (checkpoint / name).read_bytes()
 
 
 def test_a_remote_model_is_fetched_once(remote: str) -> None:
-    first = locate(ModelSpec(source=remote), weights=False)
+    first = locate(ModelSpec(source=remote), weights=False).path
     for name in FILES:
         open_store(remote).delete(name)
-    assert locate(ModelSpec(source=remote), weights=False) == first
+    assert locate(ModelSpec(source=remote), weights=False).path == first
 
 
 def test_two_remote_models_are_two(remote: str, s3: str) -> None:
     open_store(f"{s3}/other").write("params.json", b"{}")
     open_store(f"{s3}/other").write("tekken.json", b"{}")
-    assert locate(ModelSpec(source=remote), weights=False) != locate(ModelSpec(source=f"{s3}/other"), weights=False)
+    assert (
+        locate(ModelSpec(source=remote), weights=False) != locate(ModelSpec(source=f"{s3}/other"), weights=False).path
+    )
 
 
 def test_a_fetch_that_found_too_little_is_not_remembered(s3: str, own_cache: Path) -> None:
@@ -122,14 +125,15 @@ def test_a_fetch_that_found_too_little_is_not_remembered(s3: str, own_cache: Pat
         locate(ModelSpec(source=source), weights=False)
     assert not [path for path in (own_cache / "models").iterdir() if path.is_dir()]
     open_store(source).write("tekken.json", b"{}")
-    assert names(locate(ModelSpec(source=source), weights=False)) == {"params.json", "tekken.json"}
+    assert names(locate(ModelSpec(source=source), weights=False).path) == {"params.json", "tekken.json"}
 
 
 def test_processes_that_want_a_model_at_once_fetch_it_once(remote: str, own_cache: Path) -> None:
     script = f"""
-from magbatch.model.checkpoint import WHOLE_PROMPTS, locate
+from magbatch.model.checkpoint import locate
+from magbatch.engines.defaults import WHOLE_PROMPTS
 from magbatch.spec import ModelSpec
-print(locate(ModelSpec(source={remote!r}), weights=True))
+print(locate(ModelSpec(source={remote!r}), weights=True).path)
 """
     command = [sys.executable, "-c", script]
     started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ) for _ in range(2)]
@@ -154,15 +158,15 @@ def test_a_job_has_one_version_of_a_remote_model_on_every_node(
 ) -> None:
     first = resolve(ModelSpec(source=remote))
     planned = ModelSpec(source=remote, revision=first)
-    small = locate(planned, weights=False)
+    small = locate(planned, weights=False).path
     assert resolve(ModelSpec(source=remote)) == first
     changed(open_store(remote), "consolidated.safetensors")
     second = resolve(ModelSpec(source=remote))
     assert second != first
     with pytest.raises(ModelError, match=f"{first} then, {second} now"):
         locate(planned, weights=True)
-    assert locate(planned, weights=False) == small  # fetched before; and what it holds is the same
-    other = locate(ModelSpec(source=remote, revision=second), weights=True)  # of a new job, beside the first one's
+    assert locate(planned, weights=False).path == small  # fetched before; and what it holds is the same
+    other = locate(ModelSpec(source=remote, revision=second), weights=True).path  # of a new job, beside the first one's
     changed(open_store(remote), "tekken.json")
     monkeypatch.setenv("MAGBATCH_CACHE", str(tmp_path / "another node"))
     for revision in (first, second):
@@ -174,10 +178,10 @@ def test_a_job_has_one_version_of_a_remote_model_on_every_node(
 
 def test_a_remote_model_that_was_fetched_is_not_asked_for_again(remote: str) -> None:
     planned = ModelSpec(source=remote, revision=resolve(ModelSpec(source=remote)))
-    paths = [locate(planned, weights=weights) for weights in (False, True)]
+    paths = [locate(planned, weights=weights).path for weights in (False, True)]
     for name in FILES:
         open_store(remote).delete(name)
-    assert [locate(planned, weights=weights) for weights in (False, True)] == paths
+    assert [locate(planned, weights=weights).path for weights in (False, True)] == paths
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -189,13 +193,13 @@ def test_a_directory_whose_files_changed_is_refused(checkpoint: Path, tmp_path: 
     (folder / "notes.txt").write_text("of no use, and changed")
     for path in folder.iterdir():
         os.utime(path)  # a copy on another node has other times
-    assert locate(planned, weights=True) == folder
+    assert locate(planned, weights=True).path == folder
     data = (folder / name).read_bytes()
     (folder / name).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     with pytest.raises(ModelError, match="bring those back, or run the spec into a new output"):
         locate(planned, weights=True)
     if name == "consolidated.safetensors":
-        assert locate(planned, weights=False) == folder
+        assert locate(planned, weights=False).path == folder
 
 
 def test_the_built_in_model_of_another_version_is_refused() -> None:
@@ -222,7 +226,7 @@ with open(os.environ["MAIN"], "w") as file:
     file.write("b" * 40)
 print(revision)
 print(resolve(ModelSpec(source="acme/tiny")))
-print(locate(ModelSpec(source="acme/tiny", revision=revision), weights=True).name)
+print(locate(ModelSpec(source="acme/tiny", revision=revision), weights=True).path.name)
 """
 
 

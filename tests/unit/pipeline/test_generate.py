@@ -13,7 +13,9 @@ from magbatch.engines import EngineConfig, start
 from magbatch.engines.base import UNCONSTRAINED, OnTokens, RequestShape
 from magbatch.errors import EngineDeadError, ErrorCode, RequestFailedError, RequestRejectedError, RowError
 from magbatch.model.tokenizer import Tokenizer
-from magbatch.pipeline.generate import Admission, Generate, RepetitionGuard, row_seed
+from magbatch.pipeline.generate import Generate, row_seed
+from magbatch.pipeline.repetition import RepetitionGuard
+from magbatch.replica.admission import Admission
 from magbatch.rows import Completion, Generation, Prompt, as_ids
 from magbatch.spec import SamplingSpec
 

@@ -13,7 +13,8 @@ from support.small_job import SmallJob
 from magbatch.documents.fetch import RowFetcher
 from magbatch.errors import ErrorCode, Step, StorageError
 from magbatch.ledger.ledger import Ledger
-from magbatch.pipeline.prepare import BLOCK_SCHEMA, Preparer, ShardPrompts, from_block, prepare, to_block
+from magbatch.pipeline.block import BLOCK_SCHEMA, ShardPrompts, from_block, to_block
+from magbatch.pipeline.prepare import Preparer, prepare
 from magbatch.pipeline.read import ShardReader, ShardRows
 from magbatch.pipeline.write import ObjectWriter
 from magbatch.rows import DeadLetter, Image, Prompt, Shard, as_ids

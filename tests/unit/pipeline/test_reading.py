@@ -5,7 +5,8 @@ import pytest
 from support.small_job import SmallJob
 
 from magbatch.errors import ErrorCode, Step
-from magbatch.pipeline.prepare import from_block, prepare
+from magbatch.pipeline.block import from_block
+from magbatch.pipeline.prepare import prepare
 from magbatch.pipeline.reading import MOST_DEATHS, Deaths, ReadLog
 
 

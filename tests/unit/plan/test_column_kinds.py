@@ -8,7 +8,7 @@ import pytest
 from support.small_job import SmallJob
 
 from magbatch.errors import SpecError
-from magbatch.plan.plan import make_plan
+from magbatch.plan.make import make_plan
 
 CHAT = pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))
 PARTS = pa.list_(pa.struct({"role": pa.string(), "content": pa.list_(pa.struct({"text": pa.string()}))}))

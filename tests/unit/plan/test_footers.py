@@ -15,7 +15,8 @@ from support.small_job import SmallJob
 
 from magbatch.errors import ErrorCode, InputError, StorageError
 from magbatch.pipeline.read import ShardReader
-from magbatch.plan.plan import Plan, make_plan
+from magbatch.plan.make import make_plan
+from magbatch.plan.plan import Plan
 from magbatch.storage.s3 import s3_client
 
 

@@ -19,11 +19,13 @@ from support.small_job import SmallJob
 from magbatch.errors import ErrorCode, SpecError
 from magbatch.jobs.preview import preview
 from magbatch.ledger.verify import verify
-from magbatch.pipeline.prepare import from_block, prepare
+from magbatch.pipeline.block import from_block
+from magbatch.pipeline.prepare import prepare
 from magbatch.pipeline.read import read_together
 from magbatch.plan.footers import PrefixColumn, footer_of
 from magbatch.plan.grouping import GroupedFile, arrange
-from magbatch.plan.plan import Plan, make_plan
+from magbatch.plan.make import make_plan, subset_plan
+from magbatch.plan.plan import Plan
 from magbatch.rows import Segment
 from magbatch.storage.inputs import stat_input
 
@@ -271,7 +273,7 @@ def test_that_no_two_rows_begin_with_the_same_outlives_the_plans_file_and_a_retr
     plan = texts.plan
     assert (plan.group, plan.distinct) == (group, distinct)
     assert Plan.from_bytes(plan.to_bytes()) == plan
-    some = plan.subset(texts.row_ids()[:5], texts.spec())
+    some = subset_plan(plan, texts.row_ids()[:5], texts.spec())
     assert Plan.from_bytes(some.to_bytes()) == some
     assert (some.group, some.distinct) == (None, distinct)
 
@@ -463,7 +465,7 @@ def test_a_retry_finds_its_rows(texts: SmallJob) -> None:
     found = plan.shards_of(chosen)
     assert list(found) == chosen
     assert all(row_id in plan.shard(shard).row_ids() for row_id, shard in found.items())
-    assert list(plan.subset(chosen, texts.spec()).row_ids()) == chosen
+    assert list(subset_plan(plan, chosen, texts.spec()).row_ids()) == chosen
 
 
 def test_a_job_that_was_begun_in_the_order_of_its_files_goes_on_in_it(texts: SmallJob) -> None:

@@ -15,9 +15,10 @@ from magbatch.errors import ErrorCode, InputError, ModelError, OutputError, Spec
 from magbatch.model.checkpoint import resolve
 from magbatch.pipeline.prepare import JobContext, Preparer
 from magbatch.pipeline.read import ShardReader
-from magbatch.plan.columns import input_columns
-from magbatch.plan.plan import Plan, make_plan
+from magbatch.plan.make import make_plan, subset_plan
+from magbatch.plan.plan import Plan
 from magbatch.spec import parse
+from magbatch.spec.columns import input_columns
 
 
 def rows_by_file(plan: Plan) -> dict[str, list[str]]:
@@ -459,7 +460,7 @@ def test_a_plan_freezes_the_version_of_the_model(job: SmallJob, checkpoint: Path
     job.ask(3)
     plan = Plan.from_bytes(job.plan.to_bytes())
     assert plan.revision == resolve(job.spec().model)
-    assert plan.subset(list(plan.row_ids())[:1], job.spec()).revision == plan.revision
+    assert subset_plan(plan, list(plan.row_ids())[:1], job.spec()).revision == plan.revision
     job.answer()
     assert job.finalise() == []
     manifest = job.ledger.manifest()

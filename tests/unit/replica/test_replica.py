@@ -14,9 +14,10 @@ from support.small_job import LocalBoard, SmallJob, WatchedEngine, until
 
 from magbatch.engines.base import UNCONSTRAINED, EngineLoad, OnTokens, RequestShape
 from magbatch.errors import EngineDeadError, StorageError
+from magbatch.fleet.board import BoardState
 from magbatch.ledger.verify import verify
-from magbatch.pipeline.prepare import ShardPrompts, from_block, to_block
-from magbatch.replica.board import BoardState, Load
+from magbatch.pipeline.block import ShardPrompts, from_block, to_block
+from magbatch.replica.board import Load
 from magbatch.replica.replica import REPORT_INTERVAL_S, SHARDS_AHEAD, TICK_S, Replica, Timing
 from magbatch.rows import Generation, Prompt
 from magbatch.schema import ObjectName
@@ -306,7 +307,7 @@ def test_the_board_is_told_of_few_shards_before_their_turn(job: SmallJob) -> Non
         engine = job.start_engine(hold=job.row_ids())
         replica = job.replica(engine)
         shards = [
-            asyncio.create_task(replica.run(shard, lambda shard=shard: job.prompts(shard), untouched=True))  # type: ignore[misc]
+            asyncio.create_task(replica.run(shard, lambda shard=shard: job.prompts(shard), may_have_rows=False))  # type: ignore[misc]
             for shard in range(10)
         ]
         await until(lambda: len(engine.inside) == 4, "the engine to be full")
@@ -331,12 +332,12 @@ def test_what_a_zombie_commits_while_a_shard_waits_for_its_turn_is_not_asked_aga
         engine = job.start_engine(hold=ids)
         replica, zombie = job.replica(engine), job.replica(name="zombie")
         shards = [
-            asyncio.create_task(replica.run(shard, lambda shard=shard: job.prompts(shard), untouched=False))  # type: ignore[misc]
+            asyncio.create_task(replica.run(shard, lambda shard=shard: job.prompts(shard), may_have_rows=True))  # type: ignore[misc]
             for shard in range(3)
         ]
         await until(lambda: len(engine.inside) == 4, "the engine to be full")
         await asyncio.sleep(0.05)  # the last shard is unpacked
-        await zombie.run(2, lambda: job.prompts(2), untouched=True)
+        await zombie.run(2, lambda: job.prompts(2), may_have_rows=False)
         engine.release()
         await asyncio.gather(*shards)
         return engine.order
@@ -361,7 +362,7 @@ def test_a_shard_is_unpacked_while_the_one_before_it_enters_and_not_before(job: 
             return job.prompts(shard)
 
         shards = [
-            asyncio.create_task(replica.run(shard, lambda shard=shard: unpack(shard), untouched=True))  # type: ignore[misc]
+            asyncio.create_task(replica.run(shard, lambda shard=shard: unpack(shard), may_have_rows=False))  # type: ignore[misc]
             for shard in range(5)
         ]
         await until(lambda: len(engine.inside) == 4, "the engine to be full")
@@ -391,7 +392,7 @@ def test_a_straggler_keeps_only_its_own_prompt_in_memory(job: SmallJob) -> None:
         long = job.row_ids()[3]
         engine = job.start_engine(hold=[long])
         unpack = functools.partial(next, from_block(block))  # as the actor hands it over
-        shard = asyncio.create_task(job.replica(engine).run(0, unpack, untouched=True))
+        shard = asyncio.create_task(job.replica(engine).run(0, unpack, may_have_rows=False))
         del unpack
         await until(lambda: len(job.done()) == 7, "the neighbours of the straggler to be committed")
         assert alive() == [long]
@@ -519,14 +520,14 @@ def test_rows_that_are_committed_are_never_asked_again(either_job: SmallJob) -> 
         replica.stop()
         assert await shard == 2
 
-    async def go_on(untouched: bool) -> None:
-        assert await job.run_shard(job.replica(name="another"), untouched=untouched) == 0
+    async def go_on(may_have_rows: bool) -> None:
+        assert await job.run_shard(job.replica(name="another"), may_have_rows=may_have_rows) == 0
 
     asyncio.run(until_stopped())
     assert job.done() == sorted(set(ids) - {ids[1], ids[4], ids[7]})
-    asyncio.run(go_on(untouched=True))  # the same run: the board knows that the shard was begun
+    asyncio.run(go_on(may_have_rows=False))  # the same run: the board knows that the shard was begun
     job.board = LocalBoard()
-    asyncio.run(go_on(untouched=False))  # another run: the driver knows that the shard was touched
+    asyncio.run(go_on(may_have_rows=True))  # another run: the driver knows that the shard was touched
     assert job.done() == sorted(set(ids) - {ids[4]})
     assert codes(job) == {ids[4]: "render missing_value"}
     assert job.done("errors") == [ids[4]]
@@ -539,7 +540,7 @@ def test_a_first_attempt_asks_the_ledger_for_nothing(job: SmallJob) -> None:
     job.put("output/results/00000000-abc-0000.n3.parquet", b"nobody reads this")
 
     async def work() -> None:
-        await job.run_shard(job.replica(), untouched=True)
+        await job.run_shard(job.replica(), may_have_rows=False)
 
     asyncio.run(work())
     assert len(job.objects()) == 2
@@ -616,9 +617,9 @@ def test_a_stop_at_the_very_moment_a_row_is_let_in_leaves_no_place_taken(job: Sm
 # Engines die
 
 
-def run_until_death(job: SmallJob, replica: Replica, *, untouched: bool = True) -> list[Any]:
+def run_until_death(job: SmallJob, replica: Replica, *, may_have_rows: bool = False) -> list[Any]:
     async def work() -> list[Any]:
-        shards = (job.run_shard(replica, shard, untouched=untouched) for shard in range(job.plan.num_shards))
+        shards = (job.run_shard(replica, shard, may_have_rows=may_have_rows) for shard in range(job.plan.num_shards))
         return await asyncio.gather(*shards, return_exceptions=True)
 
     return asyncio.run(work())
@@ -664,7 +665,7 @@ def test_a_row_that_kills_three_engines_is_a_dead_letter_and_its_neighbours_are_
     job.begin()
     ids = job.row_ids()
     for number in (1, 2, 3):
-        outcomes = run_until_death(job, job.replica(name=f"replica {number}"), untouched=False)
+        outcomes = run_until_death(job, job.replica(name=f"replica {number}"), may_have_rows=True)
         assert EngineDeadError in {type(outcome) for outcome in outcomes}
         assert job.deaths == number
     assert run_until_death(job, job.replica(name="replica 4")) == [0, 0, 0]
@@ -683,7 +684,7 @@ def test_innocent_rows_beside_two_killers_are_answered(job: SmallJob) -> None:
     job.begin()
     ids = job.row_ids()
     for _ in range(8):
-        if run_until_death(job, job.replica(), untouched=False) == [0]:
+        if run_until_death(job, job.replica(), may_have_rows=True) == [0]:
             break
     assert codes(job) == dict.fromkeys([ids[1], ids[4]], "generate engine_killer")
     assert job.done() == sorted(set(ids) - {ids[1], ids[4]})
@@ -701,7 +702,7 @@ def test_fewer_suspects_are_let_in_at_once_with_every_death(job: SmallJob, strik
 
     async def work() -> WatchedEngine:
         engine = job.start_engine(hold=job.row_ids())
-        task = asyncio.create_task(job.run_shard(job.replica(engine), untouched=False))
+        task = asyncio.create_task(job.run_shard(job.replica(engine), may_have_rows=True))
         await until(lambda: len(engine.inside) == together, "the first suspects")
         await asyncio.sleep(2 * TICK_S)
         engine.release()
@@ -723,7 +724,7 @@ def test_an_engine_that_ends_with_its_node_accuses_no_row(job: SmallJob) -> None
     async def work() -> None:
         replica = job.replica(notice=notice)
         asyncio.get_running_loop().call_later(0.3, notice.set)
-        await asyncio.gather(job.run_shard(replica, untouched=False), return_exceptions=True)
+        await asyncio.gather(job.run_shard(replica, may_have_rows=True), return_exceptions=True)
 
     asyncio.run(work())
     assert job.deaths == 1
@@ -874,7 +875,7 @@ def test_an_engine_that_gives_no_row_a_token_is_as_good_as_dead(job: SmallJob) -
         """Shards hang with their engine, as they would in the process that now ends."""
         deaths = job.deaths
         replica = job.replica()
-        shards = [asyncio.create_task(job.run_shard(replica, shard, untouched=False)) for shard in range(2)]
+        shards = [asyncio.create_task(job.run_shard(replica, shard, may_have_rows=True)) for shard in range(2)]
         await until(lambda: job.deaths > deaths or all(shard.done() for shard in shards), "the end of the replica")
         for shard in shards:
             shard.cancel()
@@ -940,7 +941,7 @@ def test_a_shard_whose_prompts_cannot_be_had_leaves_the_replica_to_others(job: S
     async def work() -> None:
         replica = job.replica()
         with pytest.raises(StorageError, match="the block is gone"):
-            await replica.run(0, broken, untouched=True)
+            await replica.run(0, broken, may_have_rows=False)
         assert await job.run_shard(replica, 1) == 0
 
     asyncio.run(work())

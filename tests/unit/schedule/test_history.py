@@ -8,7 +8,8 @@ import pyarrow as pa
 import pytest
 
 from magbatch.ledger.layout import PLAN
-from magbatch.plan.plan import Plan, make_plan
+from magbatch.plan.make import make_plan
+from magbatch.plan.plan import Plan
 from magbatch.schedule.history import COMPLETE, EMPTY, History
 from magbatch.schedule.taken import INDEX
 from magbatch.spec import JobSpec, parse

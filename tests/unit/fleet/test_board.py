@@ -2,8 +2,9 @@ import pytest
 
 from magbatch.engines.base import EngineLoad
 from magbatch.errors import DefectError
-from magbatch.replica import board as board_module
-from magbatch.replica.board import BoardState, Load, Order, Slot, State, Usage, silence_s
+from magbatch.fleet import board as board_module
+from magbatch.fleet.board import BoardState
+from magbatch.replica.board import Load, Order, Slot, State, Usage, silence_s
 from magbatch.replica.losses import MOST_LOSSES, Home
 from magbatch.totals import Totals
 
