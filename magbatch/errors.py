@@ -216,6 +216,26 @@ def mistake_in(field: str, kind: "type[JobError]") -> Iterator[None]:
         raise kind(f"{field}: {error}") from error
 
 
+class RefusedError(StorageError):
+    """The store answers and refuses the request. Later it may grant it: access rights can arrive late."""
+
+
+class NoBucketError(RefusedError):
+    """The bucket does not exist, or is away. A missing object is different: then finished rows would look open."""
+
+
+class AwsSettingsError(StorageError):
+    """The AWS settings of this machine (environment, profile, files) are wrong; no store was asked."""
+
+
+class ThrottledError(StorageError):
+    """The store gets more requests than it will answer, sometimes for a single prefix."""
+
+
+class FullDiskError(StorageError):
+    """The disk is full, or the user's quota is used up. Free space lets the job go on."""
+
+
 class LeaseError(ResumableError):
     """Another run works on the output."""
 

@@ -10,7 +10,16 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from magbatch.errors import InputError, OutputError, SpecChangedError, SpecError, StorageError
+from magbatch.errors import (
+    FullDiskError,
+    InputError,
+    NoBucketError,
+    OutputError,
+    RefusedError,
+    SpecChangedError,
+    SpecError,
+    StorageError,
+)
 from magbatch.ledger.lease import EXPIRY_S, Lease
 from magbatch.ledger.ledger import Ledger
 from magbatch.plan.make import make_plan
@@ -18,10 +27,8 @@ from magbatch.plan.plan import Plan
 from magbatch.report.heartbeat import last_record
 from magbatch.schema import ERRORS, RESULTS
 from magbatch.spec import JobSpec, is_remote
-from magbatch.storage.disk import FullDiskError
 from magbatch.storage.inputs import stat_input
 from magbatch.storage.patience import patiently
-from magbatch.storage.s3 import NoBucketError, RefusedError
 
 FIRST_PATIENCE_S = 4.0  # with the store of an input that refuses the first request of a command
 

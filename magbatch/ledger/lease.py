@@ -24,13 +24,11 @@ from typing import Any
 
 from magbatch import guard
 from magbatch.counts import shown_time
-from magbatch.errors import LeaseError, OutputError, StorageError
+from magbatch.errors import FullDiskError, LeaseError, NoBucketError, OutputError, StorageError
 from magbatch.process import process_space, started_at
 from magbatch.spec.secrets import without_value
 from magbatch.storage import Store, open_store
-from magbatch.storage.disk import FullDiskError
 from magbatch.storage.patience import PatientStore, patiently
-from magbatch.storage.s3 import NoBucketError
 
 PREFIX = "_magbatch/lease-"
 WATCHERS = "_magbatch/watch-"

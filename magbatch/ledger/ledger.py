@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from magbatch.answers import made_columns
 from magbatch.answers.grading import Grading
-from magbatch.errors import OutputError, SpecChangedError, StorageError
+from magbatch.errors import NoBucketError, OutputError, SpecChangedError, StorageError
 from magbatch.ledger.audit import Audit, audit_unit, units
 from magbatch.ledger.layout import MANIFEST, PAGE, PLAN, RECORD, REPORT, SPEC, SUPERSEDED
 from magbatch.ledger.manifest import Manifest
@@ -37,7 +37,6 @@ from magbatch.spec import JobSpec, differences, is_remote, parse
 from magbatch.storage import Store, open_store
 from magbatch.storage.columns import carried_fields
 from magbatch.storage.patience import PatientStore
-from magbatch.storage.s3 import NoBucketError
 from magbatch.totals import Totals
 
 PLAN_FOOTER_BYTES = 1 << 16  # of a stored plan that are read first

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from magbatch.answers.grading import RULE
-from magbatch.errors import JobError, OutputError, StorageError, short_message
+from magbatch.errors import JobError, NoBucketError, OutputError, StorageError, short_message
 from magbatch.ledger.audit import Audit
 from magbatch.ledger.layout import MANIFEST, NAMED_FILES, PAGE, PLAN, REPORT, SPEC
 from magbatch.ledger.lease import holder_of
@@ -26,7 +26,6 @@ from magbatch.plan.plan import Plan
 from magbatch.schema import ERRORS, RESULTS, ObjectName
 from magbatch.spec import JobSpec, is_remote, parse
 from magbatch.storage.odd_names import odd_names
-from magbatch.storage.s3 import NoBucketError
 from magbatch.totals import Totals
 
 TRIES = 5  # of a proof during which a retry or a compaction has put another manifest in the place of the one it had

@@ -23,13 +23,12 @@ from typing import Any
 
 import httpx
 
-from magbatch.errors import ModelError, RowError, StorageError, mistake_in
+from magbatch.errors import ModelError, NoBucketError, RowError, StorageError, mistake_in
 from magbatch.spec import ModelSpec
 from magbatch.storage import open_store
 from magbatch.storage.contact import is_unattended
 from magbatch.storage.input_file import DiskFile
 from magbatch.storage.inputs import fetch_prefix
-from magbatch.storage.s3 import NoBucketError
 
 SMALL_FILES = ("params.json", "tekken.json", "SYSTEM_PROMPT.txt")
 _SMALL = re.compile(r"(params\.json|tekken\.json|SYSTEM_PROMPT\.txt)")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from magbatch.errors import StorageError
+from magbatch.errors import FullDiskError, StorageError
 from magbatch.storage.base import ObjectInfo
 
 DRAFTS = "_magbatch/tmp/"  # outside the folders that users glob, and on the same disk, so that a rename is atomic
@@ -47,10 +47,6 @@ def local_errors(path: str, *, writing: bool = False) -> Iterator[None]:
         kind = FullDiskError if error.errno in _FULL else StorageError
         mend = f"; {_MEND[error.errno]}" if error.errno in _MEND else ""
         raise kind(f"{path}: {error.strerror or error}{mend}", passing=error.errno in PASSING_ERRNO) from error
-
-
-class FullDiskError(StorageError):
-    """The disk has no room, or this user has used all of his: it passes once somebody makes room."""
 
 
 class LocalStore:

@@ -13,10 +13,10 @@ from abc import abstractmethod
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
-from magbatch.errors import ErrorCode, RowError, StorageError
+from magbatch.errors import ErrorCode, RefusedError, RowError, StorageError
 from magbatch.spec import is_remote
 from magbatch.storage.inputs import stat_input
-from magbatch.storage.s3 import RefusedError, s3_client, s3_errors, split_url
+from magbatch.storage.s3 import s3_client, s3_errors, split_url
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.type_defs import GetObjectOutputTypeDef

@@ -4,11 +4,11 @@ import os
 import re
 from pathlib import Path
 
-from magbatch.errors import ModelError
+from magbatch.errors import ModelError, NoBucketError
 from magbatch.spec import is_remote
 from magbatch.storage.base import ObjectInfo
 from magbatch.storage.disk import local_errors
-from magbatch.storage.s3 import NoBucketError, S3Store, s3_client, s3_errors, split_url
+from magbatch.storage.s3 import S3Store, s3_client, s3_errors, split_url
 
 
 def stat_input(path: str) -> ObjectInfo:

@@ -10,19 +10,10 @@ import stat
 import time
 from collections.abc import Callable, Sequence
 
-from magbatch.errors import StorageError
+from magbatch.errors import AwsSettingsError, NoBucketError, RefusedError, StorageError, ThrottledError
 from magbatch.spec import is_remote
 from magbatch.storage.disk import local_errors
-from magbatch.storage.s3 import (
-    AwsSettingsError,
-    NoBucketError,
-    RefusedError,
-    ThrottledError,
-    quick_s3_client,
-    s3_client,
-    s3_errors,
-    split_url,
-)
+from magbatch.storage.s3 import quick_s3_client, s3_client, s3_errors, split_url
 from magbatch.storage.search import input_folder, listed_prefix
 
 CHUNK_BYTES = 1 << 20

@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-from magbatch.errors import StorageError
+from magbatch.errors import AwsSettingsError, NoBucketError, RefusedError, StorageError, ThrottledError
 from magbatch.storage import contact
 from magbatch.storage.base import ObjectInfo
 
@@ -182,22 +182,6 @@ def _may_pass(error: "BotoCoreError") -> bool:
         | exceptions.NoCredentialsError
         | exceptions.TokenRetrievalError,
     )
-
-
-class RefusedError(StorageError):
-    """The store answers, and does not give what was asked for. It may pass: access may be granted late."""
-
-
-class AwsSettingsError(StorageError):
-    """The AWS settings of this machine (environment, profile, files) are wrong: nothing was asked of a store."""
-
-
-class ThrottledError(StorageError):
-    """The store gets more requests than it will answer: sometimes for one prefix alone."""
-
-
-class NoBucketError(RefusedError):
-    """Not the same as a missing object: while a bucket is away, finished rows must not look open."""
 
 
 def split_url(url: str) -> tuple[str, str]:

@@ -14,12 +14,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
-from magbatch.errors import InputError, SpecError, StorageError, short_message
+from magbatch.errors import AwsSettingsError, InputError, NoBucketError, SpecError, StorageError, short_message
 from magbatch.spec import is_remote
 from magbatch.storage.base import ObjectInfo
 from magbatch.storage.disk import DRAFTS, PASSING_ERRNO
 from magbatch.storage.formats import advice, counted, suffix_of
-from magbatch.storage.s3 import AwsSettingsError, NoBucketError, S3Store, split_url
+from magbatch.storage.s3 import S3Store, split_url
 from magbatch.storage.tables import OUTPUT, folder_kind, marks, marks_of_folder, table_error
 
 _WILDCARD = re.compile(r"[*?\[]")

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from itertools import islice
 
-from magbatch.errors import InputError
+from magbatch.errors import InputError, RefusedError
 from magbatch.storage.disk import DRAFTS
 from magbatch.storage.formats import by_duckdb
-from magbatch.storage.s3 import RefusedError, S3Store
+from magbatch.storage.s3 import S3Store
 
 OUTPUT = "_magbatch"
 MOST_NAMES = 1000  # of an object store's folder that is looked at for each kind of mark: a table's own sort first

@@ -11,7 +11,7 @@ from PIL import Image as Pillow
 from support.small_job import SmallJob
 
 from magbatch.documents.fetch import RowFetcher
-from magbatch.errors import ErrorCode, Step, StorageError
+from magbatch.errors import ErrorCode, NoBucketError, Step, StorageError
 from magbatch.ledger.ledger import Ledger
 from magbatch.pipeline.block import BLOCK_SCHEMA, ShardPrompts, from_block, to_block
 from magbatch.pipeline.prepare import Preparer, prepare
@@ -19,7 +19,6 @@ from magbatch.pipeline.read import ShardReader, ShardRows
 from magbatch.pipeline.write import ObjectWriter
 from magbatch.rows import DeadLetter, Image, Prompt, Shard, as_ids
 from magbatch.storage.references import References
-from magbatch.storage.s3 import NoBucketError
 
 
 def png(width: int = 40, height: int = 30) -> bytes:
