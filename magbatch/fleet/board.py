@@ -205,8 +205,8 @@ class BoardState:
         self._served = True
         slot.load = load
         slot.done, self._done = slot.done.plus(done), self._done.plus(done)
-        if use.idle_slot_s and self._rows_to_begin() > 0:
-            self._starved_s += use.idle_slot_s
+        if use.short_s and self._rows_to_begin() > 0:
+            self._starved_s += use.short_s
         slot.use.add(use)
         return Order.STOP if self._stopping else Order.GIVE_BACK if tenant.recalled else Order.NONE
 

@@ -208,7 +208,7 @@ def _wait(name: str, board: Any, begun: threading.Event) -> None:
     began = time.monotonic()
     while not begun.wait(REPORT_INTERVAL_S):
         now = time.monotonic()
-        board.report.remote(name, Totals(), Usage(idle_slot_s=now - began), Load())
+        board.report.remote(name, Totals(), Usage(short_s=now - began), Load())
         began = now
 
 

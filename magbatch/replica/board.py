@@ -41,7 +41,7 @@ class Usage:
     """What a replica did beside answering, since it last reported; or the sum of that.
 
     Attributes:
-        idle_slot_s: Seconds in which its engine had free slots.
+        short_s: Seconds in which the engine had free slots; progress.json and report.json hold it under this name.
         preemptions: Sequences that the engine put back for want of KV cache.
         commits: Objects written.
         commit_ms: Milliseconds that this took, tries that were refused included.
@@ -50,7 +50,7 @@ class Usage:
         by_commit: Objects by the upper bound of the seconds that each took (`COMMIT_BOUNDS_S`, or `+Inf`).
     """
 
-    idle_slot_s: float = 0.0
+    short_s: float = 0.0
     preemptions: int = 0
     commits: int = 0
     commit_ms: int = 0

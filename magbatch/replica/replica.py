@@ -141,7 +141,7 @@ class Replica:
         self._in_flight = InFlight(limits.row_timeout_s)
         self._slots, self._samples = slots, job.spec.sampling.n
         self._preemptions = 0  # of the engine, as far as they are reported
-        self._idle_slot_s = 0.0  # in which the engine had free slots, since the last report
+        self._short_s = 0.0  # in which the engine had free slots, since the last report
         self._rows: set[asyncio.Task[None]] = set()
         self._stopping = False
         self._begun = False
@@ -326,7 +326,7 @@ class Replica:
             await asyncio.sleep(TICK_S)
             now = time.monotonic()
             if self._in_flight.requests * self._samples < self._slots and not self._stopping and self._noticed is None:
-                self._idle_slot_s += now - ticked
+                self._short_s += now - ticked
             ticked = now
             if self._noticed is None and self._notice is not None and self._notice.is_set():
                 self._noticed = now
@@ -360,7 +360,7 @@ class Replica:
         done, use = self._commits.taken()
         use.preemptions += load.preemptions - self._preemptions
         self._preemptions = load.preemptions
-        use.idle_slot_s, self._idle_slot_s = self._idle_slot_s, 0.0
+        use.short_s, self._short_s = self._short_s, 0.0
         while self._refused:
             self._refused.popleft()
             use.commit_retries += 1

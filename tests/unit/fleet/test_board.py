@@ -139,27 +139,27 @@ def test_a_bill_never_falls(clock: Clock) -> None:
 
 def test_rows_that_wait_for_their_commit_starve_nobody() -> None:
     board = BoardState(rows=10)
-    board.report("one", Totals(answered=8), Usage(idle_slot_s=3.0), Load(finished=2))
+    board.report("one", Totals(answered=8), Usage(short_s=3.0), Load(finished=2))
     assert board.snapshot().starved_s == 0
 
 
 def test_free_slots_starve_an_engine_only_while_rows_remain_to_be_begun() -> None:
     board = BoardState(rows=10)
     board.join("one", "one")
-    board.report("one", Totals(answered=2), Usage(idle_slot_s=1.0), Load(in_flight=3))
+    board.report("one", Totals(answered=2), Usage(short_s=1.0), Load(in_flight=3))
     assert board.snapshot().starved_s == 1.0
-    board.report("one", Totals(), Usage(idle_slot_s=1.0), Load(in_flight=8))
+    board.report("one", Totals(), Usage(short_s=1.0), Load(in_flight=8))
     assert board.snapshot().starved_s == 1.0, "2 are done and 8 in the engine: there is nothing to begin"
-    board.report("one", Totals(), Usage(idle_slot_s=0.5), Load(in_flight=7))
+    board.report("one", Totals(), Usage(short_s=0.5), Load(in_flight=7))
     assert board.snapshot().starved_s == 1.5
-    assert board.snapshot().slots[0].use.idle_slot_s == 2.5
+    assert board.snapshot().slots[0].use.short_s == 2.5
 
 
 def test_rows_of_a_replica_that_is_lost_remain_to_be_begun(clock: Clock) -> None:
     board = BoardState(rows=10)
     board.report("one", Totals(), Usage(), Load(in_flight=10))
     clock.now += 100
-    board.report("two", Totals(), Usage(idle_slot_s=1.0), Load())
+    board.report("two", Totals(), Usage(short_s=1.0), Load())
     assert board.snapshot().starved_s == 1.0
 
 
