@@ -15,8 +15,8 @@ from magbatch.ledger.audit import units
 from magbatch.ledger.finalise import renew
 from magbatch.ledger.ledger import Ledger, planned_rows, schema_of
 from magbatch.ledger.manifest import Entry
+from magbatch.ledger.objects import ROW_GROUP_BYTES, Spool, damaged, row_groups
 from magbatch.ledger.open import hold, patient_ledger
-from magbatch.ledger.parts import ROW_GROUP_BYTES, Spool, damaged, row_groups
 from magbatch.plan.plan import Plan
 from magbatch.report.stored import put_right
 from magbatch.schema import ERRORS, RESULTS, ObjectName, new_attempt
@@ -110,7 +110,7 @@ def merge_objects(ledger: Ledger, target_bytes: int, confirm: Callable[[], None]
         confirm: Is called before the manifest is renewed; what it raises ends the work.
     """
     spec, plan, manifest = ledger.complete_job()
-    entries = {entry.name: entry for entry in manifest.parts if entry.rows}
+    entries = {entry.name: entry for entry in manifest.objects if entry.rows}
     # What a compaction to this size has left as one object is left alone, whatever size compression made it.
     settled = manifest.compacted_to_bytes == target_bytes
     attempt, gone, new = new_attempt(plan.id), list[ObjectName](), list[Entry]()
@@ -142,11 +142,11 @@ def merge_objects(ledger: Ledger, target_bytes: int, confirm: Callable[[], None]
         ledger.tidy(confirm)
     return Compacted(
         job=manifest.job,
-        objects_before=len(before.parts),
-        objects=len(manifest.parts),
+        objects_before=len(before.objects),
+        objects=len(manifest.objects),
         merged=len(gone),
-        bytes_before=sum(entry.bytes for entry in before.parts),
-        bytes=sum(entry.bytes for entry in manifest.parts),
+        bytes_before=sum(entry.bytes for entry in before.objects),
+        bytes=sum(entry.bytes for entry in manifest.objects),
     )
 
 

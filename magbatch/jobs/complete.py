@@ -96,7 +96,7 @@ def _failures(spec: JobSpec, plan: Plan, ledger: Ledger, before: int) -> Failure
     Raises:
         TooManyFailedError: They are too many already.
     """
-    failed = sum(part.rows for part in ledger.parts(ERRORS)) if before else 0
+    failed = sum(part.rows for part in ledger.objects(ERRORS)) if before else 0
     allowed = spec.limits.failed_allowed(plan.rows)
     if allowed is not None and failed > allowed:  # names count a row twice that two attempts have committed
         failed = ledger.distinct_rows(ERRORS)
@@ -108,7 +108,7 @@ def _failures(spec: JobSpec, plan: Plan, ledger: Ledger, before: int) -> Failure
 
 def _look_back(ledger: Ledger, progress: JobProgress, say: Callable[[str], None]) -> None:
     """Read what the rows of earlier runs hold from the footers of their objects, while the engines start."""
-    names = [*ledger.parts(RESULTS), *ledger.parts(ERRORS)]  # now: later ones are this run's
+    names = [*ledger.objects(RESULTS), *ledger.objects(ERRORS)]  # now: later ones are this run's
 
     def read() -> None:
         try:
@@ -140,7 +140,7 @@ def _answer(
                 plan,
                 done,
                 serving.watch,
-                lease.hold,
+                lease.token,
                 any_may_have_rows=lease.inherited,
                 first=the_run.serving_s == 0,
             )

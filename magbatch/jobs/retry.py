@@ -30,8 +30,8 @@ from magbatch.ledger.layout import RETRIES
 from magbatch.ledger.ledger import READERS, Ledger, grading_of, narrow_columns, schema_of
 from magbatch.ledger.letters import examples, verdict
 from magbatch.ledger.manifest import Entry, Manifest, RetryRecord
+from magbatch.ledger.objects import Spool, StoredObject, damaged, read_columns, read_object, row_groups
 from magbatch.ledger.open import hold, patient_ledger
-from magbatch.ledger.parts import Spool, StoredObject, damaged, read_columns, read_part, row_groups
 from magbatch.pipeline.prepare import JobContext, Preparer
 from magbatch.plan.make import subset_plan
 from magbatch.plan.plan import Plan
@@ -423,7 +423,7 @@ def _replace(ledger: Ledger, spec: JobSpec, plan: Plan, manifest: Manifest, kind
             continue
         seq, replaced = itertools.count(), 0
         for name in (name for name in names if name.kind == kind):
-            part = read_part(store, name, more)
+            part = read_object(store, name, more)
             if isinstance(part, str):
                 raise damaged(store, part)
             mine = row_ids.intersection(part.row_ids)
@@ -475,7 +475,7 @@ def _respec(spec: JobSpec, overrides: list[str]) -> JobSpec:
 
 def _entries(manifest: Manifest) -> dict[ObjectName, str]:
     """The objects of a manifest that have rows, and their checksums."""
-    return {entry.name: entry.sha256 for entry in manifest.parts if entry.rows}
+    return {entry.name: entry.sha256 for entry in manifest.objects if entry.rows}
 
 
 def _now() -> str:

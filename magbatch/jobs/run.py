@@ -144,7 +144,7 @@ def _samples_if_any(spec: JobSpec, ledger: Ledger, plan: Plan) -> list[tuple[str
 def _samples(spec: JobSpec, ledger: Ledger, plan: Plan) -> list[tuple[str, str, str]]:
     """Question, reasoning and answer of the first few rows that were answered."""
     rows: list[dict[str, Any]] = []
-    for part in ledger.parts(RESULTS):
+    for part in ledger.objects(RESULTS):
         if part.rows:
             columns = ["row_id", "sample", "reasoning", "answer"]
             table = pq.read_table(io.BytesIO(ledger.store.read(str(part))), columns=columns)

@@ -135,7 +135,7 @@ def job_status(output: str) -> JobStatus:
         end = _End(JobState.COMPLETE, why=why, exit_code=0 if why is None else 1)
     else:
         done = ledger.done_counts(plan)
-        failed = sum(part.rows for part in ledger.parts(ERRORS))
+        failed = sum(part.rows for part in ledger.objects(ERRORS))
         rows_done = int(done.sum())
         answered = rows_done - failed
         shards = int((done >= plan.shard_sizes).sum())

@@ -1,4 +1,4 @@
 """What is done, read from the committed objects alone, and the proof that nothing is missing.
 
-Imports within: layout, lease < manifest < parts, staging < audit < ledger < finalise, letters, open, verify.
+Imports within: layout, lease < manifest < objects, staging < audit < ledger < finalise, letters, open, verify.
 """

@@ -8,7 +8,7 @@ objects alone, so whoever applies it, and however often, comes to the same answe
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from magbatch.ledger.parts import StoredObject
+from magbatch.ledger.objects import StoredObject
 from magbatch.schema import RESULTS, ObjectName
 
 

@@ -16,7 +16,7 @@ from magbatch.errors import LeaseError, OutputError
 from magbatch.ledger.layout import MANIFEST, NAMED_FILES, PAGE, PLAN, REPORT, SPEC
 from magbatch.ledger.ledger import Ledger, grading_of, narrow_columns, schema_of
 from magbatch.ledger.manifest import VERSION, Entry, Manifest, StoredFile
-from magbatch.ledger.parts import Spool, StoredObject, row_groups
+from magbatch.ledger.objects import Spool, StoredObject, row_groups
 from magbatch.ledger.staging import place, stage
 from magbatch.plan.plan import Plan
 from magbatch.schema import ERRORS, RESULTS, SCHEMA_VERSION, ObjectName, new_attempt
@@ -110,7 +110,7 @@ def _first_manifest(
         planned_rows=plan.rows,
         plan_sha256=of_plan.sha256,
         totals=totals,
-        parts=tuple(entries),
+        objects=tuple(entries),
         files=files,
         model_revision=plan.revision,
         graded_by=RULE,
@@ -166,7 +166,7 @@ def renew(
         LeaseError: It is no longer the job's manifest.
     """
     without = set(gone)
-    entries = [entry for entry in manifest.parts if entry.name not in without] + new
+    entries = [entry for entry in manifest.objects if entry.name not in without] + new
     filled = {entry.name.kind for entry in entries if entry.rows}
     entries = [entry for entry in entries if entry.rows or entry.name.kind not in filled]
     entries += _empty_parts(ledger, spec, plan, {entry.name.kind for entry in entries})
@@ -177,7 +177,7 @@ def renew(
         files = {name: StoredFile.of(name, data) for name, data in there.items() if data is not None}
     files |= {file.name: file for file in stage(ledger.store, made or {})}
     named = tuple(files[name] for name in NAMED_FILES if name in files)
-    renewed = replace(manifest, version=VERSION, parts=tuple(entries), files=named, **changes)
+    renewed = replace(manifest, version=VERSION, objects=tuple(entries), files=named, **changes)
     old = ledger.load(MANIFEST)
     if old is None or Manifest.from_json(old) != manifest or not ledger.store.replace(MANIFEST, renewed.to_json(), old):
         raise LeaseError(f"{ledger.path}: another command has changed the manifest meanwhile; nothing was changed")

@@ -207,7 +207,7 @@ class Lease:
         self._over = threading.Event()
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def acquire(self) -> Iterator[None]:
         """Hold the output for the length of a block.
 
         Raises:
@@ -236,7 +236,7 @@ class Lease:
                     self._write(released=True)
 
     @property
-    def hold(self) -> LeaseToken:
+    def token(self) -> LeaseToken:
         """For the replicas, which outlive a driver that stands still."""
         return LeaseToken(self._store.root, self._number)
 

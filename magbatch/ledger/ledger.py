@@ -29,7 +29,7 @@ from magbatch.errors import NoBucketError, OutputError, SpecChangedError, Storag
 from magbatch.ledger.audit import Audit, audit_unit, units
 from magbatch.ledger.layout import MANIFEST, PAGE, PLAN, RECORD, REPORT, SPEC, SUPERSEDED
 from magbatch.ledger.manifest import Manifest
-from magbatch.ledger.parts import damaged, read_columns, read_part, read_totals, row_ids_of
+from magbatch.ledger.objects import damaged, read_columns, read_object, read_totals, row_ids_of
 from magbatch.ledger.staging import settle, staged
 from magbatch.plan.plan import PLAN_ID_KEY, Plan
 from magbatch.schema import ERRORS, RESULTS, SCHEMA_VERSION, ObjectName, errors_schema, results_schema
@@ -198,7 +198,7 @@ class Ledger:
 
     # What is done
 
-    def parts(self, kind: str, shard: int | None = None) -> Iterator[ObjectName]:
+    def objects(self, kind: str, shard: int | None = None) -> Iterator[ObjectName]:
         """The job's objects of a kind, in the order of their first shards; of a shard: that may hold rows of it."""
         return (part for part in self._every(kind, shard) if not self._is_foreign(part))
 
@@ -238,7 +238,7 @@ class Ledger:
         """
         if not self._may_have_rows(shard, quiet_since):
             return frozenset()
-        return self._rows_in(shard, [part for kind in (RESULTS, ERRORS) for part in self.parts(kind, shard)])
+        return self._rows_in(shard, [part for kind in (RESULTS, ERRORS) for part in self.objects(kind, shard)])
 
     def look_up(self, shards: Collection[int]) -> Callable[[int], frozenset[str]]:
         """As `done_rows`, for shards that lie close together: what lies between the first and the last is listed once.
@@ -267,7 +267,7 @@ class Ledger:
         if is_remote(self.path) or now <= quiet_since:
             return True
         if self._listed_at <= quiet_since:
-            self._filled = {shard for part in self.part_names() for shard in part.shards}
+            self._filled = {shard for part in self.object_names() for shard in part.shards}
             self._listed_at = now
         return shard in self._filled
 
@@ -316,9 +316,9 @@ class Ledger:
     def distinct_rows(self, kind: str) -> int:
         """Rows of a kind, each once: their ids are read."""
         with ThreadPoolExecutor(READERS) as pool:
-            return len({row_id for found in pool.map(self._row_ids, self.parts(kind)) for row_id in found})
+            return len({row_id for found in pool.map(self._row_ids, self.objects(kind)) for row_id in found})
 
-    def part_names(self) -> list[ObjectName]:
+    def object_names(self) -> list[ObjectName]:
         """Every committed object that is visible now, also of other plans."""
         return [part for kind in (RESULTS, ERRORS) for part in self._every(kind)]
 
@@ -361,7 +361,7 @@ class Ledger:
             one_by_one = any(name.span > 1 for name in names)  # a merged object is large
             read = map if one_by_one else pool.map
             at_hand = dict(
-                zip(names, read(lambda name: read_part(self.store, name, more, known.get(name)), names), strict=True)
+                zip(names, read(lambda name: read_object(self.store, name, more, known.get(name)), names), strict=True)
             )
             for shards, parts in window:
                 read_ones = [(name, at_hand[name]) for name in parts if name in at_hand]
@@ -386,11 +386,11 @@ class Ledger:
         Returns:
             Objects that it does not name, which an interrupted end left; and names of which there is no object.
         """
-        parts = self.part_names()
+        parts = self.object_names()
         manifest = self.manifest()  # after the listing: what is not in it now will be in no later one either
         if manifest is None:
             return [], []
-        named, there = {entry.name for entry in manifest.parts}, set(parts)
+        named, there = {entry.name for entry in manifest.objects}, set(parts)
         return _unnamed(parts, manifest), sorted(str(name) for name in named - there)
 
     def tidy(self, confirm: Callable[[], None]) -> None:
@@ -399,7 +399,7 @@ class Ledger:
         Args:
             confirm: Raises where another command works on the output: its new objects are in no manifest yet.
         """
-        parts, beside = self.part_names(), staged(self.store)
+        parts, beside = self.object_names(), staged(self.store)
         manifest = self.manifest()  # after the listings, as in `strays`
         confirm()
         if manifest is not None:
@@ -415,7 +415,7 @@ class Ledger:
 
 
 def _unnamed(parts: list[ObjectName], manifest: Manifest) -> list[ObjectName]:
-    named = {entry.name for entry in manifest.parts}
+    named = {entry.name for entry in manifest.objects}
     return [part for part in parts if part not in named]
 
 

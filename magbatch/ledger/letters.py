@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from magbatch.counts import counted
 from magbatch.errors import MagbatchError
 from magbatch.ledger.ledger import Ledger
-from magbatch.ledger.parts import read_columns
+from magbatch.ledger.objects import read_columns
 from magbatch.schema import ERRORS, ObjectName
 from magbatch.spec import JobSpec
 from magbatch.totals import Totals
@@ -71,7 +71,7 @@ def examples(
 def _letters(ledger: Ledger, gone: Collection[ObjectName]) -> Iterator[Example]:
     columns = ["error_code", "row_id", "message"]
     read = 0
-    for part in ledger.parts(ERRORS):
+    for part in ledger.objects(ERRORS):
         if not part.rows or part in gone:
             continue
         if read == MOST_OBJECTS:
@@ -87,7 +87,7 @@ def _letters(ledger: Ledger, gone: Collection[ObjectName]) -> Iterator[Example]:
 
 def explained(ledger: Ledger) -> str:
     """The dead letters of an output in a sentence or two: codes, an example, and where they are."""
-    by_code = ledger.totals(list(ledger.parts(ERRORS))).by_code
+    by_code = ledger.totals(list(ledger.objects(ERRORS))).by_code
     return _sentence(by_code, examples(ledger, by_code, each=1), ledger.path)
 
 

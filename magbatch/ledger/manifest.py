@@ -125,7 +125,7 @@ class Manifest:
         planned_rows: Input rows of the plan.
         plan_sha256: Checksum of the plan, hex.
         totals: Sums over the objects.
-        parts: Objects that count, each once.
+        objects: Objects that count, each once.
         files: The job's own files; none in version 1.
         model_revision: Version of the model's files, if the plan froze one.
         graded_by: Rule by which right answers were counted; None if an older version counted them.
@@ -141,7 +141,7 @@ class Manifest:
     planned_rows: int
     plan_sha256: str
     totals: Totals
-    parts: tuple[Entry, ...]
+    objects: tuple[Entry, ...]
     files: tuple[StoredFile, ...] = ()
     model_revision: str | None = None
     graded_by: int | None = None
@@ -176,7 +176,7 @@ class Manifest:
             **{name: value for name, value in optional.items() if value is not None},
             **{name: value for name, value in asdict(self.totals).items() if name not in self.unknown_sums},
             **({"files": [file.to_dict() for file in self.files]} if self.version > 1 else {}),
-            "parts": [entry.to_dict() for entry in self.parts],
+            "parts": [entry.to_dict() for entry in self.objects],
         }
         text = json.dumps(record, indent=1).encode()
         body = text.removesuffix(b"\n}")
@@ -221,7 +221,7 @@ class Manifest:
             planned_rows=found.take("planned_rows", _whole),
             plan_sha256=found.take("plan_sha256", _checksum),
             totals=sums,
-            parts=found.take("parts", _entries),
+            objects=found.take("parts", _entries),
             files=found.take("files", _list_of(_file)) if version > 1 else (),
             model_revision=found.may_have("model_revision", _text),
             graded_by=found.may_have("graded_by", _whole) if version == 1 else found.take("graded_by", _whole),
@@ -235,7 +235,7 @@ class Manifest:
                 if manifest.file(name) is None:
                     raise ValueError(f"files lacks {name}")
         found.end()
-        _check_once("parts", [str(entry.name) for entry in manifest.parts])
+        _check_once("parts", [str(entry.name) for entry in manifest.objects])
         _check_once("files", [file.name for file in manifest.files])
         if version > 1 and not edited_too and not is_as_written(data):
             raise ValueError("it was changed after it was written: manifest_sha256 does not fit")

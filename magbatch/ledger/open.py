@@ -56,5 +56,5 @@ def hold(
         StorageError: The output's storage is away.
     """
     lease = lease_on(path, say, patience_s, command)
-    with lease.held():
+    with lease.acquire():
         yield lease

@@ -20,7 +20,7 @@ from magbatch.ledger.layout import MANIFEST, NAMED_FILES, PAGE, PLAN, REPORT, SP
 from magbatch.ledger.lease import holder_of
 from magbatch.ledger.ledger import READERS, Ledger, grading_of, narrow_columns
 from magbatch.ledger.manifest import Entry, Manifest, StoredFile, is_as_written
-from magbatch.ledger.parts import StoredObject
+from magbatch.ledger.objects import StoredObject
 from magbatch.ledger.staging import is_staged
 from magbatch.plan.plan import Plan
 from magbatch.schema import ERRORS, RESULTS, ObjectName
@@ -110,7 +110,7 @@ class _Proof:
                 self._manifest = Manifest.from_json(self._stored, edited_too=True)
             except OutputError as error:
                 self._problems.append(str(error))
-        self._entries = {entry.name: entry for entry in self._manifest.parts} if self._manifest is not None else {}
+        self._entries = {entry.name: entry for entry in self._manifest.objects} if self._manifest is not None else {}
 
     def nobody_has_worked(self) -> bool:
         """Whether the manifest is the one that this proof is about, and no command has begun or ended meanwhile."""
@@ -269,7 +269,7 @@ class _Proof:
         only = None
         if self._manifest is not None:
             only = self._entries.keys()
-            self._note_strays(self._ledger.part_names())
+            self._note_strays(self._ledger.object_names())
         for audit in self._ledger.audit(plan, narrow_columns(spec, plan), checksums, only):
             self._problems += audit.problems
             self._problems += [f"not planned: {where}" for where in audit.unplanned]
@@ -311,7 +311,7 @@ class _Proof:
 
     def _check_bytes(self) -> None:
         """Without a plan that can be trusted: hold each object against its checksum, and look no further."""
-        names, checked = self._ledger.part_names(), 0
+        names, checked = self._ledger.object_names(), 0
         self._names.update(str(name) for name in names)
         if self._manifest is None:
             self._problems.append("objects not checked: neither a manifest nor a plan says what they should be")

@@ -16,7 +16,7 @@ from magbatch.ledger.lease import Lease
 from magbatch.ledger.ledger import Ledger, grading_of, narrow_columns
 from magbatch.ledger.letters import examples
 from magbatch.ledger.manifest import VERSION, Manifest
-from magbatch.ledger.parts import damaged, read_part
+from magbatch.ledger.objects import damaged, read_object
 from magbatch.ledger.staging import read_named, staged
 from magbatch.plan.plan import Plan
 from magbatch.report.heartbeat import earlier, last_record
@@ -80,7 +80,7 @@ def mend(ledger: Ledger, lease: Lease) -> None:
     manifest = ledger.manifest()
     if whole(ledger) or staged(ledger.store) or manifest is None or not _has_report(ledger, manifest):
         try:
-            with lease.held():
+            with lease.acquire():
                 put_right(ledger, lease.confirm)
         except LeaseError:
             with suppress(OutputError):
@@ -146,8 +146,8 @@ def _report_anew(ledger: Ledger, spec: JobSpec, plan: Plan, manifest: Manifest) 
     user_id, grading = plan.output_name(spec.input.columns.id), grading_of(spec, plan)
     totals, slowest, more = Totals(), Slowest(user_id), narrow_columns(spec, plan)
     with DuplicateIds(user_id) as ids:
-        for entry in manifest.parts:
-            part = read_part(ledger.store, entry.name, more, entry.sha256)
+        for entry in manifest.objects:
+            part = read_object(ledger.store, entry.name, more, entry.sha256)
             if isinstance(part, str):
                 raise damaged(ledger.store, part)
             totals.add(part.name.kind, part.table, grading)

@@ -94,7 +94,7 @@ def test_s3_in_and_out(job: JobFiles, s3: str, cluster: str) -> None:
     assert f"results: {s3}/out/results/*.parquet" in done.stdout
     ledger = Ledger(f"{s3}/out")
     rows = []
-    for part in ledger.parts("results"):
+    for part in ledger.objects("results"):
         target = Path(job.folder / "part.parquet")
         target.write_bytes(ledger.store.read(str(part)))
         rows += pq.read_table(target).to_pylist()

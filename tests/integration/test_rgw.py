@@ -84,14 +84,14 @@ def test_a_put_that_is_cut_is_never_visible(bucket: str, rgw: Rgw) -> None:
 
 def committed(output: str) -> int:
     """Rows in visible objects."""
-    return sum(part.rows for kind in ("results", "errors") for part in Ledger(output).parts(kind))
+    return sum(part.rows for kind in ("results", "errors") for part in Ledger(output).objects(kind))
 
 
 def ids(output: str, kind: str) -> list[str]:
     """The users' ids of all records of a kind."""
     ledger = Ledger(output)
     found: list[str] = []
-    for part in ledger.parts(kind):
+    for part in ledger.objects(kind):
         found += pq.read_table(pa.BufferReader(ledger.store.read(str(part)))).column("id").to_pylist()
     return found
 

@@ -22,10 +22,10 @@ spec, plan = load(sys.argv[1]), make_plan(load(sys.argv[1]))
 ledger = Ledger(spec.output.path)
 ledger.begin(spec, plan)
 lease = Lease(open_store(ledger.path), print)
-with lease.held():
+with lease.acquire():
     done = np.zeros(plan.num_shards, dtype=np.int64)
     last = run_fleet(
-        JobContext(spec, plan.columns), plan, done, lambda _: None, lease.hold,
+        JobContext(spec, plan.columns), plan, done, lambda _: None, lease.token,
         any_may_have_rows=False, silence=float(sys.argv[2]),
     )
 print(last.done.answered, last.done.failed, last.engine_deaths)

@@ -130,8 +130,8 @@ class Book(Hand):
         """The manifest names exactly the objects of a plain glob, with their checksums and counts; verify agrees."""
         manifest = self.ledger.manifest()
         assert manifest is not None
-        assert sorted(str(entry.name) for entry in manifest.parts) == sorted(self.all_objects())
-        for entry in manifest.parts:
+        assert sorted(str(entry.name) for entry in manifest.objects) == sorted(self.all_objects())
+        for entry in manifest.objects:
             data = self.ledger.store.read(str(entry.name))
             table = pq.read_table(io.BytesIO(data))
             rows = len(set(table.column("row_id").to_pylist()))
@@ -143,7 +143,7 @@ class Book(Hand):
             answered=len(outcome) - failed,
             failed=failed,
             open=0,
-            objects=len(manifest.parts),
+            objects=len(manifest.objects),
             complete=True,
             problems=(),
         )

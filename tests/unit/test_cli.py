@@ -453,7 +453,7 @@ def test_status_of_a_run_that_was_killed_says_so_at_once(job: SmallJob) -> None:
         "ledger = Ledger(sys.argv[1])\n"
         "progress = JobProgress(ledger.spec(), 10, 0)\n"
         "heartbeat = Heartbeat(ledger.store, progress, lambda: None, print)\n"
-        "with Lease(ledger.store, print).held(), heartbeat.beating():\n"
+        "with Lease(ledger.store, print).acquire(), heartbeat.beating():\n"
         "    while not os.path.exists(f'{sys.argv[1]}/{RECORD}'): pass\n"
         "    print('works', flush=True)\n"
         "    sys.stdin.read()\n"
@@ -519,7 +519,7 @@ def test_a_retry_that_is_not_finished_is_said_with_the_command_that_goes_on(fail
     found = prepare(failed.ledger, Choice(), [])
     assert isinstance(found, Retry)
     words = ("retry", "--where", "missing_value", "--set", "sampling.max_tokens=9")
-    with suppress(InterruptedError), Lease(failed.ledger.store, print, command=words).held():
+    with suppress(InterruptedError), Lease(failed.ledger.store, print, command=words).acquire():
         found.place().begin(found.spec, found.plan)
         lines = command("status", failed.output).stdout.splitlines()
         assert any(line.startswith("  a retry of it is under way (host ") for line in lines)
@@ -544,7 +544,7 @@ def test_a_secret_that_an_earlier_version_stored_with_a_retry_is_not_shown(faile
     found = prepare(failed.ledger, Choice(), [])
     assert isinstance(found, Retry)
     secret = "metrics.push_gateway=http://u:S3CRETPW@h:9091"
-    with suppress(InterruptedError), Lease(failed.ledger.store, print, command=("retry", "--set", secret)).held():
+    with suppress(InterruptedError), Lease(failed.ledger.store, print, command=("retry", "--set", secret)).acquire():
         found.place().begin(found.spec, found.plan)
         raise InterruptedError
     name = max(item.name for item in failed.ledger.store.list("_magbatch/lease-"))
@@ -594,7 +594,7 @@ def test_an_address_with_a_secret_is_not_repeated() -> None:
 def test_a_run_of_a_job_that_another_has_says_who_and_what_to_do(job: SmallJob) -> None:
     path = spec_file(job)
     job.begin()
-    with Lease(job.ledger.store, print).held():
+    with Lease(job.ledger.store, print).acquire():
         result = command("run", path)
     assert result.exit_code == 3
     assert f"{socket.gethostname()}, process {os.getpid()}, since 20" in result.stderr
@@ -722,7 +722,7 @@ def test_what_comes_next_of_a_job_on_s3_is_the_command_that_was_typed_here(tmp_p
     sets = ["prompt.system=be brief"]
 
     def following(command_line: tuple[str, ...]) -> str:
-        with Lease(open_store(job.output), print, command=command_line).held():
+        with Lease(open_store(job.output), print, command=command_line).acquire():
             pass
         return command("status", job.output).stdout.splitlines()[-1]
 
@@ -932,7 +932,7 @@ def test_verify_names_the_command_that_mends_a_job(job: SmallJob) -> None:
         raise LeaseError("ended here")
 
     lease = Lease(open_store(job.output), print, command=("compact", "--target-mb", "1"))
-    with pytest.raises(LeaseError, match="ended here"), lease.held():
+    with pytest.raises(LeaseError, match="ended here"), lease.acquire():
         merge_objects(job.ledger, 10**6, confirm)
     found = command("verify", job.output)
     assert (found.exit_code, found.stdout.splitlines()[-1]) == (
@@ -959,7 +959,10 @@ def test_a_small_record_that_is_damaged_counts_as_none(job: SmallJob, name: str,
         job.answer()
         job.finalise()
     lease = Lease(open_store(job.output), print)
-    with lease.held(), Heartbeat(open_store(job.output), JobProgress(job.spec(), 10, 0), lambda: None, print).beating():
+    with (
+        lease.acquire(),
+        Heartbeat(open_store(job.output), JobProgress(job.spec(), 10, 0), lambda: None, print).beating(),
+    ):
         pass
     path = Path(job.output, "_magbatch", name)
     whole = json.loads(path.read_text())

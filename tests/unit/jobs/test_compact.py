@@ -65,7 +65,7 @@ def test_objects_become_one_of_each_kind_and_every_row_stays(book: Book) -> None
     now = book.ledger.manifest()
     assert manifest is not None
     assert now is not None
-    assert now == replace(manifest, parts=now.parts, compacted_to_bytes=LARGE)
+    assert now == replace(manifest, objects=now.objects, compacted_to_bytes=LARGE)
 
 
 def test_what_is_merged_already_is_left_alone(book: Book) -> None:
@@ -183,8 +183,8 @@ def edited(book: Book, name: str) -> None:
 
 def forgotten(book: Book, name: str) -> None:
     """A manifest that does not name an object's rows."""
-    parts = stored(book.ledger).parts
-    rewrite_manifest(book.ledger, parts=tuple(entry for entry in parts if str(entry.name) != name))
+    parts = stored(book.ledger).objects
+    rewrite_manifest(book.ledger, objects=tuple(entry for entry in parts if str(entry.name) != name))
 
 
 def gone(book: Book, name: str) -> None:
@@ -196,16 +196,16 @@ def another(book: Book, name: str) -> None:
     part = ObjectName.of(name)
     copy = ObjectName(part.kind, part.shard, "zzzz", 0, part.rows)
     book.ledger.store.write(str(copy), book.ledger.store.read(name))
-    parts = stored(book.ledger).parts
+    parts = stored(book.ledger).objects
     entry = next(entry for entry in parts if str(entry.name) == name)
-    rewrite_manifest(book.ledger, parts=(*parts, replace(entry, name=copy)))
+    rewrite_manifest(book.ledger, objects=(*parts, replace(entry, name=copy)))
 
 
 @pytest.mark.parametrize("spoil", [edited, gone, another, forgotten])
 def test_damage_is_not_merged_away(book: Book, spoil: Any) -> None:
     spoil(book, book.all_objects()[0])
     manifest = stored(book.ledger)
-    named = {str(entry.name) for entry in manifest.parts}
+    named = {str(entry.name) for entry in manifest.objects}
     before = named & set(book.all_objects())
     with pytest.raises(OutputError, match="magbatch verify"):
         go(book)
@@ -215,7 +215,7 @@ def test_damage_is_not_merged_away(book: Book, spoil: Any) -> None:
 
 def test_who_holds_the_output_is_not_disturbed(book: Book) -> None:
     before = book.all_objects()
-    with Lease(book.ledger.store, print).held(), pytest.raises(LeaseError):
+    with Lease(book.ledger.store, print).acquire(), pytest.raises(LeaseError):
         go(book)
     assert book.all_objects() == before
 
@@ -237,7 +237,7 @@ def test_a_merge_that_is_interrupted_anywhere_leaves_a_true_manifest(
         try:
             merge_objects(broken, LARGE, lambda: None)
         except StorageError:
-            names = [str(entry.name) for entry in stored(book.ledger).parts]
+            names = [str(entry.name) for entry in stored(book.ledger).objects]
             assert outcome(book.ledger.store, names) == expected, f"broken at change {at}"
             Ledger(job.output).tidy(lambda: None)  # what any next command begins with
             book.check_manifest()

@@ -341,7 +341,7 @@ def test_a_retry_that_is_interrupted_anywhere_can_be_gone_on_with(
         try:
             ask_again(broken, Hand.answer_all, choice)
         except StorageError:
-            names = [str(entry.name) for entry in stored(book.ledger).parts]
+            names = [str(entry.name) for entry in stored(book.ledger).objects]
             assert outcome(book.ledger.store, names) in (old, new), f"broken at change {at}"
             Ledger(job.output).tidy(lambda: None)  # what any next command begins with
             book.check_manifest()

@@ -380,7 +380,7 @@ def test_a_spec_that_was_mended_takes_the_place_of_one_that_answered_nothing(eit
     assert preview(mended)["output_state"]["state"] == "replaced"
     ledger, said = job.ledger, io.StringIO()
     lease = Lease(open_store(job.output, quick=True), print)
-    with lease.held():
+    with lease.acquire():
         assert begun(mended, ledger) is None
         take_place(mended, ledger, lease, Console(file=said, width=200))
         ledger.begin(mended, make_plan(mended))
@@ -414,7 +414,7 @@ def test_what_replicas_of_a_run_that_was_killed_still_commit_keeps_the_place(job
     job.begin()
     mended, said = job.spec(sampling={"max_tokens": 9}), io.StringIO()
     lease = Lease(open_store(job.output, quick=True), print)
-    with lease.held():
+    with lease.acquire():
         lease.inherited = True  # as if its holder had been killed
         take_place(mended, job.ledger, lease, Console(file=said, width=200), wait_s=0.01)
         assert "waiting 0 s for what its replicas may still commit" in said.getvalue()
@@ -433,7 +433,7 @@ def test_rows_of_a_spec_that_was_replaced_are_no_answers_of_the_new_one(either_j
         store.write(name, json.dumps({"version": 1, "at": 1.0, "done": 0, "spent": {"runs": 7}}).encode())
     mended = job.spec(sampling={"max_tokens": 90})
     lease = Lease(open_store(job.output, quick=True), print)
-    with lease.held():
+    with lease.acquire():
         take_place(mended, job.ledger, lease, Console(file=io.StringIO()))
         plan = job.ledger.begin(mended, make_plan(mended))
     assert [name for name in (RECORD, REPORT, PAGE) if job.ledger.load(name) is not None] == []
@@ -456,8 +456,8 @@ def test_rows_of_a_spec_that_was_replaced_are_no_answers_of_the_new_one(either_j
     assert (outcome.report["totals"]["answered"], outcome.too_many_failed) == (10, False)
     manifest = job.ledger.manifest()
     assert manifest is not None
-    assert {first, late}.isdisjoint(entry.name for entry in manifest.parts)
-    assert sorted(str(entry.name) for entry in manifest.parts) == sorted(job.objects() + job.objects("errors"))
+    assert {first, late}.isdisjoint(entry.name for entry in manifest.objects)
+    assert sorted(str(entry.name) for entry in manifest.objects) == sorted(job.objects() + job.objects("errors"))
     assert "i" not in {row["answer"] for row in job.records()}
     assert sorted(set(job.done())) == sorted(job.row_ids())
     assert verify(job.ledger).verified

@@ -98,7 +98,7 @@ def test_a_zombie_at_its_end_damages_nothing(
         compacted.extend(book.all_objects())
 
     lease = Lease(open_store(book.job.output), print)
-    with lease.held():
+    with lease.acquire():
         zombie = Ledger(book.job.output)
         zombie.store = Interrupted(zombie.store, call, name, others)
         progress = JobProgress(book.job.spec(), book.job.plan.rows, book.job.plan.rows)
@@ -129,13 +129,13 @@ def test_a_lease_whose_number_was_used_meanwhile_is_none(book: Book) -> None:
     held = []
 
     def others() -> None:
-        with Lease(open_store(root), print).held():
+        with Lease(open_store(root), print).acquire():
             pass
-        held.append(last.held())
+        held.append(last.acquire())
         held[0].__enter__()
 
     store = Interrupted(open_store(root), "create", "_magbatch/lease-00000001.json", others)
-    with pytest.raises(LeaseError, match="another run is working on it"), Lease(store, print).held():
+    with pytest.raises(LeaseError, match="another run is working on it"), Lease(store, print).acquire():
         pytest.fail("two hold one output")
     last.confirm()
     held[0].__exit__(None, None, None)
@@ -163,12 +163,12 @@ def test_an_outage_is_no_silence(book: Book, monkeypatch: pytest.MonkeyPatch) ->
             threading.Timer(3.0, away.clear).start()
 
     store = Away(open_store(book.job.output), "", "", lambda: None)
-    with Lease(store, print).held():
+    with Lease(store, print).acquire():
         forget(book)
         # The holder writes its own place again with its next beat: the watcher is one of another place.
         watcher = Lease(store, outage, patience_s=60)
         watcher._record["place"] = "elsewhere still"
-        with pytest.raises(LeaseError, match="another run is working on it"), watcher.held():
+        with pytest.raises(LeaseError, match="another run is working on it"), watcher.acquire():
             pytest.fail("a run that beats whenever it can was taken over")
 
 

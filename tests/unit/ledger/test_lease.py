@@ -45,13 +45,13 @@ def said() -> list[str]:
 
 
 def test_a_run_of_this_machine_that_is_alive_is_refused_at_once(store: Store, said: list[str]) -> None:
-    with Lease(store, said.append).held():
-        with pytest.raises(LeaseError) as refused, Lease(store, said.append).held():
+    with Lease(store, said.append).acquire():
+        with pytest.raises(LeaseError) as refused, Lease(store, said.append).acquire():
             pytest.fail("two runs hold one output")
         assert f"process {os.getpid()}" in str(refused.value)
         assert refused.value.exit_code == 3
     assert said == []
-    with Lease(store, said.append).held():
+    with Lease(store, said.append).acquire():
         assert len(names(store)) == 1
     assert said == []
 
@@ -60,21 +60,21 @@ def test_a_live_run_stays_one_when_the_clock_is_set(
     store: Store, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """psutil's time of creation moves with the clock: what is compared must not."""
-    with Lease(store, said.append).held():
+    with Lease(store, said.append).acquire():
         monkeypatch.setattr("psutil._pslinux.boot_time", lambda: 1.0)
-        with pytest.raises(LeaseError), Lease(store, said.append).held():
+        with pytest.raises(LeaseError), Lease(store, said.append).acquire():
             pytest.fail("two runs hold one output")
 
 
 def test_a_run_of_this_machine_that_was_killed_is_no_hindrance(store: Store, said: list[str], root: str) -> None:
     code = (
         "import os, sys; from magbatch.ledger.lease import Lease; from magbatch.storage import open_store\n"
-        "with Lease(open_store(sys.argv[1]), print).held(): os.kill(os.getpid(), 9)"
+        "with Lease(open_store(sys.argv[1]), print).acquire(): os.kill(os.getpid(), 9)"
     )
     killed = subprocess.run([sys.executable, "-c", code, root], check=False)
     assert killed.returncode == -9
     assert len(names(store)) == 1
-    with Lease(store, said.append).held():
+    with Lease(store, said.append).acquire():
         assert said == []
 
 
@@ -91,7 +91,7 @@ def test_a_run_elsewhere_that_gives_signs_of_life_is_refused(store: Store, said:
     beating = threading.Thread(target=beat)
     beating.start()
     try:
-        with pytest.raises(LeaseError, match="host elsewhere, process 7"), Lease(store, said.append).held():
+        with pytest.raises(LeaseError, match="host elsewhere, process 7"), Lease(store, said.append).acquire():
             pytest.fail("two runs hold one output")
     finally:
         over.set()
@@ -102,20 +102,20 @@ def test_a_run_elsewhere_that_gives_signs_of_life_is_refused(store: Store, said:
 def test_a_run_elsewhere_without_a_sign_of_life_is_taken_over(store: Store, said: list[str]) -> None:
     forge(store, number=4)
     began = time.monotonic()
-    with Lease(store, said.append).held():
+    with Lease(store, said.append).acquire():
         assert time.monotonic() - began >= 1.5
         assert names(store) == [f"{PREFIX}00000005.json"]
 
 
 def test_a_run_elsewhere_that_has_ended_is_no_hindrance(store: Store, said: list[str]) -> None:
     forge(store, released=True)
-    with Lease(store, said.append).held():
+    with Lease(store, said.append).acquire():
         assert said == []
 
 
 def test_a_holder_that_is_taken_over_notices(store: Store, said: list[str]) -> None:
     lease = Lease(store, said.append)
-    with lease.held():
+    with lease.acquire():
         lease.check()
         lease.confirm()
         forge(store, number=9)
@@ -128,7 +128,7 @@ def test_a_holder_that_is_taken_over_notices(store: Store, said: list[str]) -> N
 
 def test_a_holder_notices_by_itself(store: Store, said: list[str]) -> None:
     lease = Lease(store, said.append)
-    with lease.held():
+    with lease.acquire():
         forge(store, number=9)
         with pytest.raises(LeaseError):
             check_for(lease, seconds=30)
@@ -150,7 +150,7 @@ def test_one_of_many_that_come_at_once_gets_it(store: Store) -> None:
     def come(number: int) -> None:
         start.wait()
         try:
-            with Lease(store, lambda line: None).held():
+            with Lease(store, lambda line: None).acquire():
                 held.append(number)
                 done.wait()
         except LeaseError as error:
@@ -169,7 +169,7 @@ def test_a_place_that_cannot_be_written_is_said_plainly(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(OutputError, match=r"output\.path: .*file"),
-        Lease(open_store(str(tmp_path / "file")), print).held(),
+        Lease(open_store(str(tmp_path / "file")), print).acquire(),
     ):
         pytest.fail("nothing can be held here")
 
@@ -184,7 +184,7 @@ def test_a_place_that_cannot_be_made_is_said_at_once(
     monkeypatch.setattr(lease_module, "EXPIRY_S", 3600.0)
     with (
         pytest.raises(OutputError, match=f"output.path: {named}") as refused,
-        Lease(open_store(place), said.append).held(),
+        Lease(open_store(place), said.append).acquire(),
     ):
         pytest.fail("nothing can be held here")
     assert (refused.value.exit_code, said) == (2, [])
@@ -231,7 +231,7 @@ def test_an_outage_longer_than_a_lease_lives_takes_it_from_no_one(away: Away, sa
     """The holder cannot beat; whoever waits for a sign of life sees that it cannot write either."""
     store: Any = away
     holder = Lease(store, said.append, patience_s=60)
-    with holder.held():
+    with holder.acquire():
 
         def outage(waiting: str) -> None:
             away.calls.update(calls)
@@ -239,7 +239,7 @@ def test_an_outage_longer_than_a_lease_lives_takes_it_from_no_one(away: Away, sa
 
         watcher = Lease(store, outage, patience_s=60)
         watcher._record["place"] = "another machine"
-        with pytest.raises(LeaseError, match="another run is working on it"), watcher.held():
+        with pytest.raises(LeaseError, match="another run is working on it"), watcher.acquire():
             pytest.fail("a run that beats whenever it can was taken over")
         assert away.refused > 0
         holder.confirm()
@@ -249,7 +249,7 @@ def test_an_outage_longer_than_a_lease_lives_takes_it_from_no_one(away: Away, sa
 def test_a_holder_waits_as_long_as_the_outputs_patience_says(away: Away, said: list[str]) -> None:
     store: Any = away
     lease = Lease(store, said.append, patience_s=30)
-    with lease.held():
+    with lease.acquire():
         away.calls = set(EVERYTHING)
         threading.Timer(3.0, away.calls.clear).start()
         lease.confirm()
@@ -269,7 +269,7 @@ def test_a_take_over_that_is_refused_at_its_last_moment_looks_again(away: Away, 
         away.calls.clear()
 
     threading.Timer(2.5, back).start()
-    with pytest.raises(LeaseError, match="another run is working on it"), watcher.held():
+    with pytest.raises(LeaseError, match="another run is working on it"), watcher.acquire():
         pytest.fail("a run that beats whenever it can was taken over")
 
 
@@ -277,14 +277,14 @@ def test_an_outage_that_does_not_end_ends_the_waiting(away: Away, said: list[str
     store: Any = away
     forge(store)
     away.calls = {"write"}
-    with pytest.raises(StorageError, match="503"), Lease(store, said.append, patience_s=2).held():
+    with pytest.raises(StorageError, match="503"), Lease(store, said.append, patience_s=2).acquire():
         pytest.fail("nothing can be held here")
 
 
 def test_a_thread_that_ends_by_a_defect_ends_the_run(away: Away, monkeypatch: pytest.MonkeyPatch) -> None:
     store: Any = away
     lease = Lease(store, print)
-    with lease.held():
+    with lease.acquire():
         monkeypatch.setattr(away, "store", None)  # whatever is called raises AttributeError
         with pytest.raises(RuntimeError, match="the thread that renews the lease ended"):
             check_for(lease, seconds=30)
@@ -303,12 +303,12 @@ def test_a_store_that_ignores_conditions_is_refused(s3: str, said: list[str], he
     events.register("before-sign.s3.PutObject", strip)
     try:
         with pytest.raises(OutputError, match=rf"output\.path: {s3}/out: the store ignores conditions") as refused:
-            Lease(open_store(f"{s3}/out", quick=True), said.append).held().__enter__()
+            Lease(open_store(f"{s3}/out", quick=True), said.append).acquire().__enter__()
         assert refused.value.exit_code == 2
     finally:
         events.unregister("before-sign.s3.PutObject", strip)
     assert list(open_store(s3).list("")) == []
-    with Lease(open_store(f"{s3}/out", quick=True), said.append).held():
+    with Lease(open_store(f"{s3}/out", quick=True), said.append).acquire():
         assert len(list(open_store(s3).list(""))) == 1
 
 
@@ -318,5 +318,5 @@ def test_a_disk_that_gives_one_name_twice_is_refused(
     """Some network disks and mounted buckets do."""
     monkeypatch.setattr("magbatch.storage.disk._give_name", os.rename)
     with pytest.raises(OutputError, match="the store ignores conditions"):
-        Lease(open_store(str(tmp_path)), said.append).held().__enter__()
+        Lease(open_store(str(tmp_path)), said.append).acquire().__enter__()
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

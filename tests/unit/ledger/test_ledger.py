@@ -108,7 +108,7 @@ def test_the_sums_of_what_is_done_come_from_the_footers(either_book: Book) -> No
     book.answered(1, 1, 2, writer=writer)
     book.failed(1, 0, writer=writer)
     book.answered(2, 1)
-    names = book.ledger.part_names()
+    names = book.ledger.object_names()
     expected = Totals()
     for name in names:
         table = pq.read_table(io.BytesIO(book.ledger.store.read(str(name))))
@@ -593,9 +593,9 @@ def foreign_plan(book: Book) -> list[str]:
 
 
 def manifest_with_more(book: Book) -> list[str]:
-    parts = stored(book.ledger).parts
+    parts = stored(book.ledger).objects
     more = ObjectName.of("results/00000000-abc-0000.n1.parquet")
-    rewrite_manifest(book.ledger, parts=(*parts, replace(parts[0], name=more)))
+    rewrite_manifest(book.ledger, objects=(*parts, replace(parts[0], name=more)))
     return [f"{more}: in the manifest, but not there"]
 
 

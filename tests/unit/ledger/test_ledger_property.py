@@ -91,7 +91,7 @@ class Life:
         """Through the manifest, as a careful reader does; a row that is there twice is an error."""
         store = LocalStore(self.book.job.output)
         manifest = Ledger(store.root).manifest()
-        return None if manifest is None else outcome(store, [str(entry.name) for entry in manifest.parts])
+        return None if manifest is None else outcome(store, [str(entry.name) for entry in manifest.objects])
 
     def look(self) -> None:
         """At every moment from the first manifest on, its reader finds every row once: as it was, or as it will be."""

@@ -163,7 +163,9 @@ def test_columns_that_the_output_has_too_go_all_the_way(either_job: SmallJob) ->
     assert carry_out(job.ledger, job.spec(), job.plan) == []
     merge(again, lambda: None)
     ledger = again.ledger
-    found = pa.concat_tables(pq.read_table(io.BytesIO(ledger.store.read(str(name)))) for name in ledger.parts(RESULTS))
+    found = pa.concat_tables(
+        pq.read_table(io.BytesIO(ledger.store.read(str(name)))) for name in ledger.objects(RESULTS)
+    )
     assert sorted(found.column("input_message").to_pylist()) == [f"m{row}" for row in range(6)]
     assert verify(ledger).problems == ()
     assert json.loads(ledger.store.read(REPORT))["duplicate_ids"] == 2

@@ -95,8 +95,8 @@ def test_a_store_that_is_away_for_longer_than_a_lease_lasts_ends_no_job(
         assert await shards == [0, 0, 0, 0]
 
     lease = Lease(open_store(job.output), print)
-    with lease.held():
-        asyncio.run(work(lease.hold))
+    with lease.acquire():
+        asyncio.run(work(lease.token))
     assert away.refused > 4
     assert job.done() == sorted(job.row_ids())
     assert (job.deaths, job.board.gone) == (0, [])
@@ -120,8 +120,8 @@ def test_patience_ends_nevertheless(job: SmallJob, monkeypatch: pytest.MonkeyPat
             await shard
 
     lease = Lease(open_store(job.output), print)
-    with lease.held():
-        asyncio.run(work(lease.hold))
+    with lease.acquire():
+        asyncio.run(work(lease.token))
         monkeypatch.undo()
 
 
@@ -170,8 +170,8 @@ def test_a_replica_whose_run_was_taken_over_commits_nothing_more(job: SmallJob) 
         return await asyncio.gather(shard, return_exceptions=True)
 
     lease = Lease(open_store(job.output), print)
-    with lease.held():
-        outcomes = asyncio.run(work(lease.hold))
+    with lease.acquire():
+        outcomes = asyncio.run(work(lease.token))
     assert [type(one) for one in outcomes] == [LeaseError]
     assert job.deaths > 0
     assert job.done() == []

@@ -146,7 +146,7 @@ def test_the_board_hears_what_committing_took(job: SmallJob, monkeypatch: pytest
     assert place.use.commit_bytes == sum(item.size for item in objects)
     assert place.use.commit_retries == 2
     assert place.use.commit_ms > 0
-    assert place.done == job.ledger.totals(job.ledger.part_names())
+    assert place.done == job.ledger.totals(job.ledger.object_names())
 
 
 def test_free_slots_and_preemptions_are_counted(job: SmallJob) -> None:

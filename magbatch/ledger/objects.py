@@ -65,7 +65,7 @@ def row_ids_of(table: pa.Table) -> list[str]:
     return list(table.column("row_id").unique().to_pylist())
 
 
-def read_part(
+def read_object(
     store: Store, name: ObjectName, more: dict[str, list[str]], sha256: str | None = None
 ) -> StoredObject | str:
     """Read an object whole.
@@ -262,7 +262,7 @@ class Spool:
             shards: What its rows may be of.
             attempt: Of which attempt it is.
             seq: Its position among the attempt's objects.
-            more: As for `read_part`.
+            more: As for `read_object`.
 
         Raises:
             OutputError: What was read back is not what was written.
@@ -276,7 +276,7 @@ class Spool:
         sha256 = hashlib.sha256(data).hexdigest()
         store.write(str(name), data)
         del data
-        found = read_part(store, name, more)
+        found = read_object(store, name, more)
         if isinstance(found, str):
             raise damaged(store, found)
         if (found.sha256, found.row_ids, found.records) != (sha256, self.row_ids, self._records):
