@@ -219,7 +219,7 @@ class Prompt:
         token_ids: The whole prompt, image tokens already expanded; empty where a document is read in parts first.
         images: As many as the prompt has image ends; of a row in parts, those that its messages hold.
         total_pages: Of the row's document; 0 for a row without one.
-        parts: The pages that are asked about: at once, or each part with a prompt of its own.
+        page_groups: Pages that are asked about: one group in the row's own prompt, or several with a prompt each.
         messages: Of a row in parts: what is asked, as in `RenderedRow`.
         max_tokens: That a sample of it may have; None leaves it to the job.
         truncated: Pages of the document, or the end of a page's text, are left out.
@@ -229,25 +229,25 @@ class Prompt:
     token_ids: TokenIds
     images: list[Image] = field(default_factory=list)
     total_pages: int = 0
-    parts: list[PageGroup] = field(default_factory=list)
+    page_groups: list[PageGroup] = field(default_factory=list)
     messages: list[dict[str, Any]] = field(default_factory=list)
     max_tokens: int | None = None
     truncated: bool = False
 
     @property
-    def in_parts(self) -> bool:
+    def reads_page_groups(self) -> bool:
         """Whether its document is read in parts, and the answers to those then make the prompt."""
-        return bool(self.parts) and bool(self.parts[0].token_ids)
+        return bool(self.page_groups) and bool(self.page_groups[0].token_ids)
 
     @property
     def requests(self) -> int:
         """How many requests it makes of the engine at once."""
-        return len(self.parts) if self.in_parts else 1
+        return len(self.page_groups) if self.reads_page_groups else 1
 
     @property
     def size_bytes(self) -> int:
         """Memory of the row while it is unfinished: the engine has its ids in lists too, its images unpacked."""
-        held: list[Prompt | PageGroup] = [self, *self.parts]
+        held: list[Prompt | PageGroup] = [self, *self.page_groups]
         return sum(TOKEN_BYTES * len(one.token_ids) + sum(image.size_bytes for image in one.images) for one in held)
 
 
@@ -331,7 +331,7 @@ class FinishedRow:
     finished_at: datetime
     vote: dict[str, Any] | None = None
     total_pages: int = 0
-    parts: list[PageGroupAnswer] = field(default_factory=list)
+    page_group_answers: list[PageGroupAnswer] = field(default_factory=list)
     truncated: bool = False
 
 

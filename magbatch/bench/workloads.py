@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 import yaml
 
 from magbatch.errors import SpecError
-from magbatch.pipeline.prepare import JobContext, Preparer
+from magbatch.pipeline.context import JobContext
+from magbatch.pipeline.prepare import Preparer
 from magbatch.plan.make import make_plan
 from magbatch.spec import JobSpec, parse
 from magbatch.tiny.receipts import draw_receipt

@@ -207,7 +207,7 @@ class BoardState:
         slot.done, self._done = slot.done.plus(done), self._done.plus(done)
         if use.short_s and self._rows_to_begin() > 0:
             self._starved_s += use.short_s
-        slot.use.add(use)
+        slot.usage.add(use)
         return Order.STOP if self._stopping else Order.GIVE_BACK if tenant.recalled else Order.NONE
 
     def engine_failed(self, replica: str, message: str) -> None:
@@ -287,7 +287,7 @@ class BoardState:
             state = self._state(tenant, now)
             load = slot.load if state == State.SERVING else Load()
             seconds = slot.seconds + self._held(tenant, now)
-            slots.append(Slot(slot.number, state, slot.done, slot.use, load, seconds, slot.joins))
+            slots.append(Slot(slot.number, state, slot.done, slot.usage, load, seconds, slot.joins))
         return Snapshot(
             self._done, slots, not self._served, self._engine_error, self._failed_starts, self._engine_deaths,
             self._starved_s, self._input_errors, self._trouble, self._failure, silent, dict(self._agreed.versions),

@@ -49,7 +49,7 @@ from magbatch.fleet.devices import check_gpus, too_few
 from magbatch.fleet.ray_auth import authenticate, own_token
 from magbatch.fleet.vital import Vital
 from magbatch.ledger.lease import LeaseToken
-from magbatch.pipeline.prepare import JobContext
+from magbatch.pipeline.context import JobContext
 from magbatch.plan.plan import Plan
 from magbatch.replica.board import Snapshot, SnapshotObserver
 from magbatch.spec import JobSpec

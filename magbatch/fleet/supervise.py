@@ -36,7 +36,8 @@ from magbatch.fleet.worker import Worker, this_node
 from magbatch.ledger.lease import LeaseToken
 from magbatch.ledger.ledger import Ledger
 from magbatch.model.checkpoint import locate
-from magbatch.pipeline.prepare import JobContext, prepare
+from magbatch.pipeline.context import JobContext
+from magbatch.pipeline.prepare import prepare
 from magbatch.pipeline.reading import Deaths
 from magbatch.plan.plan import Plan
 from magbatch.replica.board import Snapshot, SnapshotObserver, State, silence_s

@@ -32,7 +32,7 @@ from magbatch.ledger.lease import LeaseToken
 from magbatch.model.checkpoint import locate
 from magbatch.model.tokenizer import Tokenizer
 from magbatch.pipeline.block import from_block
-from magbatch.pipeline.prepare import JobContext
+from magbatch.pipeline.context import JobContext
 from magbatch.pipeline.prompt import Prompter
 from magbatch.replica import preemption as preempt
 from magbatch.replica.board import Load, Order, Usage

@@ -23,7 +23,7 @@ from magbatch.ledger.lease import Lease
 from magbatch.ledger.ledger import Ledger
 from magbatch.ledger.letters import examples, explained
 from magbatch.model.checkpoint import locate
-from magbatch.pipeline.prepare import JobContext
+from magbatch.pipeline.context import JobContext
 from magbatch.plan.plan import Plan
 from magbatch.replica.board import Snapshot
 from magbatch.report.exporter import Exporter

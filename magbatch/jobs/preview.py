@@ -14,7 +14,8 @@ from magbatch.fleet.devices import check_gpus
 from magbatch.jobs.opening import begun, check_unused, limited
 from magbatch.ledger.ledger import Ledger
 from magbatch.model.checkpoint import locate
-from magbatch.pipeline.prepare import JobContext, Preparer
+from magbatch.pipeline.context import JobContext
+from magbatch.pipeline.prepare import Preparer
 from magbatch.plan.make import make_plan
 from magbatch.plan.plan import Plan
 from magbatch.report.exporter import check_address
@@ -144,7 +145,7 @@ def _first(plan: Plan, preparer: Preparer) -> dict[str, Any] | None:
 
 
 def _shown(prompt: Prompt, preparer: Preparer) -> dict[str, Any]:
-    asked = prompt.parts[0] if prompt.in_parts else prompt
+    asked = prompt.page_groups[0] if prompt.reads_page_groups else prompt
     return {
         "row_id": prompt.row_id,
         "tokens": len(asked.token_ids),

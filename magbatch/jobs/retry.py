@@ -32,7 +32,8 @@ from magbatch.ledger.letters import examples, verdict
 from magbatch.ledger.manifest import Entry, Manifest, RetryRecord
 from magbatch.ledger.objects import Spool, StoredObject, damaged, read_columns, read_object, row_groups
 from magbatch.ledger.open import hold, patient_ledger
-from magbatch.pipeline.prepare import JobContext, Preparer
+from magbatch.pipeline.context import JobContext
+from magbatch.pipeline.prepare import Preparer
 from magbatch.plan.make import subset_plan
 from magbatch.plan.plan import Plan
 from magbatch.report.accounts import add_use, tell_use

@@ -24,7 +24,8 @@ from magbatch.jobs.opening import begun, first_look, limited, new_plan, take_pla
 from magbatch.ledger.ledger import Ledger
 from magbatch.ledger.letters import verdict
 from magbatch.ledger.open import hold, lease_on, patient_ledger, refusal_shown
-from magbatch.pipeline.prepare import JobContext, Preparer
+from magbatch.pipeline.context import JobContext
+from magbatch.pipeline.prepare import Preparer
 from magbatch.pipeline.read import ShardReader
 from magbatch.pipeline.render import Renderer
 from magbatch.plan.plan import Plan

@@ -108,9 +108,9 @@ class RowAnswerer:
             RowError: Why it has no answer.
             EngineDeadError: The engine is gone.
         """
-        cost = _Cost(findings=[PageGroupAnswer(part.first_page, part.last_page) for part in prompt.parts])
+        cost = _Cost(findings=[PageGroupAnswer(part.first_page, part.last_page) for part in prompt.page_groups])
         asked, began = prompt, time.monotonic()
-        if prompt.in_parts:
+        if prompt.reads_page_groups:
             found = await self._read_parts(prompt, progress, cost)
             if found is None:
                 return self._unanswered(prompt, cost, progress.meter)
@@ -124,7 +124,7 @@ class RowAnswerer:
             self._checked(asked, sample, completion, answer, progress)
             for sample, (completion, answer) in enumerate(zip(generation.completions, answers, strict=True))
         )
-        cost.latency_s = time.monotonic() - began if prompt.in_parts else generation.latency_s
+        cost.latency_s = time.monotonic() - began if prompt.reads_page_groups else generation.latency_s
         return self._finished(prompt, answers, cost, progress.meter)
 
     async def _asked(self, prompt: Prompt, progress: Progress, *, note: bool = False) -> Generation:
@@ -178,7 +178,7 @@ class RowAnswerer:
 
     async def _read_parts(self, prompt: Prompt, progress: Progress, cost: _Cost) -> Prompt | None:
         """The prompt over the answers to all parts; None where no part has an answer."""
-        findings = await self._notes(prompt, prompt.parts, progress, cost, "part")
+        findings = await self._notes(prompt, prompt.page_groups, progress, cost, "part")
         cost.findings = findings
         for level in range(len(findings)):  # each level has fewer findings than the one before
             if not any(finding.answer for finding in findings):

@@ -143,7 +143,7 @@ def _record(row: Prompt | DeadLetter) -> dict[str, Any]:
                 "token_ids": part.token_ids.tobytes(),
                 "images": _image_records(part.images),
             }
-            for part in row.parts
+            for part in row.page_groups
         ],
         "messages": json.dumps(row.messages) if row.messages else None,
         "max_tokens": row.max_tokens,

@@ -8,7 +8,6 @@ that failed on its way here rides along with its error: the replica commits it l
 import functools
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -19,6 +18,7 @@ from magbatch.errors import ErrorCode, JobError, RowError, Step, StorageError, s
 from magbatch.model.checkpoint import locate
 from magbatch.model.tokenizer import Tokenizer
 from magbatch.pipeline.block import ShardPrompts, joined, lost, to_block
+from magbatch.pipeline.context import JobContext
 from magbatch.pipeline.prompt import Prompter
 from magbatch.pipeline.read import ShardReader, ShardRows, read_together
 from magbatch.pipeline.reading import Deaths, Notes, ReadLog, one_by_one
@@ -26,32 +26,9 @@ from magbatch.pipeline.render import Renderer, max_tokens
 from magbatch.rows import DeadLetter, InputRow, Prompt, Shard
 from magbatch.spec import JobSpec
 from magbatch.spec.columns import carried_columns, rendered_columns
-from magbatch.storage.columns import carried_fields
 from magbatch.storage.patience import patiently
 
 RENDER_THREADS = 4  # decoding and fetching release the GIL
-
-
-@dataclass(frozen=True, slots=True)
-class JobContext:
-    """What every task and replica of a job is given.
-
-    Attributes:
-        spec: The job.
-        columns: The input columns that it reads, with the plan's types.
-        engine_hints: Engine arguments that suit the input, as the plan froze them.
-        plan_id: Id of the plan; None for plans without one.
-    """
-
-    spec: JobSpec
-    columns: pa.Schema
-    engine_hints: dict[str, Any] = field(default_factory=dict)
-    plan_id: str | None = None
-
-    @property
-    def carry(self) -> pa.Schema:
-        """The carried columns, by their names in the output."""
-        return carried_fields(self.spec, self.columns)
 
 
 @functools.lru_cache(maxsize=1)

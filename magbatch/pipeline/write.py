@@ -158,7 +158,7 @@ class ObjectWriter:
         carried = self._carried.size_of(row.row_id) if carries else 0
         if isinstance(row, DeadLetter):
             return carried + len(row.message) + len(row.answer or "")
-        parts = sum(len(part.reasoning or "") + len(part.answer or "") for part in row.parts)
+        parts = sum(len(part.reasoning or "") + len(part.answer or "") for part in row.page_group_answers)
         text = sum(len(answer.reasoning or "") + len(answer.answer or "") for answer in row.answers)
         return text + len(row.answers) * (carried + parts)
 
@@ -334,5 +334,5 @@ def _parts(row: FinishedRow) -> list[dict[str, Any]]:
             "reasoning_status": part.status,
             "answer": part.answer,
         }
-        for part in row.parts
+        for part in row.page_group_answers
     ]

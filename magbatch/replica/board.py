@@ -127,7 +127,7 @@ class Slot:
         number: From 0.
         state: Of the replica that has it.
         done: What its replicas have committed.
-        use: What they did beside.
+        usage: Their other work, summed.
         load: How the one that serves is; empty while none does.
         seconds: For which replicas have held it, their engines' starts included.
         joins: Replicas that have had it.
@@ -136,7 +136,7 @@ class Slot:
     number: int
     state: State = State.STARTING
     done: Totals = field(default_factory=Totals)
-    use: Usage = field(default_factory=Usage)
+    usage: Usage = field(default_factory=Usage)
     load: Load = field(default_factory=Load)
     seconds: float = 0.0
     joins: int = 0

@@ -26,9 +26,9 @@ from magbatch.ledger.ledger import Ledger
 from magbatch.model.tokenizer import Tokenizer
 from magbatch.pipeline.answer import RowAnswerer
 from magbatch.pipeline.block import ShardPrompts
+from magbatch.pipeline.context import JobContext
 from magbatch.pipeline.generate import Generate, ThinkingPlan
 from magbatch.pipeline.parse import Parser
-from magbatch.pipeline.prepare import JobContext
 from magbatch.pipeline.prompt import Prompter
 from magbatch.pipeline.write import ObjectWriter
 from magbatch.replica.admission import ADMITTED_PER_SLOT, Admission

@@ -291,7 +291,7 @@ def _fleet(values: Values, standing: ProgressSnapshot) -> None:
         replica = str(slot.number)
         values.set(metrics.REPLICA_ROWS, slot.done.rows, replica=replica)
         values.set(metrics.REPLICA_TOKENS, slot.done.generated_tokens, replica=replica)
-        values.set(metrics.ENGINE_PREEMPTIONS, slot.use.preemptions, replica=replica)
+        values.set(metrics.ENGINE_PREEMPTIONS, slot.usage.preemptions, replica=replica)
         if snapshot.slots and slot.state == State.SERVING:
             load = slot.load
             values.set(metrics.ROWS_IN_FLIGHT, load.in_flight, replica=replica)

@@ -86,7 +86,7 @@ class JobUsage:
         """What one run has used so far, with so many devices a replica."""
         use = Usage()
         for slot in snapshot.slots:
-            use.add(slot.use)
+            use.add(slot.usage)
         held = devices * sum(slot.seconds for slot in snapshot.slots)
         return cls(
             held, snapshot.starved_s, snapshot.engine_deaths, snapshot.restarts, snapshot.input_errors, 0, use,

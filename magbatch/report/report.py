@@ -181,7 +181,7 @@ class ReplicaUse:
     def of(cls, slot: Slot) -> Self:
         """Of the board's."""
         return cls(
-            slot.number, slot.done.rows, slot.done.generated_tokens, slot.seconds, slot.use.short_s, slot.joins
+            slot.number, slot.done.rows, slot.done.generated_tokens, slot.seconds, slot.usage.short_s, slot.joins
         )
 
 

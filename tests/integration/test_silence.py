@@ -14,7 +14,7 @@ from magbatch.fleet.cluster import run_fleet
 from magbatch.ledger.lease import Lease
 from magbatch.ledger.ledger import Ledger
 from magbatch.plan.make import make_plan
-from magbatch.pipeline.prepare import Job
+from magbatch.pipeline.context import JobContext
 from magbatch.spec import load
 from magbatch.storage import open_store
 

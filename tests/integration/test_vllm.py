@@ -32,9 +32,10 @@ from magbatch.errors import EngineStartError, RequestFailedError, RequestRejecte
 from magbatch.model.checkpoint import facts, locate
 from magbatch.model.tokenizer import Tokenizer
 from magbatch.pipeline.answer import Progress, RowAnswerer
+from magbatch.pipeline.context import JobContext
 from magbatch.pipeline.generate import Generate, ThinkingPlan, row_seed
 from magbatch.pipeline.parse import Parser
-from magbatch.pipeline.prepare import JobContext, Preparer
+from magbatch.pipeline.prepare import Preparer
 from magbatch.pipeline.prompt import Prompter
 from magbatch.plan.make import make_plan
 from magbatch.rows import Generation, Image, Prompt, ReasoningStatus, as_ids
@@ -380,16 +381,16 @@ def test_a_document_in_parts_is_one_row_of_the_real_engine(serving: Serving, tmp
     spec = parse(yaml.safe_dump(yaml.safe_load(text) | changes))
     plan = make_plan(spec)
     (prompt,) = Preparer(JobContext(spec, plan.columns))(plan.shard(0)).prompts
-    assert [len(part.images) for part in prompt.parts] == [4, 4, 4]
+    assert [len(part.images) for part in prompt.page_groups] == [4, 4, 4]
     tokenizer = serving.tokenizer
     prompter = Prompter(spec, locate(spec.model, weights=False).path, tokenizer, 2400)
     generate = Generate(serving.engine, spec.sampling, 2400, steering=ThinkingPlan.of(spec, tokenizer))
     ask = RowAnswerer(generate, Parser(tokenizer), Checker(spec.answer, 5.0), 3, prompter)
     row = serving.loop.run_until_complete(ask(prompt, Progress()))
     assert (row.total_pages, len(row.answers)) == (12, 3)
-    assert [(part.first_page, part.last_page) for part in row.parts] == [(1, 4), (5, 8), (9, 12)]
-    assert row.prompt_tokens > sum(len(part.token_ids) for part in prompt.parts)
-    assert all(part.reasoning and part.status == ReasoningStatus.BUDGET for part in row.parts)
+    assert [(part.first_page, part.last_page) for part in row.page_group_answers] == [(1, 4), (5, 8), (9, 12)]
+    assert row.prompt_tokens > sum(len(part.token_ids) for part in prompt.page_groups)
+    assert all(part.reasoning and part.status == ReasoningStatus.BUDGET for part in row.page_group_answers)
     assert 3 * 5 < sum(answer.reasoning_tokens for answer in row.answers) <= 6 * 5
 
 

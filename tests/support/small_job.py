@@ -25,7 +25,8 @@ from magbatch.ledger.ledger import Ledger
 from magbatch.model.checkpoint import facts, locate
 from magbatch.model.tokenizer import Tokenizer
 from magbatch.pipeline.block import ShardPrompts, from_block, to_block
-from magbatch.pipeline.prepare import JobContext, Preparer
+from magbatch.pipeline.context import JobContext
+from magbatch.pipeline.prepare import Preparer
 from magbatch.pipeline.prompt import Prompter
 from magbatch.plan.make import make_plan
 from magbatch.plan.plan import Plan

@@ -54,7 +54,7 @@ def test_a_board_adds_up_what_replicas_report() -> None:
         (0, 4, 4),
         (1, 2, 7),
     ]
-    assert snapshot.slots[0].use == Usage(commits=2, by_commit={"0.1": 2})
+    assert snapshot.slots[0].usage == Usage(commits=2, by_commit={"0.1": 2})
     board.left("one")
     board.left("never came")
     assert board.snapshot().replicas == 1
@@ -71,13 +71,13 @@ def test_what_a_replica_did_stays_when_it_dies_and_goes_on_with_its_successor(cl
     board.join("two", "actor")  # Ray starts the same actor anew, before the board can know that the first is gone
     (slot,) = board.snapshot().slots
     assert (slot.state, slot.joins, slot.done.answered) == (State.STARTING, 2, 3)
-    assert (slot.use.commits, slot.use.preemptions) == (1, 2)
+    assert (slot.usage.commits, slot.usage.preemptions) == (1, 2)
     assert slot.load == Load(), "what is gone has no load"
     assert board.snapshot().restarts == 1
     clock.now += 7
     board.report("two", Totals(answered=4), Usage(preemptions=1), Load(1))
     (slot,) = board.snapshot().slots
-    assert (slot.state, slot.done.answered, slot.use.preemptions, slot.load.in_flight) == (State.SERVING, 7, 3, 1)
+    assert (slot.state, slot.done.answered, slot.usage.preemptions, slot.load.in_flight) == (State.SERVING, 7, 3, 1)
     assert slot.seconds == 15 + 7
 
 
@@ -152,7 +152,7 @@ def test_free_slots_starve_an_engine_only_while_rows_remain_to_be_begun() -> Non
     assert board.snapshot().starved_s == 1.0, "2 are done and 8 in the engine: there is nothing to begin"
     board.report("one", Totals(), Usage(short_s=0.5), Load(in_flight=7))
     assert board.snapshot().starved_s == 1.5
-    assert board.snapshot().slots[0].use.short_s == 2.5
+    assert board.snapshot().slots[0].usage.short_s == 2.5
 
 
 def test_rows_of_a_replica_that_is_lost_remain_to_be_begun(clock: Clock) -> None:
@@ -227,7 +227,7 @@ def test_a_snapshot_is_one_of_its_moment() -> None:
     before = board.snapshot()
     board.report("one", Totals(answered=1), Usage(commits=1), Load())
     assert before.done.answered == 1
-    assert before.slots == [Slot(0, State.SERVING, Totals(answered=1), before.slots[0].use, Load(),
+    assert before.slots == [Slot(0, State.SERVING, Totals(answered=1), before.slots[0].usage, Load(),
                                    before.slots[0].seconds, 1)]  # fmt: skip
 
 
@@ -312,7 +312,7 @@ def test_what_is_heard_twice_counts_once() -> None:
         board.strike("one", {4: ["a"]})
     board.report("one", Totals(answered=1), Usage(commits=1), Load(), {}, 2)
     snapshot = board.snapshot()
-    assert (snapshot.done.answered, snapshot.slots[0].use.commits, snapshot.engine_deaths) == (4, 2, 1)
+    assert (snapshot.done.answered, snapshot.slots[0].usage.commits, snapshot.engine_deaths) == (4, 2, 1)
     assert board.begin(4)[1] == {"a": 1}
 
 

@@ -85,7 +85,7 @@ def test_a_board_that_cannot_be_reached_for_a_moment_is_asked_again_and_counts_o
     asyncio.run(work())
     assert (died, handle.calls) == ([], 8)
     snapshot = handle.state.snapshot()
-    assert (snapshot.done.answered, snapshot.slots[0].use.commits, snapshot.engine_deaths) == (5, 2, 1)
+    assert (snapshot.done.answered, snapshot.slots[0].usage.commits, snapshot.engine_deaths) == (5, 2, 1)
 
 
 def test_a_board_that_is_dead_ends_the_replica() -> None:

@@ -349,5 +349,5 @@ def test_images_alone_are_as_before(job: SmallJob) -> None:
     job.write(pa.table({"id": ["a"], "question": ["What?"], "image": [encoded(two_halves())]}))
     job.set("input", columns={"id": "id", "prompt": "question", "images": ["image"]})
     (prompt,) = job.prompts(0).prompts
-    assert (prompt.total_pages, prompt.parts, prompt.messages) == (0, [], [])
+    assert (prompt.total_pages, prompt.page_groups, prompt.messages) == (0, [], [])
     assert len(prompt.images) == 1

@@ -83,7 +83,7 @@ def test_a_block_is_one_record_whatever_the_shard_holds() -> None:
 
 
 def test_images_are_made_into_records_a_few_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("magbatch.pipeline.prepare.RECORDS_BYTES", 3 * 1000)
+    monkeypatch.setattr("magbatch.pipeline.block.RECORDS_BYTES", 3 * 1000)
     images = [Image.of(10, 10, bytes([shade]) * 300) for shade in range(50)]
     prompts = [Prompt(f"r-{index}", as_ids([index]), [image]) for index, image in enumerate(images)]
     ids = [prompt.row_id for prompt in prompts]

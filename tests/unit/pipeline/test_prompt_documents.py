@@ -57,7 +57,7 @@ def test_one_page_is_shown_before_the_question_without_more_words(make: Make, to
     alone = make()(RenderedRow("r", [{"role": "user", "content": [{"image": 0}, {"text": "What?"}]}], [picture()]))
     assert prompt.token_ids == alone.token_ids
     assert prompt.images == [picture()]
-    assert (prompt.total_pages, prompt.parts, prompt.in_parts) == (1, [PageGroup(1, 1)], False)
+    assert (prompt.total_pages, prompt.page_groups, prompt.reads_page_groups) == (1, [PageGroup(1, 1)], False)
     assert "Total: 5\n\nWhat?" in tokenizer.show(make()(row(Page(1, "Total: 5", picture()))).token_ids)
 
 
@@ -66,7 +66,7 @@ def test_pages_are_numbered_and_their_text_stands_beside_them(make: Make, tokeni
     text = re.sub(r"(\[IMG\]|\[IMG_BREAK\])*\[IMG_END\]", "<picture>", tokenizer.show(prompt.token_ids))
     assert text == ("<s>[INST]Page 1 of 3:\n<picture>one\n\nPage 2 of 3:\n<picture>Page 3 of 3:\nthree\n\nWhat?[/INST]")
     assert prompt.images == [picture(1), picture(2)]
-    assert prompt.parts == [PageGroup(1, 3)]
+    assert prompt.page_groups == [PageGroup(1, 3)]
 
 
 def test_a_blank_page_says_so(make: Make, tokenizer: Tokenizer) -> None:
@@ -116,7 +116,7 @@ def test_the_limit_is_exact(make: Make) -> None:
 def test_pages_after_the_limit_are_left_out(make: Make, tokenizer: Tokenizer) -> None:
     pages = [Page(number, f"text {number} " * 20) for number in range(1, 9)]
     prompt = make("truncate")(row(*pages, total=12))
-    (part,) = prompt.parts
+    (part,) = prompt.page_groups
     assert part.first_page == 1
     assert 1 <= part.last_page < 8
     assert len(prompt.token_ids) <= LIMIT
@@ -125,12 +125,12 @@ def test_pages_after_the_limit_are_left_out(make: Make, tokenizer: Tokenizer) ->
     assert f"text {part.last_page} " in text
     assert f"text {part.last_page + 1} " not in text
     shown = [Page(number, None, picture()) for number in range(1, 6)]
-    assert make("truncate", max_images=3)(row(*shown)).parts == [PageGroup(1, 3)]
+    assert make("truncate", max_images=3)(row(*shown)).page_groups == [PageGroup(1, 3)]
 
 
 def test_of_a_first_page_that_is_too_long_its_beginning_is_shown(make: Make, tokenizer: Tokenizer) -> None:
     prompt = make("truncate")(row(Page(1, " ".join(map(str, range(5000)))), Page(2, "more")))
-    assert prompt.parts == [PageGroup(1, 1)]
+    assert prompt.page_groups == [PageGroup(1, 1)]
     assert LIMIT * 0.7 < len(prompt.token_ids) <= LIMIT
     assert "0 1 2 3 4 5 6 7" in tokenizer.show(prompt.token_ids)
 
@@ -183,17 +183,17 @@ def test_what_is_left_out_is_told(make: Make, pages: list[Page], total: int, cut
 
 def test_a_document_that_is_read_in_parts_is_whole(make: Make) -> None:
     prompt = make("map_reduce")(row(Page(1, "word " * 900), Page(2, "two")))
-    assert prompt.in_parts
+    assert prompt.reads_page_groups
     assert not prompt.truncated
     assert make("map_reduce")(row(Page(1, "word " * 900), total=2)).truncated
 
 
 def test_an_answer_of_a_part_that_is_cut_is_told(make: Make) -> None:
     findings = [PageGroupAnswer(number, number, answer="word " * (900 if number == 3 else 1)) for number in range(1, 5)]
-    parts = make("map_reduce").combine(in_parts(4), findings)
+    parts = make("map_reduce").combine(in_page_groups(4), findings)
     assert [part.truncated for part in parts if part.first_page <= 3 <= part.last_page] == [True]
     assert sum(part.truncated for part in parts) == 1
-    assert not any(part.truncated for part in make("map_reduce").combine(in_parts(4), findings[:2]))
+    assert not any(part.truncated for part in make("map_reduce").combine(in_page_groups(4), findings[:2]))
 
 
 # In parts.
@@ -201,21 +201,21 @@ def test_an_answer_of_a_part_that_is_cut_is_told(make: Make) -> None:
 
 def test_a_document_that_fits_is_asked_at_once(make: Make) -> None:
     prompt = make("map_reduce")(row(Page(1, "one"), Page(2, "two")))
-    assert not prompt.in_parts
+    assert not prompt.reads_page_groups
     assert prompt.requests == 1
 
 
 def test_pages_are_read_in_groups_that_fit(make: Make, tokenizer: Tokenizer) -> None:
     pages = [Page(number, f"text {number}", picture(number)) for number in range(1, 8)]
     prompt = make("map_reduce", max_images=3)(row(*pages))
-    assert [(part.first_page, part.last_page) for part in prompt.parts] == [(1, 3), (4, 6), (7, 7)]
-    assert [part.images for part in prompt.parts] == [
+    assert [(part.first_page, part.last_page) for part in prompt.page_groups] == [(1, 3), (4, 6), (7, 7)]
+    assert [part.images for part in prompt.page_groups] == [
         [picture(n) for n in group] for group in ((1, 2, 3), (4, 5, 6), (7,))
     ]
-    assert prompt.in_parts
+    assert prompt.reads_page_groups
     assert prompt.requests == 3
     assert not prompt.token_ids
-    text = tokenizer.show(prompt.parts[1].token_ids)
+    text = tokenizer.show(prompt.page_groups[1].token_ids)
     assert "These are pages 4 to 6 of 7 of one document" in text
     assert text.endswith("What?[/INST]")
     assert prompt.size_bytes > 7 * picture().size_bytes
@@ -224,7 +224,8 @@ def test_pages_are_read_in_groups_that_fit(make: Make, tokenizer: Tokenizer) -> 
 def test_a_rows_own_images_are_in_every_part(make: Make) -> None:
     own = picture(99, cells=2)
     prompt = make("map_reduce", max_images=3)(row(*[Page(n, None, picture(n)) for n in range(1, 5)], images=[own]))
-    assert [part.images for part in prompt.parts] == [[picture(1), picture(2), own], [picture(3), picture(4), own]]
+    groups = prompt.page_groups
+    assert [group.images for group in groups] == [[picture(1), picture(2), own], [picture(3), picture(4), own]]
     (last,) = make("map_reduce", max_images=3).combine(
         prompt, [PageGroupAnswer(1, 2, answer="a"), PageGroupAnswer(3, 4, answer="b")]
     )
@@ -245,7 +246,9 @@ def test_nothing_of_a_document_is_lost_or_shown_twice(
     ]
     prompter = make("map_reduce", limit=limit, max_images=most_images)
     prompt = prompter(row(*shown))
-    asked = prompt.parts if prompt.in_parts else [PageGroup(1, len(shown), prompt.token_ids, prompt.images)]
+    asked = (
+        prompt.page_groups if prompt.reads_page_groups else [PageGroup(1, len(shown), prompt.token_ids, prompt.images)]
+    )
     assert all(len(part.token_ids) <= limit and len(part.images) <= most_images for part in asked)
     assert [image for part in asked for image in part.images] == [page.image for page in shown if page.image]
     assert (asked[0].first_page, asked[-1].last_page) == (1, len(shown))
@@ -262,7 +265,7 @@ def test_more_parts_than_pages_may_be_are_refused(make: Make) -> None:
     assert "limits.max_pages = 3" in error.message
 
 
-def in_parts(total: int = 9) -> Prompt:
+def in_page_groups(total: int = 9) -> Prompt:
     return Prompt("r", as_ids(), [], total, [PageGroup(1, 5, as_ids([1])), PageGroup(6, 9, as_ids([1]))], ASKED)
 
 
@@ -271,7 +274,7 @@ def test_answers_of_parts_become_one_prompt(make: Make, tokenizer: Tokenizer) ->
         PageGroupAnswer(1, 5, answer="five items"),
         PageGroupAnswer(6, 9, None, ReasoningStatus.TRUNCATED, None),
     ]
-    (part,) = make("map_reduce").combine(in_parts(), findings)
+    (part,) = make("map_reduce").combine(in_page_groups(), findings)
     assert tokenizer.show(part.token_ids) == (
         "<s>[INST]A document of 9 pages was read in parts, and each part was asked the question below. What they "
         "answered:\n\nPages 1 to 5:\nfive items\n\nPages 6 to 9:\n(no answer about these pages)\n\nNow answer for the "
@@ -286,7 +289,7 @@ def test_answers_that_do_not_fit_are_combined_into_ever_fewer(make: Make, answer
     prompter = make("map_reduce", limit=500)
     findings = [PageGroupAnswer(number, number, answer=answer) for number, answer in enumerate(answers, start=1)]
     while True:
-        parts = prompter.combine(in_parts(len(answers)), findings)
+        parts = prompter.combine(in_page_groups(len(answers)), findings)
         assert all(len(part.token_ids) <= 500 for part in parts)
         assert (parts[0].first_page, parts[-1].last_page) == (1, len(answers))
         if len(parts) == 1:

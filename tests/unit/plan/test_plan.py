@@ -13,7 +13,8 @@ from support.small_job import SmallJob
 
 from magbatch.errors import ErrorCode, InputError, ModelError, OutputError, SpecError
 from magbatch.model.checkpoint import resolve
-from magbatch.pipeline.prepare import JobContext, Preparer
+from magbatch.pipeline.context import JobContext
+from magbatch.pipeline.prepare import Preparer
 from magbatch.pipeline.read import ShardReader
 from magbatch.plan.make import make_plan, subset_plan
 from magbatch.plan.plan import Plan

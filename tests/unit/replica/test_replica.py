@@ -142,10 +142,10 @@ def test_the_board_hears_what_committing_took(job: SmallJob, monkeypatch: pytest
     job.answer()
     (place,) = job.board.state.snapshot().slots
     objects = [item for kind in ("results", "errors") for item in job.ledger.store.list(f"{kind}/")]
-    assert place.use.commits == sum(place.use.by_commit.values()) == len(objects)
-    assert place.use.commit_bytes == sum(item.size for item in objects)
-    assert place.use.commit_retries == 2
-    assert place.use.commit_ms > 0
+    assert place.usage.commits == sum(place.usage.by_commit.values()) == len(objects)
+    assert place.usage.commit_bytes == sum(item.size for item in objects)
+    assert place.usage.commit_retries == 2
+    assert place.usage.commit_ms > 0
     assert place.done == job.ledger.totals(job.ledger.object_names())
 
 
@@ -165,11 +165,11 @@ def test_free_slots_and_preemptions_are_counted(job: SmallJob) -> None:
         engine = Pressed(job.start_engine(), hold=job.row_ids()[:1])
         shard = asyncio.create_task(job.run_shard(job.replica(engine)))
         await until(lambda: board.snapshot().starved_s > 1, "one row in four slots to be seen")
-        assert board.snapshot().slots[0].use.preemptions == 5
+        assert board.snapshot().slots[0].usage.preemptions == 5
         engine.preempted = 7
         engine.release()
         await shard
-        assert board.snapshot().slots[0].use.preemptions == 7
+        assert board.snapshot().slots[0].usage.preemptions == 7
 
     asyncio.run(work())
 

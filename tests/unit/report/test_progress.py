@@ -300,7 +300,7 @@ def test_a_run_goes_on_counting_where_the_one_before_was(clock: Clock) -> None:
     progress.set_earlier_totals(earlier)
     totals = progress.standing().totals
     assert totals == earlier.plus(tokens(50, 10))
-    slot = Slot(0, State.SERVING, use=Usage(commits=5), seconds=30, joins=2)
+    slot = Slot(0, State.SERVING, usage=Usage(commits=5), seconds=30, joins=2)
     progress.observe(Snapshot(tokens(60, 10), [slot], False, engine_deaths=1, starved_s=0.5, input_errors=1))
     standing = progress.standing()
     assert standing.spent == JobUsage(100 + 2 * 30, 2.5, 2, 4, 5, 6, Usage(commits=12), generated_tokens=600)
