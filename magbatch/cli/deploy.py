@@ -13,8 +13,8 @@ from magbatch.counts import counted
 commands = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Files that a platform runs a job from.")
 IMAGE_HELP = (
     "--image: is missing; build one and push it to a registry of yours: "
-    "docker build -f deploy/Dockerfile.gpu -t REGISTRY/magbatch:0.1.0-gpu . && "
-    "docker push REGISTRY/magbatch:0.1.0-gpu"
+    "docker build -f deploy/Dockerfile.gpu -t REGISTRY/magbatch:0.2.0-gpu . && "
+    "docker push REGISTRY/magbatch:0.2.0-gpu"
 )
 NODES, PODS, KUBERNETES, AWS = "Nodes", "Pods", "Kubernetes", "AWS (--target aws)"
 

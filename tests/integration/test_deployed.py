@@ -46,7 +46,7 @@ def spec(job: JobFiles, s3: str) -> str:
 
 def told(spec: str, target: str, folder: Path, *overrides: str) -> tuple[str, dict[str, Any]]:
     """The command that the manifests of a target give, on a spec where this machine has it, and its environment."""
-    image = ("--image", "registry.example/magbatch:0.1.0-cpu")
+    image = ("--image", "registry.example/magbatch:0.2.0-cpu")
     done = magbatch("deploy", "render", spec, "--target", target, "--out", str(folder), *image, *overrides)
     assert done.returncode == 0, done.stderr
     manifests = [yaml.safe_load(path.read_text()) for path in folder.glob("*.yaml")]

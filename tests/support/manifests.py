@@ -17,7 +17,7 @@ from magbatch.spec import JobSpec, load
 ROOT = Path(__file__).parents[2]
 CRDS = "MAGBATCH_KUBERAY_CRDS"  # a folder with KubeRay 1.7's CustomResourceDefinitions, a YAML file each
 KUBERNETES = "1.34"
-IMAGE = "registry.example/magbatch:0.1.0-gpu"
+IMAGE = "registry.example/magbatch:0.2.0-gpu"
 SCHEDULE = ['schedule={cron: "0 6 * * *", timezone: Europe/Paris}', "input.incremental=true"]
 KUBERAY = [Target.KUBERAY, Target.CLUSTER, Target.CRON]
 
