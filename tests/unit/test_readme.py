@@ -50,18 +50,6 @@ def test_every_field_of_the_spec_is_shown_with_its_description() -> None:
     assert missing == []
 
 
-def test_every_module_has_its_line_in_the_file_tree() -> None:
-    package = Path(__file__).parents[2] / "magbatch"
-    tree = README[README.index("## Where things are") :]
-    names = {
-        path.name
-        for path in package.rglob("*.py")
-        if path.relative_to(package).parts[0] not in {"tiny", "cli"} and not path.name.startswith("__")
-    }
-    names -= {"base.py", "vllm.py", "fake.py", "disk.py", "s3.py"}  # on one line, with their folder
-    assert sorted(name for name in names if f"{name} " not in tree) == []
-
-
 def test_the_short_spec_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     match = re.search(r"## Your own job\n.*?```yaml\n(.*?)```", README, re.DOTALL)
     assert match is not None
