@@ -123,6 +123,22 @@ class SandboxDiedError(SandboxError):
     """The request ended the sandbox's process, more than once."""
 
 
+class FetchError(MagbatchError):
+    """A file, object or URL that a row names was not fetched. The fetcher makes this the row's own `RowError`."""
+
+
+class OutOfReachError(FetchError):
+    """The row may not name this: a host of a private network, or a file or object outside the allowed places."""
+
+
+class UnfetchableError(FetchError):
+    """The file, object or URL cannot be had; the message says why."""
+
+
+class LateError(FetchError):
+    """The time for the row's fetches is over."""
+
+
 class JobError(MagbatchError):
     """The job cannot start, or cannot go on. Nothing that was committed is lost."""
 
@@ -191,13 +207,25 @@ class StorageError(ResumableError):
         mistake: Whether this command has never had an answer of that store, and a setting is wrong.
         lasting: Whether a person has to mend something first: it is a mistake, or does not pass by itself. The command
             then ends with exit code 2.
+        missing_root: Whether there is no bucket by the name in the path.
+        refused: Whether the store answered and denied this request. Access rights may arrive later.
+        full: Whether the disk is full, or the user's quota used up.
     """
+
+    missing_root = False
+    refused = False
+    full = False
 
     def __init__(self, message: str, *, passing: bool = False, mistake: bool = False) -> None:
         super().__init__(message)
         self.passing, self.mistake = passing, mistake
         self.lasting = mistake or not passing
         self.exit_code = 2 if self.lasting else 3
+
+    @property
+    def wrong_at_first(self) -> bool:
+        """Whether the path that a person gave is wrong, if this is the first answer that a command gets there."""
+        return self.lasting or self.missing_root
 
 
 @contextmanager
@@ -219,9 +247,13 @@ def mistake_in(field: str, kind: "type[JobError]") -> Iterator[None]:
 class RefusedError(StorageError):
     """The store answers and refuses the request. Later it may grant it: access rights can arrive late."""
 
+    refused = True
+
 
 class NoBucketError(RefusedError):
     """The bucket does not exist, or is away. A missing object is different: then finished rows would look open."""
+
+    missing_root = True
 
 
 class AwsSettingsError(StorageError):
@@ -234,6 +266,8 @@ class ThrottledError(StorageError):
 
 class FullDiskError(StorageError):
     """The disk is full, or the user's quota is used up. Free space lets the job go on."""
+
+    full = True
 
 
 class LeaseError(ResumableError):

@@ -17,9 +17,9 @@ from urllib.parse import unquote_to_bytes
 import httpx
 
 from magbatch.documents import web
-from magbatch.errors import ErrorCode, RowError
+from magbatch.errors import ErrorCode, LateError, OutOfReachError, RowError, UnfetchableError
 from magbatch.spec import InputSpec
-from magbatch.storage.references import LateError, OutOfReachError, References, UnfetchableError
+from magbatch.storage.references import References
 
 MAX_PATH_BYTES = 4095  # Linux takes no longer one
 MAX_SHOWN = 200  # characters of what a row names, or of why it cannot be had, in a message
@@ -136,7 +136,7 @@ class RowFetcher:
         except LateError as error:
             late = f"not fetched within input.fetch_timeout_s = {self._timeout_s:g}, which is for all that a row names"
             raise RowError(kind.unfetchable, f"{where}: {late}") from error
-        except (OutOfReachError, web.PrivateAddressError) as error:
+        except OutOfReachError as error:
             raise RowError(ErrorCode.URL_REFUSED, f"{where}: {error}") from error
         except (UnfetchableError, httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
             # A ValueError: a host that IDNA refuses, a path with a null byte.

@@ -19,7 +19,7 @@ import httpx
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_before_delay, wait_random_exponential
 
 from magbatch.documents.addresses import is_public
-from magbatch.storage.references import LateError
+from magbatch.errors import LateError, OutOfReachError
 
 MAX_REDIRECTS = 5
 FETCH_TRIES = 3  # of an URL whose server is overloaded, restarts, or drops the connection
@@ -32,10 +32,6 @@ _COMPRESSIONS = frozenset(
     | {"bzip2", "x-bzip2", "xz", "lzma", "lz4", "snappy"}
 )
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
-
-
-class PrivateAddressError(Exception):
-    """A host in a private network."""
 
 
 @functools.cache
@@ -53,7 +49,7 @@ def get(url: str, limit: int, deadline: float, *, private: bool) -> bytes:
         private: Whether hosts in private networks may be asked.
 
     Raises:
-        PrivateAddressError: A host is in a private network.
+        OutOfReachError: A host is in a private network.
         LateError: The content did not come in time.
         httpx.HTTPError, httpx.InvalidURL, ValueError: It cannot be had.
     """
@@ -188,9 +184,7 @@ class _Network(httpcore.NetworkBackend):
         addresses = _resolved(host, port, _left(self._deadline))
         for address in addresses:
             if not self._private and not is_public(address):
-                raise PrivateAddressError(
-                    f"{host} is {address}, in a private network; input.fetch_private: true allows it"
-                )
+                raise OutOfReachError(f"{host} is {address}, in a private network; input.fetch_private: true allows it")
         refused: Exception | None = None
         for tried, address in enumerate(addresses):
             share = _left(self._deadline) / (

@@ -11,11 +11,8 @@ import numpy as np
 from rich.console import Console
 
 from magbatch.errors import (
-    FullDiskError,
     InputError,
-    NoBucketError,
     OutputError,
-    RefusedError,
     SpecChangedError,
     SpecError,
     StorageError,
@@ -147,7 +144,7 @@ def check_input(spec: JobSpec, plan: Plan, done: "np.ndarray[Any, np.dtype[np.in
         except FileNotFoundError:
             return  # it says so for its rows
         except StorageError as error:
-            if error.lasting or isinstance(error, RefusedError):
+            if error.lasting or error.refused:
                 raise
             # Away for now: readers wait that out.
 
@@ -194,8 +191,8 @@ def first_look(*, new: bool = False) -> Iterator[None]:
     try:
         yield
     except StorageError as error:
-        if error.lasting or isinstance(error, NoBucketError):
+        if error.wrong_at_first:
             raise OutputError(f"output.path: {error}") from error
-        if new and isinstance(error, FullDiskError):
+        if new and error.full:
             raise OutputError(f"output.path: {error}; make room there, or set output.path to another disk") from error
         raise

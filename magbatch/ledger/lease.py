@@ -24,7 +24,7 @@ from typing import Any
 
 from magbatch import guard
 from magbatch.counts import shown_time
-from magbatch.errors import FullDiskError, LeaseError, NoBucketError, OutputError, StorageError
+from magbatch.errors import LeaseError, OutputError, StorageError
 from magbatch.process import process_space, started_at
 from magbatch.spec.secrets import without_value
 from magbatch.storage import Store, open_store
@@ -261,7 +261,7 @@ class Lease:
 
     def _is_mistake(self, error: StorageError) -> bool:
         """Whether a refusal at the very beginning is a wrong output, which a later one would not be."""
-        return isinstance(error, NoBucketError) or (self._is_new and isinstance(error, FullDiskError))
+        return error.missing_root or (self._is_new and error.full)
 
     def _wait_at_first(self, error: StorageError) -> None:
         if self._is_mistake(error):

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from magbatch.answers import made_columns
 from magbatch.answers.grading import Grading
-from magbatch.errors import NoBucketError, OutputError, SpecChangedError, StorageError
+from magbatch.errors import OutputError, SpecChangedError, StorageError
 from magbatch.ledger.audit import Audit, audit_unit, units
 from magbatch.ledger.layout import MANIFEST, PAGE, PLAN, RECORD, REPORT, SPEC, SUPERSEDED
 from magbatch.ledger.manifest import Manifest
@@ -123,7 +123,7 @@ class Ledger:
         try:
             spec, plan = self.spec(), self.plan()
         except StorageError as error:
-            if isinstance(self.store, PatientStore) or not (error.lasting or isinstance(error, NoBucketError)):
+            if self.store.patience_s or not error.wrong_at_first:
                 raise  # a job may be under way: its storage is away
             raise OutputError(str(error)) from error
         if spec is None or plan is None:

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from magbatch.answers.grading import RULE
-from magbatch.errors import JobError, NoBucketError, OutputError, StorageError, short_message
+from magbatch.errors import JobError, OutputError, StorageError, short_message
 from magbatch.ledger.audit import Audit
 from magbatch.ledger.layout import MANIFEST, NAMED_FILES, PAGE, PLAN, REPORT, SPEC
 from magbatch.ledger.lease import holder_of
@@ -144,10 +144,8 @@ class _Proof:
         """A file; None where there is none, or it cannot be read, which is a problem."""
         try:
             return self._ledger.load(name)
-        except NoBucketError as error:
-            raise OutputError(str(error)) from error
         except StorageError as error:
-            if error.mistake:
+            if error.mistake or error.missing_root:
                 raise OutputError(str(error)) from error
             if error.passing:
                 raise

@@ -23,7 +23,7 @@ from typing import Any
 
 import httpx
 
-from magbatch.errors import ModelError, NoBucketError, RowError, StorageError, mistake_in
+from magbatch.errors import ModelError, RowError, StorageError, mistake_in
 from magbatch.spec import ModelSpec
 from magbatch.storage import open_store
 from magbatch.storage.contact import is_unattended
@@ -216,7 +216,9 @@ def _s3_version(source: str) -> str | None:
     """None where there are no files."""
     try:
         found = list(open_store(source).list(""))
-    except NoBucketError as error:
+    except StorageError as error:
+        if not error.missing_root:
+            raise
         raise ModelError(f"model.source {source}: there is no such bucket") from error
     marks = {item.name: f"{item.size} {item.tag}" for item in found if _ALL.fullmatch(item.name)}
     return _version(marks) if marks else None

@@ -21,9 +21,15 @@ class ObjectInfo:
 
 
 class Store(Protocol):
-    """A place for whole objects, by name relative to its root."""
+    """A folder or bucket prefix that holds whole objects.
+
+    Attributes:
+        root: Local directory, or s3://bucket/prefix without a slash at its end.
+        patience_s: Seconds for which a refusal that may pass is waited out before it is raised; 0: raised at once.
+    """
 
     root: str
+    patience_s: float
 
     def read(self, name: str) -> bytes:
         """The whole object.

@@ -52,6 +52,8 @@ def local_errors(path: str, *, writing: bool = False) -> Iterator[None]:
 class LocalStore:
     """Objects as files below a directory."""
 
+    patience_s = 0.0
+
     def __init__(self, root: str) -> None:
         self.root = root
 

@@ -26,7 +26,7 @@ class PatientStore:
     def __init__(self, store: Store, patience_s: float, on_wait: Callable[[StorageError], None] | None = None) -> None:
         self.root = store.root
         self._store = store
-        self._patience_s = patience_s
+        self.patience_s = patience_s
         self._on_wait = on_wait
 
     def read(self, name: str) -> bytes:
@@ -81,7 +81,7 @@ class PatientStore:
         self._try(lambda: self._store.delete(name))
 
     def _try(self, operation: Callable[[], T]) -> T:
-        return patiently(operation, self._patience_s, self._on_wait)
+        return patiently(operation, self.patience_s, self._on_wait)
 
 
 def patiently(

@@ -10,7 +10,16 @@ import stat
 import time
 from collections.abc import Callable, Sequence
 
-from magbatch.errors import AwsSettingsError, NoBucketError, RefusedError, StorageError, ThrottledError
+from magbatch.errors import (
+    AwsSettingsError,
+    LateError,
+    NoBucketError,
+    OutOfReachError,
+    RefusedError,
+    StorageError,
+    ThrottledError,
+    UnfetchableError,
+)
 from magbatch.spec import is_remote
 from magbatch.storage.disk import local_errors
 from magbatch.storage.s3 import quick_s3_client, s3_client, s3_errors, split_url
@@ -23,18 +32,6 @@ _KINDS = {
     stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket",
     stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
 }  # fmt: skip
-
-
-class OutOfReachError(Exception):
-    """A row may not name this."""
-
-
-class UnfetchableError(Exception):
-    """This cannot be had, whoever asks: the message says why."""
-
-
-class LateError(Exception):
-    """The time that there was for it is over."""
 
 
 class References:

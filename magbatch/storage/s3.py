@@ -198,6 +198,8 @@ class S3Store:
         quick: A request that gets no answer within seconds is an error.
     """
 
+    patience_s = 0.0
+
     def __init__(self, root: str, *, quick: bool = False) -> None:
         self.root = f"s3://{root.removeprefix('s3://').rstrip('/')}"
         self._client = quick_s3_client if quick else s3_client

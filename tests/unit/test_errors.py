@@ -34,7 +34,6 @@ from magbatch.spec import JobSpec, ModelSpec, SamplingSpec, load, parse
 from magbatch.spec.template import template_columns
 from magbatch.storage import open_store
 from magbatch.storage.inputs import stat_input
-from magbatch.storage.references import OutOfReachError, UnfetchableError
 from magbatch.storage.search import find_input
 
 CODES = {
@@ -81,9 +80,21 @@ def test_there_is_one_tree_and_it_stands_in_one_file() -> None:
 def test_errors_that_go_on_where_they_stopped_exit_with_3_a_defect_with_4_and_the_others_of_a_job_with_2() -> None:
     codes = {error.__name__: error.exit_code for error in tree() if issubclass(error, JobError)}
     resumable = {error.__name__ for error in tree() if issubclass(error, ResumableError)}
-    assert resumable == {"ResumableError", "StorageError", "LeaseError", "ClusterError", "InterruptedJobError"}
+    of_storage = {"RefusedError", "NoBucketError", "AwsSettingsError", "ThrottledError", "FullDiskError"}
+    others = {"ResumableError", "StorageError", "LeaseError", "ClusterError", "InterruptedJobError"}
+    assert resumable == of_storage | others
     expected = {name: 3 if name in resumable else 2 for name in codes}
     assert codes == expected | {"DefectError": 4, "TooManyFailedError": 1}
+
+
+def test_a_storage_error_tells_a_wrong_path_from_a_store_that_is_away() -> None:
+    away, wrong = errors.StorageError("503", passing=True), errors.StorageError("no access")
+    mistake = errors.StorageError("no such host", passing=True, mistake=True)
+    gone, full = errors.NoBucketError("gone", passing=True), errors.FullDiskError("full", passing=True)
+    assert [error.lasting for error in (away, wrong, mistake, gone, full)] == [False, True, True, False, False]
+    assert [error.wrong_at_first for error in (away, wrong, mistake, gone, full)] == [False, True, True, True, False]
+    assert [error.refused for error in (away, gone, errors.RefusedError("403"))] == [False, True, True]
+    assert (gone.missing_root, gone.full, full.missing_root, full.full) == (True, False, False, True)
 
 
 def test_a_row_error_carries_its_code_and_its_message() -> None:
@@ -181,9 +192,9 @@ ROW_ERRORS: dict[str, tuple[Callable[[], object], type[BaseException], ErrorCode
     "idna": (lambda: render(image="http://a..b/"), UnicodeError, ErrorCode.IMAGE_UNFETCHABLE),
     "base64": (lambda: render(image="data:image/png;base64,ÄÖ"), ValueError, ErrorCode.IMAGE_UNREADABLE),
     "os, gone": (lambda: render(image="/nowhere/x.png"), FileNotFoundError, ErrorCode.IMAGE_UNFETCHABLE),
-    "os, a folder": (lambda: render(image="/proc"), UnfetchableError, ErrorCode.IMAGE_UNFETCHABLE),
-    "os, no read": (lambda: render(image="/proc/self/mem"), UnfetchableError, ErrorCode.IMAGE_UNFETCHABLE),
-    "outside": (lambda: render(image="/etc/passwd"), OutOfReachError, ErrorCode.URL_REFUSED),
+    "os, a folder": (lambda: render(image="/proc"), errors.UnfetchableError, ErrorCode.IMAGE_UNFETCHABLE),
+    "os, no read": (lambda: render(image="/proc/self/mem"), errors.UnfetchableError, ErrorCode.IMAGE_UNFETCHABLE),
+    "outside": (lambda: render(image="/etc/passwd"), errors.OutOfReachError, ErrorCode.URL_REFUSED),
     "os, null byte": (lambda: render(image="a\0b"), ValueError, ErrorCode.IMAGE_UNFETCHABLE),
 }
 

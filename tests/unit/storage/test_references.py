@@ -4,8 +4,9 @@ import time
 
 import pytest
 
+from magbatch.errors import LateError
 from magbatch.storage import open_store
-from magbatch.storage.references import LateError, References
+from magbatch.storage.references import References
 
 
 def test_a_referenced_file_is_read_up_to_the_limit_and_one_byte(root: str) -> None:
