@@ -1,13 +1,13 @@
-"""Object storage and disks behind one small surface.
+"""Disks and S3 behind one small protocol, and input files that stay the planned ones while they are read.
 
-Two promises. An object written through `Store` is whole as soon as it is visible, and never visible
-half: a single PUT on S3, write-then-rename on a disk. And local paths and s3:// behave alike.
+An object written through `Store` is visible whole or not at all: one PUT on S3, write-then-rename on a disk. Local
+paths and s3:// URLs behave alike.
 
-boto3 speaks S3; of Parquet input, only the ranges that are asked for are fetched. Credentials, region and
-endpoint come from the standard AWS chain, `AWS_ENDPOINT_URL` included.
+boto3 speaks S3. Only the ranges of an input file that a reader needs are fetched. Credentials, region and endpoint
+come from the standard AWS chain, `AWS_ENDPOINT_URL` included.
 
-Imports within: base, columns, contact, formats, partitions, sizes < disk, patience, s3 < inputs, odd_names, tables <
-input_file, search < parquet, references.
+Imports within: base, columns, contact, formats, globs, partitions, sizes < disk, patience, s3 < inputs, odd_names,
+tables < input_file, search_bucket, search_disk < parquet, search < references.
 """
 
 from magbatch.spec import is_remote
@@ -19,10 +19,10 @@ __all__ = ["ObjectInfo", "Store", "open_store"]
 
 
 def open_store(root: str, *, quick: bool = False) -> Store:
-    """The store at a local directory or an s3:// prefix; nothing is created yet.
+    """Return the store at a local directory or an s3:// prefix. Nothing is created or contacted yet.
 
     Args:
-        root: Where it is.
-        quick: An object store that does not answer within seconds is an error, not waited for.
+        root: Local directory or s3://bucket/prefix.
+        quick: Whether S3 requests give up after 2 attempts of 5 s each, instead of 8 with growing waits.
     """
     return S3Store(root, quick=quick) if is_remote(root) else LocalStore(root)

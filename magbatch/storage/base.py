@@ -1,4 +1,4 @@
-"""What a place for objects does, and how a listing shows them."""
+"""The store protocol: the few operations that the ledger needs of a disk or a bucket."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,9 +10,9 @@ class ObjectInfo:
     """An object as a listing shows it.
 
     Attributes:
-        name: Relative to the store's root.
-        size: Bytes.
-        tag: Changes when the content does: the ETag on S3, the modification time (ns) on a disk.
+        name: Name relative to the store's root; for input files the whole path or URL.
+        size: Size in bytes.
+        tag: Text that changes when the content does: the ETag on S3, the modification time (ns) on a disk.
     """
 
     name: str
@@ -21,10 +21,16 @@ class ObjectInfo:
 
 
 class Store(Protocol):
-    """A folder or bucket prefix that holds whole objects.
+    """A folder or bucket prefix that holds whole objects, each under a name relative to its root.
+
+    An object is visible whole or not at all: readers never see a part of a write. A write is on the disk, or
+    acknowledged by the bucket, before the call returns.
+
+    Every operation raises `StorageError` if the storage refuses it or does not answer. `StorageError.passing` tells
+    whether the same call may succeed later.
 
     Attributes:
-        root: Local directory, or s3://bucket/prefix without a slash at its end.
+        root: Local directory, or s3://bucket/prefix.
         patience_s: Seconds for which a refusal that may pass is waited out before it is raised; 0: raised at once.
     """
 
@@ -32,48 +38,58 @@ class Store(Protocol):
     patience_s: float
 
     def read(self, name: str) -> bytes:
-        """The whole object.
+        """Return the whole object.
 
         Raises:
-            FileNotFoundError: No such object.
-            StorageError: The storage refuses.
+            FileNotFoundError: The object does not exist.
         """
 
     def read_end(self, name: str, size: int) -> bytes:
-        """The last `size` bytes of an object, or all of a smaller one; raises as `read` does."""
+        """Return the last `size` bytes of an object; the whole object if it is smaller.
+
+        Raises:
+            FileNotFoundError: The object does not exist.
+        """
 
     def write(self, name: str, data: bytes) -> None:
-        """Make the object visible, whole; an older one by this name is replaced at once."""
+        """Make the object visible, whole. An older object of this name is replaced in the same moment."""
 
     def create(self, name: str, data: bytes) -> bool:
-        """Make the object visible, whole, unless one by this name is there: then False, and it stays as it is.
+        """Make the object visible, whole, unless the name is taken. Of several concurrent calls, one succeeds.
 
-        What is written should be unlike what anybody else would write: an own write whose answer was lost is
-        known by its content.
+        A retry after a lost answer finds the object of the first try. It counts as the caller's own if it holds
+        `data`. So `data` should differ from anything that another process would write.
+
+        Returns:
+            True if the object now holds `data`; False if the name was taken, and the object there is unchanged.
         """
 
     def replace(self, name: str, data: bytes, old: bytes) -> bool:
-        """Make the object visible, whole, in the place of one that holds `old`: False where another is there, or none.
+        """Replace an object that holds `old`. Of several concurrent calls, one succeeds.
 
-        Of several that try at once, one succeeds.
+        Returns:
+            True if the object now holds `data`; False if it held something else than `old`, or did not exist.
         """
 
     def keeps_conditions(self, name: str, data: bytes) -> bool:
-        """Whether the store refuses what `create` and `replace` rest on, tried on an object that is there.
+        """Test that this store honours the conditions of `create` and `replace`, on an object that exists.
 
-        Two writes that must not happen are asked for. A store that takes one leaves `data` in the object.
+        Two writes are tried whose conditions are false. A store that ignores a condition leaves `data` in the object.
+
+        Returns:
+            Whether the store refused both writes.
         """
 
     def list(self, prefix: str, after: str = "") -> Iterator[ObjectInfo]:
-        """The objects whose name begins with prefix, in the order of their names; none where nothing is.
+        """List the objects whose names begin with a prefix, in the order of their names.
 
         Args:
-            prefix: May end within a name.
-            after: Only names that come after this one, in the order of code points.
+            prefix: Beginning of the names; it may end in the middle of a name.
+            after: Name after which the listing begins, in the order of code points.
         """
 
     def move(self, name: str, target: str) -> None:
-        """Rename an object; one that is gone already is no error."""
+        """Rename an object. A name that does not exist is not an error: the object may have been moved already."""
 
     def delete(self, name: str) -> None:
-        """Remove an object; one that is gone already is no error."""
+        """Remove an object. A name that does not exist is not an error."""

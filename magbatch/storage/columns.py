@@ -1,7 +1,7 @@
-"""One type for each input column, whatever the writers of its files chose, and its values in that type.
+"""A single Arrow type per input column, whatever types the files' writers chose, and values converted to it.
 
-Arrow 26 gives wrong values, or none, where it casts list views, or nested types around a column of nulls. So nested
-values are taken apart here, and Arrow casts their leaves alone.
+Arrow 26 gives wrong values, or fails, when it casts list views or nested types around a column of nulls. So this code
+takes nested values apart and lets Arrow cast only the leaves.
 """
 
 from collections.abc import Callable
@@ -16,40 +16,40 @@ from magbatch.spec.columns import carried_columns
 
 _BYTES = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary, pa.types.is_binary_view)
 _LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list, pa.types.is_list_view)
-_WRITTEN_AS = b"magbatch.written_as"  # in the metadata of a planned column; absent if it keeps its name
+_WRITTEN_AS = b"magbatch.written_as"  # key in a planned column's metadata; absent if the column keeps its name
 NO_TEXT = frozenset({"bytes", "image"})  # fields of a chat that hold the bytes of an image
 
 
 def written_name(column: pa.Field) -> str:
-    """The name in the output of a planned column."""
+    """Return the name that a planned column has in the output."""
     found: bytes | None = (column.metadata or {}).get(_WRITTEN_AS)
     return column.name if found is None else found.decode()
 
 
 def written_as(column: pa.Field, name: str) -> pa.Field:
-    """A planned column with a name in the output."""
+    """Return a planned column that has another name in the output."""
     if name == column.name:
         return column
     return column.with_metadata((column.metadata or {}) | {_WRITTEN_AS: name.encode()})
 
 
 def empty_table(columns: pa.Schema) -> pa.Table:
-    """No rows, of any types: Arrow 26 makes no empty array of a type that holds an extension type, such as UUIDs."""
+    """Return a table without rows. Arrow 26 cannot make an empty array of a type that holds UUIDs or other extensions."""
     return pa.Table.from_batches([], columns)
 
 
 def is_bytes(kind: pa.DataType) -> bool:
-    """Whether a column's values are bytes, of any layout."""
+    """Whether a type is bytes, in any of Arrow's layouts."""
     return any(test(kind) for test in _BYTES)
 
 
 def is_list(kind: pa.DataType) -> bool:
-    """Whether a column's values are lists, of any layout."""
+    """Whether a type is a list, in any of Arrow's layouts."""
     return any(test(kind) for test in _LISTS) or pa.types.is_large_list_view(kind)
 
 
 def plain(kind: pa.DataType) -> pa.DataType:
-    """A type without what differs from writer to writer by accident: dictionaries, views, and names of such types."""
+    """Return a type without the accidents of its writer: dictionary and run-end encoding, views, extension wrappers."""
     if isinstance(kind, pa.Bool8Type):
         return pa.bool_()
     if isinstance(kind, pa.BaseExtensionType):
@@ -78,10 +78,15 @@ def _plain_field(one: pa.Field) -> pa.Field:
 
 
 def common(name: str, first: pa.DataType, second: pa.DataType) -> pa.DataType:
-    """The type that holds the values of two plain ones.
+    """Return the type that holds the values of two plain types.
+
+    Args:
+        name: Name of the column, for the message.
+        first: Type in the files so far.
+        second: Type in the next file.
 
     Raises:
-        RowError: `file_schema`: there is none.
+        RowError: `file_schema`: no type holds both.
     """
     if first.equals(second):
         return first
@@ -103,22 +108,25 @@ def _stored(kind: pa.DataType) -> pa.DataType:
 
 
 def settled(kind: pa.DataType) -> pa.DataType:
-    """A type without columns or fields that hold nothing but nulls: those are text."""
+    """Return a type in which columns and fields that held only nulls are text."""
     return _leaves(kind, lambda leaf: pa.string() if pa.types.is_null(leaf) else leaf)
 
 
 def as_text(kind: pa.DataType) -> pa.DataType:
-    """A type whose bytes are text: some writers leave Parquet's string annotation out. Reading checks the UTF-8."""
+    """Return a type whose bytes are text: some writers omit Parquet's string annotation. Reading checks the UTF-8."""
     return _leaves(kind, lambda leaf: pa.large_string() if is_bytes(leaf) else leaf)
 
 
 def as_chat(kind: pa.DataType) -> pa.DataType:
-    """The type of a chat whose texts are text; the bytes of its images stay bytes."""
+    """Return the type of a chat in which bytes are text, except the bytes of images."""
     return _leaves(kind, lambda leaf: pa.large_string() if is_bytes(leaf) else leaf, NO_TEXT)
 
 
 def as_keys(kind: pa.DataType) -> pa.DataType:
-    """A type whose values are equal if and only if those of `kind` are, and that Python has all values of."""
+    """Return a type for comparing values: equal exactly if the values of `kind` are, and convertible to Python.
+
+    Python lacks some of Arrow's values, such as timestamps in nanoseconds; their integers are compared instead.
+    """
 
     def leaf_key(leaf: pa.DataType) -> pa.DataType:
         if is_bytes(leaf) or pa.types.is_string(leaf) or pa.types.is_large_string(leaf):
@@ -135,7 +143,7 @@ def as_keys(kind: pa.DataType) -> pa.DataType:
 def _leaves(
     kind: pa.DataType, change: Callable[[pa.DataType], pa.DataType], but: frozenset[str] = frozenset()
 ) -> pa.DataType:
-    """A plain type with other leaves."""
+    """Return a plain type with changed leaves; leaves of the fields named in `but` stay as they are."""
 
     def field_of(one: pa.Field) -> pa.Field:
         kept = one.name in but and not pa.types.is_nested(one.type)
@@ -155,28 +163,28 @@ def _leaves(
 
 
 def short(kind: pa.DataType) -> str:
-    """A type's name for a message."""
+    """Return a type's name for a message, at most 121 characters."""
     name = " ".join(str(kind).split())
     return name if len(name) <= 120 else f"{name[:120]}…"
 
 
 def converted(table: pa.Table, columns: pa.Schema, row: int = 0) -> pa.Table:
-    """The columns of a table in the planned types, checked.
+    """Convert the columns of a table to their planned types, and check every value.
 
     Args:
-        table: Columns as a file has them.
-        columns: Their names and planned types.
-        row: Position in the file of the table's row, for the message about a single one.
+        table: Columns as the file has them.
+        columns: Names and planned types of the columns.
+        row: Position of the table's row in the file, for the message about a single row.
 
     Raises:
-        RowError: `row_unreadable`: a value is not what its column says, or does not fit; the message names the column.
+        RowError: `row_unreadable`: a value is damaged or does not fit the planned type; the message names the column.
     """
     arrays = []
     for one in columns:
         found = table.column(one.name)
         try:
             made = pa.chunked_array([convert(chunk, one.type) for chunk in found.chunks], one.type)
-            made.validate(full=True)  # Parquet's readers take any bytes for text
+            made.validate(full=True)  # Arrow's Parquet reader does not check that text is UTF-8
         except Exception as error:
             why = " ".join(str(error).split()) or type(error).__name__
             if found.type.equals(one.type):
@@ -191,7 +199,11 @@ def converted(table: pa.Table, columns: pa.Schema, row: int = 0) -> pa.Table:
 
 
 def convert(array: pa.Array, kind: pa.DataType) -> pa.Array:
-    """An array's values in another type; every value, or an error of Arrow's."""
+    """Convert an array to another type without loss.
+
+    Raises:
+        pa.ArrowException: A value does not fit the type.
+    """
     have = array.type
     if have.equals(kind):
         return array
@@ -224,8 +236,13 @@ def convert(array: pa.Array, kind: pa.DataType) -> pa.Array:
 
 
 def _number(array: pa.Array, kind: pa.DataType) -> pa.Array:
-    """A cast that keeps each value, or an error of Arrow's, also where decimals are made of others or become others."""
-    if pa.types.is_integer(array.type) and pa.types.is_decimal(kind):  # Arrow asks for room for all of the type
+    """Cast leaves without loss, decimals included.
+
+    Raises:
+        pa.ArrowException: A value does not fit the type.
+    """
+    # Arrow wants a decimal wide enough for every integer of the type; the values may need fewer digits.
+    if pa.types.is_integer(array.type) and pa.types.is_decimal(kind):
         return array.cast(pa.decimal256(76, kind.scale)).cast(kind)
     made = array.cast(kind)
     if pa.types.is_decimal(array.type) and pa.types.is_floating(kind) and not made.cast(array.type).equals(array):
@@ -234,23 +251,31 @@ def _number(array: pa.Array, kind: pa.DataType) -> pa.Array:
 
 
 def _child(array: pa.StructArray, one: pa.Field) -> pa.Array:
-    at = array.type.get_field_index(one.name)  # -1: it is not there, or twice
+    at = array.type.get_field_index(one.name)  # -1: no such field, or two of them
     return convert(array.field(at), one.type) if at >= 0 else pa.nulls(len(array), one.type)
 
 
 def _offsets(array: pa.Array, *, large: bool) -> pa.Array:
-    """Where each list of an array begins in what `flatten` gives, and the end."""
+    """Return the offsets of an array's lists within `array.flatten()`.
+
+    Args:
+        array: Lists, (rows,).
+        large: Whether the offsets are int64; else int32.
+
+    Returns:
+        Offsets, int64 or int32 (rows + 1,): the beginning of each list, then the end of the last.
+    """
     lengths = pa.compute.fill_null(pa.compute.list_value_length(array), 0).to_numpy(zero_copy_only=False)
     ends = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
     return pa.array(ends, pa.int64()).cast(pa.int64() if large else pa.int32())
 
 
 def carried_fields(spec: JobSpec, columns: pa.Schema) -> pa.Schema:
-    """The carried columns as the output has them.
+    """Return the carried columns with their names in the output.
 
     Args:
-        spec: The job.
-        columns: The planned input columns, which hold their names in the output.
+        spec: Spec of the job.
+        columns: Planned input columns; their metadata holds their names in the output.
     """
     planned = [columns.field(name) for name in carried_columns(spec.input)]
     return pa.schema([pa.field(written_name(one), one.type) for one in planned])

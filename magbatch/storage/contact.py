@@ -1,10 +1,11 @@
-"""A store's first answer to a command tells a wrong setting from a store that is away for a while.
+"""Tell a wrong setting from a store that is away, by whether the store has answered this command before.
 
-Until an endpoint has answered, an address that does not resolve or refuses connections is a wrong address. Until a
-bucket has given something, or taken something, refused credentials are wrong ones. After that the same refusals are
-waited out. A command that a program has begun (`MAGBATCH_UNATTENDED`) has no mistyped address: to it an endpoint that
-is silent is away, from the very first. Workers of a job that is under way begin in the middle of it: to them nothing is
-a wrong setting.
+- Until an endpoint has answered, an address that does not resolve or refuses connections counts as wrong.
+- Until a bucket has granted a read (or a write), refused credentials count as wrong.
+- After that, the same refusals are waited out.
+
+A command that a program started (`MAGBATCH_UNATTENDED`) has no mistyped address: a silent endpoint is away from the
+beginning. Workers start in the middle of a job: for them no setting counts as wrong.
 """
 
 import os
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
     from botocore.exceptions import BotoCoreError, ClientError
     from mypy_boto3_s3 import S3Client
 
-FIRST_ATTEMPTS = 3  # at an endpoint that has never answered: the network of a new container may take a second
+# Tries at an endpoint that has never answered; more than one, since a new container's network may take a second.
+FIRST_ATTEMPTS = 3
 _KEYS = (
     "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_SESSION_TOKEN, if the keys are temporary), or AWS_PROFILE"
 )
@@ -29,7 +31,7 @@ _ACCESS = (
     "the credentials come from the standard AWS chain (AWS_ACCESS_KEY_ID, AWS_PROFILE, a role): allow them "
     "s3:ListBucket, s3:GetObject and, for an output, s3:PutObject and s3:DeleteObject here"
 )
-# What to do, by the code of a refusal. Those below 500 that are not here pass by themselves, or never do.
+# Instructions by error code. Other codes below 500 need none: they pass by themselves, or no setting mends them.
 _MEND = {
     **dict.fromkeys(("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidSecurity"), f"the keys are wrong: {_KEYS}"),
     **dict.fromkeys(
@@ -46,13 +48,13 @@ _MEND = {
 }
 
 _is_command = False
-_endpoints = set[str]()  # that have answered
-_buckets = set[tuple[str, bool]]()  # that have given something, or (True) taken something
+_endpoints = set[str]()  # URLs of endpoints that have answered
+_buckets = set[tuple[str, bool]]()  # bucket, and whether it granted a write (True) or a read (False)
 
 
 @contextmanager
 def command() -> Iterator[None]:
-    """Within the block this process is a person's command: what was never reached may be a wrong setting."""
+    """Treat this process as a person's command within the block: a store never reached may be a wrong setting."""
     global _is_command
     before, _is_command = _is_command, True
     try:
@@ -62,17 +64,26 @@ def command() -> Iterator[None]:
 
 
 def is_unattended() -> bool:
-    """Whether a program has begun this command, and begins it again when it ends with exit code 3."""
+    """Whether a program started this command, and starts it again after exit code 3."""
     return bool(os.environ.get(guard.UNATTENDED))
 
 
 def has_answered(bucket: str, *, writing: bool) -> None:
-    """Note that a bucket did what it was asked for."""
+    """Record that a bucket granted a request.
+
+    Args:
+        bucket: Name of the bucket.
+        writing: Whether the request was a write.
+    """
     _buckets.add((bucket, writing))
 
 
 def watch(client: "S3Client") -> None:
-    """Note when the client's endpoint answers; let nobody wait long for one that never has."""
+    """Record the answers of a client's endpoint, and end its retries early if the endpoint has never answered.
+
+    Args:
+        client: Client whose retries are watched.
+    """
     endpoint = client.meta.endpoint_url
 
     def look(response: object, caught_exception: Exception | None, attempts: int, **_: Any) -> None:
@@ -87,7 +98,17 @@ def watch(client: "S3Client") -> None:
 
 
 def mend_refusal(error: "ClientError", client: "S3Client", bucket: str, *, writing: bool) -> str | None:
-    """What a person has to do about an answer of the store; None if it may pass by itself."""
+    """Tell a person how to mend a refusal.
+
+    Args:
+        error: Answer of the store.
+        client: Client that received it.
+        bucket: Name of the bucket.
+        writing: Whether the request was a write.
+
+    Returns:
+        An instruction, empty if none is known; None if the refusal may pass by itself.
+    """
     if not _is_command or (bucket, writing) in _buckets:
         return None
     code = error.response.get("Error", {}).get("Code", "")
@@ -98,12 +119,21 @@ def mend_refusal(error: "ClientError", client: "S3Client", bucket: str, *, writi
 
 
 def what_to_do(code: str) -> str:
-    """What a person can do about a refusal, also where it may pass by itself; empty where nothing is known."""
+    """Return an instruction for an error code, also if the refusal may pass by itself; empty if none is known."""
     return _MEND.get(code, "")
 
 
 def mend_silence(error: Exception, client: "S3Client", bucket: str) -> str | None:
-    """What a person has to do about a request without an answer of the store; None if it may pass by itself."""
+    """Tell a person how to mend a request that the store did not answer.
+
+    Args:
+        error: Error of botocore.
+        client: Client that raised it.
+        bucket: Name of the bucket.
+
+    Returns:
+        An instruction; None if the silence may pass by itself.
+    """
     from botocore import exceptions
     from botocore.parsers import ResponseParserError
 
@@ -120,22 +150,22 @@ def mend_silence(error: Exception, client: "S3Client", bucket: str) -> str | Non
     where, variable = client.meta.endpoint_url, _endpoint_variable()
     if isinstance(error, exceptions.SSLError):
         named = f"{variable}={where}" if variable is not None else where
-        return f"{named}: what answers there does not speak TLS as it should: write http:// for a store without TLS"
+        return f"{named}: the server there does not speak TLS: write http:// for a store without TLS"
     if is_unattended():
         return None
     if variable is not None:
-        wrong = f"{variable}={where}: nobody answers there: set it to the store's address"
+        wrong = f"{variable}={where}: no server answers there: set it to the store's address"
     else:
-        wrong = f"{where} cannot be reached: look at AWS_REGION, and at the network of this machine"
-    return f"{wrong}; if the store is only away for now, the same command goes on once it is back"
+        wrong = f"{where} cannot be reached: check AWS_REGION and the network of this machine"
+    return f"{wrong}; if the store is only away for now, run the same command again later"
 
 
 def _no_store(client: "S3Client") -> str | None:
-    """AWS itself speaks S3: before it stands a proxy of this network, which may mend itself."""
+    """Tell a person that the endpoint is not a store. None for AWS: there, a proxy answered, which may recover."""
     variable = _endpoint_variable()
     if variable is None:
         return None
-    return f"{variable}={client.meta.endpoint_url}: what answers there does not speak S3: set it to the store's address"
+    return f"{variable}={client.meta.endpoint_url}: the server there does not speak S3: set it to the store's address"
 
 
 def _endpoint_variable() -> str | None:
@@ -155,7 +185,7 @@ def _is_no_address(error: "Exception | BotoCoreError") -> bool:
 
 
 def settings_mend(error: Exception) -> str:
-    """What a person has to do about settings from which no client can be made."""
+    """Tell a person which AWS settings to mend, after no client could be made of them."""
     named = {
         "AWS_PROFILE": os.environ.get("AWS_PROFILE"),
         _endpoint_variable() or "": os.environ.get(_endpoint_variable() or ""),
@@ -167,6 +197,6 @@ def settings_mend(error: Exception) -> str:
 
 
 def forget() -> None:
-    """Know nothing of any store, as a new process does."""
+    """Forget all answers, as a new process does. For tests."""
     _endpoints.clear()
     _buckets.clear()

@@ -13,12 +13,13 @@ from magbatch.errors import FullDiskError, StorageError
 from magbatch.storage.base import ObjectInfo
 
 DRAFTS = "_magbatch/tmp/"  # outside the folders that users glob, and on the same disk, so that a rename is atomic
-FOLDER_TRIES = 10
+FOLDER_TRIES = 10  # each loss needs another process that removes the folder at that moment; more is not chance
+# Errors of disks that may pass: full disks, disks whose server is away, and machines out of handles or memory.
 PASSING_ERRNO = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EBUSY, errno.ENOLCK, errno.ENOMEM}
     | {errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH}
 )
-# Moved since the folder was read, or a link that leads to nothing, or round in circles.
+# The entry was moved since its folder was read, or is a link to nothing or to itself.
 _NOT_THERE = frozenset({errno.ENOENT, errno.ELOOP})
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _MEND = {
@@ -26,22 +27,28 @@ _MEND = {
     errno.EPERM: "give this user access to it",
     errno.EROFS: "make this disk writable again",
 }
-# Network disks and mounted buckets that know no hard links.
+# Network disks and mounted buckets without hard links.
 _NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 
-# Disks that cannot, and folders that may be written and not read.
+# Disks that cannot sync a folder, and folders that this user may write but not read.
 _NO_FOLDER_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES, errno.EBADF})
 
 
 @contextmanager
 def local_errors(path: str, *, writing: bool = False) -> Iterator[None]:
-    """Raise what a disk refuses as StorageError; a file that is not there stays FileNotFoundError, but for a write."""
+    """Raise the errors of a disk within the block as `StorageError`.
+
+    Args:
+        path: Path that the block works on, for messages.
+        writing: Whether the block writes. A write that misses its folder is a `StorageError` that may pass; a read
+            that misses its file stays a `FileNotFoundError`.
+    """
     try:
         yield
     except FileNotFoundError as error:
         if not writing:
             raise
-        # A folder that cannot be there, or that went away under the write: the next try makes it anew.
+        # The folder was removed during the write; the next try makes it again.
         raise StorageError(f"{path}: {error.strerror}", passing=True) from error
     except OSError as error:
         kind = FullDiskError if error.errno in _FULL else StorageError
@@ -50,7 +57,13 @@ def local_errors(path: str, *, writing: bool = False) -> Iterator[None]:
 
 
 class LocalStore:
-    """Objects as files below a directory."""
+    """Objects as files below a directory.
+
+    A write goes to a draft on the same disk, is synced, and then gets its name: a crash leaves a draft at most.
+
+    Args:
+        root: Directory; it is created by the first write.
+    """
 
     patience_s = 0.0
 
@@ -86,7 +99,7 @@ class LocalStore:
                 _give_name(draft, path)
             except FileExistsError:
                 with suppress(FileNotFoundError):
-                    return self.read(name) == data  # a network disk that lost its answer meets its own first link
+                    return self.read(name) == data  # a network disk that lost its answer finds its own first link
                 return False
             _sync_folder(os.path.dirname(path))
         return True
@@ -97,7 +110,7 @@ class LocalStore:
         with local_errors(path, writing=True):
             _make_folder(os.path.dirname(path))
         with local_errors(path, writing=True), open(f"{path}.lock", "wb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # of this open file: it ends with it, or with the process
+            fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file is closed, or the process ends
             try:
                 found = self.read(name)
             except FileNotFoundError:
@@ -108,7 +121,7 @@ class LocalStore:
         return True
 
     def keeps_conditions(self, name: str, data: bytes) -> bool:
-        """See `Store.keeps_conditions`; `replace` compares under a lock of its own."""
+        """See `Store.keeps_conditions`. Only `create` is tried: `replace` compares under its own lock."""
         path = self._path(name)
         with local_errors(path, writing=True), self._draft(path, data) as draft:
             try:
@@ -119,7 +132,7 @@ class LocalStore:
 
     @contextmanager
     def _draft(self, path: str, data: bytes) -> Iterator[str]:
-        """A whole file on the disk of `path`, to be given that name; gone after the block."""
+        """Write a draft on the disk of `path`, give its path, and remove it after the block."""
         draft = self._path(f"{DRAFTS}{uuid.uuid4().hex}")
         _make_folder(os.path.dirname(path))
         _make_folder(os.path.dirname(draft))
@@ -145,11 +158,16 @@ class LocalStore:
                     if error.errno in _NOT_THERE:
                         continue
                     raise
-                if stat.S_ISREG(found.st_mode):  # who reads a pipe waits for ever
+                if stat.S_ISREG(found.st_mode):  # a pipe would block its reader for ever
                     yield ObjectInfo(name, found.st_size, str(found.st_mtime_ns))
 
     def _names(self, base: str, prefix: str) -> Iterator[str]:
-        """Names of files that begin with a prefix, below the folder `base` (empty, or with a slash at its end)."""
+        """Yield the names of files that begin with a prefix.
+
+        Args:
+            base: Folder to look in: empty, or with a slash at its end.
+            prefix: Beginning of the names. Folders that cannot hold such names are not entered.
+        """
         try:
             with os.scandir(self._path(base)) as entries:
                 found = ((f"{base}{entry.name}", entry) for entry in entries)
@@ -180,12 +198,12 @@ class LocalStore:
 
 
 def _at_once(path: str, flags: int) -> int:
-    """Open a file; a pipe by its name is empty, instead of something to wait for."""
+    """Open a file without blocking: a pipe of this name reads as empty."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
-    """Whether an entry is a folder, or a link to one that does not hold the link."""
+    """Whether an entry is a folder, or a link to a folder outside the link's own path (such links lead in circles)."""
     try:
         if not entry.is_dir():
             return False
@@ -200,7 +218,7 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
 
 
 def _sync_folder(path: str) -> None:
-    """Make the names in a folder outlive a power cut, as their files do: a manifest must not outlive what it names."""
+    """Make the names in a folder survive a power cut. Otherwise a manifest could survive the objects that it names."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -213,7 +231,11 @@ def _sync_folder(path: str) -> None:
 
 
 def _make_folder(path: str) -> None:
-    """Make a folder and those above it; one that goes away meanwhile is made again."""
+    """Make a folder and its parents. Try again if another process removes one of them in between.
+
+    Raises:
+        StorageError: A folder was removed `FOLDER_TRIES` times.
+    """
     for _ in range(FOLDER_TRIES):
         missing, above = list[str](), path
         while above and not os.path.lexists(above):
@@ -226,16 +248,20 @@ def _make_folder(path: str) -> None:
             return
         except FileNotFoundError as error:
             gone = error
-    raise StorageError(f"{path}: no such folder can be made: {gone.strerror}") from gone
+    raise StorageError(f"{path}: the folder cannot be made: {gone.strerror}") from gone
 
 
 def _give_name(draft: str, path: str) -> None:
-    """Make a whole file visible by a name that nobody has yet, else raise FileExistsError."""
+    """Make a draft visible under a new name.
+
+    Raises:
+        FileExistsError: The name is taken.
+    """
     try:
-        os.link(draft, path)  # fails where a name is taken, unlike a rename
+        os.link(draft, path)  # a link fails if the name is taken; a rename would replace the file
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
-        # The name first, then the content: who reads between the two meets an empty file.
+        # The name comes first, then the content: a reader between the two finds an empty file.
         with open(path, "xb"):
             os.rename(draft, path)

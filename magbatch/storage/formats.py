@@ -1,4 +1,4 @@
-"""Files that are no Parquet: what they are, by their bytes or names, and the command that makes Parquet of them."""
+"""Files that are not Parquet: recognise their format, and give a shell command that converts them."""
 
 import os
 import re
@@ -10,21 +10,21 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-HEAD_BYTES = 4096  # of a file: enough for its mark, or for a line of text
-_PYTHON = "python -c {program}"  # with DuckDB's package, or with pyarrow alone
+HEAD_BYTES = 4096  # beginning of a file: enough for its signature, or for a line of text
+_PYTHON = "python -c {program}"  # the program needs DuckDB's package, or pyarrow
 _PACKED = re.compile(r"\.(gz|zst|bz2|xz|zip|lz4|br)$", re.IGNORECASE)
 _UNPACK = {"gzip": "gunzip -c", "zstd": "zstd -dc"}
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A format that rows are often kept in.
+    """A common file format for rows.
 
     Attributes:
-        name: For a message.
-        suffixes: Of file names.
-        read: What reads it: a function of DuckDB's, or a format of pyarrow's datasets.
-        by_arrow: `read` is of pyarrow.
+        name: Name for messages.
+        suffixes: Suffixes of file names.
+        read: DuckDB function that reads the format, or name of a pyarrow dataset format.
+        by_arrow: Whether `read` is a pyarrow format.
     """
 
     name: str
@@ -41,17 +41,17 @@ ARROW = Format("Arrow IPC", (".arrow", ".feather", ".ipc"), "ipc", by_arrow=True
 ORC = Format("ORC", (".orc",), "orc", by_arrow=True)
 _FORMATS = (CSV, JSON, AVRO, EXCEL, ARROW, ORC)
 _MARKS = {b"Obj\x01": AVRO, b"PK\x03\x04": EXCEL, b"ARROW1": ARROW, b"ORC": ORC}
-_PARQUET = (".parq", ".pq", ".parquet")  # names that Parquet files have too
+_PARQUET = (".parq", ".pq", ".parquet")  # suffixes of Parquet files
 
 
 @dataclass(frozen=True, slots=True)
 class Foreign:
-    """What a file is that is no Parquet.
+    """A file that is not Parquet.
 
     Attributes:
-        what: In words.
-        kind: Its format, if there is a command that reads it.
-        packing: `gzip` or `zstd`, if it is compressed as a whole.
+        what: Words for a message: the format, or what is wrong with the file.
+        kind: Format of the rows; None if no command converts the file.
+        packing: Compression of the whole file: `gzip`, `zstd` or None.
     """
 
     what: str
@@ -60,13 +60,21 @@ class Foreign:
 
 
 def by_name(path: str) -> Format | None:
-    """The format that a file's name tells."""
+    """Return the format that a file's suffix names, or None."""
     bare = _PACKED.sub("", path).lower()
     return next((one for one in _FORMATS if bare.endswith(one.suffixes)), None)
 
 
 def by_bytes(path: str, head: bytes) -> Foreign | None:
-    """What a file is by its first bytes; None if they tell nothing. Its name decides where several would fit."""
+    """Recognise a file by its first bytes. Its name decides if several formats fit.
+
+    Args:
+        path: Path of the file.
+        head: First bytes, up to `HEAD_BYTES`.
+
+    Returns:
+        The file's kind; None if the bytes match nothing.
+    """
     for mark, packing in ((b"\x1f\x8b", "gzip"), (b"\x28\xb5\x2f\xfd", "zstd")):
         if head.startswith(mark):
             return _packed(path, _unpacked(head, packing), packing)
@@ -84,13 +92,13 @@ def by_bytes(path: str, head: bytes) -> Foreign | None:
 def _packed(path: str, inner: bytes, packing: str) -> Foreign:
     if inner.startswith(b"PAR1"):
         unpack = f"{_UNPACK[packing]} < {shlex.quote(path)} > {shlex.quote(target_of(path))}"
-        return Foreign(f"a Parquet file within {packing}; unpack it, and take this one away: {unpack}")
+        return Foreign(f"a Parquet file within {packing}; unpack it and remove this file: {unpack}")
     kind = _of_text(path, inner)
     return Foreign(f"{kind.name} within {packing}" if kind else f"a {packing} file", kind, packing if kind else None)
 
 
 def _unpacked(head: bytes, packing: str) -> bytes:
-    """The beginning of what is compressed; nothing if that cannot be had of so few bytes."""
+    """Return the beginning of the uncompressed content; empty if these few bytes do not give it."""
     if packing == "gzip":
         with suppress(zlib.error):
             return zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(head, HEAD_BYTES)
@@ -113,13 +121,13 @@ def _of_text(path: str, head: bytes) -> Format | None:
 
 
 def command(kind: Format, sources: list[str], target: str, packing: str | None = None) -> str:
-    """A line for a shell that makes one Parquet file.
+    """Return a shell command that makes one Parquet file.
 
     Args:
-        kind: The format of the sources.
+        kind: Format of the sources.
         sources: Paths, URLs or globs.
-        target: Where the Parquet file goes.
-        packing: How the sources are compressed, if their names do not tell.
+        target: Path or URL of the Parquet file.
+        packing: Compression of the sources, `gzip` or `zstd`; used if their names do not show it.
     """
     if kind.by_arrow:
         listed = [f"*g.glob({source!r}, recursive=True)" for source in sources]
@@ -139,7 +147,7 @@ def command(kind: Format, sources: list[str], target: str, packing: str | None =
 
 
 def by_duckdb(sql: str) -> str:
-    """A line for a shell that has DuckDB's Python package carry out a statement: its program is rarely installed."""
+    """Return a shell command that runs a statement with DuckDB's Python package; DuckDB's own program is rarer."""
     literal = repr(sql) if "'''" in sql or "\\" in sql else f"'''{sql} '''"
     return _PYTHON.format(program=_quoted(f"import duckdb; duckdb.sql({literal})"))
 
@@ -149,12 +157,12 @@ def _sql(text: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Text as one word of a shell, in double quotes if nothing in it needs more."""
+    """Return text as one shell word, in double quotes if they are enough."""
     return shlex.quote(text) if re.search(r'["$`\\!]', text) else f'"{text}"'
 
 
 def target_of(path: str) -> str:
-    """The Parquet file that is made of a file, a folder or a glob.
+    """Name the Parquet file that is made of a file, a folder or a glob.
 
     >>> target_of("/in/x.csv.gz"), target_of("/in/"), target_of("s3://b/in/*/y-*.csv"), target_of("/in/x.parquet")
     ('/in/x.parquet', '/in.parquet', 's3://b/in.parquet', '/in/x.made.parquet')
@@ -172,7 +180,7 @@ def target_of(path: str) -> str:
 
 
 def suffix_of(name: str) -> str:
-    """What a file's name ends with, for a count of many: `.csv.gz`; empty if it has no suffix.
+    """Return a file name's suffix, with that of its compression; empty if there is none.
 
     >>> suffix_of("a/b.c/x.csv.gz"), suffix_of("a/x.v2.json"), suffix_of("a/x")
     ('.csv.gz', '.json', '')
@@ -183,23 +191,28 @@ def suffix_of(name: str) -> str:
 
 
 def ranked(suffixes: "Counter[str]") -> list[str]:
-    """Suffixes, the most frequent first."""
+    """Sort suffixes, the most frequent first."""
     return sorted(suffixes, key=lambda one: (-suffixes[one], one))
 
 
 def counted(suffixes: "Counter[str]") -> str:
-    """How many files of each suffix, for a message: `2 .csv, 1 without suffix`."""
+    """Format the counts of suffixes for a message: `2 .csv, 1 without suffix`."""
     listed = [f"{suffixes[suffix]:,} {suffix or 'without suffix'}" for suffix in ranked(suffixes)[:10]]
     more = len(suffixes) - 10
     return ", ".join(listed) + (f" and of {more} more kinds" if more > 0 else "")
 
 
 def advice(folder: str, suffixes: "Counter[str]") -> str:
-    """What to do about a folder without `*.parquet` files, by the suffixes of its files."""
+    """Tell a person what to do about a folder without `*.parquet` files.
+
+    Args:
+        folder: Path or URL of the folder.
+        suffixes: Number of files of each suffix.
+    """
     names, folder = ranked(suffixes), folder.rstrip("/")
     parquet = next((one for one in names if one.lower() in _PARQUET), None)
     if parquet is not None:
-        return f"if they are Parquet, give them by a glob: input.path: {folder}/**/*{parquet}"
+        return f"if they are Parquet, name them with a glob: input.path: {folder}/**/*{parquet}"
     kind = next((found for found in map(by_name, names) if found is not None), None)
     if kind is None:
         return "magbatch reads Parquet"

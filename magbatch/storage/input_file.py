@@ -1,8 +1,8 @@
-"""One input file, held to be the file that was planned for as long as it is read.
+"""An input file that must stay the planned one while it is read.
 
-Bytes come from the planned file or not at all. Object storage names the version with each answer. A file on a disk
-stays open while it is read, and is looked at again before its rows leave. Bytes that did not come are a StorageError
-and never damage: what reads the file decides over the bytes alone.
+Every byte comes from the planned file, or the read fails. S3 names the version (ETag) with each answer. A file on a
+disk stays open while it is read, and is compared with the plan again before its rows are used. Bytes that did not
+arrive raise `StorageError`; they never look like damage, so the Parquet reader judges only bytes that arrived.
 """
 
 import errno
@@ -21,12 +21,12 @@ from magbatch.storage.s3 import s3_client, s3_errors, split_url
 if TYPE_CHECKING:
     from mypy_boto3_s3.type_defs import GetObjectOutputTypeDef
 
-ATTEMPTS = 4  # at one range whose answer broke off; the client itself repeats requests that got no answer
-PRINT_WHOLE_BYTES = 256 << 10  # a file of at most this size is hashed whole
-PRINT_END_BYTES = 64 << 10  # of a larger one the beginning and the end, which holds the footer
+ATTEMPTS = 4  # tries of a range whose answer broke off; the client itself repeats requests that got no answer
+PRINT_WHOLE_BYTES = 256 << 10  # files up to this size are hashed whole
+PRINT_END_BYTES = 64 << 10  # hashed at both ends of a larger file; its end holds the footer
 PRINT_BLOCK_BYTES = 4 << 10
-PRINT_BLOCKS = 16  # evenly between the two
-# What a disk answers when it is away. A bad sector (EIO) is none of these: no waiting mends it.
+PRINT_BLOCKS = 16  # blocks hashed at even distances between the ends
+# Errors of a disk that is away. A bad sector (EIO) is not one of them: waiting does not mend it.
 _AWAY = frozenset(
     {errno.ESTALE, errno.EAGAIN, errno.EBUSY, errno.ENOLCK, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
     | {errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ECONNRESET, errno.ESHUTDOWN}
@@ -34,16 +34,16 @@ _AWAY = frozenset(
 
 
 class InputFile(io.RawIOBase):
-    """A readable file of known size, which a reader of Parquet may be given.
+    """A file of known size that Python and Arrow can read.
 
     Args:
-        path: A local path or s3:// URL.
-        size: Bytes that it had when it was planned.
-        tag: ETag or modification time (ns) that it had then.
+        path: Local path or s3:// URL.
+        size: Size in bytes when the file was planned.
+        tag: ETag or modification time (ns) when the file was planned.
 
     Attributes:
-        digest: Fingerprint of a file on a disk; None of an object, which its tag identifies.
-        failure: What went wrong with the file as such; libraries may have put an error of their own in its place.
+        digest: Fingerprint of a file on a disk, 32 hex characters; None for an object, whose ETag identifies it.
+        failure: Last error of a read; None if there was none. Arrow may have replaced it by an error of its own.
     """
 
     def __init__(self, path: str, size: int, tag: str) -> None:
@@ -54,17 +54,17 @@ class InputFile(io.RawIOBase):
 
     @abstractmethod
     def _range(self, start: int, length: int) -> bytes:
-        """Bytes [start, start + length), fewer at the end of the file."""
+        """Return bytes [start, start + length), fewer at the end of the file."""
 
     def check(self) -> None:
-        """Raise RowError (`file_changed`) unless all that was read so far is of the planned file."""
+        """Raise `RowError` (`file_changed`) unless all bytes read so far came from the planned file."""
 
     def read_at(self, start: int, length: int) -> bytes:
-        """Bytes [start, start + length), fewer at the end of the file.
+        """Return bytes [start, start + length), fewer at the end of the file.
 
         Raises:
-            RowError: It is no longer the file that was planned.
-            FileNotFoundError: It is gone.
+            RowError: `file_changed`: the file is no longer the planned one.
+            FileNotFoundError: The file is gone.
             StorageError: The storage does not answer, or refuses.
         """
         length = min(length, self.size_bytes - start)
@@ -75,13 +75,17 @@ class InputFile(io.RawIOBase):
             raise
 
     def changed(self, how: str) -> RowError:
-        """The error of a file that is another."""
+        """Return the error of a file that is no longer the planned one.
+
+        Args:
+            how: Difference, in words.
+        """
         return RowError(
             ErrorCode.FILE_CHANGED,
             f"{self.path} is not the file that was planned ({how}); run the changed input into a new output",
         )
 
-    # What Python and Arrow ask of a file
+    # The file protocol of Python and Arrow
 
     def readable(self) -> bool:
         """See `io.IOBase`."""
@@ -117,22 +121,27 @@ class InputFile(io.RawIOBase):
 class DiskFile(InputFile):
     """A file on a disk.
 
-    It is the planned one if size, modification time and fingerprint are the planned ones. Owner, mode, links and
-    place on the disk do not count: a dataset that was copied or restored with its times is the same. While it is
-    read, any change of it is noticed, of those too, and then its fingerprint decides.
+    The file is the planned one if its size, modification time and fingerprint are the planned ones. Owner, mode, links
+    and inode may differ: a dataset copied or restored with its times is the same. Any change of the inode during the
+    read, of those attributes too, is noticed; then the fingerprint decides.
 
     Args:
-        path: Where it is.
-        size: Bytes that it had when it was planned.
-        tag: Modification time (ns) that it had then.
-        digest: Fingerprint that it had then; None in plans of older versions.
+        path: Local path.
+        size: Size in bytes when the file was planned.
+        tag: Modification time (ns) when the file was planned.
+        digest: Fingerprint when the file was planned; None in plans of older versions.
+
+    Raises:
+        RowError: `file_changed`, or `file_unreadable` if it is not a regular file or may not be read.
+        FileNotFoundError: The file is gone.
+        StorageError: The disk is away.
     """
 
     def __init__(self, path: str, size: int, tag: str, digest: str | None = None) -> None:
         super().__init__(path, size, tag)
         self._descriptor = -1
         try:
-            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO would wait for ever
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would block
             self._seen = os.fstat(self._descriptor)
         except OSError as error:
             raise _refused(path, error) from error
@@ -141,13 +150,13 @@ class DiskFile(InputFile):
         self._compare(self._seen)
         self.digest = self.fingerprint()
         if digest is not None and digest != self.digest:
-            raise self.changed("its content is another, though size and time are the same")
+            raise self.changed("its content differs, though size and modification time are the same")
 
     def fingerprint(self) -> str:
-        """A hash of the whole of a small file, and of parts of a large one: 32 hex characters.
+        """Hash a small file whole, and parts of a large one: 32 hex characters.
 
-        The end is among the parts. A Parquet file's footer stands there, with the place, size and bounds of each
-        column's data: another content has another footer in all but made-up cases.
+        The parts include the end, which holds a Parquet file's footer: position, size and bounds of every column's
+        data. Files with other content have another footer, except in made-up cases.
         """
         found = blake2b(digest_size=16)
         if self.size_bytes <= PRINT_WHOLE_BYTES:
@@ -165,7 +174,7 @@ class DiskFile(InputFile):
         try:
             now = os.fstat(self._descriptor)
             try:
-                # A network disk asks its server again when a file is opened, and may answer from memory otherwise.
+                # A network disk asks its server when a file is opened; `fstat` alone may be answered from memory.
                 again = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
             except FileNotFoundError:
                 again = -1
@@ -179,7 +188,7 @@ class DiskFile(InputFile):
         except OSError as error:
             raise _refused(self.path, error) from error
         self._compare(now)
-        if now.st_ctime_ns != self._seen.st_ctime_ns:  # its time may have been set back
+        if now.st_ctime_ns != self._seen.st_ctime_ns:  # a writer may have set the modification time back
             if self.fingerprint() != self.digest:
                 raise self.changed("it was changed while it was read")
             self._seen = now
@@ -198,7 +207,7 @@ class DiskFile(InputFile):
         except OSError as error:
             if error.errno in _AWAY:
                 raise _refused(self.path, error) from error
-            raise  # a bad sector: damage of what lies there
+            raise  # a bad sector: the data there is damaged
         return data
 
     def close(self) -> None:
@@ -210,7 +219,13 @@ class DiskFile(InputFile):
 
 
 class S3File(InputFile):
-    """An object in a bucket. Each answer names the object's ETag, so no range is of another version."""
+    """An object in a bucket. Each answer names the object's ETag, so every range is of the planned version.
+
+    Args:
+        path: s3:// URL.
+        size: Size in bytes when the object was planned.
+        tag: ETag when the object was planned.
+    """
 
     def _range(self, start: int, length: int) -> bytes:
         bucket, key = split_url(self.path)
@@ -228,9 +243,13 @@ class S3File(InputFile):
         raise AssertionError("the last attempt returns or raises")
 
     def _own_matter(self, error: StorageError) -> RowError:
-        """What is wrong with an object that its store shows and does not give; raises if the store refuses that too."""
+        """Return the row error of an object that exists but cannot be read.
+
+        Raises:
+            StorageError: The store refuses to describe the object too: then it is not the object's own fault.
+        """
         now = stat_input(self.path)
-        if now.tag != self.tag:  # a shorter one has no such range
+        if now.tag != self.tag:  # for example, a shorter version lacks the range
             return self.changed(f"ETag {self.tag} then, {now.tag} now")
         return RowError(ErrorCode.FILE_UNREADABLE, str(error))
 
@@ -242,11 +261,11 @@ class S3File(InputFile):
 
 
 def open_input(path: str, size: int, tag: str, digest: str | None = None) -> InputFile:
-    """An input file as it was planned.
+    """Open an input file as it was planned; see `DiskFile` and `S3File`.
 
     Raises:
-        RowError: It is another by now, or no regular file.
-        FileNotFoundError: It is gone.
+        RowError: `file_changed`, or `file_unreadable` if it is not a regular file or may not be read.
+        FileNotFoundError: The file is gone.
         StorageError: The storage does not answer, or refuses.
     """
     return S3File(path, size, tag) if is_remote(path) else DiskFile(path, size, tag, digest)

@@ -1,4 +1,4 @@
-"""Reading what a job is given: input files and checkpoints."""
+"""Look up an input file, and download the files of a checkpoint from S3."""
 
 import os
 import re
@@ -12,11 +12,14 @@ from magbatch.storage.s3 import S3Store, s3_client, s3_errors, split_url
 
 
 def stat_input(path: str) -> ObjectInfo:
-    """One input file as it is now.
+    """Return the size and tag that an input file has now.
+
+    Args:
+        path: Local path or s3:// URL.
 
     Raises:
-        FileNotFoundError: It is gone.
-        StorageError: The storage refuses.
+        FileNotFoundError: The file is gone.
+        StorageError: The storage refuses, or does not answer.
     """
     if is_remote(path):
         bucket, key = split_url(path)
@@ -25,7 +28,7 @@ def stat_input(path: str) -> ObjectInfo:
                 head = s3_client().head_object(Bucket=bucket, Key=key)
                 size, tag = head["ContentLength"], head["ETag"]
         except FileNotFoundError:
-            # An answer to HEAD has no body: only a GET tells a missing object from a bucket that is away.
+            # An answer to HEAD has no body; only a GET tells a missing object from a missing bucket.
             with s3_errors(path):
                 found = s3_client().get_object(Bucket=bucket, Key=key)
                 found["Body"].close()
@@ -37,7 +40,17 @@ def stat_input(path: str) -> ObjectInfo:
 
 
 def fetch_prefix(url: str, target: Path, wanted: "re.Pattern[str]") -> None:
-    """Download the objects directly below an s3:// prefix whose names match into a local folder."""
+    """Download the objects directly below an s3:// prefix whose names match.
+
+    Args:
+        url: s3:// prefix.
+        target: Local folder for the files.
+        wanted: Pattern for the whole name below the prefix.
+
+    Raises:
+        ModelError: The bucket does not exist.
+        StorageError: The store refuses, or does not answer.
+    """
     store = S3Store(url)
     try:
         found = list(store.list(""))

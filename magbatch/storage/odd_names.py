@@ -1,4 +1,4 @@
-"""What a disk shows by the name of an object and is none: links, folders, pipes, and names in other case."""
+"""Find directory entries that look like objects but are not: links, folders, pipes, names in the wrong case."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -7,15 +7,15 @@ from magbatch.storage.disk import local_errors
 
 
 def odd_names(root: str, folders: Iterable[str], files: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Find what is no plain file where objects should be.
+    """Find entries below an output that are not plain files, or whose case is wrong.
 
     Args:
-        root: A directory that holds objects as files.
-        folders: Folders below it that hold objects and nothing else.
-        files: Names of further objects.
+        root: Directory that holds objects as files.
+        folders: Names of folders below it that hold only objects.
+        files: Names of further objects, relative to the root.
 
-    Returns:
-        Name relative to the root, and what is odd about it.
+    Yields:
+        Name relative to the root, and what is odd about it, in words.
     """
     known = {*folders, *(name.partition("/")[0] for name in files)}
     by_case = {name.casefold(): name for name in known}

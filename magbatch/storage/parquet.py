@@ -1,4 +1,4 @@
-"""A planned input file as Parquet: opened the same way by whoever reads it."""
+"""The only way to open a planned input file as Parquet: planner and readers must see the same types and errors."""
 
 from typing import Any
 
@@ -7,16 +7,21 @@ import pyarrow.parquet as pq
 
 from magbatch.storage.input_file import InputFile
 
-READ_BUFFER_BYTES = 1 << 20  # a column chunk is streamed, not loaded: row groups can be gigabytes
+READ_BUFFER_BYTES = 1 << 20  # read at once of each column; column chunks can be gigabytes, so they are streamed
 
 
 def open_parquet(file: InputFile, **options: Any) -> pq.ParquetFile:
-    """A Parquet file, to be streamed; options as of pyarrow's ParquetFile."""
+    """Open a Parquet file for streaming.
+
+    Args:
+        file: Opened input file.
+        **options: Further arguments of pyarrow's `ParquetFile`.
+    """
     return pq.ParquetFile(
         pa.PythonFile(file, mode="r"),
         buffer_size=READ_BUFFER_BYTES,
         pre_buffer=False,
-        page_checksum_verification=True,  # where the file has them: damage must not pass as text
-        coerce_int96_timestamp_unit="us",  # in nanoseconds, years past 2262 come out as others
+        page_checksum_verification=True,  # if the file has checksums: damage must not pass as text
+        coerce_int96_timestamp_unit="us",  # nanoseconds overflow after the year 2262
         **options,
     )

@@ -1,6 +1,6 @@
-"""Columns that stand in the path of a file, as Hive, Spark and DuckDB write them: `date=2026-11-24/lang=de/x.parquet`.
+"""Partition columns in file paths, as Hive, Spark and DuckDB write them: `date=2026-11-24/lang=de/x.parquet`.
 
-All rows of a file have the same value. A column that the file has itself is read from the file.
+All rows of a file share the value. A column that the file itself holds is read from the file.
 """
 
 import re
@@ -10,12 +10,14 @@ from urllib.parse import unquote
 import pyarrow as pa
 
 NULL = "__HIVE_DEFAULT_PARTITION__"  # as Hive, Spark, DuckDB and pyarrow write a null
-_WHOLE_NUMBER = re.compile(r"-?\d{1,18}", re.ASCII)  # of an int64
-_FROM_PATH = b"magbatch.from_path"  # in the metadata of a planned column that some file lacks and its path has
+_WHOLE_NUMBER = re.compile(r"-?\d{1,18}", re.ASCII)  # fits an int64
+_FROM_PATH = b"magbatch.from_path"  # key in the metadata of a planned column that some files have in their path only
 
 
 def path_keys(path: str) -> dict[str, str | None]:
-    """Keys and values in the folders of a path, whatever the input's own folder is; of a key twice, the deepest.
+    """Return the keys and values in the folders of a path. If a key stands there twice, the deepest folder counts.
+
+    Folders above `input.path` count too.
 
     >>> path_keys("s3://bucket/in/date=2026-11-24/lang=__HIVE_DEFAULT_PARTITION__/x=1.parquet")
     {'date': '2026-11-24', 'lang': None}
@@ -36,7 +38,11 @@ def _decoded(text: str) -> str:
 
 
 def key_type(values: Iterable[str | None]) -> pa.DataType:
-    """The type of a key: int64 if all its values are whole numbers, else text; as pyarrow and DuckDB tell it."""
+    """Return the type of a key: int64 if all its values are whole numbers, else text. Same rule as pyarrow and DuckDB.
+
+    Args:
+        values: Values of the key in all paths; None for a null.
+    """
     known = [value for value in values if value is not None]
     if not known:
         return pa.null()
@@ -44,22 +50,22 @@ def key_type(values: Iterable[str | None]) -> pa.DataType:
 
 
 def is_from_path(column: pa.Field) -> bool:
-    """Whether a file that lacks a planned column has it in its path."""
+    """Whether files may have a planned column in their path."""
     return _FROM_PATH in (column.metadata or {})
 
 
 def from_path(column: pa.Field) -> pa.Field:
-    """A planned column that a file may have in its path."""
+    """Return a planned column, marked as one that files may have in their path."""
     return column.with_metadata((column.metadata or {}) | {_FROM_PATH: b""})
 
 
 def with_keys(table: pa.Table, columns: list[pa.Field], path: str) -> pa.Table:
-    """Rows of a file, with those of its path's keys that it has no column for.
+    """Add the columns that a file has in its path only.
 
     Args:
-        table: The rows.
-        columns: The planned columns that may stand in a path.
-        path: Of the file.
+        table: Rows of the file.
+        columns: Planned columns that may stand in a path.
+        path: Path or URL of the file.
     """
     keys = path_keys(path)
     for column in columns:
@@ -70,9 +76,9 @@ def with_keys(table: pa.Table, columns: list[pa.Field], path: str) -> pa.Table:
 
 
 def _scalar(value: str | None, kind: pa.DataType) -> pa.Scalar:
-    """A key's value as `key_type` has it: a number if the planned type is one, else text, for text and bytes.
+    """Return a key's value as int64 if the planned type is a number, else as text.
 
-    Files that have the column themselves may have any type that a number, or text, can be brought to.
+    The planned type may be wider than int64 or text, since other files hold the column themselves; it is cast later.
     """
     if value is None:
         return pa.scalar(None, pa.null())

@@ -1,4 +1,9 @@
-"""Storage that refuses for a while is waited out."""
+"""Wait out storage that refuses for a while.
+
+A `StorageError` is waited out if it is not `lasting`: an overloaded or silent store, a full disk, expired credentials,
+a bucket that is away. Tries repeat with random, growing waits of up to 15 s, until the caller's `patience_s` has passed.
+Then the last error is raised. Errors that a person has to mend, and missing objects, are raised at once.
+"""
 
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -9,18 +14,18 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_de
 from magbatch.errors import StorageError
 from magbatch.storage.base import ObjectInfo, Store
 
-PATIENT_WAIT_S = 15.0  # at most, between two tries of a patient store
-LIST_PAGE = 1000
+PATIENT_WAIT_S = 15.0  # longest wait between two tries: a store that is back is noticed soon, and never flooded
+LIST_PAGE = 1000  # names per retried step of a listing; S3 returns this many per request
 T = TypeVar("T")
 
 
 class PatientStore:
-    """A store that waits out what may pass by itself, with growing waits and jitter.
+    """A store that repeats a refused operation until it succeeds or its patience ends.
 
     Args:
-        store: Is tried again.
-        patience_s: Seconds that one operation may be refused before its error goes up.
-        on_wait: Is called with each refusal that is waited out.
+        store: Store that carries out each try.
+        patience_s: Seconds for which one operation may be refused before its error is raised.
+        on_wait: Callback that receives each refusal that is waited out.
     """
 
     def __init__(self, store: Store, patience_s: float, on_wait: Callable[[StorageError], None] | None = None) -> None:
@@ -54,7 +59,7 @@ class PatientStore:
         return self._try(lambda: self._store.keeps_conditions(name, data))
 
     def list(self, prefix: str, after: str = "") -> Iterator[ObjectInfo]:
-        """See `Store.list`. A listing that breaks off goes on after the last name that was given."""
+        """See `Store.list`. A listing that breaks off continues after the last name that it returned."""
         last = after
         items: Iterator[ObjectInfo] | None = None
 
@@ -87,12 +92,12 @@ class PatientStore:
 def patiently(
     operation: Callable[[], T], patience_s: float, on_wait: Callable[[StorageError], None] | None = None
 ) -> T:
-    """Try something again while storage refuses it in a way that may pass, with growing waits and jitter.
+    """Repeat an operation while storage refuses it and the refusal may pass, with random, growing waits.
 
     Args:
-        operation: May be done more than once.
-        patience_s: Seconds that it may be refused before its error goes up.
-        on_wait: Is called with each refusal that is waited out; what it raises ends the waiting.
+        operation: Callable that is safe to repeat.
+        patience_s: Seconds for which it may be refused before its error is raised.
+        on_wait: Callback that receives each refusal that is waited out. An exception from it ends the waiting.
     """
 
     def waiting(state: RetryCallState) -> None:
@@ -104,7 +109,7 @@ def patiently(
 
     def wait(state: RetryCallState) -> float:
         left = patience_s - (state.seconds_since_start or 0.0)
-        return max(0.0, min(jitter(state), left))  # the last try is when patience ends
+        return max(0.0, min(jitter(state), left))  # the last try falls on the end of the patience
 
     return Retrying(
         retry=retry_if_exception(lambda error: isinstance(error, StorageError) and not error.lasting),

@@ -1,7 +1,14 @@
-"""Files and objects that rows name: only those that the job may read, bounded in size and time.
+"""Read files and objects that rows name: only from allowed places, and within limits of size and time.
 
-A row is data, so its words decide nothing outside itself. What it may not name, and what cannot be had, is that
-row's own matter. Only the store that the input lies in may be away, and that is looked at apart from the row.
+A row is untrusted data. It may name files below the input's own folder, or objects in the input's own bucket, and
+places listed in `input.fetch_from`. Links are resolved before the check; `.` and `..` in keys too. Only regular files
+are opened.
+
+A file that is forbidden or cannot be read is an error of that row alone. A job stops only if the input's own store is
+away, and a request that names nothing from the row tests that.
+
+Two things are not promised: rows may read every object of the input's bucket that the job's credentials may read, and
+every file below the input's folder.
 """
 
 import errno
@@ -25,9 +32,8 @@ from magbatch.storage.disk import local_errors
 from magbatch.storage.s3 import quick_s3_client, s3_client, s3_errors, split_url
 from magbatch.storage.search import input_folder, listed_prefix
 
-CHUNK_BYTES = 1 << 20
-TRIES = 3  # of what the input's own store refuses, while it gives other things
-MAX_PATH_BYTES = 4095  # PATH_MAX of Linux, without its end
+CHUNK_BYTES = 1 << 20  # read at once, so that the deadline is checked in between
+TRIES = 3  # tries of a read that the input's own store refuses while it answers other requests
 _KINDS = {
     stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket",
     stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
@@ -35,35 +41,36 @@ _KINDS = {
 
 
 class References:
-    """Reads what rows name of disks and object stores.
+    """Reader of the files and objects that rows name.
 
     Args:
-        input_path: `input.path`: rows may name what lies in its folder, or in its bucket.
-        more: `input.fetch_from`: local folders and s3:// prefixes that they may name as well.
+        input_path: `input.path`; rows may name files in its folder, or objects in its bucket.
+        more: `input.fetch_from`: further local folders and s3:// prefixes that rows may name.
     """
 
     def __init__(self, input_path: str, more: Sequence[str] = ()) -> None:
         self._remote = is_remote(input_path)
         self._bucket = split_url(input_path)[0] if self._remote else None
-        self._listed = listed_prefix(split_url(input_path)[1])  # what the job's role may list, whatever else it may not
+        self._listed = listed_prefix(split_url(input_path)[1])  # the job's role may list this prefix; planning did
         self._root = None if self._remote else os.path.realpath(input_folder(input_path))
         self._folders = [os.path.realpath(path) for path in more if not is_remote(path)]
         self._prefixes = [split_url(path.rstrip("/")) for path in more if is_remote(path)]
 
     def read(self, path: str, folder: str, limit: int, deadline: float) -> bytes:
-        """At most limit + 1 bytes of a file or object, so that the caller sees if it is larger.
+        """Return a file or object; at most limit + 1 bytes of it, so that the caller sees if it is larger.
 
         Args:
-            path: A local path or an s3:// URL.
-            folder: The folder of the row's own file; relative paths begin there.
-            limit: Bytes.
-            deadline: By the monotonic clock (seconds).
+            path: Local path or s3:// URL.
+            folder: Folder of the row's own file; relative paths begin there.
+            limit: Bytes that the caller accepts.
+            deadline: Time of the monotonic clock (seconds) after which the read is given up. It is checked between
+                chunks; a store that sends nothing is given up by its client's own timeouts.
 
         Raises:
-            OutOfReachError: The row may not name it.
-            FileNotFoundError: There is no such file or object.
-            UnfetchableError: It cannot be had.
-            LateError: It did not come in time.
+            OutOfReachError: The row may not name this place.
+            FileNotFoundError: The file or object does not exist.
+            UnfetchableError: The file or object cannot be read.
+            LateError: The deadline has passed.
             StorageError: The store of the input is away.
         """
         if not is_remote(path) and not os.path.isabs(path):
@@ -85,7 +92,7 @@ class References:
 
         try:
             return self._of_the_store(act) if own else _of_the_row(act)
-        except UnfetchableError as error:  # which names the place as the row does, not as it was resolved
+        except UnfetchableError as error:  # the caller's message has the path as the row wrote it, not as resolved
             raise UnfetchableError(str(error).removeprefix(f"{where}: ")) from error
 
     def _check_object(self, bucket: str, key: str) -> None:
@@ -95,9 +102,16 @@ class References:
         raise OutOfReachError(f"an object outside {where}; input.fetch_from: [s3://bucket/prefix] allows it")
 
     def _check_file(self, real: str, folder: str) -> bool:
-        """Whether a file lies in the input's own tree; raises if the row may not name it."""
+        """Check a resolved path.
+
+        Returns:
+            Whether the file lies in the input's own tree.
+
+        Raises:
+            OutOfReachError: The row may not name this path.
+        """
         if not self._remote:
-            # The owner of the input may have linked a folder into it.
+            # The owner of the input may have linked a folder into it: then the row's own file lies in that folder.
             linked = os.path.realpath(folder) if folder else self._root
             if any(root is not None and _is_below(real, root) for root in (self._root, linked)):
                 return True
@@ -107,7 +121,7 @@ class References:
         return False
 
     def _of_the_store(self, act: Callable[[], bytes]) -> bytes:
-        """Read from the store of the input: if that is away, no row is at fault."""
+        """Read from the input's own store; if the whole store is away, raise `StorageError`, else blame the row."""
         for _ in range(TRIES):
             try:
                 return act()
@@ -116,14 +130,14 @@ class References:
                     raise
                 if not error.passing:
                     raise UnfetchableError(str(error)) from error
-                self._look()
+                self._check_store()
                 last = error
                 if isinstance(error, RefusedError) and not isinstance(error, NoBucketError):
                     break
         raise UnfetchableError(str(last)) from last
 
-    def _look(self) -> None:
-        """Raises StorageError if the store of the input gives nothing else either."""
+    def _check_store(self) -> None:
+        """Raise `StorageError` if the store of the input refuses a simple listing too."""
         if self._bucket is not None:
             with s3_errors(f"s3://{self._bucket}"):
                 s3_client().list_objects_v2(Bucket=self._bucket, Prefix=self._listed, MaxKeys=1)
@@ -133,13 +147,13 @@ class References:
 
 
 def _of_the_row(act: Callable[[], bytes]) -> bytes:
-    """Read from a place that only this row names."""
+    """Read from a place of `input.fetch_from`: whatever it refuses is an error of this row."""
     try:
         return act()
     except StorageError as error:
         cause = error.__cause__
         if isinstance(cause, OSError) and cause.errno in {errno.EMFILE, errno.ENFILE}:
-            raise  # this machine has no room for another open file
+            raise  # this machine has too many open files: that is not the row's fault
         raise UnfetchableError(str(error)) from error
 
 
@@ -148,10 +162,13 @@ def _is_below(path: str, folder: str) -> bool:
 
 
 def _resolved(url: str) -> tuple[str, str]:
-    """Bucket and key that an s3:// URL asks for.
+    """Return the bucket and key that a request for an s3:// URL would reach.
 
-    A key is taken as it is, but for `.` and `..`: HTTP clients resolve these in the path of a request (RFC 3986,
-    section 5.2.4), and would leave the prefix, or the bucket, that was looked at.
+    HTTP clients resolve `.` and `..` in a request's path (RFC 3986, section 5.2.4). Left in the key, they would lead
+    out of the prefix or bucket that was checked. The rest of the key stays as it is.
+
+    >>> _resolved("s3://bucket/in/../other/./x")
+    ('bucket', 'other/x')
     """
     bucket, key = split_url(url)
     parts: list[str] = []
@@ -175,7 +192,7 @@ def _read_object(bucket: str, key: str, limit: int, deadline: float, *, quick: b
 
 def _read_file(path: str, limit: int, deadline: float) -> bytes:
     with local_errors(path):
-        _check_regular(os.stat(path))  # before it is opened: that alone moves a tape, and wakes who writes into a pipe
+        _check_regular(os.stat(path))  # before it is opened: opening rewinds a tape, and wakes the writer of a pipe
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW | os.O_CLOEXEC)
         with open(handle, "rb", buffering=0) as file:
             _check_regular(os.fstat(handle))

@@ -1,4 +1,4 @@
-"""Objects below a prefix of a bucket, and the one client that talks to S3."""
+"""S3: the store below a prefix of a bucket, the process's clients, and the meaning of S3's errors."""
 
 import functools
 import threading
@@ -16,22 +16,22 @@ if TYPE_CHECKING:
     from botocore.loaders import Loader
     from mypy_boto3_s3 import S3Client
 
-S3_ATTEMPTS = 8  # botocore's standard mode: backoff with jitter, 20 s at most between two
-S3_CONNECTIONS = 32
+S3_ATTEMPTS = 8  # in botocore's standard mode, whose waits grow to 20 s, with jitter
+S3_CONNECTIONS = 32  # connections that a client keeps open for reuse
 S3_CONNECT_TIMEOUT_S = 10
 S3_READ_TIMEOUT_S = 60  # without a byte
 QUICK_ATTEMPTS = 2
-QUICK_TIMEOUT_S = 5
-# What asks for one object. An answer to HEAD has only its number; any other 404 without a code comes from something
-# before the store, which is away.
+QUICK_TIMEOUT_S = 5  # for connecting, and between bytes
+# Operations on one object: their code NoSuchKey means that the object is missing. A 404 without a code comes from a
+# proxy, so the store is away. (An answer to HEAD never carries a code, only its number.)
 _OF_ONE_OBJECT = frozenset({"GetObject", "CopyObject", "DeleteObject"})
-# Of the refusals below 500. Credentials that are just being renewed: new ones take a while to be known everywhere, and
-# an answer to HEAD has only its number.
+# Refusals below 500 that pass once credentials are renewed: new ones take a while to be known everywhere. "400" and
+# "403" are answers to HEAD, which carry only their number.
 _CREDENTIALS = frozenset(
     {"ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired", "InvalidAccessKeyId"}
     | {"SignatureDoesNotMatch", "AccessDenied", "RequestExpired", "400", "403"}
 )
-# A store that is overloaded, and a request that was damaged or held up on its way.
+# Codes of a store that is overloaded, and of a request that was damaged or delayed on its way.
 _PASSING = _CREDENTIALS | frozenset(
     {"SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "429", "OperationAborted", "RequestTimeout"}
     | {"RequestTimeTooSkewed", "BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch", "ConditionalRequestConflict"}
@@ -43,7 +43,7 @@ _RENEWING = threading.Lock()
 
 @functools.cache
 def _descriptions() -> "Loader":
-    """botocore's description of S3, read once for all clients of this process: it takes most of a client's time."""
+    """Return botocore's description of S3, loaded once per process: loading it is most of a client's start."""
     import botocore.session
 
     loader: Loader = botocore.session.get_session().get_component("data_loader")
@@ -60,11 +60,11 @@ def _new_client(attempts: int, connect_timeout_s: float, read_timeout_s: float) 
         connect_timeout=connect_timeout_s,
         read_timeout=read_timeout_s,
         max_pool_connections=S3_CONNECTIONS,
-        # Stores other than AWS's own refuse the trailing checksums that newer clients add by default.
+        # Stores other than AWS refuse the trailing checksums that newer clients add by default.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )
-    # Not boto3's default session, which reads a credentials file once: this one ends with its client.
+    # boto3's default session reads a credentials file only once. This session ends with its client, see `_renew`.
     session = botocore.session.get_session()
     session.register_component("data_loader", _descriptions())
     client = Session(botocore_session=session).client("s3", config=config)
@@ -74,18 +74,18 @@ def _new_client(attempts: int, connect_timeout_s: float, read_timeout_s: float) 
 
 @functools.cache
 def s3_client() -> "S3Client":
-    """One client for this process; boto3's clients may be shared between threads."""
+    """Return the process's client. boto3's clients may be shared between threads."""
     return _new_client(S3_ATTEMPTS, S3_CONNECT_TIMEOUT_S, S3_READ_TIMEOUT_S)
 
 
 @functools.cache
 def quick_s3_client() -> "S3Client":
-    """One for small objects that must come soon or not at all, such as signs of life."""
+    """Return the process's client for requests that must be answered within seconds, such as heartbeats."""
     return _new_client(QUICK_ATTEMPTS, QUICK_TIMEOUT_S, QUICK_TIMEOUT_S)
 
 
 def _renew(client: "S3Client") -> None:
-    """Let the next client look for credentials again: those in a file may have been replaced."""
+    """Drop a client and its credentials. The next client reads them again: their file may have been replaced."""
     with _RENEWING:
         if client in (s3_client(), quick_s3_client()):
             for made in (s3_client, quick_s3_client):
@@ -94,7 +94,13 @@ def _renew(client: "S3Client") -> None:
 
 @contextmanager
 def s3_errors(path: str, made: "Callable[[], S3Client] | None" = None, *, writing: bool = False) -> Iterator[None]:
-    """Raise what S3 refuses about `path` as StorageError, and an object that is not there as FileNotFoundError."""
+    """Raise S3's errors within the block as `StorageError`, and a missing object as `FileNotFoundError`.
+
+    Args:
+        path: s3:// URL of the request, for messages.
+        made: Callable that returns the client of the block; None: `s3_client`.
+        writing: Whether the request writes.
+    """
     from botocore.exceptions import BotoCoreError, ClientError
     from botocore.parsers import ResponseParserError
 
@@ -108,9 +114,9 @@ def s3_errors(path: str, made: "Callable[[], S3Client] | None" = None, *, writin
         raise _refusal(path, error, client, contact.mend_refusal(error, client, bucket, writing=writing)) from error
     except (BotoCoreError, ResponseParserError) as error:
         if _is_no_bucket(error, bucket):
-            text = f"{path}: {bucket!r} is no bucket's name: write s3://bucket/prefix"
+            text = f"{path}: {bucket!r} is not a bucket name: write s3://bucket/prefix"
             raise StorageError(text, mistake=True) from error
-        # A ResponseParserError: no XML, something between here and the store answered.
+        # ResponseParserError: the answer is not XML, so a proxy and not the store sent it.
         mend = contact.mend_silence(error, client, bucket)
         passing = isinstance(error, ResponseParserError) or _may_pass(error)
         hint = f"; {mend}" if mend else ""
@@ -119,7 +125,14 @@ def s3_errors(path: str, made: "Callable[[], S3Client] | None" = None, *, writin
 
 
 def _refusal(path: str, error: "ClientError", client: "S3Client", mend: str | None) -> StorageError:
-    """An answer of the store that is none of those that were wanted; `mend` is what a person has to do about it."""
+    """Return the error for a refusal of the store.
+
+    Args:
+        path: s3:// URL of the request.
+        error: Answer of the store.
+        client: Client that received it.
+        mend: Instruction for a person if a setting is wrong; None if the refusal may pass by itself.
+    """
     code = error.response.get("Error", {}).get("Code", "")
     if code == "NoSuchBucket":
         return NoBucketError(
@@ -128,9 +141,9 @@ def _refusal(path: str, error: "ClientError", client: "S3Client", mend: str | No
     if code in _CREDENTIALS:
         _renew(client)
     refused = code in {"403", "AccessDenied"}
-    hint = mend or contact.what_to_do(code)  # also to a job that waits: who reads it now can end the waiting
+    hint = mend or contact.what_to_do(code)  # a job that waits shows it too: its reader can end the waiting
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    # No code of S3's: it was not the store that answered, but something before it.
+    # An answer without one of S3's codes comes from a proxy before the store.
     unknown = not code or code == str(HTTPStatus.NOT_FOUND.value)
     passing = unknown or code in _PASSING or (status >= 500 and status != HTTPStatus.NOT_IMPLEMENTED)
     kind = RefusedError if refused else ThrottledError if code in _THROTTLED else StorageError
@@ -139,12 +152,16 @@ def _refusal(path: str, error: "ClientError", client: "S3Client", mend: str | No
 
 
 def _made(path: str, make: "Callable[[], S3Client]") -> "S3Client":
-    """The client; what the AWS settings of this machine have wrong is said as that."""
+    """Make a client.
+
+    Raises:
+        AwsSettingsError: The AWS settings of this machine are wrong.
+    """
     from botocore.exceptions import BotoCoreError
 
     try:
         return make()
-    except (BotoCoreError, ValueError) as error:  # a ValueError: AWS_ENDPOINT_URL is no URL
+    except (BotoCoreError, ValueError) as error:  # ValueError: AWS_ENDPOINT_URL is not a URL
         raise AwsSettingsError(
             f"{path}: the AWS settings of this machine cannot be used: {error}; {contact.settings_mend(error)}",
             mistake=True,
@@ -152,7 +169,7 @@ def _made(path: str, make: "Callable[[], S3Client]") -> "S3Client":
 
 
 def _is_gone(error: "ClientError") -> bool:
-    """Whether the store itself says that there is no such object."""
+    """Whether the store itself answers that the object does not exist."""
     code = error.response.get("Error", {}).get("Code", "")
     if error.operation_name.startswith("Head"):
         return code in {"404", "NoSuchKey"}
@@ -160,7 +177,7 @@ def _is_gone(error: "ClientError") -> bool:
 
 
 def _is_no_bucket(error: Exception, bucket: str) -> bool:
-    """Whether the client has asked nobody, since no bucket can be named so."""
+    """Whether the client refused the request because no bucket can have this name."""
     from botocore.exceptions import ParamValidationError
     from botocore.handlers import VALID_BUCKET
 
@@ -168,10 +185,10 @@ def _is_no_bucket(error: Exception, bucket: str) -> bool:
 
 
 def _may_pass(error: "BotoCoreError") -> bool:
-    """Whether a request that got no answer may get one later."""
+    """Whether a request without an answer may be answered later."""
     from botocore import exceptions
 
-    # A service that gives credentials can be away as a store can; a name that S3 does not allow stays one.
+    # The service that hands out credentials can be away too.
     return isinstance(
         error,
         exceptions.ConnectionError
@@ -185,7 +202,7 @@ def _may_pass(error: "BotoCoreError") -> bool:
 
 
 def split_url(url: str) -> tuple[str, str]:
-    """Bucket and key of an s3:// URL."""
+    """Split an s3:// URL into bucket and key."""
     bucket, _, key = url.removeprefix("s3://").partition("/")
     return bucket, key
 
@@ -194,8 +211,8 @@ class S3Store:
     """Objects below a prefix of a bucket.
 
     Args:
-        root: s3://bucket/prefix.
-        quick: A request that gets no answer within seconds is an error.
+        root: URL s3://bucket/prefix.
+        quick: Whether requests give up within seconds; see `quick_s3_client`.
     """
 
     patience_s = 0.0
@@ -234,12 +251,12 @@ class S3Store:
                     client.put_object(Bucket=self._bucket, Key=self._prefix + name, Body=data, IfNoneMatch="*")
                 except client.exceptions.ClientError as error:
                     code = error.response.get("Error", {}).get("Code")
-                    if code == "ConditionalRequestConflict":  # another write is under way: see who was first
+                    if code == "ConditionalRequestConflict":  # another write is under way: ask again
                         continue
                     if code not in _TAKEN:
                         raise
                     with suppress(FileNotFoundError):
-                        return self.read(name) == data  # a retry meets its own first write
+                        return self.read(name) == data  # a retry finds its own first write
                     return False
                 return True
         raise StorageError(f"{self._where(name)}: other writes came in between {S3_ATTEMPTS} times", passing=True)
@@ -248,14 +265,14 @@ class S3Store:
         """See `Store.replace`."""
         with s3_errors(self._where(name), self._client, writing=True):
             client = self._client()
-            for unquote in (False, True):  # the standard's form of a tag, then the one that Ceph's RGW wants
+            for unquote in (False, True):  # RFC 9110 quotes the tag; Ceph's RGW wants it without quotes
                 try:
                     found = client.get_object(Bucket=self._bucket, Key=self._prefix + name)
                 except client.exceptions.NoSuchKey:
                     return False
                 content, tag = found["Body"].read(), found["ETag"]
                 if content != old:
-                    return content == data  # a retry meets its own first write
+                    return content == data  # a retry finds its own first write
                 tag = tag.strip('"') if unquote else tag
                 try:
                     client.put_object(Bucket=self._bucket, Key=self._prefix + name, Body=data, IfMatch=tag)
@@ -267,7 +284,7 @@ class S3Store:
             return self.read(name) == data
 
     def keeps_conditions(self, name: str, data: bytes) -> bool:
-        """See `Store.keeps_conditions`. Some stores that speak S3 ignore the headers, others do not know them."""
+        """See `Store.keeps_conditions`. Some stores ignore the headers `If-Match` and `If-None-Match`."""
         return self._refuses(name, data, IfNoneMatch="*") and self._refuses(name, data, IfMatch=f'"{"0" * 32}"')
 
     def _refuses(self, name: str, data: bytes, **condition: str) -> bool:
@@ -287,7 +304,7 @@ class S3Store:
         with s3_errors(self._where(prefix), self._client):
             pages = self._client().get_paginator("list_objects_v2")
             for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix + prefix, **begin):  # type: ignore[arg-type]
-                contact.has_answered(self._bucket, writing=False)  # who takes the first few only never ends the block
+                contact.has_answered(self._bucket, writing=False)  # here too: a caller may stop before the last page
                 for item in page.get("Contents", []):
                     yield ObjectInfo(item["Key"][len(self._prefix) :], item["Size"], item["ETag"].strip('"'))
 

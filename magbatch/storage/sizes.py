@@ -1,7 +1,7 @@
-"""Bytes that rows take as read, however small their file is, and shards cut into pieces of so many.
+"""Estimate the memory that rows take once read, and cut large shards into pieces that fit.
 
-A page with a dictionary, or with common beginnings, repeats in kilobytes what takes gigabytes in memory, and no footer
-says so. A shard's pieces depend on its rows alone: whichever task reads it makes the same ones.
+Parquet's dictionary and prefix encodings can store gigabytes of repeated text in kilobytes, and no footer says so. The
+pieces of a shard depend only on its rows, so every task that reads the shard makes the same pieces.
 """
 
 from bisect import bisect_right
@@ -15,41 +15,46 @@ import pyarrow.parquet as pq
 
 from magbatch.rows import Segment, Shard
 
-SHARD_BYTES = 256 << 20  # of a shard that is read at once
-PIECE_BYTES = 128 << 20  # of a piece of a larger one: a reader holds several, as tables and as blocks
-VALUE_BYTES = 8  # a number, or where a text begins
+SHARD_BYTES = 256 << 20  # largest shard that is read whole
+PIECE_BYTES = 128 << 20  # largest piece of a larger shard: a reader holds several, as tables and as blocks
+VALUE_BYTES = 8  # least memory of a value: a number, or the offset of a text
 DICTIONARIES = {"RLE_DICTIONARY", "PLAIN_DICTIONARY"}
 PREFIXES = "DELTA_BYTE_ARRAY"
 
-Run = tuple[int, int]  # rows, and bytes of each
-Opener = Callable[[list[str]], pq.ParquetFile]  # gives the columns of these paths as dictionaries
+Run = tuple[int, int]  # number of rows, and bytes of each
+Opener = Callable[[list[str]], pq.ParquetFile]  # opens the file so that the columns of these paths are dictionaries
 
 
 class Dictionaries:
-    """Looks at the dictionaries of a file's columns.
+    """Longest values of a file's dictionary-encoded columns.
 
     Args:
-        open_with: Opens the file, giving columns as dictionaries.
-        passed_on: Errors that are none of the file's content.
+        open_with: Callable that opens the file with some columns read as dictionaries.
+        passed_on: Error types that are raised, since they say nothing about the file's content.
     """
 
     def __init__(self, open_with: Opener, passed_on: tuple[type[Exception], ...]) -> None:
         self._open_with, self._passed_on = open_with, passed_on
 
     def __call__(self, group: int, path: str) -> int | None:
-        """Bytes of the longest value; None if the dictionary cannot be read."""
+        """Return the bytes of the longest value in a dictionary; None if it cannot be read.
+
+        Args:
+            group: Index of the row group.
+            path: Path of the column in the Parquet schema.
+        """
         try:
             file = self._open_with([path])
             batches = file.iter_batches(
                 batch_size=1, row_groups=[group], columns=[path], use_threads=False
-            )  # one row brings the whole dictionary
+            )  # reading one row loads the whole dictionary
             array = next(batches).column(0)
             while not pa.types.is_dictionary(array.type):
                 array = array.field(0) if pa.types.is_struct(array.type) else array.values
             return int(pa.compute.max(pa.compute.binary_length(array.dictionary)).as_py())
         except self._passed_on:
             raise
-        except Exception:  # noqa: BLE001 - a file's boundary: what is wrong with it is found when it is read
+        except Exception:  # noqa: BLE001 - a damaged file is reported when its rows are read
             return None
 
 
@@ -57,9 +62,12 @@ class RowSizes:
     """Sizes of one file's rows, by row group.
 
     Args:
-        dictionaries: Looks at the file's dictionaries.
-        metadata: Its footer.
-        columns: Input columns that are read.
+        dictionaries: Reader of the file's dictionaries.
+        metadata: Footer of the file.
+        columns: Names of the input columns that are read.
+
+    Attributes:
+        ends: Row number after the last row of each row group.
     """
 
     def __init__(self, dictionaries: Dictionaries, metadata: pq.FileMetaData, columns: list[str]) -> None:
@@ -71,7 +79,12 @@ class RowSizes:
         self._longest: dict[tuple[int, int], int] = {}
 
     def groups(self, start: int, rows: int) -> Iterator[tuple[int, int]]:
-        """Number of each row group that rows stand in, and how many do."""
+        """Yield the index of each row group that holds some of the rows, and the number of those rows.
+
+        Args:
+            start: First row in the file, from 0.
+            rows: Number of rows.
+        """
         end = start + rows
         while start < end:
             group = bisect_right(self.ends, start)
@@ -80,7 +93,15 @@ class RowSizes:
             start += found
 
     def row_bytes(self, group: int, rows: int, room: int) -> int:
-        """Bytes of a row of a row group; of the largest, where values repeat and `rows` of them may be above `room`."""
+        """Estimate the bytes of one row of a row group.
+
+        The estimate is the average. If the rows may not fit in `room`, dictionary values count with the longest one.
+
+        Args:
+            group: Index of the row group.
+            rows: Number of rows that are read together.
+            room: Bytes that they may take.
+        """
         found = self._metadata.row_group(group)
         chunks = [(at, found.column(at)) for at in self._chosen]
         total = max(1, found.num_rows)
@@ -91,7 +112,7 @@ class RowSizes:
         return int(max(1, average))
 
     def has_prefixes(self, group: int) -> bool:
-        """Whether no page of a row group says how long its values are."""
+        """Whether a row group has prefix-encoded values, whose lengths are known only after decoding."""
         found = self._metadata.row_group(group)
         return any(PREFIXES in found.column(at).encodings for at in self._chosen)
 
@@ -99,7 +120,7 @@ class RowSizes:
         return int(chunk.num_values * max(VALUE_BYTES, self._metadata.schema.column(at).length))
 
     def _value_bytes(self, group: int, at: int, chunk: pq.ColumnChunkMetaData) -> int:
-        """Bytes of the longest value of a chunk's dictionary, or more."""
+        """Return an upper bound for the bytes of a value in a column chunk."""
         if (group, at) not in self._longest:
             found = None if PREFIXES in chunk.encodings else self._dictionaries(group, chunk.path_in_schema)
             self._longest[group, at] = chunk.total_uncompressed_size if found is None else found
@@ -111,11 +132,13 @@ def _repeats(chunk: pq.ColumnChunkMetaData) -> bool:
 
 
 def cut(shard: Shard, sizes: dict[tuple[str, int], list[Run]]) -> list[Shard]:
-    """A large shard in pieces of at most `PIECE_BYTES`, or of one row; any other as it is.
+    """Cut a shard above `SHARD_BYTES` into pieces of at most `PIECE_BYTES`, or of one row if that is larger.
+
+    For example, a shard of 300 rows of 1 MiB each becomes pieces of 128, 128 and 44 rows.
 
     Args:
-        shard: The shard.
-        sizes: Rows of each segment, by path and first row.
+        shard: Shard to cut; a smaller one is returned whole.
+        sizes: Row counts and row sizes of each segment, by the segment's path and first row.
     """
     runs = [sizes[segment.path, segment.start] for segment in shard.segments]
     if sum(rows * each for found in runs for rows, each in found) <= SHARD_BYTES:

@@ -255,7 +255,7 @@ def test_an_output_that_can_be_no_folder(spec: Path, tmp_path: Path, kind: str) 
         ("gs://bucket/x", "only local paths and s3://"),
         ("http://host/x", "only local paths and s3://"),
         ("", "empty"),
-        ("s3://no bucket/x", "'no bucket' is no bucket's name"),
+        ("s3://no bucket/x", "'no bucket' is not a bucket name"),
     ],
 )
 def test_a_place_that_can_be_none(spec: Path, place: str, says: str) -> None:

@@ -70,7 +70,7 @@ def test_what_is_made_by_the_command_is_read(job: SmallJob) -> None:
 def test_parquet_by_another_name_is_named(either_job: SmallJob) -> None:
     either_job.put("input/A.PARQUET", b"")
     assert refusal(either_job, "").endswith(
-        f"no *.parquet file here, but 1 .PARQUET; if they are Parquet, give them by a glob: "
+        f"no *.parquet file here, but 1 .PARQUET; if they are Parquet, name them with a glob: "
         f"input.path: {either_job.input}/**/*.PARQUET"
     )
 

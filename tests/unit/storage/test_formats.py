@@ -99,7 +99,7 @@ def test_many_files_become_one(tmp_path: Path, name: str) -> None:
         (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS; fetch the file itself: git lfs pull"),
         (
             gzip.compress(b"PAR1" + bytes(100)),
-            "a Parquet file within gzip; unpack it, and take this one away: "
+            "a Parquet file within gzip; unpack it and remove this file: "
             "gunzip -c < /in/x.parquet > /in/x.made.parquet",
         ),
         (gzip.compress(bytes(100)), "a gzip file"),

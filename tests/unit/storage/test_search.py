@@ -250,7 +250,7 @@ def test_a_link_that_may_not_be_followed_is_said_unless_its_name_is_hidden(
 
 
 def test_a_bucket_whose_name_no_bucket_has_is_a_mistake(s3_endpoint: str) -> None:
-    with pytest.raises(InputError, match=r"^input\.path s3://No Bucket/in cannot be listed: .*no bucket's name.*$"):
+    with pytest.raises(InputError, match=r"^input\.path s3://No Bucket/in cannot be listed: .*not a bucket name.*$"):
         find_input("s3://No Bucket/in")
 
 
