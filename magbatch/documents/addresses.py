@@ -1,6 +1,9 @@
-"""Whether an address belongs to the internet, by IANA's registries rather than by Python's copy of them.
+"""Tell public IP addresses from private ones, by IANA's registries.
 
-`ipaddress.is_global` differs between the supported versions of Python: 3.11.7 takes 192.0.0.192 for public.
+Only unicast addresses that IANA assigned to the internet are public. Python's `ipaddress.is_global` is not used: it
+differs between the supported versions, and 3.11.7 takes 192.0.0.192 for public.
+
+A public address may still lead into a private network by its owner's routing; that is not detected.
 
 Sources, as of November 2026: iana.org/assignments/iana-ipv4-special-registry, iana-ipv6-special-registry,
 ipv6-unicast-address-assignments, multicast-addresses.
@@ -14,9 +17,9 @@ _NOT_PUBLIC_V4 = tuple(
     for network in (
         "0.0.0.0/8",  # this network
         "10.0.0.0/8",  # private use
-        "100.64.0.0/10",  # shared by carriers; some clouds have their metadata service there
+        "100.64.0.0/10",  # carrier-grade NAT; some clouds' metadata services
         "127.0.0.0/8",  # loopback
-        "168.63.129.16/32",  # Azure's own service, which each of its machines can reach
+        "168.63.129.16/32",  # Azure's platform service, reachable from every machine there
         "169.254.0.0/16",  # link local, and most clouds' metadata services
         "172.16.0.0/12",  # private use
         "192.0.0.0/24",  # IETF protocol assignments; Oracle's metadata service
@@ -57,7 +60,13 @@ _NAT64 = IPv6Network("64:ff9b::/96")  # RFC 6052: the last 32 bits are an IPv4 a
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address belongs to the internet; an IPv4 address inside an IPv6 one has to, as well.
+    """Whether an IP address belongs to the internet. An IPv4 address within an IPv6 one is judged by itself.
+
+    Args:
+        address: IPv4 or IPv6 address; a zone such as `%eth0` is ignored.
+
+    Raises:
+        ValueError: The text is not an IP address.
 
     >>> is_public("8.8.8.8"), is_public("192.0.0.192"), is_public("::ffff:127.0.0.1")
     (True, False, False)
@@ -76,7 +85,7 @@ def _is_in(ip: IPv4Address | IPv6Address, networks: tuple[IPv4Network, ...] | tu
 
 
 def _inner(ip: IPv6Address) -> IPv4Address | None:
-    """The IPv4 address that packets to an IPv6 address end at: mapped, NAT64, 6to4, Teredo."""
+    """Return the IPv4 address at which packets to an IPv6 address arrive: mapped, NAT64, 6to4 or Teredo; else None."""
     if ip in _NAT64:
         return IPv4Address(int(ip) & 0xFFFFFFFF)
     return ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)

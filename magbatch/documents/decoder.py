@@ -1,6 +1,8 @@
-"""Image files -> images, in processes in which a file that is damaged, hostile or endless harms nothing else.
+"""Decode image files in child processes, within limits of time and memory.
 
-Every file ends here within its time and its memory, as an image or as a `RowError`.
+Every file ends as an image or as a `RowError`: a crash, an endless loop or too much memory harms only the child
+process and that row. On kernels with Landlock and seccomp the child also cannot connect anywhere, write files, or read
+files other than its own packages. On other kernels it can; see `magbatch.sandbox.confine`.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,30 +13,30 @@ from magbatch.errors import ErrorCode, RowError, SandboxError, SandboxMemoryErro
 from magbatch.rows import Image
 from magbatch.sandbox import Sandboxes
 
-# The most that a decoder holds of one pixel: JPEG 2000 keeps four bytes a channel beside the picture that it makes.
+# Upper bound of a decoder's memory for one pixel: JPEG 2000 holds four bytes a channel, and the picture as well.
 BYTES_A_PIXEL = 20
-LEAST_MB = 512  # one strip in 64 bits, the picture while it is made narrow, and the decoders' own tables
+LEAST_MB = 512  # a strip in 64 bits, the picture while it is made narrower, and the decoders' own tables
 
 
 def memory_mb(max_pixels: int, max_bytes: int) -> int:
-    """Megabytes that decoding one image file may take.
+    """Return the megabytes that decoding one image file may take.
 
     Args:
-        max_pixels: Pixels that it may have.
-        max_bytes: Bytes that it may have.
+        max_pixels: Largest number of pixels of an image.
+        max_bytes: Largest size of an image file in bytes.
     """
     return LEAST_MB + (BYTES_A_PIXEL * max_pixels + 2 * max_bytes) // 10**6
 
 
 class Decoders:
-    """Decodes image files.
+    """Pool of processes that decode image files. Threads may share it.
 
     Args:
-        count: Processes at most; each is started when it is needed.
-        grid: Sizes that the model takes.
-        max_pixels: Pixels that one image may have.
-        max_bytes: Bytes that one image file may have.
-        timeout_s: Seconds that one image file may take.
+        count: Largest number of processes; each is started when it is first needed.
+        grid: Image sizes that the model takes.
+        max_pixels: Largest number of pixels of an image.
+        max_bytes: Largest size of an image file in bytes.
+        timeout_s: Seconds after which a file is given up.
     """
 
     def __init__(self, count: int, grid: ImageGrid, max_pixels: int, max_bytes: int, timeout_s: float) -> None:
@@ -48,12 +50,12 @@ class Decoders:
         """Decode one image file; see `images.decode`.
 
         Args:
-            data: The file.
+            data: Content of the file.
             origin: Place of the file in its row, for messages.
 
         Raises:
             RowError: `image_unreadable`, `image_too_large` or `image_timeout`.
-            ClusterError: The process cannot be started here.
+            ClusterError: The process cannot be started on this machine.
         """
         try:
             (reply,) = self._sandboxes(self._head | {"origin": origin}, data)
@@ -79,11 +81,11 @@ class Decoders:
 
 
 def handler(_setup: dict[str, Any]) -> Callable[[dict[str, Any], bytes], Iterator[tuple[dict[str, Any], bytes | None]]]:
-    """In the process: an image file in; the image out."""
+    """Return the function that decodes requests in the child process."""
     import cv2
     from PIL import Image as Pillow
 
-    Pillow.init()  # decoders are loaded before the memory is bounded
+    Pillow.init()  # load the decoders before the memory limit applies
     cv2.setNumThreads(1)
     return _decoded
 

@@ -1,7 +1,11 @@
-"""What a row gives or names -> its bytes, bounded in size and time.
+"""Fetch the bytes that a row holds or names, within limits of size and time.
 
-A row is data: what it names is fetched only where the job's owner would have it fetched. That is the folder or bucket
-of the input, what `input.fetch_from` adds, and hosts of the internet. Whatever cannot be had is that row's own error.
+A row is untrusted data. It may name files of the input's folder, objects of the input's bucket, places listed in
+`input.fetch_from`, and public hosts of the internet; `input.fetch_private` adds private hosts. A source that is
+forbidden or cannot be fetched is an error of that row alone.
+
+Requests go out with this machine's identity: a public server sees its address, and the job's credentials read the
+input's bucket.
 """
 
 import base64
@@ -21,23 +25,23 @@ from magbatch.errors import ErrorCode, LateError, OutOfReachError, RowError, Unf
 from magbatch.spec import InputSpec
 from magbatch.storage.references import References
 
-MAX_PATH_BYTES = 4095  # Linux takes no longer one
-MAX_SHOWN = 200  # characters of what a row names, or of why it cannot be had, in a message
+MAX_PATH_BYTES = 4095  # longest path of Linux: PATH_MAX without its end
+MAX_SHOWN = 200  # characters of a source, or of a reason, in a message
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(//)?")
-# How base64 text of a PNG, JPEG, PDF, GIF, WebP or TIFF begins.
+# Base64 text of a PNG, JPEG, PDF, GIF, WebP or TIFF.
 _BASE64 = re.compile(r"(iVBORw0KGgo|/9j/|JVBERi|R0lGOD|UklGR|SUkqA|TU0AK)[A-Za-z0-9+/\s]{16,}={0,2}\s*")
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What is fetched, for limits and errors.
+    """Names and error codes for fetching images, or documents.
 
     Attributes:
-        noun: For messages.
-        limit_name: Of the spec's field that bounds its bytes.
-        unreadable: The code of what is neither bytes nor a reference.
-        too_large: The code of what is above the limit.
-        unfetchable: The code of what does not come.
+        noun: Noun for messages.
+        limit_name: Name of the spec's field that limits the size.
+        unreadable: Error code of a value that is neither bytes nor a reference.
+        too_large: Error code of content above the limit.
+        unfetchable: Error code of content that does not arrive.
     """
 
     noun: str
@@ -64,10 +68,10 @@ DOCUMENT = Kind(
 
 
 class Fetcher:
-    """Loads what rows hold or name.
+    """Maker of a fetcher for each row.
 
     Args:
-        spec: Input section of the job: the place of its rows, and what else they may name.
+        spec: Input section of the job, with the places that rows may name.
     """
 
     def __init__(self, spec: InputSpec) -> None:
@@ -76,15 +80,15 @@ class Fetcher:
         self._private = spec.fetch_private
 
     def for_row(self) -> "RowFetcher":
-        """A fetcher for all that one row names: its time is one."""
+        """Return a fetcher for all sources of one row; they share `input.fetch_timeout_s`."""
         return RowFetcher(self._references, self._timeout_s, private=self._private)
 
 
 class RowFetcher:
-    """Loads what one row holds or names; for one thread.
+    """Fetcher of what one row holds or names. Not thread-safe.
 
     Args:
-        references: Reads what lies on disks and in object stores.
+        references: Reader of files and objects that rows name.
         timeout_s: Seconds that all fetches of the row may take together.
         private: Whether the row may name hosts in private networks.
     """
@@ -95,18 +99,18 @@ class RowFetcher:
         self._private = private
 
     def __call__(self, source: Any, folder: str, limit: int, origin: str, kind: Kind) -> bytes:
-        """The bytes of one image or document.
+        """Return the bytes of one image or document.
 
         Args:
             source: Bytes, a path, or an s3://, http(s)://, file:// or data: URL.
-            folder: The folder of the row's own file, where relative paths begin.
-            limit: Bytes that it may have.
-            origin: Where in the row it stands, for messages.
-            kind: What it is.
+            folder: Folder of the row's own file, where relative paths begin.
+            limit: Largest number of bytes.
+            origin: Place of the source in its row, for messages.
+            kind: `IMAGE` or `DOCUMENT`.
 
         Raises:
-            RowError: It cannot be had, may not be had, or is too large.
-            StorageError: The store that the input lies in is away.
+            RowError: The source cannot be fetched, is forbidden, or is too large.
+            StorageError: The store of the input is away.
         """
         data = self._load(source, folder, limit, origin, kind)
         if len(data) > limit:
@@ -134,18 +138,22 @@ class RowFetcher:
             place = f" in {folder}, the folder of the row's own file" if is_relative else ""
             raise RowError(kind.unfetchable, f"{where}: no such file or object{place}") from error
         except LateError as error:
-            late = f"not fetched within input.fetch_timeout_s = {self._timeout_s:g}, which is for all that a row names"
+            late = f"not fetched within input.fetch_timeout_s = {self._timeout_s:g}, which all sources of a row share"
             raise RowError(kind.unfetchable, f"{where}: {late}") from error
         except OutOfReachError as error:
             raise RowError(ErrorCode.URL_REFUSED, f"{where}: {error}") from error
         except (UnfetchableError, httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-            # A ValueError: a host that IDNA refuses, a path with a null byte.
+            # ValueError: for example a host name that IDNA forbids, or a path with a null byte.
             reason = str(error) or type(error).__name__
             raise RowError(kind.unfetchable, f"{where}: {_short(reason)}") from error
 
     @contextmanager
     def _running(self) -> Iterator[float]:
-        """Count the time of a block; gives when the row's time is over, by the monotonic clock (seconds)."""
+        """Take the time of a block off the row's time.
+
+        Yields:
+            Deadline of the row: time of the monotonic clock (seconds).
+        """
         began = time.monotonic()
         try:
             yield began + self._left_s
@@ -174,7 +182,13 @@ class RowFetcher:
 
 
 def _path_of(rest: str) -> str:
-    """The path in a file: URL, of which `rest` is what follows the scheme (RFC 8089).
+    """Return the path of a file: URL (RFC 8089).
+
+    Args:
+        rest: URL without `file:`.
+
+    Raises:
+        UnfetchableError: The URL names another machine.
 
     >>> _path_of("//localhost/in/a%20b.png"), _path_of("/in/c.png")
     ('/in/a b.png', '/in/c.png')
@@ -188,6 +202,6 @@ def _path_of(rest: str) -> str:
 
 
 def _short(text: str) -> str:
-    """A text for a message: cut, on one line, and always valid Unicode."""
+    """Return a text for a message: cut if it is long, and valid Unicode."""
     shown = text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN // 2]}… ({len(text):,} characters)"
     return shown.encode(errors="replace").decode()

@@ -1,6 +1,8 @@
-"""Documents -> pages, in processes in which a document that is damaged, hostile or endless harms nothing else.
+"""Render documents in child processes, within limits of time and memory.
 
-Every document ends here within its time and its memory, as pages or as a `RowError`.
+Every document ends as pages or as a `RowError`: a crash, an endless loop or too much memory harms only the child
+process and that row. On kernels with Landlock and seccomp the child also cannot connect anywhere, write files, or read
+files other than its own packages. On other kernels it can; see `magbatch.sandbox.confine`.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,12 +17,12 @@ Replies = Iterator[tuple[dict[str, Any], bytes | None]]
 
 
 class Renderers:
-    """Renders documents.
+    """Pool of processes that render documents. Threads may share it.
 
     Args:
-        count: Processes at most; each is started when it is needed.
-        timeout_s: Seconds that one document may take.
-        memory_mb: Megabytes that it may take.
+        count: Largest number of processes; each is started when it is first needed.
+        timeout_s: Seconds after which a document is given up.
+        memory_mb: Megabytes that a document may take.
     """
 
     def __init__(self, count: int, timeout_s: float, memory_mb: int) -> None:
@@ -30,11 +32,18 @@ class Renderers:
         )
 
     def __call__(self, data: bytes, want: Want) -> tuple[int, list[Page]]:
-        """How many pages a document has, and those that are wanted.
+        """Render one document.
+
+        Args:
+            data: Content of the file.
+            want: Pages, pictures and text that are wanted.
+
+        Returns:
+            Number of pages of the document, and the wanted pages.
 
         Raises:
-            RowError: Why there are none.
-            ClusterError: The process cannot be started here.
+            RowError: The document gives no pages; its code tells why.
+            ClusterError: The process cannot be started on this machine.
         """
         try:
             *pages, total = self._sandboxes(want.to_dict(), data)
@@ -45,7 +54,7 @@ class Renderers:
             ) from error
         except SandboxMemoryError as error:
             raise RowError(
-                ErrorCode.DOCUMENT_TOO_LARGE, f"it needs more than limits.document_memory_mb = {self._memory_mb}"
+                ErrorCode.DOCUMENT_TOO_LARGE, f"rendering needs more than limits.document_memory_mb = {self._memory_mb}"
             ) from error
         except SandboxError as error:
             raise RowError(
@@ -64,10 +73,10 @@ def _page(head: dict[str, Any], body: bytes | None) -> Page:
 
 
 def handler(_setup: dict[str, Any]) -> Callable[[dict[str, Any], bytes], Replies]:
-    """In the process: a document in; its pages out, and how many it has, last."""
+    """Return the function that renders requests in the child process: a reply per page, then one with their number."""
     import cv2
 
-    import magbatch.documents.pdf  # noqa: F401 - loaded before the memory is bounded
+    import magbatch.documents.pdf  # noqa: F401 - loaded before the memory limit applies
 
     cv2.setNumThreads(1)
     return _render
@@ -83,6 +92,6 @@ def _render(wanted: dict[str, Any], data: bytes) -> Replies:
             yield head, image.packed if image is not None else None
     except (RowError, MemoryError):
         raise
-    except Exception as error:  # a document's boundary: whatever a file makes a decoder raise
+    except Exception as error:  # a row's boundary: decoders raise errors of any type
         raise RowError(ErrorCode.DOCUMENT_UNREADABLE, f"{type(error).__name__}: {error}") from error
     yield {"total": total}, None

@@ -1,7 +1,10 @@
-"""Public web addresses -> bytes, bounded in size and time.
+"""Fetch http:// and https:// URLs of public hosts, within limits of size and time.
 
-An address in a private network is refused, however it is spelled, resolved or redirected to, unless the spec allows
-it: the connection goes to the very address that was looked at.
+A host in a private network is refused unless the spec allows it. Every address that the name resolves to is checked,
+and the connection goes to a checked address. So spelling, DNS and redirects cannot lead inside. Proxies of the
+environment are used only if private hosts are allowed, since a proxy resolves names by itself.
+
+The deadline covers name resolution, connecting, TLS, headers and content. TLS certificates are verified.
 """
 
 import functools
@@ -22,11 +25,12 @@ from magbatch.documents.addresses import is_public
 from magbatch.errors import LateError, OutOfReachError
 
 MAX_REDIRECTS = 5
-FETCH_TRIES = 3  # of an URL whose server is overloaded, restarts, or drops the connection
-WINDOW_BYTES = 4096  # inflated at once: members of a few bytes each must not cost a copy of all that follows them
-_GZIP = b"\x1f\x8b"  # begins each member of a gzip file
+FETCH_TRIES = 3  # tries of a URL whose server is overloaded, restarts, or drops the connection
+# Bytes inflated at once: a file of many tiny members must not copy all of its rest for each of them.
+WINDOW_BYTES = 4096
+_GZIP = b"\x1f\x8b"  # first bytes of each member of a gzip file
 _INFLATED = frozenset({"gzip", "x-gzip", "deflate"})
-# What else a server may compress with. Any other name, such as aws-chunked or utf-8, says nothing about the bytes.
+# Other compressions. Any other name, such as aws-chunked or utf-8, says nothing about the bytes and is ignored.
 _COMPRESSIONS = frozenset(
     {"br", "zstd", "dcb", "dcz", "compress", "x-compress", "exi", "pack200-gzip"}
     | {"bzip2", "x-bzip2", "xz", "lzma", "lz4", "snappy"}
@@ -36,22 +40,25 @@ _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 @functools.cache
 def _tls() -> ssl.SSLContext:
-    return httpx.create_ssl_context()  # 30 ms of CPU: once a process, not once an image
+    return httpx.create_ssl_context()  # takes 30 ms of CPU: made once per process, not once per image
 
 
 def get(url: str, limit: int, deadline: float, *, private: bool) -> bytes:
-    """At most limit + 1 bytes of a URL's content; what may pass by itself is tried again, while there is time.
+    """Return a URL's content; at most limit + 1 bytes of it, so that the caller sees if it is larger.
+
+    Errors that may pass are retried while there is time.
 
     Args:
-        url: http:// or https://.
-        limit: Bytes.
-        deadline: By the monotonic clock (seconds): for all tries and redirects.
-        private: Whether hosts in private networks may be asked.
+        url: URL with http:// or https://.
+        limit: Bytes that the caller accepts, after decompression.
+        deadline: Time of the monotonic clock (seconds) after which the fetch is given up, all tries and redirects
+            included.
+        private: Whether hosts in private networks may be contacted.
 
     Raises:
         OutOfReachError: A host is in a private network.
-        LateError: The content did not come in time.
-        httpx.HTTPError, httpx.InvalidURL, ValueError: It cannot be had.
+        LateError: The deadline has passed.
+        httpx.HTTPError, httpx.InvalidURL, ValueError: The server refuses, or the URL is wrong.
     """
     timeout_s = max(0.0, deadline - time.monotonic())
     return Retrying(
@@ -70,7 +77,7 @@ def _may_pass(error: BaseException) -> bool:
 
 def _get_once(url: str, limit: int, deadline: float, private: bool) -> bytes:
     transport = _Transport(_Network(deadline, private=private), proxies=private)
-    # What a server compresses all the same is inflated here, within the limit: httpx would do it without one.
+    # Servers may compress anyway. `_decoded` inflates within the limit; httpx would inflate without one.
     headers = {"Accept-Encoding": "identity"}
     try:
         with (
@@ -81,9 +88,9 @@ def _get_once(url: str, limit: int, deadline: float, private: bool) -> bytes:
         ):  # fmt: skip
             response.raise_for_status()
             if response.status_code == HTTPStatus.PARTIAL_CONTENT:
-                raise httpx.DecodingError("the server sends a part of the content, which was not asked for")
+                raise httpx.DecodingError("the server sends only a part of the content, though all was requested")
             data = bytearray()
-            for chunk in response.iter_raw():  # raises for a body that ends before its Content-Length
+            for chunk in response.iter_raw():  # raises if the body ends before its Content-Length
                 data += chunk
                 if len(data) > limit:
                     return bytes(data)
@@ -93,10 +100,20 @@ def _get_once(url: str, limit: int, deadline: float, private: bool) -> bytes:
 
 
 def _decoded(data: bytes, encodings: str, limit: int, deadline: float) -> bytes:
-    """A body without its encodings (RFC 9110, 8.4), of which the last one is the outermost."""
+    """Undo the content encodings of a body, the last one first (RFC 9110, 8.4).
+
+    Args:
+        data: Body of the response.
+        encodings: Value of the `Content-Encoding` header.
+        limit: Bytes that the caller accepts.
+        deadline: Time of the monotonic clock (seconds).
+
+    Raises:
+        httpx.DecodingError: The body is damaged, or its encoding is not supported.
+    """
     for encoding in reversed([name.strip().lower() for name in encodings.split(",")]):
         if encoding in _COMPRESSIONS:
-            raise httpx.DecodingError(f"the server sends Content-Encoding {encoding}, which was not asked for")
+            raise httpx.DecodingError(f"the server sends Content-Encoding {encoding}, though none was requested")
         if encoding in _INFLATED and len(data) <= limit:
             try:
                 data = _inflated(data, limit, deadline)
@@ -106,10 +123,16 @@ def _decoded(data: bytes, encodings: str, limit: int, deadline: float) -> bytes:
 
 
 def _inflated(data: bytes, limit: int, deadline: float) -> bytes:
-    """The content of every member of a gzip or zlib file, at most limit + 1 bytes; what else follows is padding."""
+    """Inflate all members of a gzip or zlib file, at most limit + 1 bytes. Other bytes after a member are padding.
+
+    Raises:
+        zlib.error: The data is damaged.
+        EOFError: The data is cut off.
+        LateError: The deadline has passed.
+    """
     found, at = bytearray(), 0
     while True:
-        member = zlib.decompressobj(zlib.MAX_WBITS | 32)  # 32: either header
+        member = zlib.decompressobj(zlib.MAX_WBITS | 32)  # 32: accept the header of gzip or zlib
         while not member.eof:
             if time.monotonic() > deadline:
                 raise LateError
@@ -126,11 +149,11 @@ def _inflated(data: bytes, limit: int, deadline: float) -> bytes:
 
 
 class _Transport(httpx.BaseTransport):
-    """httpx's own, over a network of ours, for which httpx has no public place.
+    """httpx's transport over our own network backend. httpx has no public way to set it, so `_over` sets `_pool`.
 
     Args:
-        network: Makes every connection.
-        proxies: Whether to heed the proxies of the environment, which resolve names by themselves.
+        network: Backend that makes every connection.
+        proxies: Whether to use the proxies of the environment, which resolve names by themselves.
     """
 
     def __init__(self, network: httpcore.NetworkBackend, *, proxies: bool) -> None:
@@ -165,11 +188,11 @@ class _Transport(httpx.BaseTransport):
 
 
 class _Network(httpcore.NetworkBackend):
-    """Connects to the very address that was looked at, so that no second answer counts, and all before a deadline.
+    """Network that checks the addresses of a host and connects to one of them: a second DNS answer plays no part.
 
     Args:
-        deadline: By the monotonic clock (seconds).
-        private: Whether private networks may be connected to.
+        deadline: Time of the monotonic clock (seconds) before which every operation ends.
+        private: Whether connections into private networks are allowed.
     """
 
     def __init__(self, deadline: float, *, private: bool) -> None:
@@ -187,9 +210,8 @@ class _Network(httpcore.NetworkBackend):
                 raise OutOfReachError(f"{host} is {address}, in a private network; input.fetch_private: true allows it")
         refused: Exception | None = None
         for tried, address in enumerate(addresses):
-            share = _left(self._deadline) / (
-                len(addresses) - tried
-            )  # one that does not answer leaves time for the next
+            # An address that does not answer leaves time for the next.
+            share = _left(self._deadline) / (len(addresses) - tried)
             try:
                 stream = self._backend.connect_tcp(address, port, share, local_address, socket_options)
                 return _Stream(stream, self._deadline)
@@ -199,7 +221,7 @@ class _Network(httpcore.NetworkBackend):
 
 
 class _Stream(httpcore.NetworkStream):
-    """A connection whose every operation ends before a deadline: headers that drip, too."""
+    """A connection whose every operation ends before a deadline, however slowly the server sends."""
 
     def __init__(self, stream: httpcore.NetworkStream, deadline: float) -> None:
         self._stream, self._deadline = stream, deadline
@@ -230,12 +252,18 @@ class _Stream(httpcore.NetworkStream):
 def _left(deadline: float) -> float:
     left = deadline - time.monotonic()
     if left <= 0:
-        raise httpcore.ReadTimeout("late")
+        raise httpcore.ReadTimeout("the deadline has passed")
     return left
 
 
 def _resolved(host: str, port: int, timeout_s: float) -> list[str]:
-    """Addresses of a host; the resolver itself takes no timeout."""
+    """Return the IP addresses of a host. A thread resolves it, since the system's resolver takes no timeout.
+
+    Raises:
+        httpcore.ConnectTimeout: The name is not resolved in time.
+        httpcore.ConnectError: The name does not exist.
+        UnicodeError: IDNA forbids the name.
+    """
     answer: list[list[str] | Exception] = []
 
     def resolve() -> None:

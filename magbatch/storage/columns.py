@@ -34,7 +34,7 @@ def written_as(column: pa.Field, name: str) -> pa.Field:
 
 
 def empty_table(columns: pa.Schema) -> pa.Table:
-    """Return a table without rows. Arrow 26 cannot make an empty array of a type that holds UUIDs or other extensions."""
+    """Return a table without rows. Arrow 26 cannot make empty arrays of types that hold UUIDs or other extensions."""
     return pa.Table.from_batches([], columns)
 
 

@@ -29,8 +29,9 @@ from magbatch.errors import (
 )
 from magbatch.spec import is_remote
 from magbatch.storage.disk import local_errors
+from magbatch.storage.globs import listed_prefix
 from magbatch.storage.s3 import quick_s3_client, s3_client, s3_errors, split_url
-from magbatch.storage.search import input_folder, listed_prefix
+from magbatch.storage.search import input_folder
 
 CHUNK_BYTES = 1 << 20  # read at once, so that the deadline is checked in between
 TRIES = 3  # tries of a read that the input's own store refuses while it answers other requests

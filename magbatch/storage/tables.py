@@ -1,7 +1,7 @@
 """Recognise folders whose Parquet files must not be read directly: tables, and outputs of jobs.
 
-The files of a Delta, Iceberg or similar table also hold deleted and replaced rows; only the table's log tells which rows
-are current.
+The files of a Delta, Iceberg or similar table also hold deleted and replaced rows. Only the table's log tells which
+rows are current.
 """
 
 import os

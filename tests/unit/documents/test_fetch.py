@@ -274,7 +274,7 @@ def test_a_name_that_is_no_compression_changes_nothing(sites: tuple[str, str], e
 def test_a_compression_that_was_not_asked_for_is_said(sites: tuple[str, str], encoding: str) -> None:
     error = refusal(encoded(sites, encoding, ZIPPED), private=True)
     assert error.code is ErrorCode.DOCUMENT_UNFETCHABLE
-    assert f"Content-Encoding {encoding.rpartition(' ')[2].lower()}, which was not asked for" in error.message
+    assert f"Content-Encoding {encoding.rpartition(' ')[2].lower()}, though none was requested" in error.message
 
 
 @pytest.mark.parametrize(
@@ -611,7 +611,7 @@ def test_a_row_has_one_time_for_all_that_it_names(sites: tuple[str, str]) -> Non
     """A list of slow pages ends with the row's time, not with each page's."""
     fetch = fetcher(private=True, timeout_s=1.2).for_row()
     pages = (fetch(f"{sites[0]}/half-a-second", "/in", 1000, "here", DOCUMENT) for _ in range(100))
-    with pytest.raises(RowError, match=r"input\.fetch_timeout_s = 1\.2, which is for all that a row names"):
+    with pytest.raises(RowError, match=r"input\.fetch_timeout_s = 1\.2, which all sources of a row share"):
         list(pages)
     assert fetcher(private=True, timeout_s=1.2).for_row()(f"{sites[0]}/x", "/in", 1000, "here", DOCUMENT) == b"content"
 
