@@ -5,8 +5,8 @@ known without reading its rows again, and a metric at the end of a job is what i
 """
 
 import json
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Self
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -33,6 +33,7 @@ COLUMNS = (
     "document_truncated",
 )
 ERROR_COLUMNS = ("error_code", *TOKEN_FIELDS)
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -138,15 +139,7 @@ class Totals:
 
     def plus(self, other: Self, sign: int = 1) -> Self:
         """The sums of both; with sign -1, what is left without the other's."""
-        sums: dict[str, Any] = {}
-        for name in (one.name for one in fields(self)):
-            mine, theirs = getattr(self, name), getattr(other, name)
-            if isinstance(mine, dict):
-                both = {key: mine.get(key, 0) + sign * theirs.get(key, 0) for key in {**mine, **theirs}}
-                sums[name] = {key: count for key, count in both.items() if count}
-            else:
-                sums[name] = mine + sign * theirs
-        return type(self)(**sums)
+        return summed(self, other, sign)
 
     @classmethod
     def of_manifest(cls, manifest: dict[str, Any]) -> Self:
@@ -201,6 +194,35 @@ def bucket(counts: dict[str, int], values: "np.ndarray[Any, Any] | list[float]",
     places, found = np.unique(np.searchsorted(bounds, values, side="left"), return_counts=True)
     for place, count in zip(places.tolist(), found.tolist(), strict=True):
         counts[names[place]] = counts.get(names[place], 0) + count
+
+
+def summed(one: T, other: T, sign: int = 1) -> T:
+    """Add two records of one dataclass, field by field.
+
+    Numbers are added, counts by key are added key by key, lists are joined, and records within are added in turn.
+    A count that becomes 0 is left out.
+
+    Example: `summed(Totals(failed=1, by_code={"a": 1}), Totals(failed=2, by_code={"a": 1, "b": 1}))` is
+    `Totals(failed=3, by_code={"a": 2, "b": 1})`.
+
+    Args:
+        one: The first record.
+        other: The second record, of the same class.
+        sign: 1 adds the second record; -1 takes it away from the first, which must have no lists.
+    """
+    names = [item.name for item in fields(one)]  # type: ignore[arg-type]
+    return type(one)(**{name: _summed_value(getattr(one, name), getattr(other, name), sign) for name in names})
+
+
+def _summed_value(one: Any, other: Any, sign: int) -> Any:
+    if isinstance(one, dict):
+        both = {key: one.get(key, 0) + sign * other.get(key, 0) for key in {**one, **other}}
+        return {key: count for key, count in both.items() if count}
+    if is_dataclass(one):
+        return summed(one, other, sign)
+    if isinstance(one, list):
+        return [*one, *other]
+    return one + sign * other
 
 
 def known_fields(kind: type[Any], record: dict[str, Any]) -> dict[str, Any]:

@@ -113,7 +113,8 @@ def _status_lines(found: "JobStatus") -> list[str]:
 
 def _run_lines(found: "JobStatus", run: dict[str, Any]) -> list[str]:
     """What the run has last said of itself; speed and end only while it goes on."""
-    from magbatch.report.progress import Eta, shown_eta
+    from magbatch.report.progress import Eta
+    from magbatch.report.terminal import shown_eta
 
     lines = []
     if found.alive:

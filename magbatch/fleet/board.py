@@ -207,7 +207,7 @@ class BoardState:
         slot.done, self._done = slot.done.plus(done), self._done.plus(done)
         if use.short_s and self._rows_to_begin() > 0:
             self._starved_s += use.short_s
-        slot.usage.add(use)
+        slot.usage = slot.usage.plus(use)
         return Order.STOP if self._stopping else Order.GIVE_BACK if tenant.recalled else Order.NONE
 
     def engine_failed(self, replica: str, message: str) -> None:

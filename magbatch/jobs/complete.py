@@ -29,9 +29,11 @@ from magbatch.replica.board import Snapshot
 from magbatch.report.exporter import Exporter
 from magbatch.report.heartbeat import Heartbeat, earlier, earlier_runs, earlier_versions
 from magbatch.report.page import report_files
-from magbatch.report.progress import JobProgress, ProgressLine
-from magbatch.report.report import DuplicateIds, ReplicaUse, Report, Run, Slowest, settings
+from magbatch.report.progress import JobProgress
+from magbatch.report.report import ReplicaUse, Report, Run, settings
 from magbatch.report.runs import with_this
+from magbatch.report.scan import DuplicateIds, Slowest
+from magbatch.report.terminal import ProgressLine
 from magbatch.report.wrong import WrongAnswers
 from magbatch.schema import ERRORS, RESULTS
 from magbatch.spec import JobSpec
@@ -218,17 +220,17 @@ def _finish(spec: JobSpec, plan: Plan, ledger: Ledger, the_run: Run, progress: J
                 reports: list[Report] = reports,
             ) -> dict[str, bytes]:
                 repeated = ids.count() if user_id else None
-                standing = progress.standing()
+                now = progress.snapshot()
                 report = Report(
-                    spec.name, ledger.path, plan.rows, totals, repeated, the_run, settings(spec, args), standing.spent,
-                    progress.history, [ReplicaUse.of(slot) for slot in standing.slots], slowest.rows(),
-                    standing.cost, spec.cost.currency,
+                    spec.name, ledger.path, plan.rows, totals, repeated, the_run, settings(spec, args), now.spent,
+                    progress.history, [ReplicaUse.of(slot) for slot in now.slots], slowest.rows(),
+                    now.cost, spec.cost.currency,
                 )  # fmt: skip
                 report.began, report.ended = progress.began, time.time()
                 report.letters = [asdict(one) for one in examples(ledger, totals.by_code)]
                 report.wrong = wrong.found
-                rows = standing.done - progress.before
-                report.runs = with_this(progress.past, standing.started, rows, socket.gethostname())
+                rows = now.done - progress.before
+                report.runs = with_this(progress.past, now.started, rows, socket.gethostname())
                 reports.append(report)
                 return report_files(report)
 

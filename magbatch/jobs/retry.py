@@ -38,7 +38,7 @@ from magbatch.plan.make import subset_plan
 from magbatch.plan.plan import Plan
 from magbatch.report.accounts import add_use, tell_use
 from magbatch.report.page import report_files
-from magbatch.report.report import DuplicateIds
+from magbatch.report.scan import DuplicateIds
 from magbatch.report.stored import put_right, stored_report
 from magbatch.rows import ReasoningStatus
 from magbatch.schema import ERRORS, RESULTS, ObjectName, new_attempt

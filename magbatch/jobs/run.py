@@ -30,7 +30,7 @@ from magbatch.pipeline.read import ShardReader
 from magbatch.pipeline.render import Renderer
 from magbatch.plan.plan import Plan
 from magbatch.report.exporter import check_address
-from magbatch.report.report import Report, one_line
+from magbatch.report.report import Report, sample_line
 from magbatch.report.stored import mend, stored_report
 from magbatch.rows import Shard
 from magbatch.schema import RESULTS
@@ -155,9 +155,9 @@ def _samples(spec: JobSpec, ledger: Ledger, plan: Plan) -> list[tuple[str, str, 
             break
     return [
         (
-            one_line(_question(spec, plan, row["shards"], row["row_id"])),
-            one_line(row["reasoning"]),
-            one_line(row["answer"]),
+            sample_line(_question(spec, plan, row["shards"], row["row_id"])),
+            sample_line(row["reasoning"]),
+            sample_line(row["answer"]),
         )
         for row in rows
     ]

@@ -6,14 +6,14 @@ series of metrics than there are places.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol, Self
 
 from magbatch.engines.base import EngineLoad
 from magbatch.errors import JobError
 from magbatch.replica.losses import Home, Loss
-from magbatch.totals import Totals
+from magbatch.totals import Totals, summed
 
 COMMIT_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0)
 MIN_SILENCE_S, MAX_SILENCE_S = 60.0, 600.0  # until a replica that does not report is ended
@@ -58,15 +58,9 @@ class Usage:
     commit_retries: int = 0
     by_commit: dict[str, int] = field(default_factory=dict)
 
-    def add(self, other: Self) -> None:
-        """Add what another one holds."""
-        for item in fields(self):
-            mine, theirs = getattr(self, item.name), getattr(other, item.name)
-            if isinstance(mine, dict):
-                for key, count in theirs.items():
-                    mine[key] = mine.get(key, 0) + count
-            else:
-                setattr(self, item.name, mine + theirs)
+    def plus(self, other: Self) -> Self:
+        """Return the sums of both."""
+        return summed(self, other)
 
 
 def silence_s(row_timeout_s: float | None) -> float:

@@ -65,12 +65,12 @@ class Exporter:
         spec = self._spec
         info = {"version": magbatch.__version__, "engine": spec.model.engine, "output": spec.output.path}
         values.set(metrics.JOB_INFO, 1, **info)
-        standing = self._progress.standing()
-        _job(values, standing, spec)
-        if standing.totals is not None:
-            _rows(values, standing.totals)
-        _fleet(values, standing)
-        _storage(values, standing)
+        now = self._progress.snapshot()
+        _job(values, now, spec)
+        if now.totals is not None:
+            _rows(values, now.totals)
+        _fleet(values, now)
+        _storage(values, now)
         return values
 
     @contextmanager
@@ -96,7 +96,7 @@ class Exporter:
             if settings.push_gateway is not None:
                 stack.enter_context(self._pushing(settings.push_gateway))
             yield
-            if self._progress.standing().complete:
+            if self._progress.snapshot().complete:
                 with suppress(KeyboardInterrupt):  # who is told to go has nothing left to do
                     self._linger(settings.linger_s)
 
@@ -124,7 +124,7 @@ class Exporter:
         path = environ["PATH_INFO"].rstrip("/")
         if path == "/metrics":
             self._scrapes.append(time.monotonic())
-            if self._progress.standing().complete:
+            if self._progress.snapshot().complete:
                 self._has_the_last.set()
             app: Callable[..., Iterable[bytes]] = make_wsgi_app(self.registry)
             return app(environ, start_response)
@@ -245,19 +245,19 @@ def _reachable(bind: str) -> str:
     return f"[{bind}]" if ":" in bind else bind
 
 
-def _job(values: Values, standing: ProgressSnapshot, spec: JobSpec) -> None:
-    values.set(metrics.JOB_STARTED, standing.started)
-    values.set(metrics.JOB_COMPLETE, int(standing.complete))
-    values.set(metrics.JOB_PROGRESS, standing.progressed)
-    if standing.eta is not None and not standing.complete:
-        for bound, seconds in zip(("expected", "early", "late"), standing.eta, strict=True):
+def _job(values: Values, now: ProgressSnapshot, spec: JobSpec) -> None:
+    values.set(metrics.JOB_STARTED, now.started)
+    values.set(metrics.JOB_COMPLETE, int(now.complete))
+    values.set(metrics.JOB_PROGRESS, now.progressed)
+    if now.eta is not None and not now.complete:
+        for bound, seconds in zip(("expected", "early", "late"), now.eta, strict=True):
             values.set(metrics.JOB_ETA, time.time() + seconds, bound=bound)
     if spec.deadline is not None:
         values.set(metrics.JOB_DEADLINE, spec.deadline.timestamp())
-    values.set(metrics.DEVICE_SECONDS, standing.spent.device_s)
-    if standing.cost is not None:
-        values.set(metrics.COST, standing.cost, currency=spec.cost.currency)
-    values.set(metrics.ROWS_PLANNED, standing.planned)
+    values.set(metrics.DEVICE_SECONDS, now.spent.device_s)
+    if now.cost is not None:
+        values.set(metrics.COST, now.cost, currency=spec.cost.currency)
+    values.set(metrics.ROWS_PLANNED, now.planned)
 
 
 def _rows(values: Values, totals: Totals) -> None:
@@ -280,19 +280,19 @@ def _rows(values: Values, totals: Totals) -> None:
         values.observe(metric, cumulative(counts, LENGTH_BOUNDS_TOKENS), sum_)
 
 
-def _fleet(values: Values, standing: ProgressSnapshot) -> None:
-    snapshot, spent = standing.snapshot, standing.spent
+def _fleet(values: Values, now: ProgressSnapshot) -> None:
+    fleet, spent = now.fleet, now.spent
     for state in State:
-        values.set(metrics.REPLICAS, snapshot.count(state), state=str(state))
+        values.set(metrics.REPLICAS, fleet.count(state), state=str(state))
     values.set(metrics.REPLICA_RESTARTS, spent.restarts)
     values.set(metrics.ENGINE_DEATHS, spent.engine_deaths)
     values.set(metrics.STARVED_SECONDS, spent.starved_s)
-    for slot in standing.slots:
+    for slot in now.slots:
         replica = str(slot.number)
         values.set(metrics.REPLICA_ROWS, slot.done.rows, replica=replica)
         values.set(metrics.REPLICA_TOKENS, slot.done.generated_tokens, replica=replica)
         values.set(metrics.ENGINE_PREEMPTIONS, slot.usage.preemptions, replica=replica)
-        if snapshot.slots and slot.state == State.SERVING:
+        if fleet.slots and slot.state == State.SERVING:
             load = slot.load
             values.set(metrics.ROWS_IN_FLIGHT, load.in_flight, replica=replica)
             values.set(metrics.ROWS_WAITING, load.waiting, replica=replica)
@@ -301,10 +301,10 @@ def _fleet(values: Values, standing: ProgressSnapshot) -> None:
             values.set(metrics.ENGINE_KV, load.engine.kv_cache_ratio, replica=replica)
 
 
-def _storage(values: Values, standing: ProgressSnapshot) -> None:
-    use = standing.spent.use
+def _storage(values: Values, now: ProgressSnapshot) -> None:
+    use = now.spent.use
     values.observe(metrics.COMMIT_SECONDS, cumulative(use.by_commit, COMMIT_BOUNDS_S), use.commit_ms / 1000)
     values.set(metrics.COMMIT_BYTES, use.commit_bytes)
     values.set(metrics.COMMIT_RETRIES, use.commit_retries)
-    values.set(metrics.STORAGE_ERRORS, standing.spent.input_errors, side="input")
-    values.set(metrics.STORAGE_ERRORS, use.commit_retries + standing.spent.output_errors, side="output")
+    values.set(metrics.STORAGE_ERRORS, now.spent.input_errors, side="input")
+    values.set(metrics.STORAGE_ERRORS, use.commit_retries + now.spent.output_errors, side="output")

@@ -144,8 +144,8 @@ class Heartbeat:
 
 def record(progress: JobProgress, *, running: bool) -> dict[str, Any]:
     """What is written; `magbatch status --json` shows it as `run`, but for the history."""
-    standing = progress.standing()
-    snapshot, seen = standing.snapshot, standing.seen
+    now = progress.snapshot()
+    fleet, seen = now.fleet, now.seen
     return {
         "version": 1,
         "running": running,
@@ -154,19 +154,19 @@ def record(progress: JobProgress, *, running: bool) -> dict[str, Any]:
         "pid": guard.command_pid(),
         "place": process_space(),
         "since": started_at(guard.command_pid()),
-        "started": standing.started,
-        "planned": standing.planned,
-        "done": standing.done,
+        "started": now.started,
+        "planned": now.planned,
+        "done": now.done,
         "failed": seen.failed,
-        "truncated": standing.truncated,
-        "rows_per_s": standing.rows_per_s,
-        "tokens_per_s": standing.tokens_per_s,
-        "starting": snapshot.starting,
-        "replicas": {str(state): snapshot.count(state) for state in State},
-        "eta": standing.eta._asdict() if standing.eta is not None else None,
-        "cost": standing.cost,
+        "truncated": now.truncated,
+        "rows_per_s": now.rows_per_s,
+        "tokens_per_s": now.tokens_per_s,
+        "starting": fleet.starting,
+        "replicas": {str(state): fleet.count(state) for state in State},
+        "eta": now.eta._asdict() if now.eta is not None else None,
+        "cost": now.cost,
         "currency": progress.currency,
-        "spent": asdict(standing.spent),
+        "spent": asdict(now.spent),
         "history": progress.history,
         "versions": progress.versions,
         "before": progress.before,

@@ -1,7 +1,6 @@
-"""How far a job is: what its runs have done and used, how fast it goes, when it ends; and the line a person sees.
+"""Progress of a job during one run: rows done, speed, expected end, and the resources used by all its runs.
 
-Counts are of committed rows only: what is shown as done survives a crash. What earlier runs have used goes on being
-counted; what their rows hold is in the footers of the objects.
+Counts are of committed rows only, so a number that was shown stays true after a crash.
 """
 
 import math
@@ -9,40 +8,32 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
-from types import TracebackType
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self
 
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn
-from rich.table import Column
-
-from magbatch.counts import counted
 from magbatch.replica.board import Load, Slot, Snapshot, Usage
 from magbatch.replica.losses import MOST_LOSSES, Loss
 from magbatch.report.runs import PastRun
 from magbatch.rows import ReasoningStatus
 from magbatch.spec import JobSpec
-from magbatch.totals import Totals, known_fields
+from magbatch.totals import Totals, known_fields, summed
 from magbatch.versions import versions
 
 RATE_WINDOW_S = 60.0
-LOG_INTERVAL_S = 60.0  # between two lines where there is no terminal
-BAR_COLUMNS = 20
-HISTORY_POINTS = 512  # at most: then every other one is dropped
-HISTORY_INTERVAL_S = 2.0  # between two points of a job that has just begun
-LEAST_RECORDS = 5  # fewer say nothing about the lengths of others
+HISTORY_POINTS = 512  # at most; a page about 7 inches wide shows no more. Beyond it, every other point is dropped.
+HISTORY_INTERVAL_S = 2.0  # between two points of a new job; it doubles each time points are dropped
+LEAST_RECORDS = 5  # samples that must be seen before their lengths say anything about the remaining rows
 Z_90 = 1.645  # standard deviations on either side of the mean that hold 90% of a normal distribution
 
 
 class Point(NamedTuple):
-    """The job at one moment.
+    """State of a job at one moment, for the curves of the report.
 
     Attributes:
         at: Unix time (s).
-        rows: Done.
-        tokens: Reasoning and answer, of them, as far as this run and the footers know.
-        replicas: That serve.
+        rows: Rows done.
+        tokens: Reasoning and answer tokens of these rows.
+        replicas: Replicas that serve.
     """
 
     at: float
@@ -53,20 +44,20 @@ class Point(NamedTuple):
 
 @dataclass(slots=True)
 class JobUsage:
-    """What runs of a job have used.
+    """Resources that runs of a job have used.
 
     Attributes:
-        device_s: Seconds for which devices were held: GPUs, or on CPUs replicas.
-        starved_s: Seconds in which an engine had free slots while rows remained to be begun.
+        device_s: Seconds for which devices were held: GPUs, or replicas if the job runs on CPUs.
+        starved_s: Seconds in which an engine had free slots while rows waited to be begun.
         engine_deaths: Engines that died, or hung, with rows in them.
-        restarts: Replicas that took the place of one that had ended.
-        input_errors: Refusals of the input's storage.
-        output_errors: Refusals of the output's that the driver met; replicas count theirs in `use`.
-        use: What replicas did beside answering.
-        prompt_tokens: Of all rows that were answered, those of answers that a retry has replaced too.
-        generated_tokens: Reasoning and answer, of the same.
-        lost: Replicas that ended while rows were to be answered.
-        losses: The last of these.
+        restarts: Replicas that replaced an ended one.
+        input_errors: Requests that the input's storage refused.
+        output_errors: Requests of the driver that the output's storage refused. Replicas count theirs in `use`.
+        use: Sums of the usage that replicas report.
+        prompt_tokens: Prompt tokens of all answered rows, including answers that a retry has replaced.
+        generated_tokens: Reasoning and answer tokens of the same rows.
+        lost: Replicas that ended while rows were still to be answered.
+        losses: The newest of these losses, `MOST_LOSSES` at most.
     """
 
     device_s: float = 0.0
@@ -82,35 +73,37 @@ class JobUsage:
     losses: list[Loss] = field(default_factory=list)
 
     @classmethod
-    def of(cls, snapshot: Snapshot, devices: int) -> Self:
-        """What one run has used so far, with so many devices a replica."""
+    def of(cls, fleet: Snapshot, devices: int) -> Self:
+        """Return the usage of one fleet so far.
+
+        Args:
+            fleet: Snapshot of the fleet.
+            devices: Devices that each replica holds.
+        """
         use = Usage()
-        for slot in snapshot.slots:
-            use.add(slot.usage)
-        held = devices * sum(slot.seconds for slot in snapshot.slots)
+        for slot in fleet.slots:
+            use = use.plus(slot.usage)
+        held = devices * sum(slot.seconds for slot in fleet.slots)
         return cls(
-            held, snapshot.starved_s, snapshot.engine_deaths, snapshot.restarts, snapshot.input_errors, 0, use,
-            snapshot.done.prompt_tokens, snapshot.done.generated_tokens, snapshot.lost, snapshot.losses,
+            held, fleet.starved_s, fleet.engine_deaths, fleet.restarts, fleet.input_errors, 0, use,
+            fleet.done.prompt_tokens, fleet.done.generated_tokens, fleet.lost, fleet.losses,
         )  # fmt: skip
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
-        """Of a record that holds `asdict` of one, of this version or another."""
+        """Read a record that any version has written with `asdict`."""
         losses = [Loss.from_dict(one) for one in data.get("losses", [])]
         return cls(**known_fields(cls, data) | {"use": Usage(**known_fields(Usage, data["use"])), "losses": losses})
 
     def plus(self, other: Self) -> Self:
-        """The sums of both; of the losses, the last ones."""
-        sums = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in {"use", "losses"}}
-        use = Usage()
-        use.add(self.use)
-        use.add(other.use)
-        return type(self)(**{name: value + getattr(other, name) for name, value in sums.items()}, use=use,
-                          losses=[*self.losses, *other.losses][-MOST_LOSSES:])  # fmt: skip
+        """Return the sums of both; of the losses, only the newest are kept."""
+        both = summed(self, other)
+        both.losses = both.losses[-MOST_LOSSES:]
+        return both
 
 
 class Eta(NamedTuple):
-    """Seconds until a job is complete: expected, and a 90% interval."""
+    """Seconds until a job is complete: the expected value, and the ends of a 90% interval."""
 
     expected_s: float
     early_s: float
@@ -118,17 +111,21 @@ class Eta(NamedTuple):
 
 
 def eta(rows_left: int, seen: Totals, tokens_per_s: float, rows_per_s: float) -> Eta | None:
-    """When the rest is done at this speed; None while nothing moves.
+    r"""Estimate when the remaining rows are done at the present speed; None while nothing moves.
 
-    The rest is as long as the rows seen so far, give or take: the interval holds both that its lengths scatter, and
-    that the mean of those seen is no more than an estimate (the variance of a sum of R draws, and R times the
-    standard error of a mean of N). Rows that take longest are seen last: early in a job, the late end is the likelier.
+    Lengths of the remaining samples are assumed to scatter like those seen so far. With N samples seen and R left, the
+    tokens left have the mean `R * mean` and the variance `variance * (R + R**2 / N)`. The first term is the scatter of
+    a sum of R draws; the second is R times the standard error of a mean of N. The longest rows are finished last, so
+    early in a job the late end is the likelier one.
+
+    Example: 100 rows of 50 tokens each are seen and 1,000 are left. At 500 tokens/s all three values are 100 s, because
+    equal lengths leave no scatter.
 
     Args:
         rows_left: Rows that are not done.
-        seen: Totals of rows that are.
-        tokens_per_s: Generated tokens a second.
-        rows_per_s: Rows a second, for jobs in which no token was generated.
+        seen: Totals of the rows that are done.
+        tokens_per_s: Generated tokens per second.
+        rows_per_s: Rows per second; used if no token was generated.
     """
     if rows_left == 0:
         return Eta(0.0, 0.0, 0.0)
@@ -148,30 +145,30 @@ def eta(rows_left: int, seen: Totals, tokens_per_s: float, rows_per_s: float) ->
 
 @dataclass(frozen=True, slots=True)
 class ProgressSnapshot:
-    """A job at one moment.
+    """State of a job at one moment.
 
     Attributes:
-        planned: Its rows.
+        planned: Input rows of the job.
         done: Rows that are done.
-        totals: Of all committed rows; None while the footers of earlier ones are being read.
-        seen: Of those that are known.
-        snapshot: The fleet.
-        places: Of its replicas, or of those of the last one that has ended.
-        rows_per_s: In the last minute.
-        tokens_per_s: Generated ones, in the last minute.
-        eta: When it ends.
-        spent: What all its runs have used.
-        cost: Of that, in the spec's currency; None without a price.
-        started: When this run began (Unix time, s).
-        progressed: When rows were last committed, else when this run began (Unix time, s).
-        complete: Its manifest is written.
+        totals: Sums over all committed rows; None while the footers of earlier objects are still being read.
+        seen: Sums over the committed rows that are known so far.
+        fleet: Snapshot of the fleet.
+        slots: Slots of the fleet; after its end, slots of the last fleet.
+        rows_per_s: Rows per second in the last minute.
+        tokens_per_s: Generated tokens per second in the last minute.
+        eta: Expected end; None if it is not known.
+        spent: Resources used by all runs of the job.
+        cost: Cost of the devices, in the spec's currency; None without a price.
+        started: Begin of this run (Unix time, s).
+        progressed: Time of the last commit, else the begin of this run (Unix time, s).
+        complete: Whether the manifest is written.
     """
 
     planned: int
     done: int
     totals: Totals | None
     seen: Totals
-    snapshot: Snapshot
+    fleet: Snapshot
     slots: list[Slot]
     rows_per_s: float
     tokens_per_s: float
@@ -184,23 +181,79 @@ class ProgressSnapshot:
 
     @property
     def truncated(self) -> int:
-        """Samples whose thinking was truncated."""
+        """Samples whose reasoning was truncated."""
         return self.seen.by_status.get(ReasoningStatus.TRUNCATED, 0)
 
 
-class JobProgress:
-    """Follows a job through one run of the command; any thread may ask where it stands.
-
-    Attributes:
-        currency: Of its cost.
+class _History:
+    """Points of a job over time, thinned so that a job of any length has at most `HISTORY_POINTS`.
 
     Args:
-        spec: The job.
-        planned: Its rows.
+        points: Points of earlier runs.
+    """
+
+    def __init__(self, points: list[Point]) -> None:
+        self.points = list(points)
+        past_s = self.points[-1].at - self.points[0].at if self.points else 0.0
+        self._interval_s = max(HISTORY_INTERVAL_S, past_s / HISTORY_POINTS)
+
+    def add(self, point: Point, *, always: bool = False) -> None:
+        """Add a point, unless the last one is younger than the interval.
+
+        Args:
+            point: The point.
+            always: Whether the point is added in any case.
+        """
+        last = self.points[-1].at if self.points else 0.0
+        if point.at - last < (0 if always else self._interval_s):
+            return
+        self.points.append(point)
+        if len(self.points) > HISTORY_POINTS:
+            self.points = self.points[::2]
+            self._interval_s *= 2
+
+
+class _RateWindow:
+    """Speed over the last `RATE_WINDOW_S` seconds."""
+
+    def __init__(self) -> None:
+        self._counts: deque[tuple[float, int, int]] = deque()  # monotonic seconds, rows, tokens
+
+    def add(self, now: float, rows: int, tokens: int) -> None:
+        """Add the counts of a moment (monotonic clock, s)."""
+        self._counts.append((now, rows, tokens))
+        while now - self._counts[0][0] > RATE_WINDOW_S:
+            self._counts.popleft()
+
+    def rates(self) -> tuple[float, float]:
+        """Return rows and tokens per second; zeros if fewer than two moments are known."""
+        if len(self._counts) < 2:
+            return 0.0, 0.0
+        (then, rows_then, tokens_then), (now, rows, tokens) = self._counts[0], self._counts[-1]
+        seconds = max(now - then, 1e-9)
+        return (rows - rows_then) / seconds, (tokens - tokens_then) / seconds
+
+    def clear(self) -> None:
+        """Forget all counts."""
+        self._counts.clear()
+
+
+class JobProgress:
+    """Follows a job through one run of the command. Every method may be called from any thread.
+
+    Attributes:
+        currency: Currency of the cost.
         before: Rows that were done before this run.
-        spent: What earlier runs have used.
-        history: Of them.
-        refusals: Tells how many requests of the driver's the output's storage has refused.
+        past: Earlier runs of the job.
+        versions: Package to version, of this process and of each node that has reported.
+
+    Args:
+        spec: Spec of the job.
+        planned: Input rows of the job.
+        before: Rows that were done before this run.
+        spent: Resources that earlier runs have used.
+        history: Points of earlier runs.
+        refusals: Function that returns the number of the driver's requests that the output's storage has refused.
     """
 
     def __init__(
@@ -212,247 +265,99 @@ class JobProgress:
         history: list[Point] | None = None,
         refusals: Callable[[], int] = lambda: 0,
     ) -> None:
-        self._planned, self._before = planned, before
+        self._planned, self.before = planned, before
         self._devices = max(1, spec.replicas.gpus)
         self._price, self.currency = spec.cost.device_hour, spec.cost.currency
         self._refusals = refusals
+        self.past: list[PastRun] = []
+        self.versions = versions()
         self._lock = threading.Lock()
         self._earlier: Totals | None = None if before else Totals()
         self._spent = spent or JobUsage()
-        self._history = list(history or [])
-        past_s = self._history[-1].at - self._history[0].at if self._history else 0.0
-        self._interval_s = max(HISTORY_INTERVAL_S, past_s / HISTORY_POINTS)
-        self._watched = False
-        self._snapshot = Snapshot()
-        self.past: list[PastRun] = []  # runs before this one
-        self.versions = versions()  # of all nodes, as they come
-        self._slots: list[Slot] = []
-        self._fleets = Totals()  # of this run's fleets that have ended
-        self._window: deque[tuple[float, int, int]] = deque()
+        self._history = _History(history or [])
+        self._window = _RateWindow()
+        self._fleet = Snapshot()
+        self._last_slots: list[Slot] = []
+        self._ended_fleets = Totals()  # committed by fleets of this run that have ended
         self._started = self._progressed = time.time()
-        self._looked = time.monotonic()
+        self._observed: float | None = None  # monotonic clock; None while there is no fleet
         self._final: Totals | None = None
 
     @property
-    def before(self) -> int:
-        """Rows that were done before this run."""
-        return self._before
-
-    @property
     def history(self) -> list[Point]:
-        """The job over time, earlier runs included."""
+        """The job over time, including earlier runs."""
         with self._lock:
-            return list(self._history)
+            return list(self._history.points)
 
     @property
     def began(self) -> float:
-        """When the job's first run began, as far as its history tells (Unix time, s)."""
+        """Begin of the job's first run, if its history reaches back so far (Unix time, s)."""
         with self._lock:
-            return min([self._started, *(point.at for point in self._history[:1])])
+            return min([self._started, *(point.at for point in self._history.points[:1])])
 
     @property
     def silent_s(self) -> float:
-        """Seconds since the fleet was last looked at, as it is a few times a second; 0 while there is none."""
-        return time.monotonic() - self._looked if self._watched else 0.0
+        """Seconds since the last call of `observe`, which comes a few times a second; 0 while there is no fleet."""
+        observed = self._observed
+        return 0.0 if observed is None else time.monotonic() - observed
 
     def set_earlier_totals(self, earlier: Totals) -> None:
-        """What the rows of earlier runs hold was read from their objects."""
+        """Set the sums over the rows of earlier runs, once their footers are read."""
         with self._lock:
             self._earlier = earlier
 
-    def observe(self, snapshot: Snapshot) -> None:
-        """The fleet is like this now."""
+    def observe(self, fleet: Snapshot) -> None:
+        """Take the present state of the fleet."""
         with self._lock:
-            now = self._looked = time.monotonic()
-            self._watched = True
-            if snapshot.done.rows > self._snapshot.done.rows:
+            now = self._observed = time.monotonic()
+            if fleet.done.rows > self._fleet.done.rows:
                 self._progressed = time.time()
-            self._snapshot = snapshot
-            self.versions |= snapshot.versions
-            done = self._fleets.plus(snapshot.done)
-            if not snapshot.starting:
-                self._window.append((now, done.rows, done.generated_tokens))
-                while now - self._window[0][0] > RATE_WINDOW_S:
-                    self._window.popleft()
-            self._note(self._point())
+            self._fleet = fleet
+            self.versions |= fleet.versions
+            done = self._ended_fleets.plus(fleet.done)
+            if not fleet.starting:
+                self._window.add(now, done.rows, done.generated_tokens)
+            self._add_point()
 
     def end_fleet(self) -> None:
-        """The fleet has ended; another may come."""
+        """Note that the fleet has ended. Another one may follow."""
         with self._lock:
-            self._watched = False
-            self._note(self._point(), always=True)
-            self._fleets = self._fleets.plus(self._snapshot.done)
-            self._spent = self._spent.plus(JobUsage.of(self._snapshot, self._devices))
-            self._slots = self._snapshot.slots
-            for slot in self._slots:
+            self._observed = None
+            self._add_point(always=True)
+            self._ended_fleets = self._ended_fleets.plus(self._fleet.done)
+            self._spent = self._spent.plus(JobUsage.of(self._fleet, self._devices))
+            self._last_slots = self._fleet.slots
+            for slot in self._last_slots:
                 slot.load = Load()
-            self._snapshot = Snapshot(starting=False)
+            self._fleet = Snapshot(starting=False)
             self._window.clear()
 
     def finish(self, totals: Totals) -> None:
-        """The job is complete."""
+        """Note that the job is complete, with the sums of its manifest."""
         with self._lock:
             self._final = totals
 
-    def standing(self) -> ProgressSnapshot:
-        """Where the job stands now."""
+    def snapshot(self) -> ProgressSnapshot:
+        """Return the present state of the job."""
         with self._lock:
-            mine = self._fleets.plus(self._snapshot.done)
+            mine = self._ended_fleets.plus(self._fleet.done)
             totals = self._final or (None if self._earlier is None else self._earlier.plus(mine))
             seen = totals or mine
-            done = self._planned if self._final is not None else min(self._planned, self._before + mine.rows)
-            rows_s, tokens_s = self._rates()
-            spent = self._spent.plus(JobUsage.of(self._snapshot, self._devices))
+            done = self._planned if self._final is not None else min(self._planned, self.before + mine.rows)
+            rows_s, tokens_s = self._window.rates()
+            spent = self._spent.plus(JobUsage.of(self._fleet, self._devices))
             spent.output_errors += self._refusals()
             cost = None if self._price is None else self._price * spent.device_s / 3600
             return ProgressSnapshot(
-                self._planned, done, totals, seen, self._snapshot,
-                self._snapshot.slots or self._slots, rows_s, tokens_s,
+                self._planned, done, totals, seen, self._fleet,
+                self._fleet.slots or self._last_slots, rows_s, tokens_s,
                 eta(self._planned - done, seen, tokens_s, rows_s), spent, cost, self._started, self._progressed,
                 self._final is not None,
             )  # fmt: skip
 
-    def _rates(self) -> tuple[float, float]:
-        if len(self._window) < 2:
-            return 0.0, 0.0
-        (then, rows_then, tokens_then), (now, rows, tokens) = self._window[0], self._window[-1]
-        seconds = max(now - then, 1e-9)
-        return (rows - rows_then) / seconds, (tokens - tokens_then) / seconds
-
-    def _point(self) -> Point:
-        mine = self._fleets.plus(self._snapshot.done)
-        tokens = mine.generated_tokens + (self._earlier.generated_tokens if self._earlier is not None else 0)
-        return Point(time.time(), self._before + mine.rows, tokens, self._snapshot.replicas)
-
-    def _note(self, point: Point, *, always: bool = False) -> None:
+    def _add_point(self, *, always: bool = False) -> None:
         if self._earlier is None:
-            return  # its tokens would be too few
-        last = self._history[-1].at if self._history else 0.0
-        if point.at - last < (0 if always else self._interval_s):
-            return
-        self._history.append(point)
-        if len(self._history) > HISTORY_POINTS:
-            self._history = self._history[::2]
-            self._interval_s *= 2
-
-
-class ProgressLine:
-    """The live line on a terminal; a plain line a minute elsewhere.
-
-    Args:
-        console: Where it goes.
-        progress: What it shows.
-
-    Attributes:
-        progress: The same.
-    """
-
-    def __init__(self, console: Console, progress: JobProgress) -> None:
-        self._console = console
-        self.progress = progress
-        self._began = self._logged = time.monotonic()
-        self._lost = self._troubles = 0
-        text = TextColumn("{task.fields[state]}", table_column=Column(no_wrap=True, overflow="crop"))
-        self._bar = Progress(SpinnerColumn(), text, console=console, transient=True)
-        standing = progress.standing()
-        self._task = self._bar.add_task("rows", total=standing.planned, completed=standing.done, state="starting Ray")
-
-    def __enter__(self) -> Self:
-        if self._console.is_terminal:
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._console.is_terminal:
-            self._bar.stop()
-
-    def show(self) -> None:
-        """Show where the job stands."""
-        now, standing = time.monotonic(), self.progress.standing()
-        snapshot = standing.snapshot
-        if snapshot.lost < self._lost:  # another fleet of this run
-            self._lost = self._troubles = 0
-        unsaid, self._lost = snapshot.lost - self._lost, snapshot.lost
-        for loss in snapshot.losses[-unsaid:] if unsaid else []:
-            self.say(loss.line())
-        if snapshot.trouble is not None and snapshot.trouble[0] > self._troubles:
-            self._troubles, message = snapshot.trouble
-            self.say(message)
-        text = line(standing, now - self._began)
-        # Asked for each time: a terminal's width changes. The spinner and the blank after it take two columns.
-        narrow = line(standing, now - self._began, self._console.width - 2)
-        self._bar.update(self._task, completed=standing.done, state=narrow)
-        if not self._console.is_terminal and now - self._logged >= LOG_INTERVAL_S:
-            self._logged = now
-            self.say(f"rows {text}")
-
-    def say(self, text: str) -> None:
-        """One line above the bar."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def line(standing: ProgressSnapshot, starting_s: float, width: int | None = None) -> str:
-    """Where a job stands, on one line.
-
-    Args:
-        standing: It.
-        starting_s: For which its engines have been starting (seconds).
-        width: Columns that there are; what matters least goes first. None shows all, without a bar.
-    """
-    if standing.snapshot.starting and not standing.complete:
-        return f"{standing.done:,}/{standing.planned:,} · starting the engine, {starting_s:.0f} s"
-    share = standing.done / standing.planned if standing.planned else 1.0
-    done, speed = f"{standing.done:,}/{standing.planned:,} ({100 * share:.1f}%)", f"{standing.rows_per_s:,.1f} rows/s"
-    end, tokens = f"ETA {shown_eta(standing.eta)}", f"{standing.tokens_per_s:,.0f} tokens/s"
-    failed, truncated = f"{standing.seen.failed:,} failed", f"{standing.truncated:,} truncated"
-    replicas = counted(standing.snapshot.replicas, "replica")
-    everything = " · ".join([done, end, speed, tokens, failed, truncated, replicas])
-    if width is None:
-        return everything
-    if len(everything) + BAR_COLUMNS + 1 <= width:
-        full = round(share * BAR_COLUMNS)
-        return f"[bar.complete]{'━' * full}[/][bar.back]{'━' * (BAR_COLUMNS - full)}[/] {everything}"
-    brief_end = "ETA -" if standing.eta is None else f"ETA {_duration(standing.eta.expected_s)}"
-    brief_done = f"{_brief(standing.done)}/{_brief(standing.planned)} {100 * share:.1f}%"
-    brief_speed, brief_failed = f"{_brief(standing.rows_per_s)} rows/s", f"{_brief(standing.seen.failed)} failed"
-    choices = [
-        [done, end, speed, tokens, failed, truncated, replicas],
-        [done, end, speed, tokens, failed, replicas],
-        [done, brief_end, speed, tokens, failed, replicas],
-        [done, brief_end, speed, failed, replicas],
-        [brief_done, brief_end, brief_speed, brief_failed, replicas],
-        [brief_done, brief_end, brief_speed, brief_failed],
-        [brief_done, brief_end, brief_failed],
-        [brief_done, brief_end],
-    ]
-    return next((text for parts in choices if len(text := " · ".join(parts)) <= width), brief_done)
-
-
-def _brief(number: float) -> str:
-    """A number in at most five characters, up to a trillion: `21.5`, `999`, `12.3k`, `9.88M`."""
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.3g}{unit}" if number < 999.5 * size else f"{number / size:.0f}{unit}"
-    return f"{number:.3g}" if number < 999.5 else f"{number:.0f}"
-
-
-def shown_eta(eta: Eta | None) -> str:
-    """As `2h13m (2h5m to 2h40m)`."""
-    if eta is None:
-        return "-"
-    expected, early, late = map(_duration, eta)
-    return expected if early == late else f"{expected} ({early} to {late})"
-
-
-def _duration(seconds: float) -> str:
-    """The two largest units of it."""
-    left, parts = round(seconds), list[str]()
-    for unit, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
-        count, left = divmod(left, size)
-        if count or (unit == "s" and not parts):
-            parts.append(f"{count}{unit}")
-        elif parts:
-            break
-    return "".join(parts[:2])
+            return  # without the earlier rows' tokens the point would be too low
+        mine = self._ended_fleets.plus(self._fleet.done)
+        tokens = mine.generated_tokens + self._earlier.generated_tokens
+        self._history.add(Point(time.time(), self.before + mine.rows, tokens, self._fleet.replicas), always=always)

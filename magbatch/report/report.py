@@ -4,91 +4,20 @@ Every number of rows or tokens is recomputed from the committed objects; only th
 the run that just ended.
 """
 
-import hashlib
-import heapq
-import shutil
-import tempfile
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from operator import itemgetter
-from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, Self
-
-import pyarrow as pa
-import pyarrow.compute
+from typing import Any, Self
 
 from magbatch.counts import counted
-from magbatch.errors import StorageError
 from magbatch.replica.board import Slot
 from magbatch.report.progress import JobUsage, Point
 from magbatch.report.runs import PastRun
-from magbatch.report.texts import as_text
 from magbatch.report.wrong import Wrong
-from magbatch.schema import RESULTS
 from magbatch.spec import JobSpec
 from magbatch.spec.secrets import shown
-from magbatch.storage.columns import as_keys, convert, plain
-from magbatch.temporary import temporary_files
 from magbatch.totals import Totals, known_fields
 from magbatch.versions import versions
 
-BUCKETS = 64  # of hashed ids on disk: memory is one bucket's, whatever the number of rows
 SAMPLE_CHARS = 100
-SLOWEST_ROWS = 10
-ROOM = "16 bytes a row are needed"
-
-
-class DuplicateIds:
-    """Counts input rows whose user id another row has too; ids are kept on disk, as hashes."""
-
-    def __init__(self, column: str | None) -> None:
-        self._column = column
-        self._files = list[IO[bytes]]()
-        with temporary_files(ROOM):
-            self._folder = Path(tempfile.mkdtemp(prefix="magbatch-ids-"))
-
-    def __enter__(self) -> Self:
-        try:
-            with temporary_files(ROOM):
-                for index in range(BUCKETS if self._column is not None else 0):
-                    self._files.append((self._folder / str(index)).open("wb"))
-        except StorageError:
-            self.__exit__(None, None, None)
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for file in self._files:
-            with suppress(OSError):  # what it could not write has been said, or is no longer needed
-                file.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
-
-    def observe(self, kind: str, table: pa.Table) -> None:
-        """Take the ids of one object; each row once, whatever its samples."""
-        if self._column is None:
-            return
-        if kind == RESULTS:
-            table = table.filter(pa.compute.equal(table.column("sample"), 0))
-        with temporary_files(ROOM):
-            for value in _keys(table.column(self._column)):
-                if value is not None:
-                    data = value if isinstance(value, bytes) else repr(value).encode()
-                    digest = hashlib.blake2b(data, digest_size=16).digest()
-                    self._files[digest[0] % BUCKETS].write(digest)
-
-    def count(self) -> int:
-        """Rows beyond the first of each id."""
-        repeated = 0
-        for file in self._files:
-            with temporary_files(ROOM):
-                file.flush()
-                data = Path(file.name).read_bytes()
-            digests = [data[begin : begin + 16] for begin in range(0, len(data), 16)]
-            repeated += len(digests) - len(set(digests))
-        return repeated
 
 
 @dataclass(slots=True)
@@ -115,46 +44,6 @@ class Run:
     def tokens_per_s(self) -> float:
         """Generated tokens a second while replicas served."""
         return self.tokens / self.serving_s if self.serving_s > 0 else 0.0
-
-
-class Slowest:
-    """Keeps the rows that took longest.
-
-    Args:
-        column: The user's id, where the job has one.
-        count: How many are kept.
-    """
-
-    def __init__(self, column: str | None, count: int = SLOWEST_ROWS) -> None:
-        self._columns = [*([column] if column else []), "row_id", "latency_s", "reasoning_tokens", "answer_tokens"]
-        self._column, self._count = column, count
-        self._rows: list[dict[str, Any]] = []
-
-    def observe(self, kind: str, table: pa.Table) -> None:
-        """Take the rows of one object."""
-        if kind != RESULTS or not table.num_rows:
-            return
-        if len(self._rows) == self._count and pa.compute.max(table["latency_s"]).as_py() <= self._rows[-1]["latency_s"]:
-            return  # nearly all objects of a large job: this must cost next to nothing
-        first = table.filter(pa.compute.equal(table.column("sample"), 0)).select(list(dict.fromkeys(self._columns)))
-        longest = first.take(pa.compute.select_k_unstable(first, self._count, [("latency_s", "descending")]))
-        ids = [None] * longest.num_rows if self._column is None else as_text(longest.column(self._column))
-        rows = longest.select([name for name in longest.column_names if name != self._column]).to_pylist()
-        self._rows += [{**row, "id": one} for row, one in zip(rows, ids, strict=True)]
-        self._rows = heapq.nlargest(self._count, self._rows, key=itemgetter("latency_s"))
-
-    def rows(self) -> list[dict[str, Any]]:
-        """The slowest first; `id` is the user's."""
-        return [
-            {name: row[name] for name in ("row_id", "id", "latency_s", "reasoning_tokens", "answer_tokens")}
-            for row in self._rows
-        ]
-
-
-def _keys(column: pa.ChunkedArray) -> list[Any]:
-    """A user's ids as values of Python, equal if and only if the ids are. Some have no value of Python's own."""
-    kind = as_keys(plain(column.type))
-    return [key for chunk in column.chunks for key in convert(chunk, kind).to_pylist()]
 
 
 @dataclass(slots=True)
@@ -302,7 +191,7 @@ class Report:
         return lines
 
 
-def one_line(text: str | None) -> str:
+def sample_line(text: str | None) -> str:
     """Text for a line of a terminal."""
     if text is None:
         return "-"

@@ -21,7 +21,8 @@ from magbatch.ledger.staging import read_named, staged
 from magbatch.plan.plan import Plan
 from magbatch.report.heartbeat import earlier, last_record
 from magbatch.report.page import report_files
-from magbatch.report.report import DuplicateIds, Report, Run, Slowest
+from magbatch.report.report import Report, Run
+from magbatch.report.scan import DuplicateIds, Slowest
 from magbatch.schema import ObjectName
 from magbatch.spec import JobSpec
 from magbatch.spec.secrets import shown

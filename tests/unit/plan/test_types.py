@@ -25,7 +25,7 @@ from magbatch.ledger.verify import verify
 from magbatch.pipeline.prepare import Preparer
 from magbatch.plan.columns import check_expected
 from magbatch.plan.plan import Plan
-from magbatch.report.report import DuplicateIds, Slowest
+from magbatch.report.scan import DuplicateIds, Slowest
 from magbatch.schema import ERRORS, RESULTS
 
 UUIDS = [uuid.UUID(int=1), uuid.UUID(int=2)]

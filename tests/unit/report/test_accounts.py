@@ -66,7 +66,7 @@ def begun(ledger: Ledger) -> Retry:
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_a_merge_that_breaks_anywhere_counts_a_retry_once(book: Book, tmp_path: Path, moment: str) -> None:
     found = begun(book.ledger)
-    place = found.place()
+    place = found.output()
     place.begin(found.spec, found.plan)
     Hand(place, found.plan).answer_all()
     assert carry_out(place, found.spec, found.plan) == []
@@ -91,7 +91,7 @@ def test_a_merge_that_breaks_anywhere_counts_a_retry_once(book: Book, tmp_path: 
 
 def test_what_is_dropped_was_paid_for_too(book: Book) -> None:
     found = begun(book.ledger)
-    place = found.place()
+    place = found.output()
     place.begin(found.spec, found.plan)
     use(place, version=1, at=11.0, running=True, **RETRY)  # killed: this is all that it has left
     assert drop(book.job.output, QUIET)
