@@ -39,6 +39,7 @@ class Captured:
 
 
 _open: list[Captured] = []
+_followers: list[Callable[[str], None]] = []
 
 
 def last_words(lines: int = 3) -> str:
@@ -71,11 +72,27 @@ def captured(*descriptors: int, replay: bool) -> Iterator[Captured]:
         finally:
             _open.remove(capture)
             _flush()
+            for take in _followers:
+                take(capture.text())
             for descriptor, original in saved.items():
                 os.dup2(original, descriptor)
                 os.close(original)
             if replay:
                 os.write(STDERR, visible(uncoloured(capture.text())).encode())
+
+
+@contextmanager
+def follow_captures(take: Callable[[str], None]) -> Iterator[None]:
+    """Hand the last text of each capture that ends within a block to a function.
+
+    Args:
+        take: Function that is called at the end of each capture, in its thread.
+    """
+    _followers.append(take)
+    try:
+        yield
+    finally:
+        _followers.remove(take)
 
 
 def _flush() -> None:

@@ -30,7 +30,7 @@ from magbatch.report.exporter import Exporter
 from magbatch.report.heartbeat import Heartbeat, earlier, earlier_runs, earlier_versions
 from magbatch.report.page import report_files
 from magbatch.report.progress import JobProgress
-from magbatch.report.report import ReplicaUse, Report, Run, settings
+from magbatch.report.report import Report, Run, SlotUsage, settings
 from magbatch.report.runs import with_this
 from magbatch.report.scan import DuplicateIds, Slowest
 from magbatch.report.terminal import ProgressLine
@@ -223,7 +223,7 @@ def _finish(spec: JobSpec, plan: Plan, ledger: Ledger, the_run: Run, progress: J
                 now = progress.snapshot()
                 report = Report(
                     spec.name, ledger.path, plan.rows, totals, repeated, the_run, settings(spec, args), now.spent,
-                    progress.history, [ReplicaUse.of(slot) for slot in now.slots], slowest.rows(),
+                    progress.history, [SlotUsage.of(slot) for slot in now.slots], slowest.rows(),
                     now.cost, spec.cost.currency,
                 )  # fmt: skip
                 report.began, report.ended = progress.began, time.time()

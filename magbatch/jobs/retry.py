@@ -36,7 +36,7 @@ from magbatch.pipeline.context import JobContext
 from magbatch.pipeline.prepare import Preparer
 from magbatch.plan.make import subset_plan
 from magbatch.plan.plan import Plan
-from magbatch.report.accounts import add_use, tell_use
+from magbatch.report.accounts import add_usage, publish_usage
 from magbatch.report.page import report_files
 from magbatch.report.scan import DuplicateIds
 from magbatch.report.stored import put_right, stored_report
@@ -275,10 +275,10 @@ def drop(output: str, console: Console) -> bool:
         if begun is None or place.spec() is None:
             return False
         report = stored_report(ledger)
-        add_use(report, place, number, begun.rows)
+        add_usage(report, place, number, begun.rows)
         made = report_files(report)
         lease.confirm()
-        tell_use(report, ledger)
+        publish_usage(report, ledger)
         # Counted, so that what a replica of it still commits can never be taken for a later retry's.
         record = RetryRecord(_now(), dropped=True)
         renew(ledger, spec, plan, manifest, [], [], made, retries=(*manifest.retries, record))
@@ -314,7 +314,7 @@ def merge(retry: Retry, confirm: Callable[[], None]) -> Retried:
     change = _replace(ledger, spec, plan, manifest, retry.choice.kind, answers)
     report = stored_report(ledger)
     report.totals = change.totals
-    add_use(report, place, retry.number, retry.plan.rows)
+    add_usage(report, place, retry.number, retry.plan.rows)
     if retry.choice.kind == ERRORS:
         report.letters = [
             asdict(one) for one in examples(ledger, change.totals.by_code, but=answers.holders, gone=change.gone)
@@ -331,7 +331,7 @@ def merge(retry: Retry, confirm: Callable[[], None]) -> Retried:
     made = report_files(report)
     confirm()
     retries = (*manifest.retries, record)
-    tell_use(report, ledger)
+    publish_usage(report, ledger)
     renew(ledger, spec, plan, manifest, change.gone, change.new, made, retries=retries, totals=change.totals)
     ledger.tidy(confirm)
     sweep(ledger)

@@ -9,5 +9,6 @@ MANIFEST = "_magbatch/manifest.json"
 SUPERSEDED = "_magbatch/superseded"
 RETRIES = "_magbatch/retries"
 STAGED = "_magbatch/staged/"
+LOGS = "_magbatch/logs/"
 # The job's own files that a manifest names with their checksums, in this order.
 NAMED_FILES = (SPEC, PLAN, REPORT, PAGE)

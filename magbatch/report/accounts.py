@@ -1,4 +1,7 @@
-"""What a retry has used belongs to its job: added to the job's report once, before the retry's own records go."""
+"""Accounts of a job and its retries: each retry's usage is added to the job's report exactly once.
+
+That happens before the retry's own records are deleted.
+"""
 
 from contextlib import suppress
 from dataclasses import asdict
@@ -11,18 +14,18 @@ from magbatch.report.report import Report
 from magbatch.report.stored import stored_report
 
 
-def add_use(report: Report, place: Ledger, number: int, rows: int) -> None:
-    """Add what a retry has used to the report of its job; nothing where that was done before.
+def add_usage(report: Report, output: Ledger, number: int, rows: int) -> None:
+    """Add the usage of a retry to the report of its job, unless the report counts that retry already.
 
     Args:
-        report: The job's.
-        place: The retry's own output.
-        number: Counts the retries of the job, from 1.
-        rows: That it asked again.
+        report: Report of the job; it is changed.
+        output: Output of the retry.
+        number: Number of the retry, from 1.
+        rows: Rows that the retry has asked again.
     """
     if report.retries_counted >= number:
-        return  # by a command that was interrupted before the manifest counted the retry
-    spent, history, cost, currency = _use(place)
+        return  # added by a command that was interrupted before the manifest counted the retry
+    spent, history, cost, currency = _usage_of(output)
     before = report.history[-1].tokens if report.history else 0
     report.retries_counted = number
     report.spent = report.spent.plus(spent)
@@ -35,19 +38,19 @@ def add_use(report: Report, place: Ledger, number: int, rows: int) -> None:
         report.cost, report.currency = (report.cost or 0.0) + cost, report.currency or currency
 
 
-def tell_use(report: Report, ledger: Ledger) -> None:
-    """Make the run's account of itself, which `status` shows, say what the report does."""
+def publish_usage(report: Report, ledger: Ledger) -> None:
+    """Copy usage, history and cost of the report into the run's own record, which `status` shows."""
     rewrite(
         ledger.store, spent=asdict(report.spent), history=report.history, cost=report.cost, currency=report.currency,
         failed=report.totals.failed,
     )  # fmt: skip
 
 
-def _use(place: Ledger) -> tuple[JobUsage, list[Point], float | None, str]:
-    """What a retry has used, its history and its cost: of its report, else as it said last."""
-    with suppress(OutputError):  # its report is damaged
-        if place.manifest() is not None:
-            report = stored_report(place)
+def _usage_of(output: Ledger) -> tuple[JobUsage, list[Point], float | None, str]:
+    """Read usage, history, cost and currency of a retry from its report, else from its run's last record."""
+    with suppress(OutputError):  # a damaged report
+        if output.manifest() is not None:
+            report = stored_report(output)
             return report.spent, report.history, report.cost, report.currency
-    record = last_record(place.store) or {}
-    return *earlier(place.store), record.get("cost"), record.get("currency", "")
+    record = last_record(output.store) or {}
+    return *earlier(output.store), record.get("cost"), record.get("currency", "")

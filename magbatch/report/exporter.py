@@ -1,7 +1,7 @@
-"""The numbers of a running job for Prometheus: one endpoint for the whole fleet, kept by the driver.
+"""Metrics of a running job for Prometheus: the driver serves one endpoint for the whole fleet.
 
-`/metrics` is what the board and the ledger know at that moment; `/healthz` says whether the run still looks after
-its fleet. Nothing that reads them, and nothing that goes wrong with them, holds the job up.
+`/metrics` gives the present values; `/healthz` says whether the driver still watches its fleet. A slow reader, or a
+failure of the endpoint, never holds the job up.
 """
 
 import hashlib
@@ -36,31 +36,34 @@ from magbatch.spec.secrets import PUSH_PASSWORD, PUSH_USER, without_secrets
 from magbatch.totals import LATENCY_BOUNDS_S, LENGTH_BOUNDS_TOKENS, Totals, cumulative
 
 DEFAULT_PORT = 9480
-PUSH_INTERVAL_S = 15.0
+PUSH_INTERVAL_S = 15.0  # the scrape interval in monitoring/
 PUSH_TIMEOUT_S = 5.0
-LAST_SCRAPE_S = 60.0  # to wait for, after the end
-HEALTHY_S = 180.0  # while there is a fleet, the run looks after it a few times a second
+LAST_SCRAPE_S = 60.0  # longest wait for a last scrape after the end; Prometheus' default interval is 60 s
+HEALTHY_S = 180.0  # longest silence of the driver; it observes its fleet a few times a second
 
 
 class Exporter:
-    """Serves a job's numbers.
+    """Serves the metrics of a job.
 
     Args:
-        spec: The job.
-        progress: Where they come from.
-        say: Shows one line to a person.
+        spec: Spec of the job.
+        progress: Progress of the job, the source of the values.
+        say: Function that shows one line to a person.
+
+    Attributes:
+        registry: Registry that computes the values whenever it is read.
     """
 
     def __init__(self, spec: JobSpec, progress: JobProgress, say: Callable[[str], None]) -> None:
         self._spec, self._progress, self._say = spec, progress, say
         self._common = {"job_name": spec.name, "model": spec.model.source}
         self.registry: CollectorRegistry = metrics.registry(self.values)
-        self._pushed_in_vain = False
+        self._push_fails = False
         self._scrapes: deque[float] = deque(maxlen=2)
-        self._has_the_last = threading.Event()
+        self._final_scraped = threading.Event()  # set once the final values were read
 
     def values(self) -> Values:
-        """The numbers of this moment."""
+        """Return the present values."""
         values = Values(self._common)
         spec = self._spec
         info = {"version": magbatch.__version__, "engine": spec.model.engine, "output": spec.output.path}
@@ -75,10 +78,10 @@ class Exporter:
 
     @contextmanager
     def serving(self) -> Iterator[None]:
-        """Serve for the length of a block, and for as long as `metrics.linger_s` says after a job that is complete.
+        """Serve for the length of a block; after a complete job, also for the time that `metrics.linger_s` gives.
 
         Raises:
-            SpecError: The address cannot be had.
+            SpecError: The address cannot be served on.
         """
         settings = self._spec.metrics
         if not settings.enabled:
@@ -97,55 +100,60 @@ class Exporter:
                 stack.enter_context(self._pushing(settings.push_gateway))
             yield
             if self._progress.snapshot().complete:
-                with suppress(KeyboardInterrupt):  # who is told to go has nothing left to do
+                with suppress(KeyboardInterrupt):  # Ctrl-C ends the wait; the job is complete
                     self._linger(settings.linger_s)
 
     def _serve(self, server: Server) -> None:
         try:
             server.serve_forever()
         except Exception as error:  # noqa: BLE001 - a thread's boundary: the job goes on
-            self._say(f"metrics: no longer served: {type(error).__name__}: {error}; the job goes on without them")
+            self._say(f"metrics are no longer served: {type(error).__name__}: {error}; the job goes on without them")
 
     def _linger(self, seconds: float | None) -> None:
-        """After the end: for a while, or until a scraper that comes regularly has been here once more."""
+        """Wait after the end of the job, so that the final values are read.
+
+        Args:
+            seconds: Seconds to wait; None waits until a regular scraper is due once more, at most `LAST_SCRAPE_S`.
+        """
         if seconds is not None:
             if seconds:
-                self._say(f"metrics: served for another {seconds:g} s (metrics.linger_s)")
+                self._say(f"metrics are served for another {seconds:g} s (metrics.linger_s)")
                 time.sleep(seconds)
             return
-        if len(self._scrapes) < 2 or self._has_the_last.is_set():
+        if len(self._scrapes) < 2 or self._final_scraped.is_set():
             return
         before, last = self._scrapes
         due = last + 1.5 * (last - before) - time.monotonic()
         if due > 0:
-            self._has_the_last.wait(min(due, LAST_SCRAPE_S))
+            self._final_scraped.wait(min(due, LAST_SCRAPE_S))
 
     def _answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         path = environ["PATH_INFO"].rstrip("/")
         if path == "/metrics":
             self._scrapes.append(time.monotonic())
             if self._progress.snapshot().complete:
-                self._has_the_last.set()
+                self._final_scraped.set()
             app: Callable[..., Iterable[bytes]] = make_wsgi_app(self.registry)
             return app(environ, start_response)
         if path == "/healthz":
             status, text = self._health()
         else:
-            status, text = http.HTTPStatus.NOT_FOUND, "not here: /metrics, /healthz"
+            status, text = http.HTTPStatus.NOT_FOUND, "page not found: try /metrics or /healthz"
         start_response(f"{status.value} {status.phrase}", [("Content-Type", "text/plain; charset=utf-8")])
         return [f"{text}\n".encode()]
 
     def _health(self) -> tuple[http.HTTPStatus, str]:
         silent = self._progress.silent_s
         if silent > HEALTHY_S:
-            return http.HTTPStatus.SERVICE_UNAVAILABLE, f"the run has not looked after its fleet for {silent:.0f} s"
+            return http.HTTPStatus.SERVICE_UNAVAILABLE, f"driver has not observed its fleet for {silent:.0f} s"
         return http.HTTPStatus.OK, "ok"
 
     @contextmanager
     def _announced(self, folder: str, target: str) -> Iterator[None]:
-        """A file for Prometheus' file_sd; one that is left behind shows a job that was killed as down."""
-        slot = hashlib.sha256(self._spec.output.path.encode()).hexdigest()[:8]  # jobs of one name may run at once
-        file = Path(folder) / f"magbatch-{self._spec.name}-{slot}.json"
+        """Keep a file for Prometheus' service discovery. After a kill it remains, and the job is shown as down."""
+        # Part of the name, because two jobs of one name may run at once.
+        output_key = hashlib.sha256(self._spec.output.path.encode()).hexdigest()[:8]
+        file = Path(folder) / f"magbatch-{self._spec.name}-{output_key}.json"
         draft = file.with_suffix(f".{os.getpid()}.tmp")
         labels = {"job_name": self._spec.name, "output": self._spec.output.path}
         text = json.dumps([{"targets": [target], "labels": labels}])
@@ -157,7 +165,7 @@ class Exporter:
             yield
         finally:
             with suppress(OSError):
-                if file.read_text() == text:  # another run of the job may have its own there by now
+                if file.read_text() == text:  # another run of the job may have written its own file since
                     file.unlink()
 
     @contextmanager
@@ -181,18 +189,18 @@ class Exporter:
         grouping = {"job_name": self._spec.name}
         try:
             push_to_gateway(url, "magbatch", self.registry, grouping, timeout=PUSH_TIMEOUT_S, handler=_push_handler)
-            self._pushed_in_vain = False
-        except Exception as error:  # noqa: BLE001 - a thread's boundary: whatever a gateway, or its address, does
-            if not self._pushed_in_vain:
+            self._push_fails = False
+        except Exception as error:  # noqa: BLE001 - a thread's boundary: the job goes on without a gateway
+            if not self._push_fails:  # say it once
                 refused = getattr(error, "code", None) in {401, 403}
-                advice = f" ({PUSH_USER} and {PUSH_PASSWORD} in the environment)" if refused else ""
+                advice = f" (set {PUSH_USER} and {PUSH_PASSWORD} in the environment)" if refused else ""
                 shown = without_secrets(f"{url}: {error}")
                 self._say(f"metrics.push_gateway {shown}{advice}; the job goes on without it")
-            self._pushed_in_vain = True
+            self._push_fails = True
 
 
 def _push_handler(**request: Any) -> Callable[[], None]:
-    """A push with the user and the password of the environment, where there are any."""
+    """Push with the user and password of the environment, if they are set."""
     user, password = os.environ.get(PUSH_USER), os.environ.get(PUSH_PASSWORD)
     if user is None and password is None:
         return default_handler(**request)
@@ -200,7 +208,11 @@ def _push_handler(**request: Any) -> Callable[[], None]:
 
 
 def check_address(settings: MetricsSpec) -> None:
-    """Raises SpecError where the metrics cannot be served as the spec says: before anything is begun."""
+    """Check before a job begins that its metrics can be served.
+
+    Raises:
+        SpecError: The address is taken or unknown, or the folder of `metrics.file_sd` cannot be written.
+    """
     if not settings.enabled:
         return
     _bind(settings, lambda *_: []).server_close()
@@ -223,23 +235,23 @@ def _file_sd(folder: str) -> Iterator[None]:
 
 def _bind(settings: MetricsSpec, answer: Callable[..., Iterable[bytes]]) -> Server:
     wanted = DEFAULT_PORT if settings.port is None else settings.port
-    # A job whose port nobody has chosen is not to fail because another has it.
+    # Without a chosen port, the default port may be taken by another job: then any free port will do.
     for port in [wanted, 0] if settings.port is None else [wanted]:
         try:
             family = socket.getaddrinfo(settings.bind, port, type=socket.SOCK_STREAM)[0][0]
             server = type("Server", (Server,), {"address_family": family})
             return make_server(settings.bind, port, answer, server, handler_class=Handler)
-        except (OSError, ValueError) as error:  # a name that cannot be one is a ValueError
+        except (OSError, ValueError) as error:  # an impossible host name raises ValueError
             refused = error
     raise SpecError(
         f"metrics.bind {settings.bind}, metrics.port {wanted}: cannot be served on: "
         f"{getattr(refused, 'strerror', None) or refused}; "
-        "set metrics.port to a free one, or to 0, which takes one that is"
+        "set metrics.port to a free port, or to 0, which takes any free port"
     )
 
 
 def _reachable(bind: str) -> str:
-    """The name by which who reads the numbers finds this process."""
+    """Return the host under which a reader on another machine finds this process."""
     if bind in {"0.0.0.0", "::"}:
         return socket.gethostname()
     return f"[{bind}]" if ":" in bind else bind
@@ -270,7 +282,9 @@ def _rows(values: Values, totals: Totals) -> None:
     for kind in ("prompt", "cached", "reasoning", "answer"):
         values.set(metrics.TOKENS, getattr(totals, f"{kind}_tokens"), kind=kind)
     truncated = totals.by_status.get(ReasoningStatus.TRUNCATED, 0)
-    values.set(metrics.TRUNCATED, truncated / max(1, totals.records))  # from the start: a short job is scraped once
+    values.set(
+        metrics.TRUNCATED, truncated / max(1, totals.records)
+    )  # set from the start, because a short job is scraped only once
     values.set(metrics.DOCUMENTS_TRUNCATED, totals.documents_truncated)
     values.observe(metrics.ROW_LATENCY, cumulative(totals.by_latency, LATENCY_BOUNDS_S), totals.latency_ms / 1000)
     for metric, counts, sum_ in (

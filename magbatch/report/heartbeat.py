@@ -1,16 +1,16 @@
-"""The run's own account of itself, beside the answers: `_magbatch/progress.json`, written anew every few seconds.
+"""The run's own record, `_magbatch/progress.json`, written every few seconds while a run goes on.
 
-It tells another machine how fast the job goes and when it ends, and the next run what earlier ones have used. No
-row's fate hangs on it: what is done is in the objects.
+It tells other machines how fast the job goes and when it ends, and tells the next run which resources were used before.
+No row depends on it: the objects alone say which rows are done.
 """
 
 import json
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from functools import partial
 from typing import Annotated, Any, Required
 
 from pydantic import Field, TypeAdapter, ValidationError
@@ -22,24 +22,23 @@ from magbatch.ledger.layout import RECORD
 from magbatch.ledger.lease import LATEST_S
 from magbatch.process import process_space, started_at
 from magbatch.replica.board import State
+from magbatch.report.beat import BeatTiming, repeated
 from magbatch.report.progress import JobProgress, JobUsage, Point
 from magbatch.report.runs import PastRun, runs_of
 from magbatch.spec.secrets import without_secrets
 from magbatch.storage import Store
 
-INTERVAL_S = 5.0
-LAST_WRITE_S = 30.0
+TIMING = BeatTiming(interval_s=5.0, last_write_s=30.0)
+ALIVE_S = 60.0  # age of a record beyond which its run counts as dead: twelve writes have failed by then
+
 _SPENT, _HISTORY = TypeAdapter(JobUsage), TypeAdapter(list[Point])
-ALIVE_S = 60.0  # a record that is older is that of a run which has died
-
-
 _Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Count = Annotated[int, Field(ge=0, lt=2**63)]
 _Moment = Annotated[float, Field(ge=0, lt=LATEST_S)]
 
 
-class _EndSaid(TypedDict, total=False):
-    """How a run ended, as its record says it."""
+class _StoredEnd(TypedDict, total=False):
+    """End of a run, as a record holds it."""
 
     state: str
     at: _Moment
@@ -48,22 +47,22 @@ class _EndSaid(TypedDict, total=False):
     exit_code: int
 
 
-class _EtaSaid(TypedDict):
-    """See `Eta`."""
+class _StoredEta(TypedDict):
+    """An `Eta`, as a record holds it."""
 
     expected_s: _Amount
     early_s: _Amount
     late_s: _Amount
 
 
-class _SpentSaid(TypedDict, total=False):
-    """What people are told of `JobUsage`."""
+class _StoredUsage(TypedDict, total=False):
+    """The part of a `JobUsage` that is shown to people."""
 
     device_s: Required[_Amount]
 
 
-class _Said(TypedDict, total=False):
-    """What a run has said of itself: each field that is there has this type, or none of it is believed."""
+class _StoredRecord(TypedDict, total=False):
+    """A record of any version. A record with a field of another type is not used at all."""
 
     at: Required[_Moment]
     running: bool
@@ -81,69 +80,64 @@ class _Said(TypedDict, total=False):
     tokens_per_s: _Amount
     starting: bool
     replicas: dict[str, _Count]
-    eta: _EtaSaid | None
+    eta: _StoredEta | None
     cost: _Amount | None
     currency: str
-    spent: _SpentSaid
+    spent: _StoredUsage
     runs: list[Any]
-    end: _EndSaid | None
+    end: _StoredEnd | None
 
 
-_SAID = TypeAdapter(_Said)
+_RECORD = TypeAdapter(_StoredRecord)
 
 
 class Heartbeat:
     """Writes the record while a run goes on.
 
     Args:
-        store: The output, as a store that answers quickly or not at all.
-        progress: What it tells.
-        may_write: Raises LeaseError once another run has the output.
-        say: Shows one line to a person.
+        store: Output of the job, as a store that answers quickly or not at all.
+        progress: Progress that is written.
+        may_write: Function that raises LeaseError once another run has the output.
+        say: Function that shows one line to a person.
+        timing: Durations of the writes.
     """
 
     def __init__(
-        self, store: Store, progress: JobProgress, may_write: Callable[[], None], say: Callable[[str], None]
+        self,
+        store: Store,
+        progress: JobProgress,
+        may_write: Callable[[], None],
+        say: Callable[[str], None],
+        timing: BeatTiming = TIMING,
     ) -> None:
         self._store, self._progress, self._may_write, self._say = store, progress, may_write, say
-        self._over = threading.Event()
+        self._timing = timing
         self._end: dict[str, Any] | None = None
 
     @contextmanager
     def beating(self) -> Iterator[None]:
-        """For the length of a run; the last record says that it is over, and how it ended."""
-        thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
-        thread.start()
-        try:
-            yield
-            self._end = end_of(None)
-        except BaseException as error:
-            self._end = end_of(error)
-            raise
-        finally:
-            self._over.set()
-            thread.join(LAST_WRITE_S)
-            if not thread.is_alive():  # else a disk hangs, and would hold up the end
-                self._write(running=False)
+        """Write the record for the length of a run. The last record says how the run ended."""
 
-    def _beat(self) -> None:
-        while True:  # at once: whoever asks while the engines start is told so
+        def failed(error: Exception) -> None:
+            self._say(f"progress.json can no longer be written: {type(error).__name__}: {error}; the job goes on")
+
+        write, write_last = partial(self._write, running=True), partial(self._write, running=False)
+        with repeated("heartbeat", write, write_last, failed, self._timing):
             try:
-                self._write(running=True)
-            except Exception as error:  # noqa: BLE001 - a thread's boundary: no row may hang on what is for people
-                self._say(f"the run's own record is no longer written: {type(error).__name__}: {error}")
-                return
-            if self._over.wait(INTERVAL_S):
-                return
+                yield
+                self._end = end_of(None)
+            except BaseException as error:
+                self._end = end_of(error)
+                raise
 
     def _write(self, *, running: bool) -> None:
-        with suppress(StorageError, LeaseError):  # the next beat tries again; another run writes its own
+        with suppress(StorageError, LeaseError):  # the next write tries again; another run writes its own record
             self._may_write()
             self._store.write(RECORD, json.dumps(record(self._progress, running=running) | {"end": self._end}).encode())
 
 
 def record(progress: JobProgress, *, running: bool) -> dict[str, Any]:
-    """What is written; `magbatch status --json` shows it as `run`, but for the history."""
+    """Return the record without its `end`. `magbatch status --json` shows it as `run`, without the history."""
     now = progress.snapshot()
     fleet, seen = now.fleet, now.seen
     return {
@@ -175,10 +169,10 @@ def record(progress: JobProgress, *, running: bool) -> dict[str, Any]:
 
 
 def end_of(error: BaseException | None) -> dict[str, Any]:
-    """How a run ended, as its last record holds it.
+    """Return the end of a run as its last record holds it.
 
     Args:
-        error: What ended it; None for a job that is complete.
+        error: Exception that ended the run; None if the job is complete.
     """
     if error is None:
         kind, code = "complete", 0
@@ -188,55 +182,55 @@ def end_of(error: BaseException | None) -> dict[str, Any]:
         kind, code = "interrupted", InterruptedJobError.exit_code
     else:
         kind, code = "failed", error.exit_code if isinstance(error, JobError) else DefectError.exit_code
-    said = str(error or "")
+    message = str(error or "")
     if error is not None and not isinstance(error, JobError):
-        said = guard.LEFT if kind == "interrupted" else f"{type(error).__name__}: {error}"
+        message = guard.LEFT if kind == "interrupted" else f"{type(error).__name__}: {error}"
     name = None if error is None else type(error).__name__
-    return {"state": kind, "at": time.time(), "error": name, "message": without_secrets(said), "exit_code": code}
+    return {"state": kind, "at": time.time(), "error": name, "message": without_secrets(message), "exit_code": code}
 
 
 def last_record(store: Store) -> dict[str, Any] | None:
-    """What a run has written last; None where none has, or where it is not to be understood.
+    """Read the last record; None if no run has written a record, or it cannot be parsed.
 
     Raises:
-        StorageError: It cannot be read.
+        StorageError: Storage refuses the read.
     """
     with suppress(FileNotFoundError, ValueError, RecursionError):
         found = json.loads(store.read(RECORD))
         if isinstance(found, dict) and found.get("version") == 1 and "at" in found:
-            _SAID.validate_python(found, strict=True)
+            _RECORD.validate_python(found, strict=True)
             return found
     return None
 
 
 def rewrite(store: Store, **changes: Any) -> None:
-    """Change what a run that is over has written last; nothing where no run has.
+    """Change fields of the last record of a run that has ended. Nothing happens if there is no record.
 
     Raises:
-        StorageError: It cannot be read or written.
+        StorageError: Storage refuses the read or the write.
     """
     if (found := last_record(store)) is not None:
         store.write(RECORD, json.dumps(found | changes).encode())
 
 
 def earlier(store: Store) -> tuple[JobUsage, list[Point]]:
-    """What runs before this one have used, and the job over time."""
-    with suppress(StorageError, KeyError, ValidationError):  # no run may hang on what was only for people
+    """Read the resources that earlier runs have used, and the points of the job over time."""
+    with suppress(StorageError, KeyError, ValidationError):  # a run must not depend on a record that is for people
         found = last_record(store) or {}
         return _SPENT.validate_python(found["spent"]), _HISTORY.validate_python(found["history"])
     return JobUsage(), []
 
 
 def earlier_runs(store: Store) -> list[PastRun]:
-    """The runs before this one, as the record of the last of them tells."""
-    with suppress(StorageError):  # no run may hang on what was only for people
+    """Read the list of earlier runs."""
+    with suppress(StorageError):  # as in `earlier`
         return runs_of(last_record(store) or {})
     return []
 
 
 def earlier_versions(store: Store) -> dict[str, str]:
-    """Package to version, of the last run; empty where none has written them."""
-    with suppress(StorageError):
+    """Read the package versions of the last run, by package; empty if it has written none."""
+    with suppress(StorageError):  # as in `earlier`
         found = (last_record(store) or {}).get("versions")
         if isinstance(found, dict):
             return {str(name): str(number) for name, number in found.items()}

@@ -1,8 +1,7 @@
-"""Every metric of magbatch, declared once: name, kind, meaning and labels.
+"""All metrics of magbatch, each declared once: name, kind, help and labels.
 
-A metric has a value only through a `Values`, which refuses a label that was not declared; what is collected is
-handed to prometheus-client, which writes it. Base units (seconds, bytes, ratios), and few series: no label ever
-holds a row's id.
+Values are set through `Values`, which refuses a label that was not declared. Units are Prometheus' base units:
+seconds, bytes, ratios. No label ever holds the id of a row, so the number of series stays small.
 """
 
 from collections.abc import Callable, Iterable
@@ -12,12 +11,11 @@ from enum import StrEnum
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector, CollectorRegistry
 
-# Upper bounds of a commit's seconds: a disk's, an object store's, and one that refuses for a while.
-COMMON = ("job_name", "model")  # of every series
+COMMON = ("job_name", "model")  # labels of every series
 
 
 class Kind(StrEnum):
-    """What a metric is to Prometheus."""
+    """Kind of a metric in Prometheus. A closed list."""
 
     COUNTER = "counter"
     GAUGE = "gauge"
@@ -26,13 +24,13 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Declared:
-    """One metric.
+    """Declaration of a metric.
 
     Attributes:
-        kind: What it is.
-        name: With its unit; a counter's without `_total`, which Prometheus' format appends.
-        help: What it counts.
-        labels: Beside those of every series.
+        kind: Kind of the metric.
+        name: Name with its unit. A counter's name lacks `_total`, which Prometheus' text format appends.
+        help: Help text. It stands alone in Prometheus, so it must make sense without the other metrics.
+        labels: Names of the labels, without those of every series.
     """
 
     kind: Kind
@@ -42,7 +40,7 @@ class Declared:
 
     @property
     def exposed(self) -> tuple[str, ...]:
-        """The names that queries use."""
+        """Names that queries use."""
         if self.kind is Kind.HISTOGRAM:
             return tuple(f"{self.name}_{end}" for end in ("bucket", "sum", "count"))
         return (f"{self.name}_total",) if self.kind is Kind.COUNTER else (self.name,)
@@ -71,81 +69,101 @@ def _declare(kind: Kind, name: str, help_: str, labels: tuple[str, ...]) -> Decl
 
 # The job
 
-JOB_INFO = _gauge("magbatch_job_info", "1; its labels say what runs.", "version", "engine", "output")
-JOB_STARTED = _gauge("magbatch_job_start_timestamp_seconds", "When this run of the job began (Unix time).")
-JOB_COMPLETE = _gauge("magbatch_job_complete", "1 once the manifest is written, else 0.")
+JOB_INFO = _gauge(
+    "magbatch_job_info",
+    "Always 1. The labels give the version of magbatch, the engine and the output.",
+    "version",
+    "engine",
+    "output",
+)
+JOB_STARTED = _gauge("magbatch_job_start_timestamp_seconds", "Begin of the job's present run (Unix time).")
+JOB_COMPLETE = _gauge("magbatch_job_complete", "1 if the job is complete (its manifest is written), else 0.")
 JOB_PROGRESS = _gauge(
-    "magbatch_job_progress_timestamp_seconds", "When rows were last committed, or this run began (Unix time)."
+    "magbatch_job_progress_timestamp_seconds", "Time of the last commit of rows, else the begin of the run (Unix time)."
 )
 JOB_ETA = _gauge(
     "magbatch_job_eta_timestamp_seconds",
-    "When the job will be complete (Unix time), at the last minute's speed: expected, and the ends of a 90% interval "
-    "from the lengths seen so far.",
+    "Estimated end of the job (Unix time) at the last minute's speed. bound: expected, early or late; the last two "
+    "are the ends of a 90% interval.",
     "bound",
 )
-JOB_DEADLINE = _gauge("magbatch_job_deadline_timestamp_seconds", "When it should be (Unix time), if the spec says so.")
+JOB_DEADLINE = _gauge("magbatch_job_deadline_timestamp_seconds", "Deadline from the spec (Unix time).")
 DEVICE_SECONDS = _counter(
     "magbatch_device_seconds",
-    "Seconds for which devices (GPUs; on CPUs, replicas) were held, engine starts and earlier runs included.",
+    "Seconds for which the job held devices: GPUs, or replicas on CPUs. Includes engine starts and earlier runs.",
 )
-COST = _counter("magbatch_cost", "What these cost so far, in the currency and at the price of the spec.", "currency")
+COST = _counter(
+    "magbatch_cost", "Cost of the devices so far, at the price in the spec. Includes earlier runs.", "currency"
+)
 
-# Rows and tokens: of the job, earlier runs included; at the end, as the manifest has them
+# Rows and tokens of the job, including earlier runs. At the end they equal the manifest's sums.
 
 ROWS_PLANNED = _gauge("magbatch_rows_planned", "Input rows of the job.")
 ROWS_COMMITTED = _counter(
-    "magbatch_rows_committed", "Rows that are done: answered, or failed (a dead letter).", "outcome"
+    "magbatch_rows_committed", "Rows committed to the output. outcome: answered, or failed (a dead letter).", "outcome"
 )
-ROWS_FAILED = _counter("magbatch_rows_failed", "Dead letters by error code.", "code")
-RECORDS = _counter("magbatch_records", "Samples of the answered rows, by how their thinking ended.", "reasoning_status")
-TOKENS = _counter("magbatch_tokens", "Tokens of committed rows: prompt, cached (of those), reasoning, answer.", "kind")
+ROWS_FAILED = _counter("magbatch_rows_failed", "Dead letters (rows that could not be answered) by error code.", "code")
+RECORDS = _counter("magbatch_records", "Samples of answered rows by the state of their reasoning.", "reasoning_status")
+TOKENS = _counter(
+    "magbatch_tokens", "Tokens of committed rows. kind: prompt, cached (part of prompt), reasoning, answer.", "kind"
+)
 TRUNCATED = _gauge(
-    "magbatch_truncated_ratio", "Share of all samples whose thinking was truncated, 0 to 1; 0 before the first."
+    "magbatch_truncated_ratio", "Share of samples whose reasoning was truncated, 0 to 1; 0 before the first sample."
 )
 DOCUMENTS_TRUNCATED = _counter(
-    "magbatch_documents_truncated", "Answered rows of whose document some pages or text were shown to no one."
+    "magbatch_documents_truncated", "Answered rows whose document was shown to the model only in part."
 )
-ROW_LATENCY = _histogram("magbatch_row_latency_seconds", "Seconds from a row's submission to its last token.")
-REASONING_TOKENS = _histogram("magbatch_reasoning_length_tokens", "Reasoning tokens of a sample.")
-ANSWER_TOKENS = _histogram("magbatch_answer_length_tokens", "Answer tokens of a sample.")
+ROW_LATENCY = _histogram(
+    "magbatch_row_latency_seconds", "Seconds from a row's submission to the engine until its last token."
+)
+REASONING_TOKENS = _histogram("magbatch_reasoning_length_tokens", "Reasoning tokens of each sample.")
+ANSWER_TOKENS = _histogram("magbatch_answer_length_tokens", "Answer tokens of each sample.")
 
 # The fleet
 
-REPLICAS = _gauge("magbatch_replicas", "Replicas by state: starting, serving, lost.", "state")
-REPLICA_RESTARTS = _counter("magbatch_replica_restarts", "Replicas that took the place of one that had ended.")
-ENGINE_DEATHS = _counter("magbatch_engine_deaths", "Engines that died, or hung, with rows in them.")
-REPLICA_ROWS = _counter("magbatch_replica_rows", "Rows that a place in the fleet has committed in this run.", "replica")
-REPLICA_TOKENS = _counter(
-    "magbatch_replica_tokens", "Reasoning and answer tokens that a place has committed in this run.", "replica"
+REPLICAS = _gauge(
+    "magbatch_replicas", "Replicas by state: starting, serving, or lost (silent or gone, not replaced yet).", "state"
 )
-ROWS_IN_FLIGHT = _gauge("magbatch_rows_in_flight", "Rows inside a replica's engine.", "replica")
-ROWS_WAITING = _gauge("magbatch_rows_waiting", "Rows that a replica has at hand and its engine no room for.", "replica")
-ENGINE_RUNNING = _gauge("magbatch_engine_running_sequences", "Sequences that an engine works on.", "replica")
-ENGINE_QUEUED = _gauge("magbatch_engine_queued_requests", "Requests that wait for a slot of an engine.", "replica")
+REPLICA_RESTARTS = _counter("magbatch_replica_restarts", "Replicas that replaced an ended one. Includes earlier runs.")
+ENGINE_DEATHS = _counter(
+    "magbatch_engine_deaths", "Engines that died, or hung, while they held rows. Includes earlier runs."
+)
+REPLICA_ROWS = _counter("magbatch_replica_rows", "Rows committed by a replica slot in this run.", "replica")
+REPLICA_TOKENS = _counter(
+    "magbatch_replica_tokens", "Reasoning and answer tokens committed by a replica slot in this run.", "replica"
+)
+ROWS_IN_FLIGHT = _gauge("magbatch_rows_in_flight", "Rows inside the engine of a replica.", "replica")
+ROWS_WAITING = _gauge("magbatch_rows_waiting", "Rows queued in a replica, waiting for a free engine slot.", "replica")
+ENGINE_RUNNING = _gauge(
+    "magbatch_engine_running_sequences", "Sequences for which an engine is generating tokens.", "replica"
+)
+ENGINE_QUEUED = _gauge("magbatch_engine_queued_requests", "Requests that wait in an engine for a free slot.", "replica")
 ENGINE_KV = _gauge("magbatch_engine_kv_cache_usage_ratio", "Share of an engine's KV cache in use, 0 to 1.", "replica")
 ENGINE_PREEMPTIONS = _counter(
-    "magbatch_engine_preemptions", "Sequences that an engine put back for want of KV cache.", "replica"
+    "magbatch_engine_preemptions", "Sequences that an engine interrupted because its KV cache was full.", "replica"
 )
 STARVED_SECONDS = _counter(
     "magbatch_starved_seconds",
-    "Seconds, over all replicas, in which an engine had free slots while rows remained to be begun.",
+    "Seconds in which an engine had free slots while rows waited to be begun, summed over all replicas.",
 )
 
 # Storage
 
-COMMIT_SECONDS = _histogram("magbatch_commit_duration_seconds", "Seconds that an object of rows took to be written.")
-COMMIT_BYTES = _counter("magbatch_commit_bytes", "Bytes of the objects of rows that were written.")
-COMMIT_RETRIES = _counter("magbatch_commit_retries", "Tries to write one that the output's storage refused.")
+COMMIT_SECONDS = _histogram(
+    "magbatch_commit_duration_seconds", "Seconds per commit of an object to the output, refused tries included."
+)
+COMMIT_BYTES = _counter("magbatch_commit_bytes", "Bytes of the objects committed to the output.")
+COMMIT_RETRIES = _counter("magbatch_commit_retries", "Tries to commit an object that the output's storage refused.")
 STORAGE_ERRORS = _counter(
-    "magbatch_storage_errors", "Requests that storage refused and that were tried again: input, output.", "side"
+    "magbatch_storage_errors", "Requests that storage refused and that were retried. side: input, output.", "side"
 )
 
 
 class Values:
-    """The values of one moment.
+    """Values of all metrics at one moment.
 
     Args:
-        common: Values of the labels that every series has.
+        common: Values of the labels in `COMMON`, in that order.
     """
 
     def __init__(self, common: dict[str, str]) -> None:
@@ -154,7 +172,7 @@ class Values:
         self._families: dict[str, Metric] = {}
 
     def set(self, metric: Declared, value: float, **labels: str) -> None:
-        """One value of a counter or a gauge."""
+        """Set a value of a counter or a gauge."""
         assert tuple(labels) == metric.labels, f"{metric.name} has the labels {metric.labels}"
         make = CounterMetricFamily if metric.kind is Kind.COUNTER else GaugeMetricFamily
         if metric.name not in self._families:
@@ -164,12 +182,12 @@ class Values:
         family.add_metric([*self._common, *labels.values()], value)
 
     def observe(self, metric: Declared, buckets: list[tuple[str, int]], sum_: float) -> None:
-        """A histogram.
+        """Set a histogram.
 
         Args:
-            metric: Which.
-            buckets: Upper bound to how many values are at or below it; the last is `+Inf`.
-            sum_: Of all values.
+            metric: Declaration of the histogram.
+            buckets: Upper bound, and number of values at or below it, in ascending order; the last bound is `+Inf`.
+            sum_: Sum of all values.
         """
         assert metric.kind is Kind.HISTOGRAM
         family = HistogramMetricFamily(metric.name, metric.help, labels=[*COMMON])
@@ -177,11 +195,13 @@ class Values:
         self._families[metric.name] = family
 
     def families(self) -> Iterable[Metric]:
-        """In the order in which the metrics are declared."""
+        """Return all families that have a value, in the order of declaration."""
         return (self._families[name] for name in METRICS if name in self._families)
 
 
-class _Now(Collector):
+class _Current(Collector):
+    """Collector that computes its values at each scrape."""
+
     def __init__(self, values: Callable[[], Values]) -> None:
         self._values = values
 
@@ -193,7 +213,7 @@ class _Now(Collector):
 
 
 def registry(values: Callable[[], Values]) -> CollectorRegistry:
-    """The one registry of a job: asks for the values of the moment whenever it is read."""
+    """Return a registry that calls `values` whenever it is read."""
     made = CollectorRegistry(auto_describe=False)
-    made.register(_Now(values))
+    made.register(_Current(values))
     return made

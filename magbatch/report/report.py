@@ -1,7 +1,6 @@
-"""What remains of a run for people: the summary, `report.json`, and the preview of a plan.
+"""The final report of a job: `report.json`, and the summary that ends the command.
 
-Every number of rows or tokens is recomputed from the committed objects; only the speed is that of
-the run that just ended.
+Numbers of rows and tokens are recomputed from the committed objects. Only the speed is that of the last run.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -11,26 +10,26 @@ from magbatch.counts import counted
 from magbatch.replica.board import Slot
 from magbatch.report.progress import JobUsage, Point
 from magbatch.report.runs import PastRun
-from magbatch.report.wrong import Wrong
+from magbatch.report.wrong import WrongAnswer
 from magbatch.spec import JobSpec
 from magbatch.spec.secrets import shown
 from magbatch.totals import Totals, known_fields
 from magbatch.versions import versions
 
-SAMPLE_CHARS = 100
+SAMPLE_CHARS = 100  # of a question or an answer in the summary: one line of a wide terminal
 
 
 @dataclass(slots=True)
 class Run:
-    """The run that just ended.
+    """The run that completed a job.
 
     Attributes:
-        seconds: From the command to its end.
-        serving_s: From the first replica that served to the last commit.
-        rows: Rows that it committed.
-        tokens: Reasoning and answer tokens of them.
-        engine_deaths: Engines that died in it.
-        versions: Package to version, of all its nodes.
+        seconds: Seconds from the start of the command to its end.
+        serving_s: Seconds in which the engine served: from the first replica's start of service to the last commit.
+        rows: Rows that the run committed.
+        tokens: Reasoning and answer tokens of these rows.
+        engine_deaths: Engines that died in the run.
+        versions: Package to version, of all nodes of the run.
     """
 
     seconds: float = 0.0
@@ -42,21 +41,21 @@ class Run:
 
     @property
     def tokens_per_s(self) -> float:
-        """Generated tokens a second while replicas served."""
+        """Generated tokens per second while the engine served."""
         return self.tokens / self.serving_s if self.serving_s > 0 else 0.0
 
 
 @dataclass(slots=True)
-class ReplicaUse:
-    """What one place in the fleet did in the run that ended the job.
+class SlotUsage:
+    """Usage of one slot of the fleet in the run that completed the job.
 
     Attributes:
-        number: Of the place.
-        rows: Committed.
-        tokens: Reasoning and answer tokens of them.
-        seconds: For which replicas held it, engine starts included.
-        short_s: Of those, seconds in which its engine had free slots.
-        joins: Replicas that have had it.
+        number: Number of the slot, from 0.
+        rows: Rows committed by its replicas.
+        tokens: Reasoning and answer tokens of these rows.
+        seconds: Seconds for which replicas held the slot, including engine starts.
+        short_s: Seconds in which the engine had free request slots.
+        joins: Replicas that have held the slot, one after the other.
     """
 
     number: int
@@ -68,7 +67,7 @@ class ReplicaUse:
 
     @classmethod
     def of(cls, slot: Slot) -> Self:
-        """Of the board's."""
+        """Return the usage of a slot."""
         return cls(
             slot.number, slot.done.rows, slot.done.generated_tokens, slot.seconds, slot.usage.short_s, slot.joins
         )
@@ -76,28 +75,28 @@ class ReplicaUse:
 
 @dataclass(slots=True)
 class Report:
-    """A completed job.
+    """Report of a complete job.
 
     Attributes:
-        job: Its name.
-        output: Where it lies.
-        planned: Input rows.
+        job: Name of the job.
+        output: Path or URL of the output.
+        planned: Input rows of the job.
         totals: Sums over the committed objects.
-        duplicate_ids: Rows whose user id an earlier row has too; None without an id column.
-        run: The run that completed it.
-        settings: The spec, and the resolved engine arguments.
-        spent: What all runs of the job have used.
-        history: The job over time.
-        replicas: Of the run that completed it.
-        slowest: Rows that took longest, with the user's id.
-        cost: Of the devices; None without a price.
-        currency: Of the cost.
-        retries_counted: Number of the last retry whose use is in `spent`, `history` and `cost`.
-        began: When its first run began (Unix time, s); None of a version that did not say.
-        ended: When it was complete.
-        letters: A few dead letters of each code: `code`, `row_id`, `message`.
-        wrong: A few answers that are not the expected ones.
-        runs: The job's last runs, the one that completed it included.
+        duplicate_ids: Rows whose user id an earlier row has too; None if the job has no id column.
+        run: Run that completed the job.
+        settings: Spec with the engine arguments that were used.
+        spent: Resources used by all runs of the job.
+        history: Points of the job over time.
+        replicas: Usage of each slot in the run that completed the job.
+        slowest: Rows with the longest latency, with the user's id.
+        cost: Cost of the devices; None without a price.
+        currency: Currency of the cost.
+        retries_counted: Number of the last retry whose usage is included in `spent`, `history` and `cost`.
+        began: Begin of the first run (Unix time, s); None if an older version wrote the report.
+        ended: Time at which the job was complete (Unix time, s); None as for `began`.
+        letters: Examples of dead letters for each error code: `code`, `row_id`, `message`.
+        wrong: Examples of answers that differ from the expected ones.
+        runs: Newest runs of the job, the one that completed it included.
     """
 
     job: str
@@ -109,7 +108,7 @@ class Report:
     settings: dict[str, Any] = field(default_factory=dict)
     spent: JobUsage = field(default_factory=JobUsage)
     history: list[Point] = field(default_factory=list)
-    replicas: list[ReplicaUse] = field(default_factory=list)
+    replicas: list[SlotUsage] = field(default_factory=list)
     slowest: list[dict[str, Any]] = field(default_factory=list)
     cost: float | None = None
     currency: str = ""
@@ -117,42 +116,42 @@ class Report:
     began: float | None = None
     ended: float | None = None
     letters: list[dict[str, str]] = field(default_factory=list)
-    wrong: list[Wrong] = field(default_factory=list)
+    wrong: list[WrongAnswer] = field(default_factory=list)
     runs: list[PastRun] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """As report.json holds it."""
+        """Return the content of `report.json`."""
         return asdict(self) | {"versions": self.versions}
 
     @property
     def versions(self) -> dict[str, str]:
-        """Package to version, of this process and of the nodes of the run that completed the job."""
+        """Versions by package, of this process and of the nodes of the run that completed the job."""
         return versions() | self.run.versions
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
-        """Read back what `to_dict` gave, in this version or another."""
+        """Read a report that any version has written with `to_dict`."""
         totals = Totals.of_manifest(data["totals"])
         spent = data.get("spent", {"use": {}})
-        if "generated_tokens" not in spent:  # of a version that did not count them: those of the answers that are there
+        if "generated_tokens" not in spent:  # an older version: take the tokens of the present answers
             spent = spent | {"prompt_tokens": totals.prompt_tokens, "generated_tokens": totals.generated_tokens}
-        parts = {
+        records = {
             "totals": totals,
-            "settings": shown(data.get("settings", {})),  # of a version that took secrets
+            "settings": shown(data.get("settings", {})),  # an older version may have stored secrets
             "run": Run(**known_fields(Run, data["run"])),
             "spent": JobUsage.from_dict(spent),
             "history": [Point(*point[: len(Point._fields)]) for point in data.get("history", [])],
-            "wrong": [Wrong.from_dict(one) for one in data.get("wrong", [])],
+            "wrong": [WrongAnswer.from_dict(one) for one in data.get("wrong", [])],
             "runs": [PastRun(**known_fields(PastRun, one)) for one in data.get("runs", [])],
-            "replicas": [ReplicaUse(**known_fields(ReplicaUse, replica)) for replica in data.get("replicas", [])],
+            "replicas": [SlotUsage(**known_fields(SlotUsage, replica)) for replica in data.get("replicas", [])],
         }
-        return cls(**known_fields(cls, data) | parts)
+        return cls(**known_fields(cls, data) | records)
 
     def lines(self, *, already: bool = False) -> list[str]:
-        """The summary that ends the command.
+        """Return the lines of the summary that ends the command.
 
         Args:
-            already: The job was complete before the command, which then has no run of its own.
+            already: Whether the job was complete before the command, which then has no run to describe.
         """
         totals = self.totals
         lines = [f"{totals.answered:,} of {counted(self.planned, 'row')} answered, {totals.failed:,} failed"]
@@ -167,14 +166,16 @@ class Report:
             listed = ", ".join(f"{status} {count:,}" for status, count in sorted(totals.by_status.items()))
             lines.append(f"reasoning: {listed}")
         if totals.documents_truncated:
-            lines.append(f"documents: {totals.documents_truncated:,} of {totals.answered:,} were shown in part only")
+            lines.append(
+                f"documents: {totals.documents_truncated:,} of {totals.answered:,} were shown to the model only in part"
+            )
         if totals.graded:
             share = 100 * totals.right / totals.graded
             lines.append(f"right answers: {totals.right:,} of {totals.graded:,} ({share:.1f}%)")
         if self.duplicate_ids:
             lines.append(
-                f"{counted(self.duplicate_ids, 'row has', 'rows have')} a user id that an earlier row has too; "
-                "all of them were answered"
+                f"{counted(self.duplicate_ids, 'row has', 'rows have')} the user id of an earlier row; "
+                "each was answered"
             )
         if self.run.rows and not already:
             speed = f"{self.run.tokens_per_s:,.0f} tokens/s"
@@ -192,7 +193,7 @@ class Report:
 
 
 def sample_line(text: str | None) -> str:
-    """Text for a line of a terminal."""
+    """Shorten a question, reasoning or answer to one printable line; `-` for None."""
     if text is None:
         return "-"
     flat = " ".join(text.split())
@@ -201,7 +202,12 @@ def sample_line(text: str | None) -> str:
 
 
 def settings(spec: JobSpec, resolved: dict[str, Any]) -> dict[str, Any]:
-    """The spec with the engine arguments that were really used."""
+    """Return the spec as plain values, without secrets, and with the engine arguments that were used.
+
+    Args:
+        spec: Spec of the job.
+        resolved: Engine arguments, including those that the spec leaves open.
+    """
     data = spec.model_dump(mode="json")
     data["model"]["engine_args"] = resolved
     return shown(data)

@@ -1,22 +1,22 @@
-"""The runs of a job, one after the other: when each began and ended, how, and what it did."""
+"""List of a job's runs: begin, end, how each ended, and how many rows it committed."""
 
 import time
 from dataclasses import dataclass
 from typing import Any
 
-MOST_RUNS = 20  # that are kept: the last ones
+MOST_RUNS = 20  # newest runs that are kept; the report lists them in one table
 
 
 @dataclass(frozen=True, slots=True)
 class PastRun:
-    """One run of a job.
+    """A run of a job.
 
     Attributes:
-        began: Start of it (Unix time, s).
-        ended: End of it, or its last sign of life (Unix time, s).
-        how: How it ended, as `status` says it: `complete`, `interrupted`, `killed`.
-        rows: Rows that it committed.
-        host: Where its command ran.
+        began: Begin of the run (Unix time, s).
+        ended: End of the run, or the time of its last record (Unix time, s).
+        how: State in which the run ended, in the words of `status`: `complete`, `interrupted`, `killed`.
+        rows: Rows that the run committed.
+        host: Host of the command.
     """
 
     began: float
@@ -27,7 +27,7 @@ class PastRun:
 
 
 def runs_of(record: dict[str, Any]) -> list[PastRun]:
-    """The runs that the record of the last one tells of, that one included; what it does not tell is left out."""
+    """Read the runs from the record of the last run, which is added to them. Runs that cannot be read are left out."""
     found = [run for one in record.get("runs") or [] if (run := _read(one)) is not None]
     end = record.get("end") or {"state": "killed", "at": record.get("at")}
     last = _read(
@@ -43,7 +43,7 @@ def runs_of(record: dict[str, Any]) -> list[PastRun]:
 
 
 def with_this(past: list[PastRun], began: float, rows: int, host: str) -> list[PastRun]:
-    """The runs of a job that this one completes."""
+    """Return the runs of a job that is complete now: the past runs and the present one."""
     return [*past, PastRun(began, time.time(), "complete", rows, host)][-MOST_RUNS:]
 
 
@@ -52,5 +52,5 @@ def _read(data: Any) -> PastRun | None:
         return PastRun(
             float(data["began"]), float(data["ended"]), str(data["how"]), int(data["rows"]), str(data["host"])
         )
-    except (KeyError, TypeError, ValueError):  # of another version: nobody's rows hang on it
+    except (KeyError, TypeError, ValueError):  # written by another version; no row depends on it
         return None

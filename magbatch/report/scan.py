@@ -64,7 +64,7 @@ class DuplicateIds:
 
         Args:
             kind: Kind of the object: `results` or `errors`.
-            table: Its records, with the id column; of results also with `sample`.
+            table: Records of the object, with the id column; of results also with `sample`.
         """
         if self._column is None:
             return

@@ -1,4 +1,4 @@
-"""What lies beside the answers of a complete job: its report, and what an interrupted end has left undone."""
+"""Report and page of a complete job, read and repaired; and the rest of an end that was interrupted."""
 
 import json
 from collections.abc import Callable
@@ -30,10 +30,11 @@ from magbatch.totals import Totals
 
 
 def stored_report(ledger: Ledger) -> Report:
-    """The report of a complete job.
+    """Read the report of a complete job.
 
     Raises:
-        OutputError: It is not there, damaged, or not what the manifest names.
+        OutputError: The report is missing or damaged, or differs from the manifest's checksum.
+        StorageError: Storage is away.
     """
     manifest = ledger.manifest()
     try:
@@ -44,17 +45,17 @@ def stored_report(ledger: Ledger) -> Report:
             raise
         raise OutputError(
             f"{ledger.path}/{REPORT} is missing, damaged or changed ({type(error).__name__}), though the job is "
-            "complete; the answers are not touched by it: magbatch run SPEC makes it anew from them"
+            "complete; no answer is lost: `magbatch run SPEC` makes the report again from the answers"
         ) from error
     report.totals = Totals() if manifest is None else manifest.totals
     return report
 
 
 def whole(ledger: Ledger) -> list[ObjectName]:
-    """The objects of a complete job that its manifest does not name.
+    """Return the objects of a complete job that its manifest does not name.
 
     Raises:
-        OutputError: Objects that it names are gone.
+        OutputError: Objects that the manifest names are gone.
     """
     strays, lost = ledger.strays()
     if lost:
@@ -67,16 +68,17 @@ def whole(ledger: Ledger) -> list[ObjectName]:
 
 
 def mend(ledger: Ledger, lease: Lease) -> None:
-    """Do what an interrupted end of a complete job has left undone, and make a report anew that is not as it was.
+    """Finish the interrupted end of a complete job, and make a missing or changed report again.
+
+    Nothing is done while a retry or a compaction holds the lease: its new objects only look like strays.
 
     Args:
-        ledger: The output.
-        lease: Not held yet. Whoever holds it is a retry or a compaction, whose objects are no strays: then nothing
-            is done.
+        ledger: Output of the job.
+        lease: Lease on the output, not held yet.
 
     Raises:
         OutputError: Objects that the manifest names are gone.
-        LeaseError: Another command works on the output, and its report cannot be read meanwhile.
+        LeaseError: Another command holds the lease, and the report cannot be read.
     """
     manifest = ledger.manifest()
     if whole(ledger) or staged(ledger.store) or manifest is None or not _has_report(ledger, manifest):
@@ -91,16 +93,16 @@ def mend(ledger: Ledger, lease: Lease) -> None:
 
 
 def put_right(ledger: Ledger, confirm: Callable[[], None]) -> None:
-    """Tidy the output of a complete job; its report is made anew if it is not as it was.
+    """Tidy the output of a complete job, and make its report again if it is missing or changed.
 
-    A manifest of an older version becomes one of this version, whose sums are counted from the objects.
+    A manifest of an older version is replaced by one of this version, with sums counted from the objects.
 
     Args:
-        ledger: The output.
-        confirm: As for `Ledger.tidy`.
+        ledger: Output of the job.
+        confirm: Function that raises LeaseError if another command works on the output.
 
     Raises:
-        OutputError: The job is not complete, or damaged.
+        OutputError: The job is not complete, or its output is damaged.
     """
     ledger.tidy(confirm)
     spec, plan, manifest = ledger.complete_job()
@@ -110,9 +112,9 @@ def put_right(ledger: Ledger, confirm: Callable[[], None]) -> None:
     try:
         report = stored_report(ledger)
         if manifest.version < VERSION:
-            report.totals = _report_anew(ledger, spec, plan, manifest).totals
+            report.totals = _new_report(ledger, spec, plan, manifest).totals
     except OutputError:
-        report = _report_anew(ledger, spec, plan, manifest)
+        report = _new_report(ledger, spec, plan, manifest)
     if manifest.version < VERSION:
         changes = {"totals": report.totals, "unknown_sums": frozenset(), "graded_by": RULE}
     report.retries_counted = len(manifest.retries)
@@ -122,7 +124,7 @@ def put_right(ledger: Ledger, confirm: Callable[[], None]) -> None:
 
 
 def _has_report(ledger: Ledger, manifest: Manifest) -> bool:
-    """Whether report and page are there, and what the manifest names."""
+    """Whether report and page exist and match the manifest's checksums."""
     if manifest.version < VERSION:
         with suppress(OutputError):
             stored_report(ledger)
@@ -133,7 +135,7 @@ def _has_report(ledger: Ledger, manifest: Manifest) -> bool:
 
 
 def _load(ledger: Ledger, name: str) -> bytes | None:
-    """A file; None also where something else than a file is in its place."""
+    """Read a file; None if there is none, or if something else has its name."""
     try:
         return ledger.load(name)
     except StorageError as error:
@@ -142,8 +144,8 @@ def _load(ledger: Ledger, name: str) -> bytes | None:
         return None
 
 
-def _report_anew(ledger: Ledger, spec: JobSpec, plan: Plan, manifest: Manifest) -> Report:
-    """The report of a complete job from its objects; of what it has used, as its run has said last."""
+def _new_report(ledger: Ledger, spec: JobSpec, plan: Plan, manifest: Manifest) -> Report:
+    """Make the report of a complete job from its objects; the usage comes from the last record of its run."""
     user_id, grading = plan.output_name(spec.input.columns.id), grading_of(spec, plan)
     totals, slowest, more = Totals(), Slowest(user_id), narrow_columns(spec, plan)
     with DuplicateIds(user_id) as ids:
@@ -155,10 +157,10 @@ def _report_anew(ledger: Ledger, spec: JobSpec, plan: Plan, manifest: Manifest) 
             ids.observe(part.name.kind, part.table)
             slowest.observe(part.name.kind, part.table)
         repeated = ids.count() if user_id is not None else None
-    said, (spent, history) = last_record(ledger.store) or {}, earlier(ledger.store)
+    record, (spent, history) = last_record(ledger.store) or {}, earlier(ledger.store)
     return Report(
         spec.name, ledger.path, plan.rows, totals, repeated, Run(), shown(spec.model_dump(mode="json")), spent,
-        history, [], slowest.rows(), said.get("cost"), spec.cost.currency, len(manifest.retries),
+        history, [], slowest.rows(), record.get("cost"), spec.cost.currency, len(manifest.retries),
         ended=_unix_time(manifest.finished_at), letters=[asdict(one) for one in examples(ledger, totals.by_code)],
     )  # fmt: skip
 

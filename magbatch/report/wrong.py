@@ -1,4 +1,4 @@
-"""A few wrong answers of a job, for people: which row, what was expected, what was answered."""
+"""Examples of wrong answers for the report: row, expected answer and given answer."""
 
 from dataclasses import dataclass
 from typing import Any, Self
@@ -11,20 +11,20 @@ from magbatch.errors import one_line
 from magbatch.report.texts import as_text
 from magbatch.totals import known_fields
 
-MOST_WRONG = 10
-TEXT_CHARS = 200
+MOST_WRONG = 10  # examples in the report
+TEXT_CHARS = 200  # of each answer: two lines of the page
 
 
 @dataclass(frozen=True, slots=True)
-class Wrong:
-    """One answer that is not the right one.
+class WrongAnswer:
+    """An answer that differs from the expected one.
 
     Attributes:
-        row_id: Row of it.
-        id: The user's id of the row; None without such a column.
-        sample: Number of the sample.
-        expected: The right answer, cut to a line.
-        given: What was held against it, cut to a line; None where there is none.
+        row_id: Id of the row.
+        id: User's id of the row; None if the job has no id column.
+        sample: Number of the sample, from 0.
+        expected: Expected answer, one line of at most `TEXT_CHARS` characters.
+        given: Given answer, shortened in the same way; None if there is no answer.
     """
 
     row_id: str
@@ -35,42 +35,53 @@ class Wrong:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
-        """Of a report of this version or another."""
+        """Read an example from a report of any version."""
         return cls(**known_fields(cls, data))
 
 
 class WrongAnswers:
-    """Keeps the first wrong answers that it is shown.
+    """Keeps the first wrong answers that it sees.
 
     Args:
-        column: The user's id, where the job has one.
+        column: Output column that holds the user's id; None if the job has none.
+
+    Attributes:
+        found: Wrong answers, `MOST_WRONG` at most.
     """
 
     def __init__(self, column: str | None) -> None:
         self._column = column
-        self.found: list[Wrong] = []
+        self.found: list[WrongAnswer] = []
 
     def observe(self, table: pa.Table, grading: Grading) -> None:
-        """Take an object's results that has some."""
-        if len(self.found) < MOST_WRONG:
-            self._look(table, grading)
+        """Take the records of an object.
 
-    def _look(self, table: pa.Table, grading: Grading) -> None:
-        """Halves that hold a wrong answer are halved again: most rows of most jobs are right."""
+        Args:
+            table: Records with the columns that the grading compares.
+            grading: Comparison with the expected answers.
+        """
+        if len(self.found) < MOST_WRONG:
+            self._search(table, grading)
+
+    def _search(self, table: pa.Table, grading: Grading) -> None:
+        """Search by halving: only halves with a wrong answer are halved again.
+
+        With w wrong answers among n records about w * log2(n) gradings are needed; most answers of most jobs are right.
+        """
         graded, right = grading(table)
         if graded == right or len(self.found) == MOST_WRONG:
             return
         if table.num_rows > 1:
             half = table.num_rows // 2
-            self._look(table.slice(0, half), grading)
-            self._look(table.slice(half), grading)
+            self._search(table.slice(0, half), grading)
+            self._search(table.slice(half), grading)
             return
         given = table.column(grading.given)
         given = pa.compute.struct_field(given, "answer") if pa.types.is_struct(given.type) else given
         expected, given = as_text(table.column(grading.expected))[0], as_text(given)[0]
         row_id, sample = table.column("row_id")[0].as_py(), table.column("sample")[0].as_py()
         user_id = None if self._column is None else as_text(table.column(self._column))[0]
-        self.found.append(Wrong(row_id, _cut(user_id), sample, _cut(expected), _cut(given)))
+        self.found.append(WrongAnswer(row_id, _cut(user_id), sample, _cut(expected), _cut(given)))
 
 
 def _cut(text: str | None) -> str | None:

@@ -156,7 +156,7 @@ def test_samples_duplicate_ids_and_several_replicas(job: JobFiles, samples: int)
     rows = read(job.output)
     assert len(rows) == 40 * samples
     assert len({(row["row_id"], row["sample"]) for row in rows}) == 40 * samples
-    assert "1 row has a user id that an earlier row has too" in done.stdout
+    assert "1 row has the user id of an earlier row" in done.stdout
     assert sum(row["id"] == "twice" for row in rows) == 2 * samples
     assert magbatch("verify", str(job.output)).returncode == 0
 

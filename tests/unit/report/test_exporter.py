@@ -189,7 +189,7 @@ def test_health_is_whether_the_run_looks_after_its_fleet(job: Job, monkeypatch: 
     monkeypatch.setattr(progress_module.time, "monotonic", lambda: now + HEALTHY_S + 5)
     answer = job.get("/healthz")
     assert answer.status_code == 503
-    assert "not looked after its fleet" in answer.text
+    assert "not observed its fleet" in answer.text
     job.progress.end_fleet()
     assert job.get("/healthz").status_code == 200, "the proof of a large job may take long"
     assert job.get("/").status_code == 404
@@ -324,7 +324,7 @@ def gateway(folder: Path, *more: str) -> Iterator[str]:
 
 
 @pytest.mark.skipif(PUSHGATEWAY is None, reason="no Pushgateway here (Debian: prometheus-pushgateway)")
-def test_a_gateway_has_the_last_numbers(tmp_path: Path) -> None:
+def test_a_gateway_final_scraped_numbers(tmp_path: Path) -> None:
     with gateway(tmp_path) as address:
         job = Job(push_gateway=f"http://{address}")
         with job.exporter.serving():
@@ -407,7 +407,7 @@ def test_a_scraper_that_comes_regularly_is_waited_for_and_nobody_else(monkeypatc
         waited.clear()
         job = Job()
         with job.exporter.serving():
-            monkeypatch.setattr(job.exporter, "_has_the_last", Scraper())
+            monkeypatch.setattr(job.exporter, "_final_scraped", Scraper())
             for _ in range(scrapes):
                 time.sleep(pause_s)
                 job.get("/metrics")
@@ -421,7 +421,7 @@ def test_a_scraper_that_comes_regularly_is_waited_for_and_nobody_else(monkeypatc
         job.get("/metrics")
         time.sleep(0.5)  # the next would have been due long ago: it comes no more
         job.progress.finish(DONE)
-        monkeypatch.setattr(job.exporter, "_has_the_last", Scraper())
+        monkeypatch.setattr(job.exporter, "_final_scraped", Scraper())
         waited.clear()
     assert waited == []
 

@@ -12,7 +12,7 @@ from magbatch.errors import LeaseError, StorageError
 from magbatch.jobs.status import status
 from magbatch.ledger.layout import RECORD
 from magbatch.replica.board import Slot, Snapshot, State, Usage
-from magbatch.report import heartbeat as heartbeat_module
+from magbatch.report.beat import BeatTiming
 from magbatch.report.heartbeat import ALIVE_S, Heartbeat, earlier, last_record
 from magbatch.report.progress import JobProgress, JobUsage
 from magbatch.storage import Store, open_store
@@ -26,19 +26,21 @@ def progress(job: SmallJob, spent: JobUsage | None = None) -> JobProgress:
     return JobProgress(job.spec(), 6, 0, spent)
 
 
+OFTEN = BeatTiming(interval_s=0.01)
+
+
 def nobody() -> None:
     return
 
 
-def test_a_run_tells_another_machine_how_it_goes(either_job: SmallJob, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heartbeat_module, "INTERVAL_S", 0.01)
+def test_a_run_tells_another_machine_how_it_goes(either_job: SmallJob) -> None:
     job = either_job
     job.ask(6)
     job.begin()
     assert status(job.output)["run"] is None
     following = progress(job)
     following.observe(FLEET)
-    with Heartbeat(open_store(job.output, quick=True), following, nobody, print).beating():
+    with Heartbeat(open_store(job.output, quick=True), following, nobody, print, OFTEN).beating():
         deadline = time.monotonic() + 30
         while status(job.output)["run"] is None:
             assert time.monotonic() < deadline
@@ -112,10 +114,7 @@ def test_a_store_that_is_away_holds_no_run_up(job: SmallJob, monkeypatch: pytest
     assert tries == [RECORD] * 2, "at the beginning and at the end"
 
 
-def test_a_record_that_cannot_be_made_is_said_and_holds_no_run_up(
-    job: SmallJob, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(heartbeat_module, "INTERVAL_S", 0.01)
+def test_a_record_that_cannot_be_made_is_said_and_holds_no_run_up(job: SmallJob) -> None:
     said = threading.Event()
     lines: list[str] = []
     broken = [True]
@@ -129,9 +128,9 @@ def test_a_record_that_cannot_be_made_is_said_and_holds_no_run_up(
         broken.clear()
         said.set()
 
-    with Heartbeat(open_store(job.output), progress(job), may_write, say).beating():
+    with Heartbeat(open_store(job.output), progress(job), may_write, say, OFTEN).beating():
         assert said.wait(30)
-    assert lines == ["the run's own record is no longer written: KeyError: 'a defect'"]
+    assert lines == ["progress.json can no longer be written: KeyError: 'a defect'; the job goes on"]
 
 
 def test_the_record_is_what_status_documents(job: SmallJob) -> None:

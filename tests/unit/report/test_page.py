@@ -15,9 +15,9 @@ from magbatch.ledger import layout
 from magbatch.replica.losses import Loss
 from magbatch.report.page import quantile, render, report_files
 from magbatch.report.progress import JobUsage, Point
-from magbatch.report.report import ReplicaUse, Report, Run
+from magbatch.report.report import Report, Run, SlotUsage
 from magbatch.report.runs import PastRun
-from magbatch.report.wrong import Wrong
+from magbatch.report.wrong import WrongAnswer
 from magbatch.totals import Totals
 
 CHROMIUM = which("chromium-headless-shell") or which("chromium")
@@ -32,12 +32,12 @@ REPORT = Report(
     settings={"name": "invoices", "prompt": {"system": "</pre><script>alert(1)</script>"}},
     spent=JobUsage(7200, lost=21, losses=[Loss(1e9, 4, "a (10.0.0.1)", "its engine died: <i>x</i>", "/logs/w-1.err")]),
     history=[Point(1e9 + 60 * minute, 150 * minute, 9000 * minute, 2) for minute in range(61)],
-    replicas=[ReplicaUse(number, 4500, 2_500_000, 3600, 30, 1) for number in range(2)],
+    replicas=[SlotUsage(number, 4500, 2_500_000, 3600, 30, 1) for number in range(2)],
     slowest=[{"row_id": "abc-1", "id": "<b>7</b>", "latency_s": 99.5, "reasoning_tokens": 8000, "answer_tokens": 9}],
     cost=12.5,
     currency="EUR",
     began=1e9, ended=1e9 + 3700.4,
-    wrong=[Wrong("abc-3", "<b>8</b>", 0, "<script>12</script>", None)],
+    wrong=[WrongAnswer("abc-3", "<b>8</b>", 0, "<script>12</script>", None)],
     runs=[PastRun(1e9, 1e9 + 90_061, "interrupted", 1200, "a"), PastRun(1.1e9, 1.2e9, "complete", 9, "b")],
     letters=[{"code": "prompt_too_long", "row_id": "abc-2", "message": "a prompt of <i>50,000</i> tokens"}],
 )  # fmt: skip

@@ -7,7 +7,7 @@ from support.small_job import SmallJob
 from magbatch.replica.board import Slot
 from magbatch.replica.losses import Loss
 from magbatch.report.progress import JobUsage, Point
-from magbatch.report.report import ReplicaUse, Report, Run, sample_line, settings
+from magbatch.report.report import Report, Run, SlotUsage, sample_line, settings
 from magbatch.totals import Totals
 from magbatch.versions import versions
 
@@ -61,7 +61,7 @@ def test_the_summary_counts_documents_that_were_cut() -> None:
     (line,) = [
         line for line in report(totals=Totals(answered=2_000, documents_truncated=1_500)).lines() if "doc" in line
     ]
-    assert line == "documents: 1,500 of 2,000 were shown in part only"
+    assert line == "documents: 1,500 of 2,000 were shown to the model only in part"
 
 
 def test_the_summary_says_nothing_of_what_was_not() -> None:
@@ -86,7 +86,7 @@ def test_a_report_is_read_back_as_it_was_stored() -> None:
 
 
 def test_what_a_newer_version_has_stored_beside_it_is_left_out() -> None:
-    mine = report(history=[Point(1.0, 2, 3, 4)], replicas=[ReplicaUse.of(Slot(0))])
+    mine = report(history=[Point(1.0, 2, 3, 4)], replicas=[SlotUsage.of(Slot(0))])
     stored = json.loads(json.dumps(mine.to_dict()))
     for part in (
         stored, stored["totals"], stored["run"], stored["spent"], stored["spent"]["use"], stored["replicas"][0]

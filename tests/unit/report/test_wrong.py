@@ -1,4 +1,4 @@
-"""Wrong answers for people: found among many right ones, cut, and no more than a few."""
+"""WrongAnswer answers for people: found among many right ones, cut, and no more than a few."""
 
 import pyarrow as pa
 import pytest

@@ -1,0 +1,215 @@
+"""The log of a run: one text object per run below `_magbatch/logs/` in the output, for people.
+
+It is written while the run goes on. Storage that is away can neither hold up nor fail the run.
+"""
+
+import re
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+
+from magbatch.capture import follow_captures
+from magbatch.errors import MagbatchError, StorageError
+from magbatch.ledger.layout import LOGS
+from magbatch.replica.board import Slot, Snapshot, State
+from magbatch.report.beat import BeatTiming, repeated
+from magbatch.report.heartbeat import end_of
+from magbatch.report.progress import JobProgress
+from magbatch.spec.secrets import without_secrets
+from magbatch.storage import Store
+from magbatch.terminal import uncoloured, visible
+
+MOST_BYTES = 1_000_000  # of one log: a browser or an editor opens it at once, and a week of runs is 20 MB at most
+MOST_LOGS = 20  # newest logs that are kept in an output
+MOST_ENTRY_CHARS = 20_000  # of one entry, the last ones: a traceback with its causes fits
+HOST_CHARS = 64
+TIMING = BeatTiming(interval_s=5.0, last_write_s=5.0)
+_NAME = re.compile(re.escape(LOGS) + r"\d{4}-\d{2}-\d{2}T\d{6}Z-.+\.log")
+
+
+class RunLog:
+    """Collects what happens in a run, and writes it to the output.
+
+    Every method may be called from any thread.
+
+    Args:
+        store: Output of the job, as a store that answers quickly or not at all.
+        began: Begin of the run (Unix time, s).
+        host: Name of this machine.
+        timing: Durations of the writes.
+    """
+
+    def __init__(self, store: Store, began: float, host: str | None = None, timing: BeatTiming = TIMING) -> None:
+        self._store, self._timing = store, timing
+        self._stem = _stem(began, socket.gethostname() if host is None else host)
+        self._name: str | None = None  # known once older logs are listed
+        self._lock = threading.Lock()
+        self._lines = _BoundedLines(MOST_BYTES)
+        self._written = b""
+        self._slots: dict[int, tuple[int, State]] = {}  # slot to number of its joins, and its state
+
+    def note(self, text: str) -> None:
+        """Add an entry with the present time. Secrets, colours and control sequences are taken out."""
+        cut, text = max(0, len(text) - MOST_ENTRY_CHARS), text[-MOST_ENTRY_CHARS:]
+        clean = (f"({cut:,} characters are left out) " if cut else "") + visible(
+            uncoloured(without_secrets(text))
+        ).rstrip()
+        if not clean:
+            return
+        with self._lock:
+            self._lines.add(f"{_utc(time.time())} {clean.replace(chr(10), chr(10) + '    ')}\n")
+
+    def told(self, show: Callable[[str], None]) -> Callable[[str], None]:
+        """Return a function that shows a line to a person and notes it.
+
+        If it is called while an exception is handled, such as one that ended a thread, the traceback is noted too.
+        Refusals of storage have none: their line says all.
+
+        Args:
+            show: Function that shows one line to a person.
+        """
+
+        def say(text: str) -> None:
+            show(text)
+            self.note(text)
+            error = sys.exc_info()[1]
+            if error is not None and not isinstance(error, StorageError):
+                self.note(_traceback(error))
+
+        return say
+
+    def observe(self, fleet: Snapshot) -> None:
+        """Note each replica that has joined, begun to serve, or fallen silent since the last call."""
+        for slot in fleet.slots:
+            before = self._slots.get(slot.number)
+            if before != (slot.joins, slot.state):
+                self._slots[slot.number] = (slot.joins, slot.state)
+                self.note(_change(slot, joined=before is None or before[0] != slot.joins))
+
+    def end_fleet(self) -> None:
+        """Note that all replicas have left, because the fleet has ended."""
+        if self._slots:
+            self.note(f"all replicas have left ({len(self._slots):,} slots): the fleet has ended")
+        self._slots.clear()
+
+    @contextmanager
+    def writing(self, progress: JobProgress, show: Callable[[str], None]) -> Iterator[None]:
+        """Write the log for the length of a run. Its last entries say how the run ended.
+
+        The last text that Ray and other libraries print to a captured stdout or stderr is noted too.
+
+        Args:
+            progress: Progress of the job, for the rows in the last entry.
+            show: Function that shows one line to a person.
+        """
+
+        def failed(error: Exception) -> None:
+            show(f"run log can no longer be written: {type(error).__name__}: {error}; the job goes on without it")
+
+        with (
+            repeated("run-log", self._write, self._write_last, failed, self._timing),
+            follow_captures(self._note_printed),
+        ):
+            try:
+                yield
+            except BaseException as error:
+                self._note_end(progress, error)
+                raise
+            self._note_end(progress, None)
+
+    def _note_printed(self, text: str) -> None:
+        if text.strip():
+            self.note(f"printed by Ray or another library:\n{text.strip()}")
+
+    def _note_end(self, progress: JobProgress, error: BaseException | None) -> None:
+        now, end = progress.snapshot(), end_of(error)
+        rows = f"{now.done:,} of {now.planned:,} rows done, {max(0, now.done - progress.before):,} of them in this run"
+        self.note(f"{rows}, {now.seen.failed:,} failed")
+        if error is not None and not isinstance(error, MagbatchError | KeyboardInterrupt | SystemExit):
+            self.note(_traceback(error))
+        why = f": {end['error']}: {end['message']}" if error is not None else ""
+        self.note(f"end: {end['state']}, exit code {end['exit_code']}{why}")
+
+    def _write(self) -> None:
+        with suppress(StorageError):  # the next write tries again
+            if self._name is None:
+                self._name = self._take_name()
+            with self._lock:
+                data = self._lines.to_bytes()
+            if data != self._written:
+                self._store.write(self._name, data)
+                self._written = data
+
+    def _write_last(self) -> None:
+        with suppress(Exception):  # whatever a store raises: the run has its own end
+            self._write()
+
+    def _take_name(self) -> str:
+        """Choose a name that no older log has, and delete the oldest logs."""
+        older = [item.name for item in self._store.list(LOGS) if _NAME.fullmatch(item.name)]
+        for name in older[: max(0, len(older) - MOST_LOGS + 1)]:
+            self._store.delete(name)
+        names = (f"{LOGS}{self._stem}{suffix}.log" for suffix in ("", *(f"-{number}" for number in range(2, 1000))))
+        return next(name for name in names if name not in older)
+
+
+class _BoundedLines:
+    """Text of bounded size: if it grows too long, entries of its middle are dropped.
+
+    Args:
+        most: Bytes of the text at most; half of them for the begin, half for the end.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._room = (most - 200) // 2  # 200 bytes for the line about what is dropped
+        self._head, self._tail = list[bytes](), deque[bytes]()
+        self._head_bytes = self._tail_bytes = self._dropped = 0
+
+    def add(self, entry: str) -> None:
+        """Add one entry, which ends with a newline."""
+        data = entry.encode(errors="replace")
+        if not self._tail and self._head_bytes + len(data) <= self._room:
+            self._head.append(data)
+            self._head_bytes += len(data)
+            return
+        self._tail.append(data)
+        self._tail_bytes += len(data)
+        while self._tail_bytes > self._room:
+            self._tail_bytes -= len(self._tail.popleft())
+            self._dropped += 1
+
+    def to_bytes(self) -> bytes:
+        """Return the text."""
+        gap = [f"... {self._dropped:,} entries are left out here ...\n".encode()] if self._dropped else []
+        return b"".join([*self._head, *gap, *self._tail])
+
+
+def _stem(began: float, host: str) -> str:
+    """Return begin and host as a log's name has them: `2026-11-30T120000Z-gpu-box-3`."""
+    name = re.sub(r"[^A-Za-z0-9.-]+", "-", host)[:HOST_CHARS].strip(".-") or "unknown"
+    return f"{datetime.fromtimestamp(began, UTC):%Y-%m-%dT%H%M%SZ}-{name}"
+
+
+def _utc(at: float) -> str:
+    """Return a moment (Unix time, s) as `2026-11-30T12:00:03Z`."""
+    return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
+def _change(slot: Slot, *, joined: bool) -> str:
+    if joined and slot.state == State.STARTING:
+        return f"replica {slot.number} joined and starts its engine (start {slot.joins} of this slot)"
+    if slot.state == State.SERVING:
+        return f"replica {slot.number} serves"
+    if slot.state == State.LOST:
+        return f"replica {slot.number} is lost: silent, or gone, and not replaced yet"
+    return f"replica {slot.number} starts its engine"
+
+
+def _traceback(error: BaseException) -> str:
+    return "".join(traceback.format_exception(error)).rstrip()
