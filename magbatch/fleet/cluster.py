@@ -48,7 +48,7 @@ from magbatch.errors import (
 from magbatch.fleet.devices import check_gpus, too_few
 from magbatch.fleet.ray_auth import authenticate, own_token
 from magbatch.fleet.vital import Vital
-from magbatch.ledger.lease import LeaseToken
+from magbatch.ledger.holder import LeaseToken
 from magbatch.pipeline.context import JobContext
 from magbatch.plan.plan import Plan
 from magbatch.replica.board import Snapshot, SnapshotObserver

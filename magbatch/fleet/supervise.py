@@ -33,7 +33,7 @@ from magbatch.fleet.pool import Pool, set_blocks_ahead
 from magbatch.fleet.sharing import OWNERS_PRIORITY, Claim, Shares
 from magbatch.fleet.vital import Vital
 from magbatch.fleet.worker import Worker, this_node
-from magbatch.ledger.lease import LeaseToken
+from magbatch.ledger.holder import LeaseToken
 from magbatch.ledger.ledger import Ledger
 from magbatch.model.checkpoint import locate
 from magbatch.pipeline.context import JobContext

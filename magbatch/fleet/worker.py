@@ -28,7 +28,7 @@ from magbatch.engines import start
 from magbatch.engines.base import Engine, EngineConfig
 from magbatch.engines.defaults import engine_args
 from magbatch.errors import DefectError, JobError, LeaseError, StorageError
-from magbatch.ledger.lease import LeaseToken
+from magbatch.ledger.holder import LeaseToken
 from magbatch.model.checkpoint import locate
 from magbatch.model.tokenizer import Tokenizer
 from magbatch.pipeline.block import from_block

@@ -11,12 +11,15 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
-from magbatch.ledger.audit import units
+from magbatch.ledger.audit import planned_rows
+from magbatch.ledger.contract import schema_of
 from magbatch.ledger.finalise import renew
-from magbatch.ledger.ledger import Ledger, planned_rows, schema_of
+from magbatch.ledger.ledger import Ledger
 from magbatch.ledger.manifest import Entry
 from magbatch.ledger.objects import ROW_GROUP_BYTES, Spool, damaged, row_groups
 from magbatch.ledger.open import hold, patient_ledger
+from magbatch.ledger.tidy import tidy
+from magbatch.ledger.units import units
 from magbatch.plan.plan import Plan
 from magbatch.report.stored import put_right
 from magbatch.schema import ERRORS, RESULTS, ObjectName, new_attempt
@@ -139,7 +142,7 @@ def merge_objects(ledger: Ledger, target_bytes: int, confirm: Callable[[], None]
         manifest = renew(ledger, spec, plan, manifest, gone, new, compacted_to_bytes=target_bytes)
         for name in gone:
             ledger.store.delete(str(name))  # not kept as superseded: every row of it lives on unchanged
-        ledger.tidy(confirm)
+        tidy(ledger, confirm)
     return Compacted(
         job=manifest.job,
         objects_before=len(before.objects),

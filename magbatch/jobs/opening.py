@@ -17,7 +17,8 @@ from magbatch.errors import (
     SpecError,
     StorageError,
 )
-from magbatch.ledger.lease import EXPIRY_S, Lease
+from magbatch.ledger.holder import EXPIRY_S
+from magbatch.ledger.lease import Lease
 from magbatch.ledger.ledger import Ledger
 from magbatch.plan.make import make_plan
 from magbatch.plan.plan import Plan

@@ -24,14 +24,16 @@ from rich.console import Console
 from magbatch.answers.grading import Grading
 from magbatch.errors import ErrorCode, SpecChangedError, SpecError
 from magbatch.jobs.complete import complete
-from magbatch.ledger.audit import units
+from magbatch.ledger.contract import grading_of, narrow_columns, schema_of
 from magbatch.ledger.finalise import renew
 from magbatch.ledger.layout import RETRIES
-from magbatch.ledger.ledger import READERS, Ledger, grading_of, narrow_columns, schema_of
+from magbatch.ledger.ledger import READERS, Ledger
 from magbatch.ledger.letters import examples, verdict
 from magbatch.ledger.manifest import Entry, Manifest, RetryRecord
 from magbatch.ledger.objects import Spool, StoredObject, damaged, read_columns, read_object, row_groups
 from magbatch.ledger.open import hold, patient_ledger
+from magbatch.ledger.tidy import tidy
+from magbatch.ledger.units import units
 from magbatch.pipeline.context import JobContext
 from magbatch.pipeline.prepare import Preparer
 from magbatch.plan.make import subset_plan
@@ -333,7 +335,7 @@ def merge(retry: Retry, confirm: Callable[[], None]) -> Retried:
     retries = (*manifest.retries, record)
     publish_usage(report, ledger)
     renew(ledger, spec, plan, manifest, change.gone, change.new, made, retries=retries, totals=change.totals)
-    ledger.tidy(confirm)
+    tidy(ledger, confirm)
     sweep(ledger)
     why = verdict(retry.spec, plan.rows, change.totals, ledger)
     if why is None and not answers.holders and not retry.choice.truncated and retry.spec.limits.max_failed_rows is None:

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from magbatch.ledger.holder import Holder, holder_of
 from magbatch.ledger.layout import RETRIES
-from magbatch.ledger.lease import Holder, holder_of
 from magbatch.ledger.ledger import Ledger
 from magbatch.ledger.letters import verdict
 from magbatch.ledger.manifest import Manifest

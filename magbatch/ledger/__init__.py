@@ -1,4 +1,5 @@
-"""What is done, read from the committed objects alone, and the proof that nothing is missing.
+"""The rows that are done, read from the committed objects alone, and the proof that no row is missing.
 
-Imports within: layout, lease < manifest < objects, staging < audit < ledger < finalise, letters, open, verify.
+Imports within: findings, holder, layout, strict_json, units < claim, manifest < lease, objects, staging < output
+< ledger < audit, contract, letters, open, tidy < finalise, proof_files, proof_objects < verify.
 """

@@ -1,4 +1,4 @@
-"""Every path below an output that more than one module knows."""
+"""Paths below an output that more than one module knows."""
 
 SPEC = "_magbatch/spec.yaml"
 PLAN = "_magbatch/plan.parquet"

@@ -1,4 +1,4 @@
-"""What a job's dead letters say, in a few words: their codes with counts, and examples of their messages."""
+"""Summary of a job's dead letters: their codes with counts, and examples of their messages."""
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ from magbatch.spec import JobSpec
 from magbatch.totals import Totals
 
 EXAMPLES = 3  # of each code
-MOST_OBJECTS = 64  # that are read for examples: a code that all of these lack is shown by its count alone
-MESSAGE_CHARS = 300  # of an example on a line
+MAX_OBJECTS = 64  # objects read for examples; a code that none of them has is shown with its count alone
+MESSAGE_CHARS = 300  # of an example in a line
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,9 +21,9 @@ class Example:
     """One dead letter.
 
     Attributes:
-        code: Its error code.
-        row_id: Its row.
-        message: What is wrong with it.
+        code: Error code.
+        row_id: Id of the row.
+        message: Error message.
     """
 
     code: str
@@ -32,7 +32,7 @@ class Example:
 
 
 def listed(by_code: dict[str, int]) -> str:
-    """Codes with counts, the most frequent first: `answer_invalid 10, row_timeout 2`."""
+    """Codes with counts, most frequent first: `answer_invalid 10, row_timeout 2`."""
     return ", ".join(
         f"{code} {count:,}" for code, count in sorted(by_code.items(), key=lambda item: (-item[1], item[0]))
     )
@@ -45,23 +45,26 @@ def examples(
     but: Collection[str] = (),
     gone: Collection[ObjectName] = (),
 ) -> list[Example]:
-    """A few dead letters of each code, from the first objects that have some.
+    """Collect a few dead letters of each code, from the first objects that have some.
 
-    Nobody's rows hang on them: what cannot be read is passed over.
+    Objects that cannot be read are skipped: examples are for display only.
 
     Args:
         ledger: The output.
-        by_code: The codes that are looked for, with their counts.
-        each: Of each code, at most.
-        but: Rows that are left out: they have an answer meanwhile.
-        gone: Objects that are left out: others have taken their place.
+        by_code: Number of dead letters of each code to look for.
+        each: Maximum number of examples of a code.
+        but: Ids of rows to leave out, because they have an answer by now.
+        gone: Objects to leave out, because other objects have replaced them.
+
+    Returns:
+        Examples, those of the most frequent code first.
     """
     wanted = {code: min(each, count) for code, count in by_code.items()}
     found: dict[str, list[Example]] = {code: [] for code in wanted}
     for letter in _letters(ledger, gone):
-        of_code = found.get(letter.code)
-        if of_code is not None and len(of_code) < wanted[letter.code] and letter.row_id not in but:
-            of_code.append(letter)
+        same_code = found.get(letter.code)
+        if same_code is not None and len(same_code) < wanted[letter.code] and letter.row_id not in but:
+            same_code.append(letter)
         if all(len(found[code]) >= count for code, count in wanted.items()):
             break
     order = sorted(wanted, key=lambda code: (-by_code[code], code))
@@ -71,22 +74,22 @@ def examples(
 def _letters(ledger: Ledger, gone: Collection[ObjectName]) -> Iterator[Example]:
     columns = ["error_code", "row_id", "message"]
     read = 0
-    for part in ledger.objects(ERRORS):
-        if not part.rows or part in gone:
+    for name in ledger.objects(ERRORS):
+        if not name.rows or name in gone:
             continue
-        if read == MOST_OBJECTS:
+        if read == MAX_OBJECTS:
             return
         read += 1
         try:
-            table = read_columns(ledger.store, part, columns)
-        except (FileNotFoundError, MagbatchError):  # moved since it was listed, or damaged, which `verify` tells
+            table = read_columns(ledger.store, name, columns)
+        except (FileNotFoundError, MagbatchError):  # moved since the listing; or damaged, which `verify` reports
             continue
         for row in table.to_pylist():
             yield Example(row["error_code"], row["row_id"], row["message"])
 
 
 def explained(ledger: Ledger) -> str:
-    """The dead letters of an output in a sentence or two: codes, an example, and where they are."""
+    """Describe the dead letters of an output in a sentence or two: codes, an example, and their path."""
     by_code = ledger.totals(list(ledger.objects(ERRORS))).by_code
     return _sentence(by_code, examples(ledger, by_code, each=1), ledger.path)
 
@@ -101,14 +104,15 @@ def _short(message: str) -> str:
 
 
 def verdict(spec: JobSpec, planned: int, totals: Totals, ledger: Ledger) -> str | None:
-    """Why a complete job ends with exit code 1, in a line; None if it does not.
+    """Explain in a line why a complete job ends with exit code 1; None if it does not.
 
-    More rows failed than `limits.max_failed_rows` allows; or, without that limit, none was answered.
+    A job ends so if more rows failed than `limits.max_failed_rows` allows. Without that limit, it does if no row was
+    answered.
 
     Args:
         spec: The job.
-        planned: Its rows.
-        totals: Of them.
+        planned: Number of planned rows.
+        totals: Sums over the job's objects.
         ledger: The job's output.
     """
     allowed = spec.limits.failed_allowed(planned)

@@ -1,7 +1,7 @@
-"""One committed object: read whole and checked, or written anew from others' rows and read back.
+"""One committed object: read whole and checked, or written from the rows of other objects and read back.
 
-No object is edited in place. Rows that move to another object do so through a `Spool`, whose commit
-is believed only when what was read back is what was written.
+No object is edited in place. Rows move to another object through a `Spool`. Its commit counts only after the object
+was read back and found equal to what was written.
 """
 
 import hashlib
@@ -29,22 +29,22 @@ from magbatch.storage import Store
 from magbatch.storage.columns import empty_table
 from magbatch.totals import COLUMNS, ERROR_COLUMNS, Totals
 
-FOOTER_BYTES = 1 << 16
-ROW_GROUP_BYTES = 16 << 20  # in memory: what a reader of one column has to fetch at least, and a spool holds
+FOOTER_BYTES = 1 << 16  # of an object, read first; most footers are shorter
+ROW_GROUP_BYTES = 16 << 20  # uncompressed: bounds the memory of a spool, and of a reader of one row group
 
 
 @dataclass(frozen=True, slots=True)
 class StoredObject:
-    """A committed object as it was found.
+    """A committed object with its content.
 
     Attributes:
-        name: Its name, which says shards, attempt and rows.
-        records: Records in it.
-        bytes: Its size.
-        sha256: Of its bytes.
-        row_ids: Of its rows, each once.
-        table: Its narrow columns: what totals and summaries need.
-        schema_version: Version of its columns, as its footer says.
+        name: Name, which gives kind, shards, attempt and rows.
+        records: Number of records.
+        bytes: Size (bytes).
+        sha256: SHA-256 of the content, hex.
+        row_ids: Ids of the rows, each once.
+        table: Narrow columns, which totals and summaries need.
+        schema_version: Schema version from the footer.
     """
 
     name: ObjectName
@@ -56,28 +56,31 @@ class StoredObject:
     schema_version: str
 
     def entry(self) -> Entry:
-        """The object as a manifest names it."""
+        """The object's entry in a manifest."""
         return Entry(self.name, len(self.row_ids), self.records, self.bytes, self.sha256)
 
 
 def row_ids_of(table: pa.Table) -> list[str]:
-    """The row ids in an object, each once."""
+    """Row ids in a table of records, each once."""
     return list(table.column("row_id").unique().to_pylist())
 
 
 def read_object(
     store: Store, name: ObjectName, more: dict[str, list[str]], sha256: str | None = None
 ) -> StoredObject | str:
-    """Read an object whole.
+    """Read an object whole and check its content.
 
     Args:
         store: The job's output.
-        name: The object.
-        more: Columns to keep in the part's table beside those that totals need, by kind.
-        sha256: What a manifest says of it: other bytes are nobody's, and are not looked into.
+        name: Name of the object.
+        more: Columns to keep in the object's table, by kind, in addition to those that totals need.
+        sha256: SHA-256 from a manifest; content with another checksum is not parsed. None if unknown.
 
     Returns:
-        The part, or what is wrong with the object.
+        The object, or a message that says what is wrong with it.
+
+    Raises:
+        StorageError: The storage is away.
     """
     columns = ["row_id", *(ERROR_COLUMNS if name.kind == ERRORS else COLUMNS), *more.get(name.kind, [])]
     try:
@@ -109,7 +112,11 @@ def _open(data: bytes) -> pq.ParquetFile:
 
 
 def _check_types(table: pa.Table, kind: str) -> None:
-    """Refuse columns that nothing can be counted of: of other types than the contract's, or with holes."""
+    """Refuse columns that cannot be counted, because their type is not the contract's or they have nulls.
+
+    Raises:
+        ValueError: A column is refused; the message names it.
+    """
     contract = ({"row_id": pa.string(), "sample": pa.int32()} if kind != ERRORS else {"row_id": pa.string()}) | (
         {**ERROR_FIELDS, **TOKEN_FIELDS} if kind == ERRORS else {**RESULT_FIELDS, **DOCUMENT_FIELDS}
     )
@@ -124,7 +131,11 @@ def _check_types(table: pa.Table, kind: str) -> None:
 
 
 def _read(file: pq.ParquetFile, columns: list[str]) -> pa.Table:
-    """Some columns of an object, without those that an older version did not write."""
+    """Read some columns, except those that an older version did not write.
+
+    Raises:
+        KeyError: Another column is missing.
+    """
     missing = {*TOKEN_FIELDS, *NEWER_COLUMNS} - set(file.schema_arrow.names)
     wanted = list(dict.fromkeys(name for name in columns if name not in missing))
     absent = set(wanted) - set(file.schema_arrow.names)
@@ -134,11 +145,11 @@ def _read(file: pq.ParquetFile, columns: list[str]) -> pa.Table:
 
 
 def read_columns(store: Store, name: ObjectName, columns: list[str]) -> pa.Table:
-    """Some columns of an object.
+    """Read some columns of an object.
 
     Raises:
-        FileNotFoundError: It is gone.
-        OutputError: It is damaged.
+        FileNotFoundError: The object is gone.
+        OutputError: The object is damaged.
     """
     try:
         return _read(_open(store.read(str(name))), columns)
@@ -149,14 +160,14 @@ def read_columns(store: Store, name: ObjectName, columns: list[str]) -> pa.Table
 
 
 def read_totals(store: Store, name: ObjectName) -> Totals:
-    """The sums over an object: from its footer alone, where that has them.
+    """The totals of an object, from its footer alone if that has them.
 
     Raises:
-        FileNotFoundError: It is gone.
-        OutputError: It is damaged.
+        FileNotFoundError: The object is gone.
+        OutputError: The object is damaged.
     """
     found: Totals | None = None
-    # The footer is longer than what was read of it, or what it holds is of no sums.
+    # These errors mean that the footer is longer than FOOTER_BYTES, or its totals cannot be parsed.
     with suppress(pa.ArrowException, ValueError):
         end = store.read_end(str(name), FOOTER_BYTES)
         found = Totals.of_footer(pq.read_metadata(io.BytesIO(end)).metadata)
@@ -167,7 +178,7 @@ def read_totals(store: Store, name: ObjectName) -> Totals:
 
 
 def _with_newer(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Records of an older version with the columns that it did not have, null."""
+    """Records of an older version, with nulls in the columns that it did not write."""
     newer = {"answer", *TOKEN_FIELDS} if "error_code" in schema.names else NEWER_COLUMNS
     for position, field in enumerate(schema):
         if field.name in newer and field.name not in table.column_names:
@@ -176,15 +187,15 @@ def _with_newer(table: pa.Table, schema: pa.Schema) -> pa.Table:
 
 
 def row_groups(store: Store, name: ObjectName, sha256: str | None = None) -> Iterator[pa.Table]:
-    """All of an object, a row group at a time.
+    """Read all records of an object, one row group at a time.
 
     Args:
         store: The job's output.
-        name: The object.
-        sha256: What a manifest says of it: damage is not to be copied under a new checksum.
+        name: Name of the object.
+        sha256: SHA-256 from a manifest, so that damage is not copied under a new checksum. None if unknown.
 
     Raises:
-        OutputError: It is gone, damaged, or another.
+        OutputError: The object is gone, damaged or changed.
     """
     try:
         data = store.read(str(name))
@@ -198,19 +209,26 @@ def row_groups(store: Store, name: ObjectName, sha256: str | None = None) -> Ite
 
 
 def damaged(store: Store, what: str) -> OutputError:
-    """The error of an output in which something is not as it was left."""
+    """The error for an output with a changed or broken file.
+
+    Args:
+        store: The output.
+        what: Path of the file, and what is wrong with it.
+    """
     return OutputError(
         f"{store.root}: the output is damaged:\n  {what}\nFor the whole list: magbatch verify {store.root}"
     )
 
 
 class Spool:
-    """Rows on their way into one object, compressed as they come: in memory are its bytes and one row group.
+    """Rows on their way into one new object.
+
+    Rows are compressed as they come: memory holds the compressed object and one row group.
 
     Args:
         kind: `results` or `errors`.
         schema: The contract's columns.
-        group_bytes: Size of a row group, uncompressed.
+        group_bytes: Size of a row group (bytes, uncompressed).
     """
 
     def __init__(self, kind: str, schema: pa.Schema, group_bytes: int = ROW_GROUP_BYTES) -> None:
@@ -225,19 +243,19 @@ class Spool:
 
     @property
     def row_ids(self) -> list[str]:
-        """The rows so far, each once."""
+        """Ids of the rows so far, each once."""
         return list(self._row_ids)
 
     @property
     def bytes(self) -> int:
-        """About the size of the object so far; what is not compressed yet counts in full."""
+        """Approximate size of the object so far (bytes); rows that are not compressed yet count in full."""
         return self._sink.tell() + sum(int(table.nbytes) for table in self._waiting)
 
     def add(self, table: pa.Table) -> None:
-        """Append records; all samples of a row go into one object.
+        """Append records; all samples of a row must go into one object.
 
         Raises:
-            OutputError: Their columns are not the contract's.
+            OutputError: The columns are not the contract's.
         """
         table = _with_newer(table, self._schema)
         if not table.schema.equals(self._schema):
@@ -245,7 +263,7 @@ class Spool:
         self._row_ids.update(dict.fromkeys(row_ids_of(table)))
         self._records += table.num_rows
         self._waiting.append(table)
-        if sum(one.nbytes for one in self._waiting) >= self._group_bytes:
+        if sum(waiting.nbytes for waiting in self._waiting) >= self._group_bytes:
             self._flush()
 
     def _flush(self) -> None:
@@ -259,14 +277,17 @@ class Spool:
 
         Args:
             store: The job's output.
-            shards: What its rows may be of.
-            attempt: Of which attempt it is.
-            seq: Its position among the attempt's objects.
-            more: As for `read_object`.
+            shards: Shards whose rows the object may hold.
+            attempt: Id of the attempt that writes the object.
+            seq: Position of the object among the attempt's objects.
+            more: Columns to keep in the result's table, as of `read_object`.
+
+        Returns:
+            The object as it was read back.
 
         Raises:
-            OutputError: What was read back is not what was written.
-            StorageError: It is not visible, or cannot be read back.
+            OutputError: The object that was read back is not the one that was written.
+            StorageError: The object is not visible, or cannot be read back.
         """
         self._flush()
         self._writer.close()
@@ -280,5 +301,5 @@ class Spool:
         if isinstance(found, str):
             raise damaged(store, found)
         if (found.sha256, found.row_ids, found.records) != (sha256, self.row_ids, self._records):
-            raise damaged(store, f"{name}: is not what was written")
+            raise damaged(store, f"{name}: differs from what was just written")
         return found

@@ -1,4 +1,4 @@
-"""An output opened: patiently, and held by one command at a time."""
+"""Opening an output: with patience for its storage, and held by one command at a time."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,11 +13,11 @@ from magbatch.storage import open_store
 
 
 def refusal_shown(console: Console, what: str) -> Callable[[StorageError], None]:
-    """Returns a function that shows a refusal of the storage while it is waited out.
+    """Make a function that shows a refusal of the storage while it is waited out.
 
     Args:
-        console: Where a person sees it.
-        what: Name of the storage, for people.
+        console: Console that shows the line.
+        what: Name of the storage in the line.
     """
 
     def say(error: StorageError) -> None:
@@ -27,14 +27,14 @@ def refusal_shown(console: Console, what: str) -> Callable[[StorageError], None]
 
 
 def patient_ledger(spec: JobSpec, console: Console) -> Ledger:
-    """The ledger of a job that has begun: from now on its storage may be away for a while."""
+    """The ledger of a job that has begun: its storage may be away for `output.patience_s`."""
     return Ledger(spec.output.path, spec.output.patience_s, refusal_shown(console, "the output's storage"))
 
 
 def lease_on(
     path: str, say: Callable[[str], None], patience_s: float = 0.0, command: tuple[str, ...] = ("run",)
 ) -> Lease:
-    """A lease on an output, not taken yet; arguments as of `hold`."""
+    """Make a lease on an output without taking it; arguments as of `hold`."""
     return Lease(open_store(path, quick=True), say, patience_s, command)
 
 

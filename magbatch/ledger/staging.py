@@ -1,7 +1,7 @@
-"""The report and its page change together with the manifest that has their checksums, wherever a process dies.
+"""Staging makes the report, its page and the manifest with their checksums change together, also if a process dies.
 
-They are written beside their places first, under names that hold their checksums. Once a manifest names them they are
-moved to their places, by the command that wrote it or by the next one.
+New files are first written to `_magbatch/staged/`, under names that hold their checksums. Once a manifest names them,
+they are moved to their places, by the command that wrote the manifest or by the next one.
 """
 
 from collections.abc import Collection, Mapping
@@ -12,40 +12,46 @@ from magbatch.storage import Store
 
 
 def stage(store: Store, files: Mapping[str, bytes]) -> tuple[StoredFile, ...]:
-    """Write files beside their places.
+    """Write files to the staging folder.
 
     Args:
         store: The output.
-        files: Contents by name.
+        files: Contents by file name.
     """
     found = tuple(StoredFile.of(name, data) for name, data in files.items())
     for file in found:
-        store.write(_beside(file), files[file.name])
+        store.write(_staged_name(file), files[file.name])
     return found
 
 
 def staged(store: Store) -> list[str]:
-    """What lies beside its place."""
+    """Names of all staged files."""
     return [item.name for item in store.list(STAGED)]
 
 
 def place(store: Store, manifest: Manifest, names: Collection[str]) -> None:
-    """Move some files that a manifest names to their places; what is there already, or gone, is left alone."""
-    for file in manifest.files:
-        if file.name in names:
-            store.move(_beside(file), file.name)
-
-
-def settle(store: Store, manifest: Manifest, found: Collection[str]) -> None:
-    """Move what the manifest names to its place, and delete what it does not name.
+    """Move staged files that a manifest names to their places; files that are not staged are left alone.
 
     Args:
         store: The output.
-        manifest: Of its job.
-        found: What was staged before the manifest was read, and before the lease was last confirmed. What came
-            later is another command's, which has taken the output over: its manifest may name it.
+        manifest: The manifest.
+        names: Names of the files to move.
     """
-    places = {_beside(file): file.name for file in manifest.files}
+    for file in manifest.files:
+        if file.name in names:
+            store.move(_staged_name(file), file.name)
+
+
+def settle(store: Store, manifest: Manifest, found: Collection[str]) -> None:
+    """Move staged files that the manifest names to their places, and delete other staged files.
+
+    Args:
+        store: The output.
+        manifest: The job's manifest.
+        found: Names of staged files, listed before the manifest was read and the lease last confirmed. Files staged
+            later belong to a command that has taken the output over, and its manifest may name them.
+    """
+    places = {_staged_name(file): file.name for file in manifest.files}
     for name in found:
         if name in places:
             store.move(name, places[name])
@@ -54,22 +60,22 @@ def settle(store: Store, manifest: Manifest, found: Collection[str]) -> None:
 
 
 def is_staged(store: Store, file: StoredFile) -> bool:
-    """Whether a file that a manifest names lies beside its place still."""
-    return any(item.name == _beside(file) for item in store.list(_beside(file)))
+    """Whether a file that a manifest names is still staged."""
+    return any(item.name == _staged_name(file) for item in store.list(_staged_name(file)))
 
 
 def read_named(store: Store, manifest: Manifest, name: str) -> bytes:
-    """One of the job's own files as the manifest names it: in its place, or beside it still.
+    """Read one of the job's own files as the manifest names it, from its place or from the staging folder.
 
     Raises:
-        FileNotFoundError: It is in neither place, or not what the manifest names.
+        FileNotFoundError: Neither place holds a file with the manifest's checksum.
     """
     file, names = manifest.file(name), [name]
     if file is not None:
-        names += [_beside(file), name]  # its place again: it may have come there meanwhile
-    for one in names:
+        names += [_staged_name(file), name]  # its place once more: the file may just have been moved there
+    for candidate in names:
         try:
-            data = store.read(one)
+            data = store.read(candidate)
         except FileNotFoundError:
             continue
         if manifest.vouches_for(name, data):
@@ -77,5 +83,5 @@ def read_named(store: Store, manifest: Manifest, name: str) -> bytes:
     raise FileNotFoundError(f"{store.root}/{name}")
 
 
-def _beside(file: StoredFile) -> str:
+def _staged_name(file: StoredFile) -> str:
     return f"{STAGED}{file.sha256}-{file.name.rpartition('/')[2]}"

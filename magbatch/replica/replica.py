@@ -21,7 +21,7 @@ from itertools import islice
 from magbatch.answers import Checker, made_columns
 from magbatch.engines.base import Engine
 from magbatch.errors import ClusterError, EngineDeadError, ErrorCode, RowError, Step, StorageError
-from magbatch.ledger.lease import EXPIRY_S, LeaseToken
+from magbatch.ledger.holder import EXPIRY_S, LeaseToken
 from magbatch.ledger.ledger import Ledger
 from magbatch.model.tokenizer import Tokenizer
 from magbatch.pipeline.answer import RowAnswerer

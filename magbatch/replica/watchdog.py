@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from magbatch.errors import LeaseError, StorageError
-from magbatch.ledger.lease import EXPIRY_S, LeaseToken
+from magbatch.ledger.holder import EXPIRY_S, LeaseToken
 from magbatch.storage.patience import patiently
 
 HOLD_INTERVAL_S = 5.0

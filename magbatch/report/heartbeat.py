@@ -18,8 +18,8 @@ from typing_extensions import TypedDict
 
 from magbatch import guard
 from magbatch.errors import DefectError, InterruptedJobError, JobError, LeaseError, StorageError, TooManyFailedError
+from magbatch.ledger.holder import LATEST_S
 from magbatch.ledger.layout import RECORD
-from magbatch.ledger.lease import LATEST_S
 from magbatch.process import process_space, started_at
 from magbatch.replica.board import State
 from magbatch.report.beat import BeatTiming, repeated

@@ -10,14 +10,16 @@ from typing import Any
 from magbatch.answers.grading import RULE
 from magbatch.counts import counted
 from magbatch.errors import LeaseError, OutputError, StorageError
+from magbatch.ledger.contract import grading_of, narrow_columns
 from magbatch.ledger.finalise import renew
 from magbatch.ledger.layout import PAGE, REPORT
 from magbatch.ledger.lease import Lease
-from magbatch.ledger.ledger import Ledger, grading_of, narrow_columns
+from magbatch.ledger.ledger import Ledger
 from magbatch.ledger.letters import examples
 from magbatch.ledger.manifest import VERSION, Manifest
 from magbatch.ledger.objects import damaged, read_object
 from magbatch.ledger.staging import read_named, staged
+from magbatch.ledger.tidy import strays, tidy
 from magbatch.plan.plan import Plan
 from magbatch.report.heartbeat import earlier, last_record
 from magbatch.report.page import report_files
@@ -57,14 +59,14 @@ def whole(ledger: Ledger) -> list[ObjectName]:
     Raises:
         OutputError: Objects that the manifest names are gone.
     """
-    strays, lost = ledger.strays()
+    extra, lost = strays(ledger)
     if lost:
         objects = counted(len(lost), "object of its manifest is", "objects of its manifest are")
         raise OutputError(
             f"{ledger.path}: the job is complete, but {objects} gone; the first is {lost[0]}. Bring them "
             "back, or set output.path to a new place to run it again"
         )
-    return strays
+    return extra
 
 
 def mend(ledger: Ledger, lease: Lease) -> None:
@@ -104,7 +106,7 @@ def put_right(ledger: Ledger, confirm: Callable[[], None]) -> None:
     Raises:
         OutputError: The job is not complete, or its output is damaged.
     """
-    ledger.tidy(confirm)
+    tidy(ledger, confirm)
     spec, plan, manifest = ledger.complete_job()
     if manifest.version == VERSION and _has_report(ledger, manifest):
         return

@@ -238,7 +238,7 @@ def test_a_zombie_is_taken_over_and_damages_nothing(job: JobFiles) -> None:
     lease.write_text(json.dumps(json.loads(lease.read_text()) | {"place": "elsewhere"}))
     second = start("run", spec, log=job.folder / "second")
     said = job.folder / "second"
-    wait_until(lambda: "a sign of life" in said.read_text() or second.poll() is not None, "the second run's wait")
+    wait_until(lambda: "its heartbeat" in said.read_text() or second.poll() is not None, "the second run's wait")
     wait_until(lambda: "rows " in said.read_text() or second.poll() is not None, "the second run's work")
     # Those that Ray starts anew end as well.
     wait_until(lambda: not alive(replicas_below(zombie.pid)), "the end of the zombie's replicas")

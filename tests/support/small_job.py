@@ -19,8 +19,8 @@ from magbatch.engines.base import UNCONSTRAINED, Engine, EngineConfig, EngineLoa
 from magbatch.engines.defaults import engine_args
 from magbatch.fleet.board import BoardState
 from magbatch.ledger.finalise import finalise
+from magbatch.ledger.holder import LeaseToken
 from magbatch.ledger.layout import PAGE, REPORT
-from magbatch.ledger.lease import LeaseToken
 from magbatch.ledger.ledger import Ledger
 from magbatch.model.checkpoint import facts, locate
 from magbatch.model.tokenizer import Tokenizer

@@ -16,6 +16,7 @@ from magbatch.errors import LeaseError, OutputError, StorageError
 from magbatch.jobs.compact import Compacted, compact, merge_objects
 from magbatch.ledger.lease import Lease
 from magbatch.ledger.ledger import Ledger
+from magbatch.ledger.tidy import tidy
 from magbatch.ledger.verify import verify
 from magbatch.schema import ERRORS, RESULTS, ObjectName
 
@@ -239,7 +240,7 @@ def test_a_merge_that_is_interrupted_anywhere_leaves_a_true_manifest(
         except StorageError:
             names = [str(entry.name) for entry in stored(book.ledger).objects]
             assert outcome(book.ledger.store, names) == expected, f"broken at change {at}"
-            Ledger(job.output).tidy(lambda: None)  # what any next command begins with
+            tidy(Ledger(job.output), lambda: None)  # what any next command begins with
             book.check_manifest()
             merge_objects(Ledger(job.output), LARGE, lambda: None)
         else:

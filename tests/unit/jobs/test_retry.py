@@ -15,6 +15,7 @@ from magbatch.jobs.compact import merge_objects
 from magbatch.jobs.retry import FOLDER, Choice, Retry, drop, merge, prepare, retry
 from magbatch.ledger.layout import PAGE, REPORT
 from magbatch.ledger.ledger import Ledger
+from magbatch.ledger.tidy import tidy
 from magbatch.ledger.verify import verify
 from magbatch.pipeline.write import ObjectWriter
 from magbatch.rows import DeadLetter
@@ -343,7 +344,7 @@ def test_a_retry_that_is_interrupted_anywhere_can_be_gone_on_with(
         except StorageError:
             names = [str(entry.name) for entry in stored(book.ledger).objects]
             assert outcome(book.ledger.store, names) in (old, new), f"broken at change {at}"
-            Ledger(job.output).tidy(lambda: None)  # what any next command begins with
+            tidy(Ledger(job.output), lambda: None)  # what any next command begins with
             book.check_manifest()
             ask_again(Ledger(job.output), Hand.answer_all, choice)
         else:
@@ -365,7 +366,7 @@ def test_a_retry_whose_lease_is_lost_changes_nothing(book: Book) -> None:
     with pytest.raises(LeaseError):
         merge(found, lost)
     assert book.ledger.manifest() == before
-    book.ledger.tidy(lambda: None)
+    tidy(book.ledger, lambda: None)
     assert book.outcome() == expected(book)
 
 

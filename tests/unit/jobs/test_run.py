@@ -82,7 +82,7 @@ def test_a_page_that_the_end_was_interrupted_before_is_written_by_the_next_run(e
     assert b"of 3 rows answered" in page
     job.ledger.store.delete(PAGE)
     assert list(verify(job.ledger).problems) == [
-        f"{PAGE}: in the manifest, but not there; magbatch run SPEC makes it anew"
+        f"{PAGE}: in the manifest, but not there; magbatch run SPEC writes it again"
     ]
     assert go(job.spec())[0].already
     assert b"of 3 rows answered" in job.ledger.store.read(PAGE)
@@ -100,7 +100,9 @@ def test_a_report_that_an_interrupted_end_has_not_put_in_its_place_is_put_there_
     with pytest.raises(StorageError):
         renew(broken, job.spec(), plan, manifest, [], [], {REPORT: json.dumps(report).encode()})
     (problem,) = verify(job.ledger).problems
-    assert problem == f"{REPORT}: an end that was interrupted has not put it in its place; magbatch run SPEC does"
+    assert (
+        problem == f"{REPORT}: an interrupted run left it in _magbatch/staged/; magbatch run SPEC moves it to its place"
+    )
     assert stored_report(job.ledger).to_dict()["currency"] == "EUR"
     assert go(job.spec())[0].already
     assert verify(job.ledger).verified

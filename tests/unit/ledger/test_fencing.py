@@ -4,6 +4,7 @@ import io
 import json
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from support.book import Book, Breaking, Hand, carry_out, stored
 from support.small_job import SmallJob
 
 from magbatch.errors import LeaseError, OutputError, StorageError
+from magbatch.jobs import complete as complete_module
 from magbatch.jobs import run as run_module
 from magbatch.jobs.compact import compact
 from magbatch.jobs.retry import Choice, drop, merge, prepare
@@ -20,9 +22,11 @@ from magbatch.jobs.run import run
 from magbatch.ledger import finalise as finalise_module
 from magbatch.ledger import lease as lease_module
 from magbatch.ledger.finalise import renew
+from magbatch.ledger.holder import LeaseTiming
 from magbatch.ledger.layout import MANIFEST, REPORT
 from magbatch.ledger.lease import Lease
 from magbatch.ledger.ledger import Ledger
+from magbatch.ledger.tidy import tidy
 from magbatch.ledger.verify import verify
 from magbatch.report.page import report_files
 from magbatch.report.progress import JobProgress
@@ -86,9 +90,8 @@ def forget(book: Book) -> None:
 def test_a_zombie_at_its_end_damages_nothing(
     book: Book, quiet: Console, monkeypatch: pytest.MonkeyPatch, call: str, name: str
 ) -> None:
-    monkeypatch.setattr(lease_module, "EXPIRY_S", 0.5)
-    monkeypatch.setattr(lease_module, "LOOK_S", 0.1)
-    monkeypatch.setattr(lease_module, "BEAT_S", 1000.0)  # the zombie's beats stand still, as its process does
+    # The zombie's beats stand still, as its process does; the other commands wait for them.
+    monkeypatch.setattr(lease_module, "TIMING", LeaseTiming(beat_s=1000.0, expiry_s=0.1, look_s=0.02))
     compacted: list[str] = []
 
     def others() -> None:
@@ -103,7 +106,7 @@ def test_a_zombie_at_its_end_damages_nothing(
         zombie.store = Interrupted(zombie.store, call, name, others)
         progress = JobProgress(book.job.spec(), book.job.plan.rows, book.job.plan.rows)
         with pytest.raises(LeaseError):
-            run_module._finish(book.job.spec(), book.job.plan, zombie, Run(), progress, lease)
+            complete_module._finish(book.job.spec(), book.job.plan, zombie, Run(), progress, lease)
     assert sorted(book.all_objects()) == sorted(compacted)
     book.check_manifest()
     assert run(book.job.spec(), quiet).already
@@ -141,11 +144,9 @@ def test_a_lease_whose_number_was_used_meanwhile_is_none(book: Book) -> None:
     held[0].__exit__(None, None, None)
 
 
-def test_an_outage_is_no_silence(book: Book, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_outage_is_no_silence(book: Book) -> None:
     """While the store is away nobody can give a sign of life: who waits for one begins to count when it is back."""
-    monkeypatch.setattr(lease_module, "EXPIRY_S", 1.5)
-    monkeypatch.setattr(lease_module, "LOOK_S", 0.05)
-    monkeypatch.setattr(lease_module, "BEAT_S", 0.6)
+    timing = LeaseTiming(beat_s=0.25, expiry_s=0.6, look_s=0.02)
     away: list[bool] = []
 
     class Away(Interrupted):
@@ -159,15 +160,15 @@ def test_an_outage_is_no_silence(book: Book, monkeypatch: pytest.MonkeyPatch) ->
     def outage(holder: str) -> None:
         looks.append(holder)
         if len(looks) == 1:
-            threading.Timer(0.3, away.append, [True]).start()  # after a look that went well, and before the next beat
-            threading.Timer(3.0, away.clear).start()
+            threading.Timer(0.1, away.append, [True]).start()  # after a look that went well, and before the next beat
+            threading.Timer(1.2, away.clear).start()
 
     store = Away(open_store(book.job.output), "", "", lambda: None)
-    with Lease(store, print).acquire():
+    with Lease(store, print, timing=timing).acquire():
         forget(book)
         # The holder writes its own place again with its next beat: the watcher is one of another place.
-        watcher = Lease(store, outage, patience_s=60)
-        watcher._record["place"] = "elsewhere still"
+        watcher = Lease(store, outage, patience_s=60, timing=timing)
+        watcher._record = replace(watcher._record, place="elsewhere still")
         with pytest.raises(LeaseError, match="another run is working on it"), watcher.acquire():
             pytest.fail("a run that beats whenever it can was taken over")
 
@@ -179,9 +180,9 @@ def test_a_dropped_retry_leaves_nothing_behind(book: Book, quiet: Console) -> No
     book.finalise()
     before = sorted(book.all_objects())
     found = prepare(book.ledger, Choice(), [])
-    found.place().begin(found.spec, found.plan)
-    Hand(found.place(), found.plan).answer_all()
-    carry_out(found.place(), found.spec, found.plan)
+    found.output().begin(found.spec, found.plan)
+    Hand(found.output(), found.plan).answer_all()
+    carry_out(found.output(), found.spec, found.plan)
     found.ledger.store = Breaking(found.ledger.store, 1, "before")
     with pytest.raises(StorageError):
         merge(found, lambda: None)
@@ -220,7 +221,7 @@ def test_a_listing_that_is_late_at_the_end_is_waited_for(
         return ledger
 
     monkeypatch.setattr(run_module, "patient_ledger", late_ledger)
-    monkeypatch.setattr(run_module, "_answer", lambda *_: Run())  # nothing is open
+    monkeypatch.setattr(complete_module, "_answer", lambda *_: Run())  # nothing is open
     run(book.job.spec(), quiet)
     book.check_manifest()
 
@@ -265,7 +266,7 @@ def test_a_holder_that_stood_still_leaves_the_report_of_the_next_one_alone(
             renew(other, book.spec, book.plan, stored(other), [], [], report_files(report))
 
     if stands == "tidies":
-        ledger.tidy(next_one)
+        tidy(ledger, next_one)
     else:
         place = finalise_module.place
 
@@ -278,5 +279,5 @@ def test_a_holder_that_stood_still_leaves_the_report_of_the_next_one_alone(
         report.duplicate_ids = 3
         renew(ledger, book.spec, book.plan, manifest, [], [], report_files(report))
     assert stored_report(other).duplicate_ids == 7
-    other.tidy(lambda: None)
+    tidy(other, lambda: None)
     assert verify(other).problems == ()

@@ -6,14 +6,16 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from magbatch.errors import LeaseError, OutputError, StorageError
-from magbatch.ledger import lease as lease_module
-from magbatch.ledger.lease import PREFIX, Lease
+from magbatch.ledger.holder import PREFIX, LeaseTiming
+from magbatch.ledger.lease import Lease
 from magbatch.storage import Store, open_store
 
 
@@ -22,11 +24,19 @@ def store(root: str) -> Store:
     return open_store(root)
 
 
-@pytest.fixture(autouse=True)
-def short_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lease_module, "BEAT_S", 0.1)
-    monkeypatch.setattr(lease_module, "EXPIRY_S", 1.5)
-    monkeypatch.setattr(lease_module, "LOOK_S", 0.1)
+# Expiry is eight beats: a slow test machine may delay several.
+SHORT = LeaseTiming(beat_s=0.05, expiry_s=0.4, look_s=0.02)
+
+
+def lease_on(store: Store, say: Callable[[str], None], patience_s: float = 0.0, **times: float) -> Lease:
+    """A lease with short durations."""
+    return Lease(store, say, patience_s, timing=replace(SHORT, **times))
+
+
+def elsewhere(lease: Lease) -> Lease:
+    """The lease of a command on another machine."""
+    lease._record = replace(lease._record, place="another machine")
+    return lease
 
 
 def names(store: Store) -> list[str]:
@@ -45,13 +55,13 @@ def said() -> list[str]:
 
 
 def test_a_run_of_this_machine_that_is_alive_is_refused_at_once(store: Store, said: list[str]) -> None:
-    with Lease(store, said.append).acquire():
-        with pytest.raises(LeaseError) as refused, Lease(store, said.append).acquire():
+    with lease_on(store, said.append).acquire():
+        with pytest.raises(LeaseError) as refused, lease_on(store, said.append).acquire():
             pytest.fail("two runs hold one output")
         assert f"process {os.getpid()}" in str(refused.value)
         assert refused.value.exit_code == 3
     assert said == []
-    with Lease(store, said.append).acquire():
+    with lease_on(store, said.append).acquire():
         assert len(names(store)) == 1
     assert said == []
 
@@ -60,9 +70,9 @@ def test_a_live_run_stays_one_when_the_clock_is_set(
     store: Store, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """psutil's time of creation moves with the clock: what is compared must not."""
-    with Lease(store, said.append).acquire():
+    with lease_on(store, said.append).acquire():
         monkeypatch.setattr("psutil._pslinux.boot_time", lambda: 1.0)
-        with pytest.raises(LeaseError), Lease(store, said.append).acquire():
+        with pytest.raises(LeaseError), lease_on(store, said.append).acquire():
             pytest.fail("two runs hold one output")
 
 
@@ -74,7 +84,7 @@ def test_a_run_of_this_machine_that_was_killed_is_no_hindrance(store: Store, sai
     killed = subprocess.run([sys.executable, "-c", code, root], check=False)
     assert killed.returncode == -9
     assert len(names(store)) == 1
-    with Lease(store, said.append).acquire():
+    with lease_on(store, said.append).acquire():
         assert said == []
 
 
@@ -84,14 +94,14 @@ def test_a_run_elsewhere_that_gives_signs_of_life_is_refused(store: Store, said:
 
     def beat() -> None:
         for number in range(100):
-            if over.wait(0.3):
+            if over.wait(0.1):
                 return
             forge(store, beat=number + 1)
 
     beating = threading.Thread(target=beat)
     beating.start()
     try:
-        with pytest.raises(LeaseError, match="host elsewhere, process 7"), Lease(store, said.append).acquire():
+        with pytest.raises(LeaseError, match="host elsewhere, process 7"), lease_on(store, said.append).acquire():
             pytest.fail("two runs hold one output")
     finally:
         over.set()
@@ -102,19 +112,19 @@ def test_a_run_elsewhere_that_gives_signs_of_life_is_refused(store: Store, said:
 def test_a_run_elsewhere_without_a_sign_of_life_is_taken_over(store: Store, said: list[str]) -> None:
     forge(store, number=4)
     began = time.monotonic()
-    with Lease(store, said.append).acquire():
-        assert time.monotonic() - began >= 1.5
+    with lease_on(store, said.append).acquire():
+        assert time.monotonic() - began >= SHORT.expiry_s
         assert names(store) == [f"{PREFIX}00000005.json"]
 
 
 def test_a_run_elsewhere_that_has_ended_is_no_hindrance(store: Store, said: list[str]) -> None:
     forge(store, released=True)
-    with Lease(store, said.append).acquire():
+    with lease_on(store, said.append).acquire():
         assert said == []
 
 
 def test_a_holder_that_is_taken_over_notices(store: Store, said: list[str]) -> None:
-    lease = Lease(store, said.append)
+    lease = lease_on(store, said.append)
     with lease.acquire():
         lease.check()
         lease.confirm()
@@ -127,7 +137,7 @@ def test_a_holder_that_is_taken_over_notices(store: Store, said: list[str]) -> N
 
 
 def test_a_holder_notices_by_itself(store: Store, said: list[str]) -> None:
-    lease = Lease(store, said.append)
+    lease = lease_on(store, said.append)
     with lease.acquire():
         forge(store, number=9)
         with pytest.raises(LeaseError):
@@ -138,7 +148,7 @@ def check_for(lease: Lease, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         lease.check()
-        time.sleep(0.05)
+        time.sleep(0.01)
 
 
 def test_one_of_many_that_come_at_once_gets_it(store: Store) -> None:
@@ -150,7 +160,7 @@ def test_one_of_many_that_come_at_once_gets_it(store: Store) -> None:
     def come(number: int) -> None:
         start.wait()
         try:
-            with Lease(store, lambda line: None).acquire():
+            with lease_on(store, lambda _: None).acquire():
                 held.append(number)
                 done.wait()
         except LeaseError as error:
@@ -169,7 +179,7 @@ def test_a_place_that_cannot_be_written_is_said_plainly(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(OutputError, match=r"output\.path: .*file"),
-        Lease(open_store(str(tmp_path / "file")), print).acquire(),
+        lease_on(open_store(str(tmp_path / "file")), print).acquire(),
     ):
         pytest.fail("nothing can be held here")
 
@@ -178,13 +188,10 @@ def test_a_place_that_cannot_be_written_is_said_plainly(tmp_path: Path) -> None:
     ("place", "named"),
     [("/proc/none/out", "/proc/none/out"), ("s3://no-such-bucket/out", "s3://no-such-bucket: there")],
 )
-def test_a_place_that_cannot_be_made_is_said_at_once(
-    s3_endpoint: str, said: list[str], monkeypatch: pytest.MonkeyPatch, place: str, named: str
-) -> None:
-    monkeypatch.setattr(lease_module, "EXPIRY_S", 3600.0)
+def test_a_place_that_cannot_be_made_is_said_at_once(s3_endpoint: str, said: list[str], place: str, named: str) -> None:
     with (
         pytest.raises(OutputError, match=f"output.path: {named}") as refused,
-        Lease(open_store(place), said.append).acquire(),
+        lease_on(open_store(place), said.append, expiry_s=3600.0).acquire(),
     ):
         pytest.fail("nothing can be held here")
     assert (refused.value.exit_code, said) == (2, [])
@@ -230,15 +237,14 @@ def away(store: Store) -> Away:
 def test_an_outage_longer_than_a_lease_lives_takes_it_from_no_one(away: Away, said: list[str], calls: set[str]) -> None:
     """The holder cannot beat; whoever waits for a sign of life sees that it cannot write either."""
     store: Any = away
-    holder = Lease(store, said.append, patience_s=60)
+    holder = lease_on(store, said.append, patience_s=60)
     with holder.acquire():
 
         def outage(waiting: str) -> None:
             away.calls.update(calls)
-            threading.Timer(4.5, away.calls.clear).start()  # three times EXPIRY_S
+            threading.Timer(2.2 * SHORT.expiry_s, away.calls.clear).start()
 
-        watcher = Lease(store, outage, patience_s=60)
-        watcher._record["place"] = "another machine"
+        watcher = elsewhere(lease_on(store, outage, patience_s=60))
         with pytest.raises(LeaseError, match="another run is working on it"), watcher.acquire():
             pytest.fail("a run that beats whenever it can was taken over")
         assert away.refused > 0
@@ -248,10 +254,10 @@ def test_an_outage_longer_than_a_lease_lives_takes_it_from_no_one(away: Away, sa
 
 def test_a_holder_waits_as_long_as_the_outputs_patience_says(away: Away, said: list[str]) -> None:
     store: Any = away
-    lease = Lease(store, said.append, patience_s=30)
+    lease = lease_on(store, said.append, patience_s=30)
     with lease.acquire():
         away.calls = set(EVERYTHING)
-        threading.Timer(3.0, away.calls.clear).start()
+        threading.Timer(2 * SHORT.expiry_s, away.calls.clear).start()
         lease.confirm()
         assert "the output's storage refuses, trying again: 503 SlowDown: list" in said
         lease.check()
@@ -261,14 +267,14 @@ def test_a_take_over_that_is_refused_at_its_last_moment_looks_again(away: Away, 
     """The disk was full for the holder too, which may come first when it is not."""
     store: Any = away
     forge(store)
-    watcher = Lease(store, said.append, patience_s=60)
+    watcher = lease_on(store, said.append, patience_s=60)
     away.calls = {"create"}
 
     def back() -> None:
         forge(store, beat=1)
         away.calls.clear()
 
-    threading.Timer(2.5, back).start()
+    threading.Timer(2 * SHORT.expiry_s, back).start()
     with pytest.raises(LeaseError, match="another run is working on it"), watcher.acquire():
         pytest.fail("a run that beats whenever it can was taken over")
 
@@ -277,13 +283,13 @@ def test_an_outage_that_does_not_end_ends_the_waiting(away: Away, said: list[str
     store: Any = away
     forge(store)
     away.calls = {"write"}
-    with pytest.raises(StorageError, match="503"), Lease(store, said.append, patience_s=2).acquire():
+    with pytest.raises(StorageError, match="503"), lease_on(store, said.append, patience_s=0.5).acquire():
         pytest.fail("nothing can be held here")
 
 
 def test_a_thread_that_ends_by_a_defect_ends_the_run(away: Away, monkeypatch: pytest.MonkeyPatch) -> None:
     store: Any = away
-    lease = Lease(store, print)
+    lease = lease_on(store, print)
     with lease.acquire():
         monkeypatch.setattr(away, "store", None)  # whatever is called raises AttributeError
         with pytest.raises(RuntimeError, match="the thread that renews the lease ended"):
@@ -303,12 +309,12 @@ def test_a_store_that_ignores_conditions_is_refused(s3: str, said: list[str], he
     events.register("before-sign.s3.PutObject", strip)
     try:
         with pytest.raises(OutputError, match=rf"output\.path: {s3}/out: the store ignores conditions") as refused:
-            Lease(open_store(f"{s3}/out", quick=True), said.append).acquire().__enter__()
+            lease_on(open_store(f"{s3}/out", quick=True), said.append).acquire().__enter__()
         assert refused.value.exit_code == 2
     finally:
         events.unregister("before-sign.s3.PutObject", strip)
     assert list(open_store(s3).list("")) == []
-    with Lease(open_store(f"{s3}/out", quick=True), said.append).acquire():
+    with lease_on(open_store(f"{s3}/out", quick=True), said.append).acquire():
         assert len(list(open_store(s3).list(""))) == 1
 
 
@@ -318,5 +324,5 @@ def test_a_disk_that_gives_one_name_twice_is_refused(
     """Some network disks and mounted buckets do."""
     monkeypatch.setattr("magbatch.storage.disk._give_name", os.rename)
     with pytest.raises(OutputError, match="the store ignores conditions"):
-        Lease(open_store(str(tmp_path)), said.append).acquire().__enter__()
+        lease_on(open_store(str(tmp_path)), said.append).acquire().__enter__()
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

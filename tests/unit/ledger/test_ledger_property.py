@@ -16,6 +16,7 @@ from magbatch.errors import StorageError
 from magbatch.jobs.compact import merge_objects
 from magbatch.jobs.retry import Choice
 from magbatch.ledger.ledger import Ledger
+from magbatch.ledger.tidy import tidy
 from magbatch.pipeline.write import ObjectWriter
 from magbatch.storage.disk import LocalStore
 
@@ -159,7 +160,7 @@ class Life:
         ledger = self.dying(draw)
         with suppress(StorageError):
             if ledger.manifest() is not None:
-                ledger.tidy(lambda: None)
+                tidy(ledger, lambda: None)
             else:
                 missing = carry_out(ledger, self.book.spec, self.book.plan)
                 assert set(missing) == self.place.keys() - self.held.keys()
@@ -205,7 +206,7 @@ class Life:
             return
         ledger, size = self.dying(draw), draw.choice([1, 15_000, 1 << 28])
         with suppress(StorageError):
-            ledger.tidy(lambda: None)
+            tidy(ledger, lambda: None)
             merge_objects(ledger, size, lambda: None)
             assert merge_objects(ledger, size, lambda: None).merged == 0
 
@@ -213,7 +214,7 @@ class Life:
         """After what every command begins with, a glob, the manifest, the report and the proof agree."""
         if self.complete is None:
             return
-        self.book.ledger.tidy(lambda: None)
+        tidy(self.book.ledger, lambda: None)
         assert self.book.outcome() == self.complete
         self.book.check_manifest()
 

@@ -10,7 +10,8 @@ import pytest
 from support.small_job import SmallJob, WatchedEngine, until
 
 from magbatch.errors import LeaseError, StorageError
-from magbatch.ledger.lease import Lease, LeaseToken
+from magbatch.ledger.holder import LeaseToken
+from magbatch.ledger.lease import Lease
 from magbatch.ledger.verify import verify
 from magbatch.replica.replica import Timing
 from magbatch.rows import Generation, Prompt
