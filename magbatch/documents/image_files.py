@@ -1,7 +1,8 @@
-"""Bytes -> an opened image file, freed of what its pixels do not need; or in words what the bytes are instead.
+"""Open image files without the parts that their pixels do not need, or say in words what the bytes are instead.
 
-A profile, a text or a comment that is damaged, or a bomb, harms no picture. The size of an image within another file
-(an icon's, a tile's, a codestream's) is held against the limit before it is decoded.
+A damaged or oversized profile, text or comment does not stop a picture. The size of a picture within a file (an icon's,
+a tile's, a codestream's) is checked before it is decoded. Pillow's openers are other people's code: call them only in a
+process that may crash.
 """
 
 import io
@@ -18,17 +19,17 @@ from PIL import TiffImagePlugin, UnidentifiedImageError
 
 from magbatch.errors import ErrorCode, RowError
 
-# Not all that Pillow knows: PostScript would start Ghostscript, and some take any text that begins as they do.
+# Not all formats of Pillow: PostScript would start Ghostscript, and some formats accept ordinary text.
 FORMATS = (
     *("PNG", "JPEG", "JPEG2000", "TIFF", "WEBP", "GIF", "AVIF", "BMP", "DIB", "PPM", "ICO", "TGA", "PCX", "PSD"),
     *("QOI", "SGI", "ICNS"),
 )
-MAX_TEXT_BYTES = 1 << 20  # of a PNG's text that may tell how it is turned
+MAX_TEXT_BYTES = 1 << 20  # largest text of a PNG that is searched for the picture's orientation
 _PNG, _JPEG, _CODESTREAM = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"\xff\x4f\xff\x51"
 _PNG_KEPT = {b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"eXIf", b"pHYs"}
 _PNG_TEXTS = {b"tEXt", b"zTXt", b"iTXt"}
 _TURNED_IN = {b"Raw profile type exif", b"XML:com.adobe.xmp"}
-# What Pillow has no mode for is opened all the same: OpenCV decodes such samples (see `samples`).
+# TIFF files whose samples Pillow has no mode for are opened too; OpenCV decodes them (see `samples`).
 for _order, (_photo, _count, _extra), _kind, _bits in product(
     (b"II", b"MM"), ((0, 1, ()), (1, 1, ()), (1, 2, (2,)), (2, 3, ()), (2, 4, (2,))), (1, 2, 3), (8, 16, 32, 64)
 ):
@@ -52,25 +53,25 @@ _TEXTS = (
     (rb"(<\?xml.{0,2000}?)?(<!--.{0,2000}?-->\s*)?(<!doctype svg.{0,2000}?>\s*)?<svg[\s>/]", "SVG"),
     (rb"(<!--.{0,2000}?-->\s*)?<(!doctype\s+html|html|head|body)\b", "HTML"),
     (rb"<\?xml", "XML"),
-    (rb"version https://git-lfs", "a pointer of Git LFS, not the file that it stands for"),
-    (rb"data:image/", "a data: URL in bytes; such a URL belongs into a text column"),
+    (rb"version https://git-lfs", "a Git LFS pointer, not the file itself; run git lfs pull"),
+    (rb"data:image/", "a data: URL in a column of bytes; put such URLs into a text column"),
     (rb"(iVBORw0KGgo|/9j/|R0lGOD|UklGR|SUkqA|TU0AK|JVBER)[\w+/=\s]", "text in Base64"),
     (rb"[{\[].*[}\]]\s*\Z", "JSON"),
 )
 
 
 def open_image(data: bytes, max_pixels: int, origin: str) -> Pillow.Image:
-    """An image file whose header was read.
+    """Open an image file and read its header.
 
     Args:
-        data: One of `FORMATS`.
-        max_pixels: Pixels that the file's picture may have. Pillow holds images within other files against it.
-        origin: Where the file came from, for messages.
+        data: Content of a file in one of `FORMATS`.
+        max_pixels: Largest number of pixels of a picture, also of a picture within the file.
+        origin: Place of the file in its row, for messages.
 
     Raises:
         RowError: `image_too_large`.
-        UnidentifiedImageError: The bytes are no image that is read here; the message says what they are.
-        Exception: Pillow's openers have no one class for what can be wrong with a header.
+        UnidentifiedImageError: The bytes are not an image in one of `FORMATS`; the message says what they are.
+        Exception: The header is damaged; Pillow's openers share no class of errors.
     """
     for width, height in _sizes_within(data):
         check_size(width, height, max_pixels, f"{origin}: a picture within it")
@@ -84,7 +85,13 @@ def open_image(data: bytes, max_pixels: int, origin: str) -> Pillow.Image:
 
 @contextmanager
 def bounded(max_pixels: int | None, origin: str) -> Iterator[None]:
-    """Have Pillow hold every picture that it decodes against a limit, those within other files too.
+    """Make Pillow check the size of every picture that it decodes in the block, also of pictures within a file.
+
+    The limit is a global of Pillow, so only one thread of a process may decode.
+
+    Args:
+        max_pixels: Largest number of pixels; None: no limit.
+        origin: Place of the file in its row, for messages.
 
     Raises:
         RowError: `image_too_large`.
@@ -93,7 +100,7 @@ def bounded(max_pixels: int | None, origin: str) -> Iterator[None]:
     Pillow.MAX_IMAGE_PIXELS = max_pixels
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of damaged tags, which harm no picture
+            warnings.simplefilter("ignore")  # warnings about damaged tags: the picture can be decoded
             warnings.simplefilter("error", Pillow.DecompressionBombWarning)
             yield
     except (Pillow.DecompressionBombWarning, Pillow.DecompressionBombError) as error:
@@ -104,7 +111,7 @@ def bounded(max_pixels: int | None, origin: str) -> Iterator[None]:
 
 
 def check_size(width: int, height: int, max_pixels: int, origin: str) -> None:
-    """Hold a size against the limit.
+    """Check a size in pixels against the limit.
 
     Raises:
         RowError: `image_too_large`.
@@ -117,19 +124,19 @@ def check_size(width: int, height: int, max_pixels: int, origin: str) -> None:
 
 
 def plain(error: Exception) -> str:
-    """What an error says, for a person; some say nothing."""
+    """Return an error's message, or its type if it has none."""
     return str(error) or type(error).__name__
 
 
 def described(data: bytes) -> str:
-    """What bytes are that are no image, in words."""
+    """Describe bytes that could not be opened as an image, beginning with "it is"."""
     if not data:
         return "it is empty"
     if not any(data[:4096]):
         return "it begins with null bytes alone"
     name = _name(data)
     if name in {"PNG", "JPEG", "TIFF", "GIF", "BMP", "AVIF", "JPEG 2000", "WebP", "QOI", "Photoshop"}:
-        return f"it is {name}, but damaged, cut off, or of a kind of {name} that is not read"
+        return f"it is {name}, but damaged, cut off, or of a kind of {name} that is not supported"
     if name is not None:
         return f"it is {name}; write PNG, JPEG, TIFF or WebP"
     try:
@@ -160,7 +167,7 @@ def _name(data: bytes) -> str | None:
 
 
 def _bare(data: bytes) -> bytes:
-    """A file without what its pixels do not need, where it is of a kind in which that does harm."""
+    """Return a PNG or JPEG file without the parts that its pixels do not need; other files unchanged."""
     if data.startswith(_PNG):
         kept = list(_png_parts(data))
     elif data.startswith(_JPEG):
@@ -171,7 +178,7 @@ def _bare(data: bytes) -> bytes:
 
 
 def _png_parts(data: bytes) -> Iterator[tuple[int, int]]:
-    """Where the chunks are that are kept; neighbours are joined, so that most files are one part."""
+    """Yield the beginning and end of each part of a PNG that is kept; most files are one part."""
     begin = at = 0
     at += len(_PNG)
     while at + 8 <= len(data):
@@ -179,7 +186,7 @@ def _png_parts(data: bytes) -> Iterator[tuple[int, int]]:
         end = at + 12 + length
         if kind not in _PNG_KEPT and not (kind in _PNG_TEXTS and _tells_the_turn(kind, data[at + 8 : end - 4])):
             keep = False
-        else:  # what Pillow need not have is dropped where it is damaged
+        else:  # Pillow does not need ancillary chunks: damaged ones are dropped
             ancillary = kind[0] & 0x20
             keep = not ancillary or zlib.crc32(data[at + 4 : end - 4]).to_bytes(4) == data[end - 4 : end]
         if not keep:
@@ -192,7 +199,7 @@ def _png_parts(data: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _tells_the_turn(kind: bytes, body: bytes) -> bool:
-    """Whether a PNG's text may tell how the picture is turned, and is not too long for that."""
+    """Whether a PNG's text chunk may hold the picture's orientation, and inflates to at most `MAX_TEXT_BYTES`."""
     keyword, _, rest = body.partition(b"\0")
     if keyword not in _TURNED_IN:
         return False
@@ -206,7 +213,7 @@ def _tells_the_turn(kind: bytes, body: bytes) -> bool:
 
 
 def _jpeg_parts(data: bytes) -> Iterator[tuple[int, int]]:
-    """Where the segments before the first scan are that are kept: profiles, previews and comments are not."""
+    """Yield the beginning and end of each part of a JPEG that is kept: profiles, previews and comments are dropped."""
     begin, at = 0, 2
     while at + 4 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]
@@ -216,7 +223,7 @@ def _jpeg_parts(data: bytes) -> Iterator[tuple[int, int]]:
         if marker in (0x00, 0x01, 0xDA) or 0xD0 <= marker <= 0xD9:
             break
         end = at + 2 + int.from_bytes(data[at + 2 : at + 4])
-        # Kept: JFIF's resolution, EXIF and XMP for the turn, Adobe's colours.
+        # Kept: JFIF (resolution), EXIF and XMP (orientation), Adobe (colours).
         if (0xE0 <= marker <= 0xEF or marker == 0xFE) and marker not in (0xE0, 0xE1, 0xEE):
             yield begin, at
             begin = end
@@ -225,15 +232,15 @@ def _jpeg_parts(data: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _sizes_within(data: bytes) -> Iterator[tuple[int, int]]:
-    """Sizes of pictures that a file holds, where they are not the size that the file itself tells."""
-    if data.startswith(b"\0\0\1\0"):  # an icon's PNGs and bitmaps, of which Pillow decodes one as it opens the file
+    """Yield the width and height of pictures within a file that the file's own header does not tell."""
+    if data.startswith(b"\0\0\1\0"):  # an icon's PNGs and bitmaps: Pillow decodes one when it opens the file
         for entry in range(6, min(6 + 16 * int.from_bytes(data[4:6], "little"), len(data) - 15), 16):
             at = int.from_bytes(data[entry + 12 : entry + 16], "little")
             if data[at : at + 8] == _PNG and len(data) >= at + 24:
                 yield struct.unpack_from(">II", data, at + 16)
             elif len(data) >= at + 12:
                 width, height = struct.unpack_from("<ii", data, at + 4)
-                yield abs(width), abs(height) // 2  # its mask is below it
+                yield abs(width), abs(height) // 2  # the lower half is the mask
     at = data.find(_CODESTREAM) if data.startswith((_CODESTREAM, b"\0\0\0\x0cjP  ", b"icns")) else -1
     while at >= 0 and len(data) >= at + 40:
         right, bottom, left, top, tile_width, tile_height = struct.unpack_from(">6I", data, at + 8)

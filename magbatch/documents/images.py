@@ -1,7 +1,7 @@
-"""Image files -> upright RGB images at the size in which the model sees them.
+"""Decode image files to upright RGB images at the size in which the model sees them.
 
-Nothing is decoded before its size was checked, and no image is larger than the model's grid. Runs in a process that
-may die (see `decoder`): it is somebody else's code, on bytes that anybody may have written.
+Every size is checked before anything is decoded, and the result is never larger than the model's grid. The decoders are
+native code on untrusted bytes: call `decode` only in a process that may crash (see `decoder`).
 """
 
 import re
@@ -18,26 +18,32 @@ from magbatch.documents.samples import Raster, raster, strips
 from magbatch.errors import ErrorCode, RowError
 from magbatch.rows import Image
 
-MOST_STRETCH = 8.0  # between the resolutions of the two sides; what is above is a mistake in the file
+MOST_STRETCH = 8.0  # largest ratio between the resolutions of the two sides (faxes: 2); more is a mistake in the file
 _ORIENTATION, _TILE_WIDTH, _TILE_LENGTH = 0x0112, 322, 323  # tags of TIFF and EXIF
 _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
-_INTEGERS = {1: 1, 3: 2, 4: 4}  # EXIF's types of whole numbers, and their bytes
+_INTEGERS = {1: 1, 3: 2, 4: 4}  # EXIF's integer types, and their sizes in bytes
 
 
 @dataclass(frozen=True, slots=True)
 class ImageGrid:
-    """The sizes that a model's vision encoder takes.
+    """Image sizes that a model's vision encoder takes.
 
     Attributes:
-        longest_side: Pixels; larger images are scaled down to it.
-        cell: Pixels of the side of one image token; both sides become multiples of it.
+        longest_side: Longest side in pixels; larger images are scaled down to it.
+        cell: Side of one image token in pixels; both sides of an image become multiples of it.
     """
 
     longest_side: int
     cell: int
 
     def fit(self, width: float, height: float) -> tuple[int, int]:
-        """The size in which the model sees an image (Mistral's rule, as in mistral_common's ImageEncoder)."""
+        """Return the width and height in which the model sees an image.
+
+        The rule is that of mistral_common's `ImageEncoder`.
+
+        >>> ImageGrid(1540, 28).fit(3000, 1000)
+        (1540, 532)
+        """
         ratio = max(width / self.longest_side, height / self.longest_side)
         if ratio > 1:
             width, height = width / ratio, height / ratio
@@ -46,30 +52,41 @@ class ImageGrid:
 
 
 def decode(data: bytes, max_pixels: int, grid: ImageGrid, origin: str) -> Image:
-    """Decode one image file into what the model sees; of an animation, its first picture.
+    """Decode one image file to the image that the model sees; of an animation, the first picture.
 
     Args:
-        data: One of `image_files.FORMATS`; CMYK, palette, 16 and 32 bits included.
-        max_pixels: Checked from the header, before anything is decoded.
-        grid: The sizes that the model takes.
-        origin: Where the image came from, for messages.
+        data: Content of a file in one of `image_files.FORMATS`; CMYK, palette, 16 and 32 bits included.
+        max_pixels: Largest number of pixels, checked before anything is decoded.
+        grid: Image sizes that the model takes.
+        origin: Place of the file in its row, for messages.
 
     Raises:
         RowError: `image_unreadable` or `image_too_large`.
-        MemoryError: It needs more than there is.
+        MemoryError: Decoding needs more memory than the process may use.
     """
     try:
         with open_image(data, max_pixels, origin) as opened:
             return shown(opened, max_pixels, grid, origin)
     except (RowError, MemoryError):
         raise
-    except Exception as error:  # Pillow's decoders have no one class for what can be wrong with a file
+    except Exception as error:  # a row's boundary: Pillow's decoders share no class of errors
         message = f"{origin}: not an image that can be decoded: {plain(error)}"
         raise RowError(ErrorCode.IMAGE_UNREADABLE, message) from error
 
 
 def shown(opened: Pillow.Image, max_pixels: int, grid: ImageGrid, origin: str) -> Image:
-    """The frame at which an opened file stands, as the model sees it; raises whatever Pillow's decoders raise."""
+    """Decode the current frame of an opened file to the image that the model sees.
+
+    Args:
+        opened: Opened file, at the frame.
+        max_pixels: Largest number of pixels.
+        grid: Image sizes that the model takes.
+        origin: Place of the file in its row, for messages.
+
+    Raises:
+        RowError: `image_too_large`.
+        Exception: The file is damaged; the decoders share no class of errors.
+    """
     tags = getattr(opened, "tag_v2", {})
     check_size(*opened.size, max_pixels, origin)
     check_size(_whole(tags.get(_TILE_WIDTH)), _whole(tags.get(_TILE_LENGTH)), max_pixels, f"{origin}: a tile of it")
@@ -81,17 +98,25 @@ def shown(opened: Pillow.Image, max_pixels: int, grid: ImageGrid, origin: str) -
     if decoded.upright:
         across, down, turn = (down, across, 1) if turn > 4 else (across, down, 1)
     width, height = decoded.width * across, decoded.height * down
-    # A quarter turn is made last, of few pixels: scaling does not mind.
+    # A quarter turn comes last, when the image is small; scaling commutes with it.
     size = grid.fit(height, width)[::-1] if turn > 4 else grid.fit(width, height)
     rgb = _turned(_resized(decoded, size), turn)
     return Image.of(rgb.shape[1], rgb.shape[0], np.ascontiguousarray(rgb).data)
 
 
 def _resized(decoded: Raster, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """A picture in RGB, (height, width, 3), resampled to a size (width, height).
+    """Resample a picture.
 
-    The interpolation is the one of Mistral's own preprocessing: vLLM then finds nothing left to resize. Large pictures
-    are made narrow strip by strip, and then low: it is what one call does, which would hold all of it in 32 bits.
+    The interpolation is that of Mistral's preprocessing, so that vLLM finds nothing left to resize. Large pictures are
+    first narrowed strip by strip, then shortened. One call gives the same pixels, but would hold the whole picture in
+    float32.
+
+    Args:
+        decoded: Decoded picture.
+        size: Width and height in pixels.
+
+    Returns:
+        RGB pixels, uint8 (height, width, 3).
     """
     width, height = decoded.width, decoded.height
     rows = list(strips(width, height))
@@ -119,7 +144,15 @@ def _three(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _turned(rgb: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """A picture the right way up, by EXIF's orientation of it."""
+    """Turn a picture upright.
+
+    Args:
+        rgb: Pixels, uint8 (height, width, 3).
+        orientation: EXIF's orientation, 1 to 8.
+
+    Returns:
+        Pixels, uint8; (width, height, 3) for orientations 5 to 8.
+    """
     if orientation > 4:
         rgb = rgb.transpose(1, 0, 2)
     if orientation in (2, 3, 6, 7):
@@ -130,10 +163,10 @@ def _turned(rgb: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
 
 
 def _orientation(opened: Pillow.Image) -> int:
-    """How a loaded picture lies, 1 to 8, by its EXIF block or, without one that tells, by its XMP."""
+    """Return the orientation of a loaded picture, 1 to 8, from EXIF, else from XMP; 1 (upright) without either."""
     info = opened.info
     block = info.get("exif", b"")
-    if not block and "Raw profile type exif" in info:  # hexadecimal, below three lines of head, as ImageMagick has it
+    if not block and "Raw profile type exif" in info:  # ImageMagick's form: three lines of header, then hexadecimal
         text = "".join(str(info["Raw profile type exif"]).split("\n")[3:])
         block = bytes.fromhex(text) if re.fullmatch(r"([0-9a-fA-F]{2})*", text) else b""
     found = _exif_orientation(bytes(block).removeprefix(b"Exif\0\0"))
@@ -145,10 +178,10 @@ def _orientation(opened: Pillow.Image) -> int:
 
 
 def _exif_orientation(block: bytes) -> int | None:
-    """The orientation in a block of EXIF, whatever else is wrong with that; None where it has none.
+    """Return the orientation in a block of EXIF, even if other parts are damaged; None if it has none.
 
-    EXIF is a TIFF file (TIFF 6.0, section 2): a header, and a directory whose entries have 12 bytes each: tag, type,
-    count, and a value that, if it is short, stands there itself.
+    EXIF is a TIFF file (TIFF 6.0, section 2): a header, then a directory. Each of its entries has 12 bytes: tag, type,
+    count, and a value of up to 4 bytes (a longer value stands elsewhere).
     """
     order: Literal["little", "big"] | None = {b"II": "little", b"MM": "big"}.get(block[:2])  # type: ignore[assignment]
     if order is None or len(block) < 8:
@@ -164,13 +197,16 @@ def _exif_orientation(block: bytes) -> int | None:
 
 
 def _stretch(opened: Pillow.Image) -> tuple[float, float]:
-    """By how much a picture is stretched across and down: pixels need not be square, and faxes' are not."""
+    """Return the factors across and down that make a picture's pixels square; those of faxes are not.
+
+    For example, 200 dpi across and 100 dpi down give (1.0, 2.0).
+    """
     found = opened.info.get("dpi") or opened.info.get("resolution") or opened.info.get("jfif_density")
     if not isinstance(found, tuple) or len(found) != 2:
         return 1.0, 1.0
     try:
         across, down = (float(one) for one in found)
-    except (TypeError, ValueError, ZeroDivisionError):  # what should be a number is text, or 0/0
+    except (TypeError, ValueError, ZeroDivisionError):  # the resolution is text, or 0/0
         return 1.0, 1.0
     if not (across > 0 and down > 0) or not 1 / MOST_STRETCH <= across / down <= MOST_STRETCH:
         return 1.0, 1.0
@@ -179,5 +215,5 @@ def _stretch(opened: Pillow.Image) -> tuple[float, float]:
 
 
 def _whole(value: Any) -> int:
-    """A tag's value where it is a whole number, else 0."""
+    """Return a tag's value if it is a whole number, else 0."""
     return value if isinstance(value, int) else 0

@@ -1,6 +1,7 @@
-"""A file -> pages: what it is, is told by its bytes, never by its name.
+"""Read the pages of a document, whose type is told by its bytes, never by its name.
 
-PDF, multi-page TIFF, any image that Pillow reads, and text in UTF-8 or UTF-16, whose pages end at form feeds.
+Documents are PDF files, TIFF files of several pages, images in one of `image_files.FORMATS`, and text in UTF-8, UTF-16
+or UTF-32, whose pages end at form feeds. Call this only in a process that may crash (see `renderer`).
 """
 
 import re
@@ -21,22 +22,22 @@ from magbatch.rows import Page
 
 PDF_HEADER = b"%PDF-"
 _PDF = re.compile(rb"\s*%PDF-\d")
-PDF_HEADER_BYTES = 1024  # within which that stands (ISO 32000-1, annex H)
+PDF_HEADER_BYTES = 1024  # the header lies within the first 1,024 bytes (ISO 32000-1, annex H)
 
 
 @dataclass(frozen=True, slots=True)
 class Want:
-    """What is wanted of a document.
+    """Pages, pictures and text that a job wants of a document.
 
     Attributes:
-        grid: Sizes of the pictures; None where only text is wanted.
+        grid: Sizes of the pictures; None if only text is wanted.
         text: Whether embedded text is wanted.
-        most: Pages that may be taken of it, and of what is text alone.
-        most_images: Pages that may be taken of it where each has a picture.
-        cut: Whether the pages after those are left out; else more of them are an error.
-        limit_names: The spec's fields behind `most` and `most_images`.
-        max_pixels: Of one image, before it is scaled.
-        no_images: Why there can be no pictures, where they are wanted all the same.
+        most: Largest number of pages without pictures.
+        most_images: Largest number of pages with pictures.
+        cut: Whether pages above the limit are left out; otherwise they are an error.
+        limit_names: Names of the spec's fields behind `most` and `most_images`.
+        max_pixels: Largest number of pixels of an image, before it is scaled.
+        no_images: Reason why the model takes no pictures, for the error if a document needs them; else None.
     """
 
     grid: ImageGrid | None
@@ -49,19 +50,23 @@ class Want:
     no_images: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Return the fields as JSON values."""
         grid = [self.grid.longest_side, self.grid.cell] if self.grid is not None else None
         return {name: getattr(self, name) for name in self.__slots__} | {"grid": grid}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
-        """Read back what `to_dict` made."""
+        """Rebuild from `to_dict`."""
         names = data["limit_names"]
         grid = ImageGrid(*data["grid"]) if data["grid"] is not None else None
         return cls(**(data | {"grid": grid, "limit_names": (names[0], names[1])}))
 
     def count(self, pages: int, *, images: bool) -> int:
-        """How many of a document's pages are taken.
+        """Return the number of pages to take of a document.
+
+        Args:
+            pages: Number of pages of the document.
+            images: Whether each page has a picture.
 
         Raises:
             RowError: `too_many_pages`, `document_empty`, or `images_unsupported`.
@@ -74,16 +79,24 @@ class Want:
         if pages > most and not self.cut:
             raise RowError(
                 ErrorCode.TOO_MANY_PAGES,
-                f"it has {counted(pages, 'page')}, above {name}; input.document.overflow says what else can be done",
+                f"it has {counted(pages, 'page')}, above {name}; input.document.overflow: truncate keeps the first",
             )
         return min(pages, most)
 
 
 def read_pages(data: bytes, want: Want) -> tuple[int, Iterator[Page]]:
-    """How many pages a document has, and those that are wanted.
+    """Read a document.
+
+    Args:
+        data: Content of the file.
+        want: Pages, pictures and text that are wanted.
+
+    Returns:
+        Number of pages of the document, and an iterator over the wanted pages.
 
     Raises:
-        RowError: It is not one, or has none, or too many, or is damaged (the last while the pages are read).
+        RowError: The bytes are not a document, or it has no pages or too many. The iterator raises it for a damaged
+            page.
     """
     if not data:
         raise RowError(ErrorCode.DOCUMENT_EMPTY, "it has no bytes")
@@ -99,13 +112,13 @@ def read_pages(data: bytes, want: Want) -> tuple[int, Iterator[Page]]:
         return _pdf_pages(data, want) if within else _text_pages(data, want, str(error))
     except RowError as error:
         raise RowError(ErrorCode.DOCUMENT_TOO_LARGE, error.message) from error
-    except Exception as error:  # Pillow's openers have no one class for what can be wrong with a header
+    except Exception as error:  # a row's boundary: Pillow's openers share no class of errors
         with suppress(RowError):  # "BM" begins an image file, and sentences
             return _text_pages(data, want, "")
         raise RowError(ErrorCode.DOCUMENT_UNREADABLE, f"not an image that can be decoded: {plain(error)}") from error
     if want.grid is None and want.no_images is None:
         raise RowError(ErrorCode.DOCUMENT_EMPTY, "an image has no text; input.document.mode: both or images shows it")
-    total = int(getattr(opened, "n_frames", 1)) if opened.format == "TIFF" else 1  # other frames are animations
+    total = int(getattr(opened, "n_frames", 1)) if opened.format == "TIFF" else 1  # in other formats: an animation
     return total, _frames(opened, want.count(total, images=True), want)
 
 
@@ -135,7 +148,7 @@ def _frames(opened: Pillow.Image, count: int, want: Want) -> Iterator[Page]:
 
 
 def _is_pdf(data: bytes) -> bool:
-    """Whether a text is a PDF that stands a little way into a file, and no text about such files."""
+    """Whether a text with a PDF header in it is a PDF that begins a little later, rather than a text about PDFs."""
     if PDF_HEADER not in data[:PDF_HEADER_BYTES]:
         return False
     from magbatch.documents.pdf import PdfPages
@@ -158,7 +171,11 @@ def _text_pages(data: bytes, want: Want, otherwise: str) -> tuple[int, Iterator[
 
 
 def text_pages(text: str, want: Want) -> tuple[int, Iterator[Page]]:
-    """The pages of a text, as `read_pages` gives them; form feeds end pages."""
+    """Split a text into pages at form feeds; see `read_pages`.
+
+    Raises:
+        RowError: The text is empty or has null characters or too many pages.
+    """
     if "\0" in text:
         raise RowError(
             ErrorCode.DOCUMENT_UNREADABLE,

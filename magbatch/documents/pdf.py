@@ -1,6 +1,6 @@
-"""PDF -> pages: a picture at the size in which the model sees it, and the text that is embedded.
+"""Read the pages of a PDF: a picture at the size in which the model sees it, and the embedded text.
 
-Not thread-safe, and in C++ on hostile input: it runs in the renderer's process alone (see renderer).
+PDFium is C++ on untrusted bytes and not thread-safe: use it only in the renderer's process (see `renderer`).
 """
 
 import ctypes
@@ -21,16 +21,16 @@ from magbatch.documents.pdf_text import annotations, page_text
 from magbatch.errors import ErrorCode, RowError
 from magbatch.rows import Image, Page
 
-logging.getLogger("pypdfium2").setLevel(logging.ERROR)  # it warns of each XFA form that it cannot draw one
+logging.getLogger("pypdfium2").setLevel(logging.ERROR)  # it warns of each XFA form that it cannot draw
 POINTS_PER_INCH = 72.0
-MAX_DPI = 200.0  # of drawn pages: a receipt of 5 cm gains nothing by 1,540 pixels
-SCAN_COVER = 0.8  # of a page, by one image
-MAX_SCAN_OBJECTS = 4096  # looked at for it: OCR leaves one for each word
-# No scan of a sheet of paper is coarser than a letter page at 100 dpi; a receipt's picture may be as small as it is.
+MAX_DPI = 200.0  # resolution of drawn pages: a receipt of 5 cm gains nothing from 1,540 pixels
+SCAN_COVER = 0.8  # share of a page that one image covers if the page is a scan
+MAX_SCAN_OBJECTS = 4096  # page objects read to decide; OCR leaves one for each word
+# The picture of a sheet has at least as many pixels as a letter page at 100 dpi. Smaller pages may have fewer.
 SHEET_POINTS = 700.0
 LEAST_SHEET_PIXELS = 1100
-XFA_PAGES = 20  # looked at for fields
-NAMED_FILES = 3
+XFA_PAGES = 20  # pages of an XFA form that are searched for fields
+NAMED_FILES = 3  # attached files named in a message
 # Acrobat has templates draw the pages if the configuration says so (XFA 3.3, "dynamicRender").
 _DYNAMIC = re.compile(rb"<dynamicRender>\s*required")
 _PLACEHOLDER = re.compile(r"please wait|adobe\.com/go/reader|adobe reader|pdf viewer may not be able", re.IGNORECASE)
@@ -38,14 +38,14 @@ _NOT_DRAWN = (pdfium_c.FPDF_ANNOT_LINK, pdfium_c.FPDF_ANNOT_POPUP)
 
 
 class PdfPages:
-    """The pages of one file.
+    """Pages of one PDF.
 
     Args:
-        data: The file.
+        data: Content of the file.
 
     Raises:
-        RowError: `document_encrypted`, `document_empty` or `document_unreadable`; the last also for a file whose pages
-            are not what a reader shows: a portfolio, a dynamic XFA form.
+        RowError: `document_encrypted`, `document_empty` or `document_unreadable`. The last also stands for a portfolio
+            or a dynamic XFA form, whose pages are only a placeholder.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -55,22 +55,22 @@ class PdfPages:
         if not self._plain and self._structure is not None:
             self._count = self._structure.pages or self._count
             _refuse_portfolio(self._document, self._structure)
-        with suppress(pdfium.PdfiumError):  # a page that is damaged says so when it is shown
+        with suppress(pdfium.PdfiumError):  # a damaged page is reported when it is rendered
             _refuse_dynamic_form(self._document)
 
     def __len__(self) -> int:
         return self._count
 
     def pages(self, count: int, grid: ImageGrid | None, *, text: bool) -> Iterator[Page]:
-        """The first pages.
+        """Render the first pages.
 
         Args:
             count: Number of pages.
-            grid: The sizes of their pictures; None makes none.
-            text: Whether their text is wanted.
+            grid: Sizes of the pictures; None for no pictures.
+            text: Whether the embedded text is wanted.
 
         Raises:
-            RowError: `document_unreadable`, at the first page that is damaged.
+            RowError: `document_unreadable`, at the first damaged page.
         """
         layers = self._mend(count)
         for index in range(count):
@@ -88,13 +88,13 @@ class PdfPages:
 
     @cached_property
     def _structure(self) -> Structure | None:
-        """None for a file that PDFium mends and pypdf does not."""
+        """The file as pypdf reads it; None if only PDFium can repair it."""
         try:
             structure = Structure(self._data)
             return structure if structure.pages else None
         except MemoryError:
             raise
-        except Exception:  # noqa: BLE001 - a file's boundary: whatever it makes pypdf raise, PDFium has opened it
+        except Exception:  # noqa: BLE001 - pypdf raises errors of any type; PDFium has opened the file
             return None
 
     def _masks(self, index: int) -> dict[Size, Size]:
@@ -102,7 +102,7 @@ class PdfPages:
             return self._structure.masks(index) if self._structure is not None else {}
         except MemoryError:
             raise
-        except Exception:  # noqa: BLE001 - as above; a sheet's picture is not too coarse without them
+        except Exception:  # noqa: BLE001 - as above; without masks a sheet still has `LEAST_SHEET_PIXELS`
             return {}
 
     def _unit(self, index: int) -> float:
@@ -110,14 +110,17 @@ class PdfPages:
             return 1.0 if self._plain or self._structure is None else self._structure.unit(index)
         except MemoryError:
             raise
-        except Exception:  # noqa: BLE001 - as above; a page that pypdf cannot read has its size in points
+        except Exception:  # noqa: BLE001 - as above; the page's size then counts as points
             return 1.0
 
     def _mend(self, count: int) -> bool:
-        """Open the file anew if PDFium misses pages of it or shows layers otherwise than readers do.
+        """Reopen a repaired copy of the file if PDFium misses pages, or shows layers differently from PDF readers.
+
+        Args:
+            count: Number of pages that are rendered.
 
         Returns:
-            Whether content that is switched off is marked.
+            Whether content of hidden layers is marked in the copy.
         """
         if self._plain or self._structure is None:
             return False
@@ -140,13 +143,16 @@ def _opened(data: bytes) -> pdfium.PdfDocument:
         document = pdfium.PdfDocument(data)
     except pdfium.PdfiumError as error:
         raise _refusal(data, error) from error
-    with suppress(pdfium.PdfiumError):  # a broken form is not drawn; the page below it is
+    with suppress(pdfium.PdfiumError):  # a broken form is not drawn, but the page is
         document.init_forms()
     return document
 
 
 def _refusal(data: bytes, error: pdfium.PdfiumError) -> RowError:
-    """Why a file is not opened: one without pages is, for PDFium, but pypdfium2 gives the error of the file before."""
+    """Return why a file cannot be opened.
+
+    PDFium opens a file without pages; pypdfium2 then raises the error of an earlier file. So the file is opened again.
+    """
     opened = pdfium_c.FPDF_LoadMemDocument64(data, len(data), None)
     if opened:
         pdfium_c.FPDF_CloseDocument(opened)
@@ -170,7 +176,7 @@ def _refuse_portfolio(document: pdfium.PdfDocument, structure: Structure) -> Non
 
 
 def _refuse_dynamic_form(document: pdfium.PdfDocument) -> None:
-    """Refuse an XFA form whose pages Acrobat draws from a template, instead of the placeholder that the PDF holds."""
+    """Refuse an XFA form whose pages Acrobat draws from a template; the PDF itself holds only a placeholder."""
     kind = document.get_formtype()
     if kind not in (pdfium_c.FORMTYPE_XFA_FULL, pdfium_c.FORMTYPE_XFA_FOREGROUND):
         return
@@ -181,13 +187,13 @@ def _refuse_dynamic_form(document: pdfium.PdfDocument) -> None:
     if placeholder or kind == pdfium_c.FORMTYPE_XFA_FULL or _DYNAMIC.search(_xfa(document)):
         raise RowError(
             ErrorCode.DOCUMENT_UNREADABLE,
-            "the PDF is a dynamic XFA form, which Acrobat alone can show: its page is a placeholder; print it to a PDF "
+            "the PDF is a dynamic XFA form, which only Acrobat can show: its page is a placeholder; print it to a PDF "
             "first",
         )
 
 
 def _xfa(document: pdfium.PdfDocument) -> bytes:
-    """The packets of an XFA form."""
+    """Return the packets of an XFA form, joined."""
     found = b""
     for index in range(max(pdfium_c.FPDF_GetXFAPacketCount(document), 0)):
         size = ctypes.c_ulong()
@@ -199,15 +205,22 @@ def _xfa(document: pdfium.PdfDocument) -> bytes:
 
 
 def _is_uniform(image: Image) -> bool:
-    """Whether an image has one colour; most others are told by their packed size."""
-    if len(image.packed) * 100 > image.size_bytes:
+    """Whether an image has one colour only."""
+    if len(image.packed) * 100 > image.size_bytes:  # one colour compresses better than this
         return False
     pixels = np.frombuffer(image.rgb, np.uint8).reshape(-1, 3)
     return bool((pixels == pixels[0]).all())
 
 
 def _picture(page: pdfium.PdfPage, unit: float, grid: ImageGrid, masks: Callable[[], dict[Size, Size]]) -> Image:
-    """The picture of a page, of whose units each is so many points."""
+    """Render a page.
+
+    Args:
+        page: Page to render.
+        unit: Points per unit of the page's sizes.
+        grid: Sizes that the model takes.
+        masks: Callable that returns the sizes of masks, by the sizes of the page's images.
+    """
     width, height = (max(side * unit, 1.0) for side in page.get_size())
     largest = grid.longest_side / max(width, height)
     density = _scan_density(page, width / unit, height / unit, largest * unit, masks)
@@ -215,7 +228,7 @@ def _picture(page: pdfium.PdfPage, unit: float, grid: ImageGrid, masks: Callable
     if density is not None and max(width, height) >= SHEET_POINTS:
         density = max(density, LEAST_SHEET_PIXELS / max(width, height))
     scale = min(density or MAX_DPI / POINTS_PER_INCH, largest)
-    # At once in whole cells, as Mistral's own preprocessing stretches an image: nothing is resampled twice.
+    # Rendered in whole cells, as Mistral's preprocessing would stretch the image: nothing is resampled twice.
     columns, rows = grid.fit(max(round(width * scale), 1), max(round(height * scale), 1))
     bitmap = pdfium.PdfBitmap.new_native(columns, rows, pdfium_c.FPDFBitmap_BGR, rev_byteorder=True)
     bitmap.fill_rect((255, 255, 255, 255), 0, 0, columns, rows)
@@ -229,21 +242,38 @@ def _picture(page: pdfium.PdfPage, unit: float, grid: ImageGrid, masks: Callable
 def _scan_density(
     page: pdfium.PdfPage, width: float, height: float, largest: float, masks: Callable[[], dict[Size, Size]]
 ) -> float | None:
-    """Pixels a unit of the finest image, or mask of one, of a page that consists of images.
+    """Return the resolution of a scanned page: that of its finest image or mask.
 
     Args:
-        page: The page.
-        width: Of it, in its units.
-        height: Likewise.
-        largest: Density above which a finer one makes no difference.
-        masks: Gives the sizes of the masks of the page's images, by those of the images.
+        page: Page to look at.
+        width: Width of the page in its units.
+        height: Height of the page in its units.
+        largest: Resolution above which a finer image makes no difference.
+        masks: Callable that returns the sizes of masks, by the sizes of the page's images.
 
     Returns:
-        None if anything is drawn on the page: text, lines, annotations, fields.
+        Pixels per unit of the page; None if the page is not a scan.
+    """
+    images = _scanned_images(page, width, height)
+    if images is None:
+        return None
+    density = max(max(size[0] / across, size[1] / down) for size, across, down in images)
+    if density >= largest:
+        return density
+    # In a layered scan a coarse colour is drawn through a fine mask.
+    finer = masks()
+    fine = (max(finer[size][0] / across, finer[size][1] / down) for size, across, down in images if size in finer)
+    return max([density, *fine])
+
+
+def _scanned_images(page: pdfium.PdfPage, width: float, height: float) -> list[tuple[Size, float, float]] | None:
+    """Return the images of a scanned page: the size in pixels, the width and the height as drawn, in the page's units.
+
+    None if the page is not a scan: no image covers it, or it shows something else, such as text, lines or fields.
     """
     if any(kind not in _NOT_DRAWN for kind, _ in annotations(page)):
         return None
-    sizes: list[tuple[Size, float, float]] = []
+    images: list[tuple[Size, float, float]] = []
     covered = False
     for seen, item in enumerate(page.get_objects(max_depth=1)):
         if seen == MAX_SCAN_OBJECTS:
@@ -251,24 +281,12 @@ def _scan_density(
         if item.type == pdfium_c.FPDF_PAGEOBJ_TEXT:
             if pdfium_c.FPDFTextObj_GetTextRenderMode(item) != pdfium_c.FPDF_TEXTRENDERMODE_INVISIBLE:
                 return None
-            continue  # what OCR leaves beneath a scan
+            continue  # invisible text that OCR put beneath the scan
         if item.type != pdfium_c.FPDF_PAGEOBJ_IMAGE:
             return None
-        a, b, c, d, _, _ = item.get_matrix().get()  # the image is the unit square, as it is drawn
+        a, b, c, d, _, _ = item.get_matrix().get()  # maps the unit square to the image as drawn
         across, down = math.hypot(a, b), math.hypot(c, d)
         if across and down:
-            sizes.append((item.get_px_size(), across, down))
+            images.append((item.get_px_size(), across, down))
         covered |= abs(a * d - b * c) >= SCAN_COVER * width * height
-    if not covered:
-        return None
-    density = max(max(size[0] / across, size[1] / down) for size, across, down in sizes)
-    if density >= largest:
-        return density
-    # Layered scans: a coarse colour is drawn through a fine mask.
-    finer = masks()
-    return max(
-        [
-            density,
-            *(max(finer[size][0] / across, finer[size][1] / down) for size, across, down in sizes if size in finer),
-        ]
-    )
+    return images if covered else None

@@ -1,7 +1,7 @@
-"""Layers of a PDF: which of its optional content is switched on when a reader opens it.
+"""Layers of a PDF: find the optional content that a reader hides at first, and mark it.
 
-PDFium draws that, but its text holds all layers, and it does not tell which is which. So what is switched off is marked
-in the file, or taken out of it.
+PDFium draws the right layers, but its text comes from all of them, and it does not tell which text is hidden. So hidden
+content is marked in the file, or removed from it.
 
 Source: ISO 32000-1, 8.11.
 """
@@ -11,17 +11,17 @@ from typing import Any
 
 from pypdf.generic import ArrayObject, DictionaryObject, NameObject, NumberObject
 
-SWITCHED_OFF = b"MagbatchSwitchedOff"  # entry of a marked content's properties
+SWITCHED_OFF = b"MagbatchSwitchedOff"  # entry that marks the properties of hidden content
 _MARK = NameObject("/" + SWITCHED_OFF.decode())
-_HIDDEN_FLAG = 2  # of an annotation (table 165)
-_DEEPEST = 32  # nested visibility expressions and forms
+_HIDDEN_FLAG = 2  # flag of an annotation (table 165)
+_DEEPEST = 32  # nesting of visibility expressions and forms that is followed; files in use have a few levels
 
 
 class Layers:
     """States of a document's optional content groups in its default configuration.
 
     Args:
-        catalog: The document's catalogue.
+        catalog: Catalogue (root dictionary) of the document.
     """
 
     def __init__(self, catalog: DictionaryObject) -> None:
@@ -38,13 +38,17 @@ class Layers:
         intents = _names(self._config.get("/Intent")) or {"/View"}
         for group in self._groups.values():
             if not {"/All", *intents} & (_names(group.get("/Intent")) or {"/View"}) and "/All" not in intents:
-                self._on[id(group)] = True  # made for another purpose than to be seen or not
+                self._on[id(group)] = True  # the group serves another purpose than visibility
 
     def __bool__(self) -> bool:
         return bool(self._groups)
 
     def shows(self, content: Any) -> bool:
-        """Whether content of a group, or of a membership dictionary, is seen."""
+        """Whether content is visible.
+
+        Args:
+            content: Optional content group, or membership dictionary, of the content.
+        """
         content = _dict(content)
         if str(content.get("/Type")) != "/OCMD":
             return self._on.get(id(content), True)
@@ -61,14 +65,14 @@ class Layers:
 
     @property
     def are_odd(self) -> bool:
-        """Whether PDFium draws otherwise: by another configuration, or by a usage that the configuration leaves out."""
+        """Whether PDFium would draw other layers: it also follows further configurations, and unreferenced usages."""
         return "/Configs" in self._properties or any(
             self._on[key] and str(_dict(_dict(group.get("/Usage")).get("/View")).get("/ViewState")) == "/OFF"
             for key, group in self._groups.items()
         )
 
     def settle(self) -> None:
-        """Write the states into the configuration, and nothing else that a reader may go by."""
+        """Write the states into the configuration, and remove all else by which a reader might decide."""
         states: dict[bool, list[Any]] = {True: [], False: []}
         for key, group in self._groups.items():
             states[self._on[key]].append(group.indirect_reference or group)
@@ -80,7 +84,7 @@ class Layers:
         self._properties.pop("/Configs", None)
 
     def _apply(self, usage: DictionaryObject) -> None:
-        """States that follow from what groups are for: those that are meant to be viewed or not."""
+        """Set the states of groups by their purpose, as a usage dictionary demands (8.11.4.4)."""
         wanted = _names(usage.get("/Category"))
         for group in _dicts(usage.get("/OCGs")):
             purposes = _dict(group.get("/Usage"))
@@ -93,6 +97,7 @@ class Layers:
                 self._on[id(group)] = "/OFF" not in states
 
     def _holds(self, expression: ArrayObject, depth: int) -> bool:
+        """Evaluate a visibility expression, such as `[/And group [/Not group]]`; True below the deepest level."""
         operator, *operands = [_resolved(item) for item in expression] or [None]
         if depth > _DEEPEST:
             return True
@@ -106,11 +111,11 @@ class Layers:
 
 
 def mark(catalog: DictionaryObject, pages: list[Any]) -> bool:
-    """Mark, or take out of the file, what is switched off on some pages; write down the states themselves.
+    """Mark or remove the hidden content of some pages, and settle the states of all layers.
 
     Args:
-        catalog: The document's catalogue.
-        pages: The pages' dictionaries, inherited resources included.
+        catalog: Catalogue (root dictionary) of the document; changed in place.
+        pages: Dictionaries of the pages, with inherited resources; changed in place.
 
     Returns:
         Whether anything was changed.
@@ -139,7 +144,7 @@ def mark(catalog: DictionaryObject, pages: list[Any]) -> bool:
 
 
 def _resources(holder: Any, seen: set[int], depth: int) -> Iterator[DictionaryObject]:
-    """The resources of a page, and those of the forms in it."""
+    """Yield the resources of a page and of the form objects in it, each once."""
     resources = _dict(_dict(holder).get("/Resources"))
     if id(resources) in seen or depth > _DEEPEST:
         return
@@ -160,7 +165,7 @@ def _dict(item: Any) -> DictionaryObject:
 
 
 def _dicts(item: Any) -> list[DictionaryObject]:
-    """The dictionaries in an array, or a lone one."""
+    """Return the dictionaries in an array, or a single dictionary, as a list."""
     found = _resolved(item)
     several = found if isinstance(found, ArrayObject) else [found]
     return [one for one in map(_resolved, several) if isinstance(one, DictionaryObject)]

@@ -1,6 +1,7 @@
-"""What a PDF is as a whole, where PDFium does not tell: pages by the tree, layers, masks of images, a portfolio.
+"""Facts about a PDF that PDFium does not tell, read with pypdf: pages of the tree, layers, masks, portfolios.
 
-Most files need none of it, which a look at their bytes tells: to read them twice would take half as long again.
+Most files need none of it, and a scan of their bytes shows that. Reading every file twice would take half as long
+again.
 """
 
 import logging
@@ -22,17 +23,17 @@ Size = tuple[int, int]  # columns and rows of pixels
 _PAGE = re.compile(rb"/Type\s*/Page(?![A-Za-z])")
 _TELLING = (b"/OCProperties", b"/Collection", b"/UserUnit")
 _OBJECTS = b"/ObjStm"
-_HEADER_BYTES = 4096  # between an object stream's type and its data
-_MOST_OBJECT_BYTES = 1 << 26  # of one object stream, inflated
-logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # it warns of what it mends; a document's fault is its row's
+_HEADER_BYTES = 4096  # largest distance between an object stream's type and its data
+_MOST_OBJECT_BYTES = 1 << 26  # bytes of one object stream that are inflated
+logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # its warnings about damaged files belong to rows, not to the log
 
 
 def is_plain(data: bytes, pages: int) -> bool:
-    """Whether a file has the pages that PDFium counts, in units of points, and neither layers nor a collection.
+    """Whether PDFium alone reads a file rightly: it counts all pages, units are points, and no layers or portfolio.
 
     Args:
-        data: The file.
-        pages: How many pages PDFium counts.
+        data: Content of the file.
+        pages: Number of pages that PDFium counts.
     """
     found = 0
     for objects in _objects(data):
@@ -43,7 +44,7 @@ def is_plain(data: bytes, pages: int) -> bool:
 
 
 def _objects(data: bytes) -> Iterator[bytes | None]:
-    """The file's bytes, and its object streams inflated; None for one that cannot be (encrypted, another filter)."""
+    """Yield the file's bytes, then each object stream, inflated; None if it cannot be (encrypted, another filter)."""
     yield data
     at = data.find(_OBJECTS)
     while at >= 0:
@@ -65,11 +66,10 @@ def _objects(data: bytes) -> Iterator[bytes | None]:
 class Structure:
     """A PDF as pypdf reads it.
 
-    Args:
-        data: The file.
+    Every method may raise any `Exception`: pypdf has no single class of errors for damaged files.
 
-    Raises:
-        Exception: pypdf has no one class for what can be wrong with a file.
+    Args:
+        data: Content of the file.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -78,20 +78,22 @@ class Structure:
 
     @cached_property
     def pages(self) -> int:
-        """Pages by the tree; its own /Count may be wrong."""
+        """Number of pages in the tree, counted: the tree's own /Count may be wrong."""
         return len(self._reader.pages)
 
     @property
     def is_collection(self) -> bool:
-        """Whether a reader shows the files that are embedded, and not the pages (ISO 32000-1, 7.11.6)."""
+        """Whether a reader shows the embedded files instead of the pages: a portfolio (ISO 32000-1, 7.11.6)."""
         shown = _resolved(self._catalog.get("/Collection"))
         return isinstance(shown, DictionaryObject) and str(shown.get("/View", "/D")) != "/H"
 
     def masks(self, page: int) -> dict[Size, Size]:
-        """Sizes of the masks of a page's images, by the sizes of the images.
+        """Return the sizes of masks, by the sizes of the images that they belong to.
+
+        Images of the same size share an entry, with the largest of their masks. An image without masks has (0, 0).
 
         Args:
-            page: From 0.
+            page: Index of the page, from 0.
         """
         found: dict[Size, Size] = {}
         resources = _dict(self._reader.pages[page].get("/Resources"))
@@ -103,23 +105,23 @@ class Structure:
         return found
 
     def unit(self, page: int) -> float:
-        """Points in a unit of a page's sizes (ISO 32000-1, 14.11.1), which PDFium takes for points.
+        """Return the points per unit of a page's sizes (ISO 32000-1, 14.11.1); PDFium takes units for points.
 
         Args:
-            page: From 0.
+            page: Index of the page, from 0.
         """
         unit = _resolved(self._reader.pages[page].get("/UserUnit"))
         return float(unit) if isinstance(unit, int | float) and 0 < unit < math.inf else 1.0
 
     def mended(self, first: int, counted: int) -> tuple[bytes | None, bool]:
-        """The file as PDFium shows it rightly.
+        """Return a copy of the file that PDFium shows rightly.
 
         Args:
-            first: Pages that are wanted of it.
-            counted: Pages that PDFium counts.
+            first: Number of pages that are wanted.
+            counted: Number of pages that PDFium counts.
 
         Returns:
-            The file's bytes, or None if there is nothing to mend; and whether some content is marked as switched off.
+            Bytes of the copy, or None if the file needs none; whether hidden content is marked in it.
         """
         switched_off = mark(self._catalog, [self._reader.pages[index] for index in range(min(first, self.pages))])
         if not switched_off and counted == self.pages:
@@ -131,7 +133,7 @@ class Structure:
 
 
 def _size(image: DictionaryObject) -> Size:
-    """Columns and rows; 0 of what is no image, such as a mask of colours."""
+    """Return columns and rows in pixels; (0, 0) for anything but an image, such as a colour-key mask."""
     columns, rows = (_resolved(image.get(key)) for key in ("/Width", "/Height"))
     return (int(columns), int(rows)) if isinstance(columns, int) and isinstance(rows, int) else (0, 0)
 

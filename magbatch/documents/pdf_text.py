@@ -1,4 +1,4 @@
-"""Text of a PDF's page, as the page looks: lines as they are read, form values, nothing that is switched off."""
+"""Text of a PDF page as a reader sees it: lines in reading order, form values, no hidden layers."""
 
 import ctypes
 import re
@@ -12,9 +12,9 @@ from magbatch.documents.pdf_layers import SWITCHED_OFF
 
 Box = tuple[float, float, float, float]  # left, bottom, right, top, in points
 
-_UNSEEN = re.compile(r"[\s\x00-\x1f\x7f-\x9f\ufffe]+")  # white space, control characters, PDFium's hyphens
+_UNSEEN = re.compile(r"[\s\x00-\x1f\x7f-\x9f\ufffe]+")  # white space, control characters, PDFium's mark for hyphens
 _CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufffe\uffff]")
-_SOFT_HYPHEN = "\xad"  # what is drawn is a hyphen: a page has no soft ones
+_SOFT_HYPHEN = "\xad"  # drawn as a hyphen on a page
 _LINE_OF_NOTHING = re.compile(r"\n[ \t]*(?=\n)")
 _PASSWORD = 1 << 13  # flag of a text field (ISO 32000-1, table 228)
 _UNSEEN_FLAGS = pdfium_c.FPDF_ANNOT_FLAG_HIDDEN | pdfium_c.FPDF_ANNOT_FLAG_NOVIEW
@@ -23,11 +23,11 @@ _CHOICES = (pdfium_c.FPDF_FORMFIELD_COMBOBOX, pdfium_c.FPDF_FORMFIELD_LISTBOX)
 
 
 def page_text(page: pdfium.PdfPage, *, layers: bool) -> str | None:
-    """All text that a page shows; None if it shows none.
+    """Return all text that a page shows; None if it shows none.
 
     Args:
-        page: The page. Objects of layers that are switched off are removed from it.
-        layers: Whether the document was marked by `pdf_layers`.
+        page: Page to read. Objects of hidden layers are removed from it.
+        layers: Whether `pdf_layers` has marked the document's hidden content.
     """
     if layers:
         _remove_switched_off(page)
@@ -37,7 +37,7 @@ def page_text(page: pdfium.PdfPage, *, layers: bool) -> str | None:
 
 
 def annotations(page: pdfium.PdfPage) -> Iterator[tuple[int, Any]]:
-    """Subtype and handle of each annotation that is seen on the page; a handle is valid until the next."""
+    """Yield the subtype and handle of each visible annotation. A handle is valid only until the next one."""
     for index in range(pdfium_c.FPDFPage_GetAnnotCount(page)):
         annotation = pdfium_c.FPDFPage_GetAnnot(page, index)
         if not annotation:
@@ -54,10 +54,11 @@ def annotations(page: pdfium.PdfPage) -> Iterator[tuple[int, Any]]:
 
 
 def _content(page: pdfium.PdfPage) -> str:
-    """Text of the page's content stream.
+    """Return the text of the page's content stream.
 
-    The call for a whole page keeps the lines of turned pages, but it knows neither the page's box nor characters
-    above U+FFFF; the call for a box knows both. If they differ, the text is made of its single characters.
+    PDFium has two calls. The one for the whole page keeps the lines of turned pages, but ignores the page's box and
+    loses characters above U+FFFF. The one for a box heeds both, but breaks such lines. If their texts differ, the text
+    is assembled character by character.
     """
     reader = page.get_textpage()
     text, within = reader.get_text_range(), reader.get_text_bounded()
@@ -68,12 +69,12 @@ def _content(page: pdfium.PdfPage) -> str:
 
 
 def _is_same(text: str, within: str) -> bool:
-    """Whether two texts differ by white space alone, and each mark in the first is a hyphen in the second."""
+    """Whether two texts differ only in white space, and in PDFium's two marks for hyphens."""
     return text.count("\ufffe") == within.count("\x02") and _UNSEEN.sub("", text) == _UNSEEN.sub("", within)
 
 
 def _of_characters(reader: pdfium.PdfTextPage, box: Box) -> str:
-    """Text whose characters lie on the page; lines that lose all of theirs are left out."""
+    """Return the text of the characters that lie within the page's box, without lines that lose all characters."""
     left, bottom, right, top = (ctypes.c_double() for _ in range(4))
     found = []
     for index in range(reader.count_chars()):
@@ -94,7 +95,7 @@ def _of_characters(reader: pdfium.PdfTextPage, box: Box) -> str:
 
 
 def _values(page: pdfium.PdfPage) -> list[str]:
-    """A line for each value that stands in a form field or in a text box, which are no part of a page's content."""
+    """Return a line per value of a form field or text box; these are not part of the page's content stream."""
     lines: dict[str, None] = {}
     switches: dict[str, str] = {}
     for kind, annotation in annotations(page):
@@ -110,7 +111,7 @@ def _values(page: pdfium.PdfPage) -> list[str]:
         else:
             value = _value(page.formenv, annotation).strip()
             lines |= {_line(name, value): None} if value else {}
-    # A radio button's field has several widgets, all but one of which are off.
+    # A field of radio buttons has several widgets, of which at most one is on.
     off = {_line(name, "Off") for name, value in switches.items() if value != "Off"}
     on = [_line(name, value) for name, value in switches.items() if value != "Off"]
     return [line for line in dict.fromkeys([*lines, *on]) if line and line not in off]
@@ -121,13 +122,13 @@ def _line(name: str, value: str) -> str:
 
 
 def _name(form: Any, annotation: Any) -> str:
-    """What a field is called by people, or else by programs."""
+    """Return a field's name for people, else its name for programs."""
     called = _wide(pdfium_c.FPDFAnnot_GetFormFieldAlternateName, form, annotation)
     return (called or _wide(pdfium_c.FPDFAnnot_GetFormFieldName, form, annotation)).strip()
 
 
 def _value(form: Any, annotation: Any) -> str:
-    """What is seen of a field with a text or with a choice; empty for buttons, signatures and passwords."""
+    """Return the visible value of a text or choice field; empty for buttons, signatures and passwords."""
     kind = pdfium_c.FPDFAnnot_GetFormFieldType(form, annotation)
     if kind in _CHOICES:
         chosen = [
@@ -147,7 +148,12 @@ def _value(form: Any, annotation: Any) -> str:
 
 
 def _wide(call: Callable[..., int], *arguments: Any) -> str:
-    """A text that PDFium gives as UTF-16, ended by a null character."""
+    """Return a text that a call of PDFium gives as UTF-16 with a null character at its end.
+
+    Args:
+        call: Function of PDFium that takes a buffer and its size last, and returns the size in bytes.
+        *arguments: First arguments of the call.
+    """
     size = call(*arguments, None, 0)
     if size <= 2:
         return ""
@@ -157,7 +163,7 @@ def _wide(call: Callable[..., int], *arguments: Any) -> str:
 
 
 def _remove_switched_off(page: pdfium.PdfPage) -> None:
-    """Remove the objects of layers that are switched off, innermost first: only their text would be left of them."""
+    """Remove the objects of hidden layers, innermost first; otherwise PDFium would give their text."""
     hidden = [item for item in page.get_objects() if _is_switched_off(item)]
     for item in reversed(hidden):
         holder, remove = (

@@ -1,7 +1,7 @@
-"""Samples of any kind -> 8 bits, in strips: about a megapixel is held in wide numbers at once.
+"""Convert samples of any type to 8 bits, in strips of about a megapixel, so that little is held in wide numbers.
 
-Pillow decodes what has 8 bits a sample. OpenCV decodes TIFF files of wider, signed and floating samples, whose values
-Pillow would wrap, swap or refuse.
+Pillow decodes files with 8 bits a sample. OpenCV decodes TIFF files with wider, signed or floating samples, which
+Pillow would wrap, byte-swap or refuse.
 """
 
 import functools
@@ -18,8 +18,8 @@ from PIL import ImageCms, ImageFile
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, SAMPLEFORMAT
 
 STRIP_PIXELS = 1 << 20
-GREATEST = 1e30  # of a value: what is above stands for "no data"
-UNIT = 8.0  # floating values up to this are shares of white, a little more where it is very bright
+GREATEST = 1e30  # larger values stand for "no data"
+UNIT = 8.0  # a floating picture whose values stay below this has 1.0 as white; highlights may exceed it
 _UNSIGNED = 1  # TIFF's SampleFormat
 _WHITE_IS_ZERO = 0  # TIFF's PhotometricInterpretation
 
@@ -29,13 +29,14 @@ Values = NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class Raster:
-    """A decoded picture, of which strips are made into bytes when they are asked for.
+    """A decoded picture whose strips are converted to 8 bits on demand.
 
     Attributes:
-        width: Pixels.
-        height: Pixels.
-        upright: Whether the decoder has turned it by the file's orientation, as both do for TIFF.
-        strip: From the first row and the row after the last to uint8 samples: (rows, width), or (rows, width, 3) RGB.
+        width: Width in pixels.
+        height: Height in pixels.
+        upright: Whether the decoder has already turned the picture by the file's orientation; true for TIFF.
+        strip: Callable from the first row and the row after the last to samples, uint8: grey (rows, width), or RGB
+            (rows, width, 3).
     """
 
     width: int
@@ -45,7 +46,11 @@ class Raster:
 
 
 def raster(opened: Pillow.Image) -> Raster:
-    """Decode the frame at which a file stands; raises whatever the decoders raise."""
+    """Decode the current frame of an opened file.
+
+    Raises:
+        Exception: The file is damaged; the decoders share no class of errors.
+    """
     tags = getattr(opened, "tag_v2", {})
     bits, kind = _first(tags.get(BITSPERSAMPLE, 8)), _first(tags.get(SAMPLEFORMAT, _UNSIGNED))
     numbers = opened.mode.startswith(("I", "F")) or kind != _UNSIGNED
@@ -63,7 +68,11 @@ def raster(opened: Pillow.Image) -> Raster:
 
 
 def strips(width: int, height: int) -> Iterator[tuple[int, int]]:
-    """First rows, and rows after the last, of strips of about a megapixel."""
+    """Yield the first row and the row after the last of strips of about a megapixel each.
+
+    >>> list(strips(1 << 19, 5))
+    [(0, 2), (2, 4), (4, 5)]
+    """
     rows = max(1, STRIP_PIXELS // max(1, width))
     return ((begin, min(begin + rows, height)) for begin in range(0, height, rows))
 
@@ -73,14 +82,14 @@ def _first(value: Any) -> Any:
 
 
 def _by_opencv(opened: Pillow.Image) -> Values:
-    """The values of a TIFF's frame as the file has them: (height, width), or (height, width, 3) RGB."""
+    """Return the samples of a TIFF's current frame in their own dtype: (height, width), or RGB (height, width, 3)."""
     assert isinstance(opened, ImageFile.ImageFile)
     assert isinstance(opened.fp, io.BytesIO)
     frame = opened.tell()
     data = np.frombuffer(opened.fp.getbuffer(), np.uint8)
     decoded, frames = cv2.imdecodemulti(data, cv2.IMREAD_UNCHANGED, range=(frame, frame + 1))
     if not decoded or not frames:
-        raise ValueError("a TIFF that is damaged, or whose samples are of a kind that is not read")
+        raise ValueError("the TIFF is damaged, or its samples are of a type that is not supported")
     values: Values = np.asarray(frames[0])
     if values.ndim == 3:
         values = values[..., 2::-1] if values.shape[2] >= 3 else values[..., 0]
@@ -88,17 +97,20 @@ def _by_opencv(opened: Pillow.Image) -> Values:
 
 
 def _range(values: Values) -> tuple[float, float]:
-    """The values that are black and white.
+    """Return the values that stand for black and white.
 
-    Unsigned numbers of 8 and 16 bits have a range of their own. Others do not say which part of theirs they use: it
-    is the least of 0..1 (where they are floating), 0..255, and their own, that holds them all.
+    Unsigned integers of 8 and 16 bits use their whole range. Files of other types do not say which part they use. It is
+    taken to be the first of these ranges that holds all values: 0..1 (floating values only), 0..255, and their own.
+
+    Args:
+        values: Samples of the picture, of any dtype.
     """
     if values.dtype in (np.uint8, np.uint16):
         return 0.0, float(np.iinfo(values.dtype).max)
     low, high = 0.0, 0.0
     for begin, end in strips(values.shape[1], values.shape[0]):
         strip = values[begin:end].astype(np.float64)
-        there = strip[np.abs(strip) < GREATEST]  # NaN is not below it either
+        there = strip[np.abs(strip) < GREATEST]  # leaves NaN out too
         if there.size:
             low, high = min(low, float(there.min())), max(high, float(there.max()))
     if low < 0:
@@ -123,7 +135,7 @@ def _scaled(values: Values, bottom: float, top: float, inverted: bool, begin: in
 
 
 def _rgb(image: Pillow.Image) -> Bytes:
-    """A strip that Pillow decoded, in 8 bits a sample."""
+    """Return the samples of a strip that Pillow decoded: uint8 (rows, width), or RGB (rows, width, 3)."""
     if image.mode == "LAB":
         return np.asarray(ImageCms.applyTransform(image, _lab()))
     if "A" in image.getbands() or "transparency" in image.info:

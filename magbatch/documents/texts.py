@@ -1,16 +1,16 @@
-"""Bytes -> text, if they are text: whatever words it begins with, some of which begin image files too."""
+"""Decode bytes as text if they are text, also if it begins like an image file ("BM", "P1")."""
 
 import codecs
 import re
 
-# White space, form feeds and the escape of terminals; other control characters stand in binary files.
+# Control characters of binary files; text may hold white space, form feeds and the escape of terminals.
 _BINARY = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
 _BETWEEN = rb"(?:\s|#[^\n]*\n)+"
 _MAP = re.compile(
     rb"P(?:([14])" + _BETWEEN + rb"(\d{1,9})" + _BETWEEN + rb"(\d{1,9})"
     rb"|([2356])" + _BETWEEN + rb"(\d{1,9})" + _BETWEEN + rb"(\d{1,9})" + _BETWEEN + rb"(\d{1,5}))\s"
 )  # fmt: skip
-# The longer marks first: those of UTF-32 begin as that of UTF-16 does.
+# The longer marks come first: UTF-32's little-endian mark begins with that of UTF-16.
 _MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -20,16 +20,16 @@ _MARKS = (
 
 
 def decoded(data: bytes) -> str:
-    """Text in UTF-8, or in an encoding that a byte order mark names.
+    """Decode text in UTF-8, or in the encoding that its byte order mark names.
 
     Raises:
-        UnicodeDecodeError: It is none.
+        UnicodeDecodeError: The bytes are not text in that encoding.
     """
     return data.decode(next((encoding for mark, encoding in _MARKS if data.startswith(mark)), "utf-8-sig"))
 
 
 def plain_text(data: bytes) -> str | None:
-    """Text that is nothing else; None for other bytes, and for text with control characters."""
+    """Return the text that the bytes hold; None for other bytes, for control characters, and for printable images."""
     try:
         text = decoded(data)
     except UnicodeDecodeError:
@@ -38,10 +38,10 @@ def plain_text(data: bytes) -> str | None:
 
 
 def _is_portable_map(data: bytes) -> bool:
-    """Whether bytes are a PBM, PGM or PPM image: such a file may be printable characters from end to end.
+    """Whether bytes are a PBM, PGM or PPM image, which may consist of printable characters only.
 
-    "P1 2 3 of the plan are done" has the header of one; an image also has as many samples as its header says, and
-    nothing after them.
+    "P1 2 3 of the plan are done" begins with such a header. An image also has exactly as many samples as its header
+    says.
 
     Source: netpbm's pbm(5), pgm(5), ppm(5).
     """
