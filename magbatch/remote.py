@@ -1,8 +1,8 @@
 """A running Ray cluster, through its job API: submit, list, follow, cancel, resume.
 
-The driver of a job runs on the cluster, so that it outlives the machine that submits. What travels is this package
-as it is here, and the spec with every field written out. A job that is cancelled commits what it has finished first,
-and is resumed by its id: the spec is kept with the job.
+The driver of a job runs on the cluster, so that it outlives the machine that submits. This installed package travels
+with the job, and so does the spec with every field written out. A cancelled job first commits its finished rows. The
+cluster keeps the spec with the job, so a job is resumed by its id.
 """
 
 import asyncio
@@ -26,23 +26,23 @@ import ray
 import requests
 from packaging.version import InvalidVersion
 from pydantic import ValidationError
-from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
+from ray.job_submission import JobDetails, JobStatus
 
 import magbatch
 from magbatch import guard
 from magbatch.errors import ClusterAccessError, ClusterError, SpecError
 from magbatch.fleet.ray_auth import Token, refused, token_at_hand, wanted
+from magbatch.fleet.ray_private import JOB_API, Request, check, job_client, server_version
+from magbatch.fleet.ray_settings import GPUS_VISIBLE, NO_UV, STOP_WAIT, STOP_WAIT_S
 from magbatch.spec import JobSpec, parse
 from magbatch.spec.secrets import without_secrets
 
 SPEC_FILE = "spec.yaml"
-# Ray's own 3 s would end a driver before its replicas have committed; a run gives them 30 s, and Ray some to end.
-STOP_WAIT_S = 90
 POLL_S = 1.0
-ANSWER_TIMEOUT_S = 60.0  # of the dashboard, for each request; Ray's client would wait for ever
-# Of what a job carries for `jobs`, `status` and `resume`. Ray keeps it with the job.
+ANSWER_TIMEOUT_S = 60.0  # for the dashboard to answer a request; Ray's client would wait for ever
+# Keys of the metadata that Ray keeps with a job, for `jobs`, `status` and `resume`.
 NAME, OUTPUT, SPEC, VERSION = "magbatch.name", "magbatch.output", "magbatch.spec", "magbatch.version"
-# What reading an answer of another shape than Ray's raises; a ValidationError of pydantic is a ValueError as well.
+# Errors of reading an answer that has not the shape of Ray's; a ValidationError of pydantic is a ValueError as well.
 _MISREAD = (
     ValidationError, InvalidVersion, UnicodeError, KeyError, TypeError, AttributeError, OverflowError, RecursionError,
 )  # fmt: skip
@@ -51,18 +51,18 @@ ENDED = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED})
 
 @dataclass(frozen=True, slots=True)
 class ClusterJob:
-    """A job of a cluster, as Ray's job API knows it.
+    """A job of a cluster, as Ray's job API describes it.
 
     Attributes:
         id: Ray's submission id.
-        name: The spec's.
+        name: The spec's name.
         state: `pending`, `running`, `stopped`, `succeeded` or `failed`.
         output: The spec's output.path.
-        version: Of magbatch.
-        started: When Ray took it (UTC); None where Ray does not say.
-        ended: When it ended; None while it runs.
-        message: Ray's own words.
-        exit_code: Of the command; None while it runs.
+        version: Version of magbatch that the job was sent with.
+        started: Time when Ray took the job (UTC); None if Ray does not give it.
+        ended: Time when the job ended (UTC); None while it runs.
+        message: Ray's own words on the state.
+        exit_code: Exit code of the command; None while it runs.
     """
 
     id: str
@@ -77,10 +77,15 @@ class ClusterJob:
 
     @classmethod
     def of(cls, details: JobDetails) -> Self:
-        """What Ray tells of a job."""
+        """Read what Ray's job API says of a job.
+
+        Raises:
+            UnicodeError: A text has half of a surrogate pair, which JSON can hold and nobody can print.
+            OverflowError: A time is beyond what a date can be.
+        """
         metadata = details.metadata or {}
         for text in (details.submission_id, details.message, *metadata.values()):
-            (text or "").encode()  # half a pair of surrogates, which JSON can hold, cannot be printed
+            (text or "").encode()
         return cls(
             details.submission_id or "", metadata.get(NAME, ""), str(details.status.value).lower(),
             metadata.get(OUTPUT, ""), metadata.get(VERSION, ""), _time(details.start_time), _time(details.end_time),
@@ -89,50 +94,51 @@ class ClusterJob:
 
     @property
     def is_over(self) -> bool:
-        """Whether it has ended, however."""
+        """Whether the job has ended, well or not."""
         return self.state in {status.value.lower() for status in ENDED}
 
     def to_dict(self) -> dict[str, Any]:
-        """For `--json`: times as ISO 8601 texts."""
+        """The fields for `--json`, with times as ISO 8601 texts."""
         times = {"started": self.started, "ended": self.ended}
         return asdict(self) | {name: value.isoformat() if value else None for name, value in times.items()}
 
 
-class _Client(JobSubmissionClient):
-    """Ray's own client, which sends a token to a cluster that has asked for one, and to no other.
+class _Sender:
+    """Sends the requests of Ray's client, with a token to a cluster that has asked for one, and to no other cluster.
 
     Args:
-        address: The dashboard, with its scheme.
+        address: URL of the dashboard.
         say: Shows one line to a person.
     """
 
     def __init__(self, address: str, say: Callable[[str], None]) -> None:
-        self._say = say
-        self._mine: dict[str, str] = {}  # headers; with the token, once the cluster has asked
-        self._origin: Token | None = None
-        super().__init__(address)
+        self._address, self._say = address, say
+        self._headers: dict[str, str] = {}  # with the token, once the cluster has asked
+        self._token: Token | None = None
 
-    def _do_request(self, method: str, endpoint: str, **more: Any) -> requests.Response:
-        """One request; the first that needs a token is sent once more, with it."""
-        more.setdefault("timeout", ANSWER_TIMEOUT_S)
-        self._headers = dict(self._mine)  # RAY_AUTH_MODE=token would have Ray's client send its token to any host
+    def __call__(self, request: Request) -> requests.Response:
+        """Send a request; the first request that needs a token is sent once more, with the token.
+
+        Raises:
+            ClusterAccessError: The cluster asks for a token and none is at hand, or it refuses the one at hand.
+        """
         try:
-            answer: requests.Response = super()._do_request(method, endpoint, **more)
-            return answer
+            # In place of Ray's own headers, which under RAY_AUTH_MODE=token have the token for any host.
+            return request(dict(self._headers))
         except ray.exceptions.AuthenticationError as error:
-            if self._origin is not None:
-                raise refused(self._address, self._origin) from error
-            self._origin = token_at_hand()
-            if self._origin is None:
+            if self._token is not None:
+                raise refused(self._address, self._token) from error
+            self._token = token_at_hand()
+            if self._token is None:
                 raise wanted(self._address) from error
         if _is_open(self._address):
-            self._say(f"note: the token of {self._origin.origin} goes to {self._address} unencrypted")
-        self._mine = {"Authorization": f"Bearer {self._origin.text}"}
-        return self._do_request(method, endpoint, **more)
+            self._say(f"note: the token of {self._token.origin} goes to {self._address} unencrypted")
+        self._headers = {"Authorization": f"Bearer {self._token.text}"}
+        return self(request)
 
 
 def _is_open(address: str) -> bool:
-    """Whether what is sent there can be read on the way: not within this machine, and not encrypted."""
+    """Whether others can read what is sent to an address: it is another machine, and the way is not encrypted."""
     parts = urlsplit(address)
     try:
         here = ipaddress.ip_address(parts.hostname or "").is_loopback
@@ -145,15 +151,18 @@ class Cluster:
     """A cluster's job API.
 
     Args:
-        address: `http://head:8265`, the address of its dashboard.
+        address: URL of the dashboard: `http://head:8265`.
         say: Shows one line to a person.
 
     Raises:
-        ClusterAccessError: It cannot be reached, is no Ray cluster, refuses the token, or has another version of Ray.
-        ClusterError: It breaks down right now.
+        ClusterAccessError: The address cannot be reached, is not a Ray cluster's, refuses the token, or has another
+            version of Ray.
+        ClusterError: The cluster answers, and breaks down right now.
+        SettingsError: The installed Ray is a version that lacks a private name that magbatch uses.
     """
 
     def __init__(self, address: str, say: Callable[[str], None]) -> None:
+        check(JOB_API)
         if "://" not in address:
             address = f"http://{address}"
         try:
@@ -170,8 +179,8 @@ class Cluster:
         for quiet in ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
             logging.getLogger(quiet).setLevel(logging.ERROR)
         with self._asked():
-            self._client = _Client(self.address, say)
-            version = self._client._server_ray_version  # asked for by the line before; nothing public tells it
+            self._client = job_client(self.address, _Sender(self.address, say), ANSWER_TIMEOUT_S)
+            version = server_version(self._client)
         if version != ray.__version__:
             raise ClusterAccessError(
                 f"{self.address} runs Ray {version}, this is Ray {ray.__version__}: "
@@ -180,11 +189,14 @@ class Cluster:
         self._met = True
 
     def submit(self, spec: JobSpec) -> str:
-        """Send a job; returns its id.
+        """Send a job to the cluster.
+
+        Returns:
+            The id of the job.
 
         Raises:
-            ClusterError: The cluster does not take it, or a job with the same output is under way there.
-            SpecError: It is incremental: its schedule runs it.
+            ClusterError: The cluster does not take the job, or runs another job with the same output.
+            SpecError: The job is incremental: only its schedule runs it.
         """
         if spec.input.incremental:
             raise SpecError(
@@ -209,28 +221,32 @@ class Cluster:
                 )
 
     def jobs(self) -> list[ClusterJob]:
-        """The jobs of magbatch that the cluster knows, the newest first."""
+        """The cluster's jobs of magbatch, the newest first."""
         with self._asked():
             found = [ClusterJob.of(details) for details in self._client.list_jobs() if _is_ours(details)]
         return sorted(found, key=lambda job: job.started or datetime.now(UTC), reverse=True)
 
     def job(self, job_id: str) -> ClusterJob:
-        """One job.
+        """The job with an id.
 
         Raises:
-            ClusterAccessError: The cluster has none by this id.
+            ClusterAccessError: The cluster has no such job.
         """
         return self._known(job_id)[1]
 
     def cancel(self, job_id: str, wait: Callable[[float], None]) -> ClusterJob:
-        """End a job once what it has finished is committed.
+        """End a job, which first commits its finished rows.
 
         Args:
-            job_id: Its id.
-            wait: Is called about every second with the seconds waited so far.
+            job_id: Id of the job.
+            wait: Called about every second with the seconds waited so far.
 
         Returns:
-            The job after its end; one that had ended before is left as it is.
+            The job after its end; a job that had ended before is left alone.
+
+        Raises:
+            ClusterAccessError: The cluster has no such job.
+            ClusterError: The job has not ended within twice the time that Ray gives it.
         """
         job = self.job(job_id)
         if job.is_over:
@@ -247,7 +263,15 @@ class Cluster:
         return job
 
     def resume(self, job_id: str) -> str:
-        """Submit the spec of a job that has ended once more: it goes on where it was. Returns the new id."""
+        """Submit the spec of an ended job again: the new job goes on where the old one was.
+
+        Returns:
+            The id of the new job.
+
+        Raises:
+            ClusterAccessError: The cluster has no such job, or the job has not ended.
+            ClusterError: See `submit`.
+        """
         metadata, job = self._known(job_id)
         if not job.is_over:
             raise ClusterAccessError(
@@ -256,16 +280,16 @@ class Cluster:
         return self.submit(parse(metadata[SPEC], origin=f"job {job_id}", new=True))
 
     def logs(self, job_id: str) -> str:
-        """What a job has printed so far."""
+        """The text that a job has printed so far."""
         self._known(job_id)
         with self._asked():
             text: Any = self._client.get_job_logs(job_id)
             if not isinstance(text, str):
-                raise TypeError(f"the logs of job {job_id} are no text")
-            return text.encode(errors="replace").decode()  # half a pair of surrogates in JSON cannot be printed
+                raise TypeError(f"the logs of job {job_id} are not text")
+            return text.encode(errors="replace").decode()  # half of a surrogate pair cannot be printed
 
     def follow(self, job_id: str) -> Iterator[str]:
-        """What a job has printed, and then what it prints, until it ends."""
+        """The text that a job has printed, then what it prints until it ends, piece by piece."""
         self._known(job_id)
         tail: AsyncIterator[str] = self._client.tail_job_logs(job_id)
         with asyncio.Runner() as runner, self._asked():
@@ -276,7 +300,7 @@ class Cluster:
                     return
 
     def _known(self, job_id: str) -> tuple[dict[str, str], ClusterJob]:
-        """What a job carries, and the job."""
+        """The metadata of a job, and the job."""
         with self._asked():
             found = next((one for one in self._client.list_jobs() if one.submission_id == job_id), None)
             job = ClusterJob.of(found) if found is not None else None
@@ -288,9 +312,10 @@ class Cluster:
 
     @contextmanager
     def _asked(self) -> Iterator[None]:
-        """What Ray's client raises, as one clear line.
+        """Raise the errors of Ray's client as one clear line.
 
-        It reads an answer without a look at its shape. So what Python raises there is an answer that no Ray gives.
+        Ray's client does not check the shape of an answer. So a TypeError or KeyError there is an answer that Ray does
+        not give.
         """
         try:
             yield
@@ -298,7 +323,7 @@ class Cluster:
             if isinstance(error, aiohttp.WSServerHandshakeError) and error.status >= http.HTTPStatus.BAD_REQUEST:
                 raise ClusterError(f"{self.address} does not answer as it should: {_first_line(error)}") from error
             raise ClusterAccessError(
-                f"{self.address} is no Ray cluster: an answer is not one of Ray's job API "
+                f"{self.address} is not a Ray cluster: an answer is not one of Ray's job API "
                 f"({type(error).__name__}: {_first_line(error)}); give the dashboard, http://head:8265"
             ) from error
         except (requests.RequestException, ConnectionError, aiohttp.ClientError, OSError) as error:
@@ -310,28 +335,32 @@ class Cluster:
                 f"{self.address} cannot be reached: {_first_line(error)}; is it the dashboard of a Ray cluster "
                 "(http://head:8265), and is its port forwarded?"
             ) from error
-        except (RuntimeError, ValueError) as error:  # of Ray's client, or of the package that it sends
+        except (RuntimeError, ValueError) as error:  # from Ray's client, or from packing what it sends
             kind = ClusterError if self._met else ClusterAccessError
             raise kind(f"{self.address}: {_first_line(error)}") from error
 
 
 def environment(folder: str) -> dict[str, Any]:
-    """What a job that is submitted runs in: the spec's folder, this magbatch, and nobody at the command."""
+    """The runtime environment of a submitted job: the spec's folder, this package, and no person at the command.
+
+    Args:
+        folder: Folder that holds the spec.
+    """
     return {
         "working_dir": folder,
         "py_modules": [str(Path(magbatch.__file__).parent)],
         "excludes": ["__pycache__"],
         "env_vars": {
             guard.UNATTENDED: "1",
-            "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S),
-            "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+            **STOP_WAIT,
+            **NO_UV,
+            **GPUS_VISIBLE,
         },
     }
 
 
 def local_paths(spec: JobSpec) -> list[str]:
-    """The places of a spec that lie on a disk: all machines of a cluster must have it by that path."""
+    """The paths of a spec that lie on a disk: every machine of a cluster must have that disk at that path."""
     return [path for path in (spec.model.source, spec.input.path, spec.output.path) if path.startswith(os.sep)]
 
 
@@ -340,15 +369,15 @@ def _is_ours(details: JobDetails) -> bool:
 
 
 def _time(milliseconds: int | None) -> datetime | None:
-    """A time of Ray's.
+    """A time of Ray's (ms since 1970), as a date; None for 0 and None.
 
     Raises:
-        OverflowError: It is beyond what a date can be.
+        OverflowError: The time is beyond what a date can be.
     """
     try:
         return datetime.fromtimestamp(milliseconds / 1000, UTC) if milliseconds else None
     except (ValueError, OSError) as error:
-        raise OverflowError(f"{milliseconds} ms is no time: {error}") from error
+        raise OverflowError(f"{milliseconds} ms is not a time: {error}") from error
 
 
 def _first_line(error: BaseException) -> str:

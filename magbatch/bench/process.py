@@ -16,6 +16,7 @@ import psutil
 from magbatch.bench import probe
 from magbatch.engines.base import HUGE_PAGES
 from magbatch.errors import BenchError
+from magbatch.fleet.ray_settings import NO_UV
 
 GRACE_S = 30.0
 LOOK_INTERVAL_S = 0.1
@@ -65,7 +66,7 @@ class Machine:
             "VLLM_NO_USAGE_STATS": "1",
             "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
             "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+            **NO_UV,
             "RAY_worker_niceness": "0",  # Ray's 15 would give way to whatever else the machine does, and raw would not
         }
         if self.engine_cores:

@@ -9,7 +9,9 @@ import os
 import sys
 from typing import Any
 
-os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+from magbatch.fleet.ray_settings import NO_UV, unset
+
+os.environ.update(unset(NO_UV))
 
 import ray
 import ray.data

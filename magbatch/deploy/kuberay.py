@@ -9,9 +9,9 @@ from magbatch.deploy.platform import RAY_VERSION, SPEC_PATH, Platform
 from magbatch.deploy.pods import CONTAINER_SECURITY, head_pod, submitter_pod, token_mount, worker_pod
 from magbatch.deploy.text import to_yaml
 from magbatch.errors import SpecError
+from magbatch.fleet import ray_settings
 from magbatch.spec import JobSpec, ShapeSpec
 
-JOB_STOP_WAIT_S = 90  # Ray's own is 3
 RETRIES = 5  # a driver that was interrupted or killed is started again, and goes on where it was
 RETRY_PAUSE_S = 30
 SCRIPT_PATH = "/etc/magbatch/run.sh"
@@ -94,7 +94,7 @@ def _suspended(platform: Platform) -> dict[str, Any]:
 
 
 def _job(spec: JobSpec, platform: Platform, command: str) -> dict[str, Any]:
-    environment = {"RAY_JOB_STOP_WAIT_TIME_S": str(JOB_STOP_WAIT_S), "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    environment = {**ray_settings.STOP_WAIT, **ray_settings.GPUS_VISIBLE}
     deadline = {} if platform.deadline_s is None else {"activeDeadlineSeconds": platform.deadline_s}
     return {
         "entrypoint": f"sh {SCRIPT_PATH} {command}",

@@ -6,8 +6,9 @@ from enum import StrEnum
 
 from magbatch.deploy.forms import FORMS, check_accelerator, check_egress, check_form, flag
 from magbatch.errors import SpecError
+from magbatch.fleet import ray_settings
 
-RAY_VERSION = "2.60.0"
+RAY_VERSION = ray_settings.VERSION
 REGION = "us-east-1"  # where --region names none
 SPEC_PATH = "/etc/magbatch/job.yaml"
 METRICS_PORT = 9480

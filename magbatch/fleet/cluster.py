@@ -1,7 +1,6 @@
-"""The cluster of one run: a local Ray that lives as long as the run, or one that is there already.
+"""The cluster of one run: the Ray cluster at RAY_ADDRESS, or a local Ray that lives as long as the run.
 
-What answers rows on it is in `supervise`, which imports Ray Data: that takes longer than all else that is imported, and
-is done while Ray starts.
+`supervise` answers rows on the cluster. It imports Ray Data, the slowest import of all, while Ray starts.
 """
 
 import importlib
@@ -19,19 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Before ray is imported: under `uv run`, Ray would re-create the uv environment for every worker.
-os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-# A replica of several GPUs holds none itself, its placement group does: Ray must not hide them from it.
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-# Ray Data's own actor arguments make Ray's core print an error for every job (ray issue 53727).
-os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-# Ray would wait for 30 s, deaf, where SIGTERM comes while it starts: for services that drain, of which there are none.
-os.environ.setdefault("RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", "0")
+from magbatch.fleet import ray_settings
+
+os.environ.update(ray_settings.unset(ray_settings.DRIVER))
 
 import numpy as np
 import psutil
 import ray
-from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 
 import magbatch
 from magbatch import guard
@@ -46,29 +39,32 @@ from magbatch.errors import (
     one_line,
 )
 from magbatch.fleet.devices import check_gpus, too_few
+from magbatch.fleet.observer import FleetObserver
 from magbatch.fleet.ray_auth import authenticate, own_token
+from magbatch.fleet.ray_private import CORE, check, is_submitted
 from magbatch.fleet.vital import Vital
 from magbatch.ledger.holder import LeaseToken
 from magbatch.pipeline.context import JobContext
 from magbatch.plan.plan import Plan
-from magbatch.replica.board import Snapshot, SnapshotObserver
+from magbatch.replica.board import Snapshot
 from magbatch.spec import JobSpec
 from magbatch.storage import open_store
 
 DRIVER_LOG = "_magbatch/driver.log"
 LINES_SHOWN, LINE_CHARS = 5, 500
-_PREFIX = re.compile(r"^(?:\([\w.]+(?: pid=\d+)?(?:, ip=[\d.]+)?\) )+")  # of Ray: `(raylet) `
-SHUTDOWN_GRACE_S = 10.0
+_PREFIX = re.compile(r"^(?:\([\w.]+(?: pid=\d+)?(?:, ip=[\d.]+)?\) )+")  # Ray's, such as `(raylet) `
+SHUTDOWN_GRACE_S = 10.0  # for Ray's processes to end by themselves, before they are killed
 CONNECT_TIMEOUT_S = 10.0
-WORKERS_OF_A_JOB = 6  # the replica, the board, what reads, and three of Ray Data's own
+WORKERS_OF_A_JOB = 6  # the replica, the board, a reader, and three of Ray Data's own
+_QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 
 
 def run_fleet(
     job: JobContext,
     plan: Plan,
     done: "np.ndarray[Any, np.dtype[np.int64]]",
-    watch: SnapshotObserver,
-    hold: LeaseToken,
+    observer: FleetObserver,
+    token: LeaseToken,
     *,
     any_may_have_rows: bool,
     first: bool = True,
@@ -78,28 +74,29 @@ def run_fleet(
 
     Args:
         job: The job.
-        plan: Its plan.
-        done: Rows of each shard that the ledger already holds.
-        watch: Is shown the state a few times a second.
-        hold: The run's lease.
-        any_may_have_rows: Replicas of an earlier run may have committed rows after `done` was counted: each shard is
-            looked up in the ledger again when its turn comes.
-        first: This process has had no fleet yet: a cluster that cannot be reached is a wrong address.
+        plan: The job's plan.
+        done: int64 array (shards,): rows of each shard that the ledger already holds.
+        observer: The run's observer; it sees the fleet a few times a second and may end the run.
+        token: The run's lease.
+        any_may_have_rows: Whether replicas of an earlier run may have committed rows after `done` was counted. If so,
+            each shard is looked up in the ledger again when its turn comes.
+        first: Whether this is the first fleet of this process: an address that cannot be reached is then a wrong one.
         silence: Seconds without a report after which a replica is ended; None takes them from the spec.
 
     Returns:
-        The last state.
+        The last state of the fleet.
 
     Raises:
-        InterruptedJobError: SIGINT or SIGTERM came; what was finished is committed.
+        InterruptedJobError: SIGINT or SIGTERM came; finished rows are committed.
         EngineStartError: No engine started.
-        StorageError: The output or the input's storage gave up.
-        ClusterAccessError: The cluster of RAY_ADDRESS cannot be used as it is named.
+        StorageError: The storage of the output or the input refused for too long.
+        ClusterAccessError: The cluster at RAY_ADDRESS cannot be used.
         ClusterError: Ray broke down.
+        SettingsError: The installed Ray is a version that lacks a private name that magbatch uses.
     """
     stop, session = threading.Event(), _Session()
-    # What Ray prints of its own accord (retries, lost workers) is in its log files; the progress line says
-    # what a user needs. The signals are set twice, since Ray installs handlers of its own when it starts.
+    # What Ray prints of its own accord (retries, lost workers) is in its log files; the progress line has what a user
+    # needs. The signal handlers are set twice, because Ray installs its own when it starts.
     try:
         with (
             captured(STDOUT, STDERR, replay=False) as said,
@@ -109,43 +106,52 @@ def run_fleet(
             _signals(stop),
         ):
             if not stop.is_set():
+                from magbatch.fleet.dataset import OpenShards
                 from magbatch.fleet.supervise import supervise
 
-                def watched(snapshot: Snapshot) -> JobError | None:
-                    said.bound()
-                    return watch(snapshot)
-
+                shards = OpenShards.of(plan, done, any_may_have_rows=any_may_have_rows)
                 try:
-                    last = supervise(
-                        job,
-                        plan,
-                        done,
-                        watched,
-                        stop,
-                        hold,
-                        vital,
-                        any_may_have_rows=any_may_have_rows,
-                        silence=silence,
-                    )
+                    last = supervise(job, shards, _Bounded(observer, said), stop, token, vital, silence=silence)
                 except JobError as error:
-                    if (why := vital.broken()) is not None:  # of which the error is one of many consequences
-                        raise ClusterError(why) from error
+                    if (broken := vital.broken()) is not None:  # the error is one of its many consequences
+                        raise ClusterError(broken) from error
                     raise
-    except SystemExit as end:  # by a handler of Ray's, which has codes of its own; or by a second Ctrl-C
+    except SystemExit as end:  # from a handler of Ray's, which has exit codes of its own; or from a second Ctrl-C
         if not isinstance(end.code, int | None):
             raise
         raise InterruptedJobError(guard.LEFT) from end
-    if stop.is_set():  # while Ray started, or ended
+    if stop.is_set():  # it came while Ray started, or ended
         raise InterruptedJobError(guard.LEFT)
     return last
 
 
+class _Bounded:
+    """An observer; with each state that it is shown, the file of captured output is cut to its bound.
+
+    Args:
+        observer: The run's own observer.
+        said: The captured output of this process.
+    """
+
+    def __init__(self, observer: FleetObserver, said: Captured) -> None:
+        self._observer, self._said = observer, said
+
+    def watch(self, snapshot: Snapshot) -> JobError | None:
+        """See `FleetObserver.watch`."""
+        self._said.bound()
+        return self._observer.watch(snapshot)
+
+    def say(self, message: str) -> None:
+        """See `FleetObserver.say`."""
+        self._observer.say(message)
+
+
 @dataclass(slots=True)
 class _Session:
-    """Ray's session, once there is one.
+    """Ray's session.
 
     Attributes:
-        logs: Folder of its logs on this node, as a message says it; None before Ray has started.
+        logs: Folder of Ray's logs on this node, worded for a message; None before Ray has started.
     """
 
     logs: str | None = None
@@ -158,7 +164,7 @@ class _Session:
 
 @contextmanager
 def _kept(said: Captured, output: str, session: _Session) -> Iterator[None]:
-    """Where a run fails, what was printed in it is kept in the output, its end shown, and where Ray's logs are said."""
+    """If the run fails, keep what was printed in the output, and add its last lines and Ray's logs to the error."""
     try:
         yield
     except (InterruptedJobError, TooManyFailedError):
@@ -168,7 +174,8 @@ def _kept(said: Captured, output: str, session: _Session) -> Iterator[None]:
         with suppress(StorageError):  # the run fails all the same
             open_store(output, quick=True).write(DRIVER_LOG, text.encode())
         last = _last_lines(text, str(error))
-        if last and (isinstance(error, ClusterError) or not isinstance(error, JobError)):  # others speak for themselves
+        # Other errors of a job are clear without what Ray has printed.
+        if last and (isinstance(error, ClusterError) or not isinstance(error, JobError)):
             error.add_note("\n".join([f"What was printed last (more in {output}/{DRIVER_LOG}):", *last]))
         if session.logs is not None:
             error.add_note(f"Ray's logs, of all workers: {session.logs}")
@@ -176,14 +183,14 @@ def _kept(said: Captured, output: str, session: _Session) -> Iterator[None]:
 
 
 def _last_lines(text: str, error: str) -> list[str]:
-    """The last lines that were printed, without colours, each once, and none that the error says itself."""
+    """The last LINES_SHOWN different lines of a text, without colours, except lines that the error holds itself."""
     lines = [_PREFIX.sub("", one_line(line, LINE_CHARS)) for line in text.splitlines()]
     once = dict.fromkeys(line for line in reversed(lines) if line and line not in error)
     return list(once)[:LINES_SHOWN][::-1]
 
 
 def _knock(address: str) -> None:
-    """Raises OSError at once where nobody listens: Ray itself would try for minutes."""
+    """Raise OSError at once if nothing listens at an address; Ray itself would try for minutes."""
     host, _, port = address.rpartition(":")
     if host and port.isdigit():
         socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
@@ -191,8 +198,8 @@ def _knock(address: str) -> None:
 
 @contextmanager
 def _importing(module: str) -> Iterator[None]:
-    """Import a module meanwhile: Ray takes seconds to start, which are spent waiting."""
-    # An error is raised again by who imports it next.
+    """Import a module in a thread: this process only waits during the seconds in which Ray starts."""
+    # An error is raised again by the next import of the module.
     thread = threading.Thread(target=importlib.import_module, args=(module,), name="imports", daemon=True)
     thread.start()
     try:
@@ -203,68 +210,41 @@ def _importing(module: str) -> Iterator[None]:
 
 @contextmanager
 def _cluster(spec: JobSpec, session: _Session, *, first: bool) -> Iterator[Vital]:
-    """The cluster of RAY_ADDRESS, or a local Ray that ends with this block, with all its processes.
+    """The cluster at RAY_ADDRESS, or a local Ray that ends with this block, with all its processes.
 
     Yields:
-        What watches the processes that a local Ray cannot do without.
+        The watch over the processes that a local Ray cannot do without.
 
     Raises:
-        ClusterAccessError: The cluster cannot be used, and never could.
-        ClusterError: It can no longer be reached, or no local Ray can be started.
+        ClusterAccessError: The cluster cannot be used, and this process has not used it before.
+        ClusterError: The cluster can no longer be reached, or no local Ray can be started.
+        SettingsError: The installed Ray is a version that lacks a private name that magbatch uses.
     """
+    check(CORE)
     address = os.environ.get("RAY_ADDRESS")
     if address and address.startswith("ray://"):
         raise ClusterAccessError(f"RAY_ADDRESS={address}: Ray Client is not supported; give the head node's host:6379")
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    environment: dict[str, Any] = {}
     mine = psutil.Process()
     before = set(mine.children(recursive=True))
     vital = Vital(local=not address)
     try:
         if address:
-            _knock(address)
-            authenticate(address)
-            if RAY_JOB_CONFIG_JSON_ENV_VAR not in os.environ:  # else `submit` has sent both with the job
-                # The package travels, so that the cluster runs the version that the user runs.
-                package = str(Path(magbatch.__file__).parent)
-                environment = {"py_modules": [package], "env_vars": {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}}
-            with _importing("magbatch.fleet.supervise"):
-                session.begun(ray.init(address=address, runtime_env=environment or None, **quiet))
+            _connect(address, session)
         else:
-            check_gpus(spec)
-            # Replicas must leave a CPU for reading, or nothing would ever reach them: Ray counts, it does not pin.
-            cpus = max(os.cpu_count() or 1, math.ceil(spec.replicas.max * spec.replicas.cpus) + 1)
-            # A local Ray starts as many processes before it is asked for the first: none that the job would not use.
-            os.environ.setdefault("RAY_prestart_worker_first_driver", str(int(cpus <= WORKERS_OF_A_JOB)))
-            own_token()
-            # Without a runtime environment: Ray would start no worker before its agent for those is up.
-            with _importing("magbatch.fleet.supervise"), vital.watched(starting=True):
-                session.begun(ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet))
-            there = int(ray.cluster_resources().get("GPU", 0))
-            if there < spec.replicas.gpus:
-                ray.shutdown()
-                raise too_few(spec, there)
+            _start_local(spec, session, vital)
     except JobError:
         raise
-    except Exception as error:  # Ray raises a bare one when a node is slow to start
-        if (why := vital.broken()) is not None:
-            raise ClusterError(why) from error
-        if address and first:
-            raise ClusterAccessError(
-                f"RAY_ADDRESS={address} cannot be used: {error}; is it the head node's host:6379, and does it run "
-                f"Ray {ray.__version__} on Python {platform.python_version()}?"
-            ) from error
-        where = f"RAY_ADDRESS={address}" if address else "a local Ray"
-        raise ClusterError(f"{where} cannot be used: {error}") from error
+    except Exception as error:  # Ray raises a bare Exception if a node is slow to start
+        raise _unusable(address, vital, error, first=first) from error
     try:
         with vital.watched():
             yield vital
     finally:
         started = set(mine.children(recursive=True)) - before
         broken = vital.broken() is not None
-        if not broken:  # else it would wait for what is gone
+        if not broken:  # otherwise it would wait for processes that are gone
             ray.shutdown()
-        # Ray does not wait for its workers, nor they for their engines: none may outlive the command.
+        # Ray does not wait for its workers, nor workers for their engines: none may outlive the command.
         _, left = psutil.wait_procs(started, timeout=0.0 if broken else SHUTDOWN_GRACE_S)
         for process in left:
             with suppress(psutil.NoSuchProcess):
@@ -272,12 +252,58 @@ def _cluster(spec: JobSpec, session: _Session, *, first: bool) -> Iterator[Vital
         psutil.wait_procs(left)
 
 
+def _connect(address: str, session: _Session) -> None:
+    """Connect to a cluster; this package travels with the job, so that the cluster runs the user's version."""
+    _knock(address)
+    authenticate(address)
+    environment: dict[str, Any] | None = None
+    if not is_submitted():  # `submit` sends the package and the variables with the job
+        package = str(Path(magbatch.__file__).parent)
+        environment = {"py_modules": [package], "env_vars": ray_settings.GPUS_VISIBLE}
+    with _importing("magbatch.fleet.supervise"):
+        session.begun(ray.init(address=address, runtime_env=environment, **_QUIET))
+
+
+def _start_local(spec: JobSpec, session: _Session, vital: Vital) -> None:
+    """Start a Ray on this machine.
+
+    Raises:
+        SpecError: The machine has too few GPUs for one replica.
+    """
+    check_gpus(spec)
+    # Replicas must leave a CPU for reading, or they would get no rows: Ray counts CPUs, it does not pin.
+    cpus = max(os.cpu_count() or 1, math.ceil(spec.replicas.max * spec.replicas.cpus) + 1)
+    # A local Ray starts one worker for each CPU in advance: only if the job would use them all.
+    os.environ.setdefault("RAY_prestart_worker_first_driver", str(int(cpus <= WORKERS_OF_A_JOB)))
+    own_token()
+    # No runtime environment: with one, Ray starts no worker before its agent for environments is up.
+    with _importing("magbatch.fleet.supervise"), vital.watched(starting=True):
+        session.begun(ray.init(address="local", num_cpus=cpus, include_dashboard=False, **_QUIET))
+    there = int(ray.cluster_resources().get("GPU", 0))
+    if there < spec.replicas.gpus:
+        ray.shutdown()
+        raise too_few(spec, there)
+
+
+def _unusable(address: str | None, vital: Vital, error: Exception, *, first: bool) -> JobError:
+    """The error of a cluster that cannot be used, or of a local Ray that does not start."""
+    if (broken := vital.broken()) is not None:
+        return ClusterError(broken)
+    if address and first:
+        return ClusterAccessError(
+            f"RAY_ADDRESS={address} cannot be used: {error}; is it the head node's host:6379, and does it run "
+            f"Ray {ray.__version__} on Python {platform.python_version()}?"
+        )
+    where = f"RAY_ADDRESS={address}" if address else "a local Ray"
+    return ClusterError(f"{where} cannot be used: {error}")
+
+
 class _signals:
-    """Turns what asks the run to end into an event; a second SIGINT ends it at once.
+    """Turns signals that ask the run to end into an event; a second SIGINT ends the process at once.
 
     Args:
         stop: The event.
-        in_seconds: Nothing is to be committed: the keeper ends the command if it does not end by itself.
+        in_seconds: Whether nothing has to be committed. Then the keeper ends a command that does not end by itself.
     """
 
     def __init__(self, stop: threading.Event, *, in_seconds: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""The GPUs of this machine, counted as a local Ray will count them: Ray is neither started nor imported."""
+"""The GPUs of this machine, counted as a local Ray will count them. Ray is neither started nor imported."""
 
 import ctypes
 import importlib.util
@@ -8,15 +8,15 @@ import sys
 from magbatch.errors import SpecError
 from magbatch.spec import JobSpec
 
-NVML = "libnvidia-ml.so.1"  # of NVIDIA's driver; Ray asks the same library
+NVML = "libnvidia-ml.so.1"  # part of NVIDIA's driver; Ray asks the same library
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-# Other makers' GPUs, which Ray counts by their own libraries: AMD's driver, and the packages for Intel and MetaX.
+# GPUs of other makers, which Ray counts by their own libraries: AMD's driver; packages for Intel and MetaX.
 OTHER_DRIVERS = ("/dev/kfd",)
 OTHER_PACKAGES = ("dpctl", "pymxsml")
 
 
 def check_gpus(spec: JobSpec) -> None:
-    """Hold what a replica asks for against this machine, unless the job goes to a cluster.
+    """Compare the GPUs of a replica with this machine's, unless the job goes to a cluster.
 
     Raises:
         SpecError: A local Ray would have too few GPUs for one replica.
@@ -29,10 +29,10 @@ def check_gpus(spec: JobSpec) -> None:
 
 
 def too_few(spec: JobSpec, there: int) -> SpecError:
-    """What is said where a replica asks for more GPUs than a machine has.
+    """The error of a machine that has fewer GPUs than a replica asks for.
 
     Args:
-        spec: The job.
+        spec: The job's spec.
         there: GPUs of the machine.
     """
     return SpecError(
@@ -42,7 +42,7 @@ def too_few(spec: JobSpec, there: int) -> SpecError:
 
 
 def gpus_here() -> int | None:
-    """GPUs that this process may use; None where only Ray can tell."""
+    """GPUs that this process may use; None if only Ray can tell."""
     count = _nvidia()
     if count:
         visible = os.environ.get(VISIBLE)
@@ -52,7 +52,7 @@ def gpus_here() -> int | None:
 
 
 def visible_count(visible: str) -> int:
-    """GPUs that CUDA_VISIBLE_DEVICES lets through, at most.
+    """GPUs that a value of CUDA_VISIBLE_DEVICES lets through, at most.
 
     >>> visible_count("0,1"), visible_count(""), visible_count("NoDevFiles")
     (2, 0, 0)
@@ -61,7 +61,7 @@ def visible_count(visible: str) -> int:
 
 
 def _nvidia() -> int:
-    """NVIDIA's GPUs; 0 without their driver."""
+    """NVIDIA GPUs of this machine; 0 without NVIDIA's driver."""
     try:
         library = ctypes.CDLL(NVML)
         if library.nvmlInit_v2() != 0:
@@ -69,6 +69,6 @@ def _nvidia() -> int:
         count = ctypes.c_uint()
         found = library.nvmlDeviceGetCount_v2(ctypes.byref(count))
         library.nvmlShutdown()
-    except (OSError, AttributeError):  # no driver, or one of before 2012
+    except (OSError, AttributeError):  # no driver, or a driver from before 2012
         return 0
     return count.value if found == 0 else 0

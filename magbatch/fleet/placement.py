@@ -1,4 +1,4 @@
-"""Where replicas are: what one asks Ray for, how much it holds at once, and what is said while none has a place."""
+"""The devices of replicas: what a replica asks Ray for, how many shards it holds, and why it has no devices yet."""
 
 import math
 import time
@@ -6,42 +6,56 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import ray
-from ray._private.state import available_resources_per_node
 from ray.util.placement_group import placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from magbatch.counts import counted
 from magbatch.engines.defaults import DEVICES_A_NODE
+from magbatch.fleet.ray_private import free_resources
 from magbatch.replica.board import Snapshot, State
 from magbatch.spec import ReplicasSpec
 
-# Rows of open shards, in slots. Where 1% of rows are 100 times as long as the others, half of the slots are theirs, and
-# while one of them is answered, the other half takes 50 times the slots' worth of rows: it holds all their shards open.
+# Rows of open shards for each engine slot. If 1% of rows are 100 times as long as the rest, they fill half of the
+# slots. While a long row is answered, the other half passes 50 rows a slot, and the long row may keep all their shards
+# open.
 SLOTS_OF_SHARDS = 64
 MIN_OPEN_SHARDS = 4
 MAX_OPEN_SHARDS = 256
-# Of the open shards where every prompt is as long as it may be: a pool grows when its replicas are full, and they never
-# would be where the object store has no room.
+# Upper bound for the open shards of a replica at maximum prompt length. Beyond it the object store fills up, replicas
+# never look full, and the pool stops growing.
 MAX_OPEN_BYTES = 4 << 30
 TOKEN_BYTES = 4
 MAX_BLOCKS_AHEAD, MIN_BLOCKS_AHEAD = 16, 2
-MAX_BYTES_AHEAD = 256 << 20  # of one read task, where every prompt is as long as it may be
-MAX_OPEN_IMAGE_SHARDS = 64  # x 32 rows x 7 MB: 14 GB where every image has the largest size
-UNPLACED_S = 15.0  # without any replica, until it is said why
-UNPLACED_LOOK_S = 2.0  # between two looks at the cluster meanwhile
+MAX_BYTES_AHEAD = 256 << 20  # for one read task at maximum prompt length
+MAX_OPEN_IMAGE_SHARDS = 64  # x 32 rows x 7 MB: 14 GB if every image has the largest size
+UNPLACED_S = 15.0  # replicas wait for devices so long before a person is told why
+UNPLACED_LOOK_S = 2.0  # between two looks at the cluster while they wait
 
 Node = tuple[dict[str, str], dict[str, float]]
-"""Labels of a node, and what it has."""
+"""Labels of a node, and its resources: CPU, GPU and so on."""
 
 
 def open_shards(
     slots: int, shard_rows: int, num_shards: int, max_replicas: int, prompt_tokens: int, *, images: bool
 ) -> int:
-    """Shards that one replica holds at once; `prompt_tokens` is the most that a prompt may have.
+    """Shards that one replica holds at once.
 
-    Enough that shards held open by a few long rows do not keep the engine from others, and, in a
-    small job, no more than leaves work for the other replicas. Ray's object store keeps the block of
-    an open shard, decoded images included: with images there are fewer.
+    The number is large enough that shards held open by a few long rows do not keep the engine from other rows. In a
+    small job it leaves shards for the other replicas. Ray's object store keeps the block of an open shard, with its
+    decoded images, so there are fewer with images.
+
+    Here 256 shards are wanted, half of a replica's even part is 8, and twice the slots' worth of rows needs 9:
+
+    >>> open_shards(slots=64, shard_rows=16, num_shards=64, max_replicas=4, prompt_tokens=40_000, images=False)
+    9
+
+    Args:
+        slots: Engine slots of the replica.
+        shard_rows: Mean rows of a shard.
+        num_shards: Open shards of the job.
+        max_replicas: Most replicas of the job.
+        prompt_tokens: Most tokens of a prompt.
+        images: Whether rows may have images.
     """
     wanted = math.ceil(SLOTS_OF_SHARDS * slots / shard_rows)
     fair = math.ceil(num_shards / (2 * max_replicas)) if max_replicas > 1 else num_shards
@@ -52,30 +66,32 @@ def open_shards(
 
 
 def blocks_ahead(shard_rows: int, prompt_tokens: int, *, plain: bool) -> int:
-    """Shards that one read task makes before the first of them is taken.
+    """Shards that one read task makes before Ray Data takes the first of them.
 
     Args:
-        shard_rows: Rows of a shard.
-        prompt_tokens: The most that a prompt may have.
-        plain: A row is its prompt alone: how much pictures and carried columns hold is not known beforehand.
+        shard_rows: Mean rows of a shard.
+        prompt_tokens: Most tokens of a prompt.
+        plain: Whether a row is its prompt only. The size of images and carried columns is not known in advance.
     """
     room = MAX_BYTES_AHEAD // (TOKEN_BYTES * prompt_tokens * shard_rows)
     return max(MIN_BLOCKS_AHEAD, min(MAX_BLOCKS_AHEAD, room)) if plain else MIN_BLOCKS_AHEAD
 
 
 def remote_args(replicas: ReplicasSpec, nodes: Callable[[], Iterable[Node]] | None = None) -> dict[str, Any]:
-    """Ray's arguments for a replica: its devices, on one node where one holds them, of those that it prefers.
+    """Ray's arguments for the actor of a replica: its devices, and the nodes that it prefers.
+
+    The devices are on one node, up to DEVICES_A_NODE of them; more are one placement group over several nodes.
 
     Args:
-        replicas: The spec's.
-        nodes: Gives the nodes of the cluster, with what is free on them.
+        replicas: The spec's `replicas`.
+        nodes: Gives the nodes of the cluster, with their free resources; None asks Ray.
     """
     gpus, cpus = replicas.gpus, replicas.cpus
     selectors = [shape.selector for shape in replicas.prefer]
     if gpus <= DEVICES_A_NODE:
         args: dict[str, Any] = {"num_cpus": cpus, "num_gpus": gpus}
         if selectors:
-            # Ray takes the first that has room, the autoscaler the first that it can add.
+            # Ray takes the first choice that has room, an autoscaler the first choice that it can add.
             args["label_selector"] = selectors[0]
             args["fallback_strategy"] = [{"label_selector": selector} for selector in selectors[1:]]
         return args
@@ -83,7 +99,7 @@ def remote_args(replicas: ReplicasSpec, nodes: Callable[[], Iterable[Node]] | No
     def strategy() -> dict[str, Any]:
         # vLLM's Ray executor puts one worker into each bundle; the replica itself sits in the first.
         bundles: list[dict[str, float]] = [{"GPU": 1.0, "CPU": cpus}, *({"GPU": 1.0} for _ in range(gpus - 1))]
-        # A placement group has no second choice (Ray 2.60): it is made here, when the replica is asked for.
+        # A placement group has no second choice (Ray 2.60), so the choice is made here, when Ray starts a replica.
         chosen = [choose(selectors, gpus, (nodes or free_nodes)())] * gpus if selectors else None
         group = placement_group(bundles, strategy="PACK", bundle_label_selector=chosen)
         return {
@@ -96,7 +112,13 @@ def remote_args(replicas: ReplicasSpec, nodes: Callable[[], Iterable[Node]] | No
 
 
 def choose(selectors: list[dict[str, str]], gpus: int, nodes: Iterable[Node]) -> dict[str, str]:
-    """The first labels whose nodes have so many GPUs free together; else the first of all, for an autoscaler to add."""
+    """The first choice whose nodes have enough free GPUs together, else the first of all: an autoscaler may add it.
+
+    Args:
+        selectors: Node labels of each choice, the best first.
+        gpus: GPUs of one replica.
+        nodes: Nodes of the cluster, with their free resources.
+    """
     there = list(nodes)
     for selector in selectors:
         if sum(free.get("GPU", 0.0) for labels, free in there if selector.items() <= labels.items()) >= gpus:
@@ -105,18 +127,19 @@ def choose(selectors: list[dict[str, str]], gpus: int, nodes: Iterable[Node]) ->
 
 
 def free_nodes() -> list[Node]:
-    """The nodes of the cluster that live, with what is free on them."""
-    free = available_resources_per_node()
+    """The live nodes of the cluster, with their free resources."""
+    free = free_resources()
     return [(node["Labels"], free.get(node["NodeID"], {})) for node in ray.nodes() if node["Alive"]]
 
 
 class PlacementNotice:
-    """Says why replicas have no place, when that has been so for a while; again only what has changed.
+    """Words why replicas have no devices, once they have waited for a while, and again when the reason changes.
 
     Args:
-        replicas: The spec's.
-        cluster: Gives what the cluster has in all, and what is free.
-        labels: Gives the labels of its nodes.
+        replicas: The spec's `replicas`.
+        cluster: Gives the cluster's resources, all and free; None asks Ray.
+        labels: Gives the labels of each node; None asks Ray.
+        clock: Gives the time in seconds.
     """
 
     def __init__(
@@ -124,24 +147,25 @@ class PlacementNotice:
         replicas: ReplicasSpec,
         cluster: Callable[[], tuple[dict[str, float], dict[str, float]]] | None = None,
         labels: Callable[[], list[dict[str, str]]] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._replicas = replicas
+        self._replicas, self._clock = replicas, clock
         self._cluster = cluster or (lambda: (ray.cluster_resources(), ray.available_resources()))
         self._labels = labels or (lambda: [node["Labels"] for node in ray.nodes() if node["Alive"]])
-        self._since = self._looked = time.monotonic()
+        self._since = self._looked = clock()
         self._placed = 0
         self._said: tuple[Any, ...] | None = None
 
-    def look(self, snapshot: Snapshot, waiting: int = 0) -> str | None:
-        """What a person should be told now.
+    def check(self, snapshot: Snapshot, waiting: int = 0) -> str | None:
+        """A line for a person, or None if there is nothing new to say.
 
         Args:
-            snapshot: Of the board.
-            waiting: Replicas that Ray was asked for and that have no place.
+            snapshot: The state of the fleet.
+            waiting: Replicas that Ray was asked for and that have no devices.
         """
-        now = time.monotonic()
+        now = self._clock()
         placed = snapshot.replicas + snapshot.count(State.STARTING)
-        if placed != self._placed:  # who has just got a place may still be among those that wait
+        if placed != self._placed:  # a replica that has just got devices may still count as waiting
             self._placed, self._since = placed, now
         if placed and not waiting:
             self._since, self._said = now, None
@@ -150,7 +174,7 @@ class PlacementNotice:
             return None
         self._looked = now
         total, free = self._cluster()
-        # What is free comes and goes all the time where replicas work; it says something where none does.
+        # While replicas work, free resources change all the time and mean nothing.
         state = (waiting, total) if placed else (total, free)
         if state == self._said:
             return None
@@ -167,7 +191,16 @@ def unplaced(
     placed: int = 0,
     waiting: int = 0,
 ) -> str:
-    """What one replica asks for, and what the cluster has."""
+    """A line on what one replica asks for and what the cluster has.
+
+    Args:
+        replicas: The spec's `replicas`.
+        total: Resources of the cluster.
+        free: Free resources of the cluster.
+        labels: Labels of each node.
+        placed: Replicas that have devices.
+        waiting: Replicas that have none.
+    """
     gpus, cpus = replicas.gpus, replicas.cpus
     kinds = {"GPU": float(gpus), "CPU": cpus} if gpus else {"CPU": cpus}
 
@@ -183,7 +216,7 @@ def unplaced(
         nodes = (f"{shape} ({count} here)" for shape, count in zip(replicas.prefer, counts, strict=True))
         wanted += f" on a node of {', or '.join(nodes)}"
         short = short or not any(counts)
-    who = f"{placed} of {counted(placed + waiting, 'replica')} have a place" if placed else "no replica has a place yet"
-    return f"{who}: one asks for {wanted}, the cluster has {has}; waiting for " + (
-        "nodes to be added" if short or placed else "room, or for a replica that has just got it to start"
+    who = f"{placed} of {counted(placed + waiting, 'replica')} have devices" if placed else "no replica has devices yet"
+    return f"{who}: each asks for {wanted}, the cluster has {has}; waiting for " + (
+        "nodes to be added" if short or placed else "devices to become free, or for a new replica to start"
     )

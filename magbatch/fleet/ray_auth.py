@@ -1,7 +1,7 @@
-"""Ray's tokens: one of its own for a local Ray, and for a cluster that asks for one the one at hand.
+"""Ray's tokens: a fresh token for a local Ray, and the user's token for a cluster that asks for one.
 
-A Ray client sends a token only under RAY_AUTH_MODE=token, whatever else is set, and then to every host. Here a host is
-sent one when it has asked. All that is private of Ray about it is in this file (Ray 2.60, which is pinned).
+Ray's own client sends a token only under RAY_AUTH_MODE=token, and then to every host. Here a host gets the token only
+after it has asked.
 """
 
 import os
@@ -10,24 +10,23 @@ from dataclasses import dataclass
 
 import grpc  # type: ignore[import-untyped]
 import ray
-from ray._private.services import find_bootstrap_address
-from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
 from magbatch.errors import ClusterAccessError
+from magbatch.fleet.ray_private import latest_address, raw_token, read_settings_again
 
 MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 PROBE_TIMEOUT_S = 10.0
-# A question of no weight, of the service that each client asks first; its request has no field that must be set.
+# A harmless request to the service that every client of Ray asks first; no field of it must be set.
 _PROBE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A token, as Ray's own rule finds it.
+    """A token, found as Ray itself would find it.
 
     Attributes:
         text: The token.
-        origin: The environment variable, or the file, that it comes from.
+        origin: Environment variable or file that it comes from.
     """
 
     text: str
@@ -35,14 +34,13 @@ class Token:
 
 
 def token_at_hand() -> Token | None:
-    """The token of RAY_AUTH_TOKEN, else of the file RAY_AUTH_TOKEN_PATH, else of ~/.ray/auth_token; None without any.
+    """The token of RAY_AUTH_TOKEN, else of the file RAY_AUTH_TOKEN_PATH, else of ~/.ray/auth_token; else None.
 
     Raises:
         ClusterAccessError: The file that RAY_AUTH_TOKEN_PATH names cannot be read.
     """
-    loader = AuthenticationTokenLoader.instance()
     try:
-        text = loader.get_raw_token(ignore_auth_mode=True)
+        text = raw_token()
     except ray.exceptions.AuthenticationError as error:
         raise ClusterAccessError(
             f"{TOKEN_PATH} {os.environ.get(TOKEN_PATH)}: cannot be read, or is empty: write the cluster's token there"
@@ -56,7 +54,11 @@ def token_at_hand() -> Token | None:
 
 
 def wanted(where: str) -> ClusterAccessError:
-    """The error of a cluster that asks for a token where there is none."""
+    """The error of a cluster that asks for a token when there is none.
+
+    Args:
+        where: Name of the cluster in the message: its address, and the variable or option that holds it.
+    """
     return ClusterAccessError(
         f"{where}: the cluster asks for a token, and none is at hand: set {TOKEN}, or {TOKEN_PATH} to a file with it "
         "(`ray get-auth-token` shows it on the head node)"
@@ -64,17 +66,25 @@ def wanted(where: str) -> ClusterAccessError:
 
 
 def refused(where: str, token: Token) -> ClusterAccessError:
-    """The error of a cluster that does not take a token."""
+    """The error of a cluster that refuses a token.
+
+    Args:
+        where: Name of the cluster in the message.
+        token: The refused token, of which the message has the origin only.
+    """
     return ClusterAccessError(
         f"{where}: the cluster refuses the token of {token.origin}: set {TOKEN} to the cluster's own"
     )
 
 
 def authenticate(address: str) -> None:
-    """Have this process send its token to the cluster at `host:port`, or `auto`, if that asks for one; else to none.
+    """Make this process send its token to a cluster if the cluster asks for one, and to no other host.
+
+    Args:
+        address: `host:port` of the head node, or `auto`.
 
     Raises:
-        ClusterAccessError: It asks, and no token is at hand, or not the right one.
+        ClusterAccessError: The cluster asks, and no token is at hand, or a wrong one.
     """
     if os.environ.get(MODE, "").lower() == "token" and token_at_hand() is None:
         raise ClusterAccessError(
@@ -82,12 +92,12 @@ def authenticate(address: str) -> None:
         )
     where = f"RAY_ADDRESS={address}"
     if address == "auto":  # the cluster that was started last on this machine
-        address = find_bootstrap_address(None) or address
+        address = latest_address() or address
     if ":" not in address or os.environ.get("RAY_USE_TLS", "0") not in {"", "0"}:
-        return  # none, as Ray will say; or a port that speaks TLS, whose certificates are Ray's matter
+        return  # no cluster, which Ray reports itself; or TLS, for which only Ray has the certificates
     answer = _answer(address, None)
     if answer is grpc.StatusCode.OK:
-        _set_mode("disabled")  # under RAY_AUTH_MODE=token the cluster would be sent a token that it has not asked for
+        _set_mode("disabled")  # RAY_AUTH_MODE=token would send a token that the cluster has not asked for
     if answer is not grpc.StatusCode.UNAUTHENTICATED:
         return
     token = token_at_hand()
@@ -100,11 +110,11 @@ def authenticate(address: str) -> None:
 
 def _set_mode(mode: str) -> None:
     os.environ[MODE] = mode
-    Config.initialize("")  # Ray has read the mode already, when it was imported
+    read_settings_again()
 
 
 def _answer(address: str, token: Token | None) -> grpc.StatusCode:
-    """How a cluster's head answers who sends this token."""
+    """The status with which a cluster's head answers a request that has this token, or none."""
     metadata = [("authorization", f"Bearer {token.text}")] if token else []
     with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
         ask = channel.unary_unary(_PROBE)
@@ -117,10 +127,10 @@ def _answer(address: str, token: Token | None) -> grpc.StatusCode:
 
 
 def own_token() -> None:
-    """Give the local Ray that this process starts a token of its own, in the environment alone.
+    """Give the local Ray that this process starts a token of its own, in the environment only.
 
-    Ray itself would write one to ~/.ray/auth_token, for all accounts of the machine to read; and each later
-    `ray start --head` of this account would ask for it.
+    Ray would write a token to ~/.ray/auth_token, where every account of the machine may read it. Each later
+    `ray start --head` of this account would then ask for that token.
     """
     if os.environ.get(MODE, "token").lower() == "token" and not (os.environ.get(TOKEN) or os.environ.get(TOKEN_PATH)):
         os.environ[TOKEN] = secrets.token_hex(32)

@@ -1,6 +1,6 @@
-"""The processes that a local Ray cannot do without, watched: a run ends within a moment of theirs.
+"""A watch over the processes that a local Ray cannot do without: a run ends within a moment of their end.
 
-Ray's own code would notice after 15 to 60 seconds, and end the driver without a word.
+Ray's own code would notice after 15 to 60 seconds, and end the driver without a message.
 """
 
 import os
@@ -12,31 +12,34 @@ from contextlib import contextmanager, suppress
 import psutil
 
 from magbatch import guard
+from magbatch.fleet.ray_private import vital_processes
 
-VITAL = ("gcs_server", "raylet")  # the raylet ends with its agents, and workers with the raylet
 LOOK_S = 0.25
 
 
 class Vital:
-    """Watches the children of this process that are called as in `VITAL` and were not there at first.
+    """Watches children of this process by their names. Children from before this object was made do not count.
 
     Args:
-        local: Whether Ray is this process's own; nothing is watched where it is not.
+        local: Whether Ray is this process' own; otherwise nothing is watched.
+        names: Names of the processes to watch; None takes those of Ray.
+        look_s: Seconds between two looks.
     """
 
-    def __init__(self, *, local: bool) -> None:
+    def __init__(self, *, local: bool, names: tuple[str, ...] | None = None, look_s: float = LOOK_S) -> None:
         self._parent = psutil.Process() if local else None
         self._before = {child.pid for child in self._parent.children()} if self._parent is not None else set()
-        self._names: dict[int, str] = {}
+        self._vital, self._look_s = names or vital_processes(), look_s
+        self._names: dict[int, str] = {}  # by process id
         self._over = threading.Event()
-        self._why: str | None = None
+        self._broken: str | None = None
 
     @contextmanager
     def watched(self, *, starting: bool = False) -> Iterator[None]:
-        """For the length of a block, what has ended is told to the keeper, which ends a driver that hangs over it.
+        """Within this block, tell the keeper if a process ends: the keeper ends a driver that then hangs.
 
         Args:
-            starting: The children start within the block.
+            starting: Whether the processes start within the block.
         """
         self._over.clear()
         thread = threading.Thread(target=self._watch, args=(starting,), name="vital", daemon=True)
@@ -50,31 +53,31 @@ class Vital:
             thread.join()
 
     def broken(self) -> str | None:
-        """What has ended and how, in a line; None while all are there."""
-        if self._why is None:
+        """The process that has ended and how, in one line; None while all of them run."""
+        if self._broken is None:
             for pid, name in list(self._names.items()):
                 if (how := _how_it_ended(pid)) is not None:
-                    self._why = f"Ray's {name} (process {pid}) {how}; what was committed stays"
+                    self._broken = f"Ray's {name} (process {pid}) {how}; what was committed stays"
                     break
-        return self._why
+        return self._broken
 
     def _find(self) -> None:
         for child in self._parent.children() if self._parent is not None else []:
             with suppress(psutil.NoSuchProcess):
-                if child.pid not in self._before and (name := child.name()) in VITAL:
+                if child.pid not in self._before and (name := child.name()) in self._vital:
                     self._names[child.pid] = name
 
     def _watch(self, starting: bool) -> None:
-        while not self._over.wait(LOOK_S):
+        while not self._over.wait(self._look_s):
             if starting:
                 self._find()
-            if (why := self.broken()) is not None:
-                guard.explain(why)
+            if (broken := self.broken()) is not None:
+                guard.explain(broken)
                 return
 
 
 def _how_it_ended(pid: int) -> str | None:
-    """How a child has ended; None while it runs. It stays to be waited for by Ray."""
+    """The way in which a child has ended, in words; None while it runs. Ray itself still waits for the child."""
     try:
         found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:

@@ -1,14 +1,12 @@
-"""The actor of one replica: an engine started within its time, the replica around it, and its end.
+"""The actor of one replica: it starts the engine in time, runs the replica, and ends the process if either breaks.
 
-Ray starts a worker that has ended anew, with all that it had before it but its engine; what was committed is in the
-ledger, and nothing else of it counts.
+Ray starts an ended actor again with the same arguments. Its rows are safe: all that counts is in the ledger.
 """
 
 import functools
 import gc
 import itertools
 import os
-import socket
 import threading
 import time
 import traceback
@@ -16,7 +14,7 @@ import uuid
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, NoReturn
 
 import psutil
 import pyarrow as pa
@@ -28,8 +26,9 @@ from magbatch.engines import start
 from magbatch.engines.base import Engine, EngineConfig
 from magbatch.engines.defaults import engine_args
 from magbatch.errors import DefectError, JobError, LeaseError, StorageError
+from magbatch.fleet.nodes import this_node
 from magbatch.ledger.holder import LeaseToken
-from magbatch.model.checkpoint import locate
+from magbatch.model.checkpoint import Checkpoint, locate
 from magbatch.model.tokenizer import Tokenizer
 from magbatch.pipeline.block import from_block
 from magbatch.pipeline.context import JobContext
@@ -42,21 +41,21 @@ from magbatch.replica.watchdog import deathless
 from magbatch.totals import Totals
 from magbatch.versions import versions
 
-REFUSED_S = 20.0  # for which a replica keeps a node with other versions, so that the next one gets another
-LEAVE_S = 5.0  # for the board to note that a replica goes
-BOARD_WAIT_S = 5.0  # at most, between two tries to reach it
+REFUSED_S = 20.0  # a replica keeps a node with other versions for so long, so that the next replica gets another node
+LEAVE_S = 5.0  # for the board to note that a replica ends
+BOARD_WAIT_S = 5.0  # at most, between two tries to reach the board
 
 
 class RayBoard:
     """The board, from inside a replica.
 
-    A board that cannot be reached for a moment is asked again: calls may be heard twice, which the board notices
-    where it matters. Only a board that is dead ends the replica.
+    A call that finds the board unreachable is repeated. The board may then hear it twice, and counts it once. Only a
+    dead board ends the replica.
 
     Args:
         handle: Ray's handle of the board.
         die: Ends this process.
-        wait_s: At most, between two tries (seconds).
+        wait_s: Longest wait between two tries (seconds).
     """
 
     def __init__(self, handle: Any, die: Callable[[], None], wait_s: float = BOARD_WAIT_S) -> None:
@@ -100,7 +99,7 @@ class RayBoard:
         try:
             return await tries(self._once, method, *arguments)
         except ray.exceptions.RayActorError:
-            self._die()  # the board stands beside the driver: a replica without one is a zombie, and commits no more
+            self._die()  # the board runs on the driver's node: a replica without a board is a zombie
             raise
 
     async def _once(self, method: str, *arguments: Any) -> Any:
@@ -112,67 +111,54 @@ class Worker:
 
     Args:
         job: The job.
-        board: Where the replicas of the run meet.
-        may_have_rows: Shards of which the ledger may hold rows already.
-        hold: The run's lease.
+        board: Ray's handle of the board.
+        may_have_rows: Indices of shards of which the ledger may hold rows already.
+        token: The run's lease.
     """
 
-    def __init__(self, job: JobContext, board: Any, may_have_rows: frozenset[int], hold: LeaseToken) -> None:
+    def __init__(self, job: JobContext, board: Any, may_have_rows: frozenset[int], token: LeaseToken) -> None:
         preempt.listen(_die)
         spec = job.spec
         name = uuid.uuid4().hex[:8]
-        with suppress(StorageError):  # the replica looks again while it works
-            if hold.is_lost():  # Ray starts a zombie's replicas anew, driver or no driver
-                raise LeaseError(f"another run has taken {hold.root} over")
-        if (why := ray.get(board.differs.remote(this_node(), versions()))) is not None:
-            time.sleep(REFUSED_S)
-            ray.get(board.refuse_replica.remote(name, why))
-            _die()
+        _check_lease(token)
+        if (refusal := ray.get(board.differs.remote(this_node(), versions()))) is not None:
+            _refuse(name, refusal, board)
         home = Home(this_node(), own_log())
         ray.get(board.join.remote(name, ray.get_runtime_context().get_actor_id(), home))
-        budget = threading.Timer(
-            spec.replicas.start_timeout_s, _give_up_start, (name, spec.replicas.start_timeout_s, board)
-        )
-        budget.daemon = True
-        budget.start()
         try:
-            checkpoint = locate(spec.model, weights=spec.model.engine != "fake")
-            with uncollected():
-                args = engine_args(spec, checkpoint.facts, job.engine_hints)
-                tokenizer = Tokenizer(checkpoint.path)
-                engine = start(
-                    spec.model.engine,
-                    EngineConfig(checkpoint.path, args, spec.sampling, spec.replicas.gpus, spec.metrics.enabled),
-                    tokenizer,
-                )
-                tokenizer.decode(tokenizer.encode_text(name))  # its table is made now, and not while rows wait
+            with _start_budget(name, spec.replicas.start_timeout_s, board):
+                checkpoint = locate(spec.model, weights=spec.model.engine != "fake")
+                engine, tokenizer, args = _start_engine(job, checkpoint)
         except JobError as error:
             ray.get(board.engine_failed.remote(name, str(error)))
             raise
-        finally:
-            budget.cancel()
         ray.get(board.report.remote(name, Totals(), Usage(), Load()))
         self._board = board
         self._begun = threading.Event()
-        deathless("waiting", functools.partial(_wait, name, board, self._begun), _die)
-        # Without a reference to the worker: Ray Data lets go of one that it releases, and it says so as it goes.
+        deathless("waiting", functools.partial(_report_idle, name, board, self._begun), _die)
+        # No reference to the worker: Ray Data drops the reference to a worker that it releases, and then this runs.
         weakref.finalize(self, _release, name, board, self._begun, engine).atexit = False
         self._may_have_rows = may_have_rows
         self._replica = Replica(
             name, job, engine, tokenizer, Prompter(spec, checkpoint.path, tokenizer, int(args["max_model_len"])),
             slots=int(args["max_num_seqs"]), max_model_len=int(args["max_model_len"]),
-            board=RayBoard(board, _die), die=_die, notice=preempt.notice, hold=hold,
+            board=RayBoard(board, _die), die=_die, notice=preempt.notice, hold=token,
         )  # fmt: skip
 
     async def __call__(self, block: pa.Table) -> pa.Table:
-        """Answer the shards of a block; what comes back is how many of their rows are left."""
+        """Answer and commit the shards of a block.
+
+        Args:
+            block: Table (shards,) of prepared shards, as `to_block` makes it.
+
+        Returns:
+            Table (shards,) with one column. Nobody reads it: Ray Data counts its rows as progress.
+        """
         self._begun.set()
-        shards = block.column("shard").to_pylist()
-        left = []
-        for index, shard in enumerate(shards):
+        for index, shard in enumerate(block.column("shard").to_pylist()):
             unpack = functools.partial(next, from_block(block.slice(index, 1)))
             try:
-                left.append(await self._replica.run(shard, unpack, may_have_rows=shard in self._may_have_rows))
+                await self._replica.run(shard, unpack, may_have_rows=shard in self._may_have_rows)
             except JobError as error:
                 await self._board.failed.remote(error)
                 raise
@@ -180,20 +166,48 @@ class Worker:
                 traceback.print_exc()
                 await self._board.failed.remote(DefectError(f"shard {shard}: {type(error).__name__}: {error}"))
                 raise
-        return pa.table({"shard": shards, "left": left})
+        return block.select(["shard"])
 
 
-def this_node() -> str:
-    """The name of this process' node for people: its host, and its address in the cluster."""
-    return f"{socket.gethostname()} ({ray.util.get_node_ip_address()})"
+def _check_lease(token: LeaseToken) -> None:
+    """Raise LeaseError in a replica that Ray starts again although another run has the output now."""
+    with suppress(StorageError):  # the replica looks again while it works
+        if token.is_lost():
+            raise LeaseError(f"another run has taken {token.root} over")
+
+
+def _refuse(name: str, refusal: str, board: Any) -> NoReturn:
+    """End a replica on a node with other versions."""
+    time.sleep(REFUSED_S)
+    ray.get(board.refuse_replica.remote(name, refusal))
+    _die()
+
+
+def _start_engine(job: JobContext, checkpoint: Checkpoint) -> tuple[Engine, Tokenizer, dict[str, Any]]:
+    """Start the engine of a job.
+
+    Returns:
+        The engine, its tokenizer, and the resolved engine arguments.
+
+    Raises:
+        EngineStartError: The engine did not start.
+    """
+    spec = job.spec
+    with uncollected():
+        args = engine_args(spec, checkpoint.facts, job.engine_hints)
+        tokenizer = Tokenizer(checkpoint.path)
+        config = EngineConfig(checkpoint.path, args, spec.sampling, spec.replicas.gpus, spec.metrics.enabled)
+        engine = start(spec.model.engine, config, tokenizer)
+        tokenizer.decode(tokenizer.encode_text("warm-up"))  # builds the table of pieces now, not while rows wait
+    return engine, tokenizer, args
 
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """What is made within is there for as long as the process: Python's garbage collector does not look at it.
+    """Keep objects that are made within this block for the life of the process, out of the garbage collector's sight.
 
-    It would do so over and over: for 1.4 s of the import of vLLM (780,000 objects), and then for 0.4 s at a time, in
-    which the engine is given no row and no token of it is taken.
+    The collector would walk them again and again: for 1.4 s during the import of vLLM (780,000 objects), then for 0.4 s
+    at a time. The engine would get no row and give no token in that time.
     """
     gc.disable()
     try:
@@ -203,8 +217,8 @@ def uncollected() -> Iterator[None]:
         gc.enable()
 
 
-def _wait(name: str, board: Any, begun: threading.Event) -> None:
-    """Until its first rows come, a replica serves, and its slots are free; then it reports by itself."""
+def _report_idle(name: str, board: Any, begun: threading.Event) -> None:
+    """Report free slots every second until the first rows come; from then on the replica reports itself."""
     began = time.monotonic()
     while not begun.wait(REPORT_INTERVAL_S):
         now = time.monotonic()
@@ -213,26 +227,38 @@ def _wait(name: str, board: Any, begun: threading.Event) -> None:
 
 
 def _release(name: str, board: Any, begun: threading.Event, engine: Engine) -> None:
-    """Few rows are left, and others have them: the replica gives its devices back."""
+    """Give the devices back: Ray Data has released the replica, since other replicas have the rows that are left."""
     begun.set()
     with suppress(ray.exceptions.RayError):  # the board may be gone already
         ray.get(board.left.remote(name), timeout=LEAVE_S)
     engine.shutdown()
 
 
+@contextmanager
+def _start_budget(name: str, seconds: float, board: Any) -> Iterator[None]:
+    """End the process if this block takes longer than some seconds."""
+    budget = threading.Timer(seconds, _give_up_start, (name, seconds, board))
+    budget.daemon = True
+    budget.start()
+    try:
+        yield
+    finally:
+        budget.cancel()
+
+
 def _give_up_start(name: str, seconds: float, board: Any) -> None:
-    """An engine that never starts says nothing by itself: what it printed last may tell why."""
+    """End a replica whose engine does not start; what it has printed last may tell the cause."""
     said = last_words()
     message = f"the engine did not start within {seconds:,.0f} s (replicas.start_timeout_s)"
     message = f"{message}; its last words:\n{said}" if said else message
     try:
         ray.get(board.engine_failed.remote(name, message), timeout=LEAVE_S)
     finally:
-        _die()  # also where the board is gone, or does not answer
+        _die()  # also if the board is gone, or does not answer
 
 
-def _die() -> None:
-    """At once, with the engine: an actor whose engine is gone, or hangs, would fail whatever Ray gives it."""
+def _die() -> NoReturn:
+    """End this process and its engine at once: an actor without a working engine would fail all that Ray gives it."""
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):
             process.kill()

@@ -141,7 +141,7 @@ def _answer(
                 job,
                 plan,
                 done,
-                serving.watch,
+                serving,
                 lease.token,
                 any_may_have_rows=lease.inherited,
                 first=the_run.serving_s == 0,
@@ -189,7 +189,7 @@ class _Serving:
         self._started, self._rows = False, 0
 
     def watch(self, snapshot: Snapshot) -> JobError | None:
-        """See `board.SnapshotObserver`."""
+        """See `FleetObserver.watch`."""
         if not self._started and not snapshot.starting:
             self._started, self.since = True, time.monotonic()
         if snapshot.done.rows != self._rows:
@@ -198,6 +198,10 @@ class _Serving:
         self._line.show()
         self._lease.check()
         return None if self._failures is None else self._failures.look(self._before.plus(snapshot.done), snapshot)
+
+    def say(self, message: str) -> None:
+        """See `FleetObserver.say`."""
+        self._line.say(message)
 
 
 def _finish(spec: JobSpec, plan: Plan, ledger: Ledger, the_run: Run, progress: JobProgress, lease: Lease) -> Report:

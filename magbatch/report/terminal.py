@@ -27,12 +27,13 @@ class ProgressLine:
 
     Attributes:
         progress: Progress that is shown.
+        say: Function that shows one line to a person, above the progress.
     """
 
     def __init__(self, console: Console, progress: JobProgress, say: Callable[[str], None] | None = None) -> None:
         self._console = console
         self.progress = progress
-        self._say = say or self._print
+        self.say = say or self._print
         self._began = self._logged = time.monotonic()
         self._losses_shown = self._troubles_shown = 0
         text = TextColumn("{task.fields[state]}", table_column=Column(no_wrap=True, overflow="crop"))
@@ -61,7 +62,7 @@ class ProgressLine:
         self._bar.update(self._task, completed=snapshot.done, state=narrow)
         if not self._console.is_terminal and now - self._logged >= LOG_INTERVAL_S:
             self._logged = now
-            self._say(f"rows {text}")
+            self.say(f"rows {text}")
 
     def _show_events(self, snapshot: ProgressSnapshot) -> None:
         """Show each lost replica, and each reason why replicas wait, once."""
@@ -70,10 +71,10 @@ class ProgressLine:
             self._losses_shown = self._troubles_shown = 0
         new, self._losses_shown = fleet.lost - self._losses_shown, fleet.lost
         for loss in fleet.losses[-new:] if new else []:
-            self._say(loss.line())
+            self.say(loss.line())
         if fleet.trouble is not None and fleet.trouble[0] > self._troubles_shown:
             self._troubles_shown, message = fleet.trouble
-            self._say(message)
+            self.say(message)
 
     def _print(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -18,6 +18,12 @@ from magbatch.pipeline.context import JobContext
 from magbatch.spec import load
 from magbatch.storage import open_store
 
+class Unwatched:
+    def watch(self, snapshot):
+        return None
+
+    say = watch
+
 spec, plan = load(sys.argv[1]), make_plan(load(sys.argv[1]))
 ledger = Ledger(spec.output.path)
 ledger.begin(spec, plan)
@@ -25,7 +31,7 @@ lease = Lease(open_store(ledger.path), print)
 with lease.acquire():
     done = np.zeros(plan.num_shards, dtype=np.int64)
     last = run_fleet(
-        JobContext(spec, plan.columns), plan, done, lambda _: None, lease.token,
+        JobContext(spec, plan.columns), plan, done, Unwatched(), lease.token,
         any_may_have_rows=False, silence=float(sys.argv[2]),
     )
 print(last.done.answered, last.done.failed, last.engine_deaths)

@@ -34,11 +34,16 @@ WITHIN = "Imports within:"
 ONLY_HERE = {
     "ray": {
         "fleet.cluster",
-        "fleet.ray_auth",
-        "fleet.supervise",
-        "fleet.worker",
+        "fleet.dataset",
+        "fleet.nodes",
         "fleet.placement",
         "fleet.pool",
+        "fleet.ray_auth",
+        "fleet.ray_private",
+        "fleet.read_task",
+        "fleet.sharing_client",
+        "fleet.supervise",
+        "fleet.worker",
         "remote",
         "bench.ray_arm",
         "bench.hand_arm",
@@ -143,6 +148,26 @@ def test_ray_and_vllm_are_imported_in_one_place_each(module: str) -> None:
     outside = {name.partition(".")[0] for name in imports(MODULES[module])}
     assert not {name for name, places in ONLY_HERE.items() if name in outside and module not in places}
     assert "torch" not in outside or module.startswith("tiny.")
+
+
+def private_names(path: Path) -> set[str]:
+    """Private modules of Ray that a file imports, and private attributes of other objects than its own."""
+    found = {name for name in imports(path) if name.startswith("ray.") and "._" in name}
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Attribute) or not node.attr.startswith("_") or node.attr.endswith("__"):
+            continue
+        if not (isinstance(node.value, ast.Name) and node.value.id in {"self", "cls", "os"}):
+            found.add(node.attr)
+    return found
+
+
+@pytest.mark.parametrize("module", sorted(ONLY_HERE["ray"]))
+def test_private_names_of_ray_stand_in_one_file(module: str) -> None:
+    found = private_names(MODULES[module])
+    if module == "fleet.ray_private":
+        assert {"ray._private.state", "_topology"} <= found
+    else:
+        assert not found, "give it a function in fleet/ray_private.py, and a name in its lists"
 
 
 @pytest.mark.parametrize(("name", "places"), ONLY_HERE.items())

@@ -247,7 +247,7 @@ def any_cluster() -> Iterator[str]:
 def is_no_cluster(address: str, words: list[str], by_path: dict[str, str]) -> None:
     _AnyCluster.by_path = by_path
     done = CliRunner().invoke(app, [*words, "--address", address])
-    assert (done.exit_code, f"{address} is no Ray cluster: " in done.output) == (2, True), (
+    assert (done.exit_code, f"{address} is not a Ray cluster: " in done.output) == (2, True), (
         words, done.output, done.exception,
     )  # fmt: skip
     assert "Traceback" not in done.output

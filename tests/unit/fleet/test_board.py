@@ -2,7 +2,6 @@ import pytest
 
 from magbatch.engines.base import EngineLoad
 from magbatch.errors import DefectError
-from magbatch.fleet import board as board_module
 from magbatch.fleet.board import BoardState
 from magbatch.replica.board import Load, Order, Slot, State, Usage, silence_s
 from magbatch.replica.losses import MOST_LOSSES, Home
@@ -12,7 +11,7 @@ NONE = (Totals(), Usage(), Load())
 
 
 class Clock:
-    """Time that a test moves, by both clocks."""
+    """Time that a test moves."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -20,14 +19,10 @@ class Clock:
     def monotonic(self) -> float:
         return self.now
 
-    time = monotonic
-
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    made = Clock()
-    monkeypatch.setattr(board_module, "time", made)
-    return made
+def clock() -> Clock:
+    return Clock()
 
 
 def test_a_board_begins_empty() -> None:
@@ -62,7 +57,7 @@ def test_a_board_adds_up_what_replicas_report() -> None:
 
 
 def test_what_a_replica_did_stays_when_it_dies_and_goes_on_with_its_successor(clock: Clock) -> None:
-    board = BoardState()
+    board = BoardState(clock=clock.monotonic)
     board.join("one", "actor")
     board.report("one", Totals(answered=3), Usage(commits=1, preemptions=2), Load(5, 6, EngineLoad(running=4)))
     clock.now += 10
@@ -82,7 +77,7 @@ def test_what_a_replica_did_stays_when_it_dies_and_goes_on_with_its_successor(cl
 
 
 def test_a_replica_that_is_silent_is_lost_and_its_place_is_the_next_ones(clock: Clock) -> None:
-    board = BoardState()
+    board = BoardState(clock=clock.monotonic)
     for name in ("one", "two"):
         board.join(name, name)
         board.report(name, *NONE)
@@ -101,7 +96,7 @@ def test_a_replica_that_is_silent_is_lost_and_its_place_is_the_next_ones(clock: 
 
 
 def test_an_engine_that_starts_for_long_is_not_lost(clock: Clock) -> None:
-    board = BoardState()
+    board = BoardState(clock=clock.monotonic)
     board.join("one", "one")
     clock.now += 900
     (slot,) = board.snapshot().slots
@@ -109,7 +104,7 @@ def test_an_engine_that_starts_for_long_is_not_lost(clock: Clock) -> None:
 
 
 def test_an_engine_that_does_not_start_holds_its_devices_no_longer(clock: Clock) -> None:
-    board = BoardState(start_timeout_s=600)
+    board = BoardState(clock=clock.monotonic, start_timeout_s=600)
     board.join("one", "one")
     board.join("two", "two")
     clock.now += 30
@@ -123,7 +118,7 @@ def test_an_engine_that_does_not_start_holds_its_devices_no_longer(clock: Clock)
 
 
 def test_a_bill_never_falls(clock: Clock) -> None:
-    board, bill = BoardState(start_timeout_s=100), list[float]()
+    board, bill = BoardState(clock=clock.monotonic, start_timeout_s=100), list[float]()
     board.join("one", "one")
     board.join("two", "two")
     board.report("one", *NONE)
@@ -156,7 +151,7 @@ def test_free_slots_starve_an_engine_only_while_rows_remain_to_be_begun() -> Non
 
 
 def test_rows_of_a_replica_that_is_lost_remain_to_be_begun(clock: Clock) -> None:
-    board = BoardState(rows=10)
+    board = BoardState(clock=clock.monotonic, rows=10)
     board.report("one", Totals(), Usage(), Load(in_flight=10))
     clock.now += 100
     board.report("two", Totals(), Usage(short_s=1.0), Load())
@@ -200,7 +195,7 @@ def test_a_board_that_stops_tells_every_replica() -> None:
 
 
 def test_those_that_came_last_give_back(clock: Clock) -> None:
-    board = BoardState()
+    board = BoardState(clock=clock.monotonic)
     for name in ("one", "two", "three", "four"):
         clock.now += 1
         board.join(name, name)
@@ -251,7 +246,7 @@ def test_a_replica_may_be_silent_for_as_long_as_a_row_and_for_a_minute_at_least(
 
 
 def test_a_replica_that_serves_and_says_nothing_is_silent_whoever_has_its_place(clock: Clock) -> None:
-    board = BoardState(silence_s=60)
+    board = BoardState(clock=clock.monotonic, silence_s=60)
     board.join("one", "actor 1")
     assert look_for(board, clock, 100) == [], "its engine starts"
     board.report("one", *NONE)
@@ -265,7 +260,7 @@ def test_a_replica_that_serves_and_says_nothing_is_silent_whoever_has_its_place(
 
 
 def test_the_rows_of_a_replica_that_is_ended_for_its_silence_are_struck_once(clock: Clock) -> None:
-    board = BoardState(silence_s=60)
+    board = BoardState(clock=clock.monotonic, silence_s=60)
     board.join("one", "actor 1")
     board.announce("one", {4: ["a", "b"]})
     board.report("one", *NONE, {4: ["b"], 5: ["c"]})
@@ -282,7 +277,7 @@ def test_the_rows_of_a_replica_that_is_ended_for_its_silence_are_struck_once(clo
 
 @pytest.mark.parametrize("end", ["left", "engine_failed", "join"])
 def test_a_replica_that_has_ended_is_not_silent(clock: Clock, end: str) -> None:
-    board = BoardState(silence_s=60)
+    board = BoardState(clock=clock.monotonic, silence_s=60)
     board.join("one", "actor 1")
     board.report("one", *NONE)
     {
@@ -294,7 +289,7 @@ def test_a_replica_that_has_ended_is_not_silent(clock: Clock, end: str) -> None:
 
 
 def test_a_board_that_stood_still_itself_takes_nobody_for_silent(clock: Clock) -> None:
-    board = BoardState(silence_s=60)
+    board = BoardState(clock=clock.monotonic, silence_s=60)
     board.join("one", "actor 1")
     board.report("one", *NONE)
     board.snapshot()

@@ -1,7 +1,6 @@
 """Where replicas are: what Ray is asked for, and what is said while they have no place."""
 
 import math
-import time
 from typing import Any
 
 import pytest
@@ -54,11 +53,11 @@ def test_a_group_of_devices_goes_where_there_is_room_for_it() -> None:
 
 def test_it_says_what_is_asked_for_and_what_there_is() -> None:
     assert unplaced(replicas(gpus=2), {"CPU": 8.0, "GPU": 1.0}, {"CPU": 7.0}) == (
-        "no replica has a place yet: one asks for 2 GPUs and 1 CPU, the cluster has 1 GPU (0 free), 8 CPUs (7 free); "
+        "no replica has devices yet: each asks for 2 GPUs and 1 CPU, the cluster has 1 GPU (0 free), 8 CPUs (7 free); "
         "waiting for nodes to be added"
     )
     assert unplaced(replicas(gpus=0), {"CPU": 8.0}, {}).endswith(
-        "8 CPUs (0 free); waiting for room, or for a replica that has just got it to start"
+        "8 CPUs (0 free); waiting for devices to become free, or for a new replica to start"
     )
 
 
@@ -71,18 +70,17 @@ def test_it_says_which_nodes_are_meant() -> None:
 def test_a_pool_that_cannot_grow_says_so() -> None:
     said = unplaced(replicas(), {"CPU": 8.0, "GPU": 2.0}, {}, placed=2, waiting=3)
     assert said.startswith(
-        "2 of 5 replicas have a place: one asks for 1 GPU and 1 CPU, the cluster has 2 GPUs (0 free)"
+        "2 of 5 replicas have devices: each asks for 1 GPU and 1 CPU, the cluster has 2 GPUs (0 free)"
     )
 
 
-def test_it_is_said_after_a_while_and_again_only_when_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
-    now, total, free = [time.monotonic()], {"GPU": 2.0, "CPU": 2.0}, {"CPU": 1.0}
-    monkeypatch.setattr(placement.time, "monotonic", lambda: now[0])
-    slots = placement.PlacementNotice(replicas(), lambda: (dict(total), dict(free)), lambda: [])
+def test_it_is_said_after_a_while_and_again_only_when_it_changes() -> None:
+    now, total, free = [1000.0], {"GPU": 2.0, "CPU": 2.0}, {"CPU": 1.0}
+    notice = placement.PlacementNotice(replicas(), lambda: (dict(total), dict(free)), lambda: [], lambda: now[0])
 
     def after(seconds: float, snapshot: Snapshot | None = None, waiting: int = 0) -> str | None:
         now[0] += seconds
-        return slots.look(snapshot or Snapshot(), waiting)
+        return notice.check(snapshot or Snapshot(), waiting)
 
     assert after(placement.UNPLACED_S - 1) is None
     assert "1 free" in (after(2) or "")
@@ -94,9 +92,9 @@ def test_it_is_said_after_a_while_and_again_only_when_it_changes(monkeypatch: py
     assert after(60) is None, "it has just gone"
     assert after(placement.UNPLACED_S - 1) is None
     assert after(2) is not None, "again, when the only replica has gone"
-    assert after(60, one, 1) is None, "who has just got its place may be counted among those that wait"
+    assert after(60, one, 1) is None, "a replica that has just got devices may still count as waiting"
     assert after(placement.UNPLACED_S - 1, one, 1) is None
-    assert "1 of 2 replicas have a place" in (after(2, one, 1) or "")
+    assert "1 of 2 replicas have devices" in (after(2, one, 1) or "")
     free["CPU"] = 0.0
     assert after(60, one, 1) is None, "what is free comes and goes where replicas work"
     total["GPU"] = 3.0

@@ -11,18 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from magbatch.fleet.sharing import (
-    EQUAL_WAITS_S,
-    HIGHER_WAITS_S,
-    MAX_CLAIMS,
-    MAX_JOBS,
-    MIN_SIZE,
-    OWNERS_PRIORITY,
-    Claim,
-    Ruling,
-    Shares,
-    fair,
-)
+from magbatch.fleet.claim import MIN_SIZE, OWNERS_PRIORITY, Claim, Ruling
+from magbatch.fleet.fair import fair
+from magbatch.fleet.sharing import EQUAL_WAITS_S, HIGHER_WAITS_S, MAX_CLAIMS, MAX_JOBS, Shares
 
 START_S, COMMIT_S = 5, 20  # of a replica: from its devices to its first word; from the order to go until it is gone
 
@@ -297,7 +288,7 @@ def test_what_is_no_claim_is_refused_and_changes_nothing(wrong: dict[str, Any]) 
     shares = Shares(lambda: 0.0)
     with pytest.raises(ValueError, match=rf"{next(iter(wrong))} of a claim"):
         shares.claim(asdict(claim("a", 1)) | wrong)
-    with pytest.raises(ValueError, match="a claim without holds"):
+    with pytest.raises(ValueError, match="claim: holds missing"):
         shares.claim({name: value for name, value in asdict(claim("a", 1)).items() if name != "holds"})
     assert shares.claim(asdict(claim("b", 1))) == asdict(Ruling())
 

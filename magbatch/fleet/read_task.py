@@ -1,0 +1,94 @@
+"""The read task: prepares the shards of one run of neighbours, and notes on the board what it reads.
+
+A task runs in a process of Ray's on any node. A node with other versions than the job's must not prepare prompts.
+"""
+
+import functools
+import os
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import pyarrow as pa
+import ray
+
+from magbatch.errors import JobError, StorageError
+from magbatch.fleet.nodes import this_node
+from magbatch.ledger.ledger import Ledger
+from magbatch.pipeline.context import JobContext
+from magbatch.pipeline.prepare import prepare
+from magbatch.pipeline.reading import Deaths
+from magbatch.rows import Shard
+from magbatch.versions import versions
+
+REFUSED_S = 5.0  # a reader keeps its CPU of a node with other versions for so long, so that Ray tries another node
+
+
+class BoardNotes:
+    """The board's log of what is being read, from inside a reader.
+
+    Reading goes on while the board cannot be reached: nothing is noted then, and no deaths are known.
+
+    Args:
+        board: Ray's handle of the board.
+    """
+
+    def __init__(self, board: Any) -> None:
+        self._board = board
+
+    def begin(self, shard: int) -> Deaths:
+        """See `ReadLog.begin`."""
+        try:
+            deaths: Deaths = ray.get(self._board.reads.remote(shard))
+        except ray.exceptions.ActorUnavailableError:
+            return Deaths()
+        return deaths
+
+    def row(self, shard: int, row_id: str | None) -> None:
+        """See `ReadLog.row`."""
+        with suppress(ray.exceptions.ActorUnavailableError):
+            ray.get(self._board.reads_row.remote(shard, row_id))
+
+    def end(self, shard: int) -> None:
+        """See `ReadLog.end`."""
+        self._board.has_read.remote(shard)
+
+
+def read_shards(job: JobContext, shards: list[Shard], may_have_rows: frozenset[int], board: Any) -> Iterator[pa.Table]:
+    """Prepare shards, as one of Ray Data's read tasks.
+
+    Args:
+        job: The job.
+        shards: The task's shards, in the order of the plan.
+        may_have_rows: Indices of shards of which rows may be committed already.
+        board: Ray's handle of the board.
+
+    Yields:
+        The blocks of `prepare`.
+
+    Raises:
+        JobError: The job cannot go on; the board has the error already.
+    """
+
+    def on_wait(error: StorageError) -> None:
+        board.input_refused.remote(f"the input's storage refuses, trying again: {error}")
+
+    if (refusal := _refusal(board)) is not None:
+        time.sleep(REFUSED_S)
+        ray.get(board.refuse_reader.remote(refusal))
+        os._exit(1)  # Ray gives the task to another process, on another node if there is one
+    try:
+        ledger = Ledger(job.spec.output.path, job.spec.output.patience_s, on_wait, plan_id=job.plan_id)
+        look_up = functools.partial(ledger.look_up, may_have_rows)
+        yield from prepare(job, shards, may_have_rows, look_up, on_wait, BoardNotes(board))
+    except JobError as error:
+        ray.get(board.failed.remote(error))
+        raise
+
+
+@functools.lru_cache(maxsize=1)
+def _refusal(board: Any) -> str | None:
+    """Why this process' node takes no part, or None; a process asks the board once, not for each of its tasks."""
+    why: str | None = ray.get(board.differs.remote(this_node(), versions()))
+    return why
