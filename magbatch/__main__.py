@@ -10,7 +10,7 @@ STARTS_RAY = (["run"], ["retry"], ["schedule", "tick"])
 
 def main() -> None:
     """Entry point of the `magbatch` command."""
-    for number in (signal.SIGINT, signal.SIGTERM, guard.STOP):  # before anything is imported that takes time
+    for number in (signal.SIGINT, signal.SIGTERM, guard.STOP):  # before the slow imports
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, guard.interrupt)
     environment.steady()
@@ -19,7 +19,7 @@ def main() -> None:
         guard.enter()
     try:
         from magbatch.cli.app import main as command
-    except BaseException:  # what an import makes of a KeyboardInterrupt may be anything
+    except BaseException:  # an import may turn a KeyboardInterrupt into any exception
         if not guard.was_interrupted():
             raise
         guard.leave_interrupted()

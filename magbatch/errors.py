@@ -1,9 +1,38 @@
 """Every error that magbatch raises or records, in one tree.
 
-Two families, told apart by what they stop:
-
-- `RowError` is data. It stops one row, at one step, and becomes that row's dead letter.
-- `JobError` stops the job. Each kind carries the exit code that the command ends with.
+```
+MagbatchError
+├── RowError                     stops one row and becomes its dead letter
+├── FetchError                   a row's file, object or URL was not fetched; the fetcher makes it a RowError
+│   ├── OutOfReachError
+│   ├── UnfetchableError
+│   └── LateError
+├── SandboxError                 a sandboxed request failed; the caller makes it a RowError
+│   ├── SandboxTimeoutError
+│   ├── SandboxMemoryError
+│   └── SandboxDiedError
+├── JobError                     ends the command with exit code 2: a person must change something
+│   ├── SpecError
+│   │   ├── SpecChangedError
+│   │   └── LateSpecError
+│   ├── InputError  ModelError  OutputError  EngineStartError  ClusterAccessError  SettingsError
+│   ├── DefectError              exit code 4
+│   ├── TooManyFailedError       exit code 1
+│   ├── BenchError
+│   └── ResumableError           exit code 3: the same command goes on
+│       ├── StorageError         exit code 2 if a person must mend something
+│       │   ├── RefusedError
+│       │   │   └── NoBucketError
+│       │   ├── AwsSettingsError
+│       │   ├── ThrottledError
+│       │   └── FullDiskError
+│       ├── LeaseError
+│       ├── ClusterError
+│       └── InterruptedJobError
+├── EngineDeadError              ends the replica, which is replaced
+└── RequestRejectedError         one request has no answer
+    └── RequestFailedError       the same request may succeed if it is repeated
+```
 
 Callers match types and codes, never message strings.
 """
@@ -13,18 +42,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 
-MAX_MESSAGE_CHARS = 2000  # of a dead letter: what a library says may quote the whole value
-_KEPT_END_CHARS = 500  # of a longer one: where libraries put the reason
-_ADDRESS = re.compile(r" (?:object )?at 0x[0-9a-fA-F]+")  # differs from process to process, and says nothing
-# Of terminals: colours, titles, the clipboard.
-_ANSI = re.compile(
-    r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])"
-)  # colours, titles, a clipboard
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")  # among them those that end a line, or steer a terminal
+MAX_MESSAGE_CHARS = 2000  # length of a dead letter's message: a library's message may quote the whole value
+_KEPT_END_CHARS = 500  # length kept of the end of a longer message, where libraries put the reason
+_ADDRESS = re.compile(
+    r" (?:object )?at 0x[0-9a-fA-F]+"
+)  # an object's address differs in each process and tells nothing
+# Control sequences of terminals: colours, titles, the clipboard.
+_ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")  # control characters, which end a line or steer a terminal
 
 
 class Step(StrEnum):
-    """The step of a row's way at which it failed."""
+    """The step at which a row failed."""
 
     READ = "read"
     RENDER = "render"
@@ -36,7 +65,7 @@ class Step(StrEnum):
 
 
 class ErrorCode(StrEnum):
-    """Why a row became a dead letter. A closed list: adding one is a change of the output contract."""
+    """The reason of a dead letter. A closed list: a new code changes the output contract."""
 
     FILE_UNREADABLE = "file_unreadable"  # the whole file: not Parquet, cut off, or no access
     FILE_SCHEMA = "file_schema"  # the whole file: lacks a column that the job needs
@@ -47,26 +76,25 @@ class ErrorCode(StrEnum):
     INVALID_MESSAGES = "invalid_messages"
     IMAGE_UNREADABLE = "image_unreadable"
     IMAGE_TOO_LARGE = "image_too_large"
-    IMAGE_TIMEOUT = "image_timeout"  # not decoded within limits.image_timeout_s
+    IMAGE_TIMEOUT = "image_timeout"  # decoding took longer than limits.image_timeout_s
     IMAGE_UNFETCHABLE = "image_unfetchable"
     TOO_MANY_IMAGES = "too_many_images"
     URL_REFUSED = "url_refused"  # a private network, a file or an object that the spec does not allow rows to name
     DOCUMENT_UNREADABLE = "document_unreadable"
     DOCUMENT_ENCRYPTED = "document_encrypted"
-    DOCUMENT_EMPTY = "document_empty"  # no bytes, no page, or nothing of what input.document.mode asks for
+    DOCUMENT_EMPTY = "document_empty"  # no bytes, no page, or nothing that input.document.mode asks for
     DOCUMENT_TOO_LARGE = "document_too_large"
-    DOCUMENT_TIMEOUT = "document_timeout"  # not rendered within limits.document_timeout_s
+    DOCUMENT_TIMEOUT = "document_timeout"  # rendering took longer than limits.document_timeout_s
     DOCUMENT_UNFETCHABLE = "document_unfetchable"
     TOO_MANY_PAGES = "too_many_pages"
     IMAGES_UNSUPPORTED = "images_unsupported"  # the model has no vision encoder
     PROMPT_TOO_LONG = "prompt_too_long"
     ENGINE_REJECTED = "engine_rejected"
     ENGINE_KILLER = "engine_killer"  # in flight in three engines when they died or hung
-    READER_KILLER = (
-        "reader_killer"  # two processes died that read it alone, after one that read its shard; or many at its file
-    )
-    ANSWER_INVALID = "answer_invalid"  # the answer does not fit answer.schema, nor does a second one
-    ROW_TIMEOUT = "row_timeout"  # the engine went on, but gave this row no token for limits.row_timeout_s
+    # One reader of the shard died, then two readers of this row alone; or many readers of its file.
+    READER_KILLER = "reader_killer"
+    ANSWER_INVALID = "answer_invalid"  # neither the answer nor a second one fits answer.schema
+    ROW_TIMEOUT = "row_timeout"  # a healthy engine gave this row no token for limits.row_timeout_s
     INTERNAL = "internal"  # a defect in magbatch: the message names the exception
 
 
@@ -75,28 +103,33 @@ class MagbatchError(Exception):
 
 
 def short_message(message: str) -> str:
-    """A message as dead letters hold it: one line of text, at most 2,000 characters, without addresses of objects."""
+    """Shorten a message to one line of at most 2,000 characters, without addresses of objects."""
     if len(message) > MAX_MESSAGE_CHARS:
         begin = message[: MAX_MESSAGE_CHARS - _KEPT_END_CHARS - 40]
         message = f"{begin} … ({len(message):,} characters) … {message[-_KEPT_END_CHARS:]}"
     lines = _CONTROL.sub("\n", message).splitlines()
     text = _ADDRESS.sub("", " ".join(line.strip() for line in lines if line.strip()))
-    return text.encode(errors="replace").decode()  # a path can hold what is no text
+    return text.encode(errors="replace").decode()  # a path may hold bytes that are not text
 
 
 def one_line(text: str, most: int) -> str:
-    """What a library has printed or raised, as one line of a message: without colours and line ends, and cut."""
+    """Flatten a library's output to one line without control sequences.
+
+    Args:
+        text: Text that a library printed or raised.
+        most: Length in characters at which the line is cut.
+    """
     flat = " ".join(_CONTROL.sub(" ", _ANSI.sub("", text)).split())
     return flat if len(flat) <= most else f"{flat[: most - 1]}…"
 
 
 class RowError(MagbatchError):
-    """One row cannot be answered.
+    """A row cannot be answered.
 
     Attributes:
-        code: The dead letter's error code.
-        message: One line for a person: what is wrong with this row and what would be right.
-        answer: The answer that was not accepted, where it is that.
+        code: Error code of the dead letter.
+        message: Line for a person: what is wrong with this row, and what would be right.
+        answer: Rejected answer, if the reason is an answer that is not valid.
     """
 
     def __init__(self, code: ErrorCode, message: str, answer: str | None = None) -> None:
@@ -108,11 +141,11 @@ class RowError(MagbatchError):
 
 
 class SandboxError(MagbatchError):
-    """A request to a sandbox gave no replies: the row behind it cannot be worked on, and others can."""
+    """A request to a sandbox got no reply. Its row fails; other rows go on."""
 
 
 class SandboxTimeoutError(SandboxError):
-    """The request was not done within its time."""
+    """The request took longer than its time limit."""
 
 
 class SandboxMemoryError(SandboxError):
@@ -140,7 +173,7 @@ class LateError(FetchError):
 
 
 class JobError(MagbatchError):
-    """The job cannot start, or cannot go on. Nothing that was committed is lost."""
+    """The job cannot start, or cannot go on. Committed rows stay."""
 
     exit_code = 2
 
@@ -153,12 +186,16 @@ class SpecChangedError(SpecError):
     """The output belongs to a job with another spec; the message shows the difference."""
 
 
+class LateSpecError(SpecError):
+    """The spec was not read in time."""
+
+
 class InputError(JobError):
     """The input as a whole cannot be used: nothing found, or a bad file under `on_bad_file: fail`."""
 
 
 class ModelError(JobError):
-    """The model's files cannot be had or do not form a checkpoint that magbatch can run."""
+    """The model's files cannot be fetched, or do not form a checkpoint that magbatch can run."""
 
 
 class OutputError(JobError):
@@ -170,43 +207,42 @@ class EngineStartError(JobError):
 
 
 class ClusterAccessError(JobError):
-    """The cluster cannot be used as it is named: nothing listens there, it is another version, or it wants a token."""
+    """The cluster cannot be used: nothing listens at its address, its version differs, or it wants a token."""
 
 
 class DefectError(JobError):
-    """magbatch itself is wrong somewhere; the message names the exception. The same command goes on where it was."""
+    """A defect in magbatch; the message names the exception. The same command goes on where it stopped."""
 
     exit_code = 4
 
 
 class TooManyFailedError(JobError):
-    """More rows failed than the job is to have: it ended early, and goes on once its limit allows them."""
+    """More rows failed than the spec allows. The job ended early; it goes on once the limit is higher."""
 
     exit_code = 1
 
 
 class BenchError(JobError):
-    """An arm of a benchmark failed, or what the arms did cannot be compared."""
+    """An arm of a benchmark failed, or the arms did different work."""
 
 
 class ResumableError(JobError):
-    """The job stopped before its end; the same command goes on where it was."""
+    """The job stopped before its end; the same command goes on where it stopped."""
 
     exit_code = 3
 
 
 class SettingsError(JobError):
-    """This machine is not set up for the command: the message names the variable of its environment, or the folder."""
+    """This machine is not set up for the command; the message names the environment variable or the folder."""
 
 
 class StorageError(ResumableError):
-    """Object storage or the disk refused a read or a write that the job cannot do without.
+    """Object storage or the disk refused a read or a write that the job needs.
 
     Attributes:
-        passing: Whether it may pass by itself once a job is under way: a full disk, a store that is overloaded or away.
-        mistake: Whether this command has never had an answer of that store, and a setting is wrong.
-        lasting: Whether a person has to mend something first: it is a mistake, or does not pass by itself. The command
-            then ends with exit code 2.
+        passing: Whether the refusal may end by itself: a full disk, or a store that is overloaded or away.
+        mistake: Whether a setting is wrong: the store has never answered this command.
+        lasting: Whether a person must mend something first; the command then ends with exit code 2.
         missing_root: Whether there is no bucket by the name in the path.
         refused: Whether the store answered and denied this request. Access rights may arrive later.
         full: Whether the disk is full, or the user's quota used up.
@@ -230,11 +266,14 @@ class StorageError(ResumableError):
 
 @contextmanager
 def mistake_in(field: str, kind: "type[JobError]") -> Iterator[None]:
-    """What storage refuses, and will go on to refuse, is raised as a mistake in a field of the spec.
+    """Raise a lasting refusal of storage as a mistake in a field of the spec.
 
     Args:
         field: Name of the field, such as `output.path`.
-        kind: The error to raise.
+        kind: Class of the error to raise.
+
+    Raises:
+        JobError: Storage refuses for good; the message begins with the field.
     """
     try:
         yield
@@ -275,7 +314,7 @@ class LeaseError(ResumableError):
 
 
 class ClusterError(ResumableError):
-    """Ray, or the cluster it runs on, cannot be reached or broke down."""
+    """Ray, or its cluster, broke down or cannot be reached."""
 
 
 class InterruptedJobError(ResumableError):
@@ -283,12 +322,12 @@ class InterruptedJobError(ResumableError):
 
 
 class EngineDeadError(MagbatchError):
-    """The engine behind a replica is gone. The replica's process must end so that it is replaced."""
+    """The engine of a replica is gone. The replica's process must end so that Ray replaces it."""
 
 
 class RequestRejectedError(MagbatchError):
-    """The engine has no answer to this one request; it goes on serving others."""
+    """The engine rejects this request and serves other requests."""
 
 
 class RequestFailedError(RequestRejectedError):
-    """The engine took the request and failed at it by itself: asked again, it may answer."""
+    """A transient failure inside the engine; the request may be repeated."""

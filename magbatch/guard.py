@@ -1,13 +1,13 @@
-"""The exit code of a command that starts Ray is true, whatever ends it, and nothing that it started outlives it.
+"""A command that starts Ray always ends with a true exit code, and no process that it started outlives it.
 
-Ray's C++ code ends the process that it runs in with exit code 1, which would say "complete". So such a command is
-three processes. Front and keeper import the standard library alone, and hold no data:
+When Ray breaks down, its C++ code ends its process with exit code 1, which would mean "too many rows failed". So such a
+command is three processes. The front and the keeper import only the standard library and hold no data:
 
     front (the process that a shell knows) -> keeper (a session of its own) -> driver -> Ray, replicas, engines
 
-The driver announces its exit code through a pipe; an end without that is exit code 3. Front and keeper are subreapers:
-an orphan of the driver's becomes their child, and is killed. Each of the two goes on where the other is killed: the
-keeper ends everything when the front is gone, the front when the keeper is.
+The driver announces its exit code through a pipe. Without an announcement the exit code is 3. The front and the keeper
+are subreapers: an orphan of the driver becomes their child and is killed. Either of them can be killed: the keeper ends
+everything when the front is gone, and the front does so when the keeper is gone.
 """
 
 import ctypes
@@ -25,19 +25,19 @@ from magbatch.terminal import json_text, visible
 
 INTERRUPTED = 3
 LEFT = "interrupted; what was committed stays"
-# What asks the driver to end. Not SIGTERM: Ray has handlers of its own for it while it starts, which raise wherever the
-# code is; raised within an import, that leaves the lock of all imports taken, and the driver hangs (seen).
+# Signal that asks the driver to end. SIGTERM would not do: while Ray starts, its own handler raises at any line.
+# Raised within an import, the exception leaves Python's import lock taken, and the driver hangs (seen with Ray 2.60).
 STOP = signal.SIGUSR2
 FORWARDED = {signal.SIGINT: signal.SIGINT, signal.SIGTERM: STOP, signal.SIGHUP: STOP, STOP: STOP}
 PARENT_DIED = signal.SIGUSR1
 WATCHED = {*FORWARDED, PARENT_DIED, signal.SIGCHLD}
-LOOK_S = 0.5  # between two looks at what no signal tells: whether the front stands still, what the driver has said
-STOP_S = 120.0  # for a driver that was asked to end: replicas commit what is finished within 30 s
-END_S = 10.0  # for a driver whose Ray broke down; and for processes that were killed
+LOOK_S = 0.5  # interval of polling what no signal tells: whether the front is stopped, what the driver announced
+STOP_S = 120.0  # grace period of a driver that was asked to end; its replicas commit finished rows within 30 s
+END_S = 10.0  # grace period of a driver whose Ray broke down, and of killed processes
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # prctl(2)
 
-UNATTENDED = "MAGBATCH_UNATTENDED"  # in the environment: a program began this command, and begins it again after code 3
-WHY_FD = "MAGBATCH_WHY_FD"  # in the environment: a descriptor that is told in a line why the command did not complete
+UNATTENDED = "MAGBATCH_UNATTENDED"  # environment variable: a program runs this command, and repeats it after code 3
+WHY_FD = "MAGBATCH_WHY_FD"  # environment variable: file descriptor that gets one line if the command does not complete
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _front: int | None = None
@@ -49,47 +49,50 @@ _interrupted = False
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:
-    """Handles SIGINT, SIGTERM and `STOP` wherever nothing else does: as Ctrl-C, and noted."""
+    """Raise KeyboardInterrupt for SIGINT, SIGTERM and `STOP`, and remember the signal."""
     global _interrupted
     _interrupted = True
     raise KeyboardInterrupt
 
 
 def was_interrupted() -> bool:
-    """Whether `interrupt` was called: what a library makes of a KeyboardInterrupt may be any exception."""
+    """Whether `interrupt` was called. A library may turn a KeyboardInterrupt into any exception."""
     return _interrupted
 
 
 def command_pid() -> int:
-    """The process id of the command, as its user knows it."""
+    """Process id of the command as its user sees it: the front's."""
     return os.getpid() if _front is None else _front
 
 
 def announce(code: int) -> None:
-    """The command's exit code is known; whatever ends the driver from now on does not change it."""
+    """Announce the command's exit code; the way in which the driver ends later does not change it."""
     _tell(f"code {code}")
 
 
 def explain(why: str) -> None:
-    """What has broken, one line: the driver has `END_S` seconds to end by itself."""
+    """Announce in one line what has broken; from now on the driver has `END_S` seconds to end."""
     _tell(f"why {' '.join(why.split())}")
 
 
 def tell_starter(why: str) -> None:
-    """Say why the command did not complete to the program that has started it, where that wants to know."""
+    """Tell the program that started the command why it did not complete, if it set `WHY_FD`."""
     with suppress(OSError, ValueError, KeyError):
         os.write(int(os.environ[WHY_FD]), f"{' '.join(why.split())}\n".encode())
 
 
 def end_at_once() -> NoReturn:
-    """From a signal handler: the keeper ends what is left, and says why; without one, `finally` blocks do."""
+    """End the driver from a signal handler.
+
+    The keeper kills what is left and says why. Without a keeper, `finally` blocks clean up.
+    """
     if _channel is not None:
         os._exit(INTERRUPTED)
     sys.exit(INTERRUPTED)
 
 
 def leave_interrupted() -> NoReturn:
-    """End the command as one that a person or the platform has interrupted."""
+    """End the command as interrupted by a person or the platform."""
     signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
     announce(INTERRUPTED)
     _complain("InterruptedJobError", LEFT)
@@ -106,12 +109,12 @@ def _tell(line: str) -> None:
 
 @dataclass(slots=True)
 class _Said:
-    """What a driver has said through its pipe.
+    """Announcements that came through the driver's pipe.
 
     Attributes:
-        pipe: Its end to read from; None where nothing is said.
-        code: The exit code that was announced.
-        why: What has broken.
+        pipe: Descriptor of the pipe's reading end; None for a child that announces nothing.
+        code: Announced exit code; None before it.
+        why: Announced breakdown in one line; None while nothing has broken.
     """
 
     pipe: int | None
@@ -121,11 +124,11 @@ class _Said:
 
     @property
     def is_all(self) -> bool:
-        """Whether a driver whose Ray is gone is done: what Ray does at the end would take it seconds more."""
+        """Whether a driver whose Ray broke down is done. Ray's own shutdown would take seconds more."""
         return self.why is not None and self.code is not None
 
     def listen(self) -> bool:
-        """Take what was said since; whether it was what has broken."""
+        """Read new announcements; returns whether a breakdown was among them."""
         before = self.why
         if self.pipe is not None:
             with suppress(BlockingIOError):
@@ -142,9 +145,9 @@ class _Said:
 
 
 def enter() -> None:
-    """Put the command under guard: returns in the driver; front and keeper never come back from here."""
+    """Put the command under guard. The call returns in the driver only."""
     global _front, _channel
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # who starts the command may have had it ignored
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # the parent process may have ignored it
     watched = WATCHED - ({signal.SIGHUP} if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else set())  # nohup
     before = signal.pthread_sigmask(signal.SIG_BLOCK, watched)
     sys.stdout.flush()
@@ -155,7 +158,7 @@ def enter() -> None:
         _keep(keeper, watched, _Said(None))
     _prctl(PR_SET_PDEATHSIG, PARENT_DIED)
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
-    os.setsid()  # what ends the front's whole group, or its terminal, does not end the keeper
+    os.setsid()  # a signal to the front's process group or terminal does not end the keeper
     mouth, ear = _pipe()
     keeper = os.getpid()
     if driver := os.fork():
@@ -181,13 +184,13 @@ def _prctl(option: int, value: int) -> None:
 
 
 def _keep(child: int, watched: set[signal.Signals], said: _Said, front: int | None = None) -> None:
-    """Look after a child until it ends, then end all that it has left behind, and exit with its code.
+    """Look after a child until it ends, kill everything that it left behind, and exit with its code.
 
     Args:
-        child: Its process id.
-        watched: Signals, all of them blocked.
-        said: What it says; a child that says nothing is the keeper.
-        front: Parent of this process; None in the front itself.
+        child: Process id of the child: the keeper's or the driver's.
+        watched: Signals that are blocked and waited for.
+        said: Announcements of the child; without a pipe the child is the keeper.
+        front: Process id of the front; None in the front itself.
     """
     code = INTERRUPTED
     try:
@@ -203,10 +206,10 @@ def _keep(child: int, watched: set[signal.Signals], said: _Said, front: int | No
 
 
 def _wait(child: int, watched: set[signal.Signals], said: _Said, front: int | None) -> tuple[int | None, bool]:
-    """Hand signals on until a child ends.
+    """Forward signals until a child ends.
 
     Returns:
-        Its wait status, None where the front has ended first; and whether it was asked to end.
+        Wait status of the child, None if the front ended first; and whether the child was asked to end.
     """
     interrupted = stopped = False
     deadline = math.inf
@@ -227,13 +230,13 @@ def _wait(child: int, watched: set[signal.Signals], said: _Said, front: int | No
             deadline = min(deadline, time.monotonic() + END_S)
         if said.is_all or time.monotonic() > deadline:
             os.kill(child, signal.SIGKILL)
-        elif stopped != _is_stopped(front):  # Ctrl-Z, or SIGSTOP, which nobody can hand on
+        elif stopped != _is_stopped(front):  # Ctrl-Z, or SIGSTOP, which cannot be forwarded
             stopped = not stopped
             os.kill(child, signal.SIGSTOP if stopped else signal.SIGCONT)
 
 
 def _reap(child: int) -> int | None:
-    """Take note of children that have ended, orphans among them; the wait status of one, if it has."""
+    """Reap ended children, including adopted orphans; returns the wait status of `child` if it has ended."""
     found = None
     with suppress(ChildProcessError):
         while (ended := os.waitpid(-1, os.WNOHANG))[0]:
@@ -249,14 +252,14 @@ def _is_stopped(pid: int) -> bool:
 
 
 def _end_descendants() -> None:
-    """Kill what is left of all that was started below this process."""
+    """Kill every process that is left below this process."""
     deadline = time.monotonic() + END_S
-    while time.monotonic() < deadline:  # one that hangs in the kernel cannot be waited for
+    while time.monotonic() < deadline:  # bounded: a process may hang in the kernel
         try:
             os.waitpid(-1, os.WNOHANG)
         except ChildProcessError:
             return
-        import psutil  # in the rare case alone: it takes longer than all else here
+        import psutil  # imported only in this rare case: it takes longer than everything else here
 
         for process in psutil.Process().children(recursive=True):
             with suppress(psutil.NoSuchProcess):
@@ -265,39 +268,41 @@ def _end_descendants() -> None:
 
 
 def _judge(child: int, status: int, said: _Said, *, interrupted: bool) -> int:
-    """The exit code of the command; where its end was not announced, a person is told why."""
+    """Exit code of the command. If the driver announced none, a message says why."""
     if said.code is not None:
         return said.code
     if said.pipe is None and os.WIFEXITED(status):
-        return os.WEXITSTATUS(status)  # the keeper's, who has judged
+        return os.WEXITSTATUS(status)  # the keeper has judged already
     if (said.why or (LEFT if interrupted else None)) == LEFT:
         name, why = "InterruptedJobError", LEFT
     else:
         who = "driver" if said.pipe is not None else "keeper"
-        how = how_it_ended(status) + (", as Ray's code does where Ray breaks down" if os.WIFEXITED(status) else "")
+        how = how_it_ended(status) + (", as Ray's code does when Ray breaks down" if os.WIFEXITED(status) else "")
         name, why = "ClusterError", said.why or f"the job's {who} (process {child}) {how}"
     _complain(name, why)
     return INTERRUPTED
 
 
 def how_it_ended(status: int) -> str:
-    """A wait status in words."""
+    """Describe a wait status in words."""
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
         known = number in set(signal.Signals)
         name = signal.Signals(number).name if known else f"signal {number}"
-        return f"was killed by {name}" + (", as by a kernel that is short of memory" if name == "SIGKILL" else "")
+        return f"was killed by {name}" + (
+            ", for example by a kernel that is short of memory" if name == "SIGKILL" else ""
+        )
     return f"ended by itself with exit code {os.WEXITSTATUS(status)}"
 
 
 def _complain(name: str, why: str) -> None:
-    """One message, as `cli` words it."""
+    """Print the error message in the form of `cli`."""
     tell_starter(why)
     if "--json" in sys.argv:
         descriptor, text = 1, json_text({"error": name, "message": why, "exit_code": INTERRUPTED})
     else:
         descriptor, text = 2, f"magbatch: {visible(why)}\nRun the same command again to go on."
-    with suppress(OSError):  # nobody listens
+    with suppress(OSError):  # nobody reads the output
         if os.isatty(2):
-            os.write(2, b"\r\x1b[K\x1b[?25h")  # the live line had hidden the cursor
+            os.write(2, b"\r\x1b[K\x1b[?25h")  # the live line hides the cursor
         os.write(descriptor, f"{text}\n".encode())

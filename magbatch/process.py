@@ -1,14 +1,18 @@
-"""The identity of a process on this machine, by which a record of it tells whether it still runs."""
+"""The identity of a process on this machine: a stored record shows whether the process still runs."""
 
 import os
 from contextlib import suppress
 from pathlib import Path
 
-_ENDED = {"Z", "X"}  # zombies (proc(5)): their parent has not asked yet how they ended
+_ENDED = {"Z", "X"}  # states of ended processes that their parent has not reaped (proc(5))
 
 
 def process_space() -> str:
-    """What a process id is unique in: this boot of this machine, and its process namespace."""
+    """The space in which a process id is unique: this boot of this machine, and its process namespace.
+
+    Returns:
+        Boot id and inode of the namespace; empty if /proc does not show them.
+    """
     boot, namespace = Path("/proc/sys/kernel/random/boot_id"), "/proc/self/ns/pid"
     with suppress(OSError):
         return f"{boot.read_text().strip()}/{os.stat(namespace).st_ino}"
@@ -16,13 +20,13 @@ def process_space() -> str:
 
 
 def started_at(pid: int) -> str:
-    """When a process of this space began: no other with this id has the same, whatever the clocks do.
+    """Start time of a process. Together with the id it identifies the process, even if clocks are changed.
 
     Returns:
-        Ticks since the boot; empty if no process with this id runs.
+        Clock ticks since the boot; empty if no process with this id runs.
     """
     try:
-        # The state is the first field after the name (proc(5)), which may hold blanks and brackets; the start the 20th.
+        # The name may hold blanks and brackets. After it, field 1 is the state and field 20 the start time (proc(5)).
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return ""

@@ -1,11 +1,7 @@
-"""What is carried from step to step, and the Arrow schemas of what is written.
+"""The records that carry a row from step to step.
 
-The carriers import no step, so every step can import them. Two contracts are fixed here:
-
-- `results_schema` and `errors_schema`: the columns that users read. They depend on the carried
-  columns of the job and on nothing else; they are never inferred from data.
-- `ObjectName`: the name of a committed object. It carries the number of input rows that the object
-  finishes, so that one listing of names tells which shards are complete.
+They import no step, so every step can import them. Their order is the way of a row: segment, shard, input row, rendered
+row, prompt, generation, answer, finished row; or a dead letter at any step.
 """
 
 import hashlib
@@ -20,23 +16,26 @@ import pyarrow as pa
 
 from magbatch.errors import ErrorCode, Step, short_message
 
-# Of an unfinished row's token: in the prompt's array, and in the list of integers that the engine is given.
+# Memory of one prompt token of an unfinished row: 4 bytes in the prompt's array, 36 in the engine's list of integers.
 TOKEN_BYTES = 4 + 36
-_PACKING = "lz4_raw"  # of pixels
+_PIXEL_CODEC = "lz4_raw"
 
 TokenIds: TypeAlias = "array[int]"
 
 
 def as_ids(ids: Iterable[int] | bytes = ()) -> TokenIds:
-    """Token ids as prompts hold them, of any others or of the bytes of such: 4 bytes each.
+    """Pack token ids into an array of int32, the form in which prompts hold them.
 
-    A replica holds millions: in lists each takes 36 bytes, and Python's garbage collector looks at it over and over.
+    A replica holds millions of ids. In a list each takes 36 bytes, and Python's garbage collector scans it repeatedly.
+
+    Args:
+        ids: Token ids, or the bytes of such an array.
     """
     return array("i", ids)
 
 
 class ReasoningStatus(StrEnum):
-    """How the thinking of an answer ended. A closed list."""
+    """State in which the thinking of an answer ended. A closed list; the output column `reasoning_status` holds it."""
 
     COMPLETE = "complete"
     BUDGET = "budget"
@@ -50,15 +49,15 @@ class Segment:
     """Consecutive rows of one input file.
 
     Attributes:
-        path: The file.
-        key: The file's part of the row ids: a hash of its path below the input.
-        size: Bytes the file had when it was planned.
-        tag: ETag or modification time it had then.
-        start: Position of the first row in the file.
-        rows: How many; 1 for a file that was unreadable when planned.
-        problem: Why the whole file cannot be read, else None.
-        code: The error code that belongs to the problem.
-        digest: Fingerprint of a file on a disk, else None: see `DiskFile`.
+        path: Local path or s3:// URL of the file.
+        key: First part of the row ids: a hash of the file's path below the input.
+        size: Size of the file in bytes when it was planned.
+        tag: ETag of the object, or modification time of the file (ns), when it was planned.
+        start: Position of the first row in the file, from 0.
+        rows: Number of rows; 1 for a file that was unreadable when it was planned.
+        problem: Reason why the whole file cannot be read; None for a good file.
+        code: Error code of the problem.
+        digest: Fingerprint of a file on a disk (see `DiskFile`); None for an object.
     """
 
     path: str
@@ -72,7 +71,7 @@ class Segment:
     digest: str | None = None
 
     def row_ids(self) -> list[str]:
-        """The ids of its rows, in the order of the file; an unreadable file counts as one row."""
+        """Ids of the rows, in the order of the file; an unreadable file counts as one row."""
         if self.problem is not None:
             return [self.key]
         return [f"{self.key}-{position:09d}" for position in range(self.start, self.start + self.rows)]
@@ -80,11 +79,11 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """The unit of work and of the ledger: some rows that one replica answers together.
+    """Rows that one replica answers together: the unit of work, and of the ledger.
 
     Attributes:
-        index: The shard's number in the plan.
-        segments: Where its rows are; several where files are small or rows are sampled.
+        index: Number of the shard in the plan, from 0.
+        segments: Runs of its rows; several if files are small, rows are grouped, or rows are sampled.
     """
 
     index: int
@@ -96,18 +95,18 @@ class Shard:
         return sum(segment.rows for segment in self.segments)
 
     def row_ids(self) -> list[str]:
-        """The ids of its rows, in order."""
+        """Ids of the rows, in the order of the segments."""
         return [row_id for segment in self.segments for row_id in segment.row_ids()]
 
 
 @dataclass(slots=True)
 class InputRow:
-    """One row as read: the values of the columns that the job uses.
+    """Values of one input row, as read.
 
     Attributes:
-        row_id: magbatch's own id, from the file and the row's position in it.
-        values: Column name to Python value. A null cell is absent.
-        folder: Where the file lies; relative image paths start here.
+        row_id: Stable id, made from the file's path and the row's position in the file.
+        values: Python values by column name; a null cell is absent.
+        folder: Folder of the input file; relative image paths start here.
     """
 
     row_id: str
@@ -117,14 +116,15 @@ class InputRow:
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """One decoded image, at the size in which the model sees it: packed where it is made, unpacked for the engine.
+    """A decoded image at the size in which the model sees it.
 
-    A drawn page is a tenth of its pixels then, on its way through pipes, Ray's object store and a replica's memory.
+    The pixels are packed after decoding and unpacked for the engine. A drawn page takes a tenth of its pixels that way,
+    in pipes, in Ray's object store and in a replica's memory.
 
     Attributes:
-        width: Pixels.
-        height: Pixels.
-        packed: The pixels as one block of LZ4 (a gigabyte a second); noise is no larger than before, but for 0.4%.
+        width: Width in pixels.
+        height: Height in pixels.
+        packed: RGB pixels as one LZ4 block. Packing runs at 1 GB/s, and pure noise grows by 0.4%.
     """
 
     width: int
@@ -133,36 +133,41 @@ class Image:
 
     @classmethod
     def of(cls, width: int, height: int, rgb: bytes | memoryview) -> Self:
-        """An image of its pixels: `height * width * 3` bytes, row by row."""
-        return cls(width, height, pa.compress(pa.py_buffer(rgb), codec=_PACKING, asbytes=True))
+        """Pack pixels.
+
+        Args:
+            width: Width in pixels.
+            height: Height in pixels.
+            rgb: Pixels, uint8 of shape (height, width, 3).
+        """
+        return cls(width, height, pa.compress(pa.py_buffer(rgb), codec=_PIXEL_CODEC, asbytes=True))
 
     @property
     def rgb(self) -> bytes:
-        """The pixels, unpacked: `size_bytes` of them, row by row."""
-        return bytes(pa.decompress(self.packed, self.size_bytes, codec=_PACKING, asbytes=True))
+        """Unpacked pixels, uint8 of shape (height, width, 3)."""
+        return bytes(pa.decompress(self.packed, self.size_bytes, codec=_PIXEL_CODEC, asbytes=True))
 
     @property
     def size_bytes(self) -> int:
-        """Unpacked."""
+        """Size of the unpacked pixels in bytes."""
         return 3 * self.width * self.height
 
     @property
     def digest(self) -> str:
-        """The same for who is the same picture; 32 characters."""
+        """Content hash: 32 hex characters, equal for equal images."""
         salt = self.width.to_bytes(4, "little")
         return hashlib.blake2b(self.packed, digest_size=16, salt=salt).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One page of a row's document.
+    """A page of a row's document.
 
     Attributes:
-        number: From 1.
-        text: Its text: embedded in a PDF, or the page of a text document itself; None where it has none or the
-            job does not want it.
-        image: Its picture; None where it has none or the job does not want it.
-        blank: Its picture shows nothing, and no text of it is shown.
+        number: Page number, from 1.
+        text: Text embedded in a PDF, or the page of a text document; None if the page has none or the job wants none.
+        image: Picture of the page; None if the page has none or the job wants none.
+        blank: Whether the picture shows nothing and the page has no text.
     """
 
     number: int
@@ -173,15 +178,14 @@ class Page:
 
 @dataclass(slots=True)
 class RenderedRow:
-    """A row's documents as text and images: chat messages whose images are positions in `images`.
+    """A row as chat messages, whose images are positions in `images`.
 
     Attributes:
-        row_id: magbatch's own id.
-        messages: `{"role", "content"}` dicts; content is a list of `{"text": str}` and
-            `{"image": int}` parts.
-        images: The decoded images, in the order of their positions.
-        pages: Of the document that is asked about, those that may be shown; not yet part of any message.
-        total_pages: That the document has.
+        row_id: Stable id of the row.
+        messages: Dicts `{"role", "content"}`; content is a list of `{"text": str}` and `{"image": int}` items.
+        images: Decoded images, in the order of their positions.
+        pages: Pages of the row's document that may be shown; they are not part of a message yet.
+        total_pages: Number of pages of the document.
     """
 
     row_id: str
@@ -193,14 +197,14 @@ class RenderedRow:
 
 @dataclass(frozen=True, slots=True)
 class PageGroup:
-    """Pages of a document that are asked about together.
+    """Neighbouring pages of a document that share one prompt.
 
     Attributes:
-        first_page: From 1.
-        last_page: The last of them.
-        token_ids: A whole prompt about these pages alone; empty where they are in the row's own prompt.
-        images: As many as that prompt has image ends.
-        truncated: Of what was to be shown, something is left out.
+        first_page: First page, from 1.
+        last_page: Last page, included.
+        token_ids: Whole prompt about these pages; empty if the pages are in the row's own prompt.
+        images: Images of that prompt, one for each image end token.
+        truncated: Whether some of the pages' content is left out.
     """
 
     first_page: int
@@ -212,17 +216,17 @@ class PageGroup:
 
 @dataclass(slots=True)
 class Prompt:
-    """A row as the engine takes it.
+    """A row in the form that the engine takes.
 
     Attributes:
-        row_id: magbatch's own id.
-        token_ids: The whole prompt, image tokens already expanded; empty where a document is read in parts first.
-        images: As many as the prompt has image ends; of a row in parts, those that its messages hold.
-        total_pages: Of the row's document; 0 for a row without one.
-        page_groups: Pages that are asked about: one group in the row's own prompt, or several with a prompt each.
-        messages: Of a row in parts: what is asked, as in `RenderedRow`.
-        max_tokens: That a sample of it may have; None leaves it to the job.
-        truncated: Pages of the document, or the end of a page's text, are left out.
+        row_id: Stable id of the row.
+        token_ids: Whole prompt with expanded image tokens; empty if the document is read in page groups first.
+        images: Images, one for each image end token; for a row in page groups, the images of its messages.
+        total_pages: Number of pages of the row's document; 0 without a document.
+        page_groups: Page groups: one inside the row's own prompt, or several with a prompt each.
+        messages: Question of a row in page groups, in the form of `RenderedRow`; else empty.
+        max_tokens: Limit of tokens for each sample of this row; None takes the job's.
+        truncated: Whether pages, or the end of a page's text, are left out.
     """
 
     row_id: str
@@ -236,31 +240,31 @@ class Prompt:
 
     @property
     def reads_page_groups(self) -> bool:
-        """Whether its document is read in parts, and the answers to those then make the prompt."""
+        """Whether page groups are asked first, and their answers then make the prompt."""
         return bool(self.page_groups) and bool(self.page_groups[0].token_ids)
 
     @property
     def requests(self) -> int:
-        """How many requests it makes of the engine at once."""
+        """Number of engine requests that the row makes at once."""
         return len(self.page_groups) if self.reads_page_groups else 1
 
     @property
     def size_bytes(self) -> int:
-        """Memory of the row while it is unfinished: the engine has its ids in lists too, its images unpacked."""
+        """Memory of the unfinished row in bytes: ids in the prompt and in the engine, and images unpacked."""
         held: list[Prompt | PageGroup] = [self, *self.page_groups]
         return sum(TOKEN_BYTES * len(one.token_ids) + sum(image.size_bytes for image in one.images) for one in held)
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One sample as the engine returned it.
+    """A sample as the engine returned it.
 
     Attributes:
-        token_ids: The generated tokens.
-        finish_reason: vLLM's word: `stop`, `length`, `repetition`, `abort`.
-        opened: The prompt itself ended with the token that opens thinking.
-        forced: How many of the tokens were put there, not generated: the one that closes thinking.
-        status: How the thinking ended, where who asked knows better than the tokens say.
+        token_ids: Generated tokens.
+        finish_reason: Finish reason in vLLM's words: `stop`, `length`, `repetition` or `abort`.
+        opened: Whether the prompt ended with the token that opens thinking.
+        forced: Number of tokens that were inserted, not generated: the token that closes thinking.
+        status: Overrides the status derived from the tokens, e.g. when the budget cut the thinking.
     """
 
     token_ids: list[int]
@@ -275,8 +279,8 @@ class Generation:
     """All samples of one row.
 
     Attributes:
-        completions: In the order of the samples.
-        cached_tokens: Prompt tokens found in the engine's prefix cache.
+        completions: Completions, in the order of the samples.
+        cached_tokens: Number of prompt tokens found in the engine's prefix cache.
         latency_s: Seconds from submission to the last token.
     """
 
@@ -287,11 +291,11 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One sample, split into what the model thought and what it said.
+    """A sample, split into reasoning and answer.
 
     Attributes:
-        values: Of the columns that the job has its answers made into, by name.
-        ballot: Vote of the sample, if the samples of a row vote.
+        values: Values of the job's answer columns, by column name.
+        ballot: Vote of the sample; None if the samples of a row do not vote.
     """
 
     reasoning: str | None
@@ -306,7 +310,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class PageGroupAnswer:
-    """What was said about some pages of a row's document; of pages in the row's own prompt nothing on their own."""
+    """The answer to one page group; empty for pages that were in the row's own prompt."""
 
     first_page: int
     last_page: int
@@ -317,10 +321,10 @@ class PageGroupAnswer:
 
 @dataclass(frozen=True, slots=True)
 class FinishedRow:
-    """A row that has its answers, ready to be written: one record for each sample.
+    """An answered row, ready to be written as one record for each sample.
 
     Attributes:
-        truncated: Something of its document, or of the answers to the document's parts, was shown to no one.
+        truncated: Whether the model did not see some of the document, or some answers to its page groups.
     """
 
     row_id: str
@@ -337,10 +341,11 @@ class FinishedRow:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A row that has no answer, and why in one short line; with the answer that was not accepted.
+    """A row without an answer, with the reason in one short line.
 
     Attributes:
-        prompt_tokens: Tokens of the prompt, if the engine was asked; those after it as the engine counted them.
+        answer: Rejected answer, if the reason is that an answer was not valid.
+        prompt_tokens: Tokens of the prompt if the engine was asked, else 0. The other counts are the engine's.
     """
 
     row_id: str

@@ -34,7 +34,7 @@ ERROR_FIELDS: dict[str, pa.DataType] = {
     "attempt": pa.string(),
     "finished_at": pa.timestamp("us", tz="UTC"),
 }
-# Of a dead letter, after those; an object of an older version has none of them.
+# Token counts of a dead letter, after the columns above; objects of older versions lack them.
 TOKEN_FIELDS: dict[str, pa.DataType] = {
     name: RESULT_FIELDS[name] for name in ("prompt_tokens", "reasoning_tokens", "answer_tokens", "cached_tokens")
 }
@@ -50,7 +50,7 @@ DOCUMENT_FIELDS: dict[str, pa.DataType] = {
     "document_parts": pa.list_(pa.struct(list(_PART_FIELDS.items()))),
     "document_truncated": pa.bool_(),
 }
-# Of results; an object of an older version has none of them, and null where it is merged with newer ones.
+# Columns of results that objects of older versions lack; a merge with newer objects fills them with null.
 NEWER_COLUMNS = frozenset({"document_truncated"})
 NO_COLUMNS = pa.schema([])
 RESERVED_COLUMNS = frozenset({"row_id", "sample", *RESULT_FIELDS, *ERROR_FIELDS, *DOCUMENT_FIELDS})
@@ -74,7 +74,7 @@ def results_schema(carry: pa.Schema, made: pa.Schema = NO_COLUMNS) -> pa.Schema:
 
     Args:
         carry: The carried input columns, with the types that the plan froze.
-        made: The columns that the job has its answers made into.
+        made: Columns that the job makes from its answers.
     """
     schema = _schema({"row_id": pa.string(), "sample": pa.int32()}, carry, RESULT_FIELDS)
     for position, one in enumerate(made, start=schema.get_field_index("answer") + 1):
@@ -87,17 +87,17 @@ def errors_schema(carry: pa.Schema, *, with_answer: bool = False) -> pa.Schema:
 
     Args:
         carry: The carried input columns, with the types that the plan froze.
-        with_answer: The job may refuse answers: then `answer` holds the refused one.
+        with_answer: Whether the job can reject answers; then the column `answer` holds the rejected answer.
     """
     fields = ERROR_FIELDS | ({"answer": pa.large_string()} if with_answer else {}) | TOKEN_FIELDS
     return _schema({"row_id": pa.string()}, carry, fields, _NULLABLE | TOKEN_FIELDS.keys())
 
 
 def new_attempt(plan_id: str | None = None) -> str:
-    """A token for one attempt at a shard: unique, and sorted by the time it began.
+    """Make the token of one attempt at a shard. Tokens are unique, and sort by the time of their attempt.
 
     Args:
-        plan_id: Id of the plan that the attempt works for, which the token ends with; None for plans without one.
+        plan_id: Id of the attempt's plan, which ends the token; None for plans of versions without ids.
     """
     token = f"{time.time_ns() // 1_000_000:011x}{secrets.token_hex(6)}"
     return token if plan_id is None else f"{token}{_OF_PLAN}{plan_id}"
@@ -105,24 +105,24 @@ def new_attempt(plan_id: str | None = None) -> str:
 
 RESULTS = "results"
 ERRORS = "errors"
-_OF_PLAN = "p"  # between an attempt's own token and its plan's id, which are hexadecimal
-_PART = re.compile(r"(results|errors)/(?:(\d{8})|r(\d{8})-(\d{8}))-([0-9a-z]+)-(\d{4,})\.n(\d+)\.parquet\Z")
+_OF_PLAN = "p"  # separates the attempt's token from its plan's id; both are hexadecimal
+_NAME = re.compile(r"(results|errors)/(?:(\d{8})|r(\d{8})-(\d{8}))-([0-9a-z]+)-(\d{4,})\.n(\d+)\.parquet\Z")
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class ObjectName:
     """The name of a committed object: `results/<shard>-<attempt>-<seq>.n<rows>.parquet`.
 
-    One that was merged of several shards' objects is `results/r<first>-<last>-<attempt>-<seq>.n<rows>.parquet`:
-    by the `r`, one short listing finds all of those.
+    The name of an object merged from several shards is `results/r<first>-<last>-<attempt>-<seq>.n<rows>.parquet`. The
+    `r` lets one short listing find all merged objects.
 
     Attributes:
-        kind: `results` or `errors`.
-        shard: The number in the plan of the shard, or of the first of several.
-        attempt: Which handling of the shard wrote it, and for which plan. Attempts sort by the time they began.
-        seq: Position among the objects of this attempt.
-        rows: Input rows finished by it (with n samples a row it holds n times as many records).
-        span: How many shards its rows may be of, from `shard` on.
+        kind: Kind of the object: `results` or `errors`.
+        shard: Number of the shard, or of the first of several.
+        attempt: Token of the attempt that wrote the object, with its plan's id. Attempts sort by the time they began.
+        seq: Position among the objects of this attempt, from 0.
+        rows: Number of input rows that the object finishes; with n samples a row it holds n times as many records.
+        span: Number of shards that its rows may belong to, from `shard` on.
     """
 
     kind: str
@@ -138,35 +138,39 @@ class ObjectName:
 
     @property
     def shards(self) -> range:
-        """The shards that its rows may be of."""
+        """Shards that the object's rows may belong to."""
         return range(self.shard, self.shard + self.span)
 
     def is_foreign(self, plan_id: str | None) -> bool:
-        """Whether the object was written for another plan than this; an object or a plan without an id never tells."""
+        """Whether the object was written for another plan; False if the object or the plan has no id."""
         return plan_id is not None and self.attempt.partition(_OF_PLAN)[2] not in ("", plan_id)
 
     @classmethod
     def parse(cls, name: str) -> Self | None:
-        """The part behind an object's name, or None where the name is not a part's."""
-        match = _PART.match(name)
+        """Parse an object's name; None if it is not the name of a committed object."""
+        match = _NAME.match(name)
         if match is None:
             return None
         kind, shard, first, last, attempt, seq, rows = match.groups()
         span = 1 if shard is not None else int(last) - int(first) + 1
         if shard is None and span < 2:
             return None
-        part = cls(kind, int(first if shard is None else shard), attempt, int(seq), int(rows), span)
-        return part if str(part) == name else None  # another spelling of a number would be read by another name
+        found = cls(kind, int(first if shard is None else shard), attempt, int(seq), int(rows), span)
+        return found if str(found) == name else None  # each object has one name: other spellings of a number are none
 
     @classmethod
     def of(cls, name: str) -> Self:
-        """As `parse`, for a name that is one."""
-        part = cls.parse(name)
-        if part is None:
-            raise ValueError(f"{name!r} is not the name of a part")
-        return part
+        """Parse the name of a committed object.
+
+        Raises:
+            ValueError: The name is not the name of a committed object.
+        """
+        found = cls.parse(name)
+        if found is None:
+            raise ValueError(f"{name!r} is not the name of a committed object")
+        return found
 
     @staticmethod
     def prefix(kind: str, shard: int | None = None) -> str:
-        """What the names of a shard's own objects begin with; without a shard, those of merged ones."""
+        """Prefix of the names of a shard's own objects; without a shard, prefix of merged objects."""
         return f"{kind}/r" if shard is None else f"{kind}/{shard:08d}-"

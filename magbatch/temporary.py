@@ -1,4 +1,4 @@
-"""Temporary files, of which a machine may have no room, or no folder: said as what a person has to mend."""
+"""Errors about temporary files name the setting that a person must change."""
 
 import os
 import tempfile
@@ -7,15 +7,15 @@ from contextlib import contextmanager
 
 from magbatch.errors import StorageError
 
-LEAST_BYTES = 1 << 20  # Ray's session folder alone takes more within its first seconds
+LEAST_BYTES = 1 << 20  # size of the trial file; Ray's session folder takes more within seconds
 
 
 @contextmanager
 def temporary_files(needed: str = "") -> Iterator[None]:
-    """Raise what the disk of temporary files refuses as a mistake to mend.
+    """Raise an OSError of the block as an error that names TMPDIR.
 
     Args:
-        needed: How much room is needed, for the message.
+        needed: Space that is needed, in words for the message.
 
     Raises:
         StorageError: The block met an OSError.
@@ -31,7 +31,11 @@ def temporary_files(needed: str = "") -> Iterator[None]:
 
 
 def check_temporary_files() -> None:
-    """Raises StorageError if temporary files, those of a local Ray among them, cannot be written."""
+    """Write trial files where this process and a local Ray keep temporary files.
+
+    Raises:
+        StorageError: A trial file cannot be written.
+    """
     with temporary_files(), tempfile.TemporaryFile(buffering=0) as file:
         file.write(bytes(LEAST_BYTES))
     of_ray = os.environ.get("RAY_TMPDIR")
@@ -50,5 +54,5 @@ def check_temporary_files() -> None:
 def _folder() -> str:
     try:
         return tempfile.gettempdir()
-    except OSError:  # no folder that Python looks at can be written
+    except OSError:  # none of the folders that Python tries can be written
         return os.environ.get("TMPDIR") or "/tmp"

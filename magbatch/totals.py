@@ -1,7 +1,7 @@
 """Sums over committed rows: one class for an object's footer, a replica's report, the metrics, and the manifest.
 
-Every object carries the totals of its own rows in its footer, so that the sums of a job that is resumed are
-known without reading its rows again, and a metric at the end of a job is what its manifest says.
+Every object's footer holds the totals of its own rows. So a resumed job knows its sums without reading rows again, and
+the metrics at the end of a job equal its manifest.
 """
 
 import json
@@ -16,12 +16,12 @@ from magbatch.answers.grading import Grading
 from magbatch.schema import ERRORS, TOKEN_FIELDS
 
 FOOTER_KEY = b"magbatch.totals"
-# Upper bounds, as Prometheus' `le`: a value equal to one is within it.
+# Upper bounds of histogram buckets; a value that equals a bound is inside its bucket (Prometheus' `le`).
 LATENCY_BOUNDS_S = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 14400.0)
 LENGTH_BOUNDS_TOKENS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
 INFINITE = "+Inf"
 
-# What totals need of an object of results/, beside the row id; of one of errors/, `error_code` and the tokens.
+# Columns that totals are made from, in an object of results/ and of errors/.
 COLUMNS = (
     "sample",
     "prompt_tokens",
@@ -38,25 +38,24 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class Totals:
-    """Sums over what counts: rows are input rows, tokens are as the engine counted them.
+    """Sums over rows and tokens. Rows are input rows; the engine counts the tokens.
 
     Attributes:
-        answered: Rows with an answer.
-        failed: Dead letters.
-        records: Samples of the answered rows.
-        failed_generated: Dead letters that the engine generated tokens for. All sums of tokens have these rows too.
-        documents_truncated: Answered rows of whose document something was shown to no one.
-        graded: Records of rows whose right answer the input gives; where samples vote, the rows.
-        right: Those of them whose answer it is.
-        squared_tokens: Sum of the squares of the generated tokens of each record, and of each dead letter: how much
-            lengths differ.
-        latency_ms: Sum of the latencies of the answered rows, each in whole milliseconds.
-        by_code: Dead letters by error code.
-        by_status: Records by reasoning status.
-        by_latency: Answered rows by the upper bound of their latency (`LATENCY_BOUNDS_S`, or `+Inf`).
-        by_reasoning: Records, and dead letters that tokens were generated for, by the upper bound of their reasoning
-            tokens (`LENGTH_BOUNDS_TOKENS`, or `+Inf`).
-        by_answer: The same by the upper bound of their answer tokens.
+        answered: Number of rows with an answer.
+        failed: Number of dead letters.
+        records: Number of samples of the answered rows.
+        failed_generated: Number of dead letters with generated tokens; the sums of tokens include them.
+        documents_truncated: Number of answered rows whose document was not shown to the model completely.
+        graded: Number of records whose right answer the input gives; if samples vote, number of such rows.
+        right: Number of graded records (or rows) with the right answer.
+        squared_tokens: Sum of squared generated tokens over records and dead letters, for the spread of lengths.
+        latency_ms: Sum of the latencies of the answered rows, each rounded to milliseconds.
+        by_code: Number of dead letters by error code.
+        by_status: Number of records by reasoning status.
+        by_latency: Number of answered rows by the upper bound of their latency (`LATENCY_BOUNDS_S`, or `+Inf`).
+        by_reasoning: Number of records, and of dead letters with generated tokens, by the upper bound of their
+            reasoning tokens (`LENGTH_BOUNDS_TOKENS`, or `+Inf`).
+        by_answer: Number of the same, by the upper bound of their answer tokens.
     """
 
     answered: int = 0
@@ -80,30 +79,30 @@ class Totals:
 
     @property
     def rows(self) -> int:
-        """Rows that are done."""
+        """Number of rows that are done."""
         return self.answered + self.failed
 
     @property
     def generated_tokens(self) -> int:
-        """Reasoning and answer."""
+        """Sum of reasoning and answer tokens."""
         return self.reasoning_tokens + self.answer_tokens
 
     def add(self, kind: str, table: pa.Table, grading: Grading | None = None) -> None:
         """Count the records of one object.
 
         Args:
-            kind: Results or errors.
-            table: Its narrow columns.
-            grading: What is held against the right answers; then the table has its columns too.
+            kind: Kind of the object, `results` or `errors`.
+            table: Columns `COLUMNS` (or `ERROR_COLUMNS`) of the object.
+            grading: Comparison with the right answers, which needs its own columns in the table; None if there is none.
         """
         if kind == ERRORS:
             self.failed += table.num_rows
             _count(self.by_code, table.column("error_code"))
-            if set(TOKEN_FIELDS) <= set(table.column_names):  # an object of an older version has none
+            if set(TOKEN_FIELDS) <= set(table.column_names):  # absent in objects of older versions
                 self._add_tokens(table)
             return
         self.records += table.num_rows
-        first = table.filter(pa.compute.equal(table.column("sample"), 0))  # prompts are paid once for all samples
+        first = table.filter(pa.compute.equal(table.column("sample"), 0))  # all samples of a row share one prompt
         self.answered += first.num_rows
         self.prompt_tokens += _sum(first, "prompt_tokens")
         self.cached_tokens += _sum(first, "cached_tokens")
@@ -111,7 +110,7 @@ class Totals:
         self._add_generated(table)
         self.latency_ms += int(np.rint(latency * 1000).sum())
         _count(self.by_status, table.column("reasoning_status"))
-        if "document_truncated" in table.column_names:  # a job with documents, by this version
+        if "document_truncated" in table.column_names:  # absent in jobs without documents and in older objects
             self.documents_truncated += _sum(first, "document_truncated")
         bucket(self.by_latency, latency, LATENCY_BOUNDS_S)
         if grading is not None:
@@ -120,7 +119,7 @@ class Totals:
             self.right += right
 
     def _add_tokens(self, letters: pa.Table) -> None:
-        """The tokens of dead letters; null counts as none."""
+        """Add the tokens of dead letters; null counts as 0."""
         self.prompt_tokens += _sum(letters, "prompt_tokens")
         self.cached_tokens += _sum(letters, "cached_tokens")
         counts = {name: pa.compute.fill_null(letters.column(name), 0) for name in ("reasoning_tokens", "answer_tokens")}
@@ -138,35 +137,43 @@ class Totals:
         bucket(self.by_answer, answer, LENGTH_BOUNDS_TOKENS)
 
     def plus(self, other: Self, sign: int = 1) -> Self:
-        """The sums of both; with sign -1, what is left without the other's."""
+        """Add another's sums; with `sign` -1, subtract them."""
         return summed(self, other, sign)
 
     @classmethod
     def of_manifest(cls, manifest: dict[str, Any]) -> Self:
-        """The sums that a manifest, or another record with these names, holds."""
+        """Read the sums of a manifest, or of another record with these names."""
         return cls(**known_fields(cls, manifest))
 
     @classmethod
     def of(cls, kind: str, table: pa.Table, grading: Grading | None = None) -> Self:
-        """The sums over one object; arguments as for `add`."""
+        """Count the records of one object; arguments are those of `add`."""
         totals = cls()
         totals.add(kind, table, grading)
         return totals
 
     def to_footer(self) -> dict[bytes, bytes]:
-        """As an object's footer holds them."""
+        """Metadata for an object's footer."""
         return {FOOTER_KEY: json.dumps({name: value for name, value in asdict(self).items() if value}).encode()}
 
     @classmethod
     def of_footer(cls, metadata: dict[bytes, bytes] | None) -> Self | None:
-        """What `to_footer` gave; None where a footer has none."""
+        """Read the metadata that `to_footer` made; None if a footer has no totals."""
         text = (metadata or {}).get(FOOTER_KEY)
         found = None if text is None else json.loads(text)
         return cls.of_manifest(found) if isinstance(found, dict) else None
 
 
 def cumulative(counts: dict[str, int], bounds: tuple[float, ...]) -> list[tuple[str, int]]:
-    """Counts by upper bound as Prometheus has them: each bucket holds what is at or below its bound; the last all."""
+    """Turn counts by upper bound into Prometheus' cumulative buckets.
+
+    Args:
+        counts: Number of values by the upper bound of their bucket.
+        bounds: Upper bounds, ascending.
+
+    Returns:
+        Pairs of upper bound and number of values at or below it; the last bound is `+Inf`.
+    """
     found, sum_ = list[tuple[str, int]](), 0
     for bound in [*(str(bound) for bound in bounds), INFINITE]:
         sum_ += counts.get(bound, 0)
@@ -189,7 +196,13 @@ def _count(counts: dict[str, int], column: pa.ChunkedArray) -> None:
 
 
 def bucket(counts: dict[str, int], values: "np.ndarray[Any, Any] | list[float]", bounds: tuple[float, ...]) -> None:
-    """Add values to the counts of their upper bounds."""
+    """Count values into the buckets of their upper bounds.
+
+    Args:
+        counts: Number of values by upper bound; changed in place.
+        values: Values, float of shape (values,).
+        bounds: Upper bounds, ascending.
+    """
     names = [*(str(bound) for bound in bounds), INFINITE]
     places, found = np.unique(np.searchsorted(bounds, values, side="left"), return_counts=True)
     for place, count in zip(places.tolist(), found.tolist(), strict=True):
@@ -226,10 +239,10 @@ def _summed_value(one: Any, other: Any, sign: int) -> Any:
 
 
 def known_fields(kind: type[Any], record: dict[str, Any]) -> dict[str, Any]:
-    """What a record holds of a dataclass; what a newer version has written beside it is left out.
+    """Select the values of a record that a dataclass has fields for; a newer version may have written more.
 
     Args:
-        kind: The dataclass.
-        record: Values by the names of fields.
+        kind: Dataclass whose fields count.
+        record: Values by field name.
     """
     return {one.name: record[one.name] for one in fields(kind) if one.name in record}

@@ -1,4 +1,7 @@
-"""All nodes of a job run the same versions of what decides a prompt or an answer; a node with others takes no part."""
+"""All nodes of a job run the same versions of the packages that decide a prompt or an answer.
+
+A node with other versions takes no part in the job.
+"""
 
 import functools
 import platform
@@ -18,20 +21,24 @@ def _found() -> tuple[tuple[str, str], ...]:
     for name in PACKAGES:
         try:
             found.append((name, version(name)))
-        except PackageNotFoundError:  # one of two names of vLLM, for example
+        except PackageNotFoundError:  # vLLM, for example, is installed under one of two names
             continue
     return tuple(found)
 
 
 def versions() -> dict[str, str]:
-    """Package to version, of this process' environment."""
+    """Versions in this process' environment, by package name."""
     return dict(_found())
 
 
 def differences(before: dict[str, str], now: dict[str, str]) -> list[str]:
-    """`package before -> now` of each package that both have, in versions that differ.
+    """Differences between two sets of versions.
 
-    A patch of Python, and what stands behind a + (how a package was built), are no difference.
+    Packages that only one set has do not count. Neither does the patch number of Python, nor the part of a version
+    after a `+`, which tells how the package was built.
+
+    Returns:
+        One `package before -> now` for each package whose version differs.
     """
 
     def public(name: str, number: str) -> str:
@@ -45,22 +52,25 @@ def differences(before: dict[str, str], now: dict[str, str]) -> list[str]:
 
 
 class Agreed:
-    """The versions of a job: each package's are those of the node that named it first.
+    """The versions of a job: for each package, the version of the first node that reported it.
 
     Attributes:
-        versions: Package to version.
+        versions: Versions by package name.
     """
 
     def __init__(self) -> None:
         self.versions: dict[str, str] = {}
-        self._first: dict[str, str] = {}  # package to node
+        self._first: dict[str, str] = {}  # name of the first node, by package name
 
     def take(self, node: str, found: dict[str, str]) -> str | None:
-        """Take a node's versions; what is wrong with them, where they differ from the job's.
+        """Compare a node's versions with the job's, and add the packages that are new.
 
         Args:
-            node: Its address.
-            found: Package to version.
+            node: Address of the node.
+            found: Versions by package name.
+
+        Returns:
+            Message for a person if a version differs; None if the node takes part.
         """
         for name in found:
             if differences({name: self.versions.get(name, found[name])}, {name: found[name]}):

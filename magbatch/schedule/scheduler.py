@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from magbatch import guard
-from magbatch.errors import InputError, JobError, SpecError, StorageError
+from magbatch.errors import InputError, JobError, LateSpecError, SpecError, StorageError
 from magbatch.schedule import look as looks
 from magbatch.schedule.history import BEGUN, History
 from magbatch.schedule.listing import listed, one_line, row
 from magbatch.schedule.look import Look, wait_for
-from magbatch.schedule.specs import LateSpecError, read
+from magbatch.schedule.specs import read
 from magbatch.schedule.ticks import due, upcoming
 from magbatch.spec import JobSpec, ScheduleSpec
 

@@ -15,17 +15,13 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 from magbatch import guard
-from magbatch.errors import JobError, SpecError
+from magbatch.errors import JobError, LateSpecError, SpecError
 from magbatch.spec import JobSpec, load, parse
 from magbatch.spec.user_model import IMPORT_S
 
 READ_S = int(IMPORT_S)  # ends before the import of a module has had its time: such a file is not read at each look
 READERS = 8
 LOOK_S = 0.02
-
-
-class LateSpecError(SpecError):
-    """The spec was not read in time."""
 
 
 def read(paths: Iterable[str], limit_s: int = READ_S) -> dict[str, JobSpec | SpecError]:

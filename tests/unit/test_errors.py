@@ -1,7 +1,9 @@
 """The tree holds every error there is, and every upstream exception has its place in it."""
 
+import ast
 import inspect
 import io
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -58,6 +60,7 @@ CODES = {
     *("answer_invalid", "url_refused", "document_unreadable", "document_encrypted", "document_empty"),
     *("document_too_large", "document_timeout", "document_unfetchable", "too_many_pages"),
 }
+PACKAGE = Path(errors.__file__).parent
 GRID = ImageGrid(448, 28)
 
 
@@ -75,6 +78,23 @@ def test_the_closed_lists_are_part_of_the_contract() -> None:
 def test_there_is_one_tree_and_it_stands_in_one_file() -> None:
     assert all(issubclass(error, MagbatchError) for error in tree())
     assert all(error.__module__ == "magbatch.errors" for error in tree())
+
+
+def test_no_other_module_adds_to_the_tree() -> None:
+    """The exception is a row error that carries what a file is, and stays between two modules of the plan."""
+    strays = {
+        f"{path.relative_to(PACKAGE)}: {node.name}"
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef) and path.name != "errors.py"
+        for base in node.bases
+        if isinstance(base, ast.Name) and base.id in {error.__name__ for error in tree()}
+    }
+    assert strays == {"plan/footers.py: ForeignError"}
+
+
+def test_every_error_stands_in_the_drawing_at_the_top() -> None:
+    assert not {error.__name__ for error in tree()} - set(re.findall(r"\w+", errors.__doc__ or ""))
 
 
 def test_errors_that_go_on_where_they_stopped_exit_with_3_a_defect_with_4_and_the_others_of_a_job_with_2() -> None:

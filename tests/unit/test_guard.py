@@ -80,15 +80,14 @@ def test_a_driver_that_ends_without_a_word_was_interrupted(code: int) -> None:
     ended, _, said = command.ended()
     assert ended == 3
     why = f"the job's driver (process {command.driver.pid}) ended by itself with exit code {code}"
-    assert said == f"magbatch: {why}, as Ray's code does where Ray breaks down\n{AGAIN}"
+    assert said == f"magbatch: {why}, as Ray's code does when Ray breaks down\n{AGAIN}"
 
 
 def test_a_program_is_told_in_a_document() -> None:
     command = Command("os.kill(os.getpid(), signal.SIGKILL)", "--json")
     code, printed, said = command.ended()
-    why = (
-        f"the job's driver (process {command.driver.pid}) was killed by SIGKILL, as by a kernel that is short of memory"
-    )
+    killed = f"the job's driver (process {command.driver.pid}) was killed by SIGKILL"
+    why = f"{killed}, for example by a kernel that is short of memory"
     assert (code, said) == (3, "")
     assert json.loads(printed) == {"error": "ClusterError", "message": why, "exit_code": 3}
 
