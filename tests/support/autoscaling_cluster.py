@@ -45,7 +45,7 @@ class AutoscalingCluster:
     """A cluster that runs.
 
     Attributes:
-        address: For RAY_ADDRESS.
+        address: Address for RAY_ADDRESS.
         mark: Stands in the command line of each raylet of it.
     """
 
@@ -70,7 +70,7 @@ def autoscaling_cluster(folder: Path, max_workers: int) -> Iterator[AutoscalingC
     """A head without CPUs and GPUs, as the manifests have it, and up to some nodes of one GPU and 4 CPUs.
 
     Args:
-        folder: Of the cluster's files; a short path, since sockets are below it.
+        folder: Folder of the cluster's files; a short path, because sockets lie below it.
         max_workers: Nodes that may be added.
     """
     port = free_port()

@@ -38,9 +38,9 @@ class Hand:
     """Writes the objects of a frozen job.
 
     Args:
-        ledger: Its output.
-        plan: Its plan.
-        samples: Records of an answered row.
+        ledger: Ledger of the job.
+        plan: Plan of the job.
+        samples: Number of records of an answered row.
     """
 
     def __init__(self, ledger: Ledger, plan: Plan, samples: int = 1) -> None:
@@ -49,7 +49,7 @@ class Hand:
         self._clock_ms = 0
 
     def writer(self, shard: int) -> ObjectWriter:
-        """One attempt at a shard, begun after those before it."""
+        """Begin a new attempt at a shard."""
         while time.time_ns() // 1_000_000 == self._clock_ms:  # attempts sort by the millisecond
             time.sleep(0.0002)
         self._clock_ms = time.time_ns() // 1_000_000
@@ -86,7 +86,7 @@ class Book(Hand):
     """A frozen job of 12 rows in 3 shards, whose objects tests write by hand.
 
     Args:
-        job: Where it lies.
+        job: Files of the job.
     """
 
     def __init__(self, job: SmallJob, rows: int = 12, shard_rows: int = 4, samples: int = 1, **columns: Any) -> None:
@@ -111,7 +111,7 @@ class Book(Hand):
         return carry_out(self.ledger, self.spec, self.plan)
 
     def outcome(self) -> dict[str, str]:
-        """What a plain glob gives: who answered each row, or `failed: …`; a row that is there twice is an error."""
+        """Outcome of each row that a plain glob finds; see `outcome`."""
         return outcome(self.ledger.store, self.all_objects())
 
     def expect(self, *shards: str) -> dict[str, str]:
@@ -155,7 +155,7 @@ class Book(Hand):
 
 
 def outcome(store: Store, objects: list[str]) -> dict[str, str]:
-    """Who answered each row in some objects, `truncated: …` or `failed: …`; a row that is there twice is an error."""
+    """Outcome of each row in some objects: its answer, `truncated: …` or `failed: …`. A row may not come twice."""
     found: dict[str, str] = {}
     for name in objects:
         for row in pq.read_table(io.BytesIO(store.read(name))).to_pylist():
@@ -196,7 +196,7 @@ def carry_out(ledger: Ledger, spec: JobSpec, plan: Plan) -> list[str]:
 
 
 def whole_report(ledger: Ledger, spec: JobSpec, plan: Plan, totals: Totals) -> dict[str, bytes]:
-    """What a run leaves at its end; the page differs each time."""
+    """Report files as a run leaves them; the page differs each time."""
     found = Report(spec.name, ledger.path, plan.rows, totals, None, Run())
     return {REPORT: json.dumps(found.to_dict()).encode(), PAGE: uuid.uuid4().bytes}
 
@@ -204,7 +204,7 @@ def whole_report(ledger: Ledger, spec: JobSpec, plan: Plan, totals: Totals) -> d
 def ask_again(
     ledger: Ledger, answer: Callable[[Hand], None], choice: Choice | None = None, overrides: tuple[str, ...] = ()
 ) -> Retried:
-    """What `retry` does, with rows answered by hand in the place of a fleet."""
+    """Do what `retry` does, with rows answered by hand instead of by a fleet."""
     put_right(ledger, lambda: None)
     sweep(ledger)
     found = prepare(ledger, choice or Choice(), list(overrides))

@@ -25,13 +25,13 @@ STOPPED = struct.pack("ii", 1, 0)  # SO_LINGER that resets the connection
 
 @dataclass(slots=True)
 class Fault:
-    """One thing that goes wrong.
+    """A kind of failure.
 
     Attributes:
-        kind: What: an error answer; a PUT cut in its middle; a PUT that lands though its answer is lost; a
-            listing as it was when the same one was last asked for.
-        chance: How often, of the requests that it can meet.
-        until: When it ends, by the monotonic clock (seconds).
+        kind: Kind of failure: an error answer, a PUT cut in its middle, a PUT whose answer is lost, or a listing as
+            it was at the request before.
+        chance: Share of the matching requests that it strikes, 0 to 1.
+        until: End by the monotonic clock (seconds).
     """
 
     kind: Kind
@@ -45,7 +45,7 @@ class FaultProxy:
 
     Args:
         upstream: `host:port` of the store.
-        seed: Of what happens to which request.
+        seed: Seed of the draws that decide which request is struck.
     """
 
     upstream: str
@@ -62,7 +62,7 @@ class FaultProxy:
 
     @property
     def endpoint(self) -> str:
-        """For AWS_ENDPOINT_URL."""
+        """Address for AWS_ENDPOINT_URL."""
         return f"http://127.0.0.1:{self._server.server_port}"
 
     def __enter__(self) -> Self:
@@ -74,7 +74,13 @@ class FaultProxy:
         self._server.server_close()
 
     def add(self, kind: Kind, chance: float = 1.0, seconds: float = float("inf")) -> None:
-        """From now on, for so long."""
+        """Let a failure strike from now on.
+
+        Args:
+            kind: Kind of failure.
+            chance: Share of the matching requests, 0 to 1.
+            seconds: Duration in seconds.
+        """
         with self._lock:
             self._faults.append(Fault(kind, chance, time.monotonic() + seconds))
 

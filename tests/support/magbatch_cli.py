@@ -35,12 +35,12 @@ def magbatch(*args: str, timeout: float = 400, **env: str) -> subprocess.Complet
 
 @dataclass(frozen=True)
 class SecondTerminal:
-    """A command beside a running job: what it said, and the environment's vLLM before and after.
+    """A command next to a running job, with the environment's vLLM before and after it.
 
     Attributes:
-        status: what `uv run --no-sync magbatch status` ended with.
-        sync: what uv would change in the environment, as `uv sync --check` says.
-        before, after: inode and modification time in nanoseconds of each file of vLLM's `.dist-info`, by name.
+        status: Result of `uv run --no-sync magbatch status`.
+        sync: Changes that uv would make to the environment, by `uv sync --check`.
+        before, after: Inode and modification time in nanoseconds of each file of vLLM's `.dist-info`, by name.
     """
 
     status: subprocess.CompletedProcess[str]
@@ -65,11 +65,11 @@ def second_terminal(output: Path) -> SecondTerminal:
 
 
 Scrape = dict[tuple[str, frozenset[tuple[str, str]]], float]
-"""Series by name and labels, but for the labels that all have."""
+"""Values by metric name and labels, without the labels that all series have."""
 
 
 def parse_metrics(text: str) -> Scrape:
-    """What an endpoint answered."""
+    """Parse the answer of a metrics endpoint."""
     return {
         (
             sample.name,
@@ -165,17 +165,17 @@ def descendants(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
 
 
 def named(processes: list[psutil.Process], text: str) -> list[psutil.Process]:
-    """Those of them that run and have a text in their command line; Ray shows there what a worker does."""
+    """Select running processes with a text in their command line, in which Ray names a worker's task."""
     found = []
     for process in processes:
-        with suppress(psutil.NoSuchProcess):  # gone meanwhile, or a zombie
+        with suppress(psutil.NoSuchProcess):  # it has ended, or is a zombie
             if text in " ".join(process.cmdline()):
                 found.append(process)
     return found
 
 
 def alive(processes: list[psutil.Process]) -> list[str]:
-    """Those of them that still run."""
+    """Command lines of the processes that still run."""
     found = []
     for process in processes:
         try:
@@ -215,7 +215,7 @@ def read(output: Path | str, kind: str = "results") -> list[dict[str, Any]]:
 
 
 def journal(path: Path) -> dict[str, int]:
-    """How often the fake engine was asked for each row."""
+    """Number of requests to the fake engine by row id."""
     counts: dict[str, int] = {}
     for line in path.read_text().splitlines() if path.exists() else []:
         counts[line.split()[0]] = counts.get(line.split()[0], 0) + 1
@@ -259,7 +259,7 @@ class JobFiles:
 
 
 class Bill:
-    """What was committed when something was killed must never be asked for again.
+    """Checks that no row that was committed before a kill is asked again.
 
     Args:
         job: The job that is killed.

@@ -1,4 +1,4 @@
-"""What is rendered from the jobs of this project, and what holds it against schemas."""
+"""Manifests rendered from the jobs of this project, and their check against schemas."""
 
 import functools
 import os
@@ -63,7 +63,7 @@ def pods(manifest: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def all_pods(manifest: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Those of the cluster, and of the submitter where there is one."""
+    """Pod templates of the cluster, and of the submitter if there is one."""
     yield from pods(manifest)
     if "submitterPodTemplate" in job_spec(manifest):
         yield job_spec(manifest)["submitterPodTemplate"]

@@ -16,11 +16,11 @@ SCRAPE_INTERVAL = "1s"  # instead of the shipped 15 s: the main job is over in o
 
 
 class Prometheus:
-    """The server, and what it says.
+    """A running Prometheus server.
 
     Args:
-        url: Where it listens.
-        targets: The folder in which jobs announce themselves.
+        url: Address of the server.
+        targets: Folder in which jobs announce their endpoints.
     """
 
     def __init__(self, url: str, targets: Path) -> None:
@@ -29,7 +29,7 @@ class Prometheus:
     @classmethod
     @contextmanager
     def running(cls, folder: Path) -> Iterator[Self]:
-        """For the length of a block, on what is shipped, but for intervals and folders."""
+        """Run the server for the length of a block, on the shipped configuration except for intervals and folders."""
         targets = folder / "targets"
         targets.mkdir()
         config: dict[str, Any] = yaml.safe_load((ROOT / "monitoring/prometheus.yml").read_text())
@@ -70,7 +70,7 @@ class Prometheus:
         """The series of an instant query.
 
         Raises:
-            AssertionError: It refuses the query, in its own words.
+            AssertionError: The server refuses the query; the message is the server's.
         """
         answer = self._ask("query", query=promql, time=at or time.time())
         return list(answer["result"])

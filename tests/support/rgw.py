@@ -101,9 +101,9 @@ class Rgw:
     """A server, not started yet.
 
     Args:
-        folder: Its configuration, logs and disk; a short path, since sockets lie in it.
-        access_key: The id of its one user's key.
-        secret_key: The key's secret.
+        folder: Folder of its configuration, logs and disk; a short path, because sockets lie in it.
+        access_key: Access key of its only user.
+        secret_key: Secret key of that user.
     """
 
     def __init__(self, folder: Path, access_key: str, secret_key: str) -> None:

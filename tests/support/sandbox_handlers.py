@@ -1,4 +1,4 @@
-"""What runs in the sandboxes of these tests: a word of the request says what to do."""
+"""Handler that the tests run in sandboxes; a word of the request says what to do."""
 
 import os
 import resource

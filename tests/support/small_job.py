@@ -121,11 +121,11 @@ class WatchedEngine:
 
 
 class SmallJob:
-    """A job in a place of its own.
+    """A small job with its own input and output.
 
     Args:
-        folder: A local folder, for what is always local.
-        root: Where input and output lie: the folder, or an s3:// URL.
+        folder: Local folder of files that are always local.
+        root: Parent of input and output: the folder (None), or an s3:// URL.
     """
 
     def __init__(self, folder: Path, root: str | None = None) -> None:
@@ -236,7 +236,7 @@ class SmallJob:
         return next(from_block(to_block(self.preparer(self.plan.shard(shard)))))
 
     async def run_shard(self, replica: Replica, shard: int = 0, *, may_have_rows: bool = False) -> int:
-        """One shard, as Ray gives it to a replica; returns the rows that it left."""
+        """Give a shard to a replica as Ray does; returns the number of rows that it left."""
         return await replica.run(shard, lambda: self.prompts(shard), may_have_rows=may_have_rows)
 
     async def run_all(self, replica: Replica, *, may_have_rows: bool = False) -> list[int]:
@@ -268,7 +268,7 @@ class SmallJob:
         return [row_id for shard in self.plan.shards() for row_id in shard.row_ids()]
 
     def objects(self, kind: str = "results") -> list[str]:
-        """What a plain glob over a folder of the output finds."""
+        """Records that a plain glob over a folder of the output finds."""
         return [item.name for item in self.ledger.store.list(f"{kind}/") if item.name.endswith(".parquet")]
 
     def records(self, kind: str = "results", columns: list[str] | None = None) -> list[dict[str, Any]]:
@@ -281,7 +281,7 @@ class SmallJob:
         return sorted(row["row_id"] for row in self.records(kind))
 
     def asked(self) -> Counter[str]:
-        """How often the engine was asked for each row."""
+        """Number of engine requests by row."""
         lines = self.journal.read_text().splitlines() if self.journal.exists() else []
         return Counter(line.split()[0] for line in lines)
 

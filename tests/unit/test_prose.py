@@ -22,7 +22,7 @@ TO_DO = {
     "magbatch/answers", "magbatch/bench", "magbatch/cli", "magbatch/deploy", "magbatch/documents", "magbatch/engines",
     "magbatch/fleet", "magbatch/jobs", "magbatch/ledger", "magbatch/model", "magbatch/pipeline", "magbatch/plan",
     "magbatch/replica", "magbatch/report", "magbatch/sandbox", "magbatch/schedule", "magbatch/spec",
-    "magbatch/storage", "magbatch/tiny", "tests/support", "README.md", "CHANGELOG.md",
+    "magbatch/storage", "magbatch/tiny", "README.md", "CHANGELOG.md",
     "tests/README.md",
     "magbatch/remote.py",
 }  # fmt: skip
