@@ -565,16 +565,19 @@ def test_a_null_column_is_undefined(ask: Ask) -> None:
     with pytest.raises(RowError) as caught:
         ask("{{ q }}{{ more }}", q="x")
     assert caught.value.code is ErrorCode.TEMPLATE_ERROR
-    said = "prompt.template: 'more' is null in this row; write {{ more | default('') }} where it may be"
+    said = "prompt.template: 'more' is null in this row; write {{ more | default('') }} if it may be null"
     assert caught.value.message == said
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("{{ q.titel }}", "prompt.template: 'titel' is no field of a value that has 'title', 'body'"),
-        ("{{ q['titel'] }}", "prompt.template: 'titel' is no field of a value that has 'title', 'body'"),
-        ("{% for one in [q] %}{{ one.x }}{% endfor %}", "prompt.template: 'x' is no field of a value that has 'title'"),
+        ("{{ q.titel }}", "prompt.template: 'titel' is not a field of a value that has 'title', 'body'"),
+        ("{{ q['titel'] }}", "prompt.template: 'titel' is not a field of a value that has 'title', 'body'"),
+        (
+            "{% for one in [q] %}{{ one.x }}{% endfor %}",
+            "prompt.template: 'x' is not a field of a value that has 'title'",
+        ),
     ],
 )
 def test_a_field_that_a_value_does_not_have_is_told_with_those_that_it_has(ask: Ask, text: str, said: str) -> None:

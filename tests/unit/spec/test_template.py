@@ -111,20 +111,18 @@ def test_values_of_every_type_are_shown_alike(program: str) -> None:
         "{{ [q] * 10 ** 10 }}",
     ],
 )
-def test_a_template_without_an_end_is_given_up(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("magbatch.spec.template.TIMEOUT_S", 2.0)
-    made = Template(template)
+def test_a_template_without_an_end_is_given_up(template: str) -> None:
+    made = Template(template, timeout_s=0.5)
     with pytest.raises(RowError) as caught:
         made({"n": 9999999, "q": "x" * 1000})
     assert caught.value.code is ErrorCode.TEMPLATE_ERROR
     made.close()
 
 
-def test_a_row_on_which_a_template_is_stuck_takes_no_other_along(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("magbatch.spec.template.TIMEOUT_S", 2.0)
-    made = Template("{% for i in range(n) %}{% for j in range(n) %}{% endfor %}{% endfor %}{{ n }}")
+def test_a_row_on_which_a_template_is_stuck_takes_no_other_along() -> None:
+    made = Template("{% for i in range(n) %}{% for j in range(n) %}{% endfor %}{% endfor %}{{ n }}", timeout_s=0.5)
     assert made({"n": 2}) == "2"
-    with pytest.raises(RowError, match="not filled within 2 s"):
+    with pytest.raises(RowError, match="not filled within 0.5 s"):
         made({"n": 99999})
     assert made({"n": 3}) == "3"
     made.close()
