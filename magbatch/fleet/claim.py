@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
-from magbatch.spec.sections import MAX_PRIORITY
+from magbatch.spec.sections_model import MAX_PRIORITY
 
 # Bounds on one job's claim: a job that errs, or lies, must not take the shares of other jobs down.
 MAX_REPLICAS = 10_000  # in each number of a claim

@@ -14,7 +14,7 @@ from magbatch.plan.plan import COLUMNS, POSITIONS, Plan
 from magbatch.plan.windows import Arranged, Integers
 from magbatch.rows import Segment
 from magbatch.spec import JobSpec
-from magbatch.spec.sections import MIN_SHARD_ROWS
+from magbatch.spec.sections_input import MIN_SHARD_ROWS
 from magbatch.storage.sizes import SHARD_BYTES
 
 MAX_DOCUMENT_SHARD_ROWS = 8  # of at most limits.max_images pages each

@@ -1,10 +1,10 @@
-"""The job spec: one YAML file says everything that a job is.
+"""The job spec: one YAML file describes a whole job.
 
-A wrong spec gets one clear message with the path of the field and what would be right, before
-anything starts. Nothing here knows a credential: access comes from the standard AWS chain.
+A wrong spec is refused before anything starts. The message names each wrong field and says what to write.
+A spec holds no credentials: access comes from the standard AWS chain.
 
-Imports within: fake_args, grammar, secrets, template, text, user_model, vllm_names < mistakes, schema < bounded <
-sections < engine_args, job < columns, load.
+Imports within: fake_args, grammar, jinja, secrets, text, user_model, vllm_names < mistakes, schema, template < bounded,
+section < sections_input, sections_model, sections_output < engine_args, job < columns, load, reference.
 """
 
 from magbatch.spec.engine_args import unchecked
@@ -12,24 +12,19 @@ from magbatch.spec.grammar import engine_schema
 from magbatch.spec.job import FREE_FIELDS, JobSpec, differences
 from magbatch.spec.load import load, parse
 from magbatch.spec.schema import properties, resolve
-from magbatch.spec.sections import (
-    AUTO,
+from magbatch.spec.section import is_remote, reachable
+from magbatch.spec.sections_input import AUTO, InputSpec
+from magbatch.spec.sections_model import (
     BOXED,
     NONE,
     WHOLE,
     AnswerSpec,
-    InputSpec,
-    LimitsSpec,
-    MetricsSpec,
     ModelSpec,
-    OutputSpec,
     ReplicasSpec,
     SamplingSpec,
-    ScheduleSpec,
     ShapeSpec,
-    is_remote,
-    reachable,
 )
+from magbatch.spec.sections_output import LimitsSpec, MetricsSpec, OutputSpec, ScheduleSpec
 
 __all__ = [
     "AUTO",

@@ -1,19 +1,19 @@
-"""The input columns that a job reads: which ones, and the field of the spec that names each."""
+"""The input columns that a job reads, and the spec field that names each."""
 
 from magbatch.errors import SpecError
 from magbatch.spec.job import JobSpec
-from magbatch.spec.sections import InputSpec
+from magbatch.spec.sections_input import InputSpec
 from magbatch.spec.template import template_columns
 
 
 def carried_columns(spec: InputSpec) -> list[str]:
-    """The columns copied to the output, each once: the user's id, then `carry`, then the expected answers."""
+    """Columns copied to the output, each once: the user's id, then `carry`, then the expected answers."""
     names = [spec.columns.id, *spec.carry, spec.columns.expected]
     return list(dict.fromkeys(name for name in names if name))
 
 
 def rendered_columns(spec: JobSpec) -> list[str]:
-    """The input columns that a prompt is made of, each once."""
+    """Input columns that appear in the prompt, each once."""
     columns = spec.input.columns
     names = [columns.prompt, columns.messages, *columns.images, columns.document]
     if spec.prompt.template is not None:
@@ -22,13 +22,17 @@ def rendered_columns(spec: JobSpec) -> list[str]:
 
 
 def input_columns(spec: JobSpec) -> list[str]:
-    """The input columns that a job reads, each once."""
+    """Input columns that a job reads, each once."""
     names = [*rendered_columns(spec), spec.input.columns.max_tokens, *carried_columns(spec.input)]
     return list(dict.fromkeys(name for name in names if name))
 
 
 def check_names(spec: JobSpec) -> None:
-    """A column without a name cannot be told from none."""
+    """Check that no column has an empty name: an empty name means 'no column' elsewhere.
+
+    Raises:
+        SpecError: A column's name is empty.
+    """
     given = spec.input.columns
     roles = given.model_dump()
     empty = [f"input.columns.{role}" for role, name in roles.items() if name == "" or (role == "images" and "" in name)]
@@ -38,7 +42,7 @@ def check_names(spec: JobSpec) -> None:
 
 
 def named_by(spec: JobSpec, name: str) -> str:
-    """The field of the spec that names an input column."""
+    """Path of the spec field that names an input column."""
     columns = spec.input.columns
     if name == columns.prompt:
         return "input.columns.prompt"

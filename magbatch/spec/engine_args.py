@@ -1,7 +1,7 @@
-"""The engine arguments of a spec, held against those that the engine has: no engine is started, and vLLM not imported.
+"""The check of a spec's engine arguments, without starting an engine or importing vLLM.
 
-vLLM's are read from the source of the vLLM that is installed. A value is refused only where vLLM's own annotation, or
-magbatch itself, has no use for it.
+vLLM's arguments are read from the source of the installed vLLM. A value is refused only if vLLM's own annotation or
+magbatch itself excludes it.
 """
 
 import operator
@@ -12,23 +12,23 @@ from pydantic import ValidationError
 
 from magbatch.spec.fake_args import FakeArgs
 from magbatch.spec.mistakes import Written, did_you_mean, field_mistakes, shown
-from magbatch.spec.sections import ModelSpec, SamplingSpec
+from magbatch.spec.sections_model import ModelSpec, SamplingSpec
 from magbatch.spec.vllm_names import Argument, Kind, VllmSource, installed, plugins
 
 PATH = "model.engine_args"
-# What magbatch sets itself, and where a spec says it.
+# Arguments that magbatch sets itself -> the spec field that decides them.
 OWN = {
     "model": "model.source names the model",
     "model_weights": "model.source names the model",
-    "revision": "model.revision says which version",
+    "revision": "model.revision names the version",
     "tokenizer": "prompts are made with the tokenizer of model.source",
     "tokenizer_revision": "prompts are made with the tokenizer of model.source",
 }
 DATA_PARALLEL = "data_parallel_"
-# magbatch reckons with these itself, whatever the engine.
+# Arguments that magbatch itself computes with, for every engine.
 COUNTS = ("max_model_len", "max_num_seqs", "max_num_batched_tokens")
-_ELSEWHERE = ("tensor_parallel_size", "pipeline_parallel_size")  # `JobSpec` holds them against replicas.gpus
-# Arguments that name a class: by its path, or by one of these words.
+_ELSEWHERE = ("tensor_parallel_size", "pipeline_parallel_size")  # `JobSpec` checks them against replicas.gpus
+# Arguments that name a class, by its path or by one of these words.
 _CLASSES: dict[str, tuple[str, ...]] = {
     "distributed_executor_backend": ("ray", "mp", "uni", "external_launcher"),
     "worker_cls": ("auto",),
@@ -42,12 +42,12 @@ _WORDS = {
 
 
 def engine_mistakes(engine: object, args: object, written: Written) -> list[str]:
-    """One line for each wrong engine argument.
+    """Describe each wrong engine argument in one line.
 
     Args:
-        engine: `vllm` or `fake`; what is wrong with another is for others to say.
-        args: `model.engine_args`, as YAML gives them.
-        written: See `Written`, by places below `model.engine_args`.
+        engine: Value of `model.engine`. Values other than `vllm` and `fake` are reported elsewhere.
+        args: Value of `model.engine_args`, as YAML gives it.
+        written: See `Written`; takes paths below `model.engine_args`.
     """
     if not isinstance(args, dict) or not isinstance(engine, str):
         return []
@@ -65,7 +65,7 @@ def engine_mistakes(engine: object, args: object, written: Written) -> list[str]
 
 
 def unchecked(model: ModelSpec) -> str | None:
-    """What a person is told of engine arguments that could not be checked, a line each; None where all were."""
+    """Notes on engine arguments that could not be checked, one line each; None if all were checked."""
     if model.engine != "vllm" or not model.engine_args:
         return None
     if (source := installed()) is not None:
@@ -88,11 +88,11 @@ def _count_mistake(value: Any) -> str | None:
 
 
 def _vllm_mistake(source: VllmSource, known: frozenset[str], name: str, value: Any) -> str | None:
-    """What is wrong with one of vLLM's arguments; None if nothing."""
+    """Mistake in one of vLLM's arguments; None if it is right."""
     if name in OWN:
         return f"cannot be set here: {OWN[name]}"
     if name.startswith(DATA_PARALLEL) and name in known:
-        return "cannot be set here: replicas.min and replicas.max say how many engines answer"
+        return "cannot be set here: replicas.min and replicas.max set the number of engines"
     if name not in known:
         sampling = f"did you mean `sampling.{name}`?" if name in SamplingSpec.model_fields else None
         hint = sampling or did_you_mean(name, known - OWN.keys(), instead="`vllm serve --help=all` lists them")
@@ -104,7 +104,7 @@ def _vllm_mistake(source: VllmSource, known: frozenset[str], name: str, value: A
 
 
 def _field_mistake(source: VllmSource, argument: Argument, path: str, value: Any) -> str | None:
-    """What is wrong with a field of an argument; None if nothing."""
+    """Mistake in a field of an argument; None if all fields are right."""
     if not isinstance(value, dict) or argument.kind.owner is None:
         return None
     for key, item in value.items():
@@ -118,17 +118,17 @@ def _field_mistake(source: VllmSource, argument: Argument, path: str, value: Any
 
 
 def _key(name: object) -> str:
-    return str(name).replace("-", "_")  # as vLLM takes both
+    return str(name).replace("-", "_")  # vLLM accepts both spellings
 
 
 def _is_listed(source: VllmSource, path: str, value: Any) -> bool:
-    """Whether a value is a name that vLLM itself has, or none that is to be found in a list."""
+    """Whether a value is one of vLLM's own names, or the argument takes no listed names."""
     known = source.listed(path)
     return not known or not isinstance(value, str) or value.lower() in {name.lower() for name in known}
 
 
 def _name_mistake(source: VllmSource, path: str, value: Any) -> str | None:
-    """What is wrong with a name of a list; None if nothing, or if a plugin of vLLM may have added the name."""
+    """Mistake in a listed name; None if it is right, or if a plugin of vLLM may have added the name."""
     if path in _CLASSES and isinstance(value, str) and "." not in value:
         choices = [str(choice) for choice in _CLASSES[path]]
         if value in choices:
@@ -142,7 +142,7 @@ def _name_mistake(source: VllmSource, path: str, value: Any) -> str | None:
 
 
 def _of_plugins(source: VllmSource, args: dict[str, Any]) -> list[str]:
-    """What is allowed because a plugin may have added it."""
+    """Notes on names that are accepted only because a plugin may have added them."""
     flat = {
         **args,
         **{f"{name}.{_key(key)}": item for name, group in args.items() if isinstance(group, dict)
@@ -150,14 +150,14 @@ def _of_plugins(source: VllmSource, args: dict[str, Any]) -> list[str]:
     }  # fmt: skip
     unknown = [path for path, value in flat.items() if not _is_listed(source, path, value)]
     return [
-        f"{PATH}.{path}: {flat[path]!r} is none of vLLM's own names; an installed plugin "
-        f"({', '.join(plugins())}) has to add it"
+        f"{PATH}.{path}: {flat[path]!r} is not one of vLLM's own names; an installed plugin "
+        f"({', '.join(plugins())}) must add it"
         for path in unknown
     ]
 
 
 def value_mistake(argument: Argument, value: Any) -> str | None:
-    """What is wrong with the value of an argument; None if nothing, or if the source does not tell."""
+    """Mistake in the value of an argument; None if it is right, or if vLLM's source does not say."""
     kind = argument.kind
     if kind.anything or _is_choice(kind, value):
         return None
@@ -179,7 +179,7 @@ def value_mistake(argument: Argument, value: Any) -> str | None:
 
 
 def _is_choice(kind: Kind, value: Any) -> bool:
-    def plain(item: Any) -> Any:  # vLLM takes some choices in other spellings
+    def plain(item: Any) -> Any:  # vLLM accepts some choices in other spellings
         return item.lower().replace("-", "_") if isinstance(item, str) else (type(item), item)
 
     return plain(value) in map(plain, kind.choices) if not isinstance(value, dict | list) else False

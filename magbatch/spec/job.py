@@ -1,4 +1,4 @@
-"""A whole job spec: what its sections must agree on, and what makes two of them different jobs."""
+"""The whole job spec: rules that hold between its sections, and the differences that make two specs two jobs."""
 
 import re
 from typing import Annotated, Any
@@ -10,83 +10,77 @@ from magbatch.counts import counted
 from magbatch.schema import RESERVED_COLUMNS
 from magbatch.spec.schema import properties
 from magbatch.spec.secrets import HIDDEN, shown
-from magbatch.spec.sections import (
-    MAX_SHARD_ROWS,
-    MIN_SHARD_ROWS,
-    NEW,
-    AnswerSpec,
-    CostSpec,
-    InputSpec,
-    LimitsSpec,
-    MetricsSpec,
-    ModelSpec,
-    OutputSpec,
-    PromptSpec,
-    ReasoningSpec,
-    ReplicasSpec,
-    SamplingSpec,
-    ScheduleSpec,
-    Section,
-)
+from magbatch.spec.section import NEW, Section
+from magbatch.spec.sections_input import MAX_SHARD_ROWS, MIN_SHARD_ROWS, InputSpec, PromptSpec
+from magbatch.spec.sections_model import AnswerSpec, ModelSpec, ReasoningSpec, ReplicasSpec, SamplingSpec
+from magbatch.spec.sections_output import CostSpec, LimitsSpec, MetricsSpec, OutputSpec, ScheduleSpec
 
 ANSWER_COLUMNS = frozenset({"extracted", "vote"})
-SHARDS_PER_REPLICA = 32  # enough that replicas stay even when one shard is slow
-GROUPED_SHARDS_PER_REPLICA = 8  # at least so many where rows that share a prefix are kept in one shard
+SHARDS_PER_REPLICA = 32  # enough for even replicas even if one shard is slow
+GROUPED_SHARDS_PER_REPLICA = 8  # fewest, if rows that share a prefix are kept in one shard
 
-# What may change between two runs of one job: none of it changes what an answer would be.
+# Fields that may change between two runs of one job, because they change no answer. The plan freezes some of them.
 FREE_FIELDS = frozenset(
     {"name", "replicas", "metrics", "cost", "deadline", "schedule"}
     | {"output.commit_interval_s", "output.commit_rows", "output.patience_s"}
     | {"limits.max_failed_rows", "limits.row_timeout_s", "limits.answer_timeout_s", "input.fetch_timeout_s"}
     | {"input.fetch_from", "input.fetch_private"}
     | {"limits.image_timeout_s", "limits.document_timeout_s", "limits.document_memory_mb"}
-    | {"input.shard_rows", "input.group", "input.on_bad_file", "input.incremental"}  # these are frozen in the plan
+    | {"input.shard_rows", "input.group", "input.on_bad_file", "input.incremental"}  # frozen in the plan
     | {f"model.engine_args.{name}" for name in (
         "max_num_seqs", "max_num_batched_tokens", "gpu_memory_utilization", "kv_cache_memory_bytes", "enforce_eager",
         "tensor_parallel_size", "pipeline_parallel_size", "distributed_executor_backend", "enable_prefix_caching",
         "mm_processor_cache_gb", "disable_log_stats", "compilation_config",
     )}
 )  # fmt: skip
-
-
-ENGINE_ARGS = "model.engine_args."  # among them no secret: what it opens is the same without it
+ENGINE_ARGS = "model.engine_args."
 
 
 class JobSpec(Section):
-    """One job."""
+    """One job: its sections in the order of the YAML file."""
 
-    name: Annotated[str, Field(description="A short name for people and metrics.")]
-    model: Annotated[ModelSpec, Field(description="Which model answers, and in which engine.")]
-    input: Annotated[InputSpec, Field(description="Where the rows come from.")]
-    prompt: Annotated[PromptSpec, Field(description="How a row becomes a chat.")] = PromptSpec()
-    reasoning: Annotated[ReasoningSpec, Field(description="How much a row may think.")] = ReasoningSpec()
-    answer: Annotated[AnswerSpec, Field(description="What is made of an answer.")] = AnswerSpec()
-    sampling: Annotated[SamplingSpec, Field(description="Sampling parameters, by vLLM's names.")] = SamplingSpec()
-    output: Annotated[OutputSpec, Field(description="Where the answers go.")]
-    replicas: Annotated[ReplicasSpec, Field(description="How many engines.")] = ReplicasSpec()
-    limits: Annotated[LimitsSpec, Field(description="What a row may cost, and how much may fail.")] = LimitsSpec()
-    metrics: Annotated[MetricsSpec, Field(description="Where the numbers are shown.")] = MetricsSpec()
-    cost: Annotated[CostSpec, Field(description="What a device costs.")] = CostSpec()
+    name: Annotated[
+        str,
+        Field(description="Short name of the job, for people and metrics: 1 to 63 letters, digits, `.`, `-` or `_`."),
+    ]
+    model: Annotated[ModelSpec, Field(description="Model, and the engine that runs it.")]
+    input: Annotated[InputSpec, Field(description="Input rows: their files, columns and shards.")]
+    prompt: Annotated[PromptSpec, Field(description="Chat that is made of a row.")] = PromptSpec()
+    reasoning: Annotated[ReasoningSpec, Field(description="Amount of reasoning before the answer.")] = ReasoningSpec()
+    answer: Annotated[AnswerSpec, Field(description="Columns that are made of an answer.")] = AnswerSpec()
+    sampling: Annotated[SamplingSpec, Field(description="Sampling parameters, under vLLM's names.")] = SamplingSpec()
+    output: Annotated[OutputSpec, Field(description="Location of the results, and commits to it.")]
+    replicas: Annotated[ReplicasSpec, Field(description="Number of engine replicas, and the devices of each.")] = (
+        ReplicasSpec()
+    )
+    limits: Annotated[LimitsSpec, Field(description="Limits of a row, and of failures in the job.")] = LimitsSpec()
+    metrics: Annotated[MetricsSpec, Field(description="Metrics endpoint of the running job.")] = MetricsSpec()
+    cost: Annotated[CostSpec, Field(description="Price of the devices, for the report and the metrics.")] = CostSpec()
     deadline: Annotated[
         AwareDatetime | None,
         Field(
-            description="When it should be complete, 2026-11-30T08:00:00+01:00: an alert's matter, it stops nothing."
+            description="Target completion time (ISO 8601 with a time zone), such as `2026-11-30T08:00:00+01:00`. "
+            "Drives an alert only; the job is not stopped. null: no deadline."
         ),
     ] = None
     schedule: Annotated[
-        ScheduleSpec | None, Field(description="When it runs by itself, each time into a dated output; null: never.")
+        ScheduleSpec | None,
+        Field(
+            description="Times at which the job runs by itself, each run into a dated output. null: the job runs only "
+            "when started."
+        ),
     ] = None
 
     @field_validator("name")
     @classmethod
-    def _is_a_name(cls, value: str) -> str:
+    def _is_name(cls, value: str) -> str:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", value):
             raise ValueError("write 1 to 63 letters, digits, `.`, `-` and `_`; the first a letter or a digit")
         return value
 
     @field_validator("input")
     @classmethod
-    def _input_is_asked_something(cls, value: InputSpec) -> InputSpec:
+    def _columns_agree(cls, value: InputSpec) -> InputSpec:
         columns = value.columns
         if columns.messages and columns.prompt:
             raise ValueError("columns: set `prompt` or `messages`, not both")
@@ -96,33 +90,40 @@ class JobSpec(Section):
         return value
 
     @model_validator(mode="after")
-    def _a_question_exists(self, info: ValidationInfo) -> "JobSpec":
-        columns = self.input.columns
-        if not (columns.prompt or columns.messages or self.prompt.template):
+    def _sections_agree(self, info: ValidationInfo) -> "JobSpec":
+        self._check_question()
+        self._check_answer()
+        if self.input.incremental and self.schedule is None:
+            raise ValueError("input.incremental is for jobs that run again and again: set schedule.cron too")
+        self._check_devices(new=bool((info.context or {}).get(NEW)))
+        return self
+
+    def _check_question(self) -> None:
+        """Raise ValueError if a row has no question, or two."""
+        columns, template = self.input.columns, self.prompt.template
+        if not (columns.prompt or columns.messages or template):
             raise ValueError("nothing to ask: set input.columns.prompt, input.columns.messages or prompt.template")
-        budget = self.reasoning.budget_tokens
+        if columns.messages and template:
+            raise ValueError("prompt.template cannot be used with input.columns.messages: a chat is taken as it is")
+
+    def _check_answer(self) -> None:
+        """Raise ValueError if the answer has no tokens, no columns, or columns whose names are taken."""
+        budget, schema = self.reasoning.budget_tokens, self.answer.schema
         if budget is not None and budget >= self.sampling.max_tokens:
             raise ValueError(
                 f"reasoning.budget_tokens ({budget}) leaves nothing of sampling.max_tokens "
                 f"({self.sampling.max_tokens}) for the answer"
             )
-        own = {*RESERVED_COLUMNS, *ANSWER_COLUMNS}
-        taken = sorted(own & set(properties(self.answer.schema or {})))
+        taken = sorted({*RESERVED_COLUMNS, *ANSWER_COLUMNS} & set(properties(schema or {})))
         if taken:
             raise ValueError(f"answer.schema: {taken} are columns of the output already; rename these properties")
-        if self.answer.schema is not None and not properties(self.answer.schema):
+        if schema is not None and not properties(schema):
             raise ValueError("answer.schema: describe an object with named properties: each becomes a column")
         if self.answer.vote is not None and self.sampling.n < 2:
             raise ValueError("answer.vote needs samples to count: set sampling.n to 2 or more")
-        if self.input.incremental and self.schedule is None:
-            raise ValueError("input.incremental is for jobs that run again and again: set schedule.cron too")
-        if columns.messages and self.prompt.template:
-            raise ValueError("prompt.template cannot be used with input.columns.messages: a chat is taken as it is")
-        self._check_devices(new=bool((info.context or {}).get(NEW)))
-        return self
 
     def _check_devices(self, *, new: bool) -> None:
-        """Raise ValueError where the engine's devices are not the replica's."""
+        """Raise ValueError if the engine asks for other devices than its replica has."""
         sizes = {}
         for name in ("tensor_parallel_size", "pipeline_parallel_size"):
             size = sizes[name] = self.model.engine_args.get(name)
@@ -144,10 +145,10 @@ class JobSpec(Section):
             )
 
     def shard_rows(self, total_rows: int) -> int:
-        """Rows in a shard of a job with this many rows.
+        """Rows of a shard, for a job of `total_rows` rows.
 
-        Small enough that every replica gets many shards, large enough that Ray's cost for each
-        (20-50 ms of CPU) does not count.
+        Each replica gets about SHARDS_PER_REPLICA shards, so that one slow shard leaves no replica idle.
+        Ray's cost of a shard (20-50 ms of CPU) sets the lower bound.
         """
         if self.input.shard_rows is not None:
             return self.input.shard_rows
@@ -155,21 +156,27 @@ class JobSpec(Section):
         return max(MIN_SHARD_ROWS, min(MAX_SHARD_ROWS, share))
 
     def group_rows(self, total_rows: int) -> int:
-        """Rows that a shard of such a job may have so that rows which share a prefix are not cut apart."""
+        """Most rows of a shard that keeps rows with a common prefix together, for a job of `total_rows` rows."""
         share = total_rows // (self.replicas.max * GROUPED_SHARDS_PER_REPLICA)
         return max(self.shard_rows(total_rows), min(MAX_SHARD_ROWS, share) if self.input.shard_rows is None else 0)
 
     def to_yaml(self) -> str:
-        """The spec as it is stored beside the output: every field, defaults included."""
+        """The spec as stored in the output: every field, defaults included."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
     def with_output(self, path: str) -> "JobSpec":
-        """The same job into another output."""
+        """The same job with another output."""
         return self.model_copy(update={"output": self.output.model_copy(update={"path": path})})
 
 
 def differences(old: JobSpec, new: JobSpec) -> list[str]:
-    """What makes two specs different jobs: `field: old -> new` lines, empty where a resume is right."""
+    """Differences that make two specs two jobs; empty if the new spec may resume the old job.
+
+    Free fields and secrets are not compared: they change no answer.
+
+    Returns:
+        Lines `field: old -> new`, sorted by field.
+    """
 
     def flat(node: Any, path: str) -> dict[str, Any]:
         if path in FREE_FIELDS or path == f"{ENGINE_ARGS}hf_token" or node == HIDDEN:

@@ -1,4 +1,4 @@
-"""A YAML text -> a job spec, or one message with the path of each wrong field and what would be right."""
+"""YAML text to a job spec, or one error message with the path of each wrong field and what to write."""
 
 import functools
 import os
@@ -13,7 +13,7 @@ from magbatch.spec.engine_args import PATH, engine_mistakes
 from magbatch.spec.job import JobSpec
 from magbatch.spec.mistakes import Place, field_mistakes
 from magbatch.spec.secrets import is_stored_in_its_output, secrets, without_value
-from magbatch.spec.sections import NEW, is_remote
+from magbatch.spec.section import NEW, is_remote
 from magbatch.spec.text import TextError, file_text, unquoted, values
 
 
@@ -22,10 +22,10 @@ def load(path: str, overrides: list[str] | None = None) -> JobSpec:
 
     Args:
         path: The YAML file.
-        overrides: `key.path=value` items; values are read as YAML.
+        overrides: Items `key.path=value`; the value is YAML.
 
     Raises:
-        SpecError: With the path of each wrong field and what would be right.
+        SpecError: The file cannot be read, or fields are wrong. The message names each field and says what to write.
     """
     try:
         text = file_text(path)
@@ -35,14 +35,17 @@ def load(path: str, overrides: list[str] | None = None) -> JobSpec:
 
 
 def parse(text: str, overrides: list[str] | None = None, origin: str = "spec", *, new: bool = False) -> JobSpec:
-    """The spec that a YAML text holds; raises as `load` does.
+    """Read and check the YAML text of a spec.
 
     Args:
         text: The YAML.
-        overrides: As for `load`.
-        origin: Where it is from, for messages.
-        new: It is to be run: `answer.schema` is held to what the engine can hold an answer to, and the engine's
-            arguments to those that it has. A spec that an output holds already may be of a version that did not look.
+        overrides: Items `key.path=value`; the value is YAML.
+        origin: Source of the text, for messages.
+        new: Whether a user submits the spec. Then `answer.schema` must work with the engine's grammar, and the
+            engine's arguments must exist. A stored spec may come from a version that did not check this.
+
+    Raises:
+        SpecError: Fields are wrong. The message names each field and says what to write.
     """
     try:
         data = values(text)
@@ -53,16 +56,16 @@ def parse(text: str, overrides: list[str] | None = None, origin: str = "spec", *
         raise SpecError(f"{origin}: a spec is a mapping that begins with `name:`, and this is {is_a}")
     given = [_Override(item) for item in overrides or []]
     stored = secrets(data) if not new or is_stored_in_its_output(origin, data) else []
-    for one in given:
-        one.apply(data)
-    if found := [one for one in secrets(data) if one not in stored]:  # before any message shows a value
+    for override in given:
+        override.apply(data)
+    if found := [item for item in secrets(data) if item not in stored]:  # checked before any message shows a value
         raise SpecError(_listed(origin, [f"{path}: {message}" for path, message in found]))
 
     @functools.cache
     def all_unquoted() -> dict[Place, str]:
         found = unquoted(text)
-        for one in given:
-            found |= {(*one.place, *place): word for place, word in unquoted(one.raw).items()}
+        for override in given:
+            found |= {(*override.place, *place): word for place, word in unquoted(override.raw).items()}
         return found
 
     spec, invalid, lines = None, None, list[str]()
@@ -71,7 +74,7 @@ def parse(text: str, overrides: list[str] | None = None, origin: str = "spec", *
     except ValidationError as error:
         invalid = error
         lines += field_mistakes(error, JobSpec, lambda place: all_unquoted().get(place))
-    if new or any(one.place[:1] == ("model",) for one in given):
+    if new or any(override.place[:1] == ("model",) for override in given):
         lines += _engine_mistakes(data.get("model"), all_unquoted)
     if spec is None or lines:
         raise SpecError(_listed(origin, lines)) from invalid
@@ -92,17 +95,17 @@ def _engine_mistakes(model: Any, all_unquoted: Callable[[], dict[Place, str]]) -
 
 
 class _Override:
-    """One `--set key.path=value`.
+    """An option `--set key.path=value`.
 
     Args:
-        item: It, as the command line has it.
+        item: The option's text, `key.path=value`.
 
     Attributes:
-        place: The path of the field.
-        raw: The value as it is written.
+        place: Path of the field, one name per item.
+        raw: The value as written.
 
     Raises:
-        SpecError: It is none.
+        SpecError: The text is not `key.path=value` with a YAML value.
     """
 
     def __init__(self, item: str) -> None:
@@ -112,7 +115,7 @@ class _Override:
             raise SpecError(f"--set {item}: write key.path=value, such as --set sampling.temperature=0")
         names = key.split(".")
         if not all(names):
-            raise SpecError(f"--set {item}: {key} is no path of a field: a name is empty between its dots")
+            raise SpecError(f"--set {item}: {key} is not the path of a field: a name between its dots is empty")
         if "[" in key:
             raise self._is_a_list(key.partition("[")[0])
         self.place = tuple(names)
@@ -123,10 +126,10 @@ class _Override:
             raise SpecError(f"--set {item}: {said}") from error.__cause__ or error
 
     def apply(self, data: dict[str, Any]) -> None:
-        """Set the field; groups that are not there are made."""
+        """Set the field in a spec's data. Missing groups are created."""
         node, *names = data, *self.place
         for depth, name in enumerate(names[:-1], 1):
-            if node.get(name) is None:  # not there, or a group whose fields are all left out
+            if node.get(name) is None:  # missing, or written without fields
                 node[name] = {}
             child, path = node[name], ".".join(names[:depth])
             if isinstance(child, list):
@@ -141,7 +144,7 @@ class _Override:
 
 
 def _absolute(spec: JobSpec) -> JobSpec:
-    """Local paths made absolute: replicas do not run in the directory of the command."""
+    """Make local paths absolute: replicas do not run in the command's directory."""
 
     def fix(path: str) -> str:
         return path if is_remote(path) else os.path.abspath(os.path.expanduser(path))

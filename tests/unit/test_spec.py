@@ -107,7 +107,7 @@ def test_a_wrong_field_is_named_and_so_is_what_would_be_right(field: str, value:
 
 WRONG_SCHEDULES: list[tuple[str, Any, str]] = [
     ("schedule.cron", {"cron": "0 25 * * *"}, "such as `0 6 * * *`: Bad hour (it is '0 25 * * *')"),
-    ("schedule.cron", {"cron": "0 6 * *"}, "it has not five fields (it is '0 6 * *')"),
+    ("schedule.cron", {"cron": "0 6 * *"}, "it has 4 fields, not 5 (it is '0 6 * *')"),
     ("schedule.cron", {"cron": "0 6 30 2 *"}, "Bad day-of-month"),
     ("schedule.timezone", {"cron": "0 6 * * *", "timezone": "Europe"}, "no such time zone: write an IANA name"),
     (
@@ -118,7 +118,7 @@ WRONG_SCHEDULES: list[tuple[str, Any, str]] = [
     ("schedule.timezone", {"cron": "0 6 * * *", "timezone": "../etc"}, "no such time zone"),
     ("schedule.missed", {"cron": "0 6 * * *", "missed": "all"}, "write catch_up or skip (it is 'all')"),
     ("schedule.timezon", {"cron": "0 6 * * *", "timezon": "UTC"}, "did you mean `timezone`?"),
-    ("schedule.cron", {"timezone": "UTC"}, "is missing: When: minute, hour"),
+    ("schedule.cron", {"timezone": "UTC"}, "is missing: Start times in cron's five fields"),
 ]
 
 
@@ -272,7 +272,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         (tmp_path / "none" / "right.yaml", f"there is no such file, and no folder {tmp_path}/none"),
         (right / "right.yaml", f"there is no such file, and no folder {right}"),
         (tmp_path, "this is a folder; give one YAML file"),
-        (tmp_path / "latin.yaml", "no UTF-8 text: byte 6 is 0xfc"),
+        (tmp_path / "latin.yaml", "not UTF-8 text: byte 6 is 0xfc"),
     ):
         with pytest.raises(SpecError) as caught:
             load(str(path))
@@ -310,10 +310,10 @@ def test_an_override_fills_a_group_that_the_file_left_empty() -> None:
         ("name.first=x", "name is a value, not a group of fields"),
         ("input.carry=[a", "the value is not YAML; put text in quotes"),
         ("prompt.template={{ q }}", "text that begins so needs quotes"),
-        ("prompt..template=x", "a name is empty between its dots"),
+        ("prompt..template=x", "a name between its dots is empty"),
         ("input.carry.0=x", "input.carry is a list: set it as a whole, --set 'input.carry=[first, second]'"),
         ("input.carry[0]=x", "input.carry is a list: set it as a whole"),
-        ("sampling.n=.inf", ".inf is no number that a spec can hold"),
+        ("sampling.n=.inf", ".inf is not a number that a spec can hold"),
     ],
 )
 def test_a_wrong_override_is_named(override: str, right: str) -> None:

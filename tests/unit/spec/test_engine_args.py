@@ -81,8 +81,8 @@ def complaint(args: dict[str, Any], engine: str = "vllm") -> str:
         ("scheduler_cls", "nix", "write package.module.Class (it is 'nix')"),
         ("model", "a/c", "cannot be set here: model.source names the model"),
         ("tokenizer", "a/c", "cannot be set here: prompts are made with the tokenizer of model.source"),
-        ("revision", "v2", "cannot be set here: model.revision says which version"),
-        ("data_parallel_size", 2, "cannot be set here: replicas.min and replicas.max say how many engines answer"),
+        ("revision", "v2", "cannot be set here: model.revision names the version"),
+        ("data_parallel_size", 2, "cannot be set here: replicas.min and replicas.max set the number of engines"),
     ],
 )
 def test_a_wrong_argument_of_vllm_is_named(name: str, value: Any, said: str) -> None:
@@ -158,8 +158,8 @@ def test_a_name_that_a_plugin_of_vllm_may_add_is_a_note(tmp_path: Path, monkeypa
     monkeypatch.syspath_prepend(str(tmp_path))
     found = parse(text({"quantization": "own_bits", "load_format": "mistral"}), new=True).model
     assert unchecked(found) == (
-        "model.engine_args.quantization: 'own_bits' is none of vLLM's own names; an installed plugin (own-bits) has "
-        "to add it"
+        "model.engine_args.quantization: 'own_bits' is not one of vLLM's own names; an installed plugin (own-bits) "
+        "must add it"
     )
 
 
