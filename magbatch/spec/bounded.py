@@ -1,6 +1,6 @@
-"""A new answer's JSON Schema, checked in a process that may die: no schema holds up the command or the scheduler.
+"""The check of a new answer schema, in a process with limits: no schema can block the command or the scheduler.
 
-The grammar's library has no bound of its own on time: a list of a thousand million items takes it minutes.
+The grammar's library has no time limit: an array of a thousand million items takes minutes.
 """
 
 import json
@@ -13,20 +13,20 @@ from magbatch.sandbox import Sandbox
 from magbatch.spec.grammar import check_answerable, check_json
 from magbatch.spec.schema import checked_schema
 
-TIMEOUT_S = 20.0  # of one schema; usual ones take milliseconds
-MEMORY_MB = 1024  # of one schema; the largest that the library takes need about 100
+TIMEOUT_S = 20.0  # time limit of one schema; usual schemas take milliseconds
+MEMORY_MB = 1024  # memory limit of one schema; the largest accepted schemas need about 100 MB
 
 
 def check_new(schema: dict[str, Any], *, written: bool) -> None:
-    """Hold a schema against what an answer can be, as `checked_schema` and `check_answerable` do.
+    """Check a schema by `checked_schema` and `check_answerable`.
 
     Args:
-        schema: What may be a JSON Schema.
-        written: A person wrote it as YAML or JSON; no program made it.
+        schema: The candidate for a JSON Schema.
+        written: Whether a person wrote the schema. False: a program made it.
 
     Raises:
-        ValueError: Where it is wrong, or that it takes too much time or memory.
-        ClusterError: No process can be started here.
+        ValueError: The schema is wrong, or its check takes too much time or memory.
+        ClusterError: No process can be started on this machine.
     """
     check_json(schema)
     with closing(Sandbox(f"{__name__}:handler", {}, timeout_s=TIMEOUT_S, memory_mb=MEMORY_MB)) as sandbox:
@@ -39,8 +39,8 @@ def check_new(schema: dict[str, Any], *, written: bool) -> None:
 
 
 def handler(setup: dict[str, Any]) -> Callable[[dict[str, Any], bytes], Iterator[tuple[dict[str, Any], None]]]:
-    """What the process does: one reply, with what is wrong; none if nothing is."""
-    import jsonschema  # noqa: F401 - before memory is bounded
+    """Request handler of the process: replies once with the mistake, or not at all if the schema is right."""
+    import jsonschema  # noqa: F401 - loaded before the memory limit is set
     import llguidance  # noqa: F401
 
     def check(head: dict[str, Any], body: bytes) -> Iterator[tuple[dict[str, Any], None]]:

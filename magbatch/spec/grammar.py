@@ -1,7 +1,7 @@
-"""What an answer's JSON Schema must be before a row is paid for: JSON, of sound references, possible, and known to the
-library that holds the engine to it (llguidance).
+"""The check that an engine can answer by a JSON Schema, made before any row is paid for.
 
-Nothing is fetched, and no model is loaded: the compilation takes milliseconds.
+The schema must be JSON, its references must resolve, some answer must fit, and llguidance must compile it. The engine
+constrains answers with llguidance. Nothing is fetched and no model is loaded.
 """
 
 import json
@@ -10,9 +10,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-MAX_DEPTH = 100  # of a schema, and of a chain of references that describe one value
-MAX_USES = 10_000  # schemas that describe one value: checking a single answer visits each, as often as it is used
-# Formats that the reader of answers holds, and the grammar does not know: the engine is not told of them.
+MAX_DEPTH = 100  # levels of a schema, and references in a chain that describes one value
+MAX_USES = 10_000  # uses of schemas that describe one value; the check of one answer visits every use
+# Formats that `magbatch.answers` checks but the grammar does not know. The engine gets the schema without them.
 CHECKED_ONLY = frozenset(
     {"idn-email", "idn-hostname", "uri-reference", "iri", "iri-reference", "uri-template", "json-pointer"}
     | {"relative-json-pointer", "regex"}
@@ -23,20 +23,20 @@ _SINGLE = (
     *("items", "additionalItems", "additionalProperties", "unevaluatedItems", "unevaluatedProperties"),
     *("propertyNames", "contains", "not", "if", "then", "else", "contentSchema"),
 )
-_IN_PLACE = ("allOf", "anyOf", "oneOf")  # what they list describes the same value
+_IN_PLACE = ("allOf", "anyOf", "oneOf")  # the listed schemas describe the same value
 QUOTES = "put text in quotes: YAML reads yes, no, on and off as true and false, 1.0 as a number, 2026-01-01 as a date"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def check_answerable(schema: dict[str, Any], *, written: bool = True) -> None:
-    """Hold a schema against what an answer can be.
+    """Check that answers can be constrained to a schema.
 
     Args:
         schema: A valid JSON Schema.
-        written: A person wrote it as YAML or JSON; no program made it.
+        written: Whether a person wrote the schema. False: a program made it.
 
     Raises:
-        ValueError: Where it is wrong, and what would be right.
+        ValueError: The schema is wrong. The message has the path and says what to write.
     """
     check_json(schema)
     _check_references(schema)
@@ -46,7 +46,7 @@ def check_answerable(schema: dict[str, Any], *, written: bool = True) -> None:
 
 
 def engine_schema(schema: dict[str, Any]) -> dict[str, Any]:
-    """A schema as the engine's grammar takes it: without the formats that only the reader of answers knows."""
+    """Copy of a schema for the engine's grammar, without the formats in CHECKED_ONLY."""
 
     def without(node: Any) -> Any:
         if not isinstance(node, dict):
@@ -66,7 +66,7 @@ def engine_schema(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def subschemas(node: Any, path: str = "$") -> Iterator[tuple[str, dict[str, Any]]]:
-    """A schema and all schemas within it, each with its path."""
+    """Path and content of a schema and of all schemas inside it."""
     if not isinstance(node, dict):
         return
     yield path, node
@@ -83,22 +83,28 @@ def subschemas(node: Any, path: str = "$") -> Iterator[tuple[str, dict[str, Any]
 
 
 def check_json(node: Any, path: str = "$", depth: int = 0) -> None:
-    """Raise ValueError where a node read from YAML is nothing that JSON has."""
+    """Raise ValueError if a value read from YAML has no form in JSON.
+
+    Args:
+        node: The value.
+        path: Path of the value, for messages.
+        depth: Number of enclosing values.
+    """
     if depth > MAX_DEPTH:
         raise ValueError(f"{path[:80]}…: nested more than {MAX_DEPTH} deep, or within itself")
     if isinstance(node, dict):
         for key, value in node.items():
             if not isinstance(key, str):
-                raise ValueError(f"{path}: the key {key!r} is no text: {QUOTES}")
+                raise ValueError(f"{path}: the key {key!r} is not text: {QUOTES}")
             check_json(value, f"{path}.{key}", depth + 1)
     elif isinstance(node, list):
         for position, value in enumerate(node):
             check_json(value, f"{path}[{position}]", depth + 1)
     elif isinstance(node, float) and not math.isfinite(node):
-        raise ValueError(f"{path}: {node} is no number of JSON")
+        raise ValueError(f"{path}: {node} is not a JSON number")
     elif isinstance(node, str):
         if _SURROGATE.search(node):
-            raise ValueError(f"{path}: the text {node!r} is no valid Unicode")
+            raise ValueError(f"{path}: the text {node!r} is not valid Unicode")
     elif not isinstance(node, bool | int | float | None):
         raise ValueError(f"{path}: {node} is a {type(node).__name__}, which JSON does not have: {QUOTES}")
 
@@ -121,10 +127,10 @@ def _check_references(schema: dict[str, Any]) -> None:
             try:
                 target = resolver.lookup(reference).contents
             except (Unresolvable, ValueError, LookupError, TypeError) as error:
-                hint = "it is looked for in the schema alone: write #/$defs/NAME and describe NAME below $defs"
-                raise ValueError(f"{path}: $ref {reference!r} leads nowhere; {hint}") from error
+                hint = "references are resolved inside the schema only: write #/$defs/NAME and define NAME below $defs"
+                raise ValueError(f"{path}: $ref {reference!r} has no target; {hint}") from error
             if not isinstance(target, dict | bool):
-                raise ValueError(f"{path}: $ref {reference!r} leads to no schema")
+                raise ValueError(f"{path}: the target of $ref {reference!r} is not a schema")
             targets[id(node)] = target
         for name, key, part in _children(node):
             look(part, f"{path}.{name}{key}", resolver)
@@ -148,26 +154,31 @@ def _children(node: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:
 def _check_ends(
     node: Any, path: str, targets: dict[int, Any], above: list[int], done: dict[int, tuple[int, int]]
 ) -> tuple[int, int]:
-    """Raise ValueError where a schema describes a value by itself, without end, or by too many schemas.
+    """Raise ValueError if the schemas that describe one value form a loop, a long chain, or are too many.
+
+    Only `$ref`, `allOf`, `anyOf` and `oneOf` lead to schemas of the same value.
 
     Args:
         node: The schema.
-        path: The place that a message names.
-        targets: Identity of a schema with `$ref` -> what it leads to.
-        above: Identities of the schemas that describe the same value around it.
-        done: Identity of a schema -> what was found for it; each is looked at once, however often it is used.
+        path: Path for messages.
+        targets: Identity of a schema with `$ref` -> the schema to which the reference leads.
+        above: Identities of the schemas that led to this one and describe the same value.
+        done: Identity of a schema -> its result. Each schema is visited once, even if it is used often.
 
     Returns:
-        The schemas that describe one value, as often as each is used, and the longest chain of them.
+        Number of uses of schemas that describe the value, and length of the longest chain of them.
+
+    Example:
+        {"anyOf": [A, A]} where A is {"type": "string"}: 3 uses (the list, A, A), and a chain of 2.
     """
     if not isinstance(node, dict):
         return 1, 0
-    too_long = f"{path}: a value is described through a chain of more than {MAX_DEPTH} schemas; shorten it"
+    too_long = f"{path}: more than {MAX_DEPTH} schemas in a chain describe one value; shorten the chain"
     if len(above) > MAX_DEPTH and id(node) not in above:
         raise ValueError(too_long)
     if id(node) not in done:
         if id(node) in above:
-            raise ValueError(f"{path}: describes itself without end: its references lead back to it")
+            raise ValueError(f"{path}: the schema describes itself: its references lead back to it")
         inside = [*above, id(node)]
         parts = [targets[id(node)]] if id(node) in targets else []
         parts += [part for name in _IN_PLACE for part in node.get(name, [])]
@@ -196,7 +207,7 @@ def _has_type(value: Any, kind: str) -> bool:
 
 
 def _check_values(path: str, part: dict[str, Any], *, written: bool) -> None:
-    """Raise ValueError for a value of `enum` or `const` that the stated type never has."""
+    """Raise ValueError for a value of `enum` or `const` that does not have the stated type."""
     kinds = part.get("type")
     kinds = [kinds] if isinstance(kinds, str) else kinds
     for name in ("enum", "const"):
@@ -204,7 +215,7 @@ def _check_values(path: str, part: dict[str, Any], *, written: bool) -> None:
             continue
         for value in part[name] if name == "enum" else [part[name]]:
             if kinds and not any(_has_type(value, kind) for kind in kinds):
-                raise ValueError(f"{path}.{name}: {json.dumps(value)} is no {' or '.join(kinds)}; {QUOTES}")
+                raise ValueError(f"{path}.{name}: {json.dumps(value)} is not of type {' or '.join(kinds)}; {QUOTES}")
             if not kinds and written and isinstance(value, bool):
                 raise ValueError(
                     f"{path}.{name}: {json.dumps(value)} without a type; {QUOTES}; or, if true and false are meant, "
@@ -214,19 +225,19 @@ def _check_values(path: str, part: dict[str, Any], *, written: bool) -> None:
 
 def _check_grammar(schema: dict[str, Any]) -> None:
     told = engine_schema(schema)
-    wrong = _compiled(told)
+    wrong = _compile_error(told)
     if wrong is not None:
         raise ValueError(_explained(told, wrong))
     shared: dict[str, Any] = {name: told[name] for name in ("$defs", "definitions") if name in told}
     for name, part in told.get("properties", {}).items():
-        # A property that no value fits is left out of the grammar without a word, unless it is required.
-        wrong = _compiled({"type": "object", "properties": {name: part}, "required": [name], **shared})
+        # The library silently drops an optional property that no value fits, so each is compiled as required.
+        wrong = _compile_error({"type": "object", "properties": {name: part}, "required": [name], **shared})
         if wrong is not None and "nsatisfiable" in wrong and part is not False:
-            raise ValueError(f"$.properties.{name}: no value fits it")
+            raise ValueError(f"$.properties.{name}: no value fits this schema")
 
 
-def _compiled(schema: dict[str, Any]) -> str | None:
-    """What the grammar's library has against a schema; None if nothing."""
+def _compile_error(schema: dict[str, Any]) -> str | None:
+    """Compile a schema; return the error of the grammar's library, or None."""
     import llguidance
 
     grammar = llguidance.LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_flexible": False})
@@ -235,24 +246,24 @@ def _compiled(schema: dict[str, Any]) -> str | None:
 
 
 def _explained(schema: dict[str, Any], wrong: str) -> str:
-    """One line: where the keyword stands that the grammar does not know, and what to do."""
+    """Message for a compile error: the path, the keyword, and what to do."""
     unknown = re.match(r"Unimplemented keys: (\[.*\])", wrong)
     keys = json.loads(unknown[1]) if unknown else ["oneOf"] if wrong.startswith("oneOf") else []
     for path, part in subschemas(schema):
         for key in (key for key in keys if key in part):
             advice = "write anyOf" if key == "oneOf" else "leave it out"
-            return f"{path}.{key}: the engine's grammar cannot hold an answer to `{key}`; {advice}"
+            return f"{path}.{key}: the engine's grammar does not support `{key}`; {advice}"
         pattern = part.get("pattern")
         patterns = [pattern] if isinstance(pattern, str) else []
         for pattern in [*patterns, *part.get("patternProperties", {})]:
-            problem = _compiled({"type": "string", "pattern": pattern})
+            problem = _compile_error({"type": "string", "pattern": pattern})
             if problem is not None:
                 key = "pattern" if pattern in patterns else "patternProperties"
-                return f"{path}.{key}: {pattern!r} is not for the engine's grammar: {_short(problem)}"
+                return f"{path}.{key}: {pattern!r} is not supported by the engine's grammar: {_short(problem)}"
         form = part.get("format")
         if wrong == f"Unknown format: {form}":
-            return f"{path}.format: {form!r} is no format that can be held; leave it out"
-    return f"the engine's grammar cannot hold an answer to it: {_short(wrong)}"
+            return f"{path}.format: {form!r} is not a known format; leave it out"
+    return f"the engine's grammar does not support the schema: {_short(wrong)}"
 
 
 def _short(problem: str) -> str:

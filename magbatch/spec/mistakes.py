@@ -1,4 +1,4 @@
-"""What is wrong with the fields of a spec, in words: the path of each field, what would be right, and what is there."""
+"""Messages for wrong fields of a spec: the path of the field, what to write, and the value found."""
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator
@@ -11,8 +11,8 @@ from pydantic.fields import FieldInfo
 
 from magbatch.spec.secrets import without_secrets
 
-MAX_SHOWN_CHARS = 80  # of a wrong value
-_UNION_TAGS = ("str", "list[str]")  # pydantic's, at the end of a path
+MAX_SHOWN_CHARS = 80  # characters of a wrong value in a message
+_UNION_TAGS = ("str", "list[str]")  # pydantic adds these to a path
 _TEXT = ("string_type", "string_sub_type")
 _WHOLE = ("int_type", "int_parsing", "int_from_float", "int_parsing_size", "whole_number")
 _NUMBER = ("float_type", "float_parsing", "finite_number", "number")
@@ -25,16 +25,16 @@ _BOUNDS = {
 
 Place = tuple[int | str, ...]
 Written = Callable[[Place], str | None]
-"""The text of a value as a person wrote it without quotes; None where it was quoted, or is not known."""
+"""Path of a value -> the value as written without quotes; None if it was quoted, or if the text is not known."""
 
 
 def field_mistakes(error: ValidationError, root: type[BaseModel], written: Written) -> list[str]:
-    """One line for each wrong field of a spec, or of a part of it.
+    """Describe each wrong field in one line.
 
     Args:
-        error: What pydantic has against it.
-        root: The model that it was held against.
-        written: See `Written`; it is asked with places below this model.
+        error: Pydantic's error.
+        root: Model that raised the error: a whole spec or a part of one.
+        written: See `Written`; takes paths below this model.
     """
     lines: dict[str, None] = {}
     for problem in error.errors(include_url=False):
@@ -52,13 +52,13 @@ def field_mistakes(error: ValidationError, root: type[BaseModel], written: Writt
 
 
 def path_of(place: Place) -> str:
-    """A place as `--set` names it, with the positions of list items in brackets."""
+    """Path of a field as in `--set`, with positions of list items in brackets: `replicas.prefer[0].market`."""
     path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
     return path.removeprefix(".")
 
 
 def shown(value: Any) -> str:
-    """A wrong value as YAML has it, cut where it is long."""
+    """A wrong value in YAML's words, cut after MAX_SHOWN_CHARS characters and without secrets."""
     words = {True: "true", False: "false", None: "null"}
     text = words[value] if value is None or isinstance(value, bool) else repr(value)
     text = str(value) if isinstance(value, date) else without_secrets(text)
@@ -66,19 +66,19 @@ def shown(value: Any) -> str:
 
 
 def did_you_mean(name: str, names: Iterable[str], *, instead: str) -> str:
-    """What a misspelt name may have been.
+    """Hint for a misspelt name.
 
     Args:
-        name: It.
-        names: The right ones.
-        instead: What is said where none is like it.
+        name: The wrong name.
+        names: The right names.
+        instead: Hint if no right name is similar.
     """
     close = difflib.get_close_matches(name, [*names], n=1)
     return f"did you mean `{close[0]}`?" if close else instead
 
 
 def as_yaml_reads(value: Any, written: str | None) -> str | None:
-    """Why a value is no text though it may look like text; None where YAML has not turned it into something else."""
+    """Message for a value that looks like text but is read by YAML as another type; None for other values."""
     kinds = [(bool, shown(value)), (int | float, "a number"), (date, "a date"), (type(None), "nothing")]
     read_as = next((words for kind, words in kinds if isinstance(value, kind)), None)
     if read_as is None:
@@ -91,7 +91,7 @@ def as_yaml_reads(value: Any, written: str | None) -> str | None:
 def _wrong(
     kind: str, said: str, bounds: dict[str, Any], field: FieldInfo | None, value: Any, written: str | None
 ) -> str:
-    """What is wrong with a value that is there."""
+    """Message for a wrong value: what to write, and the value found."""
     it_is = "" if isinstance(value, dict | list) else f" (it is {shown(value)})"
     if kind in _TEXT:
         return as_yaml_reads(value, written) or f"write text{it_is}"
@@ -140,20 +140,20 @@ def _choices(annotation: Any) -> Iterator[Any]:
 
 
 def _section(field: FieldInfo | None) -> str:
-    """The first fields of a section, as a hint."""
+    """First fields of a section, as a hint."""
     model = _model(field.annotation) if field is not None else None
     return "" if model is None else "{" + ", ".join(f"{name}: …" for name in list(model.model_fields)[:2]) + "}"
 
 
 def _model(annotation: Any) -> type[BaseModel] | None:
-    """The section that a field holds, or a list of which it holds."""
+    """Section in a field's annotation: the field itself or its list items; None if there is none."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next(filter(None, map(_model, get_args(annotation))), None)
 
 
 def _owner(root: type[BaseModel], place: Place) -> type[BaseModel] | None:
-    """The section that holds a place; None where that is no section's."""
+    """Section that contains a path; None if the path is not inside a section."""
     node: type[BaseModel] | None = root
     for part in place[:-1]:
         if not isinstance(part, int):
@@ -169,7 +169,7 @@ def _field(root: type[BaseModel], place: Place) -> FieldInfo | None:
 
 
 def _glued(place: Place) -> str:
-    """What to write where YAML has read `{cron:6}` as one word; empty where it has not."""
+    """Hint if YAML has read `{cron:6}` as one word; empty otherwise."""
     name, colon, value = str(place[-1]).partition(":")
     if not colon or not name.isidentifier():
         return ""
@@ -185,7 +185,7 @@ def _nearest(root: type[BaseModel], place: Place) -> str:
 
 
 def _paths(root: type[BaseModel], above: str = "") -> Iterator[str]:
-    """The paths of all fields."""
+    """Paths of all fields."""
     for name, field in root.model_fields.items():
         yield above + name
         inner = _model(field.annotation)

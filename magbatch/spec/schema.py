@@ -1,4 +1,4 @@
-"""The JSON Schema of an answer: found where a spec says it is, and followed through its references."""
+"""The JSON Schema of an answer: loaded from the place that a spec names, and its references resolved."""
 
 import os
 from pathlib import Path
@@ -10,12 +10,19 @@ from magbatch.spec.user_model import model_schema
 
 
 def schema_at(place: str) -> dict[str, Any]:
-    """The JSON Schema that a text names: a file, or a pydantic model."""
+    """Load a JSON Schema.
+
+    Args:
+        place: A .json or .yaml file, or `package.module:PydanticModel`.
+
+    Raises:
+        ValueError: The place holds no JSON Schema.
+    """
     if is_file(place):
         try:
             found = values(file_text(os.path.expanduser(place)))  # JSON is YAML
         except TextError as error:
-            raise ValueError(f"{place} is no schema file that can be read: {error}") from error
+            raise ValueError(f"{place} cannot be read as a schema file: {error}") from error
         if not isinstance(found, dict):
             raise ValueError(f"{place} holds {type(found).__name__}, not a JSON Schema")
         return found
@@ -23,27 +30,31 @@ def schema_at(place: str) -> dict[str, Any]:
 
 
 def is_file(place: str) -> bool:
-    """Whether a text names a schema's file, and no pydantic model."""
+    """Whether a text names a schema file, not a pydantic model."""
     return Path(place).suffix in (".json", ".yaml", ".yml")
 
 
 def checked_schema(schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema itself; raises ValueError if it is none."""
+    """Return a schema unchanged.
+
+    Raises:
+        ValueError: The mapping is not a JSON Schema of draft 2020-12.
+    """
     from jsonschema import Draft202012Validator, FormatChecker
     from jsonschema.exceptions import SchemaError
 
     check_json(schema)
     try:
-        # Patterns are not Python's: the grammar tells which it knows.
+        # No format checker: patterns follow the engine's grammar, not Python's `re`.
         Draft202012Validator.check_schema(schema, format_checker=FormatChecker(()))
     except SchemaError as error:
         advice = f": {QUOTES}" if isinstance(error.instance, bool) else ""
-        raise ValueError(f"is no JSON Schema: {error.json_path}: {error.message}{advice}") from error
+        raise ValueError(f"is not a JSON Schema: {error.json_path}: {error.message}{advice}") from error
     return schema
 
 
 def resolve(reference: str, root: dict[str, Any]) -> Any:
-    """What a `#/…` reference of a JSON Schema stands for; None where it leads nowhere."""
+    """Target of a `#/…` reference in a JSON Schema; None if there is none."""
     node: Any = root
     for name in reference.removeprefix("#").strip("/").split("/"):
         node = node.get(name.replace("~1", "/").replace("~0", "~")) if isinstance(node, dict) else None
@@ -51,7 +62,7 @@ def resolve(reference: str, root: dict[str, Any]) -> Any:
 
 
 def properties(schema: dict[str, Any]) -> dict[str, Any]:
-    """The named properties of an object's schema, a reference at its top followed."""
+    """Properties of an object's schema by name. A reference at the top is followed."""
     top = resolve(schema["$ref"], schema) if schema.get("$ref", "").startswith("#") else schema
     found = top.get("properties", {}) if isinstance(top, dict) else {}
     return found if isinstance(found, dict) else {}

@@ -1,7 +1,7 @@
-"""Secrets have no place in a spec: it is stored beside the output, in Ray's job list, and in reports.
+"""Secrets in a spec: refused in a new spec, hidden wherever a spec is shown.
 
-A new spec that holds one is refused, with the place where it belongs instead. A spec that an earlier version has stored
-still loads; wherever one is shown, its secrets are not.
+A spec is stored with the output, in Ray's job list and in reports, so a secret in it would be stored too. The message
+names the right place for the secret. Specs that earlier versions stored with secrets still load.
 """
 
 import json
@@ -14,14 +14,14 @@ from urllib.parse import parse_qsl, urlsplit
 HIDDEN = "(hidden)"
 PUSH_USER, PUSH_PASSWORD = "MAGBATCH_PUSH_GATEWAY_USER", "MAGBATCH_PUSH_GATEWAY_PASSWORD"
 _WORDS = re.compile(r"[A-Z]+s?(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
-# A name with one of these words, or that ends in one of those, holds a secret.
+# A name holds a secret if it has a word of _SECRET_WORDS, or if its last word is in _SECRET_ENDS.
 _SECRET_WORDS = frozenset(
     {"password", "passwords", "passwd", "passphrase", "pwd", "secret", "secrets", "credential", "credentials"}
 )
 _TOKENS = frozenset({"token", "tokens"})
 _SECRET_ENDS = _TOKENS | {"key", "keys", "apikey", "apikeys", "pass", "auth", "authorization", "bearer"}
-_SIGNATURES = frozenset({"sig", "signature"})  # in the query of a URL
-# Whole names of vLLM and of models' configurations that end alike, and hold none.
+_SIGNATURES = frozenset({"sig", "signature"})  # names of parameters in the query of a URL
+# Whole names from vLLM and from models' configurations that end in such a word and hold no secret.
 _NO_SECRETS = frozenset(
     {f"{name}_token" for name in (
         "bos", "eos", "pad", "unk", "sep", "cls", "mask", "image", "img", "video", "audio", "stop", "start", "begin",
@@ -39,9 +39,9 @@ _NO_SECRETS = frozenset(
     | {"tokens", "keys", "num_keys", "text_keys", "ignore_keys", "skip_keys"}
     | {f"{graph}_custom_{when}_pass" for graph in ("post_grad", "joint") for when in ("pre", "post")}
 )  # fmt: skip
-# What stands in a text where a special token does: <s>, <|user|>, [INST].
+# A special token as text: <s>, <|user|>, [INST].
 _SPECIAL = re.compile(r"<[^<>]{0,64}>|\[[^\[\]]{0,64}\]")
-# The fields that name a place which something connects to. Engine arguments are the engine's own.
+# Fields outside model.engine_args that hold an address.
 _ENGINE_ARGS = "model.engine_args"
 _ADDRESSES = frozenset({"model.source", "input.path", "input.fetch_from", "output.path", "metrics.push_gateway"})
 _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>\S+)")
@@ -49,7 +49,7 @@ _BEARER = re.compile(r"\b(?i:authorization[\"']?\s*[:=]\s*[\"']?(?:\w+\s+)?|bear
 # A user with a password before a host that names its port, without a scheme: me:pass@host:9091.
 _LOGIN = re.compile(r"(?<![^\s='\",(\[{])[^\s/@:='\",(\[{]*:(?!//)[^\s/]+@(?=[\w.-]+:\d+(?!\d))")
 
-# In the texts of messages.
+# Secrets in messages.
 _IN_TEXT = re.compile(
     r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]{0,20}://)(?!\[)(?:[^\s/?#@:]*:(?!\d*(?:[/?#]|$))\S*@|[^\s/?#]*@)"
 )
@@ -58,7 +58,7 @@ _FIELD = re.compile(
     r"(?P<before>[{,]\s*|[\"'])(?P<name>[\w.-]+)(?P<is>[\"']?\s*:\s+|[\"']\s*:)(?P<value>\[[^\]]*\]?|[^\s,}\]]+)"
 )
 _SAID_BEARER = re.compile(r"(?i:(\bbearer\s+))(?=\S*\d)[^\s,;\"']+")
-# As their makers mark them: Hugging Face, AWS, GitHub, GitLab, Slack, OpenAI.
+# Keys with a known prefix: Hugging Face, AWS, GitHub, GitLab, Slack, OpenAI.
 _MARKED = re.compile(
     r"\b(?:hf_(?=[a-z0-9]*[A-Z0-9])[A-Za-z0-9]{4,}|(?:AKIA|ASIA)[A-Z0-9]{12,}|gh[pousr]_\w{8,}|github_pat_\w{8,}|"
     r"glpat-[\w-]{8,}|xox[a-z]-[\w-]{8,}|sk-[\w-]{16,})"
@@ -66,19 +66,22 @@ _MARKED = re.compile(
 
 
 def secrets(data: dict[str, Any]) -> list[tuple[str, str]]:
-    """Path of each field of a spec that holds a secret, and where it belongs; the secret itself is in neither.
+    """Find the fields of a spec that hold a secret.
 
     Args:
         data: The spec as YAML gives it.
+
+    Returns:
+        Pairs (path, message). The message names the right place for the secret. Neither contains the secret.
     """
     return [(path, _instead(path, value)) for path, value, secret in _leaves(data, "", "") if secret]
 
 
 def shown(data: dict[str, Any]) -> dict[str, Any]:
-    """A spec, or a part of one, as people and reports see it: without its secrets.
+    """Copy of a spec, or of a part of one, with its secrets hidden.
 
     Args:
-        data: Of plain values; it is left as it is.
+        data: Plain values, as YAML gives them.
     """
 
     def clean(node: Any, path: str, named: str) -> Any:
@@ -99,7 +102,7 @@ def shown(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def without_secrets(text: str) -> str:
-    """A text without its secrets: in URLs, after names of secrets, and those that their makers mark.
+    """Copy of a text with its secrets hidden: in URLs, after names of secrets, and keys with a known prefix.
 
     >>> without_secrets("http://user:pass@host:9091 refuses")
     'http://(hidden)@host:9091 refuses'
@@ -112,7 +115,7 @@ def without_secrets(text: str) -> str:
 
 
 def without_value(item: str) -> str:
-    """`key.path=value` as it is shown and stored: its value is hidden where a name in it is a secret's."""
+    """An item `key.path=value` for messages: the value is hidden if a name in the item is that of a secret."""
     key, separator, value = item.partition("=")
     names = [*key.split("."), *re.findall(r"[\w-]+(?=[\"']?\s*:)", value)]
     if separator and any(map(is_secret_name, names)):
@@ -121,7 +124,7 @@ def without_value(item: str) -> str:
 
 
 def is_stored_in_its_output(path: str, data: dict[str, Any]) -> bool:
-    """Whether a spec's file is the one that its own output holds: a job that was begun with it can go on."""
+    """Whether a spec file is the stored spec of its own output, so that a job started with it can resume."""
     output = data.get("output")
     place = output.get("path") if isinstance(output, dict) else None
     if not isinstance(place, str) or "://" in place:
@@ -130,12 +133,12 @@ def is_stored_in_its_output(path: str, data: dict[str, Any]) -> bool:
 
 
 def is_secret_name(name: str) -> bool:
-    """Whether what has this name is a secret: `hf_token`, `apiKeys`, `db-password`; not `max_tokens` or `eos_token`."""
+    """Whether a name is that of a secret: `hf_token`, `apiKeys`, `db-password`; not `max_tokens` or `eos_token`."""
     return bool(_kind(name))
 
 
 def _kind(name: str) -> str:
-    """The word that makes a name a secret's; empty where none does."""
+    """Word that makes a name that of a secret; empty if there is none."""
     words = [word.lower() for word in _WORDS.findall(name)]
     if not words or "_".join(words) in _NO_SECRETS:
         return ""
@@ -144,7 +147,7 @@ def _kind(name: str) -> str:
 
 
 def _without_value(found: re.Match[str]) -> str:
-    """A name and its value, which is hidden where the name is a secret's and the value may be one."""
+    """Replacement for a name and its value: the value is hidden if the name is that of a secret."""
     name, value = found["name"].rpartition(".")[2], found["value"]
     named = _kind(name) or _signature(name)
     if not named or value == HIDDEN or (named in _TOKENS and value.isdigit()):
@@ -159,7 +162,7 @@ def _signature(name: str) -> str:
 
 
 def _leaves(node: Any, path: str, named: str) -> Iterator[tuple[str, Any, bool]]:
-    """Path and value of everything below a node, and whether it is a secret."""
+    """Path and value of each leaf below a node, and whether it is a secret."""
     if isinstance(node, dict):
         for name, value in node.items():
             yield from _leaves(value, _join(path, name), _named(path, name, named))
@@ -175,9 +178,9 @@ def _join(path: str, name: Any) -> str:
 
 
 def _named(path: str, name: Any, named: str) -> str:
-    """The word by which a field holds a secret, its own or that of what it stands in; in engine arguments alone.
+    """Word that makes a field's name, or that of an enclosing field, the name of a secret; empty if there is none.
 
-    All other fields of a spec are known by their names, and none of them is for a secret.
+    Only engine arguments have free names. None of the other fields of a spec is for a secret.
     """
     return (_kind(str(name)) or named) if _is_argument(path) else ""
 
@@ -201,21 +204,21 @@ def _is_secret(value: Any, path: str, named: str) -> bool:
 
 
 def _json(value: str) -> Any:
-    """What a JSON text holds that an engine reads as such; None of any other text."""
+    """Value of an engine argument written as JSON text; None for any other text."""
     if value.lstrip().startswith(("{", "[")):
         try:
             return json.loads(value)
-        except (ValueError, RecursionError):  # no JSON, or nested beyond anything that an engine reads
+        except (ValueError, RecursionError):  # not JSON, or nested too deeply for any engine
             return None
     return None
 
 
 def _holds_one(value: str, *, bare: bool) -> bool:
-    """Whether a URL in a text names its user, or has a secret in its query.
+    """Whether a URL in a text has a user, or a secret in its query.
 
     Args:
         value: The text.
-        bare: The URL may lack its scheme: `me:pass@host:9091`.
+        bare: Whether the scheme may be missing: `me:pass@host:9091`.
     """
     if bare and "://" not in value:
         value = f"http://{value.strip()}"
@@ -225,7 +228,7 @@ def _holds_one(value: str, *, bare: bool) -> bool:
 def _is_secret_url(found: re.Match[str]) -> bool:
     rest = found["rest"].removeprefix(f"{HIDDEN}@")
     host = re.split(r"[/?#]", rest, maxsplit=1)[0]
-    # An AWS secret may hold a slash: its end is then not in what comes before the first one.
+    # An AWS secret may contain a slash, so its `@` may stand after the first slash.
     if "@" in host or (":" in host and not host.rpartition(":")[2].isdigit() and "@" in rest):
         return True
     try:
@@ -241,7 +244,7 @@ def _instead(path: str, value: Any) -> str:
     elif path == "metrics.push_gateway":
         where = f"set {PUSH_USER} and {PUSH_PASSWORD} in the environment"
     elif str(value).startswith("s3:"):
-        where = "leave access to the AWS chain: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or a role"
+        where = "use the AWS chain: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or a role"
     else:
-        where = "give it to the engine's environment"
-    return f"holds a secret, which would be stored with the results: take it out, and {where}"
+        where = "set it in the engine's environment"
+    return f"holds a secret, which would be stored with the results: remove it, and {where}"

@@ -1,7 +1,7 @@
-"""YAML text -> plain values, or one message that names the line.
+"""YAML text to plain values, or one error message that names the line.
 
-A spec is small, and says each thing once. What YAML allows beyond that is a slip or an attack: a key that stands twice,
-a key or a number that JSON has no word for, an anchor inside itself, aliases that multiply.
+A spec is small and has only values that JSON has too. YAML allows more, and the rest is a slip or an attack: duplicate
+keys, keys that are not text, infinite numbers, an anchor inside itself, aliases that multiply.
 """
 
 import difflib
@@ -16,16 +16,16 @@ from yaml.error import MarkedYAMLError
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from yaml.reader import ReaderError
 
-MAX_NODES = 50_000  # values of a spec, aliases counted as often as they are used
-MAX_DEPTH = 100  # of values within values
-MAX_INT_CHARS = 1000  # of a whole number, also in base 16: Python writes none of more than 4300 digits
-# Their keys are names that a schema's author chose, and no keywords.
+MAX_NODES = 50_000  # values of a spec; an alias counts at each use
+MAX_DEPTH = 100  # levels of nested values
+MAX_INT_CHARS = 1000  # characters of a whole number in any base; Python formats at most 4300 digits
+# Keywords of JSON Schema whose keys are names chosen by the author.
 _NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
-_EXACT = ("enum", "const")  # the values below them are compared with answers, as they are
+_EXACT = ("enum", "const")  # values below these keywords are compared with answers
 _AS_JSON = re.compile(r"true|false|null|-?(0|[1-9][0-9]*)(\.([0-9]*[1-9]|0))?([eE][-+]?[0-9]+)?")
-# 12:30 is 750 to YAML, and 0123 is 83.
+# YAML reads 12:30 as 750, and 0123 as 83.
 _MISREAD = re.compile(r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?|[-+]?0[0-7_]+")
-# What YAML's library says, and what a person has mostly done.
+# Part of PyYAML's message -> the usual mistake.
 _HINTS = {
     r"'\t'": "indent with spaces, not with tabs",
     "mapping values are not allowed": "text that holds `: ` needs quotes, and fields of one group one indentation",
@@ -41,18 +41,18 @@ _TEXT, _MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
 
 
 class TextError(Exception):
-    """The text is not what a spec may be; the message says where and what would be right."""
+    """A text that a spec may not contain. The message names the line and says what to write."""
 
 
 def values(text: str, *, exact: bool = False) -> Any:
-    """The values that a YAML text holds: mappings with text for keys, lists, and scalars that are finite.
+    """Values of a YAML text: mappings with text keys, lists, and finite scalars.
 
     Args:
         text: The YAML.
-        exact: The text stands below `enum` or `const`.
+        exact: Whether the text stands below `enum` or `const`.
 
     Raises:
-        TextError: It is no YAML, or more than a spec may hold.
+        TextError: The text is not YAML, or has a value that a spec may not contain.
     """
     try:
         loader = yaml.SafeLoader(text)
@@ -63,20 +63,20 @@ def values(text: str, *, exact: bool = False) -> Any:
         return loader.construct_document(node)
     except yaml.YAMLError as error:
         raise TextError(_yaml_problem(error)) from error
-    except ValueError as error:  # what looks like a date or a number and is none
+    except ValueError as error:  # a scalar that looks like a date or a number, such as 2026-13-45
         raise TextError(f"not YAML: {error}") from error
     except RecursionError as error:
         raise TextError(f"nested more than {MAX_DEPTH} levels deep") from error
 
 
 def unquoted(text: str) -> dict[tuple[int | str, ...], str]:
-    """The values of a YAML text that stand without quotes and that YAML takes for something else than text.
+    """Unquoted scalars of a YAML text that YAML does not read as text.
 
     Args:
-        text: The YAML, which `values` takes.
+        text: YAML that `values` accepts.
 
     Returns:
-        Path to the value as it is written, such as {("input", "carry", 0): "no"}.
+        Path -> scalar as written, such as {("input", "carry", 0): "no"}.
     """
     found: dict[tuple[int | str, ...], str] = {}
 
@@ -95,23 +95,23 @@ def unquoted(text: str) -> dict[tuple[int | str, ...], str]:
 
 
 def file_text(path: str) -> str:
-    """The text of a file.
+    """Text of a file.
 
     Raises:
-        TextError: It cannot be read; the message does not name the file.
+        TextError: The file cannot be read. The message does not name the file.
     """
     try:
         return Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise TextError(f"no UTF-8 text: byte {error.start:,} is {error.object[error.start]:#04x}") from error
+        raise TextError(f"not UTF-8 text: byte {error.start:,} is {error.object[error.start]:#04x}") from error
     except ValueError as error:  # a null character
-        raise TextError("no name of a file") from error
+        raise TextError("not a file name: it has a null character") from error
     except OSError as error:
         raise TextError(_why_not(path, error)) from error
 
 
 def _why_not(path: str, error: OSError) -> str:
-    """Why a file cannot be read."""
+    """Reason why a file cannot be read."""
     if isinstance(error, IsADirectoryError):
         return "this is a folder; give one YAML file"
     if isinstance(error, PermissionError):
@@ -129,7 +129,7 @@ def _why_not(path: str, error: OSError) -> str:
 
 
 def _yaml_problem(error: yaml.YAMLError) -> str:
-    """One line: where a text is no YAML, and what may be meant."""
+    """Message for a text that is not YAML: line, column, problem and a hint."""
     if isinstance(error, ReaderError):
         code = error.character if isinstance(error.character, int) else ord(error.character[:1] or "?")
         return f"not YAML: the character U+{code:04X} at position {error.position:,}, which YAML does not allow"
@@ -143,7 +143,7 @@ def _yaml_problem(error: yaml.YAMLError) -> str:
 
 
 class _Walk:
-    """Looks at every value, as often as it is used."""
+    """Checks every value of a YAML text, at each of its uses."""
 
     def __init__(self) -> None:
         self._seen = 0
@@ -151,14 +151,14 @@ class _Walk:
     def check(
         self, node: Node, depth: int, inside: tuple[int, ...], *, exact: bool = False, named: bool = False
     ) -> None:
-        """Raise TextError for what a spec may not hold.
+        """Raise TextError if a spec may not contain a value.
 
         Args:
-            node: A value.
-            depth: Values around it.
-            inside: Identities of the values around it.
-            exact: It is below `enum` or `const`.
-            named: Its keys are names, and no keywords of JSON Schema.
+            node: The value.
+            depth: Number of enclosing values.
+            inside: Identities of the enclosing values.
+            exact: Whether the value stands below `enum` or `const`.
+            named: Whether the value's keys are names chosen by the author, not keywords of JSON Schema.
         """
         self._seen += 1
         if self._seen > MAX_NODES:
@@ -196,21 +196,21 @@ class _Walk:
                     raise TextError(
                         f"{_line(key)}: a key that is a list or a mapping; text that begins so needs quotes"
                     )
-                raise TextError(f'{_line(key)}: the key {key.value} is no text to YAML; write "{key.value}" in quotes')
+                raise TextError(f'{_line(key)}: the key {key.value} is not text in YAML; write "{key.value}" in quotes')
             if key.value in names:
                 raise TextError(f"{_line(key)}: `{key.value}` is set twice, first in {_line(names[key.value])}")
             names[key.value] = key
 
 
 def _check_written(node: ScalarNode, *, exact: bool) -> None:
-    """Raise TextError for a plain scalar that YAML may read as another value than its writer."""
+    """Raise TextError for an unquoted scalar that YAML reads differently from its author."""
     text, number = node.value, node.tag.endswith((":int", ":float"))
     if node.tag.endswith(":int") and len(text) > MAX_INT_CHARS:
-        raise TextError(f"{_line(node)}: a whole number of {len(text):,} characters, and no spec needs one")
+        raise TextError(f"{_line(node)}: a whole number of {len(text):,} characters; write {MAX_INT_CHARS:,} at most")
     if (exact and not _AS_JSON.fullmatch(text)) or (number and _MISREAD.fullmatch(text)):
         value = "true or false" if node.tag.endswith(":bool") else "the value as JSON writes it"
         raise TextError(
-            f'{_line(node)}: {text or "nothing"} is no text to YAML; write "{text}" for the text, or {value}'
+            f'{_line(node)}: {text or "nothing"} is not text in YAML; write "{text}" for the text, or {value}'
         )
     if node.tag.endswith(":float"):
         _check_number(node)
@@ -220,7 +220,7 @@ def _check_number(node: ScalarNode) -> None:
     text = node.value.replace("_", "").lower()
     if text.lstrip("+-") in (".inf", ".nan") or (":" not in text and not math.isfinite(float(text))):
         raise TextError(
-            f'{_line(node)}: {node.value} is no number that a spec can hold; write "{node.value}" for the text'
+            f'{_line(node)}: {node.value} is not a number that a spec can hold; write "{node.value}" for the text'
         )
 
 

@@ -1,7 +1,7 @@
-"""The JSON Schema of a user's pydantic model, made in a process of its own: the import of the model's module may do
-anything, such as end its process or never return.
+"""The JSON Schema of a user's pydantic model, made in a process of its own.
 
-The process runs this file as a script, which imports the standard library and the user's module alone.
+Importing the user's module may end its process or never return. The process runs this file as a script, which imports
+only the standard library, pydantic and the user's module.
 """
 
 import functools
@@ -14,18 +14,18 @@ import sys
 import tempfile
 from typing import Any
 
-IMPORT_S = 60.0  # a module may import much, from a slow disk
+IMPORT_S = 60.0  # seconds; a module may import large packages from a slow disk
 
 
 def model_schema(place: str, limit_s: float = IMPORT_S) -> dict[str, Any]:
-    """The JSON Schema of a model.
+    """JSON Schema of a pydantic model.
 
     Args:
         place: `package.module:Model`.
-        limit_s: Seconds that the import and the making of the schema may take.
+        limit_s: Time limit for the import and the schema, in seconds.
 
     Raises:
-        ValueError: What is wrong with the module or the model.
+        ValueError: The module does not import, or the model has no JSON Schema.
     """
     module = place.partition(":")[0]
     with tempfile.TemporaryFile() as answer:
@@ -35,19 +35,19 @@ def model_schema(place: str, limit_s: float = IMPORT_S) -> dict[str, Any]:
         try:
             process = subprocess.Popen(
                 command,
-                stdout=2,  # what a module prints is no result of the command
+                stdout=2,  # the module's own prints go to stderr
                 stdin=subprocess.DEVNULL,
                 pass_fds=[told],
                 env=os.environ | {"PYTHONPATH": packages},
             )
-        except OSError as error:  # no process, no memory, no descriptor
+        except OSError as error:  # out of processes, memory or descriptors
             raise ValueError(f"no process can be started to import {module}: {error}") from error
         try:
             code = process.wait(limit_s)
         except subprocess.TimeoutExpired as error:
             raise ValueError(
-                f"the import of {module} did not return within {limit_s:g} s; it is to define models, and to start no "
-                "work"
+                f"the import of {module} did not return within {limit_s:g} s; let the module define models and start "
+                "no work"
             ) from error
         finally:
             process.kill()
@@ -56,7 +56,7 @@ def model_schema(place: str, limit_s: float = IMPORT_S) -> dict[str, Any]:
         data = answer.read()
     if code or not data:
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
-        raise ValueError(f"the module {module} ended the process that imports it {how}; it is to define models only")
+        raise ValueError(f"the module {module} ended the process that imports it {how}; let it only define models")
     found: dict[str, Any] = json.loads(data)
     if "wrong" in found:
         raise ValueError(found["wrong"])
@@ -64,20 +64,20 @@ def model_schema(place: str, limit_s: float = IMPORT_S) -> dict[str, Any]:
 
 
 def _answer(place: str) -> dict[str, Any]:
-    """The schema, or what is wrong."""
+    """Result of the process: `{"schema": …}`, or `{"wrong": message}`."""
     from pydantic import BaseModel
     from pydantic.errors import PydanticInvalidForJsonSchema
 
     module, _, name = place.partition(":")
     try:
         model = functools.reduce(getattr, name.split("."), importlib.import_module(module)) if name else None
-    except BaseException as error:  # noqa: BLE001 - whatever the code of a user's module does when it is imported
+    except BaseException as error:  # noqa: BLE001 - a user's module may raise anything
         return {"wrong": _why_no_model(module, name, error)}
     if not (isinstance(model, type) and issubclass(model, BaseModel)):
         return {"wrong": f"{place} is neither a .json or .yaml file nor a pydantic model as package.module:Model"}
     try:
         schema = model.model_json_schema()
-        return {"schema": json.loads(json.dumps(schema))}  # a model's own additions may be no JSON
+        return {"schema": json.loads(json.dumps(schema))}  # a model may add values that JSON does not have
     except PydanticInvalidForJsonSchema as error:
         return {"wrong": f"{place} has no JSON Schema: {error}"}
     except BaseException as error:  # noqa: BLE001 - the model's own code
@@ -85,7 +85,7 @@ def _answer(place: str) -> dict[str, Any]:
 
 
 def _why_no_model(module: str, name: str, error: BaseException) -> str:
-    """Why a module gives no model."""
+    """Reason why a module gives no model."""
     if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
         return f"there is no module {error.name}; put the folder that holds it on PYTHONPATH"
     if isinstance(error, AttributeError) and module in sys.modules:
@@ -99,7 +99,7 @@ def _said(error: BaseException) -> str:
 
 def _main(place: str, told: str, limit_s: str) -> None:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.alarm(int(limit_s))  # where the command is gone
+    signal.alarm(int(limit_s))  # ends this process even if the command is gone
     answer = json.dumps(_answer(place)).encode()
     with open(int(told), "wb") as file:
         file.write(answer)
@@ -108,4 +108,4 @@ def _main(place: str, told: str, limit_s: str) -> None:
 if __name__ == "__main__":
     _main(*sys.argv[1:])
     sys.stderr.flush()
-    os._exit(0)  # threads of a user's module hold up nothing
+    os._exit(0)  # does not wait for threads of the user's module

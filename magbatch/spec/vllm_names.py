@@ -1,6 +1,6 @@
 """The engine arguments of the installed vLLM, read from its source: importing vLLM takes 7 s, reading it 50 ms.
 
-What this module knows of vLLM's insides stands at its top. What it cannot tell from the source, it allows.
+All private names of vLLM stand at the top of this file. Values that the source does not describe are allowed.
 """
 
 import ast
@@ -11,15 +11,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-# vLLM's own places and words; tests/unit/spec/test_vllm_names.py goes red where a version changes them.
+# Private names of vLLM. tests/unit/spec/test_vllm_names.py fails if a version changes them.
 PACKAGE = "vllm"
 ARGUMENTS = ("vllm.engine.arg_utils", "AsyncEngineArgs")
 VERSION = ("vllm._version", "__version__")
-CONFIG_DECORATOR = "config"  # of a class that takes its own fields and no others
-FIELD_OF = "get_field"  # get_field(CacheConfig, "name") stands for that field of another class
-BOUNDS = ("gt", "ge", "lt", "le")  # of pydantic's Field
-CONFIGS = {"speculative_config": ("vllm.config.speculative", "SpeculativeConfig")}  # of a plain dict by its annotation
-# Arguments, and fields of arguments, that take a name of a list: where vLLM's own names stand. Plugins may add others.
+CONFIG_DECORATOR = "config"  # decorator of classes that accept only their own fields
+FIELD_OF = "get_field"  # get_field(CacheConfig, "name") is that field of the other class
+BOUNDS = ("gt", "ge", "lt", "le")  # arguments of pydantic's Field
+CONFIGS = {"speculative_config": ("vllm.config.speculative", "SpeculativeConfig")}  # annotated as dict only
+# Arguments, and fields of arguments, that take a listed name -> the places of vLLM's own names. Plugins may add names.
 _BACKENDS = (("vllm.v1.attention.backends.registry", "AttentionBackendEnum"),)
 LISTS = {
     "quantization": (("vllm.model_executor.layers.quantization", "QuantizationMethods"),),
@@ -39,11 +39,11 @@ LISTS = {
     "attention_config.backend": _BACKENDS,
     "speculative_config.attention_backend": _BACKENDS,
 }
-AUTO = "auto"  # taken where a backend is named, though it is no name of the enumeration
-CPU_BLOCK = 32  # tokens that a `block_size` is a multiple of on CPUs: CPUAttentionBackend's kernel
-PLUGINS = "vllm."  # what the groups of entry points begin with by which packages extend vLLM
+AUTO = "auto"  # accepted as a backend, although the enumeration does not have it
+CPU_BLOCK = 32  # tokens; `block_size` must be a multiple on CPUs, for CPUAttentionBackend's kernel
+PLUGINS = "vllm."  # prefix of the entry point groups with which packages extend vLLM
 
-MAX_HOPS = 12  # from a name to what it stands for, through imports and other names
+MAX_HOPS = 12  # steps from a name to its definition, through imports and aliases
 _TYPES = {"bool": "bool", "int": "int", "float": "float", "str": "str", "None": "null"}
 _LISTS = frozenset({"list", "List", "set", "Set", "frozenset", "tuple", "Sequence", "Collection", "Iterable"})
 _MAPPINGS = frozenset({"dict", "Dict", "Mapping"})
@@ -51,14 +51,14 @@ _MAPPINGS = frozenset({"dict", "Dict", "Mapping"})
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What a value may be.
+    """The set of values that an argument may have.
 
     Attributes:
         types: Names among bool, int, float, str, list, dict, null.
-        choices: Single values that are allowed in addition to these types.
-        fields: Keys that a mapping may have; None where any key may be.
-        owner: Module and class of the configuration whose fields these are; None where there is not exactly one.
-        anything: The source does not tell.
+        choices: Single values that are allowed in addition to `types`.
+        fields: Keys that a mapping may have; None if any key is allowed.
+        owner: Module and class of the configuration that defines `fields`; None unless exactly one class does.
+        anything: Whether any value is allowed, because the source does not say more.
     """
 
     types: frozenset[str] = frozenset()
@@ -84,11 +84,11 @@ ANYTHING = Kind(anything=True)
 
 @dataclass(frozen=True, slots=True)
 class Argument:
-    """One engine argument.
+    """An engine argument.
 
     Attributes:
-        kind: What its value may be.
-        bounds: Limits of a number, such as {"gt": 0, "le": 1}, by pydantic's words.
+        kind: Values that are allowed.
+        bounds: Limits of a number in pydantic's words, such as {"gt": 0, "le": 1}.
     """
 
     kind: Kind
@@ -100,23 +100,23 @@ class VllmSource:
     """The source of an installed vLLM.
 
     Attributes:
-        root: The folder of the package.
+        root: Folder of the package.
     """
 
     root: Path
 
     @property
     def version(self) -> str:
-        """Its version; empty where it does not say."""
+        """Version of the package; empty if the source has none."""
         found = _find(self.root, *VERSION)
         return str(found.node.value) if found is not None and isinstance(found.node, ast.Constant) else ""
 
     def names(self) -> frozenset[str]:
-        """The names of its engine arguments; none where they are not to be found, as in a version that moved them."""
+        """Names of the engine arguments; empty if a version has moved them."""
         return frozenset(_arguments(self.root))
 
     def argument(self, name: str) -> Argument:
-        """One of them."""
+        """An engine argument by its name."""
         place, annotation, default = _arguments(self.root)[name]
         kind = _kind(self.root, place, annotation)
         found = _find(self.root, *CONFIGS[name]) if name in CONFIGS else None
@@ -125,7 +125,12 @@ class VllmSource:
         return Argument(kind, _bounds(self.root, place, default))
 
     def field(self, owner: tuple[str, str], name: str) -> Argument:
-        """A field of a class of vLLM's configuration."""
+        """A field of a configuration class.
+
+        Args:
+            owner: Module and class.
+            name: Name of the field.
+        """
         found = _find(self.root, *owner)
         assert found is not None
         assert isinstance(found.node, ast.ClassDef)
@@ -135,23 +140,23 @@ class VllmSource:
         return Argument(kind, _bounds(self.root, place, default))
 
     def listed(self, path: str) -> frozenset[str]:
-        """The names that vLLM itself has for an argument, or for a field of one; none where they are not found.
+        """Names that vLLM itself has for an argument or a field of one; empty if the source lists none.
 
         Args:
-            path: `argument` or `argument.field`.
+            path: Path of the argument or field: `argument` or `argument.field`.
         """
         names = [_names_in(self.root, place) for place in LISTS.get(path, ())]
         return frozenset[str]().union(*names) if all(names) else frozenset()
 
 
 def installed() -> VllmSource | None:
-    """The vLLM that this environment has; None where it has none. Nothing of it is imported."""
+    """The vLLM of this environment, found without importing it; None if vLLM is not installed."""
     found = importlib.util.find_spec(PACKAGE)
     return None if found is None or found.origin is None else VllmSource(Path(found.origin).parent)
 
 
 def plugins() -> list[str]:
-    """The installed packages that extend vLLM, by their names."""
+    """Names of the installed packages that extend vLLM, sorted."""
     points = importlib.metadata.entry_points()
     groups = [group for group in points.groups if group.startswith(PLUGINS)]
     found = [point for group in groups for point in points.select(group=group)]
@@ -160,7 +165,7 @@ def plugins() -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """What a name stands for: a class or an expression, and the module in which it stands."""
+    """The definition of a name: a class or an expression, and the module that contains it."""
 
     module: str
     node: ast.ClassDef | ast.expr
@@ -176,7 +181,7 @@ def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
 
 @functools.lru_cache(maxsize=256)
 def _module(root: Path, name: str) -> dict[str, ast.ClassDef | ast.expr | tuple[str, str]]:
-    """What the names of a module stand for: a class, an expression, or a name of another module."""
+    """Names of a module -> their definitions: a class, an expression, or (module, name) of an import."""
     below = root.joinpath(*name.split(".")[1:])
     path = next((path for path in (below.with_suffix(".py"), below / "__init__.py") if path.is_file()), None)
     bound: dict[str, ast.ClassDef | ast.expr | tuple[str, str]] = {}
@@ -193,7 +198,7 @@ def _module(root: Path, name: str) -> dict[str, ast.ClassDef | ast.expr | tuple[
 
 
 def _find(root: Path, module: str, name: str) -> _Found | None:
-    """What a name of a module stands for; None where that is outside the package."""
+    """Definition of a name in a module, imports followed; None if it is outside the package."""
     for _ in range(MAX_HOPS):
         if module.partition(".")[0] != PACKAGE:
             return None
@@ -204,7 +209,7 @@ def _find(root: Path, module: str, name: str) -> _Found | None:
     return None
 
 
-_Field = tuple[str, ast.expr, ast.expr | None]  # the module, the annotation, and the default
+_Field = tuple[str, ast.expr, ast.expr | None]  # module, annotation, default
 
 
 @functools.lru_cache(maxsize=1)
@@ -214,7 +219,7 @@ def _arguments(root: Path) -> dict[str, _Field]:
 
 
 def _fields(root: Path, found: _Found) -> dict[str, _Field]:
-    """The fields of a class and of those it inherits from, without the private ones."""
+    """Public fields of a class and its base classes, by name."""
     assert isinstance(found.node, ast.ClassDef)
     fields: dict[str, _Field] = {}
     for base in found.node.bases:
@@ -230,7 +235,17 @@ def _fields(root: Path, found: _Found) -> dict[str, _Field]:
 
 
 def _kind(root: Path, module: str, node: ast.expr, hops: int = 0) -> Kind:
-    """What an annotation allows."""
+    """Values that an annotation allows.
+
+    Args:
+        root: Folder of the package.
+        module: Module that contains the annotation.
+        node: The annotation.
+        hops: Steps already taken from the first name.
+
+    Example:
+        `Literal["auto", "fp8"] | None` -> types {"null"}, choices ("auto", "fp8")
+    """
     if hops > MAX_HOPS:
         return ANYTHING
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
@@ -256,7 +271,7 @@ def _kind(root: Path, module: str, node: ast.expr, hops: int = 0) -> Kind:
 
 
 def _subscripted(root: Path, module: str, name: str, inner: ast.expr, hops: int) -> Kind:
-    """What `name[inner]` allows."""
+    """Values that `name[inner]` allows."""
     parts = inner.elts if isinstance(inner, ast.Tuple) else [inner]
     if name == "Literal":
         return functools.reduce(Kind.__or__, (_choice(root, module, part, hops) for part in parts))
@@ -267,34 +282,34 @@ def _subscripted(root: Path, module: str, name: str, inner: ast.expr, hops: int)
         return _kind(root, module, parts[0], hops + 1)
     if name in _LISTS or name in _MAPPINGS:
         return Kind(frozenset({"list" if name in _LISTS else "dict"}))
-    return Kind() if name == "type" else ANYTHING  # no YAML is a class
+    return Kind() if name == "type" else ANYTHING  # YAML has no classes, so type[…] allows nothing
 
 
 def _choice(root: Path, module: str, node: ast.expr, hops: int) -> Kind:
-    """One item of a Literal: a value, or the name of another Literal."""
+    """Values of one item of a Literal: a constant, or the name of another Literal."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str | int):
         return Kind(choices=(node.value,))
     return _kind(root, module, node, hops + 1)
 
 
 def _of_class(root: Path, found: _Found) -> Kind:
-    """A mapping of its fields, for a class of vLLM's configuration that takes no others."""
+    """Values that a configuration class allows: a mapping of its fields, if it accepts no other fields."""
     assert isinstance(found.node, ast.ClassDef)
     marks = [mark.func if isinstance(mark, ast.Call) else mark for mark in found.node.decorator_list]
     if not any(isinstance(mark, ast.Name) and mark.id == CONFIG_DECORATOR for mark in marks):
         return ANYTHING
-    if "'allow'" in ast.dump(found.node) or _validators(found.node, "model_validator"):  # it may take more
+    if "'allow'" in ast.dump(found.node) or _validators(found.node, "model_validator"):  # may accept further fields
         return ANYTHING
     owner = (found.module, found.node.name)
     return Kind(frozenset({"dict"}), fields=frozenset(_fields(root, found)), owner=owner)
 
 
 def _validators(node: ast.ClassDef, name: str) -> list[ast.Call]:
-    """Pydantic's validators of a class that see a value before its type is looked at.
+    """Pydantic validators of a class that see a value before its type is checked.
 
     Args:
         node: The class.
-        name: `model_validator` or `field_validator`.
+        name: Name of the decorator: `model_validator` or `field_validator`.
     """
     marks = [mark for method in node.body if isinstance(method, ast.FunctionDef) for mark in method.decorator_list]
     calls = [mark for mark in marks if isinstance(mark, ast.Call) and getattr(mark.func, "id", "") == name]
@@ -302,13 +317,13 @@ def _validators(node: ast.ClassDef, name: str) -> list[ast.Call]:
 
 
 def _converted(node: ast.ClassDef) -> set[str]:
-    """The fields of a class that take more than their annotations say."""
+    """Fields of a class that accept more than their annotations say."""
     arguments = [argument for call in _validators(node, "field_validator") for argument in call.args]
     return {str(argument.value) for argument in arguments if isinstance(argument, ast.Constant)}
 
 
 def _names_in(root: Path, place: tuple[str, str]) -> set[str]:
-    """The names of a Literal, of a registry's keys, or of an enumeration's members."""
+    """Names listed at a place: items of a Literal, keys of a registry, or members of an enumeration."""
     found = _find(root, *place)
     if found is None:
         return set()
@@ -321,7 +336,7 @@ def _names_in(root: Path, place: tuple[str, str]) -> set[str]:
 
 
 def _bounds(root: Path, module: str, default: ast.expr | None, hops: int = 0) -> dict[str, float]:
-    """The limits of a number, which stand with the field of vLLM's configuration that the argument sets."""
+    """Limits of a number, from the configuration field that the argument sets."""
     if hops > MAX_HOPS or default is None:
         return {}
     if isinstance(default, ast.Attribute) and isinstance(default.value, ast.Name):

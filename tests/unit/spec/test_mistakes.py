@@ -38,7 +38,7 @@ def complaint(text: str, *overrides: str) -> str:
         ("name: 2026-11-30", 'name: YAML reads an unquoted 2026-11-30 as a date; write "2026-11-30"'),
         ("name: ~", 'name: YAML reads an unquoted ~ as nothing; write "~"'),
         ("name:", "name: is empty; write text"),
-        ("name: 012", '012 is no text to YAML; write "012" for the text'),
+        ("name: 012", '012 is not text in YAML; write "012" for the text'),
         ("name: [a]", "name: write text"),
         ('model: {source: "builtin:tiny", revision: 1.5e+5}', 'model.revision: YAML reads an unquoted 1.5e+5'),
         ("input: {path: in, columns: {prompt: yes, id: off}}", 'input.columns.prompt: YAML reads an unquoted yes as t'),
