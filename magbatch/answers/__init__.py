@@ -1,4 +1,4 @@
-"""What an answer is made into: typed columns by a JSON Schema, an extracted part, a vote over samples.
+"""Answers read into columns: typed values by a JSON Schema, an extracted part, and a vote over samples.
 
 Imports within: exact, formats < columns, fits, grading < reader < checker.
 """

@@ -1,10 +1,10 @@
-"""Answers read in processes that may die: no answer, schema or pattern holds a replica up, or its other rows.
+"""Answers read in processes with limits: no answer, schema or pattern can block a replica or its other rows.
 
-An answer that is late, needs too much memory or ends its process is that row's dead letter. The model is not asked for
-another: it gives the like. Where nothing can take long (`whole`, `boxed`, a vote over texts) no process is needed.
+An answer that takes too long, needs too much memory or ends its process makes its row a dead letter. The model is not
+asked again, because its next answer would be similar. `whole`, `boxed` and a vote over texts need no process.
 
-Nearly every answer takes milliseconds. One that does not is read from its beginning in one of a few other processes,
-where it has all of its time: the many wait for it for a moment only.
+Nearly every answer takes milliseconds. An answer that is not read within QUICK_S is read again in one of a few slow
+processes with the full time limit, so that fast answers never wait for slow ones.
 """
 
 import asyncio
@@ -28,10 +28,10 @@ from magbatch.sandbox import Sandboxes
 from magbatch.spec import AnswerSpec
 
 HANDLER = f"{__name__}:handler"
-CHECKERS = 4  # processes of one replica, each started when it is needed
-SLOW_CHECKERS = 2  # for answers that are late there
-QUICK_S = 1.0  # of one answer in the first of these
-MEMORY_MB = 1024  # of one answer: 32k tokens are some 130 KB of text
+CHECKERS = 4  # processes per replica, each started at first use
+SLOW_CHECKERS = 2  # processes per replica for answers that took longer than QUICK_S
+QUICK_S = 1.0  # time limit of an answer in the first CHECKERS processes
+MEMORY_MB = 1024  # memory limit of one answer; 32k tokens are about 130 KB of text
 
 
 class Checker:
@@ -39,25 +39,28 @@ class Checker:
 
     Args:
         spec: The job's `answer`.
-        timeout_s: Seconds that one answer may take.
+        timeout_s: Time limit of one answer, in seconds.
     """
 
     def __init__(self, spec: AnswerSpec, timeout_s: float) -> None:
         self._read, self._timeout_s = Reader(spec), timeout_s
-        self._costly = spec.may_refuse  # whether an answer can make the reading take time or memory without a bound
+        self._costly = spec.may_refuse  # whether reading can take unbounded time or memory
         self._field = "answer.schema" if spec.schema is not None else "answer.extract"
-        self._reshapes = spec.schema is not None  # whether the model can be told what is wrong, and asked again
+        self._reshapes = spec.schema is not None  # whether the model can be asked again with the error message
         setup = {"answer": spec.model_dump(mode="json")}
         self._quick = _Lane(CHECKERS, setup, min(QUICK_S, timeout_s), "checker")
         self._slow = _Lane(SLOW_CHECKERS, setup, timeout_s, "slow checker")
 
     async def __call__(self, answer: str | None) -> Reading:
-        """What one answer is made into; NULL gives nothing.
+        """Read one answer.
+
+        Args:
+            answer: The answer's text; None gives an empty `Reading`.
 
         Raises:
-            AnswerError: It does not fit `answer.schema`, or its check met a defect; another one may fit.
-            RowError: `answer_invalid`: it cannot be checked.
-            ClusterError: No process can be started here.
+            AnswerError: The answer does not fit `answer.schema`, or its check has failed. Another answer may fit.
+            RowError: `answer_invalid`: the answer cannot be checked within its limits.
+            ClusterError: No process can be started on this machine.
         """
         if answer is None or not self._costly:
             return self._read(answer)
@@ -72,7 +75,7 @@ class Checker:
         except SandboxError as error:
             message = cut(f"cannot be checked: {error}")
             if self._reshapes and not isinstance(error, SandboxMemoryError | SandboxDiedError):
-                raise AnswerError(message) from error  # a defect that this answer has met: another one may not
+                raise AnswerError(message) from error  # the check has a defect that another answer may not meet
             raise RowError(ErrorCode.ANSWER_INVALID, f"{self._field}: {message}", answer) from error
 
     def vote(self, ballots: Sequence[str | None]) -> dict[str, Any] | None:
@@ -81,21 +84,21 @@ class Checker:
 
 
 class _Lane:
-    """Processes that read answers, for a while each.
+    """Processes that read answers within one time limit.
 
     Args:
-        count: Processes at most.
-        setup: For `handler`.
-        timeout_s: Seconds that one answer may take here.
+        count: Most processes.
+        setup: Setup of `handler`.
+        timeout_s: Time limit of one answer, in seconds.
         name: Prefix of the threads' names.
     """
 
     def __init__(self, count: int, setup: dict[str, Any], timeout_s: float, name: str) -> None:
         self._sandboxes = Sandboxes(count, HANDLER, setup, timeout_s=timeout_s, memory_mb=MEMORY_MB)
-        self._threads = ThreadPoolExecutor(count, name)  # one for each process: a request waits here
+        self._threads = ThreadPoolExecutor(count, name)  # one thread per process; further requests wait in its queue
 
     async def __call__(self, answer: str) -> Reading:
-        """What an answer is made into; raises AnswerError, and what `Sandbox.__call__` does."""
+        """Read one answer; raises AnswerError, and the errors of `Sandbox.__call__`."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._checked, answer)
 
     def _checked(self, answer: str) -> Reading:
@@ -107,9 +110,9 @@ class _Lane:
 
 
 def handler(setup: dict[str, Any]) -> Callable[[dict[str, Any], bytes], Iterator[tuple[dict[str, Any], bytes | None]]]:
-    """In the process: an answer's text -> one record of its columns, or what is wrong with it."""
+    """Request handler of a process: takes an answer's text, replies with one record of its columns or with an error."""
     read = Reader(AnswerSpec.model_validate(setup["answer"]))
-    fields = pa.schema([field for field in read.fields if field.name != "vote"])  # that is over all samples
+    fields = pa.schema([field for field in read.fields if field.name != "vote"])  # the vote needs all samples of a row
 
     def check(head: dict[str, Any], body: bytes) -> Iterator[tuple[dict[str, Any], bytes | None]]:
         try:
@@ -119,7 +122,7 @@ def handler(setup: dict[str, Any]) -> Callable[[dict[str, Any], bytes], Iterator
         else:
             yield {"ballot": reading.ballot}, _packed([reading.values], fields)
 
-    with suppress(AnswerError):  # what the first answer would load and build takes nothing of its time
+    with suppress(AnswerError):  # loads and compiles before the first request, whose time is limited
         read("{}")
     _packed([], fields)
     return check

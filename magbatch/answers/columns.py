@@ -1,7 +1,7 @@
-"""The columns of an answer's JSON Schema: a column's type comes from the schema alone, never from an answer.
+"""The columns of an answer's JSON Schema: a column's type depends on the schema only, never on an answer.
 
-What Arrow has no type for (a choice of several types, an object with free names, a schema that holds itself) stays
-JSON text.
+Schemas without an Arrow type are stored as JSON text: a choice of several types, an object with free names, a schema
+that contains itself.
 """
 
 from collections.abc import Callable
@@ -28,37 +28,35 @@ _PLAIN: dict[str, tuple[pa.DataType, type]] = {
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """How a part of an answer is stored.
+    """Storage of one part of an answer.
 
     Attributes:
         kind: Arrow type.
-        convert: Value of `read_json` -> value of that type.
+        convert: Function from a value of `read_json` to a value of `kind`.
     """
 
     kind: pa.DataType
     convert: Callable[[Any], Any]
 
     def __call__(self, value: Any) -> Any:
-        """The value as it is stored; null stays null."""
+        """Convert a value; null stays null."""
         return None if value is None else self.convert(value)
 
 
 _AS_JSON = Column(pa.large_string(), write_json)
-
-
-MAX_PARTS = 10_000  # of one column: references that are shared can multiply without a bound
+MAX_PARTS = 10_000  # parts of one column; shared references can multiply the parts without a bound
 
 
 class _TooManyError(Exception):
-    """A column would have more than MAX_PARTS parts."""
+    """A column with more than MAX_PARTS parts."""
 
 
 def column_of(schema: Any, root: dict[str, Any]) -> Column:
-    """The column of a part of a schema; JSON text if it would have more than MAX_PARTS parts.
+    """Column of a part of a schema; JSON text if the column would have more than MAX_PARTS parts.
 
     Args:
         schema: The part.
-        root: The whole schema, for references.
+        root: The whole schema, in which references are resolved.
     """
     try:
         return _Columns(root).of(schema, ())
@@ -67,13 +65,18 @@ def column_of(schema: Any, root: dict[str, Any]) -> Column:
 
 
 class _Columns:
-    """Columns of a schema's parts; each part counts as often as it is used."""
+    """Columns of a schema's parts. Each use of a part counts towards MAX_PARTS."""
 
     def __init__(self, root: dict[str, Any]) -> None:
         self._root, self._parts = root, 0
 
     def of(self, schema: Any, inside: tuple[str, ...]) -> Column:
-        """The column of a part; `inside` are the references that were followed to get here."""
+        """Column of a part.
+
+        Args:
+            schema: The part.
+            inside: References followed so far; a second use of one means that the schema contains itself.
+        """
         self._parts += 1
         if self._parts > MAX_PARTS:
             raise _TooManyError
@@ -86,8 +89,8 @@ class _Columns:
             return self.of(resolve(reference, self._root), (*inside, reference))
         choices = schema.get("anyOf") or schema.get("oneOf")
         if choices:
-            others = [choice for choice in choices if choice != {"type": "null"}]
-            return self.of(others[0], inside) if len(others) == 1 else _AS_JSON
+            not_null = [choice for choice in choices if choice != {"type": "null"}]
+            return self.of(not_null[0], inside) if len(not_null) == 1 else _AS_JSON
         if "allOf" in schema and len(schema["allOf"]) == 1:
             return self.of(schema["allOf"][0], inside)
         kinds = schema.get("type")

@@ -1,4 +1,4 @@
-"""JSON text to values and back with nothing lost: decimals stay decimal, and what JSON does not have is refused."""
+"""JSON text to values and back without loss: decimals stay exact, and text that is not JSON is refused."""
 
 import json
 import math
@@ -6,26 +6,28 @@ import re
 from decimal import Decimal
 from typing import Any
 
-MAX_NAME_CHARS = 80  # of a key in a message
-MAX_EXPONENT = 324  # of a double: 5e-324 is the smallest. A zero may say more, and would be written in as many digits
+MAX_NAME_CHARS = 80  # characters of a key or number in a message
+# Largest exponent of a double: 5e-324 is the smallest number. A zero with a larger exponent would be written in as many
+# digits.
+MAX_EXPONENT = 324
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 class Number(Decimal):
-    """A number with a point or an exponent, digit for digit; a message shows it as it was written."""
+    """A number with a point or an exponent, exact in every digit. Messages show it as it was written."""
 
     __slots__ = ()
     __repr__ = Decimal.__str__
 
 
 def read_json(text: str) -> Any:
-    """The value of a JSON text: numbers with a point or an exponent are `Number`, the others `int`.
+    """Parse a JSON text. A number with a point or an exponent becomes a `Number`, any other number an `int`.
 
     Raises:
-        ValueError: It is no JSON (RFC 8259), a key is there twice, a number is beyond a double's range, or a text is
-            no valid Unicode.
-        RecursionError: It is nested too deeply.
+        ValueError: The text is not JSON (RFC 8259), a key is repeated, a number exceeds a double's range, or a string
+            is not valid Unicode.
+        RecursionError: The text is nested too deeply.
     """
     value = json.loads(
         text, parse_float=_number, parse_int=_integer, parse_constant=_constant, object_pairs_hook=_object
@@ -36,15 +38,14 @@ def read_json(text: str) -> Any:
 
 
 def write_json(value: Any, *, canonical: bool = False) -> str:
-    """A value of `read_json` as JSON text.
+    """Write a value of `read_json` as JSON text.
 
     Args:
         value: The value.
-        canonical: Equal values give equal texts: keys are sorted, `1.50`, `1.5` and `15e-1` are one number, nothing
-            is blank.
+        canonical: Whether equal values give equal texts: sorted keys, no blanks, and `1.5` for `1.50` and `15e-1`.
 
     Raises:
-        RecursionError: It is nested too deeply.
+        RecursionError: The value is nested too deeply.
     """
     comma, colon = (",", ":") if canonical else (", ", ": ")
     if isinstance(value, dict):
@@ -59,7 +60,7 @@ def write_json(value: Any, *, canonical: bool = False) -> str:
 
 
 def plain_number(value: Decimal) -> str:
-    """One text for equal numbers: digits without an exponent or zeros that say nothing.
+    """Write a number without exponent and without trailing zeros: equal numbers give equal texts.
 
     Example:
         `plain_number(Decimal("1.50"))` is "1.5", and so is `plain_number(Decimal("15e-1"))`.
@@ -73,7 +74,7 @@ def plain_number(value: Decimal) -> str:
 def _integer(text: str) -> int:
     try:
         return int(text)
-    except ValueError as error:  # Python's own bound: more digits than it turns into a number
+    except ValueError as error:  # Python refuses to parse more than 4300 digits
         raise ValueError(f"a whole number of {len(text)} digits is too long") from error
 
 
@@ -81,7 +82,7 @@ def _number(text: str) -> Number:
     try:
         number, double = Number(text), float(text)
         within = math.isfinite(double) and (double != 0 or number == 0) and abs(number.adjusted()) <= MAX_EXPONENT
-    except ArithmeticError:  # an exponent beyond Decimal's own
+    except ArithmeticError:  # an exponent that Decimal cannot hold
         within = False
     if not within:
         raise ValueError(f"the number {text[:MAX_NAME_CHARS]} is beyond the range of a double")
@@ -89,7 +90,7 @@ def _number(text: str) -> Number:
 
 
 def _constant(text: str) -> Any:
-    raise ValueError(f"{text} is no number of JSON")
+    raise ValueError(f"{text} is not a JSON number")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -97,7 +98,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {json.dumps(twice)[:MAX_NAME_CHARS]} is there twice")
+        raise ValueError(f"the key {json.dumps(twice)[:MAX_NAME_CHARS]} appears twice")
     return found
 
 
@@ -110,4 +111,4 @@ def _check_text(value: Any) -> None:
         for item in value:
             _check_text(item)
     elif isinstance(value, str) and (found := _SURROGATE.search(value)):
-        raise ValueError(f"a text holds \\u{ord(found[0]):x}, half of a character: that is no valid Unicode")
+        raise ValueError(f"a string contains \\u{ord(found[0]):x}, half of a character: not valid Unicode")

@@ -1,7 +1,7 @@
-"""Whether an answer's value fits its JSON Schema, by the rules of the grammar that the engine held the answer to.
+"""The check of an answer's value against its JSON Schema, by the rules of the grammar that constrained the answer.
 
-Numbers are compared as decimals. Patterns are matched by the engine's own library (llguidance), in time that is linear
-in the text: Python's `re` reads `\\w`, `\\d` and `$` in other ways, and may take for ever.
+Numbers are compared as decimals. Patterns are matched by the engine's own library (llguidance), in time linear in the
+text. Python's `re` defines `\\w`, `\\d` and `$` differently, and its time has no bound.
 """
 
 import json
@@ -18,17 +18,17 @@ from referencing import Registry
 from magbatch.answers.exact import Number
 from magbatch.answers.formats import format_checker
 
-MAX_DOUBT_CHARS = 80  # of a value in a message
+MAX_NAME_CHARS = 80  # characters of a property's name in a message
 
 
 class Pattern:
-    """A pattern of JSON Schema: a regular expression that is found anywhere in a text.
+    """A `pattern` of JSON Schema: a regular expression that may match anywhere in a text.
 
     Args:
         pattern: The expression.
 
     Raises:
-        ValueError: The grammar's library does not know it.
+        ValueError: The grammar's library does not support the expression.
     """
 
     def __init__(self, pattern: str) -> None:
@@ -38,11 +38,11 @@ class Pattern:
         grammar = llguidance.LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_flexible": False})
         self._matcher = llguidance.LLMatcher(_bytes_as_tokens(), grammar, log_level=0)
         if self._matcher.is_error():
-            raise ValueError(f"the pattern {pattern!r} is not known to the engine's grammar")
+            raise ValueError(f"the pattern {pattern!r} is not supported by the engine's grammar")
 
     def __call__(self, text: str) -> bool:
-        """Whether it is found in a text."""
-        # As the grammar writes it; the only character beside JSON's own that it escapes is DEL.
+        """Whether the expression matches anywhere in a text."""
+        # The grammar's own spelling of a string: DEL is escaped in addition to JSON's own escapes.
         data = json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f").encode()
         self._matcher.reset()
         return self._matcher.try_consume_tokens(list(data)) == len(data) and self._matcher.is_accepting()
@@ -55,7 +55,7 @@ def _bytes_as_tokens() -> Any:
     return llguidance.LLTokenizer("byte")
 
 
-_pattern = cache(Pattern)  # of schemas, so there are few
+_pattern = cache(Pattern)  # few entries: patterns come from the job's schema
 
 
 def _holds(pattern: str, text: str) -> bool:
@@ -94,7 +94,7 @@ def _check_additional_properties(validator: Any, rule: Any, value: Any, schema: 
         if name in named or any(_holds(pattern, name) for pattern in patterns):
             continue
         if rule is False:
-            yield ValidationError(f"the property {name[:MAX_DOUBT_CHARS]!r} is not in the schema")
+            yield ValidationError(f"the property {name[:MAX_NAME_CHARS]!r} is not in the schema")
         else:
             yield from validator.descend(item, rule, path=name)
 
@@ -117,9 +117,12 @@ _Validator: Any = extend(  # type: ignore[no-untyped-call]
 
 
 def fits(schema: dict[str, Any]) -> Callable[[Any], str | None]:
-    """A function that tells what keeps a value of `read_json` from fitting a schema; None if it fits.
+    """Compile a schema into a check.
 
-    Nothing is fetched: a `$ref` leads within the schema.
+    References are resolved inside the schema only; nothing is fetched.
+
+    Returns:
+        Function from a value of `read_json` to the reason why it does not fit; None if it fits.
     """
     validator = _Validator(_exact(schema), format_checker=format_checker(), registry=Registry())
 
@@ -131,7 +134,7 @@ def fits(schema: dict[str, Any]) -> Callable[[Any], str | None]:
 
 
 def _exact(node: Any) -> Any:
-    """A schema with its decimals as they are written: 19.99 is no binary fraction."""
+    """Copy of a schema with exact decimals: the float 19.99 is not exactly 19.99."""
     if isinstance(node, dict):
         return {name: _exact(part) for name, part in node.items()}
     if isinstance(node, list):

@@ -1,7 +1,7 @@
-"""The formats of JSON Schema 2020-12, held as the engine's grammar holds them; dates and times also become values.
+"""The formats of JSON Schema 2020-12, checked by the rules of the engine's grammar. Dates and times become values too.
 
-Source: RFC 3339, section 5.6 (`t` and `z` may be lower-case, a minute may have a leap second), with the offsets and
-years that the grammar lets through.
+Source: RFC 3339, section 5.6 (`t` and `z` may be lower-case, a minute may have a leap second), with all offsets and
+years that the grammar allows.
 """
 
 import re
@@ -22,32 +22,36 @@ _NOT_ASCII = re.compile(r"[^\x00-\x7f]")
 
 
 def as_date(text: str) -> date:
-    """An RFC 3339 full-date; raises ValueError for any other text."""
+    """Parse an RFC 3339 full-date.
+
+    Raises:
+        ValueError: The text is not a full-date.
+    """
     found = _FULL_DATE.fullmatch(text)
     if found is None:
-        raise ValueError("no full-date of RFC 3339, such as 2026-03-01")
+        raise ValueError("not a full-date of RFC 3339, such as 2026-03-01")
     return date(*map(int, found.groups()))
 
 
 def as_time(text: str) -> time:
-    """An RFC 3339 full-time on its own clock, without the offset; a leap second is the last microsecond before it.
+    """Parse an RFC 3339 full-time. The offset is dropped; a leap second becomes 59.999999 s.
 
     Raises:
-        ValueError: It is another text.
+        ValueError: The text is not a full-time.
     """
     return _time(text).replace(tzinfo=None)
 
 
 def as_datetime(text: str) -> datetime:
-    """An RFC 3339 date-time in UTC, cut to microseconds; a leap second is the last microsecond before it.
+    """Parse an RFC 3339 date-time into UTC, cut to microseconds; a leap second becomes 59.999999 s.
 
     Raises:
-        ValueError: It is another text.
-        OverflowError: In UTC it is before the year 1 or after the year 9999.
+        ValueError: The text is not a date-time.
+        OverflowError: The date-time in UTC is before the year 1 or after the year 9999.
     """
     found = _DATE_TIME.fullmatch(text)
     if found is None:
-        raise ValueError("no date-time of RFC 3339, such as 2026-03-01T12:00:00Z")
+        raise ValueError("not a date-time of RFC 3339, such as 2026-03-01T12:00:00Z")
     day = date(*map(int, found.group(1, 2, 3)))
     return datetime.combine(day, _time(found[4])).astimezone(UTC)
 
@@ -55,7 +59,7 @@ def as_datetime(text: str) -> datetime:
 def _time(text: str) -> time:
     found = _FULL_TIME.fullmatch(text)
     if found is None:
-        raise ValueError("no full-time of RFC 3339, such as 12:00:00Z")
+        raise ValueError("not a full-time of RFC 3339, such as 12:00:00Z")
     hour, minute, second, fraction, zulu, sign, hours, minutes = found.groups()
     offset = timedelta() if zulu else timedelta(hours=int(hours), minutes=int(minutes)) * (-1 if sign == "-" else 1)
     microsecond = int((fraction or "")[:6].ljust(6, "0"))
@@ -72,7 +76,7 @@ def _checked_by(convert: Callable[[str], Any]) -> Callable[[object], bool]:
 
 
 def _iri(rule: str) -> Callable[[object], bool]:
-    """An IRI is a URI once its other characters are percent-encoded (RFC 3987, section 3.1)."""
+    """Check of an IRI: a URI after its non-ASCII characters are percent-encoded (RFC 3987, section 3.1)."""
 
     def check(value: object) -> bool:
         encoded = _NOT_ASCII.sub(lambda found: quote(found[0]), str(value))
@@ -82,11 +86,11 @@ def _iri(rule: str) -> Callable[[object], bool]:
 
 
 def format_checker() -> FormatChecker:
-    """All formats of the draft. Not jsonschema's default, in which a name may mean what an older draft meant by it."""
+    """Checker of all formats of draft 2020-12. Jsonschema's default checker mixes in meanings of older drafts."""
     checker = FormatChecker(())
     checks = {name: check for name, (check, _) in Draft202012Validator.FORMAT_CHECKER.checkers.items()}
     checks |= {"date": _checked_by(as_date), "time": _checked_by(as_time), "date-time": _checked_by(as_datetime)}
     checks |= {"iri": _iri("URI"), "iri-reference": _iri("URI_reference")}
-    # A value's boundary: parsers of others raise much more than they say.
+    # The boundary of a value: third-party parsers raise undocumented exceptions.
     checker.checkers = {name: (check, Exception) for name, check in checks.items()}
     return checker

@@ -1,8 +1,8 @@
-"""Answers held against the right ones, where the input knows them: by what the job makes of an answer, and by type.
+"""The comparison of a job's answers with the right answers in its input, if the input has them.
 
-What is compared is the vote, else what was extracted, else the one property of the schema, else the answer's text. A
-number is equal whatever its digits look like (19.90 and 19.9), a truth whatever its case, a text whatever its blanks
-around it and the form of its accents. Null is never right.
+The vote is compared, else the extracted text, else the schema's only property, else the answer's text. Numbers are
+equal if their values are (19.90 and 19.9). Upper and lower case of booleans does not matter. Texts are compared after
+trimming and Unicode normalisation (NFC). Null is never right.
 """
 
 import re
@@ -20,20 +20,20 @@ import pyarrow.compute
 from magbatch.answers.exact import Number, read_json, write_json
 from magbatch.spec import JobSpec, properties
 
-RULE = 3  # of what is equal; a manifest says by which its right answers were counted
+RULE = 3  # version of the rules for equality; a manifest records the version of its counts
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,4})?", re.ASCII)
 _TRUTHS = {"true": True, "false": False}
 
 
 @dataclass(frozen=True, slots=True)
 class Grading:
-    """What of a job's results is held against what.
+    """The two columns that are compared.
 
     Attributes:
-        expected: Name in the output of the carried column of right answers.
-        given: The column that is held against it.
-        name: The one property of the schema, where `given` holds JSON of the whole answer.
-        as_json: `given` holds JSON text.
+        expected: Output column with the right answers.
+        given: Output column with the job's answers.
+        name: The schema's only property, if `given` contains the whole answer as JSON; else None.
+        as_json: Whether `given` contains JSON text.
     """
 
     expected: str
@@ -43,11 +43,11 @@ class Grading:
 
     @classmethod
     def of(cls, spec: JobSpec, expected: str | None) -> Self | None:
-        """What a job asks for; None if the input knows no right answers.
+        """Grading of a job; None if the input has no right answers.
 
         Args:
             spec: The job.
-            expected: Name in the output of the column of right answers.
+            expected: Output column with the right answers; None if there is none.
         """
         answer = spec.answer
         if expected is None:
@@ -59,16 +59,19 @@ class Grading:
             return cls(expected, "vote", one if json else None, as_json=json)
         if answer.extract is not None:
             return cls(expected, "extracted")
-        # Read from the answer itself: the property's column may hold its JSON.
+        # The answer itself is read, because the property's own column may contain JSON text.
         return cls(expected, "answer", one, as_json=answer.schema is not None)
 
     def __call__(self, table: pa.Table) -> tuple[int, int]:
-        """How many records of an object have a right answer that is known, and how many of those are right.
+        """Count the right answers of an object.
 
-        A vote is one answer for all samples of a row: it counts once. A pair that cannot be compared is not right.
+        A vote is one answer for all samples of a row, and counts once. A pair that cannot be compared is not right.
 
         Args:
-            table: With the columns `sample`, `given` and `expected`.
+            table: Table with the columns `sample`, `given` and `expected`.
+
+        Returns:
+            Number of records with a known right answer, and number of these whose answer is right.
         """
         table = table.select(list(dict.fromkeys(["sample", self.given, self.expected])))
         if self.given == "vote":
@@ -77,32 +80,42 @@ class Grading:
         given = table.column(self.given)
         given = pa.compute.struct_field(given, "answer") if pa.types.is_struct(given.type) else _plain(given)
         if not self.as_json and _is_text(expected.type) and _is_text(given.type):
-            with suppress(pa.ArrowException):  # a text that is no UTF-8: then each pair is looked at alone
+            with suppress(pa.ArrowException):  # a text is not UTF-8: compare each pair on its own
                 return _same_texts(given, expected)
         width = _double_width(expected.type)
         found = [self._right(*pair, width) for pair in zip(given, expected, strict=True)]
         return sum(one is not None for one in found), sum(one is True for one in found)
 
     def _right(self, given: pa.Scalar, expected: pa.Scalar, width: type) -> bool | None:
-        """Whether a pair is the same; None if nobody knows the right answer."""
+        """Whether an answer is right; None if no right answer is known.
+
+        Args:
+            given: The job's answer.
+            expected: The right answer.
+            width: NumPy float type in which doubles are compared.
+        """
         try:
             wanted = expected.as_py() if expected.is_valid else None
             if wanted is None:
                 return None
             return self._same(given.as_py(), wanted, width)
-        except Exception:  # noqa: BLE001 - a pair's boundary: Python has no value for a day in the year 29348
+        except Exception:  # noqa: BLE001 - a pair's boundary: Arrow has days, such as in the year 29348, that Python cannot hold
             return False
 
     def _same(self, given: Any, expected: Any, width: type) -> bool:
         if given is not None and self.as_json:
-            given = read_json(given)  # an answer of an older version may be none
+            given = read_json(given)  # stored by an older version, the text may not be JSON
             if self.name is not None:
                 given = given.get(self.name) if isinstance(given, dict) else None
         return given is not None and _equal(given, expected, width)
 
 
 def _equal(given: Any, expected: Any, width: type = np.float64) -> bool:
-    """Whether two values are the same, each a text or of a type; a text is read as the other's type."""
+    """Whether two values are equal. A text is parsed as the type of the other value.
+
+    Examples:
+        "19.90" and 19.9 are equal, "TRUE" and True are equal, "7" and True are not.
+    """
     if isinstance(given, dict | list):
         return _same_json(given, expected)
     if isinstance(given, str) and isinstance(expected, str):
@@ -133,7 +146,7 @@ def _number(value: Any) -> Decimal | None:
 
 
 def _moment(value: Any) -> date | time | None:
-    """A day, a time without its offset, or an instant in UTC."""
+    """Parse a date, a time without its offset, or a date-time in UTC; None for any other value."""
     if isinstance(value, str):
         for read in (date.fromisoformat, datetime.fromisoformat, time.fromisoformat):
             try:
@@ -185,15 +198,15 @@ def _same_texts(given: pa.ChunkedArray, expected: pa.ChunkedArray) -> tuple[int,
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """A column without a dictionary, its moments no finer than the microseconds that Python has, and in UTC.
+    """Copy of a column without a dictionary, with times in UTC and in microseconds at most, as Python holds them.
 
-    Seconds stay seconds: as microseconds, those of a far year would be another moment.
+    Seconds stay seconds: a year far in the future would overflow in microseconds.
     """
     kind = column.type
     if pa.types.is_dictionary(kind):
-        with suppress(pa.ArrowException):  # of values that Arrow cannot spread out: Python reads them one by one
+        with suppress(pa.ArrowException):  # Arrow cannot decode these values: Python reads each
             return _plain(pa.chunked_array([chunk.dictionary_decode() for chunk in column.chunks], kind.value_type))
-    if pa.types.is_timestamp(kind):  # a zone that is known nowhere says nothing about the moment
+    if pa.types.is_timestamp(kind):  # an unknown zone name does not change the instant
         unit = "us" if kind.unit == "ns" else kind.unit
         return column.cast(pa.timestamp(unit, tz=kind.tz and "UTC"), safe=False)
     if pa.types.is_time64(kind):
@@ -202,5 +215,5 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _double_width(kind: pa.DataType) -> type:
-    """The type in which doubles are compared: that of the right answers, which may be a short one."""
+    """NumPy float type in which doubles are compared: the type of the right answers, which may have fewer bits."""
     return np.float16 if pa.types.is_float16(kind) else np.float32 if pa.types.is_float32(kind) else np.float64

@@ -1,7 +1,6 @@
-"""One answer -> the job's own columns, and a ballot for the vote over a row's samples.
+"""One answer to values of the job's own columns, and to a ballot for the vote over a row's samples.
 
-What does not fit is an error of that answer, whatever is in it. Time and memory are not bounded here, but in
-`magbatch.answers.checker`.
+Anything wrong with an answer is an `AnswerError`. `magbatch.answers.checker` bounds time and memory.
 """
 
 import re
@@ -19,22 +18,22 @@ from magbatch.answers.fits import fits
 from magbatch.schema import DOCUMENT_FIELDS
 from magbatch.spec import BOXED, WHOLE, AnswerSpec, JobSpec, properties
 
-MAX_MESSAGE_CHARS = 500  # of what is wrong: it is sent to the model, and stored
-# A backslash takes the character after it along: \{ is a brace that is shown, and groups nothing.
+MAX_MESSAGE_CHARS = 500  # characters of an error message, which is sent to the model and stored
+# A backslash escapes the next character: \{ is a visible brace and opens no group.
 _BRACES = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
 
 
 class AnswerError(ValueError):
-    """An answer that does not fit; the message says where, for a person and for the model."""
+    """An answer that does not fit. The message names the place, for people and for the model."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What one answer was made into.
+    """The values of one answer.
 
     Attributes:
         values: Values of the job's own columns, by name.
-        ballot: Vote of the sample; None if it has none, or the job counts no votes.
+        ballot: Vote of the sample; None if the sample has no vote, or if the job counts no votes.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
@@ -48,13 +47,13 @@ class SchemaReader:
         schema: A JSON Schema (draft 2020-12) of an object with named properties.
 
     Attributes:
-        fields: One nullable Arrow field for each property, in the schema's order.
+        fields: Nullable Arrow fields, one per property, in the schema's order.
     """
 
     def __init__(self, schema: dict[str, Any]) -> None:
         self._schema = schema
         self._columns = {name: column_of(part, schema) for name, part in properties(schema).items()}
-        # Nullable all of them: a row whose thinking was truncated has no answer.
+        # All fields are nullable: a row whose reasoning was truncated has no answer.
         self.fields = pa.schema([pa.field(name, column.kind) for name, column in self._columns.items()])
 
     @cached_property
@@ -62,15 +61,15 @@ class SchemaReader:
         return fits(self._schema)
 
     def __call__(self, text: str | None) -> dict[str, Any]:
-        """The values of an answer, by property.
+        """Read an answer into values by property.
 
         Raises:
-            AnswerError: It is no JSON, does not fit the schema, or a value does not fit its column.
+            AnswerError: The answer is not JSON, does not fit the schema, or a value does not fit its column.
         """
         return self.read(text)[1]
 
     def read(self, text: str | None) -> tuple[Any, dict[str, Any]]:
-        """The answer's JSON value, and its values by property; raises as `__call__` does."""
+        """Read an answer into its JSON value and its values by property; raises the errors of `__call__`."""
         try:
             return self._read(text)
         except RecursionError as error:
@@ -94,18 +93,21 @@ class SchemaReader:
 
 
 def cut(message: str) -> str:
-    """A message without its middle, where the answer's own text stands, if it is long."""
+    """Cut the middle out of a long message. The middle quotes the answer; the ends name the problem."""
     half = MAX_MESSAGE_CHARS // 2
     return message if len(message) <= MAX_MESSAGE_CHARS else f"{message[: half - 1]}…{message[-half:]}"
 
 
 def boxed(text: str) -> str | None:
-    r"""The content of the last `\boxed{…}` that is closed, braces within it matched; None if there is none.
+    r"""Content of the last closed `\boxed{…}`, with matched braces inside; None if there is none.
 
-    One pass: time is linear in the text.
+    Time is linear in the text, also if a model repeats an unclosed `\boxed{`.
+
+    Example:
+        `boxed(r"\boxed{1} so \boxed{\frac{1}{2}}, not \boxed{3")` is `\frac{1}{2}`.
     """
     last_start, last_end = -1, -1
-    open_braces = list[int | None]()  # of a box: where its content starts
+    open_braces = list[int | None]()  # start of the content for a box, None for a plain brace
     for match in _BRACES.finditer(text):
         found = match[0]
         if found == "}":
@@ -118,7 +120,7 @@ def boxed(text: str) -> str | None:
 
 
 class Reader:
-    """Makes of an answer what the job wants beside its text.
+    """Reads answers into the columns that a job asks for.
 
     Args:
         spec: The job's `answer`.
@@ -130,7 +132,7 @@ class Reader:
 
     @cached_property
     def fields(self) -> pa.Schema:
-        """Columns that results have for it, in their order."""
+        """Columns that the results have for `answer`, in order."""
         fields = list(self._schema.fields) if self._schema is not None else []
         if self._spec.extract is not None:
             fields.append(pa.field("extracted", pa.large_string()))
@@ -139,10 +141,13 @@ class Reader:
         return pa.schema(fields)
 
     def __call__(self, answer: str | None) -> Reading:
-        """What one sample's answer is made into; an answer that is NULL gives nothing.
+        """Read the answer of one sample.
+
+        Args:
+            answer: The answer's text; None gives an empty `Reading`.
 
         Raises:
-            AnswerError: It does not fit `answer.schema`.
+            AnswerError: The answer does not fit `answer.schema`.
         """
         if answer is None:
             return Reading()
@@ -173,10 +178,13 @@ class Reader:
         return answer.strip() or None
 
     def vote(self, ballots: Sequence[str | None]) -> dict[str, Any] | None:
-        """The answer that most samples agree on, and its share of all samples; the first of several.
+        """Count the votes of a row: the most frequent answer, the first if several are, and its share of all samples.
 
         Args:
-            ballots: Vote of each sample.
+            ballots: Vote of each sample, in order.
+
+        Returns:
+            `{"answer": …, "share": …}`; None if the job counts no votes.
         """
         if self._spec.vote is None:
             return None
@@ -188,7 +196,7 @@ class Reader:
 
 
 def made_columns(spec: JobSpec) -> pa.Schema:
-    """The columns that a job's results have beside those of every job, in their order."""
+    """Columns of a job's results in addition to the columns of every job, in order."""
     made = list(Reader(spec.answer).fields)
     if spec.input.columns.document is not None:
         made += [pa.field(name, kind) for name, kind in DOCUMENT_FIELDS.items()]

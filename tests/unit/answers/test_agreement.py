@@ -61,7 +61,7 @@ KINDS: dict[str, dict[str, Any]] = {
 DEFS = {"tree": {"type": "object", "properties": {"of": {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/tree"}]}}}}
 # What the grammar lets through and no column holds, or no calendar has: it is refused, with its reason.
 BEYOND = (
-    *("beyond the range of a double", "not in range: -9223372036854775808", "is there twice", "is too long"),
+    *("beyond the range of a double", "not in range: -9223372036854775808", "appears twice", "is too long"),
     *("Python int too large", "nested too deeply", "-02-29", "'0000-"),
 )
 WITH_SUCH = {"integer", "number", "sevens", "several types", "choice", "free names", "few names", "object", "tree"}
