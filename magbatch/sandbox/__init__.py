@@ -1,4 +1,4 @@
-"""Processes that may die: code of others that touches a row's bytes runs here, bounded in time and memory.
+"""Processes with limits of time and memory: third-party code that touches a row's bytes runs in them.
 
 Imports within: box, seccomp < confine < process.
 """

@@ -1,8 +1,8 @@
-"""The caller's side: requests go to a process of their own, and come back as replies or as one typed error.
+"""The caller's side of a sandbox: requests go to another process, and come back as replies or as one typed error.
 
-A request that is late, needs too much memory or ends the process harms no other request: the kernel ends the process
-at its limit, and the next request gets a new one. A process that was killed from outside accuses no request: the
-request is tried again in a new process, a few times.
+A request that takes too long, needs too much memory or ends the process harms no other request. The kernel ends the
+process at its limit, and the next request gets a new process. A process killed from outside is not its request's fault:
+the request is tried again in a new process, up to KILLS times.
 """
 
 import functools
@@ -33,11 +33,11 @@ from magbatch.errors import (
     SandboxTimeoutError,
 )
 
-DEATHS = 2  # processes that one request may end
-KILLS = 5  # processes that may be killed from outside while they work on one request, or start
-START_TIMEOUT_S = 120.0  # of the process: a cold disk, a busy node
-GRACE_S = 5.0  # after the kernel's own alarm
-# What the process is told of its surroundings. No credential is among them.
+DEATHS = 2  # processes that one request may end; the first end may be a coincidence
+KILLS = 5  # processes killed from outside during one request, or during one start
+START_TIMEOUT_S = 120.0  # time limit of a process' start, for a cold disk and a busy node
+GRACE_S = 5.0  # seconds after the kernel's alarm
+# Environment variables that the process gets. None is a credential.
 ENVIRONMENT = (
     *("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH", "LD_PRELOAD", "PYTHONHOME", "PYTHONUTF8"),
     *("PYTHONDONTWRITEBYTECODE", "PYTHONHASHSEED", "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "MALLOC_ARENA_MAX"),
@@ -47,11 +47,11 @@ _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One thing that a handler gave for a request.
+    """One reply of a handler to a request.
 
     Attributes:
         head: JSON values by name.
-        body: Bytes beside them; None if there are none.
+        body: Bytes of any length; None if the reply has none.
     """
 
     head: dict[str, Any]
@@ -59,27 +59,28 @@ class Reply:
 
 
 class _GoneError(Exception):
-    """The process ended.
+    """The end of a sandbox's process.
 
     Args:
-        code: Exit code; a signal's number is negative.
+        code: Exit code; negative for the number of a signal.
     """
 
     def __init__(self, code: int) -> None:
         super().__init__(signal.Signals(-code).name if code < 0 else f"exit code {code}")
-        # Its memory is bounded: what kills it is a person, a platform, or a node without memory.
+        # Its memory is bounded, so SIGKILL comes from a person, a platform, or a node without memory.
         self.from_outside = code == -signal.SIGKILL
 
 
 class Sandbox:
-    """Handles requests, one at a time, in a process that is started when it is needed.
+    """A process that handles requests, one at a time. It is started at first use.
 
     Args:
-        handler: `package.module:factory`. In the process, `factory(setup)` gives a function of a request's head and
-            body that yields the head and body of each reply. What it raises as RowError is raised here.
-        setup: JSON values for the factory. Imports and factory run before anything is bounded.
-        timeout_s: Seconds that one request may take.
-        memory_mb: Megabytes that requests may take beside what the factory left.
+        handler: Name of the factory, `package.module:factory`. In the process, `factory(setup)` returns a function.
+            It takes a request's head and body and yields head and body of each reply. A RowError that it raises is
+            raised in the caller.
+        setup: JSON values for the factory. Imports and the factory run before the limits apply.
+        timeout_s: Time limit of one request, in seconds.
+        memory_mb: Memory limit of requests, in megabytes, in addition to the memory that the factory uses.
     """
 
     def __init__(self, handler: str, setup: Mapping[str, Any], *, timeout_s: float, memory_mb: int) -> None:
@@ -91,17 +92,20 @@ class Sandbox:
         self._end: Callable[[], object] | None = None
 
     def __call__(self, head: Mapping[str, Any], body: bytes = b"", *, timeout_s: float | None = None) -> list[Reply]:
-        """The replies to one request.
+        """Handle one request.
 
         Args:
             head: JSON values by name.
-            body: Bytes beside them.
-            timeout_s: Seconds that this request may take; None takes the sandbox's own.
+            body: Bytes of any length.
+            timeout_s: Time limit of this request, in seconds; None takes the sandbox's own limit.
+
+        Returns:
+            The handler's replies, in order.
 
         Raises:
-            RowError: The handler's word on this request.
-            SandboxError: The request was late, needed too much memory, ended the process, or met a defect.
-            ClusterError: The process cannot be started here.
+            RowError: The handler raised this error.
+            SandboxError: The request took too long, needed too much memory, ended the process, or failed otherwise.
+            ClusterError: The process cannot be started on this machine.
         """
         limit_s = timeout_s if timeout_s is not None else self._timeout_s
         with self._lock:
@@ -116,13 +120,13 @@ class Sandbox:
                     deaths += not error.from_outside
                     kills += error.from_outside
                     if deaths == DEATHS or kills == KILLS:
-                        raise SandboxDiedError(f"it ended {deaths + kills} processes ({error})") from error
+                        raise SandboxDiedError(f"the request ended {deaths + kills} processes ({error})") from error
 
     def start(self) -> None:
-        """Start the process now, if there is none.
+        """Start the process now, unless it is running.
 
         Raises:
-            ClusterError: It cannot be started here.
+            ClusterError: The process cannot be started on this machine.
         """
         with self._lock:
             if self._connection is None:
@@ -130,11 +134,11 @@ class Sandbox:
 
     @property
     def pid(self) -> int | None:
-        """The process; None before the first request, and after one that has ended it."""
+        """Process id; None before the first request, and after a request that ended the process."""
         return self._process.pid if self._process is not None else None
 
     def close(self) -> None:
-        """End the process, as happens by itself when nobody holds the sandbox any more."""
+        """End the process. It also ends when the sandbox is garbage-collected."""
         if self._end is not None:
             self._end()
         self._process = self._connection = self._end = None
@@ -158,11 +162,7 @@ class Sandbox:
                     replies.append(Reply(answer["head"], connection.recv_bytes() if answer["body"] else None))
                 if not answer["more"]:
                     return replies
-        except (
-            OSError,
-            EOFError,
-            ValueError,
-        ) as error:  # a ValueError: what came is no JSON; the process is not itself
+        except (OSError, EOFError, ValueError) as error:  # ValueError: the process is broken and sends no JSON
             assert self._process is not None
             if isinstance(error, ValueError):
                 self._process.kill()
@@ -178,33 +178,35 @@ class Sandbox:
         return SandboxTimeoutError(f"not done within {limit_s:g} s")
 
     def _start(self) -> None:
-        """Start the process; if it is killed meanwhile, start it again."""
+        """Start the process. If it is killed from outside during the start, start it again, up to KILLS times."""
         code: int | None = None
         for _ in range(KILLS):
             try:
                 code = self._start_once()
             except OSError as error:  # no process, memory or file descriptor left
-                raise ClusterError(f"a sandbox ({self._handler}) cannot be started here: {error}") from error
+                raise ClusterError(
+                    f"sandbox {self._handler}: the process cannot be started on this machine: {error}"
+                ) from error
             if code is None:
                 return
             if code != -signal.SIGKILL:
                 break
         raise ClusterError(
-            f"a sandbox ({self._handler}) does not start on this node (it ended with {code}); its log says why"
+            f"sandbox {self._handler}: the process ended with {code} during its start; see the log of this node"
         )
 
     def _start_once(self) -> int | None:
-        """The code with which it ended before it was ready; None if it is ready."""
+        """Start the process once; return its exit code if it ends before it is ready, else None."""
         ours, theirs = socket.socketpair()
         command = [
             sys.executable,
-            "-P",  # the working directory is no place for its imports
+            "-P",  # no imports from the working directory
             *("-m", "magbatch.sandbox.process"),
             *(str(theirs.fileno()), self._handler, str(self._memory_mb)),
         ]
         with theirs, ExitStack() as undo:
             undo.callback(ours.close)
-            # A session of its own: Ctrl-C is for the caller, whose end is this process' end too.
+            # Own session: Ctrl-C must reach only the caller. The process ends when its caller does.
             self._process = (
                 _spawner()
                 .submit(
@@ -222,7 +224,7 @@ class Sandbox:
         self._connection = Connection(ours.detach())
         self._end = weakref.finalize(self, _end, self._process, self._connection)
         try:
-            self._connection.send_bytes(self._setup)  # of any length, which an argument is not
+            self._connection.send_bytes(self._setup)  # by the pipe, because the length of an argument is limited
             ready = self._connection.poll(START_TIMEOUT_S) and bool(self._connection.recv_bytes())
         except (OSError, EOFError):
             ready = False
@@ -230,31 +232,31 @@ class Sandbox:
             return None
         process = self._process
         with suppress(subprocess.TimeoutExpired):
-            process.wait(GRACE_S)  # by itself: its own code says more than that it was ended here
+            process.wait(GRACE_S)  # its own exit code says more than that of a kill
         self.close()
         return process.returncode
 
 
 class Sandboxes:
-    """Several of them: a request goes to one that is free, and waits if none is.
+    """A pool of sandboxes: a request goes to a free sandbox, and waits if there is none.
 
-    One whose process a request has ended is not free until it has a new one: no request waits for that while another
-    process is free.
+    A sandbox whose process ended gets a new process in the background, and is free again after that. Requests go to the
+    other sandboxes in the meantime.
 
     Args:
-        count: How many; each is started when it is needed.
-        handler: As in `Sandbox`, and so are the arguments after it.
+        count: Number of sandboxes; each process is started at first use.
+        handler: See `Sandbox`, as for all further arguments.
     """
 
     def __init__(
         self, count: int, handler: str, setup: Mapping[str, Any], *, timeout_s: float, memory_mb: int
     ) -> None:  # fmt: skip
-        self._free = queue.LifoQueue[Sandbox]()  # the last one used is the one that is warm
+        self._free = queue.LifoQueue[Sandbox]()  # last in, first out: the process used last is warm
         for _ in range(count):
             self._free.put(Sandbox(handler, setup, timeout_s=timeout_s, memory_mb=memory_mb))
 
     def __call__(self, head: Mapping[str, Any], body: bytes = b"", *, timeout_s: float | None = None) -> list[Reply]:
-        """See `Sandbox.__call__`; waiting for a free one takes nothing of the request's time."""
+        """See `Sandbox.__call__`. Waiting for a free sandbox does not count towards the time limit."""
         sandbox = self._free.get()
         try:
             return sandbox(head, body, timeout_s=timeout_s)
@@ -266,14 +268,14 @@ class Sandboxes:
 
     def _renew(self, sandbox: Sandbox) -> None:
         try:
-            # The next request tries again, and tells; if this process ends meanwhile, threads refuse work.
+            # ClusterError: the next request tries again and raises. RuntimeError: this process is shutting down.
             with suppress(ClusterError, RuntimeError):
                 sandbox.start()
         finally:
             self._free.put(sandbox)
 
     def close(self) -> None:
-        """End the processes that are free; the others end when nobody holds them."""
+        """End the free processes. Busy ones end when they are garbage-collected."""
         with suppress(queue.Empty):
             while True:
                 self._free.get_nowait().close()
@@ -281,23 +283,23 @@ class Sandboxes:
 
 @functools.cache
 def _spawner() -> ThreadPoolExecutor:
-    """The one thread that starts processes: to the kernel, a child's parent is the thread that started it."""
+    """The one thread that starts processes. To the kernel, a child's parent is the thread that started it."""
     return ThreadPoolExecutor(1, thread_name_prefix="sandbox-spawner")
 
 
-os.register_at_fork(after_in_child=_spawner.cache_clear)  # whose thread a fork leaves behind
+os.register_at_fork(after_in_child=_spawner.cache_clear)  # a fork does not copy the thread
 
 
 def _raised(answer: dict[str, Any], memory_mb: int) -> Exception:
     if answer["error"] == "row":
         return RowError(ErrorCode(answer["code"]), answer["message"])
     if answer["error"] == "memory":
-        return SandboxMemoryError(f"it needs more than {memory_mb} MB of memory")
+        return SandboxMemoryError(f"the request needs more than {memory_mb} MB of memory")
     return SandboxError(answer["message"])
 
 
 def _environment() -> dict[str, str]:
-    # A Ray worker's packages are where sys.path says, and nowhere else.
+    # A Ray worker finds its packages through sys.path only.
     places = os.pathsep.join(filter(None, sys.path))
     kept = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
     return kept | {"PYTHONPATH": places} | dict.fromkeys(_ONE_THREAD, "1")

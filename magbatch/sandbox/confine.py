@@ -1,9 +1,9 @@
-"""What a sandbox's process gives up before it takes its first request.
+"""The rights that a sandbox's process gives up before its first request.
 
-Memory is bounded always; so are the sizes of files, of which it can write none. Where the kernel has Landlock and
-seccomp, it opens no file but those of its own packages and fonts, changes none, connects to nobody, starts no program
-and reaches no other process. It sees names and sizes of files. Nothing here is a promise against an exploit of the
-kernel, and a kernel without these features starts the process without them. It ends with the process that started it.
+On every kernel, memory is bounded and no file can be written. With Landlock and seccomp, the process opens only files
+of its own packages and fonts, changes no file, makes no connection, starts no program and reaches no other process.
+The names and sizes of files stay visible. A kernel without these features starts the process without them. An exploit
+of the kernel is not covered. The process ends with the process that started it.
 
 Source: landlock(7), unshare(2), prctl(2), setrlimit(2).
 """
@@ -20,12 +20,12 @@ from magbatch.sandbox.seccomp import deny_calls
 
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
-_CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # the same on x86-64 and arm64
+_CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # equal on x86-64 and arm64
 _VERSION, _PATH_BENEATH = 1, 1
 _EXECUTE, _READ_FILE, _READ_DIR = 1 << 0, 1 << 2, 1 << 3
-_FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 5: 16}  # Landlock's version -> how many rights on files it knows
-_TCP, _SCOPES = 0b11, 0b11  # bind and connect; abstract sockets and signals
-# Code and data that packages load late: shared libraries, fonts, the time zone.
+_FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 5: 16}  # Landlock version -> number of file rights
+_TCP, _SCOPES = 0b11, 0b11  # TCP: bind, connect; scopes: abstract sockets, signals
+# Code and data that packages load after the start: shared libraries, fonts, the time zone.
 _READABLE = (
     *("/usr", "/lib", "/lib64", "/etc/fonts", "/etc/ld.so.cache", "/etc/localtime"),
     *("/dev/null", "/dev/urandom", "/sys/devices/system/cpu"),
@@ -33,11 +33,11 @@ _READABLE = (
 
 
 def confine(memory_mb: int, caller: int) -> None:
-    """Give up what requests do not need.
+    """Give up the rights that requests do not need.
 
     Args:
-        caller: Id of the process that this one ends with.
-        memory_mb: Megabytes that may be mapped beside what is mapped now.
+        memory_mb: Memory that may be mapped in addition to the memory mapped now, in megabytes.
+        caller: Id of the parent process; this process ends when the parent does.
     """
     in_use = _address_space()
     if in_use is not None:
@@ -50,7 +50,7 @@ def confine(memory_mb: int, caller: int) -> None:
         libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET)
     _landlock(libc)
     deny_calls(libc)
-    # Last, for a process that changes its namespaces loses it.
+    # Last, because a change of namespaces clears the parent-death signal.
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != caller:
         os._exit(1)
@@ -63,7 +63,7 @@ def _lower(kind: int, bound: int) -> None:
 
 
 def _address_space() -> int | None:
-    """Bytes that this process has mapped; None if the system does not tell."""
+    """Bytes that this process has mapped; None if the system does not say."""
     try:
         with open("/proc/self/statm", encoding="ascii") as file:
             return int(file.read().split()[0]) * resource.getpagesize()
@@ -72,12 +72,12 @@ def _address_space() -> int | None:
 
 
 def landlock_version() -> int:
-    """Version of the kernel's Landlock; below 1 if it has none."""
+    """Landlock version of the kernel; below 1 if the kernel has no Landlock."""
     return int(ctypes.CDLL(None).syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), _VERSION))
 
 
 def _landlock(libc: ctypes.CDLL) -> None:
-    """Open no file from now on, but for reading where packages lie; connect to nobody."""
+    """Deny opening files from now on, except to read those of packages; deny TCP connections."""
     version = landlock_version()
     if version < 1:
         return
@@ -103,7 +103,7 @@ def _readable() -> list[str]:
 def _allow(libc: ctypes.CDLL, ruleset: int, path: str) -> None:
     try:
         place = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    except OSError:  # not on this system
+    except OSError:  # the path does not exist on this system
         return
     try:
         rights = _EXECUTE | _READ_FILE | (_READ_DIR if os.path.isdir(path) else 0)

@@ -1,4 +1,4 @@
-"""The process: requests in, replies out, until the other end is closed."""
+"""The process of a sandbox: takes requests and sends replies until the caller closes the connection."""
 
 import importlib
 import json
@@ -17,10 +17,10 @@ Handler = Callable[[dict[str, Any], bytes], Iterator[tuple[dict[str, Any], bytes
 
 
 def main(arguments: list[str]) -> None:
-    """Serve one connection.
+    """Serve one connection. The first message is the handler's setup.
 
     Args:
-        arguments: Descriptor of the connection, handler, megabytes of memory. The first message is the handler's setup.
+        arguments: File descriptor of the connection, handler (`package.module:factory`), memory limit in megabytes.
     """
     caller = os.getppid()
     connection = Connection(int(arguments[0]))
@@ -28,10 +28,10 @@ def main(arguments: list[str]) -> None:
     handler: Handler = getattr(importlib.import_module(module), factory)(json.loads(connection.recv_bytes()))
     confine(int(arguments[2]), caller)
     connection.send_bytes(b"ready")
-    with suppress(EOFError, OSError):  # the caller is gone
+    with suppress(EOFError, OSError):  # the caller has ended
         while True:
             request = json.loads(connection.recv_bytes())
-            # Unhandled on purpose: the kernel ends the process, whatever code it is stuck in.
+            # The signal has no handler, so that the kernel ends the process even inside native code.
             signal.setitimer(signal.ITIMER_REAL, request["timeout_s"])
             body = connection.recv_bytes() if request["body"] else b""
             for answer, pixels in _answers(handler, request["head"], body):
@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _answers(handler: Handler, head: dict[str, Any], body: bytes) -> Iterator[tuple[dict[str, Any], bytes | None]]:
-    """What goes back: each reply says whether more come, so that a single one is a single message."""
+    """Messages to the caller. Each says whether more follow, so that a single reply is a single message."""
     try:
         last: tuple[dict[str, Any], bytes | None] | None = None
         for reply in handler(head, body):
@@ -59,7 +59,7 @@ def _answers(handler: Handler, head: dict[str, Any], body: bytes) -> Iterator[tu
         failure = {"error": "row", "code": str(error.code), "message": error.message}
     except MemoryError:
         failure = {"error": "memory"}
-    except Exception as error:  # noqa: BLE001 - a request's boundary: whatever a row makes somebody's code raise
+    except Exception as error:  # noqa: BLE001 - a request's boundary: third-party code may raise anything
         failure = {"error": "defect", "message": f"{type(error).__name__}: {error}"}
     yield failure, None
 

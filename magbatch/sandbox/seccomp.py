@@ -1,7 +1,7 @@
-"""System calls that a sandbox's process may not make any more: they fail with EPERM.
+"""A seccomp filter for a sandbox's process: denied system calls fail with EPERM, in every thread.
 
-What is denied reaches beyond the process: sockets, other programs and processes, rights and times of files, priorities,
-mounts, shared memory. Files are Landlock's matter (see `confine`). The filter holds for every thread.
+Denied are calls that reach beyond the process: sockets, other programs and processes, rights and times of files,
+priorities, mounts, shared memory. Opening files is left to Landlock (see `confine`).
 
 Source: seccomp(2), bpf in Linux's Documentation/userspace-api/seccomp_filter.rst; numbers from the kernel's
 arch/x86/entry/syscalls/syscall_64.tbl and include/uapi/asm-generic/unistd.h.
@@ -17,9 +17,9 @@ _LOAD, _EQUAL, _ANY_BIT, _AT_LEAST, _RETURN = 0x20, 0x15, 0x45, 0x35, 0x06  # BP
 _NUMBER, _MACHINE, _FIRST_ARGUMENT = 0, 4, 16  # offsets in struct seccomp_data
 _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
 _CLONE_THREAD = 0x00010000
-_X32 = 0x40000000  # numbers of the x32 ABI, a second name for every call
+_X32 = 0x40000000  # bit of the x32 ABI, which numbers every call a second time
 
-# Since Linux 5.1, numbers are the same on all machines.
+# Calls added since Linux 5.1 have equal numbers on all machines.
 _DENIED_EVERYWHERE = (
     *(424, 425, 434, 438),  # pidfd_send_signal, io_uring_setup, pidfd_open, pidfd_getfd
     *(428, 429, 430, 432, 442),  # open_tree, move_mount, fsopen, fsmount, mount_setattr
@@ -29,14 +29,14 @@ _CLONE3 = 435
 
 
 class _Machine:
-    """System call numbers of one kind of machine.
+    """System call numbers of one machine type.
 
     Args:
-        audit: The kernel's number for the machine (AUDIT_ARCH_…).
+        audit: Number of the machine type in the kernel (AUDIT_ARCH_…).
         seccomp: Number of seccomp(2).
-        clone: Number of clone(2), which threads need.
-        prlimit: Number of prlimit64(2), which a process may call for itself.
-        denied: Numbers of calls that are denied.
+        clone: Number of clone(2); allowed for threads.
+        prlimit: Number of prlimit64(2); allowed for the process itself.
+        denied: Numbers of the denied calls.
     """
 
     def __init__(self, audit: int, seccomp: int, clone: int, prlimit: int, denied: tuple[int, ...]) -> None:
@@ -77,10 +77,13 @@ _MACHINES = {
 
 
 def deny_calls(libc: ctypes.CDLL) -> bool:
-    """Install the filter; False if this kernel or machine has none, and nothing is denied then.
+    """Install the filter.
 
     Args:
-        libc: The C library. `no_new_privs` is set already.
+        libc: The C library of a process with `no_new_privs` set.
+
+    Returns:
+        Whether the filter is installed. False: the kernel or the machine type does not support it; nothing is denied.
     """
     machine = _MACHINES.get(platform.machine())
     if machine is None:
@@ -92,14 +95,21 @@ def deny_calls(libc: ctypes.CDLL) -> bool:
 
 
 def _program(machine: _Machine) -> bytes:
-    """The filter: each line jumps over the next unless it answers."""
+    """The BPF program: each test jumps over its consequence if it does not apply.
+
+    Example:
+        `_if(_EQUAL, 41, [_line(_RETURN, deny)])` is two lines. `jeq 41, 0, 1` jumps over 0 lines if the loaded number
+        is 41, else over 1 line. The line that it may jump over is `ret deny`.
+    """
     deny, missing = _ERRNO | errno.EPERM, _ERRNO | errno.ENOSYS
     lines = [
         _line(_LOAD, _MACHINE),
         *_unless(_EQUAL, machine.audit, [_line(_RETURN, deny)]),
         _line(_LOAD, _NUMBER),
         *_if(_AT_LEAST, _X32, [_line(_RETURN, deny)]),
-        *_if(_EQUAL, _CLONE3, [_line(_RETURN, missing)]),  # whose flags no filter sees: the C library takes clone then
+        *_if(
+            _EQUAL, _CLONE3, [_line(_RETURN, missing)]
+        ),  # a filter cannot see its flags; on ENOSYS the C library calls clone
     ]
     for number in machine.denied:
         lines += _if(_EQUAL, number, [_line(_RETURN, deny)])
