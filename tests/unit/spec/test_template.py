@@ -122,7 +122,7 @@ def test_a_template_without_an_end_is_given_up(template: str) -> None:
 def test_a_row_on_which_a_template_is_stuck_takes_no_other_along() -> None:
     made = Template("{% for i in range(n) %}{% for j in range(n) %}{% endfor %}{% endfor %}{{ n }}", timeout_s=0.5)
     assert made({"n": 2}) == "2"
-    with pytest.raises(RowError, match="not filled within 0.5 s"):
+    with pytest.raises(RowError, match=r"not filled within 0\.5 s"):
         made({"n": 99999})
     assert made({"n": 3}) == "3"
     made.close()
