@@ -1,5 +1,18 @@
-"""The steps that a row passes through, one file each; none of them imports another, or Ray.
+"""The way of one row, one file per step.
 
-Imports within: block, context, meter, parse, prompt, read, reading, render, repetition, write
-< generate, prepare < answer.
+- `read`: shard -> input rows.
+- `render`: input row -> chat messages, decoded images, pages of its document.
+- `prompt`: messages, images and pages -> token ids; `chat` and `splitting` do the encoding.
+- `prepare`: the three above, composed for the shards of one read task, on CPUs.
+- `block`: a prepared shard as one Arrow record, and back in the replica.
+- `generate`: token ids -> generated tokens, asked of the engine.
+- `parse`: generated tokens -> reasoning, answer, status.
+- `answer`: a row asked, parsed and checked.
+- `write`: finished rows -> one Parquet object, whose upload is the commit.
+
+A row that fails at any step becomes a dead letter and spares its neighbours. The room imports neither Ray nor the plan
+nor the ledger: callables tell it which rows are done and where to report.
+
+Imports within: block, context, meter, parse, read, reading, render, repetition, splitting, write
+< chat, generate < prompt < answer, prepare.
 """

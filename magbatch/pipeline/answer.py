@@ -1,7 +1,7 @@
-"""One row asked: its prompt through generate, parse and check, to a row that is ready to be written.
+"""A row asked, parsed and checked: its prompt -> a finished row that is ready to be written.
 
-A document that is read in parts is asked about part by part, and then once over the answers to them: one row comes
-out, which counts the tokens of all its requests.
+A document that is read in page groups takes many requests: about each group, then over the answers to them. They make
+a single row, which counts the tokens of all its requests.
 """
 
 import asyncio
@@ -32,38 +32,38 @@ from magbatch.rows import (
 )
 
 T = TypeVar("T")
-Alive = Callable[[], AbstractContextManager[Callable[[], None]]]
-"""Entered while a request is under way; what it gives is called whenever tokens of it have come."""
+Pulse = Callable[[], AbstractContextManager[Callable[[], None]]]
+"""Context of one request: it gives a callback, which is called whenever tokens of the request arrive."""
 
 
 @dataclass(slots=True)
 class Progress:
-    """Where a row is, and what it took to get there.
+    """The step that a row has reached, and the tokens that it took so far.
 
     Attributes:
-        alive: Is entered for each request that is made for the row.
-        step: The step that it has reached.
-        meter: Tokens of its requests.
+        pulse: Context that is entered for each request of the row.
+        step: The step that the row has reached.
+        meter: Counter of the row's tokens.
     """
 
-    alive: Alive = lambda: nullcontext(lambda: None)
+    pulse: Pulse = lambda: nullcontext(lambda: None)
     step: Step = Step.GENERATE
     meter: Meter = field(default_factory=Meter)
 
     @contextmanager
-    def watch(self, form: RequestShape) -> Iterator[OnNew]:
-        """See `RequestMonitor`: one request of the row."""
-        count = self.meter.request(form)
-        with self.alive() as pulse:
+    def watch(self, shape: RequestShape) -> Iterator[OnNew]:
+        """Monitor one request of the row; see `RequestMonitor`."""
+        count = self.meter.request(shape)
+        with self.pulse() as beat:
 
             def observe(sample: int, new: Sequence[int]) -> None:
-                pulse()
+                beat()
                 count(sample, new)
 
             yield observe
 
     def letter(self, row_id: str, code: ErrorCode, message: str, answer: str | None = None) -> DeadLetter:
-        """The row's dead letter, with the tokens that it took all the same."""
+        """The dead letter of the row, with the tokens that it took."""
         meter = self.meter
         return DeadLetter(
             row_id, self.step, code, message, answer,
@@ -73,7 +73,15 @@ class Progress:
 
 @dataclass(slots=True)
 class _Cost:
-    """What a row took so far: tokens of its parts, seconds, and what its parts said."""
+    """Tokens, seconds and answers of a row's page groups.
+
+    Attributes:
+        reasoning_tokens: Tokens of reasoning about page groups.
+        answer_tokens: Tokens of answers about page groups.
+        latency_s: Seconds from the row's first request to its last token.
+        findings: Answers about the page groups of the document.
+        truncated: Whether a part of an answer was left out when answers were combined.
+    """
 
     reasoning_tokens: int = 0
     answer_tokens: int = 0
@@ -83,40 +91,44 @@ class _Cost:
 
 
 class RowAnswerer:
-    """Asks rows.
+    """Answers rows.
 
     Args:
-        generate: Prompt -> tokens.
-        parse: Tokens -> reasoning and answer.
-        check: Answer -> the job's own columns.
-        samples: Of each row.
-        prompter: Makes the prompts over the answers to a document's parts.
+        generate: Step from prompt to tokens.
+        parse: Step from tokens to reasoning and answer.
+        check: Step from answer to the job's own columns.
+        samples: Samples of each row.
+        prompter: Builder of the prompts that combine answers about page groups.
     """
 
     def __init__(self, generate: Generate, parse: Parser, check: Checker, samples: int, prompter: Prompter) -> None:
         self._generate, self._parse, self._check, self._samples = generate, parse, check, samples
         self._prompter = prompter
 
-    def progress(self, alive: Alive) -> Progress:
-        """The state of a row before its first request."""
-        return Progress(alive, meter=Meter(*self._parse.thinking))
+    def progress(self, pulse: Pulse) -> Progress:
+        """The progress of a row before its first request."""
+        return Progress(pulse, meter=Meter(*self._parse.thinking))
 
     async def __call__(self, prompt: Prompt, progress: Progress) -> FinishedRow:
-        """All samples of one row.
+        """Answer all samples of a row.
+
+        Args:
+            prompt: The row's prompt.
+            progress: Progress of the row, which is updated: it stays valid if the row fails.
 
         Raises:
-            RowError: Why it has no answer.
+            RowError: The row has no answer.
             EngineDeadError: The engine is gone.
         """
-        cost = _Cost(findings=[PageGroupAnswer(part.first_page, part.last_page) for part in prompt.page_groups])
+        cost = _Cost(findings=[PageGroupAnswer(group.first_page, group.last_page) for group in prompt.page_groups])
         asked, began = prompt, time.monotonic()
         if prompt.reads_page_groups:
-            found = await self._read_parts(prompt, progress, cost)
-            if found is None:
+            combined = await self._read_page_groups(prompt, progress, cost)
+            if combined is None:
                 return self._unanswered(prompt, cost, progress.meter)
-            asked = found
+            asked = combined
         progress.step = Step.GENERATE
-        generation = await self._asked(asked, progress)
+        generation = await self._ask(asked, progress)
         progress.step = Step.PARSE
         answers = [self._parse(completion) for completion in generation.completions]
         progress.step = Step.CHECK
@@ -127,8 +139,8 @@ class RowAnswerer:
         cost.latency_s = time.monotonic() - began if prompt.reads_page_groups else generation.latency_s
         return self._finished(prompt, answers, cost, progress.meter)
 
-    async def _asked(self, prompt: Prompt, progress: Progress, *, note: bool = False) -> Generation:
-        """What the engine gives for a prompt, which counts from here on whatever comes of it."""
+    async def _ask(self, prompt: Prompt, progress: Progress, *, note: bool = False) -> Generation:
+        """Generate for a prompt. Its tokens count even if the request fails."""
         progress.meter.prompt_tokens += len(prompt.token_ids)
         generation = await self._generate(prompt, progress.watch, note=note)
         progress.meter.cached_tokens += generation.cached_tokens
@@ -136,7 +148,7 @@ class RowAnswerer:
 
     def _finished(self, prompt: Prompt, answers: list[Answer], cost: _Cost, meter: Meter) -> FinishedRow:
         vote = self._check.vote([answer.ballot for answer in answers])
-        # What the parts took is no sample's own: the first has it, so that sums over a row are right.
+        # Tokens about page groups belong to no sample. The first sample counts them, so that sums over a row are right.
         first = answers[0]
         if cost.reasoning_tokens or cost.answer_tokens:
             answers[0] = replace(
@@ -150,14 +162,14 @@ class RowAnswerer:
         )  # fmt: skip
 
     def _unanswered(self, prompt: Prompt, cost: _Cost, meter: Meter) -> FinishedRow:
-        """A document no part of which was answered: there is nothing to ask over."""
+        """The row of a document whose page groups all have no answer: there is nothing to combine."""
         truncated = Answer(None, ReasoningStatus.TRUNCATED, None, "length", 0, 0)
         return self._finished(prompt, [truncated] * self._samples, cost, meter)
 
     async def _checked(
         self, prompt: Prompt, sample: int, completion: Completion, answer: Answer, progress: Progress
     ) -> Answer:
-        """An answer with what the job has it made into; one that does not fit the schema is asked for once more."""
+        """Read an answer into the job's own columns; ask once more if it does not fit the schema."""
         try:
             reading = await self._check(answer.answer)
             return replace(answer, values=reading.values, ballot=reading.ballot)
@@ -170,57 +182,61 @@ class RowAnswerer:
             reading = await self._check(second.answer)
         except AnswerError as error:
             raise RowError(ErrorCode.ANSWER_INVALID, f"answer.schema: {error}", answer=second.answer) from error
-        # Both answers were paid for.
-        tokens = answer.answer_tokens + second.answer_tokens
+        tokens = answer.answer_tokens + second.answer_tokens  # both were generated and paid for
         return replace(second, values=reading.values, ballot=reading.ballot, answer_tokens=tokens)
 
-    # Documents in parts.
+    # Documents in page groups.
 
-    async def _read_parts(self, prompt: Prompt, progress: Progress, cost: _Cost) -> Prompt | None:
-        """The prompt over the answers to all parts; None where no part has an answer."""
+    async def _read_page_groups(self, prompt: Prompt, progress: Progress, cost: _Cost) -> Prompt | None:
+        """Ask about all page groups and combine the answers, level by level.
+
+        Returns:
+            The prompt over all answers; None if no page group has an answer.
+        """
+        # These names seed the sampling: they stay as they are, so that a resumed row gets the same answers.
         findings = await self._notes(prompt, prompt.page_groups, progress, cost, "part")
         cost.findings = findings
-        for level in range(len(findings)):  # each level has fewer findings than the one before
+        for level in range(len(findings)):  # each level has fewer findings than the level before
             if not any(finding.answer for finding in findings):
                 return None
             progress.step = Step.PROMPT
-            parts = self._prompter.combine(prompt, findings)
-            cost.truncated |= any(part.truncated for part in parts)
-            if len(parts) == 1:
-                return replace(prompt, token_ids=parts[0].token_ids, images=parts[0].images)
+            groups = self._prompter.combine(prompt, findings)
+            cost.truncated |= any(group.truncated for group in groups)
+            if len(groups) == 1:
+                return replace(prompt, token_ids=groups[0].token_ids, images=groups[0].images)
             progress.step = Step.GENERATE
-            findings = await self._notes(prompt, parts, progress, cost, f"level{level}")
+            findings = await self._notes(prompt, groups, progress, cost, f"level{level}")
         raise AssertionError("findings are combined into fewer, down to one")
 
     async def _notes(
-        self, prompt: Prompt, parts: list[PageGroup], progress: Progress, cost: _Cost, name: str
+        self, prompt: Prompt, groups: list[PageGroup], progress: Progress, cost: _Cost, name: str
     ) -> list[PageGroupAnswer]:
-        """The answers to parts, all asked at once."""
+        """The answers about page groups, all asked at once."""
         return await _all_at_once(
-            self._note(prompt, part, progress, cost, f"{name}{number}") for number, part in enumerate(parts)
+            self._note(prompt, group, progress, cost, f"{name}{number}") for number, group in enumerate(groups)
         )
 
     async def _note(
-        self, prompt: Prompt, part: PageGroup, progress: Progress, cost: _Cost, name: str
+        self, prompt: Prompt, group: PageGroup, progress: Progress, cost: _Cost, name: str
     ) -> PageGroupAnswer:
-        # A name of its own: seeds depend on it.
-        asked = Prompt(f"{prompt.row_id}/{name}", part.token_ids, part.images, max_tokens=prompt.max_tokens)
-        generation = await self._asked(asked, progress, note=True)
+        """The answer about one page group; its name makes the seed differ from that of every other group."""
+        asked = Prompt(f"{prompt.row_id}/{name}", group.token_ids, group.images, max_tokens=prompt.max_tokens)
+        generation = await self._ask(asked, progress, note=True)
         answer = self._parse(generation.completions[0])
         cost.reasoning_tokens += answer.reasoning_tokens
         cost.answer_tokens += answer.answer_tokens
-        return PageGroupAnswer(part.first_page, part.last_page, answer.reasoning, answer.status, answer.answer)
+        return PageGroupAnswer(group.first_page, group.last_page, answer.reasoning, answer.status, answer.answer)
 
 
 async def _all_at_once(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """The results of all; if one fails, the others are cancelled and its error goes up."""
-    first, *others = work
-    if not others:
+    """Run coroutines at once and return their results; if one fails, cancel the rest and raise its error."""
+    first, *rest = work
+    if not rest:
         return [await first]
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one) for one in (first, *others)]
-    except BaseExceptionGroup as failed:  # an engine that is gone says most
+            tasks = [group.create_task(one) for one in (first, *rest)]
+    except BaseExceptionGroup as failed:  # the death of the engine explains the other errors
         dead = [error for error in failed.exceptions if isinstance(error, EngineDeadError)]
         raise [*dead, *failed.exceptions][0] from failed
     return [task.result() for task in tasks]

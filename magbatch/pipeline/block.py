@@ -1,4 +1,7 @@
-"""A prepared shard as one Arrow record, and back."""
+"""A prepared shard as one Arrow record, and back.
+
+A block is a single record, so Ray can neither split it nor join two into one record.
+"""
 
 import json
 from collections.abc import Iterator
@@ -11,10 +14,10 @@ from magbatch.errors import ErrorCode, Step
 from magbatch.rows import DeadLetter, Image, PageGroup, Prompt, as_ids
 from magbatch.storage.columns import empty_table
 
-RECORDS_BYTES = 16 << 20  # of a shard, that are made into records at once
+RECORDS_BYTES = 16 << 20  # of prompts that become Arrow records at once: bounds the second copy of their images
 BLOCK_SCHEMA = pa.schema([("shard", pa.int64()), ("rows", pa.int64()), ("payload", pa.large_binary())])
 _IMAGE = pa.struct([("width", pa.int32()), ("height", pa.int32()), ("packed", pa.large_binary())])
-_PART = pa.struct(
+_PAGE_GROUP = pa.struct(
     [
         ("first_page", pa.int32()),
         ("last_page", pa.int32()),
@@ -24,10 +27,10 @@ _PART = pa.struct(
 )
 _PROMPT_FIELDS = [
     pa.field("row_id", pa.string(), nullable=False),
-    pa.field("token_ids", pa.binary()),  # as they lie in memory
+    pa.field("token_ids", pa.binary()),  # int32 each, in the byte order of the machine
     pa.field("images", pa.list_(_IMAGE)),
     pa.field("total_pages", pa.int32()),
-    pa.field("parts", pa.list_(_PART)),
+    pa.field("page_groups", pa.list_(_PAGE_GROUP)),
     pa.field("messages", pa.string()),  # JSON
     pa.field("max_tokens", pa.int64()),
     pa.field("truncated", pa.bool_()),
@@ -39,14 +42,14 @@ _PROMPT_FIELDS = [
 
 @dataclass(slots=True)
 class ShardPrompts:
-    """A block as a replica sees it.
+    """A prepared shard, or a piece of a shard.
 
     Attributes:
-        shard: The shard's number.
+        shard: Index of the shard.
         prompts: Rows for the engine.
-        failed: Rows that failed on their way.
-        carried: Carried columns, one row for each prompt and failure.
-        positions: Row id to its row in `carried`.
+        failed: Rows that failed before they reached the engine.
+        carried: Table of the carried columns, with a row for each prompt and each failed row.
+        positions: Row id to its row number in `carried`.
     """
 
     shard: int
@@ -56,14 +59,14 @@ class ShardPrompts:
     positions: dict[str, int]
 
 
-def lost(shard: int, carry: pa.Schema, letter: DeadLetter) -> ShardPrompts:
-    """A row that is not read: it carries nothing."""
+def unread(shard: int, carry: pa.Schema, letter: DeadLetter) -> ShardPrompts:
+    """A shard of one row that could not be read: its carried columns are null."""
     nothing = pa.table([pa.nulls(1, field.type) for field in carry], schema=carry)
     return ShardPrompts(shard, [], [letter], nothing, {letter.row_id: 0})
 
 
 def joined(shard: int, carry: pa.Schema, pieces: list[ShardPrompts]) -> ShardPrompts:
-    """Rows of a shard that were prepared apart."""
+    """One shard of several pieces that were prepared apart."""
     ids = [row_id for piece in pieces for row_id in piece.positions]
     return ShardPrompts(
         shard,
@@ -75,14 +78,18 @@ def joined(shard: int, carry: pa.Schema, pieces: list[ShardPrompts]) -> ShardPro
 
 
 def to_block(work: ShardPrompts) -> pa.Table:
-    """A shard as one record."""
+    """Pack a shard.
+
+    Returns:
+        Table of `BLOCK_SCHEMA` with one record: the shard's index, its number of rows, and the rows as an Arrow stream.
+    """
     rows: list[Prompt | DeadLetter] = [*work.prompts, *work.failed]
     order = sorted(rows, key=lambda row: work.positions[row.row_id])
     carried = work.carried.rename_columns([f"carry.{name}" for name in work.carried.column_names])
     schema = pa.schema([*_PROMPT_FIELDS, *carried.schema])
     sink = pa.BufferOutputStream()
     held = sum(prompt.size_bytes for prompt in work.prompts)
-    at_once = max(1, len(order) * RECORDS_BYTES // max(held, RECORDS_BYTES))  # no second copy of all images
+    at_once = max(1, len(order) * RECORDS_BYTES // max(held, RECORDS_BYTES))
     with pa.ipc.new_stream(sink, schema) as writer:
         for start in range(0, len(order), at_once):
             table = _records(order[start : start + at_once])
@@ -96,7 +103,7 @@ def to_block(work: ShardPrompts) -> pa.Table:
 
 
 def _records(rows: list[Prompt | DeadLetter]) -> pa.Table:
-    """One record for each row; a row that cannot be one is a dead letter, and its neighbours are what they were."""
+    """A record for each row; a row that does not fit a record becomes a dead letter and spares its neighbours."""
     schema = pa.schema(_PROMPT_FIELDS)
     try:
         return pa.Table.from_pylist([_record(row) for row in rows], schema=schema)
@@ -108,7 +115,7 @@ def _records(rows: list[Prompt | DeadLetter]) -> pa.Table:
 
 
 def from_block(block: pa.Table) -> Iterator[ShardPrompts]:
-    """The shards of a block, as the replica takes them; nothing of one is kept once it is handed out."""
+    """Unpack the shards of a block one after the other; a shard is let go of once it is handed out."""
     for index in range(block.num_rows):
         yield _unpack(block, index)
 
@@ -136,14 +143,14 @@ def _record(row: Prompt | DeadLetter) -> dict[str, Any]:
         "token_ids": row.token_ids.tobytes(),
         "images": _image_records(row.images),
         "total_pages": row.total_pages,
-        "parts": [
+        "page_groups": [
             {
-                "first_page": part.first_page,
-                "last_page": part.last_page,
-                "token_ids": part.token_ids.tobytes(),
-                "images": _image_records(part.images),
+                "first_page": group.first_page,
+                "last_page": group.last_page,
+                "token_ids": group.token_ids.tobytes(),
+                "images": _image_records(group.images),
             }
-            for part in row.page_groups
+            for group in row.page_groups
         ],
         "messages": json.dumps(row.messages) if row.messages else None,
         "max_tokens": row.max_tokens,
@@ -158,9 +165,9 @@ def _image_records(images: list[Image]) -> list[dict[str, Any]]:
 def _row(record: dict[str, Any]) -> Prompt | DeadLetter:
     if record["code"] is not None:
         return DeadLetter(record["row_id"], Step(record["step"]), ErrorCode(record["code"]), record["message"])
-    parts = [
-        PageGroup(part["first_page"], part["last_page"], as_ids(part["token_ids"]), _images(part["images"]))
-        for part in record["parts"]
+    groups = [
+        PageGroup(group["first_page"], group["last_page"], as_ids(group["token_ids"]), _images(group["images"]))
+        for group in record["page_groups"]
     ]
     messages = json.loads(record["messages"]) if record["messages"] else []
     images = _images(record["images"])
@@ -169,7 +176,7 @@ def _row(record: dict[str, Any]) -> Prompt | DeadLetter:
         as_ids(record["token_ids"]),
         images,
         record["total_pages"],
-        parts,
+        groups,
         messages,
         record["max_tokens"],
         record["truncated"],

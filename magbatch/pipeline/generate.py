@@ -1,8 +1,7 @@
-"""Prompt -> tokens, in a vLLM replica.
+"""Prompt -> generated tokens, asked of the engine.
 
-Two promises. A row's sampling depends on the job's seed and the row's id alone: neither order nor
-resume changes what is asked of the engine. And the engine always has work at hand, while memory
-stays bounded: admission counts unfinished rows and their bytes, over all shards of the replica.
+The sampling of a row depends only on the job's seed and the row's id: neither the order of rows nor a resume changes
+the requests.
 """
 
 import asyncio
@@ -20,21 +19,21 @@ from magbatch.pipeline.repetition import RepetitionGuard
 from magbatch.rows import Completion, Generation, Prompt, ReasoningStatus, as_ids
 from magbatch.spec import JobSpec, SamplingSpec, engine_schema
 
-ANSWER_TOKENS = 1024  # of the context, kept from a thinking budget that would take it whole
-OBJECTION = "That answer is not valid: {objection}. Give the whole answer again."
-REQUEST_TRIES = 3  # of what the engine itself gives up, as vLLM does where an image is to be sent once more
+ANSWER_TOKENS = 1024  # kept for the answer if a thinking budget would fill the whole context
+OBJECTION = "That answer is not valid: {objection}. Give the whole answer again."  # the model reads it
+REQUEST_TRIES = 3  # for requests that fail inside the engine; vLLM fails some that need an image to be sent again
 
 
 OnNew = Callable[[int, Sequence[int]], None]
-"""Is shown new tokens of a sample: its number, and the tokens."""
+"""Callback for new tokens: the number of the sample, and its new token ids."""
 
 RequestMonitor = Callable[[RequestShape], AbstractContextManager[OnNew]]
-"""Entered with what is asked for, while a request is under way; what it gives is shown the tokens as they come."""
+"""Context of one request: entered with the request's shape, it gives a callback for the tokens as they arrive."""
 
 
 @contextmanager
-def unwatched(form: RequestShape) -> Iterator[OnNew]:
-    """A watch that nobody keeps."""
+def unwatched(shape: RequestShape) -> Iterator[OnNew]:
+    """A monitor that ignores the tokens."""
     yield lambda sample, new: None
 
 
@@ -48,13 +47,13 @@ def row_seed(seed: int | None, row_id: str) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class ThinkingPlan:
-    """How thinking and answer are asked for apart, where one free request would not do.
+    """Settings of a job whose thinking and answer take two requests, because one free request is not enough.
 
     Attributes:
-        tokenizer: The model's.
-        budget_tokens: Of thinking, then it is closed; None lets it think.
-        thinks: Whether it thinks at all.
-        schema: A JSON Schema for the engine, which the answer must fit; the thinking never does.
+        tokenizer: The model's tokenizer.
+        budget_tokens: Tokens of thinking, after which it is closed; None for no limit.
+        thinks: Whether the model thinks at all.
+        schema: JSON Schema that the answer must fit, for the engine; None for a free answer. Thinking is always free.
     """
 
     tokenizer: Tokenizer
@@ -64,13 +63,13 @@ class ThinkingPlan:
 
     @property
     def silence(self) -> list[int]:
-        """The closed think block of a prompt after which nothing is thought."""
+        """Ids of an empty think block: a prompt that ends with it gets an answer without thinking."""
         block = (self.tokenizer.think_open, self.tokenizer.think_close)
         return [token for token in block if token is not None]
 
     @classmethod
     def of(cls, spec: JobSpec, tokenizer: Tokenizer) -> Self | None:
-        """What a job asks for; None where one request gives all.
+        """The plan of a job; None if one free request is enough.
 
         Raises:
             ModelError: The model has no tokens that open and close thinking.
@@ -86,14 +85,17 @@ class ThinkingPlan:
 
 
 class Generate:
-    """Asks the engine, one row at a time.
+    """Makes the requests of rows.
+
+    With a thinking plan a row takes two requests: first the thinking, then the answer after it. The engine's prefix
+    cache makes the second request cheap.
 
     Args:
-        engine: Where the tokens come from.
+        engine: The engine that generates.
         sampling: The job's sampling parameters.
-        max_model_len: Tokens that the engine can hold for one row.
-        repetition_tokens: Tokens of pure repetition after which a sample is ended; None never ends it.
-        steering: Thinking first and then the answer, in two requests: the prefix cache makes the second cheap.
+        max_model_len: Tokens that the engine can hold for one row, prompt included.
+        repetition_tokens: Tokens of pure repetition after which a sample is ended; None for no limit.
+        plan: The job's thinking plan; None for one free request.
     """
 
     def __init__(
@@ -102,38 +104,39 @@ class Generate:
         sampling: SamplingSpec,
         max_model_len: int,
         repetition_tokens: int | None = None,
-        steering: ThinkingPlan | None = None,
+        plan: ThinkingPlan | None = None,
     ) -> None:
         self._engine = engine
         self._sampling = sampling
         self._max_model_len = max_model_len
         self._repetition_tokens = repetition_tokens
-        self._steering = steering
-        # Of notes the schema is not asked, and where nothing but the schema steers, nothing is left to steer.
-        bare = steering is not None and steering.budget_tokens is None and steering.thinks
-        self._notes_steering = replace(steering, schema=None) if steering is not None and not bare else None
+        self._plan = plan
+        # Notes have no schema. A plan that sets nothing but the schema leaves one free request for them.
+        only_schema = plan is not None and plan.budget_tokens is None and plan.thinks
+        self._notes_plan = replace(plan, schema=None) if plan is not None and not only_schema else None
 
     async def __call__(self, prompt: Prompt, watch: RequestMonitor = unwatched, *, note: bool = False) -> Generation:
-        """All samples of one row.
+        """Generate all samples of a row.
 
         Args:
-            prompt: The row.
-            watch: Is entered for each request that is made for it.
-            note: The answer is one that a later prompt is made of: one sample, held to no schema.
+            prompt: The row's prompt.
+            watch: Monitor that is entered for each request of the row.
+            note: Whether the answer is a note for a later prompt: one sample without a schema.
 
         Raises:
-            RowError: `engine_rejected`, or `prompt_too_long` for thinking and answer.
+            RowError: `engine_rejected`; `prompt_too_long` if no room is left for thinking and answer; `missing_value`
+                if the row allows too few tokens.
             EngineDeadError: The engine is gone.
         """
-        how = self._notes_steering if note else self._steering
+        plan = self._notes_plan if note else self._plan
         samples = 1 if note else None
         seed = row_seed(self._sampling.seed, prompt.row_id)
-        if how is None:
+        if plan is None:
             return await self._ask(prompt, self._most(prompt), seed, watch, RequestShape(samples))
-        if not how.thinks:
-            silent = replace(prompt, token_ids=prompt.token_ids + as_ids(how.silence))
-            return await self._ask(silent, self._most(prompt), seed, watch, self._answer_form(samples, how))
-        return await self._think_then_answer(prompt, how, watch, samples)
+        if not plan.thinks:
+            silent = replace(prompt, token_ids=prompt.token_ids + as_ids(plan.silence))
+            return await self._ask(silent, self._most(prompt), seed, watch, self._answer_shape(samples, plan))
+        return await self._think_then_answer(prompt, plan, watch, samples)
 
     async def retry_answer(
         self, prompt: Prompt, sample: int, completion: Completion, objection: str, watch: RequestMonitor = unwatched
@@ -141,75 +144,82 @@ class Generate:
         """Ask again after the same thinking, telling the model why its first answer was rejected.
 
         Args:
-            prompt: The row.
-            sample: Number of the sample: the seed depends on it.
-            completion: The sample that was not accepted.
-            objection: What is wrong with its answer.
-            watch: Is entered for each request that is made for it.
+            prompt: The row's prompt.
+            sample: Number of the sample, from 0: the seed depends on it.
+            completion: The sample that was rejected.
+            objection: Reason in words, for the model.
+            watch: Monitor that is entered for the request.
+
+        Returns:
+            The sample with the new answer after the same thinking.
 
         Raises:
-            RowError: As for `__call__`.
+            RowError: See `__call__`.
             EngineDeadError: The engine is gone.
         """
-        how = self._steering
-        assert how is not None, "only a steered answer is held against a schema"
-        tokenizer, generated = how.tokenizer, completion.token_ids
-        said = how.silence if not how.thinks else [tokenizer.think_open] if completion.opened else []
+        plan = self._plan
+        assert plan is not None, "an answer is held to a schema only with a plan"
+        tokenizer, generated = plan.tokenizer, completion.token_ids
+        opening = plan.silence if not plan.thinks else [tokenizer.think_open] if completion.opened else []
         turn = [
             tokenizer.turn_open,
             *tokenizer.encode_text(OBJECTION.format(objection=objection)),
             tokenizer.turn_close,
         ]
         ends = [] if generated[-1:] == [tokenizer.end] else [tokenizer.end]
-        more = [token for token in [*said, *generated, *ends, *turn] if token is not None]
+        more = [token for token in [*opening, *generated, *ends, *turn] if token is not None]
         asked = replace(prompt, token_ids=prompt.token_ids + as_ids(more))
         seed = row_seed(self._sampling.seed, f"{prompt.row_id}/{sample}/again")
-        answer = (await self._ask(asked, self._most(prompt), seed, watch, self._answer_form(1, how))).completions[0]
+        answer = (await self._ask(asked, self._most(prompt), seed, watch, self._answer_shape(1, plan))).completions[0]
         closed = [*generated].index(tokenizer.think_close or 0) + 1 if completion.opened else 0
         return replace(completion, token_ids=generated[:closed] + answer.token_ids, finish_reason=answer.finish_reason)
 
     async def _think_then_answer(
-        self, prompt: Prompt, how: ThinkingPlan, watch: RequestMonitor, samples: int | None
+        self, prompt: Prompt, plan: ThinkingPlan, watch: RequestMonitor, samples: int | None
     ) -> Generation:
-        opening, closing = how.tokenizer.think_open, how.tokenizer.think_close
+        """Generate the thinking of all samples in one request, then the answer of each sample in another."""
+        opening, closing = plan.tokenizer.think_open, plan.tokenizer.think_close
         assert opening is not None
         assert closing is not None
         began = time.monotonic()
-        room = self._max_model_len - len(prompt.token_ids) - 2  # for the two tokens around the thinking
-        kept = min(ANSWER_TOKENS, room // 2) if how.budget_tokens is not None else 1
+        room = self._max_model_len - len(prompt.token_ids) - 2  # the tokens that open and close thinking
+        kept = min(ANSWER_TOKENS, room // 2) if plan.budget_tokens is not None else 1
         tokens = self._most(prompt)
         if tokens < 2:
-            raise RowError(ErrorCode.MISSING_VALUE, "1 token is too few to think and answer: 2 are the least")
-        most = min(how.budget_tokens or tokens, tokens - 1, room - kept)
+            raise RowError(
+                ErrorCode.MISSING_VALUE, "max_tokens of this row is 1: thinking and answer need at least 2 tokens"
+            )
+        most = min(plan.budget_tokens or tokens, tokens - 1, room - kept)
         if most < 1:
             raise RowError(
                 ErrorCode.PROMPT_TOO_LONG,
-                f"the prompt has {len(prompt.token_ids)} tokens: nothing of {self._max_model_len} is left to think",
+                f"max_model_len = {self._max_model_len} leaves no room to think after a prompt of "
+                f"{len(prompt.token_ids)} tokens",
             )
         opened = replace(prompt, token_ids=prompt.token_ids + as_ids([opening]))
         seed = row_seed(self._sampling.seed, prompt.row_id)
         thoughts = await self._ask(opened, most, seed, watch, RequestShape(samples, stop=closing))
         finished = await asyncio.gather(
             *(
-                self._answer_after(opened, sample, thought, how, watch)
+                self._answer_after(opened, sample, thought, plan, watch)
                 for sample, thought in enumerate(thoughts.completions)
             )
         )
         return Generation(list(finished), thoughts.cached_tokens, time.monotonic() - began)
 
     async def _answer_after(
-        self, opened: Prompt, sample: int, thought: Completion, how: ThinkingPlan, watch: RequestMonitor
+        self, opened: Prompt, sample: int, thought: Completion, plan: ThinkingPlan, watch: RequestMonitor
     ) -> Completion:
-        """One sample: its answer, after thinking that closed itself, or that is closed here."""
-        closing = how.tokenizer.think_close
+        """Generate the answer of a sample. Thinking that did not close itself is closed first."""
+        closing = plan.tokenizer.think_close
         assert closing is not None
-        thinking = [token for token in thought.token_ids if token not in (closing, how.tokenizer.end)]
+        thinking = [token for token in thought.token_ids if token not in (closing, plan.tokenizer.end)]
         status, forced = ReasoningStatus.COMPLETE, 0
         if thought.token_ids[-1:] != [closing]:
             forced = 1
             if thought.finish_reason == "stop":
-                status = ReasoningStatus.MALFORMED  # it ended its turn in the middle of its thinking
-            elif how.budget_tokens is not None:
+                status = ReasoningStatus.MALFORMED  # the model ended its turn in the middle of its thinking
+            elif plan.budget_tokens is not None:
                 status = ReasoningStatus.BUDGET
             else:
                 return Completion(thinking, thought.finish_reason, opened=True, status=ReasoningStatus.TRUNCATED)
@@ -217,21 +227,23 @@ class Generate:
         asked = replace(opened, token_ids=opened.token_ids + as_ids(thinking))
         seed = row_seed(self._sampling.seed, f"{opened.row_id}/{sample}")
         left = self._most(opened) - len(thinking) + forced
-        generation = await self._ask(asked, left, seed, watch, self._answer_form(1, how))
+        generation = await self._ask(asked, left, seed, watch, self._answer_shape(1, plan))
         (answer,) = generation.completions
         return Completion(thinking + answer.token_ids, answer.finish_reason, opened=True, forced=forced, status=status)
 
     def _most(self, prompt: Prompt) -> int:
-        """Tokens that a sample of a row may have."""
+        """Tokens that a sample of the row may have: the row's own limit, or the job's if that is lower."""
         most = self._sampling.max_tokens
         return most if prompt.max_tokens is None else min(prompt.max_tokens, most)
 
     @staticmethod
-    def _answer_form(samples: int | None, how: ThinkingPlan) -> RequestShape:
-        """An answer: what is held to a schema cannot think again; what is free must not, or no budget would be one."""
-        return RequestShape(
-            samples, schema=how.schema, banned_token=how.tokenizer.think_open if how.schema is None else None
-        )
+    def _answer_shape(samples: int | None, plan: ThinkingPlan) -> RequestShape:
+        """The shape of an answer. It must not think again, or it would escape the budget.
+
+        An answer with a schema cannot open thinking; for a free answer, the opening token is banned.
+        """
+        banned = plan.tokenizer.think_open if plan.schema is None else None
+        return RequestShape(samples, schema=plan.schema, banned_token=banned)
 
     async def _ask(
         self,
@@ -239,33 +251,41 @@ class Generate:
         max_tokens: int,
         seed: int | None,
         watch: RequestMonitor,
-        form: RequestShape = UNCONSTRAINED,
+        shape: RequestShape = UNCONSTRAINED,
     ) -> Generation:
-        """What one request gives, cut to what the context leaves."""
+        """Make one request, with `max_tokens` cut to the room that the context leaves; retry if the engine fails it."""
         limit = min(max_tokens, self._max_model_len - len(prompt.token_ids))
         if limit < 1:
-            raise RowError(ErrorCode.PROMPT_TOO_LONG, f"nothing of {self._max_model_len} tokens is left for an answer")
+            raise RowError(
+                ErrorCode.PROMPT_TOO_LONG, f"max_model_len = {self._max_model_len} leaves no room for an answer"
+            )
         began = time.monotonic()
         failed: RequestFailedError | None = None
-        for _ in range(REQUEST_TRIES):  # by hand: every row comes through here, and nothing is waited for
+        for _ in range(
+            REQUEST_TRIES
+        ):  # a plain loop: tenacity costs time on the path of every row, and there is nothing to wait for
             try:
-                generation = await self._try(prompt, limit, seed, watch, form)
+                generation = await self._try(prompt, limit, seed, watch, shape)
             except RequestFailedError as error:
                 failed = error
             except RequestRejectedError as error:
                 raise RowError(ErrorCode.ENGINE_REJECTED, str(error)) from error
             else:
                 return generation if failed is None else replace(generation, latency_s=time.monotonic() - began)
-        raise RowError(ErrorCode.ENGINE_REJECTED, f"asked {REQUEST_TRIES} times: {failed}") from failed
+        raise RowError(
+            ErrorCode.ENGINE_REJECTED, f"the engine failed the request {REQUEST_TRIES} times: {failed}"
+        ) from failed
 
     async def _try(
-        self, prompt: Prompt, max_tokens: int, seed: int | None, watch: RequestMonitor, form: RequestShape
+        self, prompt: Prompt, max_tokens: int, seed: int | None, watch: RequestMonitor, shape: RequestShape
     ) -> Generation:
-        guard = RepetitionGuard(self._repetition_tokens)  # of this try: what one before it said is not repeated by it
-        with watch(form) as see:
+        guard = RepetitionGuard(self._repetition_tokens)  # new for each try: a retry does not repeat the try before
+        with watch(shape) as observe:
 
             def on_tokens(sample: int, new: Sequence[int]) -> bool:
-                see(sample, new)
+                observe(sample, new)
                 return guard(sample, new)
 
-            return await self._engine.generate(prompt, max_tokens=max_tokens, seed=seed, on_tokens=on_tokens, form=form)
+            return await self._engine.generate(
+                prompt, max_tokens=max_tokens, seed=seed, on_tokens=on_tokens, form=shape
+            )

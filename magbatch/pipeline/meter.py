@@ -1,4 +1,4 @@
-"""Tokens that the requests of one row take, counted as they come: a row that fails has taken some too."""
+"""Tokens that the requests of a row take, counted as they arrive: a row that fails has used tokens too."""
 
 from collections.abc import Callable, Sequence
 
@@ -6,33 +6,33 @@ from magbatch.engines.base import RequestShape
 
 
 class Meter:
-    """Counts the tokens of one row.
+    """Counts the tokens of a row.
 
     Args:
-        opening: The token that opens thinking; None if the model has none.
-        closing: The token that closes it.
+        opening: Id of the token that opens thinking; None if the model has none.
+        closing: Id of the token that closes thinking; None if the model has none.
 
     Attributes:
-        prompt_tokens: Tokens of the row's prompts: what a request repeats of an earlier one counts once.
-        cached_tokens: Those of them that were found in the engine's prefix cache.
-        reasoning_tokens: Generated tokens of thinking, over all requests and samples.
-        answer_tokens: Generated tokens of answers.
+        prompt_tokens: Tokens of the row's prompts. Tokens that a request repeats from an earlier request count once.
+        cached_tokens: Prompt tokens that were found in the engine's prefix cache.
+        reasoning_tokens: Generated tokens of reasoning, over all requests and samples.
+        answer_tokens: Generated tokens of answers, over all requests and samples.
     """
 
     def __init__(self, opening: int | None = None, closing: int | None = None) -> None:
         self._opening, self._closing = opening, closing
         self.prompt_tokens = self.cached_tokens = self.reasoning_tokens = self.answer_tokens = 0
 
-    def request(self, form: RequestShape) -> Callable[[int, Sequence[int]], None]:
-        """A function that counts one request's tokens, given a sample's number and its new tokens."""
+    def request(self, shape: RequestShape) -> Callable[[int, Sequence[int]], None]:
+        """A counter for one request; call it with a sample's number and that sample's new tokens."""
         thinking = dict[int, bool]()
-        free = form.stop is None and form.schema is None and form.banned_token is None
+        is_free = shape.stop is None and shape.schema is None and shape.banned_token is None
 
         def count(sample: int, new: Sequence[int]) -> None:
             if not new:
                 return
             if sample not in thinking:
-                thinking[sample] = form.stop is not None or (free and new[0] == self._opening)
+                thinking[sample] = shape.stop is not None or (is_free and new[0] == self._opening)
             thought = len(new) if thinking[sample] else 0
             if thinking[sample] and self._closing in new:
                 thought, thinking[sample] = new.index(self._closing) + 1, False

@@ -1,9 +1,10 @@
 """Generated token ids -> reasoning, answer, and how the thinking ended.
 
-The split is made on token ids, never on text: a model that quotes "[/THINK]" in its thinking does
-not end it, and a document cannot forge an answer. One rule: the answer is what follows the last
-think block once that block is closed; everything before is reasoning. So nothing that was generated
-is lost, and thinking that was not closed is never shown as an answer.
+The split is made on token ids, never on text. So a model that quotes "[/THINK]" in its thinking does not end it, and a
+document cannot forge an answer.
+
+There is one rule: the answer is the text after the last think block, if that block is closed. Everything before is
+reasoning. Nothing that was generated is lost, and thinking that was not closed is never shown as an answer.
 """
 
 from collections.abc import Sequence
@@ -26,14 +27,15 @@ class Parser:
 
     @property
     def thinking(self) -> tuple[int | None, int | None]:
-        """The tokens that open and close thinking."""
+        """Ids of the tokens that open and close thinking; None for a token that the model lacks."""
         return self._tokenizer.think_open, self._tokenizer.think_close
 
     def __call__(self, completion: Completion) -> Answer:
-        """Split one completion.
+        """Split a completion.
 
-        `reasoning_tokens` counts up to the last closing token, that token included;
-        `answer_tokens` the rest, the end-of-sequence token included. Their sum is what was generated.
+        Returns:
+            The answer. `reasoning_tokens` counts up to and including the last closing token, `answer_tokens` the rest
+            with the end-of-sequence token. Their sum is the number of generated tokens.
         """
         ids = completion.token_ids
         blocks: list[list[int]] = [[]]
@@ -57,7 +59,7 @@ class Parser:
         if not marked:
             return self._answer(completion, None, ReasoningStatus.ABSENT, ids, 0)
         if thinking:
-            # Stopped by itself while thinking is a fault of the form; out of tokens is not.
+            # A model that stops in the middle of its thinking broke the form; a model that ran out of tokens did not.
             status = ReasoningStatus.MALFORMED if completion.finish_reason == "stop" else ReasoningStatus.TRUNCATED
             return self._answer(completion, self._text(blocks), completion.status or status, (), len(ids))
         status = (completion.status or ReasoningStatus.COMPLETE) if well_formed else ReasoningStatus.MALFORMED

@@ -1,14 +1,15 @@
 """Shards -> blocks for the replicas: read, render and prompt, composed for one read task.
 
-A block is one shard, or a piece of one whose rows take much memory: one record whose payload holds the prompts of
-its rows. So Ray can neither split a block nor join two, and a block that is handled again is the same block. A row
-that failed on its way here rides along with its error: the replica commits it like any other.
+A block is one shard, or a piece of a shard whose rows take much memory. It is a single record whose payload holds the
+prompts of all its rows, so Ray can neither split nor join blocks, and a block that is made again is the same block.
+A row that failed on the way travels with its error: the replica commits it like any other row.
 """
 
 import functools
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
@@ -17,7 +18,7 @@ from magbatch.engines.defaults import engine_args
 from magbatch.errors import ErrorCode, JobError, RowError, Step, StorageError, short_message
 from magbatch.model.checkpoint import locate
 from magbatch.model.tokenizer import Tokenizer
-from magbatch.pipeline.block import ShardPrompts, joined, lost, to_block
+from magbatch.pipeline.block import ShardPrompts, joined, to_block, unread
 from magbatch.pipeline.context import JobContext
 from magbatch.pipeline.prompt import Prompter
 from magbatch.pipeline.read import ShardReader, ShardRows, read_together
@@ -28,12 +29,13 @@ from magbatch.spec import JobSpec
 from magbatch.spec.columns import carried_columns, rendered_columns
 from magbatch.storage.patience import patiently
 
-RENDER_THREADS = 4  # decoding and fetching release the GIL
+T = TypeVar("T")
+RENDER_THREADS = 4  # decoding and fetching release the GIL; more threads hold more decoded images at once
 
 
 @functools.lru_cache(maxsize=1)
 def _steps(spec: str) -> tuple[Tokenizer, Renderer, Prompter]:
-    """Once for each process, not for each task: a full vocabulary takes seconds to load."""
+    """The steps of a job, made once in a process and not for each task: a full vocabulary takes seconds to load."""
     job = JobSpec.model_validate_json(spec)
     checkpoint = locate(job.model, weights=False)
     model = checkpoint.facts
@@ -44,10 +46,13 @@ def _steps(spec: str) -> tuple[Tokenizer, Renderer, Prompter]:
 
 
 class Preparer:
-    """Turns shards into blocks.
+    """Turns shards into prompts.
 
     Args:
         job: The job.
+
+    Attributes:
+        tokenizer: The model's tokenizer.
 
     Raises:
         ModelError: The tokenizer or the configuration cannot be had.
@@ -72,7 +77,13 @@ class Preparer:
         self._reader.read_ahead(shards)
 
     def one_by_one(self, shard: Shard, done: frozenset[str], deaths: Deaths, notes: Notes) -> ShardPrompts:
-        """Prepare the rows of a shard at which readers died: each is noted before it is touched.
+        """Prepare a shard at which readers died: each row is noted before it is touched.
+
+        Args:
+            shard: The shard.
+            done: Ids of its committed rows, which are left out.
+            deaths: Deaths of earlier readers that concern the shard.
+            notes: Log of what is being read.
 
         Raises:
             StorageError: The input's storage does not answer.
@@ -82,7 +93,7 @@ class Preparer:
         for row_id, alone in one_by_one(shard, done):
             letter = deaths.letter(row_id)
             if letter is not None:
-                pieces.append(lost(shard.index, self._carry, letter))
+                pieces.append(unread(shard.index, self._carry, letter))
                 continue
             notes.row(shard.index, row_id)
             pieces.append(self(alone))
@@ -91,7 +102,11 @@ class Preparer:
         return joined(shard.index, self._carry, pieces)
 
     def __call__(self, shard: Shard, done: frozenset[str] = frozenset()) -> ShardPrompts:
-        """Prepare the rows of a shard that are not done.
+        """Prepare a shard.
+
+        Args:
+            shard: The shard.
+            done: Ids of its committed rows, which are left out.
 
         Raises:
             StorageError: The input's storage does not answer.
@@ -100,24 +115,26 @@ class Preparer:
             return self._prepared(shard.index, self._reader(shard, done))
         except JobError:
             raise
-        except Exception:  # noqa: BLE001 - a row's boundary: each row is looked at by itself then
+        except Exception:  # noqa: BLE001 - a row's boundary: each row is tried alone to find the one that fails
             rows = list(one_by_one(shard, done))
             return joined(shard.index, self._carry, [self._alone(row_id, alone) for row_id, alone in rows])
 
     def _alone(self, row_id: str, alone: Shard) -> ShardPrompts:
-        """One row of a shard that cannot be prepared as a whole."""
+        """Prepare a single row of a shard that cannot be prepared as a whole."""
         try:
             return self._prepared(alone.index, self._reader(alone))
         except JobError:
             raise
-        except Exception as error:  # noqa: BLE001 - a row's boundary: whatever one row does to a library
+        except Exception as error:  # noqa: BLE001 - a row's boundary: a library may raise anything
             message = short_message(f"reading the row fails: {type(error).__name__}: {error}")
-            return lost(alone.index, self._carry, DeadLetter(row_id, Step.READ, ErrorCode.ROW_UNREADABLE, message))
+            return unread(alone.index, self._carry, DeadLetter(row_id, Step.READ, ErrorCode.ROW_UNREADABLE, message))
 
     def _prepared(self, shard: int, read: ShardRows) -> ShardPrompts:
-        """Rows as read, rendered."""
+        """Render rows that were read, and build their prompts."""
 
-        def outcome(at: int) -> Prompt | DeadLetter:  # one row's values are in memory at a time, not those of all
+        def outcome(
+            at: int,
+        ) -> Prompt | DeadLetter:  # takes a slice: the values of one row are Python objects at a time
             return self._row(self._input_row(read.row_ids[at], read.table.slice(at, 1), read.folders[at]))
 
         columns, each = self._spec.input.columns, range(len(read.row_ids))
@@ -128,7 +145,7 @@ class Preparer:
             outcomes = [outcome(at) for at in each]
         failed = [DeadLetter(row_id, Step.READ, error.code, error.message) for row_id, error in read.failed]
         carried = read.table.select(self._carried).rename_columns(self._carry.names)
-        if failed:  # an unreadable row carries nothing
+        if failed:  # an unreadable row carries nulls
             nothing = pa.table([pa.nulls(len(failed), field.type) for field in self._carry], schema=self._carry)
             carried = pa.concat_tables([carried, nothing]) if self._carry.names else carried
         ids = [*read.row_ids, *(letter.row_id for letter in failed)]
@@ -141,7 +158,7 @@ class Preparer:
         )
 
     def _input_row(self, row_id: str, record: pa.Table, folder: str) -> InputRow | DeadLetter:
-        """The values that rendering uses; what is only carried is never turned into Python."""
+        """The values that rendering uses. Columns that are only carried stay in Arrow."""
         values: dict[str, Any] = {}
         for name in self._used:
             try:
@@ -154,6 +171,7 @@ class Preparer:
         return InputRow(row_id, values, folder)
 
     def _row(self, row: InputRow | DeadLetter) -> Prompt | DeadLetter:
+        """Render a row and build its prompt; a row that fails becomes a dead letter."""
         if isinstance(row, DeadLetter):
             return row
         step = Step.RENDER
@@ -166,10 +184,10 @@ class Preparer:
             return prompt
         except RowError as error:
             return DeadLetter(row.row_id, step, error.code, error.message)
-        except JobError:  # no property of the row; where storage is away, the whole shard is tried again
+        except JobError:  # not the row's fault, e.g. storage is away: the whole shard is tried again
             raise
         except BaseException as error:
-            # A row's boundary: a defect must not stop its neighbours. What panics in Rust is no `Exception`.
+            # A row's boundary: a defect must not stop its neighbours. A panic in Rust does not derive from `Exception`.
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
                 raise
             return DeadLetter(row.row_id, step, ErrorCode.INTERNAL, f"{type(error).__name__}: {error}")
@@ -183,67 +201,117 @@ def prepare(
     on_wait: Callable[[StorageError], None] | None = None,
     notes: Notes | None = None,
 ) -> Iterator[pa.Table]:
-    """The blocks of a read task, one after the other.
+    """Prepare the shards of a read task.
 
     Args:
         job: The job.
-        shards: In the order of the plan, so that files are read forward.
-        may_have_rows: Shards of which some rows may be committed already.
-        done_rows: Looks these shards up, and returns the ids of the committed rows of each.
-        on_wait: Is called with each refusal of the storage that is waited out.
-        notes: Where it is noted what is being read, for the reader that comes after one that died.
+        shards: The shards, in the order of the plan, so that files are read forward.
+        may_have_rows: Indices of the shards that may have committed rows.
+        done_rows: Look-up of the shards in `may_have_rows`, called once before the first shard. Its result gives the
+            ids of a shard's committed rows. The replica checks again for rows that are committed later.
+        on_wait: Callback for each refusal of the storage that is waited out.
+        notes: Log of what is being read, for the reader that follows if this one dies.
+
+    Yields:
+        Blocks, one for each shard or piece of a shard.
+
+    Raises:
+        StorageError: The storage does not answer, and patience (`output.patience_s`) is over.
     """
     notes = notes or ReadLog()
-    preparer = Preparer(job)
-    patience_s = job.spec.output.patience_s
+    pieces = _ReadTask(job, may_have_rows, on_wait, notes).pieces(shards, done_rows)
 
-    def works() -> Iterator[tuple[ShardPrompts, bool]]:
-        """The pieces of each shard, and whether each is its last; they are the same ones whoever reads it."""
-        committed = done_rows()  # what is committed later, the replica sees
-        for together in read_together(shards):
-            known = [notes.begin(shard.index) for shard in together]
-            first = known[0]
-            struck = any(deaths.touch(shard) for deaths, shard in zip(known, together, strict=True))
-            unsized = any(
-                deaths.sizes_kill or deaths.give_up(shard) for deaths, shard in zip(known, together, strict=True)
-            )
-            cut, small = [[shard] for shard in together], True
-            if not unsized:
-                cut, small = patiently(functools.partial(preparer.pieces, together), patience_s, on_wait)
-            ahead = together if small and not struck else []
-            patiently(functools.partial(preparer.read_ahead, ahead), patience_s, on_wait)
-            for shard in together[1:]:  # not touched until its turn comes
-                notes.end(shard.index)
-            for number, pieces in enumerate(cut):
-                shard = together[number]
-                deaths = notes.begin(shard.index) if number else first
-                done = committed(shard.index) if shard.index in may_have_rows else frozenset[str]()
-                for piece in pieces:
-                    act = functools.partial(preparer, piece, done)
-                    if deaths.touch(shard):
-                        act = functools.partial(preparer.one_by_one, piece, done, deaths, notes)
-                    yield patiently(act, patience_s, on_wait), piece is pieces[-1]
+    def pack(piece: _Piece) -> pa.Table:
+        block = to_block(piece.prompts)
+        if piece.is_last:
+            notes.end(piece.prompts.shard)
+        return block
 
     document = job.spec.input.document
-    if job.spec.input.columns.document and document.overflow == "map_reduce":  # two such shards are gigabytes
-        for one, last in works():
-            block = to_block(one)
-            if last:
-                notes.end(one.shard)
-            del one
-            yield block
-        return
-    coming = works()
-    ahead = ThreadPoolExecutor(1)  # a shard is rendered while the one before it is packed and taken
+    if job.spec.input.columns.document and document.overflow == "map_reduce":  # two such shards take gigabytes
+        yield from map(pack, pieces)
+    else:
+        yield from _look_ahead(pieces, pack)
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """A prepared piece of a shard.
+
+    Attributes:
+        prompts: The prepared rows.
+        is_last: Whether no other piece of the shard follows.
+    """
+
+    prompts: ShardPrompts
+    is_last: bool
+
+
+class _ReadTask:
+    """Prepares shards, patiently, and notes what it reads.
+
+    Args:
+        job: The job.
+        may_have_rows: Indices of the shards that may have committed rows.
+        on_wait: Callback for each refusal of the storage that is waited out.
+        notes: Log of what is being read.
+    """
+
+    def __init__(
+        self,
+        job: JobContext,
+        may_have_rows: frozenset[int],
+        on_wait: Callable[[StorageError], None] | None,
+        notes: Notes,
+    ) -> None:
+        self._preparer = Preparer(job)
+        self._may_have_rows, self._notes = may_have_rows, notes
+        self._patience_s, self._on_wait = job.spec.output.patience_s, on_wait
+
+    def pieces(self, shards: list[Shard], done_rows: Callable[[], Callable[[int], frozenset[str]]]) -> Iterator[_Piece]:
+        """The pieces of all shards in order. Every reader of a shard cuts it into the same pieces."""
+        committed = done_rows()
+        for together in read_together(shards):
+            deaths = [self._notes.begin(shard.index) for shard in together]
+            cut = self._cut(together, deaths)
+            for shard in together[1:]:  # noted again when its turn comes: until then no death is its fault
+                self._notes.end(shard.index)
+            for number, (shard, pieces) in enumerate(zip(together, cut, strict=True)):
+                known = self._notes.begin(shard.index) if number else deaths[0]
+                done = committed(shard.index) if shard.index in self._may_have_rows else frozenset[str]()
+                for piece in pieces:
+                    act = functools.partial(self._preparer, piece, done)
+                    if known.reads_rows_alone(shard):
+                        act = functools.partial(self._preparer.one_by_one, piece, done, known, self._notes)
+                    yield _Piece(self._patiently(act), piece is pieces[-1])
+
+    def _cut(self, together: list[Shard], deaths: list[Deaths]) -> list[list[Shard]]:
+        """The pieces of shards that are read together; if all of them are small, they are read ahead in one pass."""
+        pairs = list(zip(deaths, together, strict=True))
+        cut, are_small = [[shard] for shard in together], True
+        if not any(known.sizes_kill or known.is_given_up(shard) for known, shard in pairs):
+            cut, are_small = self._patiently(functools.partial(self._preparer.pieces, together))
+        reads_ahead = are_small and not any(known.reads_rows_alone(shard) for known, shard in pairs)
+        self._patiently(functools.partial(self._preparer.read_ahead, together if reads_ahead else []))
+        return cut
+
+    def _patiently(self, act: Callable[[], T]) -> T:
+        return patiently(act, self._patience_s, self._on_wait)
+
+
+def _look_ahead(pieces: Iterator[_Piece], pack: Callable[[_Piece], pa.Table]) -> Iterator[pa.Table]:
+    """The packed pieces; a thread prepares the next piece while a block is packed and taken.
+
+    If the consumer stops early, a piece under way is not waited for.
+    """
+    thread = ThreadPoolExecutor(1)
     try:
-        ready = ahead.submit(next, coming, None)
-        while (found := ready.result()) is not None:
-            ready = ahead.submit(next, coming, None)
-            block, shard, last = to_block(found[0]), found[0].shard, found[1]
-            del found
-            if last:
-                notes.end(shard)
+        ready = thread.submit(next, pieces, None)
+        while (piece := ready.result()) is not None:
+            ready = thread.submit(next, pieces, None)
+            block = pack(piece)
+            del piece  # a prepared piece and its block are as large as each other: only the block is kept
             yield block
             del block
     finally:
-        ahead.shutdown(wait=False, cancel_futures=True)
+        thread.shutdown(wait=False, cancel_futures=True)

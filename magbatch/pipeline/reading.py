@@ -1,7 +1,7 @@
-"""What is being read stands where it outlives its reader, so that a row that ends readers is found, and ends no more.
+"""A log of what is being read, kept where it outlives the reader, so that a row that kills readers is found.
 
-A shard is noted when a reader begins it, and again when it is read. If it is begun twice, the reader in between died:
-its rows are then read one by one, each noted before it is touched.
+A reader notes a shard when it begins it and again when it has read it. If a shard is begun twice, the reader in between
+died. Its rows are then read one by one, and each is noted before it is touched.
 """
 
 from collections.abc import Iterator
@@ -11,85 +11,56 @@ from typing import Protocol
 from magbatch.errors import ErrorCode, Step
 from magbatch.rows import DeadLetter, Shard
 
-STRIKES = 3  # readers that may die over one row: the first names the shard alone
-MOST_DEATHS = 32  # readers that may die at one shard, whatever its rows have to do with it, and at rows of one file
+STRIKES = 3  # readers that may die over one row: the first death names only the shard, two more name the row
+MOST_DEATHS = 32  # readers that may die at one shard, or at the rows of one file; bounds the restarts of a bad input
 
 
 @dataclass(frozen=True, slots=True)
 class Deaths:
-    """What the board knows of a shard that a reader begins.
+    """Deaths of readers that concern a shard.
 
     Attributes:
         readers: Readers that died while they had the shard.
-        rows: Row id to the readers that died at this very row.
-        files: Key of a file to the readers that died at its rows, in this shard or another.
+        rows: Row id to the number of readers that died at this row.
+        files: Key of a file to the number of readers that died at its rows, in this shard or another.
     """
 
     readers: int = 0
     rows: dict[str, int] = field(default_factory=dict)
     files: dict[str, int] = field(default_factory=dict)
 
-    def touch(self, shard: Shard) -> bool:
-        """Whether the rows of a shard are to be looked at one by one."""
-        return self.readers > 0 or self.give_up(shard)
+    def reads_rows_alone(self, shard: Shard) -> bool:
+        """Whether the rows of a shard must be read one by one."""
+        return self.readers > 0 or self.is_given_up(shard)
 
-    def give_up(self, shard: Shard) -> bool:
-        """Whether a file of a shard has ended so many readers that none of its rows is read any more."""
+    def is_given_up(self, shard: Shard) -> bool:
+        """Whether a file of the shard has killed so many readers that its rows are not read any more."""
         return any(self.files.get(segment.key, 0) >= MOST_DEATHS for segment in shard.segments)
 
     @property
     def sizes_kill(self) -> bool:
-        """Whether readers die before they come to a row, where they find out how large rows are."""
+        """Whether readers die before they reach a row, while they find out how large the rows are."""
         return self.readers >= STRIKES and not self.rows
 
     def letter(self, row_id: str) -> DeadLetter | None:
-        """Why a row is not to be read any more; None if it is to be read."""
+        """The dead letter of a row that is not to be read any more; None if it is to be read."""
         struck = self.rows.get(row_id, 0) + 1
         if struck >= STRIKES:
             message = (
-                f"{struck - 1} processes died while they read it alone, after one that read its shard: "
-                "it takes more memory than there is, or crashes a library"
+                f"{struck - 1} processes died while they read this row alone, after one that read its shard: "
+                "the row needs more memory than there is, or crashes a library"
             )
         elif (at_file := self.files.get(_file(row_id), 0)) >= MOST_DEATHS:
-            message = f"{at_file} processes died while they read rows of its file, of which no more rows are tried"
+            message = f"{at_file} processes died while they read rows of this file; no more of its rows are tried"
         elif self.readers >= MOST_DEATHS:
-            message = f"{self.readers} processes that read its shard died, and which row does it cannot be told"
+            message = f"{self.readers} processes died while they read this shard; the row that kills them is unknown"
         else:
             return None
         return DeadLetter(row_id, Step.READ, ErrorCode.READER_KILLER, message)
 
 
-class ReadLog:
-    """The board's part: shards that are being read, and deaths at them. It is as large as what is read at once."""
-
-    def __init__(self) -> None:
-        self._reading: dict[int, str | None] = {}
-        self._deaths: dict[int, Deaths] = {}
-        self._files: dict[str, int] = {}
-
-    def begin(self, shard: int) -> Deaths:
-        """A reader begins a shard; what is known of it."""
-        deaths = self._deaths.get(shard, Deaths())
-        if shard in self._reading:
-            row, rows = self._reading[shard], deaths.rows
-            if row is not None:
-                rows = rows | {row: rows.get(row, 0) + 1}
-                self._files[_file(row)] = self._files.get(_file(row), 0) + 1
-            deaths = self._deaths[shard] = Deaths(deaths.readers + 1, rows)
-        self._reading[shard] = None
-        return replace(deaths, files=dict(self._files))
-
-    def row(self, shard: int, row_id: str | None) -> None:
-        """A reader touches this row of a shard, and no other; None once it is done with it."""
-        self._reading[shard] = row_id
-
-    def end(self, shard: int) -> None:
-        """A shard is read, or its reader gave it up by itself."""
-        self._reading.pop(shard, None)
-
-
 class Notes(Protocol):
-    """The log, as a reader sees it: `begin` and `row` have arrived there when they return."""
+    """The log, as a reader uses it. After `begin` and `row` return, the note is stored."""
 
     def begin(self, shard: int) -> Deaths:
         """See `ReadLog.begin`."""
@@ -101,14 +72,47 @@ class Notes(Protocol):
         """See `ReadLog.end`."""
 
 
-def _file(row_id: str) -> str:
-    """The key of a row's file."""
-    return row_id.rpartition("-")[0]
+class ReadLog:
+    """The log itself: shards that are being read, and deaths of readers. Shards that are read leave it."""
+
+    def __init__(self) -> None:
+        self._reading: dict[int, str | None] = {}
+        self._deaths: dict[int, Deaths] = {}
+        self._files: dict[str, int] = {}
+
+    def begin(self, shard: int) -> Deaths:
+        """Note that a reader begins a shard.
+
+        Returns:
+            Deaths of earlier readers that concern the shard.
+        """
+        deaths = self._deaths.get(shard, Deaths())
+        if shard in self._reading:
+            row, rows = self._reading[shard], deaths.rows
+            if row is not None:
+                rows = rows | {row: rows.get(row, 0) + 1}
+                self._files[_file(row)] = self._files.get(_file(row), 0) + 1
+            deaths = self._deaths[shard] = Deaths(deaths.readers + 1, rows)
+        self._reading[shard] = None
+        return replace(deaths, files=dict(self._files))
+
+    def row(self, shard: int, row_id: str | None) -> None:
+        """Note that a reader touches this row of a shard and no other; None once it is done with the row."""
+        self._reading[shard] = row_id
+
+    def end(self, shard: int) -> None:
+        """Note that a shard is read, or that its reader gave it up without dying."""
+        self._reading.pop(shard, None)
 
 
 def one_by_one(shard: Shard, done: frozenset[str]) -> Iterator[tuple[str, Shard]]:
-    """The rows of a shard that are not done, each with a shard of it alone."""
+    """The rows of a shard that are not done: the id of each, and a shard that holds this row alone."""
     for segment in shard.segments:
         for offset, row_id in enumerate(segment.row_ids()):
             if row_id not in done:
                 yield row_id, Shard(shard.index, (replace(segment, start=segment.start + offset, rows=1),))
+
+
+def _file(row_id: str) -> str:
+    """The key of a row's file."""
+    return row_id.rpartition("-")[0]

@@ -1,15 +1,22 @@
-"""A sample that only repeats itself is noticed, and ended."""
+"""Samples that only repeat themselves are noticed, so that they can be ended."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-LEAST_REPEATS = 4  # of a pattern, before it counts as repetition
+LEAST_REPEATS = 4  # occurrences of a pattern that count as repetition
 
 
 def repeats_itself(tokens: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> bool:
-    """Whether tokens are one pattern over and over, at least `LEAST_REPEATS` times."""
-    # The last token stands a pattern's length before the end too: few lengths are left to compare whole.
+    """Whether tokens are one pattern over and over, at least `LEAST_REPEATS` times.
+
+    Example: in [7, 8, 7, 8, 7, 8, 7, 8] the pattern [7, 8] occurs four times.
+
+    Args:
+        tokens: int64 array (n,): token ids.
+    """
+    # A pattern of some length puts the last token that many places before the end too. So the last token alone rules
+    # out most lengths, and only a few need a comparison of all tokens.
     lengths = 1 + np.flatnonzero(tokens[-2 : -2 - len(tokens) // LEAST_REPEATS : -1] == tokens[-1])
     return any(bool((tokens[length:] == tokens[:-length]).all()) for length in lengths)
 
@@ -17,11 +24,11 @@ def repeats_itself(tokens: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> bool
 class RepetitionGuard:
     """Notices a sample that only repeats itself.
 
-    vLLM has such a check, made for every token of every row inside the engine; here it is made for
-    every chunk of tokens, outside. It looks at exact repetition only.
+    vLLM has such a check, but runs it inside the engine for every token of every row. This one runs outside, for every
+    chunk of tokens. Only exact repetition counts.
 
     Args:
-        tokens: How many tokens of pure repetition are enough; None never is.
+        tokens: Tokens of pure repetition that end a sample; None for no limit.
     """
 
     def __init__(self, tokens: int | None) -> None:
@@ -29,7 +36,12 @@ class RepetitionGuard:
         self._tails: dict[int, list[int]] = {}
 
     def __call__(self, sample: int, new: Sequence[int]) -> bool:
-        """See `OnTokens`: False for a sample that has repeated itself for long enough."""
+        """Whether a sample may go on; see `OnTokens`.
+
+        Args:
+            sample: Number of the sample, from 0.
+            new: Its new tokens.
+        """
         if self._tokens is None:
             return True
         tail = self._tails.setdefault(sample, [])

@@ -64,7 +64,7 @@ def main() -> None:
     async def run() -> None:
         for repetition in range(-1, arguments.repetitions):  # the first round warms the engine up
             for number, (name, steering) in enumerate(arms.items()):
-                generate = Generate(engine, spec.sampling, args["max_model_len"], steering=steering)
+                generate = Generate(engine, spec.sampling, args["max_model_len"], plan=steering)
                 asked = prompts(1000 + 10 * repetition + number)
                 began = time.monotonic()
                 found = await asyncio.gather(*(generate(prompt) for prompt in asked))

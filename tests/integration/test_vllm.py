@@ -348,7 +348,7 @@ def test_thinking_is_cut_at_its_budget_and_the_answer_follows(serving: Serving, 
     tokenizer, budget = serving.tokenizer, 20
     spec = spec_for(Path("/nowhere/x.parquet"), n=3, max_tokens=40)
     steering = ThinkingPlan(tokenizer, budget, thinks=True, schema=None)
-    generate = Generate(serving.engine, spec.sampling, 2400, steering=steering)
+    generate = Generate(serving.engine, spec.sampling, 2400, plan=steering)
     generation = serving.loop.run_until_complete(generate(prompts[0]))
     answers = [Parser(tokenizer)(completion) for completion in generation.completions]
     assert len(answers) == 3
@@ -384,7 +384,7 @@ def test_a_document_in_parts_is_one_row_of_the_real_engine(serving: Serving, tmp
     assert [len(part.images) for part in prompt.page_groups] == [4, 4, 4]
     tokenizer = serving.tokenizer
     prompter = Prompter(spec, locate(spec.model, weights=False).path, tokenizer, 2400)
-    generate = Generate(serving.engine, spec.sampling, 2400, steering=ThinkingPlan.of(spec, tokenizer))
+    generate = Generate(serving.engine, spec.sampling, 2400, plan=ThinkingPlan.of(spec, tokenizer))
     ask = RowAnswerer(generate, Parser(tokenizer), Checker(spec.answer, 5.0), 3, prompter)
     row = serving.loop.run_until_complete(ask(prompt, Progress()))
     assert (row.total_pages, len(row.answers)) == (12, 3)

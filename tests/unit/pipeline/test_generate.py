@@ -174,7 +174,10 @@ def test_what_the_engine_gives_up_time_and_again_is_that_rows_error() -> None:
     engine = Failing(3, said=[])
     with pytest.raises(RowError) as caught:
         ask(engine, SamplingSpec(), 100, prompt(1))
-    assert (caught.value.code, caught.value.message) == (ErrorCode.ENGINE_REJECTED, "asked 3 times: it went wrong")
+    assert (caught.value.code, caught.value.message) == (
+        ErrorCode.ENGINE_REJECTED,
+        "the engine failed the request 3 times: it went wrong",
+    )
     assert len(engine.asked) == 3
 
 

@@ -1,6 +1,8 @@
+import functools
 import io
 import threading
 import time
+from collections.abc import Callable, Iterable, Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -355,6 +357,18 @@ def test_text_that_is_stored_as_bytes_is_asked_as_text(job: SmallJob, kind: pa.D
 # A read task
 
 
+def read_task(
+    job: SmallJob,
+    shards: list[Shard] | None = None,
+    may_have_rows: Iterable[int] = (),
+    on_wait: Callable[[StorageError], None] | None = None,
+) -> Iterator[pa.Table]:
+    """The blocks of some shards of a job, or of all of them."""
+    named = frozenset(may_have_rows)
+    done_rows = functools.partial(job.ledger.look_up, named)
+    return prepare(job.job, shards or list(job.plan.shards()), named, done_rows, on_wait)
+
+
 def test_a_read_task_gives_one_block_for_each_shard_and_only_what_is_open(either_job: SmallJob) -> None:
     either_job.ask(12)
     either_job.set("input", shard_rows=4)
@@ -363,7 +377,7 @@ def test_a_read_task_gives_one_block_for_each_shard_and_only_what_is_open(either
     finish(either_job, 1, ids[4:6])
     finish(either_job, 2, ids[8:9])  # not named as partly done: nobody asks the ledger about it
     shards = [either_job.plan.shard(index) for index in range(3)]
-    blocks = list(prepare(either_job.job, shards, frozenset({1})))
+    blocks = list(read_task(either_job, shards, {1}))
     assert [block.num_rows for block in blocks] == [1, 1, 1]
     found = [(work.shard, [prompt.row_id for prompt in work.prompts]) for block in blocks for work in from_block(block)]
     assert found == [(0, ids[:4]), (1, ids[6:8]), (2, ids[8:])]
@@ -399,7 +413,7 @@ def test_one_shard_is_prepared_while_the_block_before_it_waits_to_be_taken(
     job.set("input", shard_rows=3)
     job.begin()
     doors = Doors(monkeypatch, set())
-    blocks = prepare(job.job, list(job.plan.shards()), frozenset())
+    blocks = read_task(job)
     next(blocks)
     doors.until([0, 1])
     next(blocks)
@@ -415,7 +429,7 @@ def test_of_long_documents_one_shard_is_prepared_at_a_time(job: SmallJob, monkey
     job.set("prompt", template="What does it say?")
     job.begin()
     doors = Doors(monkeypatch, set())
-    blocks = prepare(job.job, list(job.plan.shards()), frozenset())
+    blocks = read_task(job)
     next(blocks)
     time.sleep(0.05)  # what would be prepared without need is by now
     assert doors.begun == [0]
@@ -427,7 +441,7 @@ def test_who_takes_no_more_blocks_waits_for_none(job: SmallJob, monkeypatch: pyt
     job.set("input", shard_rows=3)
     job.begin()
     doors = Doors(monkeypatch, {1})
-    blocks = prepare(job.job, list(job.plan.shards()), frozenset())
+    blocks = read_task(job)
     next(blocks)
     doors.until([0, 1])
     closing = threading.Thread(target=blocks.close)  # type: ignore[attr-defined]
@@ -456,7 +470,7 @@ def test_a_store_that_is_away_stops_no_shard_before_the_one_that_met_it(
         return prepared(preparer, shard, done)
 
     monkeypatch.setattr(Preparer, "__call__", call)
-    blocks = prepare(job.job, list(job.plan.shards()), frozenset())
+    blocks = read_task(job)
     assert next(blocks)["shard"].to_pylist() == [0]
     with pytest.raises(StorageError, match="the input is away"):
         next(blocks)
@@ -491,7 +505,7 @@ def test_a_store_that_is_away_fails_no_row(tmp_path: Path, s3: str, monkeypatch:
         return real(self, path, *arguments)
 
     monkeypatch.setattr(References, "read", moody)
-    (block,) = prepare(job.job, [job.plan.shard(0)], frozenset(), lambda error: waited.append(str(error)))
+    (block,) = read_task(job, on_wait=lambda error: waited.append(str(error)))
     (work,) = from_block(block)
     assert asked_for(work) == ["a0", "a1"]
     assert letters(work) == {"a2": (Step.RENDER, ErrorCode.URL_REFUSED)}
@@ -535,7 +549,7 @@ def test_a_shard_whose_rows_take_much_memory_goes_out_in_pieces(job: SmallJob, e
     found = [
         [
             (work.shard, block.nbytes < 130 << 20, [prompt.row_id for prompt in work.prompts], work.carried.num_rows)
-            for block in prepare(job.job, [job.plan.shard(0)], frozenset(partly_done))
+            for block in read_task(job, may_have_rows=partly_done)
             for work in from_block(block)
         ]
         for partly_done in ([], [0])

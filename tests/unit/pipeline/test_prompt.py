@@ -20,7 +20,8 @@ from PIL import Image as Pillow
 
 from magbatch.errors import ErrorCode, ModelError, RowError
 from magbatch.model.tokenizer import Tokenizer
-from magbatch.pipeline.prompt import Prompter, system_message
+from magbatch.pipeline.chat import system_message
+from magbatch.pipeline.prompt import Prompter
 from magbatch.rows import Image, Prompt, RenderedRow, TokenIds, as_ids
 from magbatch.spec import JobSpec
 from magbatch.tiny.wording import SYSTEM_PROMPT

@@ -57,7 +57,11 @@ def test_a_row_is_given_up_after_three_readers_and_a_shard_after_many() -> None:
 def blocks(job: SmallJob, log: ReadLog) -> dict[str, list[str]]:
     """Ids of the rows that have prompts, and of dead letters, of the whole job."""
     shards = [job.plan.shard(index) for index in range(len(job.plan.shard_sizes))]
-    works = [work for block in prepare(job.job, shards, frozenset(), notes=log) for work in from_block(block)]
+    works = [
+        work
+        for block in prepare(job.job, shards, frozenset(), lambda: job.ledger.look_up([]), notes=log)
+        for work in from_block(block)
+    ]
     return {
         "asked": [prompt.row_id for work in works for prompt in work.prompts],
         "dead": [letter.row_id for work in works for letter in work.failed],
