@@ -1,6 +1,5 @@
 # Commands of a developer. The environment is made once, by `uv sync`; nothing here touches it.
 RUN := uv run --no-sync
-PROSE := magbatch tests/support deploy jobs monitoring README.md CONTRIBUTING.md CHANGELOG.md tests/README.md
 
 .PHONY: help unit lint types test fire docs bench
 
@@ -23,8 +22,9 @@ test: lint types  ## Check format, lint and types, then run all tests.
 fire:  ## Run whole jobs under long series of faults, for half an hour.
 	$(RUN) pytest -m fire
 
-docs:  ## Write the spec reference again, then check READMEs and prose.
-	$(RUN) python -m magbatch.spec.reference
+docs:  ## Write the spec reference and the list of files again, then check READMEs and prose.
+	$(RUN) python -m magbatch.spec.reference jobs/README.md
+	$(RUN) python tests/support/files.py
 	$(RUN) pytest -n 0 tests/unit/test_readme.py tests/unit/test_prose.py tests/unit/spec
 
 bench:  ## Measure magbatch on this machine against vLLM and ray.data.llm.

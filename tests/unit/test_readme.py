@@ -1,48 +1,160 @@
-"""The README: specs that are complete, commands that leave the environment alone, every module in its tree."""
+"""The READMEs: specs that run, commands that exist, links that lead somewhere, and tables that are complete."""
 
+import ast
 import re
+from functools import cache
 from pathlib import Path
-from typing import Any
 
+import click
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import typer
 import yaml
-from pydantic import BaseModel
+from support.files import PAGE
 from typer.testing import CliRunner
 
 from magbatch.cli.app import app
-from magbatch.spec import JobSpec, parse
+from magbatch.errors import ErrorCode, Step
+from magbatch.ledger.layout import NAMED_FILES
+from magbatch.ledger.manifest import Manifest
+from magbatch.rows import ReasoningStatus
+from magbatch.schema import DOCUMENT_FIELDS, ERROR_FIELDS, RESULT_FIELDS, TOKEN_FIELDS
+from magbatch.spec import parse
 
 ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "magbatch"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+OUTPUT = (ROOT / "jobs" / "OUTPUT.md").read_text(encoding="utf-8")
+PAGES = sorted(
+    path
+    for pattern in ("*.md", "jobs/*.md", "deploy/*.md", "monitoring/*.md", "tests/*.md", "magbatch/**/*.md")
+    for path in ROOT.glob(pattern)
+)
+MOST_LINES = 180
+MINIMAL = {
+    "name": "a",
+    "model": {"source": "builtin:tiny"},
+    "input": {"path": "a.parquet", "columns": {"prompt": "question"}},
+    "output": {"path": "out/a"},
+}
+UNDER_ROOTS = ("magbatch/", "jobs/", "deploy/", "monitoring/", "tests/")
 
 
-def fields(model: type[BaseModel]) -> dict[str, Any]:
-    """Field names, as nested as the spec is."""
-    found: dict[str, Any] = {}
-    for name, field in model.model_fields.items():
-        kind = field.annotation
-        found[name] = fields(kind) if isinstance(kind, type) and issubclass(kind, BaseModel) else None
-    return found
+def each_page() -> list[object]:
+    return [pytest.param(path, id=path.relative_to(ROOT).as_posix()) for path in PAGES]
 
 
-def shape(node: Any, like: Any) -> Any:
-    return {name: shape(child, like[name]) for name, child in node.items()} if isinstance(like, dict) else None
+def blocks(text: str, language: str) -> list[str]:
+    """Code blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
-def test_every_field_of_the_spec_is_shown() -> None:
-    match = re.search(r"## The job spec\n.*?```yaml\n(.*?)```", README, re.DOTALL)
-    assert match is not None
-    text = match.group(1)
-    assert shape(yaml.safe_load(text), fields(JobSpec)) == fields(JobSpec)
-    assert parse(text).name == "invoices-november"
+def section(text: str, heading: str) -> str:
+    """The text below a heading, up to the next heading of its level or above."""
+    level = heading.partition(" ")[0]
+    found = re.search(rf"^{re.escape(heading)}\n(.*?)(?=^#{{1,{len(level)}}} |\Z)", text, re.DOTALL | re.MULTILINE)
+    assert found is not None, f"no section {heading!r}"
+    return found.group(1)
+
+
+def first_cells(text: str) -> set[str]:
+    """Code spans in the first cells of a section's tables."""
+    rows = [line for line in text.splitlines() if line.startswith("| `")]
+    return {span for row in rows for span in re.findall(r"`([^`]+)`", row.split("|")[1])}
+
+
+@cache
+def anchors(path: Path) -> set[str]:
+    """Names of a page's headings, as GitHub makes them."""
+    headings = re.findall(
+        r"^#+ (.+)$", re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.S | re.M), re.M
+    )
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_front_page_is_short() -> None:
+    assert len(README.splitlines()) <= MOST_LINES
+
+
+@pytest.mark.parametrize("path", each_page())
+def test_links_lead_to_files_and_headings(path: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    broken = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+://", target):
+            continue
+        name, _, anchor = target.partition("#")
+        file = (path.parent / name).resolve() if name else path
+        if not file.exists() or (anchor and anchor not in anchors(file)):
+            broken.append(target)
+    assert broken == []
+
+
+@pytest.mark.parametrize("path", each_page())
+def test_files_that_are_named_are_there(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    spans = re.findall(r"`([\w./-]+\.(?:py|yaml|yml|md|sh|txt|json|toml))`", text)
+    tests = {file.name for file in (ROOT / "tests").rglob("*.py")}
+    missing = [name for name in spans if name.startswith(UNDER_ROOTS) and not (ROOT / name).exists()]
+    missing += [name for name in spans if re.fullmatch(r"test_\w+\.py", name) and name not in tests]
+    folder = path.parent
+    missing += [
+        name for name in spans if re.match(r"(unit|integration|support)/", name) and not (folder / name).exists()
+    ]
+    assert path.name == "CHANGELOG.md" or missing == []
+
+
+@cache
+def commands() -> dict[str, set[str]]:
+    """Every command by its full name, with its options."""
+
+    def walk(command: click.Command, name: str) -> dict[str, set[str]]:
+        options = {option for parameter in command.params for option in [*parameter.opts, *parameter.secondary_opts]}
+        found = {name: options | {"--help", "--version"}}
+        for below, child in getattr(command, "commands", {}).items():
+            found |= walk(child, f"{name} {below}")
+        return found
+
+    return walk(typer.main.get_command(app), "magbatch")  # type: ignore[arg-type]
+
+
+def invoked(text: str) -> list[str]:
+    """Commands of the package in console blocks, and in code spans that begin with one."""
+    lines = [line for block in blocks(text, "console") for line in block.replace("\\\n", " ").splitlines()]
+    found = [line[2:].partition(" #")[0] for line in lines if line.startswith("$ ")]
+    found += re.findall(r"`([^`\n]*\bmagbatch [^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.S | re.M))
+    parts = [part.strip() for line in found for part in line.split("&&")]
+    runs = [re.match(r"(?:\w+=\S+ )?(?:uv run (?:--no-sync )?)?(magbatch (?!…).*)", part) for part in parts]
+    return [run.group(1) for run in runs if run is not None]
+
+
+@pytest.mark.parametrize("path", each_page())
+def test_commands_and_their_options_exist(path: Path) -> None:
+    wrong = []
+    for line in invoked(path.read_text(encoding="utf-8")):
+        words = line.split()
+        name = "magbatch"
+        for word in words[1:]:
+            if f"{name} {word}" not in commands():
+                break
+            name = f"{name} {word}"
+        options = {word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)}
+        if (name == "magbatch" and not options) or options - commands()[name]:
+            wrong.append(line)
+    assert path.name == "CHANGELOG.md" or wrong == []
+
+
+def test_every_command_has_its_line_on_the_front_page() -> None:
+    table = section(README, "## Commands")
+    leaves = {name for name in commands() if not any(other.startswith(f"{name} ") for other in commands())}
+    said = " ".join(re.findall(r"`([^`]+)`", table))
+    assert sorted(name for name in leaves if name.split()[-1] not in said) == []
 
 
 def test_the_short_spec_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    match = re.search(r"## Your own job\n.*?```yaml\n(.*?)```", README, re.DOTALL)
-    assert match is not None
-    (tmp_path / "job.yaml").write_text(match.group(1), encoding="utf-8")
+    (spec,) = blocks(section(README, "## Your own job"), "yaml")
+    (tmp_path / "job.yaml").write_text(spec, encoding="utf-8")
     pq.write_table(pa.table({"id": [1, 2], "question": ["What is 1 + 2?", "2 + 3 = ?"]}), tmp_path / "my-rows.parquet")
     monkeypatch.chdir(tmp_path)
     for engine in ("vllm", "fake"):
@@ -51,19 +163,82 @@ def test_the_short_spec_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "my-answers: 2 rows in 1 file " in done.output
 
 
+@pytest.mark.parametrize("path", each_page())
+def test_parts_of_specs_fit_a_spec(path: Path) -> None:
+    for block in blocks(path.read_text(encoding="utf-8"), "yaml"):
+        part = yaml.safe_load(block)
+        for key, value in MINIMAL.items():
+            part[key] = value | part.get(key, {}) if isinstance(value, dict) else part.get(key, value)
+        parse(yaml.safe_dump(part))
+
+
+def test_every_error_code_is_explained() -> None:
+    assert first_cells(section(OUTPUT, "## Error codes")) == {code.value for code in ErrorCode}
+
+
+def test_every_column_is_explained() -> None:
+    results = first_cells(section(OUTPUT, "## Columns of `results/`"))
+    statuses = {status.value for status in ReasoningStatus}
+    assert results == {"row_id", "sample", *RESULT_FIELDS, *DOCUMENT_FIELDS} | statuses | {"reasoning_status"}
+    errors = section(OUTPUT, "## Columns of `errors/`")
+    assert first_cells(errors) == {"row_id", "answer", *ERROR_FIELDS, *TOKEN_FIELDS}
+    assert all(f"`{step.value}`" in errors for step in Step)
+
+
+def test_every_file_of_an_output_is_explained() -> None:
+    named = re.findall(r"_magbatch/[\w.*-]+/?", OUTPUT)
+    assert set(NAMED_FILES) <= set(named)
+    source = "".join(path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py"))
+    written = set(re.findall(r"[\"`/](_magbatch/[a-z]+)", source)) - {
+        "_magbatch/tmp",
+        "_magbatch/staged",
+        "_magbatch/watch",
+    }
+    assert sorted(name for name in written if not any(one.startswith(name) for one in named)) == []
+
+
+def test_every_field_of_the_manifest_is_explained() -> None:
+    text = section(OUTPUT, "## The manifest")
+    source = ast.parse((PACKAGE / "ledger" / "manifest.py").read_text(encoding="utf-8"))
+    (manifest,) = [node for node in source.body if isinstance(node, ast.ClassDef) and node.name == Manifest.__name__]
+    (written,) = [node for node in manifest.body if isinstance(node, ast.FunctionDef) and node.name == "to_json"]
+    keys = {
+        key.value
+        for node in ast.walk(written)
+        if isinstance(node, ast.Dict)
+        for key in node.keys
+        if isinstance(key, ast.Constant)
+    }
+    assert len(keys) > 8
+    assert sorted(key for key in keys if f"`{key}`" not in text) == []
+
+
+def test_every_file_has_its_line() -> None:
+    named = set(re.findall(r"\]\(([\w/]+\.py)\)", PAGE.read_text(encoding="utf-8")))
+    modules = {path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"}
+    assert (modules - named, named - modules) == (set(), set()), "the list of files is old: run make docs"
+
+
+def test_every_room_has_its_line() -> None:
+    rooms = {f"{path.name}/" for path in PACKAGE.iterdir() if path.is_dir() and (path / "__init__.py").exists()}
+    assert (
+        sorted(rooms - first_cells(section((PACKAGE / "README.md").read_text(encoding="utf-8"), "## The rooms"))) == []
+    )
+
+
 SHOWN = [
-    *ROOT.glob("*.md"), *ROOT.glob("*/**/*.md"), *(ROOT / "jobs").glob("*.yaml"), *(ROOT / "deploy").glob("*"),
-    *(ROOT / "monitoring").rglob("*.*"), *(ROOT / "tests").rglob("*.py"), *(ROOT / "magbatch").rglob("*.py"),
+    *PAGES, *(ROOT / "jobs").glob("*.yaml"), *(ROOT / "deploy").glob("*"), *(ROOT / "monitoring").rglob("*.*"),
+    *(ROOT / "tests").rglob("*.py"), *(ROOT / "magbatch").rglob("*.py"),
 ]  # fmt: skip
-# The two commands of the README, the first of them in the spec that it runs too.
+# The two commands of the front page. The first of them also stands in the spec that it runs.
 FIRST = ["uv run magbatch run jobs/quickstart.yaml", "uv run pytest"]
 
 
 def test_only_the_first_commands_may_touch_the_environment() -> None:
     found = [
-        (path.relative_to(ROOT).parts[0], said[0].strip())
+        (path.relative_to(ROOT).as_posix(), said[0].strip())
         for path in SHOWN
-        if path.is_file() and path != Path(__file__) and ".venv" not in path.relative_to(ROOT).parts
+        if path.is_file() and path != Path(__file__)
         for said in re.finditer(r"uv\s+run\s+(magbatch|python|pytest)\b[^`#\n\"]*", path.read_text(encoding="utf-8"))
     ]
     assert [(where, said) for where, said in found if said not in FIRST] == []
