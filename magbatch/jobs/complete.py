@@ -28,6 +28,7 @@ from magbatch.plan.plan import Plan
 from magbatch.replica.board import Snapshot
 from magbatch.report.exporter import Exporter
 from magbatch.report.heartbeat import Heartbeat, earlier, earlier_runs, earlier_versions
+from magbatch.report.log import RunLog, log_of
 from magbatch.report.page import report_files
 from magbatch.report.progress import JobProgress
 from magbatch.report.report import Report, Run, SlotUsage, settings
@@ -82,10 +83,17 @@ def complete(
     heartbeat = Heartbeat(quick, progress, lease.check, say)
     if before and (changed := differences(earlier_versions(quick), versions())):
         say(f"note: the rest is answered by other versions than the rows before: {', '.join(changed)}")
-    with threads_told(say), Exporter(spec, progress, say).serving(), heartbeat.beating():
+    log = log_of(ledger.path, time.time())
+    log.note_start(spec, plan, progress)
+    with (
+        log.writing(progress, console),
+        threads_told(say),
+        Exporter(spec, progress, say).serving(),
+        heartbeat.beating(),
+    ):
         if before:
             _look_back(ledger, progress, say)
-        the_run = _answer(job, plan, ledger, done, ProgressLine(console, progress), lease, failures)
+        the_run = _answer(job, plan, ledger, done, ProgressLine(console, progress, log.note), log, lease, failures)
         the_run.seconds = time.monotonic() - began
         report = _finish(spec, plan, ledger, the_run, progress, lease)
         progress.finish(report.totals)
@@ -127,6 +135,7 @@ def _answer(
     ledger: Ledger,
     done: "np.ndarray[Any, np.dtype[np.int64]]",
     line: ProgressLine,
+    log: RunLog,
     lease: Lease,
     failures: Failures | None,
 ) -> Run:
@@ -136,7 +145,7 @@ def _answer(
         while (left := plan.rows - int(done.sum())) > 0:
             from magbatch.fleet.cluster import run_fleet
 
-            serving = _Serving(line, lease, failures, mine)
+            serving = _Serving(line, log, lease, failures, mine)
             last = run_fleet(
                 job,
                 plan,
@@ -148,6 +157,7 @@ def _answer(
             )
             the_run.serving_s += serving.until - serving.since
             line.progress.end_fleet()
+            log.end_fleet()
             mine = mine.plus(last.done)
             the_run.rows += last.done.rows
             the_run.tokens += last.done.generated_tokens
@@ -176,13 +186,16 @@ class _Serving:
 
     Args:
         line: Shows where the job stands.
+        log: Log of the run.
         lease: The run's.
         failures: Ends the run when they are too many; None for a job that no number of them ends.
         before: What earlier fleets of this run have committed.
     """
 
-    def __init__(self, line: ProgressLine, lease: Lease, failures: Failures | None, before: Totals) -> None:
-        self._line = line
+    def __init__(
+        self, line: ProgressLine, log: RunLog, lease: Lease, failures: Failures | None, before: Totals
+    ) -> None:
+        self._line, self._log = line, log
         self._lease = lease
         self._failures, self._before = failures, before
         self.since = self.until = time.monotonic()
@@ -195,6 +208,7 @@ class _Serving:
         if snapshot.done.rows != self._rows:
             self._rows, self.until = snapshot.done.rows, time.monotonic()
         self._line.progress.observe(snapshot)
+        self._log.observe(snapshot)
         self._line.show()
         self._lease.check()
         return None if self._failures is None else self._failures.look(self._before.plus(snapshot.done), snapshot)

@@ -13,24 +13,45 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from pathlib import Path
 
+from rich.console import Console, ConsoleRenderable, RenderHook
+from rich.text import Text
+
+from magbatch import guard
 from magbatch.capture import follow_captures
+from magbatch.counts import counted
 from magbatch.errors import MagbatchError, StorageError
-from magbatch.ledger.layout import LOGS
+from magbatch.ledger.layout import LOGS, RETRIES
+from magbatch.plan.plan import Plan
 from magbatch.replica.board import Slot, Snapshot, State
 from magbatch.report.beat import BeatTiming, repeated
 from magbatch.report.heartbeat import end_of
 from magbatch.report.progress import JobProgress
-from magbatch.spec.secrets import without_secrets
-from magbatch.storage import Store
+from magbatch.spec import JobSpec
+from magbatch.spec.secrets import without_secrets, without_value
+from magbatch.storage import Store, open_store
 from magbatch.terminal import uncoloured, visible
 
 MOST_BYTES = 1_000_000  # of one log: a browser or an editor opens it at once, and a week of runs is 20 MB at most
 MOST_LOGS = 20  # newest logs that are kept in an output
-MOST_ENTRY_CHARS = 20_000  # of one entry, the last ones: a traceback with its causes fits
+MOST_ENTRY_CHARS = 20_000  # of one entry, whose end is kept: a traceback with its causes fits
+MOST_LINE_CHARS = 1_000  # of one line; finding secrets takes time quadratic in the length of a word: 20 ms here
 HOST_CHARS = 64
 TIMING = BeatTiming(interval_s=5.0, last_write_s=5.0)
 _NAME = re.compile(re.escape(LOGS) + r"\d{4}-\d{2}-\d{2}T\d{6}Z-.+\.log")
+
+
+def log_of(output: str, began: float) -> "RunLog":
+    """Return a new log of a run.
+
+    A retry's log is kept in the output of its job, because the retry's own folder is deleted at its end.
+
+    Args:
+        output: Path or URL of the output that the run writes.
+        began: Begin of the run (Unix time, s).
+    """
+    return RunLog(open_store(output.partition(f"/{RETRIES}/")[0], quick=True), began)
 
 
 class RunLog:
@@ -47,45 +68,40 @@ class RunLog:
 
     def __init__(self, store: Store, began: float, host: str | None = None, timing: BeatTiming = TIMING) -> None:
         self._store, self._timing = store, timing
-        self._stem = _stem(began, socket.gethostname() if host is None else host)
+        self._host = socket.gethostname() if host is None else host
+        self._stem = _stem(began, self._host)
         self._name: str | None = None  # known once older logs are listed
         self._lock = threading.Lock()
         self._lines = _BoundedLines(MOST_BYTES)
         self._written = b""
-        self._slots: dict[int, tuple[int, State]] = {}  # slot to number of its joins, and its state
+        self._slots: dict[int, tuple[int, State]] = {}  # by slot: number of its joins, and its state
+        self._versions: dict[str, str] = {}
 
     def note(self, text: str) -> None:
         """Add an entry with the present time. Secrets, colours and control sequences are taken out."""
-        cut, text = max(0, len(text) - MOST_ENTRY_CHARS), text[-MOST_ENTRY_CHARS:]
-        clean = (f"({cut:,} characters are left out) " if cut else "") + visible(
-            uncoloured(without_secrets(text))
-        ).rstrip()
+        clean = _clean(text)
         if not clean:
             return
         with self._lock:
             self._lines.add(f"{_utc(time.time())} {clean.replace(chr(10), chr(10) + '    ')}\n")
 
-    def told(self, show: Callable[[str], None]) -> Callable[[str], None]:
-        """Return a function that shows a line to a person and notes it.
-
-        If it is called while an exception is handled, such as one that ended a thread, the traceback is noted too.
-        Refusals of storage have none: their line says all.
-
-        Args:
-            show: Function that shows one line to a person.
-        """
-
-        def say(text: str) -> None:
-            show(text)
-            self.note(text)
-            error = sys.exc_info()[1]
-            if error is not None and not isinstance(error, StorageError):
-                self.note(_traceback(error))
-
-        return say
+    def note_start(self, spec: JobSpec, plan: Plan, progress: JobProgress) -> None:
+        """Note what runs: command, versions, and the plan in a line."""
+        self._versions = progress.versions
+        fleet = counted(spec.replicas.max, "replica")
+        self.note(f"start: {_command()} (process {guard.command_pid()} on {self._host})")
+        self.note(f"versions: {_listed(self._versions)}")
+        self.note(
+            f"plan: job {spec.name}: {counted(plan.rows, 'row')} in {counted(plan.num_shards, 'shard')} of "
+            f"{counted(plan.num_files(), 'file')}, {progress.before:,} done before; output {spec.output.path}; "
+            f"model {spec.model.source}, engine {spec.model.engine}, {fleet} at most"
+        )
 
     def observe(self, fleet: Snapshot) -> None:
-        """Note each replica that has joined, begun to serve, or fallen silent since the last call."""
+        """Note changes since the last call: replicas that joined, serve or are lost, and versions on the nodes."""
+        if fleet.versions and not fleet.versions.items() <= self._versions.items():
+            self._versions = self._versions | fleet.versions
+            self.note(f"versions on the nodes: {_listed(fleet.versions)}")
         for slot in fleet.slots:
             before = self._slots.get(slot.number)
             if before != (slot.joins, slot.state):
@@ -99,22 +115,25 @@ class RunLog:
         self._slots.clear()
 
     @contextmanager
-    def writing(self, progress: JobProgress, show: Callable[[str], None]) -> Iterator[None]:
+    def writing(self, progress: JobProgress, console: Console) -> Iterator[None]:
         """Write the log for the length of a run. Its last entries say how the run ended.
 
-        The last text that Ray and other libraries print to a captured stdout or stderr is noted too.
+        Lines that the console shows are noted too, and the last text that Ray and other libraries print to a captured
+        stdout or stderr.
 
         Args:
-            progress: Progress of the job, for the rows in the last entry.
-            show: Function that shows one line to a person.
+            progress: Progress of the job, for the rows in the last entries.
+            console: Console that shows lines to a person.
         """
 
         def failed(error: Exception) -> None:
-            show(f"run log can no longer be written: {type(error).__name__}: {error}; the job goes on without it")
+            why = f"run log can no longer be written: {type(error).__name__}: {error}; the job goes on without it"
+            console.print(why, markup=False, highlight=False, soft_wrap=True)
 
         with (
             repeated("run-log", self._write, self._write_last, failed, self._timing),
             follow_captures(self._note_printed),
+            _followed(console, self._note_shown),
         ):
             try:
                 yield
@@ -122,6 +141,17 @@ class RunLog:
                 self._note_end(progress, error)
                 raise
             self._note_end(progress, None)
+
+    def _note_shown(self, text: str) -> None:
+        """Note a line that a person sees, with the traceback of the exception that it is about.
+
+        The traceback is that of the exception which the present thread handles. Refusals of storage get none: their
+        line says all.
+        """
+        self.note(text)
+        error = sys.exc_info()[1]
+        if error is not None and not isinstance(error, StorageError):
+            self.note(_traceback(error))
 
     def _note_printed(self, text: str) -> None:
         if text.strip():
@@ -159,6 +189,24 @@ class RunLog:
         return next(name for name in names if name not in older)
 
 
+@contextmanager
+def _followed(console: Console, take: Callable[[str], None]) -> Iterator[None]:
+    """Hand each text that a console prints to a function, for the length of a block."""
+
+    class Hook(RenderHook):
+        def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
+            for item in renderables:
+                if isinstance(item, Text):  # the live progress line is none
+                    take(item.plain)
+            return renderables
+
+    console.push_render_hook(Hook())
+    try:
+        yield
+    finally:
+        console.pop_render_hook()
+
+
 class _BoundedLines:
     """Text of bounded size: if it grows too long, entries of its middle are dropped.
 
@@ -190,6 +238,16 @@ class _BoundedLines:
         return b"".join([*self._head, *gap, *self._tail])
 
 
+def _clean(text: str) -> str:
+    """Return the text of an entry: bounded, without secrets, colours and control sequences."""
+    cut, text = max(0, len(text) - MOST_ENTRY_CHARS), text[-MOST_ENTRY_CHARS:]
+    lines = [f"({cut:,} characters are left out)"] if cut else []
+    for line in uncoloured(text).rstrip().split("\n"):
+        more = len(line) - MOST_LINE_CHARS
+        lines.append(line if more <= 0 else f"{line[:MOST_LINE_CHARS]}… ({more:,} more characters)")
+    return visible(without_secrets("\n".join(lines)))
+
+
 def _stem(began: float, host: str) -> str:
     """Return begin and host as a log's name has them: `2026-11-30T120000Z-gpu-box-3`."""
     name = re.sub(r"[^A-Za-z0-9.-]+", "-", host)[:HOST_CHARS].strip(".-") or "unknown"
@@ -209,6 +267,17 @@ def _change(slot: Slot, *, joined: bool) -> str:
     if slot.state == State.LOST:
         return f"replica {slot.number} is lost: silent, or gone, and not replaced yet"
     return f"replica {slot.number} starts its engine"
+
+
+def _command() -> str:
+    """Return the command line of this process, without secrets."""
+    name = Path(sys.argv[0]).name
+    shown = "magbatch" if name in {"magbatch", "__main__.py"} else name
+    return " ".join([shown, *map(without_value, sys.argv[1:])])
+
+
+def _listed(versions: dict[str, str]) -> str:
+    return ", ".join(f"{name} {number}" for name, number in versions.items())
 
 
 def _traceback(error: BaseException) -> str:

@@ -12,7 +12,7 @@ from rich.table import Column
 from magbatch.counts import counted
 from magbatch.report.progress import Eta, JobProgress, ProgressSnapshot
 
-LOG_INTERVAL_S = 60.0  # between two lines if there is no terminal
+LOG_INTERVAL_S = 60.0  # between two lines if there is no terminal, and in the run's log
 BAR_COLUMNS = 20
 SPINNER_COLUMNS = 2  # the spinner, and the blank behind it
 
@@ -23,17 +23,18 @@ class ProgressLine:
     Args:
         console: Console that is written to.
         progress: Progress that is shown.
-        say: Function that shows one line to a person.
+        note: Function that is given a line a minute that the terminal shows only for a moment, for the run's log.
 
     Attributes:
         progress: Progress that is shown.
-        say: Function that shows one line to a person, above the progress.
     """
 
-    def __init__(self, console: Console, progress: JobProgress, say: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self, console: Console, progress: JobProgress, note: Callable[[str], None] = lambda text: None
+    ) -> None:
         self._console = console
         self.progress = progress
-        self.say = say or self._print
+        self._note = note
         self._began = self._logged = time.monotonic()
         self._losses_shown = self._troubles_shown = 0
         text = TextColumn("{task.fields[state]}", table_column=Column(no_wrap=True, overflow="crop"))
@@ -60,9 +61,9 @@ class ProgressLine:
         # The width is read each time, because a terminal may be resized.
         narrow = line(snapshot, now - self._began, self._console.width - SPINNER_COLUMNS)
         self._bar.update(self._task, completed=snapshot.done, state=narrow)
-        if not self._console.is_terminal and now - self._logged >= LOG_INTERVAL_S:
+        if now - self._logged >= LOG_INTERVAL_S:
             self._logged = now
-            self.say(f"rows {text}")
+            (self._note if self._console.is_terminal else self.say)(f"rows {text}")
 
     def _show_events(self, snapshot: ProgressSnapshot) -> None:
         """Show each lost replica, and each reason why replicas wait, once."""
@@ -76,7 +77,8 @@ class ProgressLine:
             self._troubles_shown, message = fleet.trouble
             self.say(message)
 
-    def _print(self, text: str) -> None:
+    def say(self, text: str) -> None:
+        """Show one line to a person, above the progress."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
