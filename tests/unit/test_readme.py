@@ -14,8 +14,8 @@ import yaml
 from support.files import PAGE
 from typer.testing import CliRunner
 
-from magbatch.cli.app import app
-from magbatch.errors import ErrorCode, Step
+from magbatch.cli.app import CRASHED, app
+from magbatch.errors import ErrorCode, JobError, Step
 from magbatch.ledger.layout import NAMED_FILES
 from magbatch.ledger.manifest import Manifest
 from magbatch.rows import ReasoningStatus
@@ -105,12 +105,17 @@ def test_files_that_are_named_are_there(path: Path) -> None:
     assert path.name == "CHANGELOG.md" or missing == []
 
 
+def subclasses(kind: type) -> set[type]:
+    """A class and all classes below it."""
+    return {kind, *(found for child in kind.__subclasses__() for found in subclasses(child))}
+
+
 @cache
 def commands() -> dict[str, set[str]]:
     """Every command by its full name, with its options."""
 
     def walk(command: click.Command, name: str) -> dict[str, set[str]]:
-        options = {option for parameter in command.params for option in [*parameter.opts, *parameter.secondary_opts]}
+        options = {option for one in command.params for option in [*one.opts, *one.secondary_opts] if option[0] == "-"}
         found = {name: options | {"--help", "--version"}}
         for below, child in getattr(command, "commands", {}).items():
             found |= walk(child, f"{name} {below}")
@@ -170,6 +175,18 @@ def test_parts_of_specs_fit_a_spec(path: Path) -> None:
         for key, value in MINIMAL.items():
             part[key] = value | part.get(key, {}) if isinstance(value, dict) else part.get(key, value)
         parse(yaml.safe_dump(part))
+
+
+def test_every_option_of_deploy_render_is_explained() -> None:
+    page = (ROOT / "deploy" / "README.md").read_text(encoding="utf-8")
+    common = {"--set", "--help", "--version"}
+    assert first_cells(section(page, "## Options")) == commands()["magbatch deploy render"] - common
+
+
+def test_every_exit_code_is_explained() -> None:
+    kinds = {kind.exit_code for kind in subclasses(JobError)} | {CRASHED}
+    rows = re.findall(r"^\| (\d) \|", section(README, "## What comes out"), re.MULTILINE)
+    assert {int(row) for row in rows} == kinds | {0}
 
 
 def test_every_error_code_is_explained() -> None:
