@@ -1,7 +1,7 @@
-"""`magbatch bench`: how much of a machine's engine magbatch uses, against vLLM by itself and against ray.data.llm.
+"""`magbatch bench`: the share of an engine's speed that magbatch reaches, against plain vLLM and ray.data.llm.
 
-Every arm answers the same rows with the same resolved engine, from a cold prefix cache, in turn on the same machine;
-what an arm is credited with is read from what it wrote.
+Every arm answers the same rows with the same resolved engine arguments, from a cold prefix cache, in turn on one
+machine. An arm is credited only with the rows and tokens that it wrote.
 
 Imports within: bare_arm, hand_arm, probe, ray_arm, workloads < process, raw_arm < arms < measure < report < bounds <
 prefixes < run.

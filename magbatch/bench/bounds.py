@@ -1,7 +1,7 @@
-"""What magbatch adds to an engine, each against the same work done by hand.
+"""Measurements of the cost that magbatch adds to an engine, each against the same work done by hand.
 
-Occupancy of the engine's slots; jobs without an engine against bare loops over the same libraries; peak memory as the
-rows grow; and the time from the command to the first request against vLLM started by hand.
+They measure the occupancy of the engine's slots and peak memory as rows grow. Jobs without an engine run against bare
+loops over the same libraries, and the start runs against vLLM started by hand.
 """
 
 import ctypes
@@ -50,16 +50,19 @@ PROMPT_TOKENS = 500
 DOCUMENT_PAGES, PAGE_LINES = 8, 40
 MEMORY_TIMES = 16
 START_ROWS = 64
-RAMP = 0.1  # of a job's rows: while processes start, it is not yet at its speed
+RAMP = 0.1  # share of a job's rows that is left out: processes are still starting
 
 
 def occupancy_of(steps: Sequence[tuple[float, int, int]], slots: int, rows: int) -> float:
-    """Share of the slots that could have been in use and were, over time, until the input is exhausted.
+    """Share of usable slots that were in use, over time, until every row is in the engine.
 
     Args:
-        steps: As the probe notes them.
-        slots: Sequences that the engine works on at once.
-        rows: Of the input.
+        steps: Steps that the probe recorded: time (Unix time, s), running sequences, finished requests.
+        slots: Number of sequences that the engine works on at once.
+        rows: Number of rows of the input.
+
+    Raises:
+        BenchError: The engine took no step.
     """
     used = possible = 0.0
     for (began, running, finished), (ended, _, _) in pairwise(steps):
@@ -69,12 +72,12 @@ def occupancy_of(steps: Sequence[tuple[float, int, int]], slots: int, rows: int)
         if finished + running >= rows:  # every row is in the engine
             break
     if not possible:
-        raise BenchError("the engine took no step: there is no occupancy to speak of")
+        raise BenchError("the engine took no step, so its occupancy is unknown; run the suite with more --rows")
     return used / possible
 
 
 def occupancy(machine: Machine, rows: int, rounds: int, folder: Path, say: Say) -> list[Target]:
-    """Of `tail`, where 1% of the rows are 100 times as long."""
+    """Measure the occupancy in the workload `tail`, in which 1% of the rows are 100 times as long."""
     workload = WORKLOADS["tail"]
     prepared = prepare(workload, rows, SEED, folder / "input", machine.settings)
     slots = int(resolved_args(machine, workload)[1]["max_num_seqs"])
@@ -93,7 +96,7 @@ def occupancy(machine: Machine, rows: int, rounds: int, folder: Path, say: Say) 
             except BenchError as error:
                 if arm.name != RAY:
                     raise
-                say(f"occupancy: {arm.name} left out: {error}")  # the others are no worse for it
+                say(f"occupancy: {arm.name} left out: {error}")  # the other arms can still be compared
                 continue
             finally:
                 arm.close()
@@ -110,7 +113,7 @@ def occupancy(machine: Machine, rows: int, rounds: int, folder: Path, say: Say) 
 
 
 def _scripted(name: str, given: Path, output: Path, machine: Machine, **sections: Any) -> dict[str, Any]:
-    """A job whose engine answers at once."""
+    """Spec of a job whose engine answers immediately."""
     engine = {"max_num_seqs": 256, "max_model_len": 131072, "tokens": 1}
     whole: dict[str, Any] = {
         "name": name,
@@ -132,7 +135,7 @@ def run_job(
     look: Callable[[psutil.Process], None] | None = None,
     env: Mapping[str, str] = os.environ,
 ) -> Path:
-    """Run a job to its end; returns its output."""
+    """Run a job to its end; returns its output folder."""
     file = folder / "job.yaml"
     file.write_text(yaml.safe_dump(spec), encoding="utf-8")
     process = Process([sys.executable, "-m", "magbatch", "run", str(file), "--json"], dict(env), folder / "log", ())
@@ -144,23 +147,29 @@ def run_job(
 
 
 def steady_rate(output: Path) -> float:
-    """Rows a second of a job at its speed: from the tenth part of its rows that was committed to the last."""
+    """Rows per second of a job at full speed: from the commit of its first 10% of rows to its last commit.
+
+    Raises:
+        BenchError: The job has too few commits.
+    """
     parts = sorted(
         (one.stat().st_ctime, count)
         for kind in ("results", "errors")
         for one in (output / kind).glob("*.parquet")
-        if (count := pq.read_metadata(one).num_rows)  # what only shows the columns is written after the last row
+        if (
+            count := pq.read_metadata(one).num_rows
+        )  # an empty object, written to show the columns, comes after the last row
     )
     rows, done = sum(count for _, count in parts), 0
     for index, (at, count) in enumerate(parts):
         done += count
         if done >= RAMP * rows and index + 1 < len(parts):
             return float((rows - done) / (parts[-1][0] - at))
-    raise BenchError("too few rows to tell a job's speed: ask for more with --rows")
+    raise BenchError("the job has too few rows to measure its speed; give more --rows")
 
 
 def _bare_rate(kind: str, machine: Machine, files: list[Path], folder: Path) -> float:
-    """Rows or pages a second of plain loops, one on each core."""
+    """Rows or pages per second of plain loops, one on each core."""
     checkpoint = locate(ModelSpec(source=machine.model), weights=False).path
     cores = sorted(os.sched_getaffinity(0))
     loops = []
@@ -185,14 +194,14 @@ def _bare_rate(kind: str, machine: Machine, files: list[Path], folder: Path) -> 
 
 
 def null(machine: Machine, rows: int, rounds: int, folder: Path, say: Say) -> list[Target]:
-    """Rows a second where the engine answers at once, and prompts have 500 tokens."""
+    """Measure rows per second with 500-token prompts and an engine that answers immediately."""
     files = _long_prompts(machine, rows, folder / "input")
     found = _interleaved("text", "null engine", files, {}, 1, machine, rounds, folder, say)
     return [_rate_target("null engine, 500-token prompts: magbatch / bare loop, rows/s", found, 0.7, "rows/s")]
 
 
 def documents(machine: Machine, rows: int, rounds: int, folder: Path, say: Say) -> list[Target]:
-    """Pages a second of PDFs, where the engine answers at once."""
+    """Measure pages of PDFs per second with an engine that answers immediately."""
     given = folder / "input"
     given.mkdir(parents=True)
     files = []
@@ -217,7 +226,7 @@ def _interleaved(
     kind: str, name: str, files: list[Path], how: dict[str, Any], each: int, machine: Machine, rounds: int,
     folder: Path, say: Say,
 ) -> list[tuple[float, float]]:  # fmt: skip
-    """Rates of magbatch and of the bare loop, round by round."""
+    """Rates of magbatch and of the bare loop in each round."""
     found = []
     for number in range(rounds):
         where = folder / str(number)
@@ -236,7 +245,7 @@ def _rate_target(what: str, found: list[tuple[float, float]], bound: float, unit
 
 
 def _long_prompts(machine: Machine, rows: int, folder: Path) -> list[Path]:
-    """Questions of about 500 tokens."""
+    """Write questions of about 500 tokens each; returns the files."""
     folder.mkdir(parents=True)
     tokenizer = Tokenizer(locate(ModelSpec(source=machine.model), weights=False).path)
     rng = random.Random(SEED)
@@ -253,7 +262,7 @@ def _long_prompts(machine: Machine, rows: int, folder: Path) -> list[Path]:
 
 
 def draw_document(name: str) -> bytes:
-    """A PDF of a few drawn pages, no two alike."""
+    """Draw a PDF of a few pages; every page differs."""
     rng = random.Random(f"document/{name}")
     document = pdfium.PdfDocument.new()
     for _ in range(DOCUMENT_PAGES):
@@ -277,13 +286,18 @@ def draw_document(name: str) -> bytes:
 
 
 class Peaks:
-    """The most memory that the processes of a job that grow where any do had of their own, in bytes."""
+    """Peak memory of the two processes that could grow with a job.
+
+    Attributes:
+        driver: Peak of the driver's own memory, in bytes.
+        replica: Peak of a replica's own memory, in bytes.
+    """
 
     def __init__(self) -> None:
         self.driver = self.replica = 0
 
     def look(self, root: psutil.Process) -> None:
-        """Take what they have now."""
+        """Update the peaks with the current memory."""
         self.driver = max(self.driver, own_bytes(root.pid))
         for child in root.children(recursive=True):
             with suppress(psutil.NoSuchProcess):
@@ -292,9 +306,9 @@ class Peaks:
 
 
 def own_bytes(pid: int) -> int:
-    """Resident memory of a process but for shared memory: that is Ray's object store, which has a bound of its own.
+    """Resident memory of a process in bytes, without shared memory; 0 if the process has ended.
 
-    0 of one that has ended.
+    Shared memory is Ray's object store, which has its own bound.
     """
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
@@ -304,8 +318,8 @@ def own_bytes(pid: int) -> int:
 
 
 def memory(machine: Machine, rows: int, rounds: int, folder: Path, say: Say) -> list[Target]:
-    """Peaks at 16 times the rows against those at the rows."""
-    del rounds  # each is looked at ten times a second, as long as it runs
+    """Compare peak memory at 16 times the rows with peak memory at the rows."""
+    del rounds  # one run of each size: memory is sampled ten times per second
     found: dict[int, Peaks] = {}
     for times in (1, MEMORY_TIMES):
         where = folder / f"x{times}"
@@ -325,10 +339,10 @@ def memory(machine: Machine, rows: int, rounds: int, folder: Path, say: Say) -> 
 
 
 def start(machine: Machine, rows: int, rounds: int, folder: Path, say: Say) -> list[Target]:
-    """From the command to the first request in the engine, against vLLM by hand in the same layout."""
+    """Measure the time from the command to the first request, against vLLM by hand in the same layout of processes."""
     del rows
     workload = WORKLOADS["text"]
-    free = replace(machine, engine_cores=(), other_cores=())  # as a user starts it
+    free = replace(machine, engine_cores=(), other_cores=())  # unpinned, as a user starts it
     prepared = prepare(workload, START_ROWS, SEED, folder / "input", machine.settings)
     token_ids = pq.read_table(prepared.prompts)["token_ids"][0].as_py()
     pairs = []

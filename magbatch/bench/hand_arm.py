@@ -1,6 +1,6 @@
-"""vLLM started by hand in magbatch's layout of processes: a driver, a Ray actor with AsyncLLM, its engine.
+"""vLLM started by hand in magbatch's layout of processes: a driver, a Ray actor with AsyncLLM, and its engine.
 
-`python -m magbatch.bench.hand_arm CONFIG` asks one prompt and ends; the probe notes when it reached the engine.
+`python -m magbatch.bench.hand_arm CONFIG` asks one prompt and ends. The probe records when it reached the engine.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ class _Engine:
 
 
 def main() -> None:
-    """Start, ask, end."""
+    """Start the engine, ask one prompt, and end."""
     config = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     own_token()
     ray.init(address="local", num_cpus=max(os.cpu_count() or 1, 2), include_dashboard=False, log_to_driver=False)

@@ -1,6 +1,6 @@
-"""The order of a benchmark: arms in turn, round after round, so that a machine that drifts drifts for all of them.
+"""The order of a benchmark: all arms in turn, round after round, so a drifting machine drifts for every arm.
 
-The first arm of a round is another one each time. Arms whose engines resolved to other settings are not compared.
+Each round begins with a different arm. Arms whose engines resolved to different settings are not compared.
 """
 
 import os
@@ -18,12 +18,12 @@ from magbatch.errors import BenchError
 
 RAW, MAGBATCH, RAY, RAY_BEST, RUN_BATCH = "raw", "magbatch", "ray.data.llm", "ray.data.llm best", "vllm run-batch"
 ARMS = (RAW, MAGBATCH, RAY, RAY_BEST, RUN_BATCH)
-BARE_ARMS = ARMS[:-1]  # of a run that is to end within 20 minutes on two cores
-SWEEP = ((16, 16), (64, 8))  # rows of a batch x batches at once; its defaults are 32 x 8
-SWEEP_BLOCKS = 64  # the batches at once are no more than the blocks of the input
-SWEEP_SHARE = 4  # of the rows, one part, is enough to tell settings apart
-NOT_ASKED = f"{RUN_BATCH}: not among the arms of a bare run; --arms '{','.join(ARMS)}' has it too"
-NO_IMAGES = f"{RUN_BATCH}: left out: its requests carry images as base64 in JSON, another workload"
+BARE_ARMS = ARMS[:-1]  # arms of a run without --arms, which ends within 20 minutes on two cores
+SWEEP = ((16, 16), (64, 8))  # rows in a batch, batches at once; Ray's defaults are 32 and 8
+SWEEP_BLOCKS = 64  # Ray keeps at most as many batches at once as the input has blocks
+SWEEP_SHARE = 4  # a quarter of the rows is enough to tell settings apart
+NOT_ASKED = f"{RUN_BATCH}: not measured; add it with --arms '{','.join(ARMS)}'"
+NO_IMAGES = f"{RUN_BATCH}: left out, because its requests carry images as base64 in JSON, a different workload"
 SEED = 8
 
 Say = Callable[[str], None]
@@ -31,17 +31,17 @@ Say = Callable[[str], None]
 
 @dataclass(slots=True)
 class Suite:
-    """What a workload's arms did.
+    """All runs of a workload's arms.
 
     Attributes:
-        workload: Which.
-        rows: Of it.
-        tokens: That each arm generated.
-        prompt_tokens: Of all prompts.
-        longest: Tokens of its longest row.
-        runs: Every one of them.
-        notes: What a reader of the numbers has to know.
-        seconds: That the whole took.
+        workload: Name of the workload.
+        rows: Number of rows.
+        tokens: Number of tokens that each arm generates.
+        prompt_tokens: Number of tokens of all prompts.
+        longest: Number of tokens of the longest row.
+        runs: Runs of all arms, sweeps included.
+        notes: Lines that a reader of the numbers must know.
+        seconds: Duration of the whole suite in seconds.
     """
 
     workload: str
@@ -54,22 +54,34 @@ class Suite:
     seconds: float = 0.0
 
     def of(self, arm: str) -> list[Run]:
-        """The runs of an arm, in the order of the rounds; of a sweep none."""
+        """Runs of an arm in the order of the rounds, without sweeps."""
         return [run for run in self.runs if run.arm == arm and run.round]
 
     def median(self, arm: str) -> float:
-        """Tokens a second."""
+        """Median of an arm's tokens per second over the rounds."""
         return statistics.median(run.tokens_per_s for run in self.of(arm))
 
     def ratio(self, arm: str, to: str) -> float | None:
-        """Median, over the rounds, of an arm's tokens a second to another's in the same round."""
+        """Median over the rounds of the ratio of two arms' tokens per second; None if no round has both.
+
+        Args:
+            arm: Name of the arm in the numerator.
+            to: Name of the arm in the denominator.
+        """
         theirs = {run.round: run.tokens_per_s for run in self.of(to)}
         pairs = [run.tokens_per_s / theirs[run.round] for run in self.of(arm) if run.round in theirs]
         return statistics.median(pairs) if pairs else None
 
 
 def this_machine(model: str, engine_args: dict[str, Any], gpus: int, *, pin: bool) -> Machine:
-    """This machine; where CPUs run it, with the engine on one half of its cores and everything else on the other."""
+    """This machine; an engine on CPUs gets one half of the cores, everything else the other half.
+
+    Args:
+        model: Source of the model, as in a spec.
+        engine_args: Engine arguments of every arm.
+        gpus: Number of GPUs of the engine; 0 runs it on CPUs.
+        pin: Whether the two halves are kept apart.
+    """
     cores = sorted(os.sched_getaffinity(0))
     if gpus or not pin or len(cores) < 2:
         return Machine(model, engine_args, gpus)
@@ -78,10 +90,10 @@ def this_machine(model: str, engine_args: dict[str, Any], gpus: int, *, pin: boo
 
 
 def same_settings(runs: Sequence[Run]) -> dict[str, Any]:
-    """What all runs' engines resolved to.
+    """Settings that the engines of all runs resolved to.
 
     Raises:
-        BenchError: They differ; the message shows how.
+        BenchError: Two engines differ; the message lists the settings.
     """
     first = runs[0]
     for run in runs[1:]:
@@ -92,7 +104,9 @@ def same_settings(runs: Sequence[Run]) -> dict[str, Any]:
             if first.settings.get(name) != run.settings.get(name)
         ]
         if lines:
-            raise BenchError("\n  ".join(["the engines of the arms differ, so they are not compared:", *lines]))
+            raise BenchError(
+                "\n  ".join(["engines of the arms have different settings, so the arms cannot be compared:", *lines])
+            )
     return first.settings
 
 
@@ -102,13 +116,13 @@ def run_suite(
     """Run the arms of one workload.
 
     Args:
-        workload: Which.
-        machine: Where.
-        arms: Names out of `ARMS`.
-        rows: Of the workload.
-        rounds: How often each arm runs.
-        folder: A new one, for inputs and outputs.
-        say: Takes a line of progress.
+        workload: Workload to answer.
+        machine: Machine and engine settings.
+        arms: Names of arms, from `ARMS`.
+        rows: Number of rows of the workload.
+        rounds: Number of runs of each arm.
+        folder: New folder for inputs and outputs.
+        say: Function that shows a line of progress.
 
     Raises:
         BenchError: An arm failed, or engines differ.
@@ -148,7 +162,7 @@ def run_suite(
                 except BenchError as error:
                     if name in (RAW, MAGBATCH):
                         raise
-                    made.pop(name).close()  # without it the others can still be compared
+                    made.pop(name).close()  # the other arms can still be compared
                     suite.notes.append(f"{name}: left out, it failed in round {round_}: {error}")
                     say(suite.notes[-1])
                     continue
@@ -171,7 +185,7 @@ def _said(run: Run) -> str:
 def _best(
     workload: Workload, machine: Machine, driver: RayDriver, rows: int, folder: Path, suite: Suite, say: Say
 ) -> RayDataLlm | None:
-    """Ray's arm with the fastest of a few settings, on fewer rows of the same kind; None where all of them fail."""
+    """Ray's arm with the fastest of a few settings, found on fewer rows; None if all settings fail."""
     few = prepare(workload, max(1, rows // SWEEP_SHARE), SEED + 1, folder / "input", machine.settings)
     speeds: dict[tuple[int, int], float] = {}
     for size, batches in SWEEP:

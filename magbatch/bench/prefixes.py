@@ -1,7 +1,7 @@
-"""What rows of one document side by side gain: questions about a few long documents, in random order in the file.
+"""The gain of answering rows of one document together: questions about a few long documents, in random order.
 
-Whole jobs with two replicas, `input.group: none` against `auto`, in turn. A replica's KV cache holds 5 of the 20
-documents and little else, as that of an H100 (166,000 tokens for Magistral in BF16) holds 5 of 32,000 tokens.
+Whole jobs with two replicas run in turn with `input.group: none` and `auto`. A replica's KV cache holds 5 of the 20
+documents. That is the ratio on an H100: 166,000 tokens for Magistral in BF16 hold 5 documents of 32,000 tokens.
 """
 
 import json
@@ -26,13 +26,13 @@ from magbatch.tiny.tasks import example
 DOCUMENTS, DOCUMENT_TOKENS, CACHED_DOCUMENTS = 20, 2048, 5
 ANSWER_TOKENS = 32
 REPLICAS = 2
-TINY_KV_BYTES_A_TOKEN = 2048  # 4 layers of 2 heads of 32 numbers of 4 bytes, keys and values
+TINY_KV_BYTES_A_TOKEN = 2048  # 4 layers x 2 heads x 32 numbers x 4 bytes, for keys and for values
 TINY = "builtin:tiny"
 GROUPS = ("none", "auto")
 
 
 def prefix(machine: Machine, rows: int, rounds: int, folder: Path, say: Say) -> list[Target]:
-    """Tokens a second while replicas served, of rows that are placed by their document to such in the file's order."""
+    """Measure tokens per second while replicas serve: rows grouped by document against rows in the file's order."""
     _write_input(machine, rows, folder / "input")
     ratios, speeds = [], []
     for number in range(rounds):
@@ -40,7 +40,7 @@ def prefix(machine: Machine, rows: int, rounds: int, folder: Path, say: Say) -> 
         for group in GROUPS if number % 2 else reversed(GROUPS):
             where = folder / f"{number}-{group}"
             where.mkdir()
-            # Each engine on one core; by themselves both would take both.
+            # Each engine gets one core; without these settings each engine would use both.
             env = os.environ | {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
             output = run_job(_job(machine, folder / "input", where / "out", group), where, env=env)
             report = json.loads((output / "_magbatch" / "report.json").read_text())
@@ -56,7 +56,7 @@ def prefix(machine: Machine, rows: int, rounds: int, folder: Path, say: Say) -> 
 
 def _job(machine: Machine, given: Path, output: Path, group: str) -> dict[str, Any]:
     engine: dict[str, Any] = {"max_num_seqs": 64}
-    if machine.model == TINY:  # of any other its own memory is the bound
+    if machine.model == TINY:  # any other model is bounded by its own memory
         engine["kv_cache_memory_bytes"] = CACHED_DOCUMENTS * DOCUMENT_TOKENS * TINY_KV_BYTES_A_TOKEN
     return {
         "name": "bench-prefix",
@@ -72,7 +72,7 @@ def _job(machine: Machine, given: Path, output: Path, group: str) -> dict[str, A
 
 
 def _write_input(machine: Machine, rows: int, folder: Path) -> None:
-    """Questions about documents, in random order."""
+    """Write questions about documents in random order."""
     tokenizer = Tokenizer(locate(ModelSpec(source=machine.model), weights=False).path)
     texts = [_document(tokenizer, number) for number in range(DOCUMENTS)]
     about = [row % DOCUMENTS for row in range(rows)]

@@ -1,8 +1,8 @@
-"""What a benchmark needs to know from inside vLLM's own processes, in the same way for every arm.
+"""A probe inside vLLM's own processes, the same for every arm of a benchmark.
 
-vLLM loads it as a plugin, in the processes of a benchmark alone: `plugin_folder` makes the folder that has to stand
-in their PYTHONPATH. It notes when a front end is ready to be asked, what its engine resolved, and when the first
-request came; it changes nothing that vLLM does.
+vLLM loads the probe as a plugin, only in the processes of a benchmark: `plugin_folder` makes the folder for their
+PYTHONPATH. The probe records when a front end is ready, what its engine resolved, and when the first request came. It
+changes nothing that vLLM does.
 """
 
 import functools
@@ -15,15 +15,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-EVENTS_ENV = "MAGBATCH_BENCH_EVENTS"  # a folder; nothing is done without it
-HELD_ENV = "MAGBATCH_BENCH_HELD"  # set: an engine that is ready waits for `let_go`
-STEPS_ENV = "MAGBATCH_BENCH_STEPS"  # set: every step of the scheduler is noted
+EVENTS_ENV = "MAGBATCH_BENCH_EVENTS"  # folder of the events; without it the probe does nothing
+HELD_ENV = "MAGBATCH_BENCH_HELD"  # if set, a ready engine waits for `release`
+STEPS_ENV = "MAGBATCH_BENCH_STEPS"  # if set, every step of the scheduler is recorded
 EVENTS, STEPS, GO = "events.jsonl", "steps.bin", "go"
 GO_INTERVAL_S = 0.01
-HELD_AT_MOST_S = 900.0  # what holds it may have been killed
-STEP = struct.Struct("<dII")  # seconds since the epoch, sequences in the step, requests finished before it
+HELD_AT_MOST_S = 900.0  # bounds the wait: the benchmark may have been killed
+STEP = struct.Struct("<dII")  # Unix time (s), sequences in the step, requests finished before the step
 
-# What makes two engines the same, by the part of vLLM's configuration where it stands.
+# Settings in which the engines of two arms must agree, by the part of vLLM's configuration.
 SETTINGS = {
     "model_config": ("model", "dtype", "max_model_len", "enforce_eager", "quantization", "seed"),
     "scheduler_config": (
@@ -45,7 +45,7 @@ SETTINGS = {
 
 
 def plugin_folder(folder: Path) -> Path:
-    """Make the folder that names this module as a plugin of vLLM's."""
+    """Make a folder that registers this module as a plugin of vLLM."""
     about = folder / "magbatch_bench_probe-0.dist-info"
     about.mkdir(parents=True, exist_ok=True)
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: magbatch-bench-probe\nVersion: 0\n")
@@ -54,53 +54,53 @@ def plugin_folder(folder: Path) -> Path:
 
 
 def install() -> None:
-    """Called by vLLM in each of its processes, before an engine is made there."""
+    """Install the probe; vLLM calls this in each of its processes before it makes an engine."""
     folder = os.environ.get(EVENTS_ENV)
     if not folder:
         return
     if multiprocessing.current_process().name.startswith("EngineCore"):
         _watch_engine(Path(folder))
-    elif multiprocessing.parent_process() is None:  # a worker of the engine's has one
+    elif multiprocessing.parent_process() is None:  # a worker of the engine has a parent process
         _watch_front_end(Path(folder))
 
 
 def note(folder: Path, kind: str, **facts: Any) -> None:
-    """Append an event, with its time in seconds since the epoch; one write, so that lines stay whole."""
+    """Append an event with its Unix time (seconds), in one write so that lines stay whole."""
     line = json.dumps({"event": kind, "at": time.time(), "pid": os.getpid()} | facts)
     with open(folder / EVENTS, "ab", buffering=0) as file:
         file.write(f"{line}\n".encode())
 
 
 def hold(folder: Path) -> None:
-    """In the process of a ready front end: tell so, and go on when it is let go."""
+    """Record that a front end is ready, and wait until it is released."""
     note(folder, "ready")
     deadline = time.monotonic() + HELD_AT_MOST_S
     while os.environ.get(HELD_ENV) and not (folder / GO).exists():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"nobody let this engine go within {HELD_AT_MOST_S:,.0f} s")
+            raise TimeoutError(f"the benchmark did not release this engine within {HELD_AT_MOST_S:,.0f} s")
         time.sleep(GO_INTERVAL_S)
     note(folder, "go")
 
 
-def let_go(folder: Path) -> None:
-    """Let an engine that was held be asked."""
+def release(folder: Path) -> None:
+    """Release an engine that is held."""
     (folder / GO).touch()
 
 
 def events(folder: Path) -> list[dict[str, Any]]:
-    """What was noted so far."""
+    """Events recorded so far."""
     path = folder / EVENTS
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def steps(folder: Path) -> list[tuple[float, int, int]]:
-    """Every step of the engine: when it began, its sequences, and the requests that were finished before it."""
+    """Steps of the engine: Unix time of the begin (s), number of sequences, requests finished before it."""
     data = (folder / STEPS).read_bytes()
     return list(STEP.iter_unpack(data[: len(data) // STEP.size * STEP.size]))
 
 
 def resolved(config: Any) -> dict[str, Any]:
-    """What an engine came to run with, as `part.name` to text, numbers and truth values."""
+    """Settings that an engine runs with: text, numbers and truth values by `part.name`."""
     found: dict[str, Any] = {}
     for part, names in SETTINGS.items():
         for name in names:
@@ -161,7 +161,7 @@ def _watch_engine(folder: Path) -> None:
 
 
 def _environment(env: Mapping[str, str]) -> dict[str, str]:
-    """What else an engine's speed depends on."""
+    """Environment variables that change an engine's speed."""
     names = (
         "OMP_NUM_THREADS", "THP_MEM_ALLOC_ENABLE", "VLLM_ATTENTION_BACKEND", "VLLM_CPU_KVCACHE_SPACE",
         "VLLM_CPU_OMP_THREADS_BIND",

@@ -1,4 +1,4 @@
-"""The machine that is measured, and one process on it with all that it starts: on which cores, for how long."""
+"""The measured machine, and a process tree on it: its cores, its time limit, its end."""
 
 import json
 import os
@@ -20,21 +20,21 @@ from magbatch.fleet.ray_settings import NO_UV
 
 GRACE_S = 30.0
 LOOK_INTERVAL_S = 0.1
-TREE_INTERVAL_S = 1.0  # a look at all processes costs milliseconds of what is measured
+TREE_INTERVAL_S = 1.0  # listing all processes takes milliseconds of the measured time
 LOG_LINES = 12
-PINS = 3  # times, 0.1 s apart: what starts during the first is found by the next
+PINS = 3  # rounds of pinning, 0.1 s apart: a later round finds processes that start during the first
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Where the arms run.
+    """The machine and the engine settings of all arms.
 
     Attributes:
-        model: As in a spec.
-        engine_args: Given to every arm beside the offline defaults.
-        gpus: Of the engine; 0 runs on CPUs.
-        engine_cores: Cores of the engine's processes; empty pins nothing.
-        other_cores: Cores of everything else.
+        model: Source of the model, as in a spec.
+        engine_args: Engine arguments of every arm, over the offline defaults.
+        gpus: Number of GPUs of the engine; 0 runs it on CPUs.
+        engine_cores: Numbers of the cores of the engine's processes; empty pins nothing.
+        other_cores: Numbers of the cores of all other processes.
     """
 
     model: str
@@ -45,16 +45,16 @@ class Machine:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """For `workloads.job`."""
+        """Settings for `workloads.job`."""
         return {"model": self.model, "engine_args": self.engine_args, "gpus": self.gpus}
 
     def environment(self, events: Path, *, steps: bool = False, held: bool = False) -> dict[str, str]:
-        """Of every process of an arm.
+        """Environment variables of every process of an arm.
 
         Args:
-            events: Where the probe notes what happens.
-            steps: Whether it notes every step of the engine.
-            held: Whether an engine that is ready waits for `probe.let_go`.
+            events: Folder for the probe's events.
+            steps: Whether the probe records every step of the engine.
+            held: Whether a ready engine waits for `probe.release`.
         """
         plugin = probe.plugin_folder(events.parent / "plugin")
         paths = [str(plugin), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -67,15 +67,17 @@ class Machine:
             "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
             "RAY_USAGE_STATS_ENABLED": "0",
             **NO_UV,
-            "RAY_worker_niceness": "0",  # Ray's 15 would give way to whatever else the machine does, and raw would not
+            "RAY_worker_niceness": "0",  # Ray's default of 15 yields to other processes; the arm raw does not
         }
         if self.engine_cores:
             env["OMP_NUM_THREADS"] = str(len(self.engine_cores))
         else:
-            env.setdefault("OMP_NUM_THREADS", "1")  # as Ray sets it for its actors: else raw alone would have another
+            env.setdefault("OMP_NUM_THREADS", "1")  # Ray sets 1 for its actors; without this the arm raw would differ
         if not self.gpus:
-            env["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # vLLM would keep one of the cores free, and there may be one
-            env.setdefault(HUGE_PAGES, "1")  # as magbatch's engine does: all arms get them
+            env["VLLM_CPU_OMP_THREADS_BIND"] = (
+                "nobind"  # else vLLM keeps one core free, and the machine may have only one
+            )
+            env.setdefault(HUGE_PAGES, "1")  # magbatch's engine uses huge pages, so all arms do
         if steps:
             env[probe.STEPS_ENV] = "1"
         if held:
@@ -84,14 +86,14 @@ class Machine:
 
 
 class Process:
-    """A process of an arm with all that it starts; nothing of it outlives `end`.
+    """A process of an arm and its descendants; none of them outlives `end`.
 
     Args:
-        command: What to run.
-        env: Its environment.
-        log: Gets what it prints, but for a piped standard output.
-        cores: That it may use; empty is all.
-        piped: Whether standard input and output are for talking to it.
+        command: Command line.
+        env: Environment variables.
+        log: File for the output, without a piped standard output.
+        cores: Numbers of the cores that it may use; empty for all cores.
+        piped: Whether standard input and output carry messages.
     """
 
     def __init__(
@@ -103,14 +105,23 @@ class Process:
         self.began = time.time()
         self.popen = subprocess.Popen(
             command, env=env, stdin=pipe or subprocess.DEVNULL, stdout=pipe or self._file, stderr=self._file,
-            preexec_fn=(lambda: os.sched_setaffinity(0, cores)) if cores else None,  # no threads here
-            start_new_session=True,  # Ctrl-C is for who runs the benchmark, which ends this one
+            preexec_fn=(lambda: os.sched_setaffinity(0, cores)) if cores else None,  # no other threads
+            start_new_session=True,  # Ctrl-C must reach only the benchmark, which ends this process
         )  # fmt: skip
         self._children: set[psutil.Process] = set()
         self._remembered = 0.0
 
     def wait(self, timeout_s: float, what: str, look: Callable[[psutil.Process], None] | None = None) -> None:
-        """Wait for a good end, with a look at it meanwhile; raises BenchError otherwise."""
+        """Wait until the process ends with exit code 0.
+
+        Args:
+            timeout_s: Time limit in seconds.
+            what: Name of the process in messages.
+            look: Function called with the process while it runs, ten times per second; None calls nothing.
+
+        Raises:
+            BenchError: The process failed, or took longer.
+        """
         deadline = time.monotonic() + timeout_s
         root = psutil.Process(self.popen.pid)
         while self.popen.poll() is None:
@@ -125,10 +136,10 @@ class Process:
             raise self.failed(f"{what} ended with exit code {self.popen.returncode}")
 
     def wait_for(self, event: str, events: Path, timeout_s: float, what: str) -> None:
-        """Wait until the probe has noted an event.
+        """Wait until the probe has recorded an event.
 
         Raises:
-            BenchError: The process ended before, or it takes too long.
+            BenchError: The process ended first, or took longer than the time limit.
         """
         deadline = time.monotonic() + timeout_s
         while not any(one["event"] == event for one in probe.events(events)):
@@ -140,9 +151,10 @@ class Process:
             time.sleep(LOOK_INTERVAL_S)
 
     def pin(self, machine: Machine, events: Path) -> None:
-        """Give every thread its cores: the engine's processes theirs, all others the rest; later ones inherit them.
+        """Pin the engine's processes to the engine's cores, and all other processes to the rest.
 
-        For an engine that can be asked: a start on one core takes twice as long, and is not what is compared.
+        Later threads inherit their cores. Pinning comes after the engine's start, which takes twice as long on one core
+        and is not compared.
         """
         if not machine.engine_cores:
             return
@@ -157,31 +169,35 @@ class Process:
             time.sleep(LOOK_INTERVAL_S)
 
     def confine(self, cores: Iterable[int]) -> None:
-        """Give every thread, those of an engine too, these cores."""
+        """Pin every thread of the process tree to these cores."""
         for process in self.tree():
             _give(process, cores)
 
     def pause(self) -> None:
-        """Stop it and all that it has started, so that they take nothing from others, until `go_on`."""
+        """Stop the process tree until `resume`, so it takes no CPU time from other arms."""
         for process in self.tree():
             with suppress(psutil.NoSuchProcess):
                 process.suspend()
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         """End a `pause`."""
         for process in self.tree():
             with suppress(psutil.NoSuchProcess):
                 process.resume()
 
-    def tell(self, what: dict[str, Any]) -> None:
-        """One line of JSON to its standard input."""
+    def send(self, what: dict[str, Any]) -> None:
+        """Write one line of JSON to its standard input."""
         assert self.popen.stdin is not None
-        with suppress(BrokenPipeError):  # the answer tells
+        with suppress(BrokenPipeError):  # the missing reply reports it
             self.popen.stdin.write(f"{json.dumps(what)}\n".encode())
             self.popen.stdin.flush()
 
-    def said(self, timeout_s: float, what: str) -> dict[str, Any]:
-        """The next line of JSON from its standard output; raises BenchError where none comes."""
+    def receive(self, timeout_s: float, what: str) -> dict[str, Any]:
+        """Read the next line of JSON from its standard output.
+
+        Raises:
+            BenchError: No line comes within the time limit (seconds).
+        """
         assert self.popen.stdout is not None
         deadline = time.monotonic() + timeout_s
         while not select.select([self.popen.stdout], [], [], LOOK_INTERVAL_S)[0]:
@@ -197,29 +213,29 @@ class Process:
         return said
 
     def failed(self, what: str) -> BenchError:
-        """An error with the last lines of the log."""
+        """Make an error that ends with the last lines of the log."""
         lines = [line for line in self._log.read_text(errors="replace").splitlines() if line.strip()][-LOG_LINES:]
         return BenchError("\n  ".join([f"{what}; its last lines:", *lines]))
 
     def _remember(self) -> None:
-        """Note what it has started: children whose parent has died are no longer below it."""
+        """Remember descendants: a child whose parent has died leaves the tree."""
         now = time.monotonic()
         if now - self._remembered >= TREE_INTERVAL_S:
             self._remembered = now
             self._children |= set(self.tree()[1:])
 
     def tree(self) -> list[psutil.Process]:
-        """It, and what it has started."""
+        """The process and its descendants; empty if it has ended."""
         with suppress(psutil.NoSuchProcess):
             root = psutil.Process(self.popen.pid)
             return [root, *root.children(recursive=True)]
         return []
 
     def end(self) -> None:
-        """End it, and whatever it has started."""
+        """End the process and all its descendants."""
         tree = {*self.tree(), *self._children}
         if self.popen.poll() is None:
-            self.go_on()  # who is paused hears nothing
+            self.resume()  # a paused process receives no signal
             with suppress(ProcessLookupError):
                 self.popen.terminate()
             with suppress(subprocess.TimeoutExpired):
@@ -232,12 +248,12 @@ class Process:
         self.popen.wait()
         for stream in (self.popen.stdin, self.popen.stdout, self._file):
             if stream is not None:
-                with suppress(BrokenPipeError):  # of what was told to one that was gone
+                with suppress(BrokenPipeError):  # unsent messages to a process that was gone
                     stream.close()
 
 
 def _give(process: psutil.Process, cores: Iterable[int]) -> None:
-    """Give a process's threads these cores; one that has ended needs none."""
+    """Pin the threads of a process to cores; an ended process is skipped."""
     with suppress(psutil.NoSuchProcess):
         for thread in process.threads():
             with suppress(ProcessLookupError):

@@ -1,6 +1,6 @@
 """The arm `raw`: `vllm.LLM.generate` with all prompts at once, in a process of its own.
 
-`python -m magbatch.bench.raw_arm CONFIG` reads the prompts, starts the engine, and when it is let go makes one file.
+`python -m magbatch.bench.raw_arm CONFIG` reads the prompts, starts the engine, waits for its release, writes a file.
 """
 
 import json
@@ -26,7 +26,7 @@ def _request(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """One run."""
+    """Do one run."""
     config = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     from vllm import LLM, SamplingParams
     from vllm.sampling_params import RequestOutputKind
@@ -51,5 +51,5 @@ def main() -> None:
     pq.write_table(pa.table(found), config["output"], compression="zstd")
 
 
-if __name__ == "__main__":  # the engine's process is spawned: it imports this module again
+if __name__ == "__main__":  # the engine's process is spawned and imports this module again
     main()

@@ -1,7 +1,7 @@
 """The arm `ray.data.llm`: Ray's own batch inference, Parquet to Parquet, in a process of its own.
 
-Templating and tokenizing are done before, outside: for Mistral's tokenizer its own stages cannot. Detokenizing is left
-out as well, which only helps it.
+Templating and tokenizing are done before the run, because Ray's own stages cannot use Mistral's tokenizer. Detokenizing
+is left out too, in Ray's favour.
 """
 
 import json
@@ -20,9 +20,9 @@ from magbatch.fleet.ray_auth import own_token
 
 
 def main() -> None:
-    """`python -m magbatch.bench.ray_arm`: says when Ray is there; each line on standard input is a run."""
+    """Start Ray, report that it is ready, and do a run for each line on standard input."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what Ray and vLLM print is no answer
+    os.dup2(2, 1)  # output of Ray and vLLM must not mix with the replies
     own_token()
     ray.init(address="local", num_cpus=max(os.cpu_count() or 1, 3), include_dashboard=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def _run(config: dict[str, Any]) -> None:
-    """Parquet to Parquet, once."""
+    """Do one run."""
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
     chosen = {name: config[name] for name in ("batch_size", "max_concurrent_batches") if config[name] is not None}
@@ -43,7 +43,7 @@ def _run(config: dict[str, Any]) -> None:
             model_source=config["checkpoint"],
             engine_kwargs=config["engine_args"],
             concurrency=1,
-            log_engine_metrics=False,  # needs ray[serve]; without it there is less to do
+            log_engine_metrics=False,  # it needs ray[serve], and is work that the other arms do not do
             chat_template_stage=False,
             tokenize_stage=False,
             detokenize_stage=False,

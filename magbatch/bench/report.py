@@ -1,4 +1,4 @@
-"""What a benchmark came to: a Markdown table for people, and one document for programs."""
+"""The result of a benchmark: Markdown tables for people, and one document for programs."""
 
 import os
 import platform
@@ -16,16 +16,16 @@ from magbatch.versions import versions
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A number that magbatch is to reach.
+    """A number that magbatch should reach.
 
     Attributes:
-        what: It is.
-        value: Measured.
-        bound: At least this, or at most; None where the number is there to compare with.
-        least: Whether the bound is a least.
-        runs: What the value is made of, in the order of the runs.
-        unit: Of the runs.
-        raw: What `raw` has in the same ratio; None where there is no such thing.
+        what: Description of the number.
+        value: Measured value.
+        bound: Lower or upper bound of the value; None for a number that is only there to compare with.
+        least: Whether the bound is a lower bound.
+        runs: Measured values of the single runs, in their order.
+        unit: Unit of the runs.
+        raw: Ratio of the arm `raw` for the same target; None if it has none.
     """
 
     what: str
@@ -38,14 +38,14 @@ class Target:
 
     @property
     def met(self) -> bool:
-        """Whether it is reached; what has no bound is."""
+        """Whether the bound is reached; always true without a bound."""
         if self.bound is None:
             return True
         return self.value >= self.bound if self.least else self.value <= self.bound
 
     @property
     def verdict(self) -> str:
-        """In words, with the ratio of `raw` where it misses the target as well."""
+        """Result in words, with the ratio of `raw` if `raw` misses the target too."""
         if self.bound is None:
             return "-"
         if self.met:
@@ -55,20 +55,20 @@ class Target:
 
 
 def targets(suite: Suite) -> list[Target]:
-    """Of the arms of a workload."""
+    """Targets of a workload's arms."""
     raw = 1.0 if suite.workload == "image" else 0.97
     wanted = [(RAW, raw), (RAY, 1.3), (RAY_BEST, 1.05)]
     found = []
     for arm, bound in wanted:
         ratio = suite.ratio(MAGBATCH, arm)
         if ratio is not None:
-            beside = None if arm == RAW else suite.ratio(RAW, arm)
-            found.append(Target(f"{suite.workload}: magbatch / {arm}, tokens/s", ratio, bound, raw=beside))
+            of_raw = None if arm == RAW else suite.ratio(RAW, arm)
+            found.append(Target(f"{suite.workload}: magbatch / {arm}, tokens/s", ratio, bound, raw=of_raw))
     return found
 
 
 def markdown(suites: list[Suite], reached: list[Target], machine: Machine) -> str:
-    """The tables."""
+    """Tables of all suites and targets."""
     about = machine_facts(machine)
     lines = [f"{about['cpu']}, {about['cores']} cores, {about['memory_gb']} GB; model {machine.model}"]
     for suite in suites:
@@ -100,7 +100,7 @@ def markdown(suites: list[Suite], reached: list[Target], machine: Machine) -> st
 
 
 def _device(suite: Suite) -> str:
-    """Of the engines, where it is not the processor that is named above."""
+    """Name of the engines' device; empty for the processor, which the first line names."""
     name = suite.runs[0].settings.get("device", "cpu")
     return "" if name == "cpu" else f" on {name}"
 
@@ -110,7 +110,7 @@ def _ratio(value: float | None) -> str:
 
 
 def document(suites: list[Suite], reached: list[Target], machine: Machine) -> dict[str, Any]:
-    """Everything: every run, the machine, versions, and what the engines resolved."""
+    """JSON document of every run, the machine, the versions and the engines' settings."""
     return {
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine_facts(machine),
@@ -138,14 +138,14 @@ def _arms(suite: Suite) -> list[str]:
 
 
 def _record(run: Any) -> dict[str, Any]:
-    """A run without what all runs share."""
+    """Record of a run, without the settings that all runs share."""
     found = asdict(run)
     del found["settings"], found["folder"]
     return found | {"tokens_per_s": run.tokens_per_s, "kind": "round" if run.round else "sweep"}
 
 
 def machine_facts(machine: Machine) -> dict[str, Any]:
-    """What the numbers were measured on."""
+    """Description of the measured machine."""
     return {
         "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)),

@@ -1,4 +1,4 @@
-"""`magbatch bench`: which suites, in which folder, to one report."""
+"""`magbatch bench`: run suites in a folder, and make one report."""
 
 import json
 import os
@@ -24,20 +24,25 @@ from magbatch.temporary import temporary_files
 ALL = "all"
 MEASURES = BOUNDS | {"prefix": prefix}
 SUITES = (*WORKLOADS, *MEASURES)
-ROUNDS = {"occupancy": 1, "null": 3, "documents": 3, "start": 3, "prefix": 3}  # of others 5
+ROUNDS = {"occupancy": 1, "null": 3, "documents": 3, "start": 3, "prefix": 3}  # other suites: DEFAULT_ROUNDS
 DEFAULT_ROUNDS = 5
-ROWS = {"text": 3000, "null": 64_000, "documents": 4_000, "memory": 64_000}  # of others 2,000; documents: pages
+ROWS = {
+    "text": 3000,
+    "null": 64_000,
+    "documents": 4_000,
+    "memory": 64_000,
+}  # other suites: DEFAULT_ROWS; for documents, pages
 DEFAULT_ROWS = 2000
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a benchmark came to.
+    """The result of a benchmark.
 
     Attributes:
-        markdown: For people.
-        document: For programs.
-        missed: Targets that were not reached.
+        markdown: Tables for people.
+        document: JSON document for programs.
+        missed: Number of targets that were not reached.
     """
 
     markdown: str
@@ -59,20 +64,20 @@ def bench(
     report: str | None,
     say: Say,
 ) -> Outcome:
-    """Run one suite, or all.
+    """Run one suite, or all suites.
 
     Args:
-        suite: Out of `SUITES`, or `all`.
-        rows: Of each; None takes its own.
-        rounds: Of each; None takes its own.
-        model: As in a spec.
-        gpus: Of the engine; 0 runs on CPUs.
-        engine_args: `name=value` items, given to every arm.
-        pin: Whether engine and everything else have cores of their own, where CPUs run the engine.
-        arms: Names out of `ARMS`, with commas between; None takes all but `vllm run-batch`.
-        keep: A folder for what the arms read and write; None takes a temporary one.
-        report: A file for the whole report, as JSON: written after each suite.
-        say: Takes a line of progress.
+        suite: Name from `SUITES`, or `all`.
+        rows: Number of rows of each suite; None takes the suite's own.
+        rounds: Number of rounds of each suite; None takes the suite's own.
+        model: Source of the model, as in a spec.
+        gpus: Number of GPUs of the engine; 0 runs it on CPUs.
+        engine_args: Items `name=value` for the engine of every arm.
+        pin: Whether an engine on CPUs gets cores of its own.
+        arms: Names from `ARMS` separated by commas; None takes all except `vllm run-batch`.
+        keep: Folder for the arms' inputs and outputs; None takes a temporary folder.
+        report: File for the whole report as JSON, written after each suite; None writes no file.
+        say: Function that shows a line of progress.
 
     Raises:
         SpecError: An argument is wrong.
@@ -80,12 +85,12 @@ def bench(
     """
     names = SUITES if suite == ALL else (suite,)
     if unknown := [name for name in names if name not in SUITES]:
-        raise SpecError(f"there is no suite {unknown[0]!r}: write one of {', '.join(SUITES)} or {ALL}")
+        raise SpecError(f"suite {unknown[0]!r} does not exist; write one of {', '.join(SUITES)} or {ALL}")
     chosen = BARE_ARMS if arms is None else tuple(name.strip() for name in arms.split(","))
     if wrong := [name for name in chosen if name not in ARMS]:
-        raise SpecError(f"--arms: there is no arm {wrong[0]!r}: write some of {', '.join(ARMS)}")
+        raise SpecError(f"--arms: arm {wrong[0]!r} does not exist; write some of {', '.join(ARMS)}")
     if os.environ.get("VLLM_PLUGINS"):
-        raise SpecError("VLLM_PLUGINS is set: unset it, or vLLM loads no probe, without which nothing is measured")
+        raise SpecError("VLLM_PLUGINS is set, so vLLM would not load the probe that measures; unset it")
     given = _given(engine_args)
     for path, message in secrets({"model": {"source": model, "engine_args": given}}):
         raise SpecError(f"{path.removeprefix('model.')}: {message}")
@@ -112,7 +117,7 @@ def bench(
 
 
 def _check_writable(option: str, path: str) -> None:
-    """Raises SpecError where a file cannot be written: before an hour was measured in vain."""
+    """Raise SpecError if a file cannot be written, before hours of measuring."""
     try:
         Path(path).open("a", encoding="utf-8").close()
     except OSError as error:
@@ -134,7 +139,7 @@ def _given(items: Sequence[str]) -> dict[str, Any]:
 
 @contextmanager
 def _folder(keep: str | None) -> Iterator[Path]:
-    """Where the arms read and write."""
+    """Folder for the arms' inputs and outputs; a temporary folder is removed at the end."""
     if keep is not None:
         folder = Path(keep).absolute()
         try:

@@ -1,7 +1,7 @@
-"""What every arm answers: rows whose prompts and lengths depend on the name of the workload and the seed alone.
+"""The workloads of a benchmark: rows whose prompts and lengths depend only on the workload's name and the seed.
 
-The length of each row is forced (`ignore_eos`), drawn before any arm runs, and known to no scheduler: rows stand in
-the order in which they were drawn. So every arm generates the same tokens, and a sum that is off is an arm that failed.
+The length of each row is drawn before any arm runs, and forced with `ignore_eos`. No scheduler knows it: rows stand in
+the order in which they were drawn. So every arm generates the same tokens; an arm with another sum has failed.
 """
 
 import math
@@ -22,9 +22,9 @@ from magbatch.plan.make import make_plan
 from magbatch.spec import JobSpec, parse
 from magbatch.tiny.receipts import draw_receipt
 
-SIGMA = 1.1  # of the lognormal lengths: as reasoning lengths are
-LONG_SHARE, LONG_TIMES = 0.01, 100  # of `tail`: rows that are a hundred times as long as the others' mean
-FILES = 8  # of the input: one would be one block for Ray
+SIGMA = 1.1  # spread of the lognormal lengths, as of reasoning lengths
+LONG_SHARE, LONG_TIMES = 0.01, 100  # workload `tail`: share of long rows, and their length in means of all other rows
+FILES = 8  # number of input files; one file would be a single block for Ray
 WORDS = [
     "invoice",
     "contract",
@@ -61,12 +61,12 @@ class Workload:
     """A kind of rows.
 
     Attributes:
-        name: For people and for the seed.
-        mean_tokens: Of the rows' lengths, before the long ones.
-        most_tokens: That a row has.
-        prompt_words: Of the question.
-        images: Whether each row has one.
-        tail: Whether 1% of the rows are 100 times as long as the others' mean.
+        name: Name for people, and part of the seed.
+        mean_tokens: Mean length of the rows in tokens, without the long rows of `tail`.
+        most_tokens: Upper bound of a row's length in tokens.
+        prompt_words: Number of words of the question.
+        images: Whether each row has an image.
+        tail: Whether 1% of the rows are 100 times as long as the mean of all other rows.
     """
 
     name: str
@@ -77,7 +77,7 @@ class Workload:
     tail: bool = False
 
     def lengths(self, rows: int, seed: int) -> list[int]:
-        """Tokens of each row: lognormal, and of `tail` every hundredth as long as a hundred."""
+        """Draw the length of each row in tokens: lognormal, and for `tail` 1% of long rows."""
         rng = random.Random(f"lengths/{self.name}/{seed}")
         mu = math.log(self.mean_tokens) - SIGMA**2 / 2
         most = self.most_tokens if not self.tail else self.mean_tokens * LONG_TIMES // 4
@@ -88,7 +88,7 @@ class Workload:
         return found
 
     def records(self, rows: int, seed: int) -> Iterator[dict[str, Any]]:
-        """The rows: no two share the beginning of a prompt, so that no cache helps any arm."""
+        """Make the rows. No two prompts begin alike, so no cache helps any arm."""
         rng = random.Random(f"prompts/{self.name}/{seed}")
         for row, tokens in enumerate(self.lengths(rows, seed)):
             words = " ".join(rng.choice(WORDS) for _ in range(self.prompt_words))
@@ -113,10 +113,10 @@ class Prepared:
     """A workload as files.
 
     Attributes:
-        rows: The input of magbatch: questions and images, as a user has them.
-        prompts: The input of the others: the same rows in the same order, as token ids and pixels.
-        lengths: Tokens of each row by its id.
-        prompt_tokens: Of all prompts.
+        rows: Input of magbatch: questions and images, as a user has them.
+        prompts: Input of the other arms: the same rows in the same order, as token ids and pixels.
+        lengths: Number of tokens of each row by row id.
+        prompt_tokens: Number of tokens of all prompts.
     """
 
     rows: Path
@@ -126,13 +126,13 @@ class Prepared:
 
 
 def job(workload: Workload, rows: Path, output: Path, settings: dict[str, Any]) -> JobSpec:
-    """The spec with which magbatch answers a workload: its defaults, but for what forces lengths.
+    """The spec with which magbatch answers a workload: defaults, plus the settings that force lengths.
 
     Args:
-        workload: What.
-        rows: The folder of its input.
-        output: Where the answers go.
-        settings: `model`, `engine_args` and `gpus` of the command.
+        workload: Workload to answer.
+        rows: Folder of its input.
+        output: Folder for the answers.
+        settings: Values of `model`, `engine_args` and `gpus` of the command.
     """
     columns: dict[str, Any] = {"id": "id", "prompt": "question", "max_tokens": "tokens"}
     return parse(
@@ -153,10 +153,10 @@ def job(workload: Workload, rows: Path, output: Path, settings: dict[str, Any]) 
 
 
 def prepare(workload: Workload, rows: int, seed: int, folder: Path, settings: dict[str, Any]) -> Prepared:
-    """Write the input of every arm; templating and tokenizing are done here, outside, for those that cannot.
+    """Write the input of every arm. Templating and tokenizing happen here, before the run, for arms that cannot do it.
 
     Raises:
-        SpecError: A row of the workload does not fit the model.
+        SpecError: The model does not accept a row of the workload.
     """
     given, ready = folder / "rows", folder / "prompts"
     given.mkdir(parents=True)

@@ -12,8 +12,8 @@ from magbatch.cli.app import app
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nope"], "there is no suite 'nope': write one of text, tail, image, occupancy,"),
-        (["text", "--arms", "raw,vllm"], "--arms: there is no arm 'vllm': write some of raw, magbatch,"),
+        (["nope"], "suite 'nope' does not exist; write one of text, tail, image, occupancy,"),
+        (["text", "--arms", "raw,vllm"], "--arms: arm 'vllm' does not exist; write some of raw, magbatch,"),
         (["text", "--engine-arg", "max_num_seqs"], "--engine-arg max_num_seqs: write name=value"),
         (["text", "--engine-arg", "hf_token=sesame"], "engine_args.hf_token: holds a secret"),
         (["text", "--engine-arg", "a=[1"], "--engine-arg a=[1: the value is not YAML"),
@@ -32,7 +32,7 @@ def test_a_wrong_argument_gets_one_message(arguments: list[str], message: str, t
 def test_plugins_that_are_chosen_by_hand_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_PLUGINS", "mine")
     done = CliRunner().invoke(app, ["bench", "text", "--rows", "2"])
-    assert (done.exit_code, "VLLM_PLUGINS is set: unset it" in done.stderr) == (2, True)
+    assert (done.exit_code, "VLLM_PLUGINS is set" in done.stderr) == (2, True)
 
 
 def test_the_probe_is_found_as_a_plugin_where_its_folder_is_and_nowhere_else(

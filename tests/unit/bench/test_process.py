@@ -50,23 +50,23 @@ def echo(log: Path) -> Iterator[Process]:
 
 def test_it_answers_line_by_line_and_says_when_it_is_gone(echo: Process) -> None:
     for number in range(3):
-        echo.tell({"number": number})
-        assert echo.said(30, "an echo") == {"number": number}
+        echo.send({"number": number})
+        assert echo.receive(30, "an echo") == {"number": number}
     with pytest.raises(BenchError, match="an echo said nothing for 0 s"):
-        echo.said(0.05, "an echo")
+        echo.receive(0.05, "an echo")
     echo.popen.kill()
-    echo.tell({"number": 4})
+    echo.send({"number": 4})
     with pytest.raises(BenchError, match="an echo is gone"):
-        echo.said(30, "an echo")
+        echo.receive(30, "an echo")
 
 
 def test_one_that_is_paused_says_nothing_until_it_goes_on(echo: Process) -> None:
     echo.pause()
-    echo.tell({"number": 1})
+    echo.send({"number": 1})
     with pytest.raises(BenchError, match="an echo said nothing"):
-        echo.said(0.3, "an echo")
-    echo.go_on()
-    assert echo.said(30, "an echo") == {"number": 1}
+        echo.receive(0.3, "an echo")
+    echo.resume()
+    assert echo.receive(30, "an echo") == {"number": 1}
 
 
 def test_one_that_is_paused_can_be_ended(log: Path) -> None:
@@ -96,7 +96,7 @@ def test_nothing_that_it_has_started_outlives_it(log: Path) -> None:
 
 def test_what_it_has_started_does_not_outlive_it_either_where_it_died_first(log: Path) -> None:
     process = run(ORPHAN, log, piped=True)
-    child = psutil.Process(process.said(30, "it")["child"])
+    child = psutil.Process(process.receive(30, "it")["child"])
     process.popen.wait(30)
     assert alive(child)
     process.end()
@@ -106,7 +106,7 @@ def test_what_it_has_started_does_not_outlive_it_either_where_it_died_first(log:
 def test_one_that_is_gone_is_ended_though_it_was_told_something(log: Path) -> None:
     process = run("pass", log, piped=True)
     process.popen.wait(30)
-    process.tell({"number": 1})
+    process.send({"number": 1})
     process.end()
 
 
@@ -143,13 +143,13 @@ def test_what_ray_and_magbatch_set_for_their_own_is_set_for_every_arm(
     assert found == (threads, bound, huge)
 
 
-def test_a_ready_engine_waits_until_it_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_ready_engine_waits_until_it_is_released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(probe.HELD_ENV, "1")
     held = threading.Thread(target=probe.hold, args=(tmp_path,))
     held.start()
     held.join(0.2)
     assert [event["event"] for event in probe.events(tmp_path)] == ["ready"]
-    probe.let_go(tmp_path)
+    probe.release(tmp_path)
     held.join(30)
     assert [event["event"] for event in probe.events(tmp_path)] == ["ready", "go"]
     monkeypatch.delenv(probe.HELD_ENV)
