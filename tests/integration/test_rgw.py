@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from support.magbatch_cli import JobFiles, journal, magbatch, start, wait_until
 from support.rgw import Rgw, missing
-from unit.storage import test_stores as contract
+from unit.storage import test_base as contract
 
 from magbatch.ledger.ledger import Ledger
 from magbatch.storage import open_store

@@ -1,17 +1,16 @@
-"""Whole objects, alike on a disk and in object storage."""
+"""Promises of the store protocol, kept alike on a disk and in a bucket.
+
+The tests that take only `root` also run against other servers of S3, see tests/integration/test_rgw.py.
+"""
 
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from magbatch.errors import StorageError
 from magbatch.storage import open_store
-from magbatch.storage.disk import DRAFTS
-from magbatch.storage.odd_names import odd_names
 
 
 def names(root: str, prefix: str) -> list[str]:
@@ -83,57 +82,6 @@ def test_a_listing_begins_after_a_name(root: str) -> None:
         assert [item.name.removeprefix("results/") for item in store.list("results/", after)] == found, after
 
 
-def test_a_listing_of_a_disk_enters_only_what_it_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = open_store(str(tmp_path))
-    for name in ("results/1-a", "results/2/x", "errors/1", "_magbatch/spec.yaml", "_magbatch/retries/0/results/1-a"):
-        store.write(name, b"x")
-    entered: list[str] = []
-    real = os.scandir
-
-    def noted(path: str) -> Any:
-        entered.append(os.path.relpath(path, tmp_path))
-        return real(path)
-
-    monkeypatch.setattr(os, "scandir", noted)
-    for prefix, found, folders in (
-        ("results/1-", ["results/1-a"], ["results"]),
-        ("results/", ["results/1-a", "results/2/x"], ["results", "results/2"]),
-        ("_magbatch/s", ["_magbatch/spec.yaml"], ["_magbatch"]),
-        ("err", ["errors/1"], [".", "errors"]),
-    ):
-        entered.clear()
-        assert names(str(tmp_path), prefix) == found
-        assert sorted(entered) == folders
-
-
-def test_what_a_disk_was_given_outlives_a_power_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each name is on the disk before the call comes back: its folder is synced, and those above it that are new."""
-    synced: dict[str, list[str]] = {}
-    real = os.fsync
-
-    def noted(handle: int) -> None:
-        path = os.readlink(f"/proc/self/fd/{handle}")
-        if os.path.isdir(path):
-            synced[os.path.relpath(path, tmp_path)] = sorted(os.listdir(path))
-        real(handle)
-
-    monkeypatch.setattr(os, "fsync", noted)
-    store = open_store(str(tmp_path / "new/out"))
-    store.write("results/a", b"a")
-    assert synced["new/out/results"] == ["a"]
-    assert "out" in synced["new"]
-    assert "new" in synced["."]
-    assert "results" in synced["new/out"]
-    synced.clear()
-    assert store.create("results/b", b"b")
-    assert synced == {"new/out/results": ["a", "b"]}
-    assert store.replace("results/b", b"c", b"b")
-    synced.clear()
-    store.move("results/b", "old/b")
-    assert synced["new/out/old"] == ["b"]
-    assert "b" not in synced["new/out/results"]
-
-
 def test_a_listing_goes_on_past_one_page_of_the_server(s3: str) -> None:
     store = open_store(s3)
     wanted = [f"results/{number:05d}" for number in range(1003)]  # a page has 1,000
@@ -179,7 +127,7 @@ def test_roots_with_and_without_a_slash_are_the_same_place(root: str) -> None:
 
 
 def test_an_object_is_never_visible_in_part(root: str) -> None:
-    """Readers meanwhile see the old object or the new one, and no name but the object's own."""
+    """During a write, readers see the old object or the new one, and no name but the object's own."""
     store = open_store(root)
     versions = {bytes([number]) * (1 << 20) for number in range(12)}
     store.write("results/a", b"\0" * (1 << 20))
@@ -203,35 +151,6 @@ def test_an_object_is_never_visible_in_part(root: str) -> None:
     assert seen
     assert set(seen) <= versions
     assert listed <= {"results/a"}
-
-
-def test_drafts_of_a_disk_lie_apart_and_are_listed_only_where_they_are_asked_for(tmp_path: Path) -> None:
-    store = open_store(str(tmp_path))
-    store.write("results/a", b"")
-    draft = tmp_path / DRAFTS / "left-by-a-crash"
-    draft.write_bytes(b"half")
-    assert names(str(tmp_path), "") == ["results/a"]
-    assert names(str(tmp_path), "_magbatch/") == []
-    assert names(str(tmp_path), DRAFTS) == [f"{DRAFTS}left-by-a-crash"]
-
-
-def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
-    store = open_store(str(tmp_path))
-    (tmp_path / "results/a").mkdir(parents=True)  # a folder stands where the object should be
-    with pytest.raises(StorageError, match=r"results/a: Is a directory"):
-        store.write("results/a", b"data")
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
-
-
-def test_a_disk_that_refuses_is_a_storage_error_with_the_path(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"")
-    store = open_store(str(tmp_path / "file"))
-    with pytest.raises(StorageError, match=f"{tmp_path}/file/a"):
-        store.write("a", b"")
-    with pytest.raises(StorageError, match=f"{tmp_path}/file/a"):
-        store.read("a")
-    with pytest.raises(StorageError, match=f"{tmp_path}/file"):
-        list(store.list(""))
 
 
 def test_a_bucket_that_is_not_there_is_no_empty_one(s3_endpoint: str) -> None:
@@ -298,35 +217,3 @@ def test_one_of_many_takes_a_name(root: str) -> None:
         taken = list(pool.map(take, range(16)))
     assert taken.count(True) == 1
     assert open_store(root).read("lease") == f"{taken.index(True)}".encode()
-
-
-def test_a_listing_shows_files_and_links_to_files_and_nobody_waits_for_a_pipe(tmp_path: Path) -> None:
-    store = open_store(str(tmp_path))
-    store.write("results/a", b"a")
-    folder = tmp_path / "results"
-    os.mkfifo(folder / "pipe")
-    (folder / "link").symlink_to("a")
-    (folder / "lost").symlink_to("nowhere")
-    (folder / "circle").symlink_to("circle")
-    (folder / "loop").symlink_to(".")
-    (folder / "up").symlink_to("..")
-    assert names(str(tmp_path), "results/") == ["results/a", "results/link"]
-    assert store.read("results/pipe") == b""
-
-
-def test_what_only_looks_like_an_object_is_named(tmp_path: Path) -> None:
-    store = open_store(str(tmp_path))
-    for name in ("results/a", "own/b", "Own/b", "elsewhere/c", "errors.txt"):
-        store.write(name, b"x")
-    os.mkfifo(tmp_path / "results/pipe")
-    (tmp_path / "results/folder").mkdir()
-    (tmp_path / "own/link").symlink_to("b")
-    (tmp_path / "errors").symlink_to("elsewhere")
-    found = dict(odd_names(str(tmp_path), ["results", "errors"], ["own/b", "own/link", "own/none"]))
-    assert found == {
-        "Own": "its name differs from own in upper and lower case only",
-        "errors": "a symbolic link, not the folder itself",
-        "results/folder": "a folder, not an object",
-        "results/pipe": "neither a file nor a folder",
-        "own/link": "a symbolic link, not the file itself",
-    }
