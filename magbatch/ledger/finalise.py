@@ -88,8 +88,8 @@ class _Tally:
 
     Args:
         grading: Rule that compares answers with right answers; None if there are none.
-        observe: As of `finalise`.
-        observe_wrong: As of `finalise`.
+        observe: Function that receives kind and narrow columns of each object.
+        observe_wrong: Function that receives the narrow columns of each object with wrong answers.
 
     Attributes:
         totals: Sums over the objects.

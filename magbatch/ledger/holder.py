@@ -169,13 +169,13 @@ class Holder:
     Attributes:
         command: Name and options of the command, without the output; `run` with the full path of its spec, if known.
         host: Name of its machine.
-        pid: Its process id.
+        pid: Process id.
         at: Time of its last beat (Unix time, seconds); None if an older version wrote the record.
         released: Whether it has ended and given the output back.
         finished: Whether it did its work.
         is_here: Whether it ran on this machine, so that `alive` is certain.
-        alive: Whether it works on the output now. For another machine, this compares clocks of two machines, which is
-            good enough for a message.
+        alive: Whether it works on the output now. For another machine this compares two clocks, which is good enough
+            for a message.
     """
 
     command: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""One command at a time works on an output.
+"""The lease lets a single command at a time work on an output.
 
 A lease protects the bill, and users from surprises. Correctness does not depend on it: rows that two runs answer are
 resolved by the rule in `audit`, and a manifest replaces only the manifest that its writer has read.
@@ -98,7 +98,7 @@ class Lease:
             raise RuntimeError("the thread that renews the lease ended") from self._defect
 
     def confirm(self) -> None:
-        """As `check`, after a look at the output: call this before each step that is reserved for the holder.
+        """Look at the output, then `check`: call this before each step that is reserved for the holder.
 
         Raises:
             LeaseError: Another run has taken the output over.

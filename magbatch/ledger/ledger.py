@@ -63,7 +63,7 @@ class Ledger(Output):
         return name.is_foreign(self.plan_id)
 
     def _every(self, kind: str, shard: int | None = None) -> Iterator[ObjectName]:
-        """As `objects`, including objects of other plans."""
+        """The objects that `objects` lists, and those of other plans."""
         merged = sorted(self._listed(ObjectName.prefix(kind)), key=attrgetter("shard"))
         if shard is not None:
             yield from self._listed(ObjectName.prefix(kind, shard))

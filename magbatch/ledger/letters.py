@@ -18,7 +18,7 @@ MESSAGE_CHARS = 300  # of an example in a line
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One dead letter.
+    """A dead letter to show.
 
     Attributes:
         code: Error code.

@@ -39,7 +39,7 @@ _NEEDED_SUMS = frozenset({"answered", "failed", "by_code", "by_status"})
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """One of the job's own files as a manifest names it.
+    """A file of the job itself as a manifest names it.
 
     Attributes:
         name: Path below the output.
@@ -158,7 +158,7 @@ class Manifest:
     version: int = VERSION
 
     def file(self, name: str) -> StoredFile | None:
-        """One of the job's own files; None if the manifest does not name it."""
+        """Entry of a file of the job itself; None if the manifest does not name it."""
         return next((file for file in self.files if file.name == name), None)
 
     def vouches_for(self, name: str, data: bytes | None) -> bool:

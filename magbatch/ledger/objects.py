@@ -1,4 +1,4 @@
-"""One committed object: read whole and checked, or written from the rows of other objects and read back.
+"""A committed object: read whole and checked, or written from the rows of other objects and read back.
 
 No object is edited in place. Rows move to another object through a `Spool`. Its commit counts only after the object
 was read back and found equal to what was written.

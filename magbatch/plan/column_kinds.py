@@ -1,4 +1,4 @@
-"""The types of the columns that a prompt is made of: one that no row could be asked from is refused by its name."""
+"""Types of the columns that a prompt is made of: a type from which no prompt can be made is refused."""
 
 import pyarrow as pa
 
@@ -7,18 +7,18 @@ from magbatch.spec import JobSpec
 from magbatch.spec.columns import named_by
 from magbatch.storage.columns import is_bytes, is_list
 
-MAX_SHOWN_CHARS = 120  # of a type: a struct's may be as long as the table is wide
+MAX_SHOWN_CHARS = 120  # of a type in a message: the type of a struct may be very long
 
 
 def check_kinds(spec: JobSpec, columns: pa.Schema) -> None:
-    """Hold the columns that a prompt is made of against what their part in it needs.
+    """Check the types of the columns that a prompt is made of.
 
     Args:
         spec: The job.
         columns: The planned input columns.
 
     Raises:
-        SpecError: All columns that cannot play their part, each with its type and what to do.
+        SpecError: Some columns have a wrong type; the message names each with its type and what to do.
     """
     given = spec.input.columns
     wrong = dict[str, str]()
@@ -38,7 +38,7 @@ def check_kinds(spec: JobSpec, columns: pa.Schema) -> None:
 
 
 def shown(kind: pa.DataType) -> str:
-    """A type as a message has it, cut where it is long."""
+    """A type for a message, shortened if it is long."""
     text = str(kind)
     return text if len(text) <= MAX_SHOWN_CHARS else f"{text[:MAX_SHOWN_CHARS]}…"
 
@@ -48,15 +48,15 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _is_file(kind: pa.DataType) -> bool:
-    """Whether values can be an image or a document: bytes, what names one, or a struct of these."""
+    """Whether values can be an image or a document: bytes, a path or URL, or a struct of these."""
     if pa.types.is_struct(kind):
-        return not {"bytes", "path"}.isdisjoint(one.name for one in kind)
+        return not {"bytes", "path"}.isdisjoint(field.name for field in kind)
     return _is_text(kind) or (is_bytes(kind) and not isinstance(kind, pa.BaseExtensionType))
 
 
 def _is_chat(kind: pa.DataType) -> bool:
     inner = kind.value_type if is_list(kind) else pa.null()
-    return "role" in [one.name for one in inner] if pa.types.is_struct(inner) else False
+    return "role" in [field.name for field in inner] if pa.types.is_struct(inner) else False
 
 
 def _wrong_prompt(name: str, kind: pa.DataType) -> str:
@@ -76,7 +76,7 @@ def _wrong_prompt(name: str, kind: pa.DataType) -> str:
 
 
 def _wrong_chat(kind: pa.DataType) -> str:
-    if _is_chat(kind) and "content" in [one.name for one in kind.value_type]:
+    if _is_chat(kind) and "content" in [field.name for field in kind.value_type]:
         return ""
     hint = "; text is for input.columns.prompt" if _is_text(kind) else ""
     return f"and a chat is a list of structs with the fields `role` and `content`{hint}"

@@ -1,4 +1,4 @@
-"""The input columns of a job: which they are, their types in all files, and their names in the output."""
+"""Input columns of a job: their common types over all files, and their names in the output."""
 
 from collections import Counter
 
@@ -24,22 +24,22 @@ from magbatch.storage.columns import (
 )
 from magbatch.storage.partitions import from_path, key_type
 
-_Kinds = tuple[tuple[str, pa.DataType], ...]  # columns and their types
+_Kinds = tuple[tuple[str, pa.DataType], ...]  # names of columns, each with its type
 
 
 def output_names(spec: JobSpec) -> dict[str, str]:
-    """The name in the output of each carried column, in the order of `carried_columns`.
+    """Name in the output of each carried column, in the order of `carried_columns`.
 
-    A column keeps its name unless the output has it already; then `input_` is put before it, as often as needed.
-    Upper and lower case are the same: DuckDB, Spark and Athena read them so.
+    A column keeps its name unless the output already has that name. Otherwise `input_` is put in front, repeatedly if
+    needed. Case is ignored, because DuckDB, Spark and Athena ignore it in names of columns.
 
-    >>> output_names(spec)  # of a job that carries `id`, `answer` and `ID`
-    {'id': 'id', 'answer': 'input_answer', 'ID': 'input_ID'}
+    Example: a job that carries `id`, `answer` and `ID` gets
+    `{'id': 'id', 'answer': 'input_answer', 'ID': 'input_ID'}`.
     """
     names = carried_columns(spec.input)
     taken = {name.lower() for name in (*RESERVED_COLUMNS, *made_columns(spec).names)}
     found = dict[str, str]()
-    for name in names:  # a column that can keep its name does, wherever it stands
+    for name in names:  # first the columns that can keep their names, whatever their position
         if name.lower() not in taken:
             found[name] = name
             taken.add(name.lower())
@@ -62,29 +62,29 @@ def with_output_names(spec: JobSpec, columns: pa.Schema) -> pa.Schema:
 
 
 def are_planned(spec: JobSpec, columns: pa.Schema) -> bool:
-    """Whether planned columns are those that a job reads, by the names that it writes them by."""
+    """Whether planned columns are the columns that a job reads, with the names that it gives them in the output."""
     written = {name: written_name(columns.field(name)) for name in carried_columns(spec.input) if name in columns.names}
     return columns.names == input_columns(spec) and written == output_names(spec)
 
 
 def renamed_note(columns: pa.Schema) -> list[str]:
-    """What a person should know of carried columns whose names the output has already."""
-    pairs = [(one.name, written_name(one)) for one in columns]
+    """A note on carried columns that have another name in the output; empty if there are none."""
+    pairs = [(column.name, written_name(column)) for column in columns]
     listed = ", ".join(f"{name!r} is written as {written!r}" for name, written in pairs if name != written)
     return [f"carried columns whose names the output has already: {listed}"] if listed else []
 
 
 def mixed_note(files: list[PlannedFile], columns: pa.Schema) -> list[str]:
-    """What a person should know of columns whose type in some files has values that the planned type cannot hold."""
+    """Notes on columns whose type in some file has values that the planned type cannot hold."""
     found = dict[str, tuple[PlannedFile, pa.DataType]]()
     for file in files:
         if file.facts is None or file.problem is not None or not file.rows:
             continue
-        for one in columns:
-            at = file.facts.schema.get_field_index(one.name)
-            have = plain(file.facts.schema.field(at).type) if at >= 0 else pa.null()
-            if one.name not in found and _may_not_fit(have, one.type):
-                found[one.name] = file, have
+        for column in columns:
+            index = file.facts.schema.get_field_index(column.name)
+            have = plain(file.facts.schema.field(index).type) if index >= 0 else pa.null()
+            if column.name not in found and _may_not_fit(have, column.type):
+                found[column.name] = file, have
     return [
         f"column {name!r} is {short(have)} in {file.info.name} and {short(columns.field(name).type)} in the job: "
         "a value that does not fit makes its row a dead letter"
@@ -102,7 +102,11 @@ def _may_not_fit(have: pa.DataType, kind: pa.DataType) -> bool:
 
 
 def check_known(spec: JobSpec, files: list[PlannedFile], names: list[str]) -> None:
-    """A name that no readable file knows is the spec's mistake, not the files'."""
+    """Check that each column is in some file; a column in no file is a mistake in the spec, not in the files.
+
+    Raises:
+        SpecError: A column is in no readable file.
+    """
     read = [file for file in files if file.facts is not None]
     known = [file for file in read if file.rows] or [file for file in read if file.facts and file.facts.names]
     for name in names:
@@ -111,10 +115,14 @@ def check_known(spec: JobSpec, files: list[PlannedFile], names: list[str]) -> No
 
 
 def common_types(files: list[PlannedFile], names: list[str]) -> pa.Schema:
-    """The types all files are brought to; a file that cannot be brought to them is marked as bad.
+    """Find the types that all files are converted to; a file that cannot be converted is marked as bad.
 
-    The types of most rows come first: one odd file must not turn all others away. Files without rows say nothing,
-    unless there are no others. A column that a file lacks may stand in its path.
+    Files are merged in the order of their types' row counts, so that a single odd file is refused, not all other
+    files. Files without rows count only if all files are empty. A column that a file lacks may stand in its path.
+
+    Args:
+        files: All input files; they are changed in place.
+        names: Columns that the job reads.
     """
     usable = [(file, file.facts.schema) for file in files if file.facts is not None and file.problem is None]
     usable = [item for item in usable if item[0].rows] or usable[:1]
@@ -131,36 +139,44 @@ def common_types(files: list[PlannedFile], names: list[str]) -> pa.Schema:
     for file, kinds in sorted(typed, key=lambda item: -rows[item[1]]):
         try:
             found = {name: common(name, found.get(name, kind), kind) for name, kind in kinds}
-        except RowError as error:  # nothing of a bad file's types is kept
+        except RowError as error:  # `found` stays as it was: a bad file changes no types
             file.refuse(error.code, error.message)
     fields = [pa.field(name, settled(found.get(name, pa.null()))) for name in names]
-    return pa.schema([from_path(one) if one.name in keys else one for one in fields])
+    return pa.schema([from_path(field) if field.name in keys else field for field in fields])
 
 
 def with_texts(spec: JobSpec, columns: pa.Schema) -> pa.Schema:
-    """Columns that are read as text, as text."""
+    """The planned columns, with text as the type of columns that are read as text."""
     given = spec.input.columns
     pictures = {*given.images, given.document}
     texts = {given.prompt, given.expected}
     if spec.prompt.template is not None:
         texts |= template_columns(spec.prompt.template)
-    for position, one in enumerate(columns):
-        if one.name in texts - pictures:
-            columns = columns.set(position, one.with_type(as_text(one.type)))
-        elif one.name == given.messages:
-            columns = columns.set(position, one.with_type(as_chat(one.type)))
+    for index, column in enumerate(columns):
+        if column.name in texts - pictures:
+            columns = columns.set(index, column.with_type(as_text(column.type)))
+        elif column.name == given.messages:
+            columns = columns.set(index, column.with_type(as_chat(column.type)))
     return columns
 
 
 def check_expected(columns: pa.Schema, expected: str | None) -> None:
-    """Answers are text, so what they are compared with must have a text of its own."""
+    """Check that right answers can be compared with answers, which are text.
+
+    Raises:
+        SpecError: The column's values have no text form.
+    """
     kind = columns.field(expected).type if expected is not None else pa.string()
     if pa.types.is_nested(kind) or is_bytes(kind) or pa.types.is_duration(kind) or isinstance(kind, pa.UuidType):
         raise SpecError(f"input.columns.expected: the column {expected!r} is {kind}; answers are compared with text")
 
 
 def check_max_tokens(columns: pa.Schema, name: str | None) -> None:
-    """A count of tokens is a whole number."""
+    """Check that the column of token limits has whole numbers.
+
+    Raises:
+        SpecError: The column has another type.
+    """
     kind = columns.field(name).type if name is not None else pa.null()
     if not (pa.types.is_integer(kind) or pa.types.is_null(kind)):
         raise SpecError(f"input.columns.max_tokens: the column {name!r} is {kind}; tokens are whole numbers")

@@ -1,7 +1,7 @@
-"""Parquet footers, read where a damaged or hostile one harms nothing else: in a sandbox.
+"""Parquet footers, read in a sandbox, so that a damaged or hostile footer harms only its own file.
 
-A footer that lies is found before anything is made as large as it says. What a library does not survive (Arrow ends
-the process at an encrypted column's metadata) ends a sandbox's process, and is that file's problem alone.
+Sizes in a footer are checked before any memory is allocated for them. Some footers end the process that parses them:
+Arrow aborts at the metadata of an encrypted column. This ends a sandbox's process and fails a single file.
 """
 
 import functools
@@ -23,13 +23,14 @@ from magbatch.storage.input_file import InputFile
 PROCESSES = 4
 TIMEOUT_S = 120.0
 MEMORY_MB = 2048
-TAIL_BYTES = 64 << 10  # most footers are shorter: one request
-MAX_FOOTER_BYTES = 128 << 20
-MIN_FILE_BYTES = 12  # its two marks, and the footer's length
-DENSE_ROWS = 1 << 20  # that a file of any size may hold: rows that are all alike take next to nothing
-ROWS_A_BYTE = 64  # in a larger one
-COUNTED_NAMES = 50  # columns of a file that a message names
-SHORT_BYTES = 64  # at least so long are even shortened bounds in a footer, where values are long
+TAIL_BYTES = 64 << 10  # of a file, read first; most footers are shorter, so one request is enough
+MAX_FOOTER_BYTES = 128 << 20  # bounds the memory of a parsed footer
+MIN_FILE_BYTES = 12  # the two marks, and the footer's length
+DENSE_ROWS = 1 << 20  # rows that a file of any size may hold: equal rows take almost no space
+ROWS_PER_BYTE = 64  # of a file with more rows than DENSE_ROWS
+LISTED_NAMES = 50  # columns of a file that a message names
+# Writers shorten long bounds in a footer to 64 bytes or more, so a shorter bound is a whole, short value.
+SHORT_BYTES = 64
 Replies = Iterator[tuple[dict[str, Any], bytes | None]]
 
 
@@ -38,9 +39,9 @@ class PrefixColumn:
     """The column that a job's prompts begin with.
 
     Attributes:
-        column: Its name.
-        document: Its values stand for documents, which are long whatever their names are.
-        forced: The spec names it.
+        column: Name of the column.
+        document: Whether its values stand for documents or images, which are long even if their names are short.
+        forced: Whether the spec names the column in `input.group`.
     """
 
     column: str
@@ -50,51 +51,53 @@ class PrefixColumn:
 
 @dataclass(frozen=True, slots=True)
 class ColumnStats:
-    """What a file's footer says of the column that prompts begin with.
+    """Statistics of the prefix column in one file, from its footer.
 
     Attributes:
-        may_repeat: The column's values are kept in dictionaries, and are not seen to be short.
-        lead_bytes: Of the column, compressed.
-        lead_row_bytes: Of the column, decompressed, a row.
-        row_bytes: Of the job's other columns, decompressed, a row: of the row group with the largest.
+        may_repeat: Whether the values are stored in dictionaries and may be long, so that rows may share them.
+        column_bytes: Size of the column (bytes, compressed).
+        value_bytes: Mean size of a value (bytes, decompressed).
+        other_row_bytes: Size of a row's other columns that the job reads (bytes, decompressed): mean of the row group
+            with the largest rows.
     """
 
     may_repeat: bool
-    lead_bytes: int
-    lead_row_bytes: int
-    row_bytes: int
+    column_bytes: int
+    value_bytes: int
+    other_row_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class FileFacts:
-    """What a file's footer says.
+    """Content of a file's footer.
 
     Attributes:
-        rows: Rows of the file.
-        names: All its columns; those of a very wide file in part.
-        schema: Those of its columns that the job reads, a name that it has twice included twice.
-        lead: About the column that prompts begin with; None if it is not there, or made of others.
-        row_bytes: Of the columns that the job reads, decompressed, a row: of the row group with the largest.
+        rows: Number of rows.
+        names: Names of the columns, at most LISTED_NAMES.
+        schema: Columns that the job reads; a name that the file has twice is there twice.
+        prefix: Statistics of the prefix column; None if the file lacks it, or it is made of other columns.
+        row_bytes: Size of a row's columns that the job reads (bytes, decompressed): mean of the row group with the
+            largest rows.
     """
 
     rows: int
     names: list[str]
     schema: pa.Schema
-    lead: ColumnStats | None = None
+    prefix: ColumnStats | None = None
     row_bytes: int = 0
 
 
-class Parts(io.BytesIO):
-    """A file of which some ranges are at hand; what lies between them reads as zeros.
+class PartialFile(io.BytesIO):
+    """A file of which some ranges are known; all other bytes read as zeros.
 
     Args:
-        size: Bytes of the whole file.
-        parts: Begin and content of each range.
+        size: Size of the whole file (bytes).
+        ranges: Offset and content of each known range.
     """
 
-    def __init__(self, size: int, parts: list[tuple[int, bytes]]) -> None:
+    def __init__(self, size: int, ranges: list[tuple[int, bytes]]) -> None:
         super().__init__()
-        self._size, self._parts, self._at = size, parts, 0
+        self._size, self._ranges, self._at = size, ranges, 0
 
     def tell(self) -> int:
         """See `io.IOBase`."""
@@ -109,7 +112,7 @@ class Parts(io.BytesIO):
         """See `io.IOBase`."""
         length = max(0, self._size - self._at if size is None or size < 0 else min(size, self._size - self._at))
         data = bytearray(length)
-        for begin, content in self._parts:
+        for begin, content in self._ranges:
             first, end = max(begin, self._at), min(begin + len(content), self._at + length)
             if first < end:
                 data[first - self._at : end - self._at] = memoryview(content)[first - begin : end - begin]
@@ -117,21 +120,21 @@ class Parts(io.BytesIO):
         return bytes(data)
 
 
-def read_footer(file: InputFile, columns: list[str], lead: PrefixColumn | None) -> FileFacts:
-    """What the footer of an input file says.
+def read_footer(file: InputFile, columns: list[str], prefix: PrefixColumn | None) -> FileFacts:
+    """Read and check the footer of an input file.
 
     Args:
         file: The file.
         columns: Columns that the job reads.
-        lead: The column that its prompts begin with, where that matters.
+        prefix: The column that prompts begin with; None if rows are not grouped.
 
     Raises:
-        RowError: `file_unreadable` or `file_changed`: what is wrong with the file.
-        FileNotFoundError: It is gone.
+        RowError: The footer is damaged (`file_unreadable`), or the file changed since the listing (`file_changed`).
+        FileNotFoundError: The file is gone.
         StorageError: The storage does not answer.
         ClusterError: No sandbox can be started here.
     """
-    head = {"size": file.size_bytes, "columns": columns, "lead": asdict(lead) if lead is not None else None}
+    head = {"size": file.size_bytes, "columns": columns, "prefix": asdict(prefix) if prefix is not None else None}
     try:
         (reply,) = sandboxes()(head, footer_bytes(file))
     except SandboxTimeoutError as error:
@@ -141,26 +144,28 @@ def read_footer(file: InputFile, columns: list[str], lead: PrefixColumn | None) 
     except SandboxError as error:
         raise _unreadable(f"its footer breaks the Parquet library: {error}") from error
     schema = pa.ipc.read_schema(pa.py_buffer(reply.body))
-    found = reply.head["lead"]
-    lead_facts = ColumnStats(**found) if found else None
-    return FileFacts(reply.head["rows"], reply.head["names"], schema, lead_facts, reply.head["row_bytes"])
+    stats = ColumnStats(**reply.head["prefix"]) if reply.head["prefix"] else None
+    return FileFacts(reply.head["rows"], reply.head["names"], schema, stats, reply.head["row_bytes"])
 
 
 @functools.cache
 def sandboxes() -> Sandboxes:
-    """Those of this process; one that is idle takes 70 MB."""
+    """The sandboxes of this process; each takes 70 MB while idle."""
     count = min(PROCESSES, os.cpu_count() or 1)
     return Sandboxes(count, "magbatch.plan.footers:handler", {}, timeout_s=TIMEOUT_S, memory_mb=MEMORY_MB)
 
 
 def footer_bytes(file: InputFile) -> bytes:
-    """The end of a Parquet file, its footer included.
+    """Read the end of a Parquet file: the footer, its length (4 bytes), and the mark PAR1.
 
-    Source: parquet.apache.org/docs/file-format: footer, its length (4 bytes), and the mark PAR1.
+    Source: parquet.apache.org/docs/file-format.
+
+    Raises:
+        RowError: The file does not end like a Parquet file (`file_unreadable`).
     """
     size = file.size_bytes
     if size < MIN_FILE_BYTES:
-        raise _foreign(file) or _unreadable(f"{counted(size, 'byte is', 'bytes are')} no Parquet file")
+        raise _foreign(file) or _unreadable(f"{counted(size, 'byte is', 'bytes are')} too few for a Parquet file")
     tail = file.read_at(max(0, size - TAIL_BYTES), TAIL_BYTES)
     if tail[-4:] == b"PARE":
         raise _unreadable("its footer is encrypted; give files that are not")
@@ -175,10 +180,10 @@ def footer_bytes(file: InputFile) -> bytes:
 
 
 class ForeignError(RowError):
-    """A file is of another format.
+    """A file has another format.
 
     Attributes:
-        foreign: What it is.
+        foreign: The format.
     """
 
     def __init__(self, foreign: Foreign) -> None:
@@ -195,11 +200,11 @@ def _unreadable(why: str) -> RowError:
     return RowError(ErrorCode.FILE_UNREADABLE, f"not a readable Parquet file: {why}")
 
 
-# In the sandbox
+# Functions that run in the sandbox
 
 
 def handler(setup: dict[str, Any]) -> Any:
-    """The sandbox's side of `read_footer`."""
+    """Make the function that answers `read_footer` in the sandbox."""
     return _answer
 
 
@@ -219,14 +224,15 @@ def _answer(head: dict[str, Any], body: bytes) -> Replies:
 
 def _facts(head: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
     size, columns = head["size"], head["columns"]
-    source = Parts(size, [(size - len(body), body)])
+    source = PartialFile(size, [(size - len(body), body)])
     parquet = pq.ParquetFile(pa.PythonFile(source, mode="r"), coerce_int96_timestamp_unit="us", pre_buffer=False)
     metadata, schema = parquet.metadata, parquet.schema_arrow
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     _check_rows(metadata.num_rows, [group.num_rows for group in groups], size)
-    wanted = [one for one in schema if one.name in columns]
-    if metadata.serialized_size != len(body) - 8 and metadata.num_row_groups:  # a signature: some column is encrypted
-        _check_readable(parquet, [one.name for one in wanted])
+    wanted = [field for field in schema if field.name in columns]
+    # A footer that is longer than its metadata is signed: some column is encrypted.
+    if metadata.serialized_size != len(body) - 8 and metadata.num_row_groups:
+        _check_readable(parquet, [field.name for field in wanted])
     paths = {metadata.schema.column(index).path: index for index in range(metadata.num_columns)}
     chosen = [at for path, at in paths.items() if path.partition(".")[0] in columns or path in columns]
     row_bytes = 0
@@ -236,17 +242,20 @@ def _facts(head: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
             _check_chunk(chunk, number, size)
         held = sum(chunk.total_uncompressed_size for chunk in chunks)
         row_bytes = max(row_bytes, held // max(1, group.num_rows))
-    lead = None if head["lead"] is None else footer_of(metadata, PrefixColumn(**head["lead"]), columns)
-    names = schema.names[:COUNTED_NAMES]
-    facts = {"rows": metadata.num_rows, "names": names, "lead": None if lead is None else asdict(lead)}
-    facts["row_bytes"] = row_bytes
+    stats = None if head["prefix"] is None else column_stats(metadata, PrefixColumn(**head["prefix"]), columns)
+    facts = {
+        "rows": metadata.num_rows,
+        "names": schema.names[:LISTED_NAMES],
+        "prefix": None if stats is None else asdict(stats),
+        "row_bytes": row_bytes,
+    }
     return facts, pa.schema(wanted).serialize().to_pybytes()
 
 
 def _check_rows(rows: int, groups: list[int], size: int) -> None:
     if min([rows, *groups]) < 0 or sum(groups) != rows:
         raise _unreadable(f"its footer says {counted(rows, 'row')}, and {sum(groups):,} in its row groups")
-    if rows > max(DENSE_ROWS, ROWS_A_BYTE * size):
+    if rows > max(DENSE_ROWS, ROWS_PER_BYTE * size):
         raise _unreadable(f"its footer says {counted(rows, 'row')} in {counted(size, 'byte')}")
 
 
@@ -255,7 +264,7 @@ def _check_readable(parquet: pq.ParquetFile, columns: list[str]) -> None:
         try:
             next(parquet.iter_batches(batch_size=1, row_groups=[0], columns=[name], use_threads=False), None)
         except (OSError, pa.ArrowException) as error:
-            if "crypt" in str(error):  # anything else: of the data, which is not at hand here
+            if "crypt" in str(error):  # other errors come from the data, which reads as zeros here
                 raise _unreadable(f"the column {name!r} is encrypted; give files that are not") from error
 
 
@@ -267,37 +276,41 @@ def _check_chunk(chunk: pq.ColumnChunkMetaData, group: int, size: int) -> None:
         raise _unreadable(f"its footer places column {chunk.path_in_schema!r} of row group {group} outside the file")
 
 
-def footer_of(metadata: pq.FileMetaData, lead: PrefixColumn, names: list[str]) -> ColumnStats | None:
-    """What a footer says of a column; None where the column is not there, or is made of others.
+def column_stats(metadata: pq.FileMetaData, prefix: PrefixColumn, names: list[str]) -> ColumnStats | None:
+    """Statistics of the prefix column; None if the file has no rows or lacks it, or it is made of other columns.
 
     Args:
         metadata: The footer.
-        lead: The column.
-        names: The columns that the job reads.
+        prefix: The column.
+        names: Columns that the job reads.
     """
     if not metadata.num_rows:
         return None
     paths = {metadata.schema.column(index).path: index for index in range(metadata.num_columns)}
-    if lead.column not in paths:
+    if prefix.column not in paths:
         return None
-    at = paths[lead.column]
-    wanted = set(names) - {lead.column}
+    at = paths[prefix.column]
+    wanted = set(names) - {prefix.column}
     others = [index for path, index in paths.items() if path.partition(".")[0] in wanted or path in wanted]
-    repeats, lead_bytes, size, row_bytes = True, 0, 0, 0
+    repeats, compressed, decompressed, row_bytes = True, 0, 0, 0
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
         if not group.num_rows:
             continue
         chunk = group.column(at)
-        repeats = repeats and chunk.has_dictionary_page and (lead.document or not _short(chunk))
-        lead_bytes, size = lead_bytes + chunk.total_compressed_size, size + chunk.total_uncompressed_size
+        repeats = repeats and chunk.has_dictionary_page and (prefix.document or not _short(chunk))
+        compressed += chunk.total_compressed_size
+        decompressed += chunk.total_uncompressed_size
         held = sum(group.column(index).total_uncompressed_size for index in others)
         row_bytes = max(row_bytes, held // group.num_rows)
-    return ColumnStats(repeats, lead_bytes, size // metadata.num_rows, row_bytes)
+    return ColumnStats(repeats, compressed, decompressed // metadata.num_rows, row_bytes)
 
 
 def _short(chunk: pq.ColumnChunkMetaData) -> bool:
-    """Whether the bounds of a column's values are short; long ones are left out or shortened, not to nothing."""
+    """Whether all values of a column chunk are short, by their bounds.
+
+    Writers leave the bounds of long values out, or shorten them to SHORT_BYTES or more.
+    """
     bounds = chunk.statistics
     if bounds is None or not bounds.has_min_max:
         return False

@@ -1,8 +1,8 @@
-"""Rows that begin with the same long text or document, placed side by side.
+"""Grouping: rows that begin with the same long text or document are placed next to each other.
 
-A replica that answers them together reads their common beginning once: the engine's prefix cache holds it,
-but only as long as few other beginnings come between. Of the input, the column that prompts begin with is
-read, and only where footers and the first rows show that its values repeat; of the values, hashes are kept.
+A replica that answers such rows together computes their common prefix once. The engine's prefix cache holds it, but
+only while few other prefixes come in between. Planning reads a single input column, the first of each prompt, and only
+if footers and the first rows show that its values repeat. Only hashes of the values are kept.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from magbatch.errors import JobError
 from magbatch.plan import windows
 from magbatch.plan.footers import ColumnStats, PrefixColumn
-from magbatch.plan.windows import Arranged, Cutter, Values, pieces
+from magbatch.plan.windows import Arrangement, ColumnValues, Cutter, pieces
 from magbatch.rows import Segment
 from magbatch.spec import AUTO, NONE, JobSpec
 from magbatch.spec.template import leading_column
@@ -26,76 +26,76 @@ from magbatch.storage.columns import is_bytes
 from magbatch.storage.input_file import open_input
 from magbatch.storage.parquet import open_parquet
 
-MIN_ROWS_A_VALUE = 2  # on average
-MIN_SHARED_BYTES = 1000  # of a text, on average: some 250 tokens; fewer are read in no time
-MAX_GROUPED_ROWS = 2_000_000  # a row that is placed takes 3 bytes of the stored plan, and 200 of the driver's memory
-MAX_PLAN_BYTES = 256 << 20  # of the column, compressed, that planning reads without being told to
-UNIQUE = 0.95  # distinct values a row: in an eighth of a window where values come twice, there are fewer
+MIN_ROWS_PER_VALUE = 2  # on average; below it, hardly any prefix is shared
+MIN_SHARED_BYTES = 1000  # of a text, on average: about 250 tokens; an engine computes fewer in no time
+MAX_GROUPED_ROWS = 2_000_000  # a grouped row takes 3 bytes of the stored plan and 200 bytes of the driver's memory
+MAX_READ_BYTES = 256 << 20  # of the column, compressed, that planning reads unless the spec names the column
+UNIQUE = 0.95  # distinct values per row; a column whose values come twice each has fewer in an eighth of a window
 MAX_FILES_LOOKED_AT = 16  # each costs a few requests, one after the other
-READERS = 16  # of all files, where rows share values
-BATCH_BYTES, MAX_BATCH_ROWS = 8 << 20, 4096
+READERS = 16  # files read at once, if rows share values
+BATCH_BYTES, MAX_BATCH_ROWS = 8 << 20, 4096  # of the column decoded at once: bounds the memory of a reader
 
-_NULL = 0  # the hash of no value
+_NULL = 0  # hash of null
 
 
 @dataclass(frozen=True, slots=True)
 class GroupedFile:
-    """An input file. One without `footer` keeps its rows in their order.
+    """An input file while rows are grouped.
 
     Attributes:
-        segment: All its rows, as they are planned.
-        footer: What its footer says of the column.
+        segment: All rows of the file.
+        stats: Statistics of the prefix column from the footer; None if the rows keep their order.
     """
 
     segment: Segment
-    footer: ColumnStats | None = None
+    stats: ColumnStats | None = None
 
     @property
     def rows(self) -> int:
-        """Rows of the file."""
+        """Number of rows."""
         return self.segment.rows
 
 
 @dataclass(frozen=True, slots=True)
 class GroupingResult:
-    """What became of the column.
+    """Result of grouping.
 
     Attributes:
-        arranged: The shards; None where rows keep their order.
-        note: What a person should know of it.
-        distinct: Its first values were looked at, and hardly one comes twice.
+        arrangement: The shards; None if all rows keep their order.
+        note: Remark for a person.
+        distinct: Whether the column's first values were read and hardly any came twice.
     """
 
-    arranged: Arranged | None = None
+    arrangement: Arrangement | None = None
     note: str | None = None
     distinct: bool = False
 
 
 @dataclass(slots=True)
-class _Seen:
-    """The column's first values.
+class _FirstValues:
+    """The first values of the prefix column.
 
     Attributes:
-        lengths: Bytes by the value's hash.
-        valued: Rows that have one.
+        lengths: Length of each value (bytes), by hash.
+        rows: Number of rows with a value.
     """
 
     lengths: dict[int, int] = field(default_factory=dict)
-    valued: int = 0
+    rows: int = 0
 
     @property
     def distinct(self) -> bool:
-        """Whether hardly one comes twice."""
-        return len(self.lengths) > UNIQUE * self.valued
+        """Whether hardly any value comes twice."""
+        return len(self.lengths) > UNIQUE * self.rows
 
     def shared(self, *, document: bool) -> bool:
-        """Whether rows share them, and they are long; documents are, whatever their names are."""
-        enough = 0 < len(self.lengths) * MIN_ROWS_A_VALUE <= self.valued
+        """Whether rows share long values; a document counts as long, whatever the length of its name."""
+        enough = 0 < len(self.lengths) * MIN_ROWS_PER_VALUE <= self.rows
         return enough and (document or sum(self.lengths.values()) >= MIN_SHARED_BYTES * len(self.lengths))
 
 
-def lead_of(spec: JobSpec) -> PrefixColumn | None:
-    """The column that may hold what rows share; None where there is none, or the spec wants no groups."""
+def prefix_column(spec: JobSpec) -> PrefixColumn | None:
+    """The column whose values rows may share; None if there is none, or the spec wants no grouping."""
     columns, group = spec.input.columns, spec.input.group
     if group == NONE:
         return None
@@ -112,103 +112,114 @@ def lead_of(spec: JobSpec) -> PrefixColumn | None:
     return PrefixColumn(name) if name else None
 
 
-def arrange(lead: PrefixColumn, sources: list[GroupedFile], target: int, most: int) -> GroupingResult:
-    """Shards of a job whose rows share prefixes.
+def arrange(prefix: PrefixColumn, files: list[GroupedFile], target_rows: int, max_rows: int) -> GroupingResult:
+    """Group the rows of a job if they share prefixes and grouping is affordable.
 
     Args:
-        lead: The column.
-        sources: Its files, in the order of the plan.
-        target: Rows in a shard.
-        most: Rows that a shard may have where that keeps a group whole.
+        prefix: The column that prompts begin with.
+        files: All input files, in the order of the plan.
+        target_rows: Number of rows in a shard.
+        max_rows: Number of rows that a shard may have to keep a group whole.
 
     Raises:
         StorageError: The input's storage does not answer.
     """
-    if not lead.forced:
-        sources = [one if one.footer and one.footer.may_repeat else replace(one, footer=None) for one in sources]
-    footers = [one.footer for one in sources if one.footer is not None]
-    if not footers and lead.forced:
-        return GroupingResult(
-            note=f"input.group: {lead.column!r} is made of other columns: rows are left in their order"
-        )
-    if not footers:
-        return GroupingResult()
-    if not lead.forced:
-        seen = _look(lead, sources)
-        if not seen.shared(document=lead.document):
-            all_can_be_seen = all(one.footer is not None for one in sources if one.rows)
-            return GroupingResult(distinct=seen.distinct and all_can_be_seen)
-    rows, read = sum(one.rows for one in sources), sum(footer.lead_bytes for footer in footers)
-    if rows > MAX_GROUPED_ROWS:
-        note = f"rows share {lead.column!r}, but above {MAX_GROUPED_ROWS:,} rows they are left in their order"
-        return GroupingResult(note=note)
-    if not lead.forced and read > MAX_PLAN_BYTES:
-        return GroupingResult(
-            note=f"rows share {lead.column!r}, but to group them {read >> 20:,} MB would be read first; "
-            f"input.group: {lead.column} does it all the same"
-        )
+    if not prefix.forced:
+        files = [file if file.stats and file.stats.may_repeat else replace(file, stats=None) for file in files]
+    if all(file.stats is None for file in files):
+        note = f"input.group: {prefix.column!r} is made of other columns: rows are left in their order"
+        return GroupingResult(note=note if prefix.forced else None)
+    if not prefix.forced:
+        first = _first_values(prefix, files)
+        if not first.shared(document=prefix.document):
+            can_read_all = all(file.stats is not None for file in files if file.rows)
+            return GroupingResult(distinct=first.distinct and can_read_all)
+    too_large = _too_large(prefix, files)
+    if too_large is not None:
+        return GroupingResult(note=too_large)
     with ThreadPoolExecutor(READERS) as pool:
-        values = list(pool.map(lambda one: _all_values(one, lead.column), sources))
-    if all(one is None for one in values):
-        note = f"no file's {lead.column!r} can be read as text, bytes or numbers: rows are left in their order"
+        values = list(pool.map(lambda file: _all_values(file, prefix.column), files))
+    if all(found is None for found in values):
+        note = f"no file's {prefix.column!r} can be read as text, bytes or numbers: rows are left in their order"
         return GroupingResult(note=note)
-    cutter = Cutter(target, most)
-    for piece in pieces([one.rows for one in sources], values):
+    cutter = Cutter(target_rows, max_rows)
+    for piece in pieces([file.rows for file in files], values):
         cutter.add(piece)
-    return GroupingResult(cutter.arranged(), cutter.note(lead.column))
+    return GroupingResult(cutter.arrangement(), cutter.note(prefix.column))
 
 
-def _look(lead: PrefixColumn, sources: list[GroupedFile]) -> _Seen:
-    """The values of the first window, or of an eighth of it where hardly one comes twice."""
-    seen = _Seen()
+def _too_large(prefix: PrefixColumn, files: list[GroupedFile]) -> str | None:
+    """The note of a job that is too large to group; None if it is not."""
+    rows = sum(file.rows for file in files)
+    column_bytes = sum(file.stats.column_bytes for file in files if file.stats is not None)
+    if rows > MAX_GROUPED_ROWS:
+        return f"rows share {prefix.column!r}, but above {MAX_GROUPED_ROWS:,} rows they are left in their order"
+    if not prefix.forced and column_bytes > MAX_READ_BYTES:
+        return (
+            f"rows share {prefix.column!r}, but to group them {column_bytes >> 20:,} MB would be read first; "
+            f"input.group: {prefix.column} does it all the same"
+        )
+    return None
+
+
+def _first_values(prefix: PrefixColumn, files: list[GroupedFile]) -> _FirstValues:
+    """Read the values of the first window; an eighth of a window is enough if hardly any value comes twice."""
+    first = _FirstValues()
     rows = size = 0
-    chosen = [(one.segment, one.footer) for one in sources if one.footer is not None][:MAX_FILES_LOOKED_AT]
-    for segment, footer in chosen:
+    chosen = [(file.segment, file.stats) for file in files if file.stats is not None][:MAX_FILES_LOOKED_AT]
+    for segment, stats in chosen:
         try:
-            for found in _values(segment, lead.column, footer):
+            for found in _values(segment, prefix.column, stats):
                 there = found.hashes != _NULL
-                seen.lengths |= zip(
-                    found.hashes[there].tolist(), (found.sizes - footer.row_bytes)[there].tolist(), strict=True
-                )
+                lengths = found.sizes - stats.other_row_bytes
+                first.lengths |= zip(found.hashes[there].tolist(), lengths[there].tolist(), strict=True)
                 rows, size = rows + len(found.hashes), size + int(found.sizes.sum())
-                seen.valued += int(there.sum())
+                first.rows += int(there.sum())
                 looked = max(rows / windows.WINDOW_ROWS, size / windows.WINDOW_BYTES)
-                if looked > 1 / 8 and seen.distinct:
-                    return seen
+                if looked > 1 / 8 and first.distinct:
+                    return first
                 if looked >= 1:
                     break
         except JobError:
             raise
-        except Exception:  # noqa: BLE001 - a file's boundary: what is wrong with it is found when it is read
+        except Exception:  # noqa: BLE001 - a file's boundary: the read task reports what is wrong with the file
             continue
         if rows >= windows.WINDOW_ROWS or size >= windows.WINDOW_BYTES:
             break
-    return seen
+    return first
 
 
-def _all_values(source: GroupedFile, column: str) -> Values | None:
-    """Of a whole file; None where its rows keep their order."""
-    if source.footer is None:
+def _all_values(file: GroupedFile, column: str) -> ColumnValues | None:
+    """Values of a whole file; None if its rows keep their order."""
+    if file.stats is None:
         return None
     try:
-        found = list(_values(source.segment, column, source.footer))
+        found = list(_values(file.segment, column, file.stats))
     except JobError:
         raise
-    except Exception:  # noqa: BLE001 - a file's boundary, as above
+    except Exception:  # noqa: BLE001 - a file's boundary: the read task reports what is wrong with the file
         return None
-    hashes = np.concatenate([one.hashes for one in found])
-    return Values(hashes, np.concatenate([one.sizes for one in found])) if len(hashes) == source.rows else None
+    hashes = np.concatenate([values.hashes for values in found])
+    sizes = np.concatenate([values.sizes for values in found])
+    return ColumnValues(hashes, sizes) if len(hashes) == file.rows else None
 
 
-def _values(segment: Segment, column: str, footer: ColumnStats) -> Iterator[Values]:
+def _values(segment: Segment, column: str, stats: ColumnStats) -> Iterator[ColumnValues]:
+    """Values of a file, batch by batch."""
     with open_input(segment.path, segment.size, segment.tag, segment.digest) as source:
         file: pq.ParquetFile = open_parquet(source, read_dictionary=[column])
-        batch_rows = max(1, min(MAX_BATCH_ROWS, BATCH_BYTES // max(1, footer.lead_row_bytes)))
+        batch_rows = max(1, min(MAX_BATCH_ROWS, BATCH_BYTES // max(1, stats.value_bytes)))
         for batch in file.iter_batches(batch_size=batch_rows, columns=[column]):
-            yield _hashed(batch.column(0), footer.row_bytes)
+            yield _hashed(batch.column(0), stats.other_row_bytes)
 
 
-def _hashed(column: pa.Array, row_bytes: int) -> Values:
+def _hashed(column: pa.Array, other_row_bytes: int) -> ColumnValues:
+    """Hash values; each distinct value is hashed once.
+
+    Args:
+        column: Values of the prefix column, (rows,).
+        other_row_bytes: Bytes of a row's other columns.
+    """
     if isinstance(column, pa.ExtensionArray):
         column = column.storage
     if not pa.types.is_dictionary(column.type):
@@ -218,11 +229,11 @@ def _hashed(column: pa.Array, row_bytes: int) -> Values:
     used = used[used < len(column.dictionary)]
     values = column.dictionary.take(pa.array(used))
     if not is_bytes(values.type):
-        values = values.cast(pa.large_string())  # a number has the same text in whatever type a file keeps it
+        values = values.cast(pa.large_string())  # a number has the same text in every type that a file may use for it
     values = values.cast(pa.large_binary())
-    hashes = np.full(len(column.dictionary) + 1, _NULL, dtype=np.uint64)  # the last is null's
+    hashes = np.full(len(column.dictionary) + 1, _NULL, dtype=np.uint64)  # the last is the hash of null
     sizes = np.zeros(len(hashes), dtype=np.int64)
     digests = b"".join(blake2b(value, digest_size=8).digest() for value in values.to_pylist())
     hashes[used] = np.frombuffer(digests, dtype=np.uint64)
     sizes[used] = pa.compute.binary_length(values).to_numpy()
-    return Values(hashes[codes], sizes[codes] + row_bytes)
+    return ColumnValues(hashes[codes], sizes[codes] + other_row_bytes)

@@ -1,4 +1,4 @@
-"""The files of an input while a plan is made: what their footers and their paths say, and what is wrong with them."""
+"""Input files while a plan is made: the contents of their footers and paths, and problems with them."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -11,8 +11,8 @@ from magbatch.storage.formats import Foreign, command, target_of
 from magbatch.storage.input_file import open_input
 from magbatch.storage.partitions import path_keys
 
-LISTED_FILES = 20  # bad ones that a message names
-FOOTER_READERS = 16  # footers are small and far away: latency, not bandwidth, is the limit
+LISTED_FILES = 20  # bad files that a message names
+FOOTER_READERS = 16  # footers are small and far away, so latency is the limit, not bandwidth
 
 
 @dataclass(slots=True)
@@ -20,14 +20,14 @@ class PlannedFile:
     """An input file while a plan is made.
 
     Attributes:
-        info: As the listing shows it.
-        key: The file's part of the row ids.
-        facts: What its footer says; None if it could not be read.
+        info: Path, size and tag from the listing.
+        key: First part of the ids of the file's rows, 12 hex characters.
+        facts: Content of the footer; None if the footer could not be read.
         digest: See `Segment.digest`.
-        problem: Why it cannot be used, else None.
-        code: The error code of the problem.
-        foreign: What it is, if it is of another format.
-        keys: Columns that the job reads and the file lacks, and their values in its path.
+        problem: Reason why the file cannot be used; None if it can.
+        code: Error code of the problem.
+        foreign: Format of the file, if it is not Parquet.
+        keys: Values from the file's path, by column, for columns that the job reads and the file lacks.
     """
 
     info: ObjectInfo
@@ -41,48 +41,53 @@ class PlannedFile:
 
     @property
     def rows(self) -> int:
-        """Its rows; 0 if its footer could not be read."""
+        """Number of rows; 0 if the footer could not be read."""
         return self.facts.rows if self.facts is not None else 0
 
     def refuse(self, code: ErrorCode, problem: str) -> None:
-        """Mark it as bad."""
+        """Mark the file as bad.
+
+        Args:
+            code: Error code of the dead letter that stands for the file.
+            problem: Reason, without the file's name.
+        """
         self.code, self.problem = code, RowError(code, f"{self.info.name}: {problem}").message
 
     def segment(self, start: int, rows: int) -> Segment:
-        """Some of its rows."""
+        """Some consecutive rows of the file."""
         info = self.info
         return Segment(info.name, self.key, info.size, info.tag, start, rows, self.problem, self.code, self.digest)
 
     @property
     def listed(self) -> str:
-        """The columns that it has, for a message."""
+        """The file's columns, for a message."""
         own = str(self.facts.names) if self.facts is not None else "[]"
         keys = path_keys(self.info.name)
         return f"{own}, and in its path {list(keys)}" if keys else own
 
     def has(self, name: str) -> bool:
-        """Whether it has a column, in its own or in its path."""
+        """Whether the file or its path has a column."""
         return self.facts is not None and (name in self.facts.schema.names or name in self.keys)
 
 
-def read_footers(files: list[PlannedFile], names: list[str], group: list[str], lead: PrefixColumn | None) -> None:
-    """Read the footers of files, and mark those that lack a column as bad.
+def read_footers(files: list[PlannedFile], names: list[str], group: list[str], prefix: PrefixColumn | None) -> None:
+    """Read the footers of files, and mark files that lack a column as bad.
 
     Args:
-        files: All of an input.
+        files: All files of an input; they are changed in place.
         names: Columns that the job reads.
-        group: The column that the spec groups rows by, if it names one; a file may lack it.
-        lead: See `read_footer`.
+        group: The column of `input.group`, if the spec names one; a file may lack it.
+        prefix: See `read_footer`.
     """
     with ThreadPoolExecutor(FOOTER_READERS) as pool:
-        list(pool.map(lambda file: _read_footer(file, names, group, lead), files))
+        list(pool.map(lambda file: _read_footer(file, names, group, prefix), files))
 
 
-def _read_footer(file: PlannedFile, names: list[str], group: list[str], lead: PrefixColumn | None) -> None:
+def _read_footer(file: PlannedFile, names: list[str], group: list[str], prefix: PrefixColumn | None) -> None:
     info = file.info
     try:
         with open_input(info.name, info.size, info.tag) as source:
-            file.facts = read_footer(source, [*names, *group], lead)
+            file.facts = read_footer(source, [*names, *group], prefix)
             file.digest = source.digest
     except FileNotFoundError:
         file.refuse(ErrorCode.FILE_UNREADABLE, "it was listed and is gone")
@@ -95,7 +100,7 @@ def _read_footer(file: PlannedFile, names: list[str], group: list[str], lead: Pr
     if not {*names, *group} <= {*there}:
         keys = path_keys(info.name)
         file.keys = {name: keys[name] for name in (*names, *group) if name in keys and name not in there}
-    if not file.rows:  # a file without rows lacks nothing: some writers leave its columns out
+    if not file.rows:  # some writers leave the columns out of a file without rows
         return
     missing = [name for name in names if not file.has(name)]
     twice = [name for name in names if there.count(name) > 1]
@@ -107,26 +112,29 @@ def _read_footer(file: PlannedFile, names: list[str], group: list[str], lead: Pr
 
 
 def bad_files_error(path: str, files: list[PlannedFile]) -> InputError:
-    """What is to be done about the bad files of an input.
+    """Make the error for bad files, with advice.
 
     Args:
-        path: Of the input.
-        files: All of it, bad ones among them.
+        path: Path of the input.
+        files: All files of the input; at least one is bad.
     """
     bad = [file for file in files if file.problem is not None]
-    make = _make_parquet(path, files)
-    if make and len(files) == 1:
-        return InputError(f"{bad[0].problem}; {make}")
+    advice = _conversion(path, files)
+    if advice and len(files) == 1:
+        return InputError(f"{bad[0].problem}; {advice}")
     listed = [f"  {file.problem}" for file in bad[:LISTED_FILES]]
     more = [f"  … and {len(bad) - LISTED_FILES} more"] if len(bad) > LISTED_FILES else []
-    advice = [f"{make[0].upper()}{make[1:]}"] if make else []
+    steps = [f"{advice[0].upper()}{advice[1:]}"] if advice else []
     if len(bad) < len(files):
-        advice.append("Mend them, or set input.on_bad_file: dead_letter to run the rest.")
-    return InputError("\n".join([f"{len(bad)} of {len(files)} input files cannot be used:", *listed, *more, *advice]))
+        steps.append("Mend them, or set input.on_bad_file: dead_letter to run the rest.")
+    return InputError("\n".join([f"{len(bad)} of {len(files)} input files cannot be used:", *listed, *more, *steps]))
 
 
-def _make_parquet(path: str, files: list[PlannedFile]) -> str:
-    """How to make Parquet of files of another format; of all at once if the whole input is of one."""
+def _conversion(path: str, files: list[PlannedFile]) -> str:
+    """Advice on converting files of another format to Parquet; empty if no command can convert them.
+
+    One command converts the whole input if all its files have the same format.
+    """
     foreign = [(file.info.name, file.foreign) for file in files if file.foreign is not None]
     found = next(((name, one, one.kind) for name, one in foreign if one.kind is not None), None)
     if found is None:

@@ -1,4 +1,4 @@
-"""A job spec -> its plan: the input is looked at once, in this order, and frozen."""
+"""A plan is made from a job spec: the input is listed and inspected once, and frozen."""
 
 import os
 from collections.abc import Callable, Iterable
@@ -21,10 +21,18 @@ from magbatch.plan.columns import (
     with_output_names,
     with_texts,
 )
-from magbatch.plan.grouping import GroupedFile, GroupingResult, arrange, lead_of
+from magbatch.plan.grouping import GroupedFile, GroupingResult, arrange, prefix_column
 from magbatch.plan.inputs import PlannedFile, bad_files_error, read_footers
 from magbatch.plan.plan import Plan
-from magbatch.plan.sharding import grouped, has_pictures, planned, row_bytes_of, rows_of_a_shard, sample, whole_files
+from magbatch.plan.sharding import (
+    grouped_records,
+    has_pictures,
+    plan_in_order,
+    row_bytes_of,
+    sample,
+    shard_limits,
+    whole_files,
+)
 from magbatch.spec import AUTO, NONE, JobSpec
 from magbatch.spec.columns import check_names, input_columns
 from magbatch.storage import ObjectInfo
@@ -36,14 +44,14 @@ def make_plan(spec: JobSpec, limit: int | None = None, take: Callable[[ObjectInf
 
     Args:
         spec: The job.
-        limit: Take only this many rows, spread evenly over the input.
-        take: Says which files are the job's. These are a part of the input, so there may be none, and under
-            `on_bad_file: dead_letter` all of them may be bad; without it, that is a mistake in the spec.
+        limit: Number of rows to take, spread evenly over the input; None for all rows.
+        take: Function that chooses the job's files among those of the input; None for all files. With it, the job may
+            have no files, and with `on_bad_file: dead_letter` all its files may be bad. Without it, both are errors.
 
     Raises:
-        InputError: Nothing is there, a file is bad under `on_bad_file: fail`, or no file is good.
-        SpecError: A column that the spec names is in none of the files, or input and output are not apart.
-        ModelError: The model's files cannot be had.
+        InputError: The input has no files, a file is bad under `on_bad_file: fail`, or no file is good.
+        SpecError: A column that the spec names is in no file, or input and output lie one inside the other.
+        ModelError: The model's files cannot be fetched.
         StorageError: The input cannot be listed.
     """
     check_apart(spec.input.path, spec.output.path)
@@ -52,50 +60,62 @@ def make_plan(spec: JobSpec, limit: int | None = None, take: Callable[[ObjectInf
 
 
 def _plan_of_rows(spec: JobSpec, limit: int | None, take: Callable[[ObjectInfo], bool] | None) -> Plan:
-    names, lead = input_columns(spec), lead_of(spec) if limit is None else None
+    """The plan without the model's revision."""
+    names, prefix = input_columns(spec), prefix_column(spec) if limit is None else None
+    group = [] if spec.input.group in (AUTO, NONE) else [spec.input.group]
+    files, notes = _listed_files(spec, take)
+    read_footers(files, names, group, prefix)
+    all_may_be_bad = take is not None and spec.input.on_bad_file == "dead_letter"
+    if not all_may_be_bad:
+        check_known(spec, files, [*names, *group])
+    columns = _planned_columns(spec, files, names)
+    notes = [*renamed_note(columns), *mixed_note(files, columns), *notes]
+    bad = [file for file in files if file.problem is not None]
+    if bad and (spec.input.on_bad_file == "fail" or len(bad) == len(files)) and not all_may_be_bad:
+        raise bad_files_error(spec.input.path, files)
+
+    row_bytes = row_bytes_of(files)
+    if limit is not None:
+        return plan_in_order(sample(files, limit), spec, columns, notes=notes, row_bytes=row_bytes)
+    segments, found = whole_files(files), GroupingResult()
+    if prefix is not None:
+        stats = {file.info.name: file.facts.prefix for file in files if file.facts and file.problem is None}
+        to_group = [GroupedFile(segment, stats.get(segment.path)) for segment in segments]
+        found = arrange(prefix, to_group, *shard_limits(segments, spec, columns))
+        notes += _group_notes(found, files, group)
+        if found.arrangement is not None:
+            records = grouped_records(found.arrangement, segments)
+            return Plan.of(records, columns, group=prefix.column, notes=notes)
+    hints = engine_hints(spec, columns, distinct=found.distinct)
+    return plan_in_order(segments, spec, columns, engine_hints=hints, notes=notes, row_bytes=row_bytes)
+
+
+def _listed_files(spec: JobSpec, take: Callable[[ObjectInfo], bool] | None) -> tuple[list[PlannedFile], list[str]]:
+    """The job's files, in the order of the listing, and notes about them.
+
+    Raises:
+        InputError: A file's name is not valid text, or a file is listed twice.
+    """
     root = _root(spec.input.path)
     given = find_input(spec.input.path, may_be_none=take is not None)
     infos = [info for info in given.files if take is None or take(info)]
     unnamed = [info.name for info in infos if any("\ud800" <= char <= "\udfff" for char in info.name)]
     if unnamed:
-        raise InputError(f"input.path {spec.input.path}: a file's name is no valid text: {unnamed[0]!r}; rename it")
+        raise InputError(f"input.path {spec.input.path}: a file's name is not valid text: {unnamed[0]!r}; rename it")
     files = [PlannedFile(info, sha256(os.fsencode(_below(root, info.name))).hexdigest()[:12]) for info in infos]
-    keys = {file.key for file in files}  # a hash of 48 bits: two files of one input never share it in practice
+    keys = {file.key for file in files}  # hashes of 48 bits: in practice, two files of an input never share one
     if len(keys) < len(files):
         raise InputError(f"input.path {spec.input.path}: it yields the same file twice")
-    group = [] if spec.input.group in (AUTO, NONE) else [spec.input.group]
-    read_footers(files, names, group, lead)
-    all_may_be_bad = take is not None and spec.input.on_bad_file == "dead_letter"
-    if not all_may_be_bad:
-        check_known(spec, files, [*names, *group])
+    return files, list(given.notes)
+
+
+def _planned_columns(spec: JobSpec, files: list[PlannedFile], names: list[str]) -> pa.Schema:
+    """Types and output names of the columns that the job reads; files that do not fit are marked as bad."""
     columns = with_texts(spec, common_types(files, names))
     check_expected(columns, spec.input.columns.expected)
     check_kinds(spec, columns)
     check_max_tokens(columns, spec.input.columns.max_tokens)
-    columns = with_output_names(spec, columns)
-    notes = [*renamed_note(columns), *mixed_note(files, columns), *given.notes]
-    bad = [file for file in files if file.problem is not None]
-    if bad and (spec.input.on_bad_file == "fail" or len(bad) == len(files)) and not all_may_be_bad:
-        raise bad_files_error(spec.input.path, files)
-
-    if limit is not None:
-        return planned(sample(files, limit), spec, columns, notes=notes, row_bytes=row_bytes_of(files))
-    segments, found = whole_files(files), GroupingResult()
-    if lead is not None:
-        footers = {file.info.name: file.facts.lead for file in files if file.facts and file.problem is None}
-        sources = [GroupedFile(segment, footers.get(segment.path)) for segment in segments]
-        found = arrange(lead, sources, *rows_of_a_shard(segments, spec, columns))
-        notes += _group_notes(found, files, group)
-        if found.arranged is not None:
-            return Plan.of(grouped(found.arranged, segments), columns, group=lead.column, notes=notes)
-    return planned(
-        segments,
-        spec,
-        columns,
-        engine_hints=_engine_hints(spec, columns, found),
-        notes=notes,
-        row_bytes=row_bytes_of(files),
-    )
+    return with_output_names(spec, columns)
 
 
 def _group_notes(found: GroupingResult, files: list[PlannedFile], group: list[str]) -> list[str]:
@@ -105,7 +125,7 @@ def _group_notes(found: GroupingResult, files: list[PlannedFile], group: list[st
 
 
 def _root(path: str) -> str:
-    """What row ids do not depend on: the directory of the input, up to a glob's first wildcard."""
+    """The part of a path that row ids do not depend on: the input's directory, up to a glob's first wildcard."""
     fixed = path
     for wildcard in "*?[":
         fixed = fixed.partition(wildcard)[0]
@@ -118,22 +138,30 @@ def _below(root: str, name: str) -> str:
     return name[len(root) :] if name.startswith(root) else os.path.basename(name)
 
 
-def _engine_hints(spec: JobSpec, columns: pa.Schema, found: GroupingResult) -> dict[str, Any]:
-    """Engine arguments that suit what the input was found to be.
+def engine_hints(spec: JobSpec, columns: pa.Schema, *, distinct: bool) -> dict[str, Any]:
+    """Engine arguments that suit the input.
 
-    vLLM caches processed images in up to 4 GB. For a job whose images hardly repeat, and come to the engine once, each
-    lies in fresh memory for nobody: taking that from the kernel cost the engine up to 5% (two CPU cores;
-    bench/NOTES.md).
+    vLLM caches processed images, up to 4 GB. The cache is useless if images hardly repeat and reach the engine once.
+    Allocating its memory then cost the engine up to 5% (two CPU cores; bench/NOTES.md), so it is turned off.
+
+    Args:
+        spec: The job.
+        columns: The planned input columns.
+        distinct: Whether the values of the first image or document column hardly repeat.
     """
     given = spec.input.columns
-    pictures = [*filter(None, [given.document]), *given.images]  # the first of these is what planning looks at
+    pictures = [*filter(None, [given.document]), *given.images]  # planning looks at the first of these only
     asked_twice = spec.answer.schema is not None or spec.reasoning.budget_tokens is not None
     has_images = bool(given.images) or has_pictures(spec, columns)
-    come_once = found.distinct and has_images and len(pictures) == 1 and not asked_twice
+    come_once = distinct and has_images and len(pictures) == 1 and not asked_twice
     return {"mm_processor_cache_gb": 0} if come_once and "mm_processor_cache_type" not in spec.model.engine_args else {}
 
 
 def subset_plan(plan: Plan, row_ids: Iterable[str], spec: JobSpec) -> Plan:
-    """The plan of a job that asks only some rows, by the same ids; files that cannot be read stay behind."""
+    """The plan of a job that answers some rows of a plan again, with the same ids.
+
+    Files that cannot be read are left out.
+    """
     segments = [segment for _, segment in plan.chosen(row_ids)]
-    return replace(planned(segments, spec, plan.columns, engine_hints=plan.engine_hints), revision=plan.revision)
+    again = plan_in_order(segments, spec, plan.columns, engine_hints=plan.engine_hints)
+    return replace(again, revision=plan.revision)

@@ -1,8 +1,7 @@
-"""Input files -> shards and stable row ids, from Parquet metadata.
+"""The plan: shards of input rows with stable ids, as a value that is stored as Parquet.
 
-A plan freezes the input: files that appear later shift nothing, and a row's id depends on its
-file's path below the input and its position in the file, on nothing else. Of the rows, at most the
-column is read by which they are grouped.
+A plan freezes the input: files that appear later change nothing. A row's id depends only on its file's path below the
+input and on its position in the file.
 """
 
 import base64
@@ -25,7 +24,7 @@ from magbatch.rows import Segment, Shard
 from magbatch.spec import JobSpec
 from magbatch.storage.columns import written_name
 
-MAX_SEGMENT_ROWS = 10_000_000  # more than any version has put in a shard; each has an id in memory
+MAX_SEGMENT_ROWS = 10_000_000  # more than any version puts in a shard; bounds the ids in memory for a damaged plan
 COLUMNS = pa.schema(
     [
         ("shard", pa.int32()),
@@ -40,10 +39,10 @@ COLUMNS = pa.schema(
         ("digest", pa.dictionary(pa.int32(), pa.string())),
     ]
 )
-# Of a plan whose rows are grouped: where a record's rows are, from `start` on, where they do not follow each other.
+# Column of a plan with groups: offset of each row from `start`; null if the record's rows follow each other.
 POSITIONS = pa.field("positions", pa.list_(pa.int32()))
 _HINTS = "magbatch.engine_hints"
-PLAN_ID_KEY = "magbatch.plan_id"  # among the metadata of the stored plan
+PLAN_ID_KEY = "magbatch.plan_id"  # in the metadata of the stored plan
 
 
 @dataclass(frozen=True)
@@ -51,15 +50,15 @@ class Plan:
     """The frozen input of a job.
 
     Attributes:
-        table: One record for each segment, in the order of the shards; or, where rows are grouped, for the rows of
-            one file that a shard has side by side.
-        columns: The input columns that the job reads, with the types all files are brought to.
-        offsets: Position in `table` at which each shard begins, and the end.
-        group: The column by which rows are grouped; None where they keep the order of their files.
+        table: Records in the order of the shards, with the columns COLUMNS. A record is a run of rows of one file in
+            one shard. If rows are grouped, it has the column POSITIONS too.
+        columns: Input columns that the job reads, with the types that all files are converted to.
+        offsets: Index in `table` of each shard's first record, and the length of `table`.
+        group: Column by which rows are grouped; None if they keep the order of their files.
         engine_hints: Engine arguments that suit this input, by vLLM's names; the spec's own arguments override them.
         revision: Version of the model's files; None in plans of older versions.
-        id: Identity of the plan: hex digits, new for each job that begins; None before that, and of older versions.
-        notes: What was found when the plan was made, for people; they are not stored.
+        id: Random id, hex, new for each job that begins; None before that, and in plans of older versions.
+        notes: Remarks for a person; not stored.
     """
 
     table: pa.Table
@@ -82,43 +81,55 @@ class Plan:
         revision: str | None = None,
         notes: Iterable[str] = (),
     ) -> "Plan":
-        """A plan over its segments."""
+        """Make a plan from its records.
+
+        Args:
+            table: Records in the order of the shards.
+            columns: See `Plan`.
+            group: See `Plan`.
+            engine_hints: See `Plan`.
+            revision: See `Plan`.
+            notes: See `Plan`.
+        """
         shards = table.column("shard").to_numpy()
         starts = [0, *(int(index) + 1 for index in (shards[1:] != shards[:-1]).nonzero()[0])] if len(shards) else []
         return cls(table, columns, [*starts, len(shards)], group, engine_hints or {}, revision, notes=tuple(notes))
 
     def begun(self) -> "Plan":
-        """The plan of a job that begins now: what is written for another, in the same place, is not this job's."""
+        """The plan with a new id, for a job that begins now.
+
+        The id tells this job's objects from those of an earlier job in the same output.
+        """
         return replace(self, id=secrets.token_hex(6))
 
     def pinned(self, spec: JobSpec) -> JobSpec:
-        """The job with the version of its model that the plan froze."""
+        """The job with the model revision that the plan froze."""
         if self.revision is None:
             return spec
         return spec.model_copy(update={"model": spec.model.model_copy(update={"revision": self.revision})})
 
     def output_name(self, column: str | None) -> str | None:
-        """The name in the output of a carried input column; None of none."""
+        """Name in the output of a carried input column; None for None."""
         return None if column is None else written_name(self.columns.field(column))
 
     @property
     def num_shards(self) -> int:
-        """Shards of the job."""
+        """Number of shards."""
         return len(self.offsets) - 1
 
     @property
     def rows(self) -> int:
-        """Input rows of the job; a file that cannot be read counts as one."""
+        """Number of input rows; a file that cannot be read counts as one row."""
         return int(pa.compute.sum(self.table.column("rows")).as_py() or 0)
 
     @property
     def shard_sizes(self) -> "np.ndarray[Any, np.dtype[np.int64]]":
-        """Rows of each shard."""
+        """int64 array (shards,): number of rows in each shard."""
         rows = self.table.column("rows").to_numpy()
         return np.add.reduceat(rows, self.offsets[:-1]) if self.num_shards else np.zeros(0, dtype=np.int64)
 
     def shard(self, index: int) -> Shard:
-        """One shard."""
+        """The shard with a number."""
         begin, end = self.offsets[index], self.offsets[index + 1]
         records = self.table.slice(begin, end - begin).to_pylist()
         return Shard(index, tuple(segment for record in records for segment in _segments(record)))
@@ -133,28 +144,37 @@ class Plan:
         return list(zip(bad.column("path").to_pylist(), bad.column("problem").to_pylist(), strict=True))
 
     def files(self) -> set[tuple[str, int, str]]:
-        """Path, size (bytes) and tag of each input file, the bad ones too."""
+        """Path, size (bytes) and tag of each input file, bad files included."""
         names = self.table.select(["path", "size", "tag"]).group_by(["path", "size", "tag"]).aggregate([])
         return {(row["path"], row["size"], row["tag"]) for row in names.to_pylist()}
 
     def num_files(self) -> int:
-        """Input files of the job."""
+        """Number of input files."""
         return len(self.table.column("path").unique())
 
     def row_ids(self) -> Iterator[str]:
-        """All rows, in order."""
+        """Ids of all rows, in order."""
         return (row_id for shard in self.shards() for row_id in shard.row_ids())
 
     def shards_of(self, row_ids: Iterable[str]) -> dict[str, int]:
-        """The shard of each row, in the order of the plan; rows that are whole files or not planned are left out."""
+        """Shard number of each row, in the order of the plan.
+
+        Rows that are not planned, and rows that stand for whole files, are left out.
+        """
         return {row_id: shard for shard, segment in self.chosen(row_ids) for row_id in segment.row_ids()}
 
     def chosen(self, row_ids: Iterable[str]) -> Iterator[tuple[int, Segment]]:
-        """Consecutive rows and their shard, in the order of the plan."""
+        """Find rows in the plan, joined into runs of consecutive rows.
+
+        Example: rows 3, 4 and 7 of a file in one shard give two segments, rows 3 to 4 and row 7.
+
+        Yields:
+            Shard number and rows of each run, in the order of the plan.
+        """
         wanted: dict[str, list[int]] = {}
         for row_id in row_ids:
             key, _, position = row_id.rpartition("-")
-            if key:  # a file that cannot be read is one row, by the key alone
+            if key:  # the id of a row that stands for a whole file is the key alone
                 wanted.setdefault(key, []).append(int(position))
         for positions in wanted.values():
             positions.sort()
@@ -171,7 +191,7 @@ class Plan:
                     at += rows
 
     def to_bytes(self) -> bytes:
-        """The plan as it lies beside the output: a Parquet file."""
+        """The plan as it is stored with the output: a Parquet file."""
         metadata = {"magbatch.columns": base64.b64encode(self.columns.serialize().to_pybytes()).decode()}
         if self.group is not None:
             metadata["magbatch.group"] = base64.b64encode(self.group.encode()).decode()
@@ -187,33 +207,36 @@ class Plan:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Plan":
-        """Read back what `to_bytes` wrote.
+        """Parse a stored plan of this version or an older one.
 
         Raises:
-            OutputError: It is not a plan.
+            OutputError: The content is not a plan.
         """
         try:
             table = pq.read_table(io.BytesIO(data))
             metadata = table.schema.metadata or {}
             columns = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(metadata[b"magbatch.columns"])))
             group, hints = metadata.get(b"magbatch.group"), json.loads(metadata.get(_HINTS.encode(), b"{}"))
-            if "digest" not in table.column_names:  # an older plan
+            if "digest" not in table.column_names:  # older versions did not write it
                 nothing = pa.nulls(table.num_rows, COLUMNS.field("digest").type)
                 table = table.add_column(COLUMNS.get_field_index("digest"), "digest", nothing)
             revision = metadata[b"magbatch.revision"].decode() if b"magbatch.revision" in metadata else None
             table = table.cast(COLUMNS if group is None else COLUMNS.append(POSITIONS))
             _check_values(table)
-            by = None if group is None else base64.b64decode(group).decode()
-            plan = cls.of(table, columns, group=by, engine_hints=hints, revision=revision)
-            return replace(
-                plan, id=metadata[PLAN_ID_KEY.encode()].decode() if PLAN_ID_KEY.encode() in metadata else None
-            )
+            group_name = None if group is None else base64.b64decode(group).decode()
+            plan_id = metadata[PLAN_ID_KEY.encode()].decode() if PLAN_ID_KEY.encode() in metadata else None
+            plan = cls.of(table, columns, group=group_name, engine_hints=hints, revision=revision)
+            return replace(plan, id=plan_id)
         except (pa.ArrowException, KeyError, ValueError, OSError) as error:
             raise OutputError(f"_magbatch/plan.parquet is damaged: {error}") from error
 
 
 def _check_values(table: pa.Table) -> None:
-    """Refuse what no plan holds, before somebody counts with it."""
+    """Refuse values that no plan has, before they are used.
+
+    Raises:
+        ValueError: A value is refused; the message names its column.
+    """
     for name in ("shard", "path", "key", "size", "tag", "start", "rows"):
         column = table.column(name)
         if column.null_count:
@@ -224,10 +247,14 @@ def _check_values(table: pa.Table) -> None:
         raise ValueError(f"its column rows has a number above {MAX_SEGMENT_ROWS:,}")
     unknown = set(table.column("code").unique().to_pylist()) - {None, *ErrorCode}
     if unknown:
-        raise ValueError(f"{min(unknown)!r} is no error code")
+        raise ValueError(f"its column code has {min(unknown)!r}, which is not an error code")
 
 
 def _segments(record: dict[str, Any]) -> list[Segment]:
+    """The rows of a record as runs of consecutive rows.
+
+    Example: start 5 and positions [0, 1, 4] give two segments, rows 5 to 6 and row 9.
+    """
     values = {name: value for name, value in record.items() if name not in ("shard", "positions")}
     values["code"] = ErrorCode(str(values["code"])) if values["code"] else None
     whole = Segment(**values)

@@ -1,4 +1,4 @@
-"""Rows of the input files -> shards: how many rows a shard has, and which."""
+"""Rows of the input files become shards: the number of rows in a shard, and the rows themselves."""
 
 from array import array
 from collections.abc import Iterable, Iterator
@@ -11,31 +11,32 @@ import pyarrow.compute
 
 from magbatch.plan.inputs import PlannedFile
 from magbatch.plan.plan import COLUMNS, POSITIONS, Plan
-from magbatch.plan.windows import Arranged, Integers
+from magbatch.plan.windows import Arrangement, Integers
 from magbatch.rows import Segment
 from magbatch.spec import JobSpec
 from magbatch.spec.sections_input import MIN_SHARD_ROWS
 from magbatch.storage.sizes import SHARD_BYTES
 
-MAX_DOCUMENT_SHARD_ROWS = 8  # of at most limits.max_images pages each
-MAX_LONG_DOCUMENT_SHARD_ROWS = 2  # of at most limits.max_pages each: a gigabyte where all are large
-MAX_IMAGE_SHARD_ROWS = 32  # a shard is one block in Ray's object store; a decoded page is 7 MB
+# A shard is one block in Ray's object store, and a decoded page is about 7 MB.
+MAX_IMAGE_SHARD_ROWS = 32
+MAX_DOCUMENT_SHARD_ROWS = 8  # each row has at most limits.max_images pages
+MAX_LONG_DOCUMENT_SHARD_ROWS = 2  # each row has at most limits.max_pages pages: 1 GB if all of them are large
 
 
-def rows_of_a_shard(segments: list[Segment], spec: JobSpec, columns: pa.Schema) -> tuple[int, int]:
-    """Rows in a shard; and how many one may have so that a group stays whole."""
+def shard_limits(segments: list[Segment], spec: JobSpec, columns: pa.Schema) -> tuple[int, int]:
+    """Number of rows in a shard, and number of rows that a shard may have to keep a group whole."""
     total = sum(segment.rows for segment in segments)
-    rows, most = spec.shard_rows(total), spec.group_rows(total)
+    target_rows, max_rows = spec.shard_rows(total), spec.group_rows(total)
     if spec.input.shard_rows is not None:
-        return rows, most
+        return target_rows, max_rows
     bounds = [MAX_IMAGE_SHARD_ROWS] if spec.input.columns.images else []
     if has_pictures(spec, columns):
         long = spec.input.document.overflow == "map_reduce"
         bounds.append(MAX_LONG_DOCUMENT_SHARD_ROWS if long else MAX_DOCUMENT_SHARD_ROWS)
-    return min([rows, *bounds]), min([most, *bounds])
+    return min([target_rows, *bounds]), min([max_rows, *bounds])
 
 
-def planned(
+def plan_in_order(
     segments: list[Segment],
     spec: JobSpec,
     columns: pa.Schema,
@@ -44,53 +45,68 @@ def planned(
     notes: Iterable[str] = (),
     row_bytes: dict[str, int] | None = None,
 ) -> Plan:
-    """The plan of some rows, in the order of their files."""
-    shard_rows, _ = rows_of_a_shard(segments, spec, columns)
-    rooms = {} if spec.input.shard_rows is not None else _rooms(row_bytes or {}, shard_rows)
-    # Millions, of a large job:
-    runs = array("q", (number for run in _pack(segments, shard_rows, rooms) for number in run))
+    """Make the plan of some rows that keep the order of their files.
+
+    Args:
+        segments: The rows.
+        spec: The job.
+        columns: The planned input columns.
+        engine_hints: See `Plan`.
+        notes: See `Plan`.
+        row_bytes: Bytes of a row as read, by path of its file; a missing file counts as one of small rows.
+    """
+    shard_rows, _ = shard_limits(segments, spec, columns)
+    weights = {} if spec.input.shard_rows is not None else _weights(row_bytes or {}, shard_rows)
+    # An array, not a list of tuples: a large job has millions of runs.
+    runs = array("q", (number for run in _pack(segments, shard_rows, weights) for number in run))
     shard, source, start, rows = np.asarray(runs).reshape(-1, 4).T
     return Plan.of(_records(segments, shard, source, start, rows), columns, engine_hints=engine_hints, notes=notes)
 
 
-def grouped(arranged: Arranged, segments: list[Segment]) -> pa.Table:
-    """The records of shards that hold rows side by side which stand apart in their files."""
-    table = _records(segments, arranged.shard, arranged.source, arranged.start, arranged.rows)
-    return table.append_column(POSITIONS, arranged.positions)
+def grouped_records(arrangement: Arrangement, segments: list[Segment]) -> pa.Table:
+    """Records of a plan whose shards hold rows together that stand apart in their files.
+
+    Args:
+        arrangement: The shards.
+        segments: The files, each whole.
+    """
+    table = _records(segments, arrangement.shard, arrangement.source, arrangement.start, arrangement.rows)
+    return table.append_column(POSITIONS, arrangement.positions)
 
 
 def _records(segments: list[Segment], shard: Integers, source: Integers, start: Integers, rows: Integers) -> pa.Table:
-    """One record for each run of rows.
+    """Make one record for each run of rows.
 
     Args:
-        segments: The files.
-        shard: Of each run.
-        source: Its file, by its number.
-        start: Its first row in the file.
-        rows: How many.
+        segments: The files, or parts of files.
+        shard: int64 array (runs,): shard number of each run.
+        source: int64 array (runs,): index into `segments` of each run.
+        start: int64 array (runs,): first row of each run in its file, from 0.
+        rows: int64 array (runs,): number of rows in each run.
     """
-    made, files = {"shard": shard, "start": start, "rows": rows}, pa.array(source, pa.int32())
+    by_run, sources = {"shard": shard, "start": start, "rows": rows}, pa.array(source, pa.int32())
 
-    def of_file(name: str) -> pa.Array:
-        return pa.array([getattr(segment, name) for segment in segments], COLUMNS.field(name).type).take(files)
+    def by_segment(name: str) -> pa.Array:
+        return pa.array([getattr(segment, name) for segment in segments], COLUMNS.field(name).type).take(sources)
 
     arrays = [
-        pa.array(made[name], COLUMNS.field(name).type) if name in made else of_file(name) for name in COLUMNS.names
+        pa.array(by_run[name], COLUMNS.field(name).type) if name in by_run else by_segment(name)
+        for name in COLUMNS.names
     ]
     return pa.Table.from_arrays(arrays, schema=COLUMNS)
 
 
 def has_pictures(spec: JobSpec, columns: pa.Schema) -> bool:
-    """Whether the rows' documents may have pictures: text is small."""
-    name, how = spec.input.columns.document, spec.input.document
-    if name is None or how.mode == "text":
+    """Whether the job's documents may have pictures; documents that are text have none."""
+    name, document = spec.input.columns.document, spec.input.document
+    if name is None or document.mode == "text":
         return False
     kind = columns.field(name).type
-    return not (how.strings == "text" and (pa.types.is_string(kind) or pa.types.is_large_string(kind)))
+    return not (document.strings == "text" and (pa.types.is_string(kind) or pa.types.is_large_string(kind)))
 
 
 def whole_files(files: list[PlannedFile]) -> list[Segment]:
-    """All rows of all files; a file that cannot be read is one row."""
+    """All rows of all files; a file that cannot be read counts as one row."""
     return [
         file.segment(0, file.rows if file.problem is None else 1)
         for file in files
@@ -99,12 +115,15 @@ def whole_files(files: list[PlannedFile]) -> list[Segment]:
 
 
 def sample(files: list[PlannedFile], limit: int) -> list[Segment]:
-    """`limit` rows, spread evenly over all readable ones: row floor(i * total / limit) for each i."""
+    """Choose `limit` rows, spread evenly over all rows of readable files.
+
+    Sample i is row floor(i * total / limit). Example: 3 of 10 rows are rows 0, 3 and 6.
+    """
     good = [file for file in files if file.problem is None]
     total = sum(file.rows for file in good)
     wanted = min(limit, total)
     segments: list[Segment] = []
-    index, first = 0, 0
+    index, first = 0, 0  # the current file, and the number of its first row in the input
     for number in range(wanted):
         row = number * total // wanted
         while row >= first + good[index].rows:
@@ -120,29 +139,40 @@ def sample(files: list[PlannedFile], limit: int) -> list[Segment]:
 
 
 def row_bytes_of(files: list[PlannedFile]) -> dict[str, int]:
-    """Bytes of a row of each file, as its footer says."""
+    """Bytes of a row of each file, by path, from its footer."""
     return {file.info.name: file.facts.row_bytes for file in files if file.facts is not None}
 
 
-def _rooms(row_bytes: dict[str, int], shard_rows: int) -> dict[str, int]:
-    """How much of a shard's room, in rows, a row of a file takes; files whose rows take 1 are left out."""
-    most = max(1, shard_rows // MIN_SHARD_ROWS)  # also of a file whose footer exaggerates
-    rooms = {path: min(most, held * shard_rows // SHARD_BYTES) for path, held in row_bytes.items()}
-    return {path: room for path, room in rooms.items() if room > 1}
+def _weights(row_bytes: dict[str, int], shard_rows: int) -> dict[str, int]:
+    """Weight of a row of each file: the number of small rows that take the same memory. Weights of 1 are left out."""
+    max_weight = max(1, shard_rows // MIN_SHARD_ROWS)  # bounds the effect of a footer that exaggerates
+    weights = {path: min(max_weight, held * shard_rows // SHARD_BYTES) for path, held in row_bytes.items()}
+    return {path: weight for path, weight in weights.items() if weight > 1}
 
 
-def _pack(segments: list[Segment], shard_rows: int, rooms: dict[str, int]) -> Iterator[tuple[int, int, int, int]]:
-    """Cut and join segments into shards of `shard_rows`, fewer of large rows; small files share one.
+def _pack(segments: list[Segment], shard_rows: int, weights: dict[str, int]) -> Iterator[tuple[int, int, int, int]]:
+    """Cut and join segments into shards whose weights add up to at most `shard_rows`.
 
-    Returns:
-        Shard, number of the segment, first row in its file and rows of each run.
+    Example: shards of 4 rows; a file of 3 small rows, then a file of 3 rows of weight 2.
+
+        shard 0: rows 0 to 2 of the first file
+        shard 1: rows 0 and 1 of the second file
+        shard 2: row 2 of the second file
+
+    Args:
+        segments: The rows, in order.
+        shard_rows: Number of small rows in a shard.
+        weights: Weight of a row of each file, by path; 1 if missing.
+
+    Yields:
+        Shard number, index of the segment, first row in its file and number of rows of each run.
     """
     shard, room = 0, shard_rows
-    for number, segment in enumerate(segments):
-        start, left, each = segment.start, segment.rows, rooms.get(segment.path, 1)
+    for index, segment in enumerate(segments):
+        start, left, weight = segment.start, segment.rows, weights.get(segment.path, 1)
         while left:
-            if room < each:
+            if room < weight:
                 shard, room = shard + 1, shard_rows
-            rows = min(room // each, left)
-            yield shard, number, start, rows
-            start, left, room = start + rows, left - rows, room - rows * each
+            rows = min(room // weight, left)
+            yield shard, index, start, rows
+            start, left, room = start + rows, left - rows, room - rows * weight

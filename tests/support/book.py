@@ -210,7 +210,7 @@ def ask_again(
     found = prepare(ledger, choice or Choice(), list(overrides))
     if isinstance(found, Retried):
         return found
-    place = found.place()
+    place = found.output()
     if place.spec() is None:
         found = replace(found, plan=place.begin(found.spec, found.plan))
     if place.manifest() is None:

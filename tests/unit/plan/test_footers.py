@@ -94,7 +94,7 @@ BAD = {
     "encrypted footer": (encrypted(footer=True), "its footer is encrypted"),
     "footer longer than the file": (PLAIN[:-8] + b"\xff\xff\xff\x7fPAR1", "longer than the file"),
     "no footer": (PLAIN[:-8], "cut off"),
-    "nothing": (b"", "0 bytes are no Parquet file"),
+    "nothing": (b"", "0 bytes are too few for a Parquet file"),
     "zeros": (bytes(5000), "cut off"),
     "a footer of zeros": (with_footer(PLAIN, lambda footer: bytes(len(footer))), "not a readable Parquet file"),
 }

@@ -22,7 +22,7 @@ from magbatch.ledger.verify import verify
 from magbatch.pipeline.block import from_block
 from magbatch.pipeline.prepare import prepare
 from magbatch.pipeline.read import read_together
-from magbatch.plan.footers import PrefixColumn, footer_of
+from magbatch.plan.footers import PrefixColumn, column_stats
 from magbatch.plan.grouping import GroupedFile, arrange
 from magbatch.plan.make import make_plan, subset_plan
 from magbatch.plan.plan import Plan
@@ -353,12 +353,12 @@ def test_a_window_ends_between_two_groups(texts: SmallJob, monkeypatch: pytest.M
 
 def test_a_file_that_has_other_rows_than_its_footer_said_keeps_its_order(texts: SmallJob) -> None:
     lead, path = PrefixColumn("text", forced=True), f"{texts.input}/a.parquet"
-    footer = footer_of(pq.ParquetFile(path).metadata, lead, ["text", "question"])
+    footer = column_stats(pq.ParquetFile(path).metadata, lead, ["text", "question"])
     assert footer is not None
-    found = arrange(lead, [GroupedFile(all_rows(path, 80), footer)], 4, 10).arranged
+    found = arrange(lead, [GroupedFile(all_rows(path, 80), footer)], 4, 10).arrangement
     assert found is not None
     assert found.positions.null_count < len(found.rows)
-    assert arrange(lead, [GroupedFile(all_rows(path, 81), footer)], 4, 10).arranged is None
+    assert arrange(lead, [GroupedFile(all_rows(path, 81), footer)], 4, 10).arrangement is None
 
 
 def test_small_groups_share_a_shard_and_none_is_cut(texts: SmallJob) -> None:

@@ -549,14 +549,14 @@ def test_a_file_name_that_is_no_text_is_named(tmp_path: Path) -> None:
         f"name: x\nmodel: {{source: builtin:tiny}}\ninput: {{path: {folder}, columns: {{prompt: question}}}}\n"
         f"output: {{path: {tmp_path}/out}}\n"
     )
-    with pytest.raises(InputError, match="no valid text"):
+    with pytest.raises(InputError, match="not valid text"):
         make_plan(spec)
 
 
 @pytest.mark.parametrize(
     ("column", "value", "named"),
     [("rows", -1, "below 0"), ("rows", None, "1 nulls"), ("shard", None, "1 nulls"), ("path", None, "1 nulls"),
-     ("start", -5, "below 0"), ("code", "no_such_code", "'no_such_code' is no error code")],
+     ("start", -5, "below 0"), ("code", "no_such_code", "'no_such_code', which is not an error code")],
 )  # fmt: skip
 def test_a_plan_that_nobody_can_count_with_is_damaged(job: SmallJob, column: str, value: Any, named: str) -> None:
     job.ask(3)
