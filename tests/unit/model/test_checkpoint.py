@@ -366,36 +366,6 @@ def test_engine_arguments_that_cut_such_a_prompt_are_refused(own: dict[str, Any]
     seeded(own, seed=None)
 
 
-SHM = {"mm_processor_cache_type": "shm"}
-SCHEMA = {"type": "object", "properties": {"total": {"type": "number"}}, "required": ["total"]}
-
-
-@pytest.mark.parametrize(
-    ("sections", "distinct", "cached"),
-    [
-        ({"input": {"columns": {"document": "d"}}}, True, False),
-        ({"input": {"columns": {"images": ["i"]}}}, True, False),
-        ({"input": {"columns": {"images": ["i"]}}}, False, True),
-        ({"input": {"columns": {"images": ["i", "j"]}}}, True, True),  # a plan looks at the first alone
-        ({"input": {"columns": {"document": "d", "images": ["i"]}}}, True, True),
-        # Two requests a row:
-        ({"input": {"columns": {"images": ["i"]}}, "reasoning": {"budget_tokens": 9}}, True, True),
-        ({"input": {"columns": {"images": ["i"]}}, "answer": {"schema": SCHEMA}}, True, True),
-        # A kind of cache that the spec asks for has vLLM's size:
-        ({"input": {"columns": {"images": ["i"]}}, "model": {"source": "a/b", "engine_args": SHM}}, True, True),
-    ],
-)
-def test_images_are_kept_for_later_rows_where_they_may_come_again(
-    sections: dict[str, Any], distinct: bool, cached: bool
-) -> None:
-    columns = {"prompt": "q"} | sections["input"]["columns"]
-    given = {"path": "/in"} | sections["input"] | {"columns": {k: v for k, v in columns.items() if v is not None}}
-    spec = job(**sections | {"input": given})
-    kept = engine_args(spec, VISION, distinct=distinct).get("mm_processor_cache_gb", "vLLM's own")
-    assert kept == ("vLLM's own" if cached else 0)
-    assert "mm_processor_cache_gb" not in engine_args(spec, TEXT, distinct=distinct)
-
-
 def test_what_the_spec_sets_stands() -> None:
     mine = {"max_num_seqs": 8, "max_model_len": 4096, "config_format": "hf", "quantization": "fp8"}
     args = engine_args(job(model={"source": "a/b", "engine_args": mine}), VISION)

@@ -101,3 +101,13 @@ def test_all_wrong_columns_are_named_at_once(tmp_path: Path) -> None:
     assert [line.split(":")[0] for line in str(caught.value).splitlines()] == [
         "input.columns.prompt", "input.columns.images",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("column", ["images", "document"])
+@pytest.mark.parametrize("in_a_list", [True, False])
+def test_a_struct_that_is_no_picture_says_which_fields_it_has(job: SmallJob, column: str, in_a_list: bool) -> None:
+    scan = {"data": b"x", "mime": "image/png"}
+    job.write(pa.table({"id": ["i"], "question": ["?"], "scan": [[scan] if in_a_list else scan]}))
+    job.set("input", columns={"prompt": "question", column: ["scan"] if column == "images" else "scan"})
+    with pytest.raises(SpecError, match=rf"^input\.columns\.{column}: .*struct<data: .*, mime: string>.*, and an"):
+        job.plan  # noqa: B018

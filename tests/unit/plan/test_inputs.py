@@ -3,13 +3,17 @@
 import shlex
 import subprocess
 import sys
+from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.small_job import SmallJob
 
-from magbatch.errors import InputError
+from magbatch.errors import ErrorCode, InputError
 from magbatch.jobs.preview import preview
+from magbatch.plan.make import make_plan
+from magbatch.plan.plan import Plan
 
 CSV = b"id,question\na0,What is 1+1?\n"
 JSON = b'{"id": "b0", "question": "What is 1+2?"}\n'
@@ -130,3 +134,99 @@ def test_a_parquet_file_by_any_name_is_read(job: SmallJob) -> None:
     job.write(table, "x.csv")
     job.set("input", path=f"{job.input}/x.csv")
     assert job.plan.rows == 2
+
+
+def rows_by_file(plan: Plan) -> dict[str, list[str]]:
+    """Row ids in the order of the plan, by the name of their file."""
+    found: dict[str, list[str]] = {}
+    for shard in plan.shards():
+        for segment in shard.segments:
+            found.setdefault(segment.path.rpartition("/input/")[2], []).extend(segment.row_ids())
+    return found
+
+
+def all_ids(plan: Plan) -> list[str]:
+    return [row_id for shard in plan.shards() for row_id in shard.row_ids()]
+
+
+def cut_off(job: SmallJob) -> str:
+    job.ask(100, "bad.parquet")
+    whole = job.store.read("input/bad.parquet")
+    job.put("input/bad.parquet", whole[: len(whole) // 2])
+    return "not a readable Parquet file"
+
+
+def no_parquet(job: SmallJob) -> str:
+    job.put("input/bad.parquet", b"PAR1 and nothing of the kind")
+    return "not a readable Parquet file"
+
+
+def empty(job: SmallJob) -> str:
+    job.put("input/bad.parquet", b"")
+    return "not a readable Parquet file"
+
+
+def lacks_a_column(job: SmallJob) -> str:
+    job.write(pa.table({"id": ["x"], "Question": ["of another case"]}), "bad.parquet")
+    return "lacks the column 'question'; it has ['id', 'Question']"
+
+
+def other_type(job: SmallJob) -> str:
+    job.write(pa.table({"id": ["x"], "question": [1]}), "bad.parquet")
+    return "the column 'question' is int64 here, but string in other files"
+
+
+def column_twice(job: SmallJob) -> str:
+    columns = [pa.array(["x"]), pa.array(["one"]), pa.array(["two"])]
+    job.write(pa.Table.from_arrays(columns, names=["id", "question", "question"]), "bad.parquet")
+    return "question"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "code"),
+    [
+        (cut_off, ErrorCode.FILE_UNREADABLE),
+        (no_parquet, ErrorCode.FILE_UNREADABLE),
+        (empty, ErrorCode.FILE_UNREADABLE),
+        (lacks_a_column, ErrorCode.FILE_SCHEMA),
+        (other_type, ErrorCode.FILE_SCHEMA),
+        (column_twice, ErrorCode.FILE_SCHEMA),
+    ],
+)
+def test_a_bad_file_stops_the_job_or_becomes_one_dead_letter(either_job: SmallJob, spoil: Any, code: ErrorCode) -> None:
+    either_job.ask(3)
+    either_job.ask(2, "z.parquet")
+    expected = spoil(either_job)
+    with pytest.raises(InputError) as refused:
+        make_plan(either_job.spec())
+    assert "1 of 3 input files cannot be used" in str(refused.value)
+    assert f"{either_job.input}/bad.parquet: " in str(refused.value)
+    assert expected in str(refused.value)
+
+    plan = make_plan(either_job.spec(input={"on_bad_file": "dead_letter"}))
+    rows = rows_by_file(plan)
+    assert {name: len(ids) for name, ids in rows.items()} == {"a.parquet": 3, "bad.parquet": 1, "z.parquet": 2}
+    assert plan.rows == 6
+    ((path, problem),) = plan.bad_files()
+    assert path == f"{either_job.input}/bad.parquet"
+    assert expected in problem
+    (segment,) = [one for shard in plan.shards() for one in shard.segments if one.problem]
+    assert (segment.code, segment.row_ids()) == (code, [segment.key])
+    assert len(set(all_ids(plan))) == 6
+
+
+def test_an_input_of_bad_files_only_is_no_input(job: SmallJob) -> None:
+    no_parquet(job)
+    with pytest.raises(InputError, match="1 of 1 input files cannot be used"):
+        make_plan(job.spec(input={"on_bad_file": "dead_letter"}))
+
+
+def test_many_bad_files_are_not_all_listed(job: SmallJob) -> None:
+    job.ask(1)
+    for number in range(25):
+        job.put(f"input/bad{number:02d}.parquet", b"no Parquet")
+    with pytest.raises(InputError) as refused:
+        job.plan  # noqa: B018
+    assert "bad19.parquet" in str(refused.value)
+    assert "bad20.parquet" not in str(refused.value)
+    assert "and 5 more" in str(refused.value)
