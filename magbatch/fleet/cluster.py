@@ -66,6 +66,7 @@ def run_fleet(
     observer: FleetObserver,
     token: LeaseToken,
     *,
+    slots: int,
     any_may_have_rows: bool,
     first: bool = True,
     silence: float | None = None,
@@ -78,6 +79,7 @@ def run_fleet(
         done: int64 array (shards,): rows of each shard that the ledger already holds.
         observer: The run's observer; it sees the fleet a few times a second and may end the run.
         token: The run's lease.
+        slots: Engine slots of one replica (max_num_seqs).
         any_may_have_rows: Whether replicas of an earlier run may have committed rows after `done` was counted. If so,
             each shard is looked up in the ledger again when its turn comes.
         first: Whether this is the first fleet of this process: an address that cannot be reached is then a wrong one.
@@ -111,7 +113,7 @@ def run_fleet(
 
                 shards = OpenShards.of(plan, done, any_may_have_rows=any_may_have_rows)
                 try:
-                    last = supervise(job, shards, _Bounded(observer, said), stop, token, vital, silence=silence)
+                    last = supervise(job, shards, slots, _Bounded(observer, said), stop, token, vital, silence=silence)
                 except JobError as error:
                     if (broken := vital.broken()) is not None:  # the error is one of its many consequences
                         raise ClusterError(broken) from error

@@ -14,7 +14,6 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from magbatch.engines.defaults import engine_args
 from magbatch.errors import ClusterError, EngineStartError, InterruptedJobError, JobError, one_line
 from magbatch.fleet.board import BoardState
 from magbatch.fleet.dataset import Consumer, OpenShards, answered
@@ -26,7 +25,6 @@ from magbatch.fleet.ray_private import DATA, check
 from magbatch.fleet.sharing_client import Share
 from magbatch.fleet.vital import Vital
 from magbatch.ledger.holder import LeaseToken
-from magbatch.model.checkpoint import locate
 from magbatch.pipeline.context import JobContext
 from magbatch.replica.board import Snapshot, silence_s
 from magbatch.spec import JobSpec
@@ -51,6 +49,7 @@ def _ray_errors_as_the_jobs() -> Iterator[None]:
 def supervise(
     job: JobContext,
     shards: OpenShards,
+    slots: int,
     observer: FleetObserver,
     stop: threading.Event,
     token: LeaseToken,
@@ -63,6 +62,7 @@ def supervise(
     Args:
         job: The job.
         shards: The job's open shards.
+        slots: Engine slots of one replica.
         observer: The run's observer.
         stop: Set by the caller to have replicas commit finished rows, and end.
         token: The run's lease.
@@ -78,7 +78,6 @@ def supervise(
     check(DATA)
     spec = job.spec
     board = start_board(spec, shards.rows, silence)
-    slots = int(engine_args(spec, locate(spec.model, weights=False).facts)["max_num_seqs"])
     dataset = answered(job, shards, board, token, slots)
     shared = bool(os.environ.get("RAY_ADDRESS"))
     pool = Pool(dataset, spec.replicas, slots / spec.sampling.n, shared=shared)

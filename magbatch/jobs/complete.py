@@ -65,6 +65,7 @@ def complete(
     """
     spec = plan.pinned(spec)
     job = JobContext(spec, plan.columns, plan.engine_hints, plan.id)
+    args = engine_args(spec, locate(spec.model, weights=False).facts, plan.engine_hints)
     done = ledger.done_counts(plan)
     check_input(spec, plan, done)
     before = int(done.sum())
@@ -93,9 +94,10 @@ def complete(
     ):
         if before:
             _look_back(ledger, progress, say)
-        the_run = _answer(job, plan, ledger, done, ProgressLine(console, progress, log.note), log, lease, failures)
+        slots, line = int(args["max_num_seqs"]), ProgressLine(console, progress, log.note)
+        the_run = _answer(job, plan, ledger, done, slots, line, log, lease, failures)
         the_run.seconds = time.monotonic() - began
-        report = _finish(spec, plan, ledger, the_run, progress, lease)
+        report = _finish(spec, plan, ledger, args, the_run, progress, lease)
         progress.finish(report.totals)
     return report
 
@@ -134,6 +136,7 @@ def _answer(
     plan: Plan,
     ledger: Ledger,
     done: "np.ndarray[Any, np.dtype[np.int64]]",
+    slots: int,
     line: ProgressLine,
     log: RunLog,
     lease: Lease,
@@ -152,6 +155,7 @@ def _answer(
                 done,
                 serving,
                 lease.token,
+                slots=slots,
                 any_may_have_rows=lease.inherited,
                 first=the_run.serving_s == 0,
             )
@@ -218,9 +222,16 @@ class _Serving:
         self._line.say(message)
 
 
-def _finish(spec: JobSpec, plan: Plan, ledger: Ledger, the_run: Run, progress: JobProgress, lease: Lease) -> Report:
+def _finish(
+    spec: JobSpec,
+    plan: Plan,
+    ledger: Ledger,
+    args: dict[str, Any],
+    the_run: Run,
+    progress: JobProgress,
+    lease: Lease,
+) -> Report:
     """Prove the output complete; the manifest is written last, after the report."""
-    args = engine_args(spec, locate(spec.model, weights=False).facts, plan.engine_hints)
     user_id, missing = plan.output_name(spec.input.columns.id), list[str]()
     for wait_s in (*LATE_LISTING_S, 0.0):
         slowest, wrong, reports = Slowest(user_id), WrongAnswers(user_id), list[Report]()

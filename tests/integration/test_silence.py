@@ -32,7 +32,7 @@ with lease.acquire():
     done = np.zeros(plan.num_shards, dtype=np.int64)
     last = run_fleet(
         JobContext(spec, plan.columns), plan, done, Unwatched(), lease.token,
-        any_may_have_rows=False, silence=float(sys.argv[2]),
+        slots=4, any_may_have_rows=False, silence=float(sys.argv[2]),
     )
 print(last.done.answered, last.done.failed, last.engine_deaths)
 """
