@@ -1,4 +1,4 @@
-"""The seam between magbatch and what generates tokens: one async method."""
+"""The seam between magbatch and an engine: one async method."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,21 +8,23 @@ from typing import Any, Protocol
 from magbatch.rows import Generation, Prompt
 from magbatch.spec import SamplingSpec
 
-HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"  # asks for them in tensors of 2 MB and more, on CPUs (PyTorch's allocator)
+HUGE_PAGES = (
+    "THP_MEM_ALLOC_ENABLE"  # on CPUs, PyTorch's allocator then asks for huge pages for tensors of 2 MB and more
+)
 
 OnTokens = Callable[[int, Sequence[int]], bool]
-"""Is shown new tokens of a sample: its number, and the tokens. False ends the sample there."""
+"""Takes the index of a sample and its new tokens. False ends the sample there."""
 
 
 @dataclass(frozen=True, slots=True)
 class RequestShape:
-    """What is generated in one request.
+    """The constraints of one request.
 
     Attributes:
-        samples: How many; None takes the job's sampling.n.
-        stop: A token that ends a sample, and is its last one.
-        schema: A JSON Schema that the text must fit, from its first token on.
-        banned_token: A token that does not come.
+        samples: Number of samples; None takes the job's sampling.n.
+        stop: Id of a token that ends a sample, and is its last token.
+        schema: JSON Schema that the text must fit, from its first token on.
+        banned_token: Id of a token that must not be generated.
     """
 
     samples: int | None = None
@@ -36,14 +38,14 @@ UNCONSTRAINED = RequestShape()
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """What an engine is built from.
+    """The parts that an engine is built from.
 
     Attributes:
-        checkpoint: The model's directory.
+        checkpoint: Directory of the model's files.
         args: Resolved engine arguments, by vLLM's names.
         sampling: The job's sampling parameters.
         gpus: GPUs of this replica; 0 runs on CPUs.
-        counts: Whether it keeps count of its load.
+        counts: Whether the engine keeps count of its load.
     """
 
     checkpoint: Path
@@ -55,13 +57,13 @@ class EngineConfig:
 
 @dataclass(frozen=True, slots=True)
 class EngineLoad:
-    """How an engine is at the moment.
+    """The load of an engine at one moment.
 
     Attributes:
-        running: Sequences that it works on.
-        queued: Requests that wait for a slot in it.
-        kv_cache_ratio: Share of its KV cache that is in use, 0 to 1.
-        preemptions: Sequences that it put back for want of KV cache, since it started.
+        running: Sequences that the engine works on.
+        queued: Requests that wait for an engine slot.
+        kv_cache_ratio: Share of the KV cache that is in use, 0 to 1.
+        preemptions: Sequences put back because the KV cache was full, since the engine started.
     """
 
     running: int = 0
@@ -71,7 +73,7 @@ class EngineLoad:
 
 
 class Engine(Protocol):
-    """Generates tokens for many prompts at once; batching is its own affair."""
+    """An engine generates tokens for many prompts at once, and batches them by itself."""
 
     async def generate(
         self,
@@ -82,24 +84,24 @@ class Engine(Protocol):
         on_tokens: OnTokens | None = None,
         form: RequestShape = UNCONSTRAINED,
     ) -> Generation:
-        """All samples of one prompt. Cancelling the call aborts the request.
+        """Generate all samples of one prompt. Cancelling the call aborts the request.
 
         Args:
             prompt: Token ids and images.
-            max_tokens: Tokens that each sample may have.
-            seed: Makes the sampling reproducible; None leaves it free.
-            form: What is generated, where it is not a whole free answer.
-            on_tokens: Is called with a sample's first token and then now and then; where it returns
-                False, the sample ends with the tokens so far, as `repetition`.
+            max_tokens: Most tokens of each sample.
+            seed: Seed of the sampling; None for no seed.
+            on_tokens: Called with the first token of a sample and then with each chunk. If it returns False, the sample
+                ends with the tokens so far, and its finish reason is `repetition`.
+            form: Constraints; by default the answer is free.
 
         Raises:
-            RequestRejectedError: The engine refuses this prompt and serves on.
-            RequestFailedError: It took it, failed at it by itself, and serves on: asked again, it may answer.
+            RequestRejectedError: The engine refuses this prompt, and goes on serving.
+            RequestFailedError: The engine failed at this prompt, and goes on serving; the request may be retried.
             EngineDeadError: The engine is gone.
         """
 
     def load(self) -> EngineLoad:
-        """How it is at the moment; of an engine that was told not to keep count, nothing."""
+        """The load at the moment; zeros if the engine was told not to keep count."""
 
     def shutdown(self) -> None:
         """End the engine and every process that belongs to it."""

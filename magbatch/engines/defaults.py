@@ -1,4 +1,4 @@
-"""The engine arguments of an offline job, below those that its spec sets."""
+"""The engine arguments of an offline job; arguments that the spec sets come before these defaults."""
 
 import os
 from collections.abc import Mapping
@@ -9,40 +9,39 @@ from magbatch.model.checkpoint import ModelFacts
 from magbatch.spec import JobSpec
 from magbatch.spec.vllm_names import CPU_BLOCK
 
-# What is wrong with a first answer, and the second one, stand behind the first.
-SECOND_ANSWER_TOKENS = 2048
-OFFLINE_SEQS_GPU = 256  # KV capacity, not compute, is the limit; vLLM preempts beyond it
+SECOND_ANSWER_TOKENS = 2048  # room for a second answer, and for the reason why the first was rejected
+OFFLINE_SEQS_GPU = 256  # the KV cache, not compute, is the limit; vLLM preempts beyond it
 OFFLINE_SEQS_CPU = 64
-OFFLINE_BATCHED_TOKENS_GPU = 16384  # long prompts are read in few steps; latency does not matter here
+OFFLINE_BATCHED_TOKENS_GPU = 16384  # long prompts are read in few steps; latency does not matter offline
 OFFLINE_BATCHED_TOKENS_CPU = 4096
 CPU_KV_CACHE_BYTES = 1 << 30
-DEVICES_A_NODE = 8  # as GPU machines have them; a replica of more is spread over several
-# vLLM makes "uni" into "mp" on CPUs, where its worker pins threads in a process of its own: a third one that imports
-# torch and vLLM (16 of the 52 s of CPU that a start takes). By its name it is left as it is.
+DEVICES_A_NODE = 8  # GPUs of a usual GPU machine; a replica with more is spread over several machines
+# On CPUs vLLM turns "uni" into "mp": a third process that imports torch and vLLM, 16 of the 52 s of CPU of a start. An
+# executor that is given by its class name stays as it is.
 CPU_EXECUTOR = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
-
-
-# Of a job with a seed on CPUs, where an engine that reads a prompt in more than one step dies: see `engines/whole.py`.
+# The scheduler for rows with a seed on CPUs: there an engine dies if it reads a prompt in more than one step.
 WHOLE_PROMPTS = "magbatch.engines.whole.WholePrompts"
 _NEVER_WHOLE = ("enable_chunked_prefill", "long_prefill_token_threshold", "scheduler_cls", "speculative_config")
 
 
 def engine_args(spec: JobSpec, model: ModelFacts, hints: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The engine's arguments: magbatch's offline defaults below what the spec sets.
+    """Resolve the engine's arguments: the spec's own, then hints of the plan, then offline defaults.
 
-    vLLM's own defaults suit serving: without these, `AsyncLLM` takes 128 sequences and 2,048
-    batched tokens (measured, vLLM 0.32).
+    vLLM's own defaults suit serving: `AsyncLLM` takes 128 sequences and 2,048 batched tokens (seen with vLLM 0.32).
 
     Args:
-        spec: The job.
-        model: Its model.
+        spec: The job's spec.
+        model: Facts about its model.
         hints: Engine arguments that suit the job's input; see `Plan.engine_hints`.
 
+    Returns:
+        Arguments of `AsyncEngineArgs`, or of the fake engine.
+
     Raises:
-        SpecError: The spec's own arguments would have an engine on CPUs die of the job's seed.
+        SpecError: vLLM would not start with the spec's own arguments, or would die of the job's seed.
     """
     gpus = spec.replicas.gpus
-    # The smallest context in which no allowed prompt loses any of its max_tokens.
+    # The smallest context in which each allowed prompt can have all of its max_tokens.
     wanted = spec.limits.max_prompt_tokens + spec.sampling.max_tokens
     if spec.answer.schema is not None:
         wanted += SECOND_ANSWER_TOKENS
@@ -60,11 +59,11 @@ def engine_args(spec: JobSpec, model: ModelFacts, hints: Mapping[str, Any] | Non
         "enable_prefix_caching": True,
         "disable_log_stats": True,
         "tensor_parallel_size": max(1, gpus) // int(spec.model.engine_args.get("pipeline_parallel_size") or 1),
-        # One device needs no worker process beside the engine; those of one node are its children; more are Ray's.
+        # One device needs no worker process. Workers on one node are the engine's children; on several nodes, Ray's.
         "distributed_executor_backend": "uni" if gpus <= 1 else "mp" if gpus <= DEVICES_A_NODE else "ray",
     }
     if spec.answer.schema is not None:
-        # The one backend that knows Mistral's control tokens (measured, vLLM 0.32); blanks between values say nothing.
+        # The only backend that knows Mistral's control tokens (seen with vLLM 0.32). Blanks in JSON would cost tokens.
         defaults["structured_outputs_config"] = {"backend": "guidance", "disable_any_whitespace": True}
     if model.image_size:
         defaults["limit_mm_per_prompt"] = {"image": spec.limits.max_images}
@@ -82,7 +81,7 @@ def engine_args(spec: JobSpec, model: ModelFacts, hints: Mapping[str, Any] | Non
 
 
 def _check_lengths(spec: JobSpec, args: dict[str, Any], model: ModelFacts) -> None:
-    """Raise SpecError for numbers of tokens and sequences with which vLLM does not start (its `SchedulerConfig`)."""
+    """Raise SpecError for numbers with which vLLM does not start; its `SchedulerConfig` has these rules."""
     counts = {name: value for name, value in args.items() if isinstance(value, int)}
     longest, at_once = counts.get("max_model_len", 1), counts.get("max_num_seqs", 1)
     tokens = counts.get("max_num_batched_tokens", max(longest, at_once))
@@ -98,17 +97,23 @@ def _check_lengths(spec: JobSpec, args: dict[str, Any], model: ModelFacts) -> No
             "a prompt is read in one step"
         )
     elif counts.get("long_prefill_token_threshold", 0) > longest:
-        wrong = f"long_prefill_token_threshold: it is more than max_model_len, {longest}"
+        wrong = f"long_prefill_token_threshold: more than max_model_len, {longest}"
     elif counts.get("max_num_active_seqs", 0) > at_once:
-        wrong = f"max_num_active_seqs: it is more than max_num_seqs, {at_once}"
+        wrong = f"max_num_active_seqs: more than max_num_seqs, {at_once}"
     elif not spec.replicas.gpus and not model.latent and counts.get("block_size", 0) % CPU_BLOCK:
-        wrong = f"block_size: {counts['block_size']} is no multiple of {CPU_BLOCK}, as vLLM's attention on CPUs needs"
+        wrong = (
+            f"block_size: {counts['block_size']} is not a multiple of {CPU_BLOCK}, as vLLM's attention on CPUs needs"
+        )
     if wrong:
         raise SpecError(f"model.engine_args.{wrong}")
 
 
 def _whole(spec: JobSpec, args: dict[str, Any]) -> dict[str, Any]:
-    """The arguments with which each prompt is read in one step."""
+    """Add arguments that make vLLM read each prompt in one step; see `engines/whole.py`.
+
+    Raises:
+        SpecError: The spec's own arguments cut prompts.
+    """
     own = spec.model.engine_args
     longest = int(args["max_model_len"])
     wrong = [f"{name}: {own[name]}" for name in _NEVER_WHOLE if own.get(name)]

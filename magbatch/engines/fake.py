@@ -1,8 +1,7 @@
 """A scripted engine: real tokens in, real tokens out, no model.
 
-For tests of everything around an engine, and for scale runs. It answers with the end of the
-prompt's own text, so that an answer shows which row it belongs to. What it does for a row can be
-scripted by what stands in the prompt:
+The fake serves tests of everything around an engine, and scale runs. It answers with the end of the prompt's own text,
+so that an answer shows its row. A script changes what it does for prompts that contain a text:
 
     engine_args:
       token_s: 0.001
@@ -28,19 +27,19 @@ from magbatch.rows import Completion, Generation, Prompt
 from magbatch.spec.fake_args import FakeArgs, Rule
 from magbatch.spec.mistakes import field_mistakes
 
-CHUNK_TOKENS = 64  # as the real engine gives them
-ECHO_TOKENS = 48  # of the prompt's end: enough to tell rows apart
+CHUNK_TOKENS = 64  # the chunk size of the real engine
+ECHO_TOKENS = 48  # tokens of the prompt's end that it answers with: enough to tell rows apart
 
 
 class FakeEngine:
     """An engine that follows a script.
 
     Args:
-        config: The same as for a real engine.
+        config: Configuration of a real engine, with `FakeArgs` as its arguments.
         tokenizer: The model's tokenizer.
 
     Raises:
-        EngineStartError: The arguments are wrong, or the script says so.
+        EngineStartError: The arguments are wrong, or `start_error` is set.
     """
 
     def __init__(self, config: EngineConfig, tokenizer: Tokenizer) -> None:
@@ -85,7 +84,7 @@ class FakeEngine:
                 self._dead = True
                 raise EngineDeadError("the script ends the engine")
             if rule.do == "block":
-                ctypes.PyDLL(None).pause()  # with Python's lock held, as a regular expression that backtracks has it
+                ctypes.PyDLL(None).pause()  # holds Python's lock, as a backtracking regular expression does
             if rule.do == "stall":
                 await asyncio.Event().wait()
             if rule.do == "freeze":
@@ -98,7 +97,7 @@ class FakeEngine:
     async def _play(
         self, tokens: list[int], reason: str, on_tokens: OnTokens | None, samples: int, *, hangs: bool
     ) -> Completion:
-        """Let the tokens come, a chunk at a time; all samples are the same."""
+        """Give the tokens chunk by chunk; all samples are the same."""
         given = 0
         while given < len(tokens):
             size = CHUNK_TOKENS if given else 1
@@ -117,7 +116,7 @@ class FakeEngine:
         return Completion(tokens, reason)
 
     def load(self) -> EngineLoad:
-        """See `Engine.load`. Its cache is full when all its slots are."""
+        """See `Engine.load`. The cache is as full as the slots are."""
         return EngineLoad(self._running, self._queued, self._running / self._args.max_num_seqs)
 
     def shutdown(self) -> None:
@@ -126,7 +125,9 @@ class FakeEngine:
 
     def _note(self, row_id: str) -> None:
         if self._args.journal:
-            with open(self._args.journal, "ab", buffering=0) as file:  # one write: lines of many processes stay whole
+            with open(
+                self._args.journal, "ab", buffering=0
+            ) as file:  # one unbuffered write: lines of several processes stay whole
                 file.write(f"{row_id} {os.getpid()}\n".encode())
 
     def _rule(self, prompt: Prompt) -> Rule:
@@ -138,11 +139,12 @@ class FakeEngine:
         return Rule(contains="")
 
     def _tokens(self, prompt: Prompt, rule: Rule, max_tokens: int, form: RequestShape) -> tuple[list[int], str]:
+        """The token ids of an answer, and its finish reason."""
         opening, closing = self._tokenizer.think_open, self._tokenizer.think_close
         last = prompt.token_ids[-1] if prompt.token_ids else None
         if rule.answer is not None and last != opening:
             said = rule.answer if isinstance(rule.answer, list) else [rule.answer]
-            again = form.schema is not None and last == self._tokenizer.turn_close  # it was told that it was wrong
+            again = form.schema is not None and last == self._tokenizer.turn_close  # asked again after a wrong answer
             text = said[-1] if again else said[0]
             tokens = [*self._tokenizer.encode_text(text), self._tokenizer.end]
             return (tokens, "stop") if len(tokens) <= max_tokens else (tokens[:max_tokens], "length")
@@ -161,7 +163,7 @@ class FakeEngine:
 
 
 class _Slot:
-    """One of the engine's slots, while a row is in it."""
+    """An engine slot while a row is in it."""
 
     __slots__ = ("_engine",)
 

@@ -1,8 +1,8 @@
-"""vLLM's AsyncLLM behind the engine seam: the only file that imports vllm.
+"""vLLM's AsyncLLM behind the engine seam. Besides `whole`, no other file of the engines imports vllm.
 
-Set for offline work: tokens arrive in large chunks (one message of the engine for each would cost more
-than they are worth), vLLM never detokenizes (its incremental detokenizer is slow with Mistral's
-tokenizer), images arrive at the size that the model takes, so that the engine's process resizes nothing.
+The settings are for offline work. Tokens arrive in large chunks: a message of the engine for each token would cost more
+than the token is worth. Detokenizing in vLLM is off: its incremental detokenizer is slow with Mistral's tokenizer. The
+engine's process resizes no image: images arrive at the size that the model takes.
 """
 
 import asyncio
@@ -21,34 +21,34 @@ from magbatch.guard import how_it_ended
 from magbatch.model.tokenizer import picture
 from magbatch.rows import Completion, Generation, Prompt
 
-# vLLM configures its logging when it is imported; the engine's own lines below WARNING help nobody offline.
+# vLLM configures its logging when it is imported. Lines of the engine below WARNING are of no use offline.
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # where a failed start is looked for
+os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # a failed start is explained from stderr
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
-CHUNK_TOKENS = 64  # between two signs of life of a sample
-# vLLM has one thread for images, so one row is there and the next at hand. The tasks of all that are let in would keep
-# the event loop from the first that is ready, and the engine without a request (bench/NOTES.md).
+CHUNK_TOKENS = 64  # tokens between two messages about a sample
+# vLLM has one thread for images: one row is in it, and the next is at hand. With more rows, their tasks would keep the
+# event loop from the first row that is ready, and the engine would wait for requests (bench/NOTES.md).
 IMAGE_ROWS_RENDERED_AT_ONCE = 2
 
-NEVER_LOGIT = -100.0  # what vLLM, as OpenAI, takes for a ban
-LOG_BYTES = 64_000  # of the end of a log: a traceback of each of the engine's processes
+NEVER_LOGIT = -100.0  # bans a token, in vLLM as in OpenAI's API
+LOG_BYTES = 64_000  # read from the end of a log: enough for a traceback of each process of the engine
 _ERROR_LINE = re.compile(r"(?:^|\s)((?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b: .+)$")
 
 
 class VllmEngine:
-    """One vLLM engine in this process's care.
+    """A vLLM engine, with its processes as children of this process.
 
     Args:
         config: Checkpoint, resolved arguments, sampling.
 
     Raises:
-        EngineStartError: With the engine's own words.
+        EngineStartError: The engine did not start; the message has vLLM's own words.
     """
 
     def __init__(self, config: EngineConfig) -> None:
         os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
-        # The engine's process logs its root cause and tells its parent no more than that it failed.
+        # The engine's process logs the root cause, and tells this process only that it failed.
         with captured(STDERR, replay=True) as said:
             try:
                 from vllm import SamplingParams
@@ -58,10 +58,10 @@ class VllmEngine:
                 from vllm.v1.engine.async_llm import AsyncLLM
 
                 if current_platform.is_cpu():
-                    # As many threads as Ray gives the replica CPUs, not pinned to cores that others would pin as well.
+                    # As many threads as the replica has CPUs, not pinned: other replicas would pin the same cores.
                     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-                    # Where the kernel gives them to who asks (`madvise`, the usual setting): all weights, and the KV
-                    # of all rows in the engine, are read in each step. 5% with the built-in model (bench/NOTES.md).
+                    # Each step reads all weights, and the KV cache of all rows: huge pages save 5% of the time with
+                    # the built-in model (bench/NOTES.md). The kernel's usual setting, `madvise`, gives them on request.
                     os.environ.setdefault(HUGE_PAGES, "1")
                 args = AsyncEngineArgs(model=str(config.checkpoint), **config.args)
                 sampling = config.sampling.model_dump(exclude={"max_tokens", "seed"})
@@ -73,10 +73,10 @@ class VllmEngine:
                 self._rendering = asyncio.Semaphore(IMAGE_ROWS_RENDERED_AT_ONCE)
                 loggers = [_logger_for(self._stats)] if config.counts else None
                 self._engine = AsyncLLM.from_engine_args(args, stat_loggers=loggers)
-                # Names that vLLM keeps to itself: where they are gone no engine starts, and no death goes unexplained.
+                # Private names of vLLM. If vLLM renames them, no engine starts, so no death stays unexplained.
                 self._ended = self._engine.engine_core.resources.engine_manager.finished_procs
                 self._cause: str | None = None
-            except Exception as error:  # vLLM has no one class for what can be wrong at a start
+            except Exception as error:  # vLLM has no common class for the errors of a start
                 raise EngineStartError(_first_cause(error, said.text())) from error
 
     async def generate(
@@ -105,7 +105,7 @@ class VllmEngine:
         return Generation(completions, cached, time.monotonic() - began)
 
     async def _ask(self, prompt: Prompt, params: Any, on_tokens: OnTokens | None) -> tuple[list[Completion], int]:
-        """One request's samples, and how many of the prompt's tokens were cached."""
+        """The samples of one request, and the number of prompt tokens that were cached."""
         from vllm.exceptions import VLLMClientError
         from vllm.v1.engine.exceptions import EngineDeadError as VllmDeadError
         from vllm.v1.engine.exceptions import EngineGenerateError
@@ -117,18 +117,18 @@ class VllmEngine:
             async with self._rendering if prompt.images else nullcontext():
                 asked = await asyncio.to_thread(_as_vllm, prompt) if prompt.images else _as_vllm(prompt)
                 (rendered,) = await self._engine.renderer.render_cmpl_async([asked])
-            # A retried row must not meet its own older request in the engine: ids are for one use.
+            # An id is for one use: a retried row must not meet its own older request in the engine.
             request = self._engine.generate(rendered, params, f"{prompt.row_id}-{uuid4().hex[:8]}")
-            async with aclosing(request) as outputs:  # closing it early aborts what is left of the request
+            async with aclosing(request) as outputs:  # an early close aborts the rest of the request
                 async for output in outputs:
                     cached = output.num_cached_tokens or cached
                     for item in output.outputs:
                         if reasons[item.index] is not None:
                             continue
-                        # An image that its two processes do not both know any more, after a cancelled row, say.
+                        # For example, after a cancelled row, only one of its two processes still has an image.
                         if item.finish_reason == "error":
                             raise RequestFailedError(
-                                "the engine ended the request with an error of its own: its log has the cause"
+                                "the engine ended the request with an internal error: its log has the cause"
                             )
                         tokens[item.index] += item.token_ids
                         reasons[item.index] = item.finish_reason
@@ -148,8 +148,8 @@ class VllmEngine:
         return [Completion(*sample) for sample in zip(tokens, map(str, reasons), strict=True)], cached
 
     def _cause_of_death(self, error: Exception) -> str:
-        """How the engine's process ended, where a signal has ended it; else the last error that it has logged."""
-        if self._cause is None:  # once, not for each row that was in it
+        """The signal that ended the engine's process, in words; else the last error that it has logged."""
+        if self._cause is None:  # looked for once, not for each row in the engine
             self._cause = self._found_cause(error)
         return self._cause
 
@@ -171,7 +171,7 @@ class VllmEngine:
 
 
 def _logged_last() -> str:
-    """The end of what this process and its engine have logged; empty where their stderr is no file."""
+    """The end of the log of this process and its engine; empty if stderr is not a file."""
     with suppress(OSError), open("/proc/self/fd/2", "rb") as log:
         size = os.fstat(log.fileno()).st_size
         return os.pread(log.fileno(), LOG_BYTES, max(0, size - LOG_BYTES)).decode(errors="replace")
@@ -179,13 +179,13 @@ def _logged_last() -> str:
 
 
 class _Stats:
-    """What vLLM says of itself after each of its steps; it calls these records unstable between versions."""
+    """The load that vLLM reports after each step; vLLM calls these records unstable between versions."""
 
     def __init__(self) -> None:
         self._load = EngineLoad()
 
     def record(self, scheduler: Any, iteration: Any) -> None:
-        # Within vLLM's own loop, which takes whatever is raised here for the engine's death.
+        # This runs in vLLM's own loop, which would take an exception for the engine's death.
         with suppress(Exception):
             preemptions = self._load.preemptions + (iteration.num_preempted_reqs if iteration is not None else 0)
             self._load = replace(self._load, preemptions=preemptions)
@@ -198,10 +198,13 @@ class _Stats:
 
 
 def _logger_for(stats: _Stats) -> type:
-    """The class of a stat logger of vLLM's that keeps no more than this.
+    """A class of stat logger for vLLM that only passes records on.
 
-    It stands in the place of vLLM's own Prometheus logger, which would be there as well otherwise, and count
-    every token of every step in a registry that nobody reads.
+    It is a subclass of vLLM's Prometheus logger, so vLLM adds no second one. That would count every token of every step
+    in a registry that nobody reads.
+
+    Args:
+        stats: Receives the records.
     """
     from vllm.v1.metrics.loggers import PrometheusStatLogger
 
@@ -230,7 +233,7 @@ def _logger_for(stats: _Stats) -> type:
 
 
 def _as_vllm(prompt: Prompt) -> Any:
-    """vLLM's TokensPrompt; equal images share one entry of its caches, by content."""
+    """A prompt as vLLM's `TokensPrompt`. Equal images share one entry in vLLM's caches, by their digest."""
     request: dict[str, Any] = {"prompt_token_ids": prompt.token_ids.tolist()}
     if prompt.images:
         request["multi_modal_data"] = {
@@ -241,7 +244,7 @@ def _as_vllm(prompt: Prompt) -> Any:
 
 
 def _first_cause(error: Exception, log: str) -> str:
-    """The engine's root cause where vLLM itself only points at it, else what vLLM says."""
+    """The root cause from the log if vLLM's error only points at it, else vLLM's error."""
     said = [match.group(1).strip() for line in log.splitlines() if (match := _ERROR_LINE.search(line))]
     outer = f"{type(error).__name__}: {error}"
     causes = [line for line in said if line not in outer and "root cause" not in line]

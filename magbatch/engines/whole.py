@@ -1,20 +1,20 @@
 """A vLLM scheduler that reads each prompt in one step, for rows with a seed on CPUs.
 
-Where a prompt is read in several steps, vLLM 0.32 winds the row's random generator back after each but the last
-(`GPUModelRunner._bookkeeping_sync`), which generators on CPUs cannot do: the engine dies ("CPU Generator does not use
-offset"). Text is read in one step where `enable_chunked_prefill` is off; this is for images, before which the scheduler
-cuts a prompt if the step has no room for them.
+If vLLM 0.32 reads a prompt in several steps, it winds the row's random generator back after each step except the last
+(`GPUModelRunner._bookkeeping_sync`). Generators on CPUs cannot do that, and the engine dies ("CPU Generator does not
+use offset"). With `enable_chunked_prefill` off, text is read in one step. Images need this class: the scheduler cuts a
+prompt before an image that does not fit into the step.
 """
 
 from typing import Any
 
 from vllm.v1.core.sched.scheduler import Scheduler
 
-assert hasattr(Scheduler, "_try_schedule_encoder_inputs"), "vLLM calls it otherwise now"
+assert hasattr(Scheduler, "_try_schedule_encoder_inputs"), "Scheduler._try_schedule_encoder_inputs is missing in vLLM"
 
 
 class WholePrompts(Scheduler):
-    """Lets a prompt wait for the next step, rather than cut it before an image."""
+    """Lets a prompt wait for the next step instead of cutting it before an image."""
 
     def _try_schedule_encoder_inputs(
         self, request: Any, num_computed_tokens: int, num_new_tokens: int, encoder_compute_budget: int, **options: Any

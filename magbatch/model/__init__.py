@@ -1,4 +1,4 @@
-"""The model: its files, its version, its tokenizer.
+"""A model: its files and their version, the hub as a source, its tokenizer.
 
-Imports within: checkpoint, tokenizer.
+Imports within: hub, tokenizer < checkpoint.
 """

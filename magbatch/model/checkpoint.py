@@ -1,52 +1,44 @@
-"""Where a model's files come from, which version of them a job has, and what they say about the model.
+"""The files of a model: their source, their version, and the facts that they hold about the model.
 
-The reading steps need only the tokenizer and the configuration; an engine needs the weights too.
-Each node fetches either at most once. A job has one version of both: a plan resolves it, and every
-node takes that one or none.
+Reading needs the tokenizer and the configuration only; an engine needs the weights as well. Each node fetches either at
+most once. A plan freezes the version of a job's model, and every node uses that version or fails.
 """
 
-import errno
 import json
 import os
 import re
 import shutil
-import socket
-import ssl
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
-from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 from magbatch.errors import ModelError, RowError, StorageError, mistake_in
+from magbatch.model import hub
 from magbatch.spec import ModelSpec
 from magbatch.storage import open_store
-from magbatch.storage.contact import is_unattended
 from magbatch.storage.input_file import DiskFile
 from magbatch.storage.inputs import fetch_prefix
 
 SMALL_FILES = ("params.json", "tekken.json", "SYSTEM_PROMPT.txt")
 _SMALL = re.compile(r"(params\.json|tekken\.json|SYSTEM_PROMPT\.txt)")
-# Mistral's own format; the same weights in Hugging Face's format are left where they are.
+# Mistral's own format; files with the same weights in Hugging Face's format are not fetched.
 _ALL = re.compile(r"(params\.json|tekken\.json|SYSTEM_PROMPT\.txt|consolidated.*\.(safetensors|json))")
-_OF_NETWORK = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN)
-_SUMMED = "sha256:"  # what the revision of files that have none of their own begins with
+_SUMMED = "sha256:"  # prefix of a revision that is made of checksums: only the hub's models have their own
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What the checkpoint's configuration says, as far as the steps need it.
+    """The part of a checkpoint's configuration that the steps need.
 
     Attributes:
-        context: Tokens that the model can hold.
-        image_size: Longest side of an image in pixels; None for a model without vision.
-        image_cell: Pixels of the side of one image token (patch size x spatial merge).
-        latent: Whether its attention keeps latent vectors in place of keys and values (MLA).
+        context: Tokens of the model's context.
+        image_size: Longest side of an image (pixels); None for a model without vision.
+        image_cell: Side of the square behind one image token (pixels): patch size x spatial merge.
+        latent: Whether attention keeps latent vectors in place of keys and values (MLA).
     """
 
     context: int
@@ -57,12 +49,12 @@ class ModelFacts:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A model's files on this node, and what they say: made once by a process, and carried from there.
+    """A model's files on this node. A process makes it once and hands it on.
 
     Attributes:
-        path: The directory.
-        facts: What its configuration says.
-        revision: Version of the files that was asked for; None before a plan has frozen one.
+        path: Directory of the files.
+        facts: Facts from the configuration.
+        revision: Version that was asked for; None before a plan has frozen one.
     """
 
     path: Path
@@ -71,13 +63,13 @@ class Checkpoint:
 
 
 def cache_dir() -> Path:
-    """Where fetched and built checkpoints are kept: `$MAGBATCH_CACHE`, else ~/.cache/magbatch."""
+    """The directory of fetched and built checkpoints: `$MAGBATCH_CACHE`, else ~/.cache/magbatch."""
     return Path(os.environ.get("MAGBATCH_CACHE") or Path.home() / ".cache" / "magbatch")
 
 
 @contextmanager
 def _in_cache() -> Iterator[None]:
-    """Raise what the cache's disk refuses as a mistake to mend.
+    """Turn errors of the cache's disk into a message that names the variable to set.
 
     Raises:
         ModelError: The folder cannot be made or written, or is full.
@@ -96,7 +88,11 @@ def _in_cache() -> Iterator[None]:
 
 @contextmanager
 def _only_one(path: Path) -> Iterator[None]:
-    """One process of this node at a time; the lock goes with the process that holds it."""
+    """Admit one process of this node at a time; a lock ends with the process that holds it.
+
+    Args:
+        path: Lock file, made if it is missing.
+    """
     import fcntl
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -106,22 +102,22 @@ def _only_one(path: Path) -> Iterator[None]:
 
 
 def resolve(model: ModelSpec) -> str:
-    """The version of a model's files as they are now, by which `locate` gives the same ones on every node.
+    """The present version of a model's files. A plan freezes it, and `locate` then accepts no other files.
 
     Args:
-        model: The spec's model part.
+        model: The spec's `model`.
 
     Returns:
-        A hub model's commit; of other sources `sha256:` and checksums of the small files and of the weights: of names
-        and ETags in object storage, of names and contents in a directory (of large files, of parts).
+        The commit of a hub model. For other sources `sha256:A-B`: A is a checksum of the small files, B of the weights.
+        Each covers names and ETags in object storage, names and contents in a directory (samples of large files).
 
     Raises:
-        ModelError: As `locate`; or the spec names a revision that its source does not have.
+        ModelError: `locate` fails, or the spec names a revision that its source does not have.
         StorageError: Object storage refuses.
     """
     path = locate(model, weights=False).path
     if _is_hub(model.source):
-        return path.name  # the hub's own cache has a folder for each commit
+        return path.name  # the hub's cache has a folder for each commit
     with mistake_in("model.source", ModelError):
         found = _s3_version(model.source) if model.source.startswith("s3://") else _local_version(model.source, path)
     if found is None:
@@ -135,15 +131,15 @@ def resolve(model: ModelSpec) -> str:
 
 
 def locate(model: ModelSpec, *, weights: bool) -> Checkpoint:
-    """The checkpoint on this node, fetched at most once per node.
+    """Find a model's files on this node, and fetch them if this node has never done so.
 
     Args:
-        model: The spec's model part; its revision may be one that `resolve` gave.
-        weights: Whether the weights are needed, or the tokenizer and configuration alone.
+        model: The spec's `model`; its revision may come from `resolve`.
+        weights: Whether the weights are needed, or only the tokenizer and the configuration.
 
     Raises:
-        ModelError: The source is not there, has another version, or is no checkpoint in Mistral's format.
-        StorageError: Object storage refuses.
+        ModelError: The source is missing, has another version, or is not a checkpoint in Mistral's format.
+        StorageError: Object storage or the hub refuses.
     """
     source = model.source
     frozen = model.revision if model.revision and model.revision.startswith(_SUMMED) else None
@@ -162,7 +158,7 @@ def locate(model: ModelSpec, *, weights: bool) -> Checkpoint:
         if not path.is_dir():
             raise ModelError(f"model.source {source}: there is no such directory")
     else:
-        path = _from_hub(source, model.revision, weights)
+        path = hub.fetch(source, model.revision, [*SMALL_FILES, *(["consolidated*"] if weights else [])])
     _check(source, path)
     if frozen is not None and not source.startswith("s3://"):
         _must_be(source, frozen, _local_version(source, path), weights=weights)
@@ -174,20 +170,24 @@ def _is_hub(source: str) -> bool:
 
 
 def _must_be(source: str, frozen: str, found: str | None, *, weights: bool) -> None:
-    """Where the weights are not needed, they need not be there."""
+    """Compare two versions; without weights, only the checksum of the small files has to agree.
+
+    Raises:
+        ModelError: The versions differ.
+    """
     if found == frozen or (found is not None and not weights and found.partition("-")[0] == frozen.partition("-")[0]):
         return
     raise ModelError(
-        f"model.source {source}: its files are not those that the job was planned with ({frozen} then, {found} now); "
-        "bring those back, or run the spec into a new output"
+        f"model.source {source}: its files have changed since the job was planned ({frozen} then, {found} now); "
+        "bring the old files back, or run the spec into a new output"
     )
 
 
 def _version(marks: dict[str, str]) -> str:
-    """The version of a checkpoint.
+    """The version of a checkpoint, `sha256:A-B`.
 
     Args:
-        marks: For each file by its name what changes when its content does.
+        marks: File name to a text that changes with the content: a checksum, or size and ETag.
     """
 
     def summed(of_weights: bool) -> str:
@@ -213,7 +213,7 @@ def _local_version(source: str, path: Path) -> str:
 
 
 def _s3_version(source: str) -> str | None:
-    """None where there are no files."""
+    """The version of a checkpoint in object storage; None if it has no files."""
     try:
         found = list(open_store(source).list(""))
     except StorageError as error:
@@ -236,7 +236,7 @@ def _from_s3(source: str, frozen: str | None, weights: bool) -> Path:
     version = frozen or _s3_version(source)
     if version is None:
         kept = sorted(models.glob(f"{name}-*-{kind}"), key=lambda path: path.stat().st_mtime)
-        if kept:  # what was fetched before stays, also when its source is gone
+        if kept:  # a fetched copy is used even if its source is gone
             return kept[-1]
     target = models / f"{name}-{(version or '').removeprefix(_SUMMED)}-{kind}"
     with _only_one(target.with_suffix(".lock")):
@@ -247,7 +247,7 @@ def _from_s3(source: str, frozen: str | None, weights: bool) -> Path:
                 if version is not None:
                     _must_be(source, version, before, weights=weights)
                 fetch_prefix(source, draft, _ALL if weights else _SMALL)
-                _check(source, draft)  # what is not there yet must not be remembered as fetched
+                _check(source, draft)  # an upload that is not complete yet must not count as fetched
                 if _s3_version(source) != before:
                     raise ModelError(f"model.source {source}: its files changed while they were fetched")
                 draft.rename(target)
@@ -256,76 +256,14 @@ def _from_s3(source: str, frozen: str | None, weights: bool) -> Path:
     return target
 
 
-def _from_hub(source: str, revision: str | None, weights: bool) -> Path:
-    from huggingface_hub import snapshot_download
-
-    patterns = [*SMALL_FILES, *(["consolidated*"] if weights else [])]
-    try:
-        return Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
-    except (OSError, ValueError, httpx.HTTPError) as error:  # a ValueError: a name that the hub does not allow
-        if _is_overloaded(error):
-            raise StorageError(f"model.source {source}: the hub does not answer now: {error}", passing=True) from error
-        text = f"model.source {source}: no such local directory, and the hub does not give it: {_hub_mistake(error)}"
-        if is_unattended() and any(map(_is_of_network, _hub_causes(error))):
-            raise StorageError(text, passing=True) from error
-        raise ModelError(text) from error
-
-
-def _hub_causes(error: BaseException) -> Iterator[BaseException]:
-    """An error and what it came from: `huggingface_hub` wraps why it could not ask in one that says too little."""
-    seen: BaseException | None = error
-    while seen is not None:
-        yield seen
-        seen = seen.__cause__ or seen.__context__
-
-
-def _is_overloaded(error: BaseException) -> bool:
-    answers = [getattr(one, "response", None) for one in _hub_causes(error)]
-    codes = [answer.status_code for answer in answers if answer is not None]
-    return any(code == HTTPStatus.TOO_MANY_REQUESTS or code >= HTTPStatus.INTERNAL_SERVER_ERROR for code in codes)
-
-
-def _is_of_network(error: BaseException) -> bool:
-    """Whether it is the network that refuses; a name that does not resolve is an OSError with a number, too."""
-    kinds = httpx.TransportError | ConnectionError | TimeoutError | socket.gaierror | socket.herror | ssl.SSLError
-    return isinstance(error, kinds) or (isinstance(error, OSError) and error.errno in _OF_NETWORK)
-
-
-def _hub_mistake(error: BaseException) -> str:
-    """What is wrong with a model of the hub, and what to do."""
-    from huggingface_hub import errors
-
-    token = "a private or gated one needs HF_TOKEN, of a user who has access"
-    for one in _hub_causes(error):
-        if isinstance(one, errors.OfflineModeIsEnabled):
-            return "HF_HUB_OFFLINE is set, and HF_HOME holds no copy; unset it, or set model.source to a directory"
-        if isinstance(one, errors.GatedRepoError):
-            return "access to it is granted on its page alone; ask there, and set HF_TOKEN"
-        if isinstance(one, errors.RevisionNotFoundError):
-            return "it has no such revision; write a branch, tag or commit of it in model.revision"
-        if isinstance(one, errors.RepositoryNotFoundError):
-            return f"it has no such model; write owner/name as on its page; {token}"
-        if isinstance(one, errors.HFValidationError):
-            return f"this is no model's name there; write owner/name ({one})"
-        if isinstance(one, errors.HfHubHTTPError) and one.response is not None:
-            return f"it answered {one.response.status_code}; {token}"
-        if _is_of_network(one):
-            where = os.environ.get("HF_ENDPOINT")
-            address = f"HF_ENDPOINT={where}" if where else "huggingface.co"
-            return (
-                f"{address} cannot be reached from this machine ({one}); check the network, or set model.source to a "
-                "directory or s3://"
-            )
-        if isinstance(one, OSError) and one.errno is not None:
-            return f"{one.filename or 'the copy here'}: {one.strerror}; set HF_HOME to a folder that can be written"
-    return str(error)
-
-
 def facts(path: Path) -> ModelFacts:
-    """Read params.json.
+    """Read facts from params.json.
+
+    Args:
+        path: Directory of the checkpoint.
 
     Raises:
-        ModelError: The file is not what Mistral's checkpoints have.
+        ModelError: The file is missing, or is not a configuration of Mistral's format.
     """
     try:
         params: dict[str, Any] = json.loads((path / "params.json").read_text(encoding="utf-8"))

@@ -1,7 +1,6 @@
 """The model's tokenizer: chats to ids, ids to text, and the ids of the control tokens.
 
-Control tokens are resolved by name and never by number. Text that merely looks like one, in a
-document or a question, is encoded as plain text.
+Control tokens are found by name, never by number. Text that merely looks like a control token is encoded as plain text.
 """
 
 import functools
@@ -22,13 +21,13 @@ from magbatch.errors import ErrorCode, ModelError, RowError
 from magbatch.rows import Image, TokenIds, as_ids
 
 EFFORT_VERSION = 15
-MAX_ORDINARY_CHARACTERS = 100_000  # a tenth of what was seen to panic (tiktoken 0.14: a million blanks in a row)
+MAX_ORDINARY_CHARACTERS = 100_000  # a tenth of the text that made tiktoken 0.14 panic: a million blanks in a row
 TIKTOKEN_FAILED = "Regex error while tokenizing"
-UNSPLIT = "a text is too much alike for the tokenizer, a run of a million blanks, say: shorten it"
+UNSPLIT = "a text repeats one character too often for the tokenizer, such as a million blanks: shorten it"
 
 
 class _CountingImageEncoder(ImageEncoder):
-    """Expands image tokens without the pixel arithmetic: only the engine needs the pixels."""
+    """Expands image tokens without touching pixels: only the engine needs the pixels."""
 
     def __call__(self, content: ImageChunk | ImageURLChunk) -> ImageEncoding:
         if not isinstance(content, ImageChunk):
@@ -40,12 +39,18 @@ class _CountingImageEncoder(ImageEncoder):
 
 
 def picture(width: int, height: int, rgb: bytes) -> Pillow.Image:
-    """An image as Pillow has it, over the same bytes."""
+    """An image as a Pillow image, over the same bytes.
+
+    Args:
+        width: Width (pixels).
+        height: Height (pixels).
+        rgb: Bytes (height x width x 3), rows from the top.
+    """
     return Pillow.frombuffer("RGB", (width, height), rgb, "raw", "RGB", 0, 1)
 
 
 def blank(image: Image) -> Pillow.Image:
-    """An image of the same size, for who looks at nothing else: pixels would be copied."""
+    """A blank image of the same size. The tokenizer reads only the size; copying the pixels would be waste."""
     return Pillow.new("L", (image.width, image.height), None)
 
 
@@ -53,19 +58,19 @@ class Tokenizer:
     """A Mistral tokenizer.
 
     Args:
-        path: The checkpoint's directory.
+        path: Directory of the checkpoint.
 
     Attributes:
-        think_open: Id of `[THINK]`; None where the model has no such token.
+        think_open: Id of `[THINK]`; None if the model has no such token.
         think_close: Id of `[/THINK]`.
-        turn_open: Id of `[INST]`, which begins a user's turn.
+        turn_open: Id of `[INST]`, which begins a turn of the user.
         turn_close: Id of `[/INST]`.
         end: Id of the end of a sequence.
-        version: Of the tokenizer: 13 for Magistral 1.2.
-        image_end: Id that ends an image's tokens; None for a model without vision.
+        version: Version of the tokenizer, such as 13 for Magistral 1.2.
+        image_end: Id that ends the tokens of an image; None for a model without vision.
 
     Raises:
-        ModelError: tekken.json is not a tokenizer that mistral_common reads.
+        ModelError: tekken.json is not a tokenizer that mistral_common can read.
     """
 
     def __init__(self, path: Path) -> None:
@@ -93,12 +98,15 @@ class Tokenizer:
             return None
 
     def encode(self, request: Any) -> list[int]:
-        """Token ids of a `ChatCompletionRequest`, images expanded.
+        """Token ids of a chat, with images expanded to their tokens.
+
+        Args:
+            request: A `ChatCompletionRequest`.
 
         Raises:
-            MistralCommonException: It is not a chat for this model.
-            ValidationError: The same.
-            RowError: As `encode_text`.
+            MistralCommonException: The request is not a chat for this model.
+            ValidationError: The request is not a chat for this model.
+            RowError: A text repeats one character too often; see `encode_text`.
         """
         try:
             return list(self._chat.encode_chat_completion(request).tokens)
@@ -109,11 +117,11 @@ class Tokenizer:
 
     @property
     def takes_effort(self) -> bool:
-        """Whether a chat says how much to think; where it does not, tokens of the prompt do."""
+        """Whether a chat has a reasoning effort of its own; with earlier tokenizers, tokens of the prompt say it."""
         return self.version >= EFFORT_VERSION
 
     def image_tokens(self, image: Image) -> int:
-        """Tokens that an image takes in a prompt.
+        """Tokens of an image in a prompt.
 
         Raises:
             ModelError: The model has no vision encoder.
@@ -124,17 +132,17 @@ class Tokenizer:
         return rows * (columns + 1)
 
     def encode_text(self, text: str) -> TokenIds:
-        """Token ids of plain text; what looks like a control token in it stays text.
+        """Token ids of plain text; text that looks like a control token stays text.
 
         Raises:
-            RowError: A run of a million blanks or so is more than tiktoken can split.
+            RowError: A text repeats one character so often that tiktoken cannot split it, about a million times.
         """
-        # mistral_common looks for tiktoken's own control tokens, of which it has none, and counts its own anew for each
-        # token: three times as long, for the same ids.
+        # mistral_common would search for tiktoken's control tokens, of which there are none, and count its own control
+        # tokens again for each token. That takes three times as long for the same ids.
         assert isinstance(self._text, Tekkenizer), "no other has a tekken.json"
         model = self._text._model
         try:
-            # What cannot be split panics in `encode_ordinary`, and no `except Exception` would hold it to its row.
+            # `encode_ordinary` panics if it cannot split a text, and `except Exception` does not catch a panic.
             long = len(text) > MAX_ORDINARY_CHARACTERS
             ids = np.array(model.encode(text, disallowed_special=()) if long else model.encode_ordinary(text), np.int32)
         except ValueError as error:
@@ -142,24 +150,24 @@ class Tokenizer:
         return as_ids((ids + np.int32(self._text.num_special_tokens)).tobytes())
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Text of ids; control tokens have none."""
+        """Text of token ids, without control tokens."""
         least = self._text.num_special_tokens
         last = len(token_ids)
-        while last and token_ids[last - 1] < least:  # an answer ends with one
+        while last and token_ids[last - 1] < least:  # an answer ends with a control token
             last -= 1
         ids = token_ids[:last]
         if not ids or min(ids) < least:
             return self._text.decode(list(ids), special_token_policy=SpecialTokenPolicy.IGNORE)
-        # Without control tokens, as most are: mistral_common looks for them one by one, in ten times as long.
+        # The usual case has no control tokens. mistral_common would look for them one by one: ten times as long.
         pieces = self._pieces
         return b"".join([pieces[token] for token in ids]).decode(errors="replace")
 
     @functools.cached_property
     def _pieces(self) -> list[bytes]:
-        """The bytes of every id."""
+        """Bytes of each token id, in order."""
         assert isinstance(self._text, Tekkenizer), "no other has a tekken.json"
         return [self._text.id_to_byte_piece(token) for token in range(self._text.n_words)]
 
     def show(self, token_ids: Sequence[int]) -> str:
-        """Text of ids for a person, control tokens by their names."""
+        """Text of token ids for a person, with control tokens by their names."""
         return self._text.decode(list(token_ids), special_token_policy=SpecialTokenPolicy.KEEP)

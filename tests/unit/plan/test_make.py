@@ -149,7 +149,7 @@ def test_a_plan_freezes_the_version_of_the_model(job: SmallJob, checkpoint: Path
 
     (folder / "SYSTEM_PROMPT.txt").write_text("You answer otherwise.")
     assert make_plan(job.spec()).revision != plan.revision
-    with pytest.raises(ModelError, match="its files are not those that the job was planned with"):
+    with pytest.raises(ModelError, match="its files have changed since the job was planned"):
         Preparer(JobContext(plan.pinned(job.spec()), plan.columns))
     old = Plan.from_bytes(replace(plan, revision=None).to_bytes())  # as older versions wrote it
     assert old.revision is None
