@@ -47,7 +47,7 @@ _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One reply of a handler to a request.
+    """A reply of a handler to a request.
 
     Attributes:
         head: JSON values by name.

@@ -11,6 +11,7 @@ import ctypes
 import errno
 import platform
 import struct
+from dataclasses import dataclass
 
 _SET_MODE_FILTER, _FLAG_TSYNC = 1, 1
 _LOAD, _EQUAL, _ANY_BIT, _AT_LEAST, _RETURN = 0x20, 0x15, 0x45, 0x35, 0x06  # BPF: ld abs; jeq, jset, jge; ret
@@ -28,24 +29,32 @@ _DENIED_EVERYWHERE = (
 _CLONE3 = 435
 
 
-class _Machine:
+@dataclass(frozen=True, slots=True)
+class Machine:
     """System call numbers of one machine type.
 
-    Args:
+    Attributes:
         audit: Number of the machine type in the kernel (AUDIT_ARCH_…).
         seccomp: Number of seccomp(2).
         clone: Number of clone(2); allowed for threads.
         prlimit: Number of prlimit64(2); allowed for the process itself.
-        denied: Numbers of the denied calls.
+        only_here: Numbers of denied calls that this machine type has for itself.
     """
 
-    def __init__(self, audit: int, seccomp: int, clone: int, prlimit: int, denied: tuple[int, ...]) -> None:
-        self.audit, self.seccomp, self.clone, self.prlimit = audit, seccomp, clone, prlimit
-        self.denied = (*denied, *_DENIED_EVERYWHERE)
+    audit: int
+    seccomp: int
+    clone: int
+    prlimit: int
+    only_here: tuple[int, ...]
+
+    @property
+    def denied(self) -> tuple[int, ...]:
+        """Numbers of all denied calls."""
+        return *self.only_here, *_DENIED_EVERYWHERE
 
 
-_MACHINES = {
-    "x86_64": _Machine(
+MACHINES = {
+    "x86_64": Machine(
         0xC000003E, 317, 56, 302,
         (
             *(41, 42, 43, 49, 50, 53, 288, 46, 307),  # socket … accept4, sendmsg, sendmmsg
@@ -59,7 +68,7 @@ _MACHINES = {
             *(29, 30, 31, 64, 65, 66, 68, 69, 71, 240),  # System V's and POSIX's shared things
         ),
     ),
-    "aarch64": _Machine(
+    "aarch64": Machine(
         0xC00000B7, 277, 220, 261,
         (
             *(198, 203, 202, 200, 201, 199, 242, 211, 269),
@@ -85,16 +94,16 @@ def deny_calls(libc: ctypes.CDLL) -> bool:
     Returns:
         Whether the filter is installed. False: the kernel or the machine type does not support it; nothing is denied.
     """
-    machine = _MACHINES.get(platform.machine())
+    machine = MACHINES.get(platform.machine())
     if machine is None:
         return False
-    program = _program(machine)
-    lines = ctypes.create_string_buffer(program, len(program))
-    filter_ = struct.pack("@HxxxxxxQ", len(program) // 8, ctypes.addressof(lines))
+    code = program(machine)
+    lines = ctypes.create_string_buffer(code, len(code))
+    filter_ = struct.pack("@HxxxxxxQ", len(code) // 8, ctypes.addressof(lines))
     return bool(libc.syscall(machine.seccomp, _SET_MODE_FILTER, _FLAG_TSYNC, filter_) == 0)
 
 
-def _program(machine: _Machine) -> bytes:
+def program(machine: Machine) -> bytes:
     """The BPF program: each test jumps over its consequence if it does not apply.
 
     Example:
