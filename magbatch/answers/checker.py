@@ -3,8 +3,8 @@
 An answer that takes too long, needs too much memory or ends its process makes its row a dead letter. The model is not
 asked again, because its next answer would be similar. `whole`, `boxed` and a vote over texts need no process.
 
-Nearly every answer takes milliseconds. An answer that is not read within QUICK_S is read again in one of a few slow
-processes with the full time limit, so that fast answers never wait for slow ones.
+Nearly every answer takes milliseconds. An answer that takes longer than QUICK_S is read again in one of a few
+slow processes, with the full time limit. Fast answers never wait for slow ones.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""One answer to values of the job's own columns, and to a ballot for the vote over a row's samples.
+"""The reading of an answer: values of the job's own columns, and a ballot for the vote over a row's samples.
 
 Anything wrong with an answer is an `AnswerError`. `magbatch.answers.checker` bounds time and memory.
 """

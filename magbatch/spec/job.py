@@ -37,7 +37,7 @@ ENGINE_ARGS = "model.engine_args."
 
 
 class JobSpec(Section):
-    """One job: its sections in the order of the YAML file."""
+    """A job: its sections, in the order of the YAML file."""
 
     name: Annotated[
         str,
