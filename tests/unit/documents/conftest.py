@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from support.web_site import two_sites
 
 from magbatch.documents.images import ImageGrid
 from magbatch.documents.pages import Want
@@ -31,3 +32,10 @@ def read(renderer: Renderers) -> Read:
         return renderer(data, replace(WANT, **otherwise))
 
     return act
+
+
+@pytest.fixture(scope="session")
+def sites() -> Iterator[tuple[str, str]]:
+    """URLs of two hosts with the same pages; each test decides which host counts as public."""
+    with two_sites() as urls:
+        yield urls

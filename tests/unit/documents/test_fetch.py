@@ -4,90 +4,19 @@ import errno
 import gzip
 import os
 import socket
-import ssl
-import threading
-import time
-import zlib
-from collections import Counter
-from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from support.web_site import Site
 
-from magbatch.documents import web
 from magbatch.documents.fetch import DOCUMENT, IMAGE, Fetcher
-from magbatch.documents.web import FETCH_TRIES
 from magbatch.errors import ErrorCode, RowError, StorageError
 from magbatch.spec import InputSpec
 from magbatch.storage import open_store
 from magbatch.storage import s3 as s3_storage
 from magbatch.storage.s3 import quick_s3_client
-
-
-class Site(BaseHTTPRequestHandler):
-    seen: ClassVar[Counter[str]] = Counter()
-    hosts: ClassVar[list[str]] = []
-    encoded: ClassVar[dict[str, tuple[str, bytes]]] = {}
-
-    def do_GET(self) -> None:
-        Site.seen[self.path] += 1
-        Site.hosts.append(self.headers["Host"])
-        path, _, target = self.path.partition("?")
-        status, headers, body = 200, dict[str, str](), b"content"
-        if path == "/to":
-            status, headers, body = 302, {"Location": target}, b""
-        elif (path == "/busy" and Site.seen[self.path] < FETCH_TRIES) or path == "/always-busy":
-            status, body = 503, b""
-        elif path == "/encoded":
-            headers["Content-Encoding"], body = Site.encoded[target]
-        elif path == "/part":
-            status = 206
-        elif path == "/short":
-            headers["Content-Length"] = "1000"
-        elif path == "/half-a-second":
-            time.sleep(0.5)
-        elif path == "/gone":
-            status, body = 404, b""
-        elif path == "/drop" and Site.seen[self.path] < FETCH_TRIES:
-            self.connection.close()
-            return
-        elif path == "/slow-header":
-            try:
-                for _ in range(1000):
-                    self.wfile.write(b"x")
-                    time.sleep(0.05)
-            except OSError:
-                return
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        if "Content-Length" not in headers:
-            self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        return
-
-
-@pytest.fixture(scope="module")
-def sites() -> Iterator[tuple[str, str]]:
-    """Two hosts with the same pages; what is public is up to the test."""
-    servers = [ThreadingHTTPServer((host, 0), Site) for host in ("127.0.0.1", "127.0.0.2")]
-    for server in servers:
-        server.handle_error = lambda *_: None  # type: ignore[method-assign]
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield (f"http://127.0.0.1:{servers[0].server_port}", f"http://127.0.0.2:{servers[1].server_port}")
-    for server in servers:
-        server.shutdown()
-        server.server_close()
 
 
 def fetcher(path: str = "/in", *, private: bool = False, timeout_s: float = 20, more: tuple[str, ...] = ()) -> Fetcher:
@@ -123,223 +52,14 @@ def test_a_private_network_may_be_allowed(sites: tuple[str, str]) -> None:
     assert load(f"{sites[0]}/to?{sites[1]}/x", private=True) == b"content"
 
 
-@pytest.fixture
-def only_first_is_public(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(web, "is_public", lambda address: address == "127.0.0.1")
-
-
-@pytest.mark.usefixtures("only_first_is_public")
-def test_a_redirect_into_a_private_network_is_refused(sites: tuple[str, str]) -> None:
-    public, private = sites
-    assert load(f"{public}/x") == b"content"
-    assert load(f"{public}/to?{public}/x") == b"content"
-    before = Site.seen["/secret"]
-    assert refusal(f"{public}/to?{private}/secret").code is ErrorCode.URL_REFUSED
-    assert refusal(f"{public}/to?{public}/to?{private}/secret").code is ErrorCode.URL_REFUSED
-    assert Site.seen["/secret"] == before
-
-
-@pytest.mark.usefixtures("only_first_is_public")
-def test_the_address_that_was_looked_at_is_the_one_that_is_asked(
-    sites: tuple[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A name that resolves otherwise the second time (DNS rebinding) gains nothing; the server sees the name."""
-    port = int(sites[0].rpartition(":")[2])
-    answers = iter(["127.0.0.1", "127.0.0.2"])
-
-    def resolve(host: str, *_: object, **__: object) -> list[tuple[object, ...]]:
-        address = next(answers) if host == "docs.example" else host
-        return [(2, 1, 6, "", (address, port))]
-
-    monkeypatch.setattr("socket.getaddrinfo", resolve)
-    assert load(f"http://docs.example:{port}/rebound") == b"content"
-    assert Site.hosts[-1] == f"docs.example:{port}"
-    assert next(answers) == "127.0.0.2", "it was resolved once"
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate of docs.example, and its key, in one file."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "docs.example")])
-    now = datetime.now(UTC)
-    made = (
-        x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(1)).not_valid_after(now + timedelta(1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("docs.example")]), critical=False)
-        .sign(key, hashes.SHA256())
-    )  # fmt: skip
-    path = tmp_path_factory.mktemp("tls") / "both.pem"
-    plain = serialization.NoEncryption()
-    path.write_bytes(
-        made.public_bytes(serialization.Encoding.PEM)
-        + key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
-    )
-    return path
-
-
-@pytest.mark.usefixtures("only_first_is_public")
-def test_a_certificate_is_that_of_the_name_not_of_the_address(
-    certificate: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The connection goes to an address, and is still held to the host that the URL names."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Site)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
-    server.socket = context.wrap_socket(server.socket, server_side=True)
-    server.handle_error = lambda *_: None  # type: ignore[method-assign]
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    port = server.server_port
-    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: [(2, 1, 6, "", ("127.0.0.1", port))])
-    monkeypatch.setattr(web, "_tls", lambda: ssl.create_default_context(cafile=str(certificate)))
-    try:
-        assert load(f"https://docs.example:{port}/x") == b"content"
-        assert load(f"https://docs.example:{port}/to?/x") == b"content", "a redirect is relative to the name"
-        for url in ("https://other.example:{}/x", "https://docs.example:{}/to?https://other.example:{}/x"):
-            error = refusal(url.format(port, port))
-            assert error.code is ErrorCode.DOCUMENT_UNFETCHABLE
-            assert "Hostname mismatch" in error.message
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
-def test_what_passes_by_itself_is_tried_again(sites: tuple[str, str]) -> None:
-    for page in ("/busy?1", "/drop?1"):
-        assert load(sites[0] + page, private=True) == b"content"
-        assert Site.seen[page] == FETCH_TRIES
-
-
-@pytest.mark.parametrize(("page", "tries"), [("/always-busy", FETCH_TRIES), ("/gone", 1)])
-def test_what_does_not_pass_is_unfetchable(sites: tuple[str, str], page: str, tries: int) -> None:
-    before = Site.seen[page]
-    assert refusal(sites[0] + page, private=True).code is ErrorCode.DOCUMENT_UNFETCHABLE
-    assert Site.seen[page] - before == tries
-
-
-def test_headers_that_drip_are_given_up(sites: tuple[str, str]) -> None:
-    """Each read of them is in time; the whole would take a minute."""
-    began = time.monotonic()
-    error = refusal(f"{sites[0]}/slow-header", private=True, timeout_s=0.5)
+def test_what_a_site_does_not_give_is_the_rows_error(sites: tuple[str, str]) -> None:
+    """How a URL is fetched is tested in test_web.py."""
+    assert refusal(f"{sites[0]}/gone", private=True).code is ErrorCode.DOCUMENT_UNFETCHABLE
+    error = refusal(f"{sites[0]}/slow-header", private=True, timeout_s=0.3)
     assert error.code is ErrorCode.DOCUMENT_UNFETCHABLE
-    assert "input.fetch_timeout_s = 0.5" in error.message
-    assert time.monotonic() - began < 20
-
-
-def test_a_name_that_does_not_resolve_in_time_is_given_up(
-    sites: tuple[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What is left of the time is for all that comes after."""
-    port = int(sites[0].rpartition(":")[2])
-
-    def resolve(*_: object, **__: object) -> list[tuple[object, ...]]:
-        time.sleep(1.0)
-        return [(2, 1, 6, "", ("127.0.0.1", port))]
-
-    monkeypatch.setattr("socket.getaddrinfo", resolve)
-    for timeout_s in (0.3, 1.5):
-        began = time.monotonic()
-        error = refusal(f"http://docs.example:{port}/slow-header", private=True, timeout_s=timeout_s)
-        assert error.code is ErrorCode.DOCUMENT_UNFETCHABLE
-        assert time.monotonic() - began < 20
-    assert load(f"http://docs.example:{port}/x", private=True) == b"content"
-
-
-ZIPPED = gzip.compress(b"content")
-STACKED = gzip.compress(gzip.compress(bytes(1 << 18)))
-
-
-def encoded(sites: tuple[str, str], encoding: str, body: bytes) -> str:
-    """The URL of a page with that Content-Encoding."""
-    Site.encoded["now"] = encoding, body
-    return f"{sites[0]}/encoded?now"
-
-
-@pytest.mark.parametrize(
-    "encoding", ["gzip", "GZIP", "x-gzip", " Gzip ", "identity, gzip", "gzip,", "gzip, aws-chunked"]
-)
-def test_what_a_server_compresses_is_inflated_whatever_it_calls_that(sites: tuple[str, str], encoding: str) -> None:
-    assert load(encoded(sites, encoding, ZIPPED), private=True) == b"content"
-
-
-@pytest.mark.parametrize(
-    "encoding", ["", "identity", "Identity", "aws-chunked", "utf-8", "UTF-8", "none", "binary", ",", "utf-8, identity"]
-)
-def test_a_name_that_is_no_compression_changes_nothing(sites: tuple[str, str], encoding: str) -> None:
-    assert load(encoded(sites, encoding, b"content"), private=True) == b"content"
-
-
-@pytest.mark.parametrize("encoding", ["br", "ZSTD", "gzip, br", "compress"])
-def test_a_compression_that_was_not_asked_for_is_said(sites: tuple[str, str], encoding: str) -> None:
-    error = refusal(encoded(sites, encoding, ZIPPED), private=True)
-    assert error.code is ErrorCode.DOCUMENT_UNFETCHABLE
-    assert f"Content-Encoding {encoding.rpartition(' ')[2].lower()}, though none was requested" in error.message
-
-
-@pytest.mark.parametrize(
-    ("encoding", "body"),
-    [
-        ("gzip", gzip.compress(b"con") + gzip.compress(b"") + gzip.compress(b"tent")),
-        ("gzip", ZIPPED + bytes(512)),
-        ("gzip", ZIPPED + b"padding"),
-        ("gzip, x-gzip", gzip.compress(ZIPPED)),
-        ("gzip", b"".join(gzip.compress(bytes([char])) for char in b"content")),
-        ("deflate", zlib.compress(b"content")),
-    ],
-    ids=["members", "padded", "followed", "twice", "many", "zlib"],
-)
-def test_compressed_content_is_had_whole(sites: tuple[str, str], encoding: str, body: bytes) -> None:
-    assert load(encoded(sites, encoding, body), private=True) == b"content"
-
-
-@pytest.mark.parametrize(
-    ("encoding", "body"),
-    [
-        ("gzip", ZIPPED[:-1]),
-        ("gzip", ZIPPED[:-8]),
-        ("gzip", ZIPPED[:12]),
-        ("gzip", b""),
-        ("gzip", ZIPPED + ZIPPED[:-1]),
-        ("gzip", ZIPPED + ZIPPED[:1]),
-        ("deflate", zlib.compress(b"content")[:-1]),
-        ("gzip", ZIPPED[:-8] + bytes(8)),
-        ("gzip", b"content"),
-    ],
-    ids=["a byte", "no end", "half", "none", "2nd member", "2nd header", "zlib", "another sum", "not compressed"],
-)
-def test_compressed_content_that_is_cut_or_damaged_is_not_taken_for_whole(
-    sites: tuple[str, str], encoding: str, body: bytes
-) -> None:
-    error = refusal(encoded(sites, encoding, body), private=True)
-    assert (error.code, f"Content-Encoding {encoding}" in error.message) == (ErrorCode.DOCUMENT_UNFETCHABLE, True)
-
-
-def test_a_body_that_ends_before_its_length_or_is_a_part_is_not_taken_for_whole(sites: tuple[str, str]) -> None:
-    for page, reason in (("/short", "complete message body"), ("/part", "a part of the content")):
-        error = refusal(sites[0] + page, private=True)
-        assert (error.code, reason in error.message) == (ErrorCode.DOCUMENT_UNFETCHABLE, True)
-
-
-@pytest.mark.parametrize(
-    ("encoding", "body"),
-    [
-        ("gzip", gzip.compress(bytes(900_000))),
-        ("gzip, gzip", STACKED),
-        ("gzip", b"".join(gzip.compress(bytes(100)) for _ in range(11))),
-        ("gzip", os.urandom(1001)),
-    ],
-    ids=["bomb", "stacked", "members", "compressed"],
-)
-def test_compressed_content_is_inflated_within_the_limit(sites: tuple[str, str], encoding: str, body: bytes) -> None:
-    assert refusal(encoded(sites, encoding, body), private=True).code is ErrorCode.DOCUMENT_TOO_LARGE
-
-
-def test_inflating_ends_with_the_rows_time(sites: tuple[str, str]) -> None:
-    """Millions of members without content cost more than their bytes."""
-    url = encoded(sites, "gzip", gzip.compress(b"") * 1_000_000)
-    with pytest.raises(RowError, match=r"input\.fetch_timeout_s = 1"):
-        fetcher(private=True, timeout_s=1).for_row()(url, "/in", 50_000_000, "column 'document'", DOCUMENT)
+    assert "input.fetch_timeout_s = 0.3" in error.message
+    Site.encoded["bomb"] = "gzip", gzip.compress(bytes(900_000))
+    assert refusal(f"{sites[0]}/encoded?bomb", private=True).code is ErrorCode.DOCUMENT_TOO_LARGE
 
 
 def test_errors_are_those_of_what_was_asked_for() -> None:
@@ -614,12 +334,3 @@ def test_a_row_has_one_time_for_all_that_it_names(sites: tuple[str, str]) -> Non
     with pytest.raises(RowError, match=r"input\.fetch_timeout_s = 1\.2, which all sources of a row share"):
         list(pages)
     assert fetcher(private=True, timeout_s=1.2).for_row()(f"{sites[0]}/x", "/in", 1000, "here", DOCUMENT) == b"content"
-
-
-def test_every_address_of_a_host_is_tried(sites: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    port = int(sites[0].rpartition(":")[2])
-    found = [(2, 1, 6, "", (address, port)) for address in ("127.0.0.3", "127.0.0.4", "127.0.0.1")]
-    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: found)
-    assert load(f"http://docs.example:{port}/x", private=True) == b"content"
-    del found[-1]
-    assert refusal(f"http://docs.example:{port}/x", private=True).code is ErrorCode.DOCUMENT_UNFETCHABLE
