@@ -1,28 +1,27 @@
-"""Image files look as they should whatever their samples, tags and chunks; the common ones are in test_render.py."""
+"""Images are upright, square-pixelled and at the model's size, whatever their tags say.
+
+Common formats are tested in test_render.py, samples in test_samples.py.
+"""
 
 import re
 import struct
 import zlib
-from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image as Pillow
-from PIL import ImageCms
 from support.picture_files import (
     RATIONAL,
     SHORT,
     chunk,
     drawn,
-    empty_png,
     encoded,
     grey,
     icns,
     ico,
     tiff_of,
-    tiled_tiff,
     with_chunks,
 )
 
@@ -54,101 +53,10 @@ def looks_drawn(got: Pixels, tolerance: int = 3, white: int = 255, dark: int = 4
     assert np.abs(got[:, 16:].astype(int) - white).max() <= tolerance
 
 
-# Samples.
-
 GREY = grey()
-SAMPLES: dict[str, tuple[NDArray[Any], int]] = {
-    "floats of 0 to 1": (GREY.astype("f4"), 1),
-    "doubles of 0 to 1": (GREY, 1),
-    "inverted floats": ((1 - GREY).astype("f4"), 0),
-    "floats of 0 to 255": ((255 * GREY).astype("f4"), 1),
-    "floats of 16 bits": ((65535 * GREY).astype("f4"), 1),
-    "16 bits": ((65535 * GREY).astype("u2"), 1),
-    "inverted 16 bits": ((65535 * (1 - GREY)).astype("u2"), 0),
-    "32 bits": ((4e9 * GREY).astype("u4"), 1),
-    "signed 32 bits": ((2e9 * GREY).astype("i4"), 1),
-    "signed 16 bits": ((32767 * GREY).astype("i2"), 1),
-    "12 of signed 16 bits": ((4095 * GREY).astype("i2"), 1),
-    "signed 8 bits": ((127 * GREY).astype("i1"), 1),
-    "floats of colour": (np.asarray(drawn()).astype("f4") / 255, 2),
-    "16 bits of colour": (np.asarray(drawn()).astype("u2") * 257, 2),
-    "32 bits of colour": (np.asarray(drawn()).astype("u4") * 16_000_000, 2),
-}
-
-
-@pytest.mark.parametrize("packed", [False, True], ids=["raw", "packed"])
-@pytest.mark.parametrize("big", [False, True], ids=["little", "big"])
-@pytest.mark.parametrize("name", SAMPLES)
-def test_a_tiff_of_any_samples_looks_as_it_should(name: str, big: bool, packed: bool) -> None:
-    values, photometric = SAMPLES[name]
-    looks_drawn(shown(tiff_of(values, big=big, packed=packed, photometric=photometric)))
-
-
-def test_values_without_a_range_of_their_own_are_stretched_to_it() -> None:
-    for values in ((GREY * 4000 - 1000).astype("i2"), (GREY * 2 - 1).astype("f4"), (GREY * 1e6 - 5e5).astype("i4")):
-        looks_drawn(shown(tiff_of(values)), dark=0)
-    looks_drawn(shown(tiff_of((4e9 * (1 - GREY)).astype("u4"), photometric=0)), dark=0)
-
-
-def test_what_stands_for_no_value_does_not_count() -> None:
-    for nothing in (np.nan, -3.4e38, -np.inf, np.inf):
-        values = (GREY * 1000).astype("f4")
-        values[20:, 40:] = nothing
-        got = shown(tiff_of(values))
-        assert np.abs(got[:12, :12].astype(int) - 40).max() <= 1
-        assert (got[16:, :36] == 255).all()
-        assert (got[22:, 44:] == (255 if nothing == np.inf else 0)).all()
-    assert (shown(tiff_of(np.full((28, 28), np.nan, "f4"))) == 0).all()
-
-
-def test_other_kinds_of_colour_look_as_they_should() -> None:
-    lab = ImageCms.profileToProfile(
-        drawn(), ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"
-    )
-    assert lab is not None
-    looks_drawn(shown(encoded(lab, "TIFF")), 4)
-    looks_drawn(shown(encoded(drawn().convert("CMYK"), "TIFF", compression="tiff_lzw")))
-    looks_drawn(shown(encoded(drawn().convert("YCbCr"), "JPEG", quality=95)), 6)
-    looks_drawn(shown(encoded(drawn().convert("1", dither=Pillow.Dither.NONE), "TIFF", compression="group4")), dark=0)
-
-
-def test_16_bits_with_an_alpha_channel_or_a_transparent_colour() -> None:
-    light = np.asarray(drawn().convert("L")).astype(np.uint16) * 257
-    alpha = np.full_like(light, 65535)
-    alpha[:14, :14] = 0
-    rows = np.stack([light, alpha], axis=-1).astype(">u2")
-    header = struct.pack(">IIBBBBB", 56, 28, 16, 4, 0, 0, 0)
-    data = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
-    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
-    assert (shown(png) == 255).all()
-
-
-def test_grey_files_of_pnm_keep_their_range() -> None:
-    for top in (255, 4095, 65535):
-        values = np.rint(GREY * top).astype(">u2" if top > 255 else "u1")
-        looks_drawn(shown(b"P5 56 28 %d\n" % top + values.tobytes()))
-    looks_drawn(shown(b"Pf\n56 28\n-1.0\n" + GREY[::-1].astype("<f4").tobytes()))
 
 
 # Tags and chunks.
-
-
-def test_what_a_png_says_beside_its_pixels_does_no_harm() -> None:
-    bomb = zlib.compress(bytes(64 << 20), 9)
-    chunks = {
-        "profile": chunk(b"iCCP", b"x\0\0" + bomb),
-        "text": chunk(b"zTXt", b"x\0\0" + bomb),
-        "turn": chunk(b"zTXt", b"Raw profile type exif\0\0" + bomb),
-        "XMP": chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + bomb),
-        "long text": chunk(b"tEXt", b"x\0" + bytes(3 << 20)),
-        "no profile": chunk(b"iCCP", b"x\0\7zzz"),
-        "a checksum": chunk(b"tEXt", b"x\0y")[:-4] + b"oops",
-        "EXIF": chunk(b"eXIf", b"MM\0*\xff\xff\xff\xff"),
-        "unknown": chunk(b"zzZz", b"?"),
-    }
-    for name, one in chunks.items():
-        looks_drawn(shown(with_chunks(encoded(drawn()), one))), name
-    looks_drawn(shown(with_chunks(encoded(drawn()), *chunks.values())))
 
 
 def exif(orientation: int, *entries: bytes, order: str = ">") -> bytes:
@@ -193,16 +101,6 @@ def test_an_orientation_that_is_none_is_upright() -> None:
         looks_drawn(shown(encoded(drawn(), "JPEG", quality=95, exif=exif(orientation))), 6)
 
 
-def test_a_damaged_index_of_several_pictures_does_no_harm() -> None:
-    data = encoded(drawn(), "JPEG", quality=95)
-    index = b"MPF\0MM\0*\0\0\0\x08\0\1\xb0\0\0\7\0\0\0\4" + b"0100"
-    for segment in (
-        b"\xff\xe2" + struct.pack(">H", 2 + len(index)) + index,
-        b"\xff\xed\0\x20Photoshop 3.0\0" + b"8BIM" * 4,
-    ):
-        looks_drawn(shown(data[:2] + segment + data[2:]), 6)
-
-
 @pytest.mark.parametrize(
     ("across", "down", "size"),
     [(204, 98, (224, 448)), (98, 196, (448, 224)), (72, 72, (224, 224)), (0, 72, (224, 224)), (1, 300, (224, 224))],
@@ -245,73 +143,9 @@ def test_a_large_picture_has_the_pixels_of_one_interpolation() -> None:
         assert apart.mean() < 1e-4
 
 
-BITMAP = struct.pack("<IiiHHIIiiII", 40, 30_000, 60_000, 1, 32, 0, 0, 0, 0, 0, 0)
-
-
-@pytest.mark.parametrize(
-    "data",
-    [ico(empty_png(4000)), icns(empty_png(4000)), tiled_tiff(4000), ico(BITMAP), icns(ico(empty_png(4000)))],
-    ids=["PNG in an icon", "PNG in Apple's icon", "tile", "bitmap in an icon", "icon in an icon"],
-)
-def test_a_picture_within_a_file_is_held_against_the_limit(data: bytes) -> None:
-    error = refused(data)
-    assert error.code in (ErrorCode.IMAGE_TOO_LARGE, ErrorCode.IMAGE_UNREADABLE)
-    if data[:4] != b"icns" or b"\0\0\1\0" not in data[:32]:
-        assert error.code is ErrorCode.IMAGE_TOO_LARGE
-        assert error.message.startswith("column 'scan': a ")
-        assert "limits.max_image_pixels = 10000000" in error.message
-
-
-def test_a_codestream_larger_than_its_box_says_is_held_against_the_limit() -> None:
-    data = bytearray(encoded(drawn(), "JPEG2000"))
-    at = data.find(b"\xff\x4f\xff\x51")
-    data[at + 8 : at + 16] = struct.pack(">II", 60_000, 60_000)
-    assert refused(bytes(data)).code is ErrorCode.IMAGE_TOO_LARGE
-
-
 def test_icons_are_decoded() -> None:
     looks_drawn(shown(ico(encoded(drawn()))))
     assert shown(icns(encoded(drawn(512, 512)))).shape == (532, 532, 3)
-
-
-# Words.
-
-
-@pytest.mark.parametrize(
-    ("data", "words"),
-    [
-        (b"", "it is empty"),
-        (bytes(100), "null bytes"),
-        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC"),
-        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", "HEIF"),
-        (b"\0\0\0\x18ftypisom\0\0\2\0isomiso2", "a video"),
-        (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "SVG"),
-        (b'\xef\xbb\xbf<?xml version="1.0"?>\n<!-- drawn -->\n<svg width="4">', "SVG"),
-        (b"<!DOCTYPE html>\n<html><body>Not found</body></html>", "HTML"),
-        (b"\n<HTML><head>", "HTML"),
-        (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "XML"),
-        (b'{"error": "not found"}', "JSON"),
-        (b"%PDF-1.7\n", "PDF"),
-        (b"PK\3\4\x14\0\6\0", "a ZIP archive or an Office document"),
-        (b"\x1f\x8b\x08\0", "gzip"),
-        (b"%!PS-Adobe-3.0", "PostScript"),
-        (b"\xff\x0a\xfa\x7f\x01", "JPEG XL"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
-        (b"iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJ", "Base64"),
-        (b"data:image/png;base64,iVBORw0KGgo", "data: URL"),
-        (bytes(128) + b"DICM" + bytes(40), "DICOM"),
-        (b"\x89PNG\r\n\x1a\n", "PNG, but damaged"),
-        (b"\xff\xd8\xff\0\0", "JPEG, but damaged"),
-        (b"Access denied for user", "text, which begins with 'Access denied for user'"),
-        ("größer".encode() * 60, "text, which begins with"),
-        (b"\x93\x01\x02\xfe\xff\x00\x9a\x10\x11\x12", "bytes 93 01 02 fe"),
-    ],
-)
-def test_what_is_no_image_is_called_what_it_is(data: bytes, words: str) -> None:
-    error = refused(data)
-    assert error.code is ErrorCode.IMAGE_UNREADABLE
-    assert error.message.startswith("column 'scan': not an image that can be decoded: it ")
-    assert words in error.message
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "TIFF", "WEBP"])
@@ -346,3 +180,9 @@ def test_a_pngs_texts_may_tell_how_it_is_turned(one: bytes) -> None:
     assert shown(with_chunks(encoded(drawn()), one)).shape == (56, 28, 3)
     png = encoded(drawn())
     assert shown(png[:-12] + chunk(b"eXIf", exif(6)[6:]) + png[-12:]).shape == (56, 28, 3)
+
+
+def test_bytes_that_are_not_an_image_are_a_row_error_that_names_them() -> None:
+    error = refused(b"%PDF-1.7\n")
+    assert error.code is ErrorCode.IMAGE_UNREADABLE
+    assert error.message.startswith("column 'scan': not an image that can be decoded: it is PDF; ")
