@@ -1,6 +1,7 @@
 """The main job as a newcomer runs it: real Ray, real vLLM on CPU, the built-in model."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,18 @@ def test_the_summary_shows_the_way_on(quickstart: Quickstart) -> None:
     lines = magbatch("run", "jobs/quickstart.yaml", "--set", f"output.path={output}").stdout.splitlines()
     assert any(line.strip() == f"results: {output}/results/*.parquet" for line in lines)
     assert lines[-1] == f"Next: magbatch verify {output}"
+
+
+def test_the_front_page_shows_what_is_printed(quickstart: Quickstart) -> None:
+    output, _ = quickstart
+
+    def without_numbers(text: str) -> set[str]:
+        return {re.sub(r"\d[\d,.]*", "0", line) for line in text.splitlines()}
+
+    printed = magbatch("run", "jobs/quickstart.yaml", "--set", f"output.path={output}").stdout
+    _, *lines = printed.replace(str(output), "out/quickstart").replace("Next: ", "Next: uv run --no-sync ").splitlines()
+    shown = without_numbers((ROOT / "README.md").read_text(encoding="utf-8"))
+    assert sorted(line for line in without_numbers("\n".join(lines)) if line not in shown) == []
 
 
 def test_the_report_remains(quickstart: Quickstart) -> None:
