@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
+from xdist.workermanage import WorkerController
 
 from magbatch import environment
 
@@ -71,20 +72,34 @@ SERVER_START_S = 60
 environment.steady()  # `uv run` in another terminal must not take vLLM out under these tests
 
 INTEGRATION = "tests/integration/"
+ONE_ENGINE = f"{INTEGRATION}one engine"  # scope of the files that share the main job and its engine
+SHARING = ("test_quickstart.py", "test_monitoring.py", "test_answers.py")
+LONGEST = ("test_sharing.py", "test_submit.py", "test_vllm.py")  # minutes each: begun first, so that none is last
 MOST_WORKERS = 4
+STREAMS = 2  # workers that begin with whole jobs, which mostly wait; all other workers begin with unit tests
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Workers of a run: two or more for the whole suite; none where tests are named, which starts at once."""
+    """Number of workers: three or more for the whole suite; none for named tests, which start immediately."""
     whole = config.args_source == pytest.Config.ArgsSource.TESTPATHS
-    return max(2, min(MOST_WORKERS, os.cpu_count() or 1)) if whole else 0
+    return max(STREAMS + 1, min(MOST_WORKERS, os.cpu_count() or 1)) if whole else 0
 
 
 class Folders(LoadScopeScheduling):
-    """Whole jobs share an engine and run in one worker, in their order; a file of other tests stays together."""
+    """Two workers run whole jobs, and the other workers run unit tests. A worker without work of its kind helps out."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return INTEGRATION if nodeid.startswith(INTEGRATION) else nodeid.partition("::")[0]
+        file = nodeid.partition("::")[0]
+        return ONE_ENGINE if file.startswith(INTEGRATION) and file.endswith(SHARING) else file
+
+    def _assign_work_unit(self, node: WorkerController) -> None:
+        takes_jobs = self.nodes.index(node) < STREAMS
+
+        def rank(scope: str) -> tuple[bool, bool]:
+            return scope.startswith(INTEGRATION) != takes_jobs, not scope.endswith((ONE_ENGINE, *LONGEST))
+
+        self.workqueue.move_to_end(min(self.workqueue, key=rank), last=False)
+        super()._assign_work_unit(node)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Folders:
