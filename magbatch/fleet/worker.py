@@ -36,7 +36,8 @@ from magbatch.pipeline.prompt import Prompter
 from magbatch.replica import preemption as preempt
 from magbatch.replica.board import Load, Order, Usage
 from magbatch.replica.losses import Home, own_log
-from magbatch.replica.replica import REPORT_INTERVAL_S, Replica
+from magbatch.replica.replica import Replica
+from magbatch.replica.timing import REPORT_INTERVAL_S
 from magbatch.replica.watchdog import deathless
 from magbatch.totals import Totals
 from magbatch.versions import versions
@@ -142,7 +143,7 @@ class Worker:
         self._replica = Replica(
             name, job, engine, tokenizer, Prompter(spec, checkpoint.path, tokenizer, int(args["max_model_len"])),
             slots=int(args["max_num_seqs"]), max_model_len=int(args["max_model_len"]),
-            board=RayBoard(board, _die), die=_die, notice=preempt.notice, hold=token,
+            board=RayBoard(board, _die), die=_die, notice=preempt.notice, token=token,
         )  # fmt: skip
 
     async def __call__(self, block: pa.Table) -> pa.Table:

@@ -1,4 +1,5 @@
-"""One engine and the rows of many shards inside it at once.
+"""A replica: one engine, and the rows of many shards inside it at once.
 
-Imports within: admission, in_flight, losses, watchdog < board, preemption < announced, commits < replica.
+Imports within: admission, in_flight, losses, suspects, timing < answering, board, watchdog
+< announced, commits, departure, preemption < entrance, reports < ending < clock < replica.
 """

@@ -1,21 +1,25 @@
-"""Rows enter the engine in the order in which they ask, within a bound of requests and bytes."""
+"""Admission of rows to the engine, within a bound of requests and bytes."""
 
 import asyncio
 from collections import deque
 from contextlib import suppress
 
-ADMITTED_PER_SLOT = 2  # a slot that falls free finds its next row waiting in the engine
-ADMITTED_BYTES = 2 << 30  # an image of 1540 x 1540 pixels is 7 MB; 300 of them
+ADMITTED_PER_SLOT = 2  # a slot that falls free finds its next row waiting inside the engine
+ADMITTED_BYTES = 2 << 30  # 300 images of 1540 x 1540 pixels, 7 MB each
 
 
 class Admission:
-    """Lets rows into the engine in the order in which they ask, within a bound of requests and bytes.
+    """Lets rows into the engine in the order in which they come.
 
-    The first row always enters, however large: a bound that nothing fits under would stop the job.
+    A row always enters an empty engine, however large it is: a bound that the row exceeds would stop the job.
 
     Args:
-        rows: Requests of unfinished rows at most: one for each row, but for a document that is read in parts.
-        bytes_: Bytes of their prompts at most.
+        rows: Bound for the requests of unfinished rows. A row makes one request at a time, or one for each page group.
+        bytes_: Bound for the bytes of their prompts.
+
+    Attributes:
+        rows: Requests of the rows inside.
+        bytes: Bytes of the prompts inside.
     """
 
     def __init__(self, rows: int, bytes_: int = ADMITTED_BYTES) -> None:
@@ -26,39 +30,44 @@ class Admission:
 
     @property
     def waiting(self) -> int:
-        """Rows that wait to be let in."""
+        """Number of rows that wait to enter."""
         return len(self._waiting)
 
     async def enter(self, size: int, requests: int = 1) -> None:
-        """Wait for a place for one row of `size` bytes; every `enter` needs its `leave`."""
+        """Wait for room for a row; every `enter` needs its `leave`.
+
+        Args:
+            size: Bytes of its prompt.
+            requests: Requests that it makes at once.
+        """
         if not self._waiting and self._fits(size, requests):
             self._take(size, requests)
             return
-        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((size, requests, place))
+        entry: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((size, requests, entry))
         try:
-            await place
+            await entry
         except asyncio.CancelledError:
-            if place.done() and not place.cancelled():
-                self.leave(size, requests)  # let in and cancelled at once: hand the place on
+            if entry.done() and not entry.cancelled():
+                self.leave(size, requests)  # admitted and cancelled at the same time: hand the room on
             else:
-                with suppress(ValueError):  # a leave has passed over it meanwhile
-                    self._waiting.remove((size, requests, place))
+                with suppress(ValueError):  # a leave may have removed it already
+                    self._waiting.remove((size, requests, entry))
                 self._let_in()
             raise
 
     def leave(self, size: int, requests: int = 1) -> None:
-        """Give a row's place back."""
+        """Give a row's room back; same arguments as for `enter`."""
         self.rows -= requests
         self.bytes -= size
         self._let_in()
 
     def _let_in(self) -> None:
         while self._waiting and self._fits(*self._waiting[0][:2]):
-            size, requests, place = self._waiting.popleft()
-            if not place.cancelled():
+            size, requests, entry = self._waiting.popleft()
+            if not entry.cancelled():
                 self._take(size, requests)
-                place.set_result(None)
+                entry.set_result(None)
 
     def _fits(self, size: int, requests: int) -> bool:
         return self.rows == 0 or (self.rows + requests <= self._max_rows and self.bytes + size <= self._max_bytes)

@@ -1,8 +1,7 @@
-"""Where the replicas of one run meet: what they report, and what the driver reads.
+"""The board of one run: replicas report to it, and the driver reads it.
 
-The board outlives every replica: what one of them has committed or used stays counted when it is gone. A replica's
-place in the fleet has a number, which whoever comes after it takes over, so that a week of restarts makes no more
-series of metrics than there are places.
+The board outlives every replica: its rows and usage stay counted when it is gone. Each replica occupies
+a numbered slot. Its replacement reuses the number, so restarts never add metric series.
 """
 
 from collections.abc import Callable
@@ -15,19 +14,20 @@ from magbatch.errors import JobError
 from magbatch.replica.losses import Home, Loss
 from magbatch.totals import Totals, summed
 
+# Upper bounds of the commit time histogram, from a local disk (5 ms) to a store that is away for minutes.
 COMMIT_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0)
-MIN_SILENCE_S, MAX_SILENCE_S = 60.0, 600.0  # until a replica that does not report is ended
+MIN_SILENCE_S, MAX_SILENCE_S = 60.0, 600.0  # bounds of `silence_s`: a healthy replica may be busy for a while
 
 
 @dataclass(slots=True)
 class Load:
-    """How a replica is at the moment.
+    """Load of a replica at one moment.
 
     Attributes:
         in_flight: Rows inside the engine.
-        waiting: Rows that are at hand and wait for the engine.
-        engine: What the engine says of itself.
-        finished: Rows that wait for their commit.
+        waiting: Rows in the replica that wait for the engine.
+        engine: Load of the engine, as the engine reports it.
+        finished: Finished rows that wait for their commit.
     """
 
     in_flight: int = 0
@@ -38,16 +38,16 @@ class Load:
 
 @dataclass(slots=True)
 class Usage:
-    """What a replica did beside answering, since it last reported; or the sum of that.
+    """Usage of a replica since its last report, or a sum of such records.
 
     Attributes:
         short_s: Seconds in which the engine had free slots; progress.json and report.json hold it under this name.
-        preemptions: Sequences that the engine put back for want of KV cache.
+        preemptions: Sequences that the engine put back because its KV cache was full.
         commits: Objects written.
-        commit_ms: Milliseconds that this took, tries that were refused included.
-        commit_bytes: Bytes of them.
+        commit_ms: Milliseconds spent on writing them, refused tries included.
+        commit_bytes: Bytes of the objects.
         commit_retries: Tries that the output's storage refused.
-        by_commit: Objects by the upper bound of the seconds that each took (`COMMIT_BOUNDS_S`, or `+Inf`).
+        by_commit: Upper bound of the commit time in seconds (`COMMIT_BOUNDS_S`, or `+Inf`) to number of objects.
     """
 
     short_s: float = 0.0
@@ -59,7 +59,7 @@ class Usage:
     by_commit: dict[str, int] = field(default_factory=dict)
 
     def plus(self, other: Self) -> Self:
-        """Return the sums of both."""
+        """The sums of both records."""
         return summed(self, other)
 
 
@@ -67,64 +67,101 @@ def silence_s(row_timeout_s: float | None) -> float:
     """Seconds without a report after which a replica is ended.
 
     Args:
-        row_timeout_s: The spec's `limits.row_timeout_s`: how long a row may stand still.
+        row_timeout_s: The spec's `limits.row_timeout_s`: seconds that a row may go without a token; None for no limit.
     """
     return min(MAX_SILENCE_S, max(MIN_SILENCE_S, row_timeout_s or MAX_SILENCE_S))
 
 
 class State(StrEnum):
-    """Where a replica is. A closed list."""
+    """State of the replica in a slot. A closed list."""
 
     STARTING = "starting"
     SERVING = "serving"
-    LOST = "lost"  # silent, or gone, and not replaced yet
+    LOST = "lost"  # silent or gone, and not replaced yet
 
 
 class Order(StrEnum):
-    """What the driver asks of a replica. A closed list."""
+    """Order of the driver to a replica. A closed list."""
 
     NONE = ""
-    STOP = "stop"  # the run ends: what is finished is committed
-    GIVE_BACK = "give back"  # another job is to have the devices
+    STOP = "stop"  # the run ends: commit finished rows
+    GIVE_BACK = "give back"  # another job gets the devices
 
 
 class Board(Protocol):
-    """The board, as a replica sees it: the driver keeps it, for the length of one run."""
+    """The board, as a replica uses it. It exists for the length of one run."""
 
     async def begin(self, shard: int) -> tuple[bool, dict[str, int]]:
-        """Whether this is the run's first attempt at a shard, and the strikes against its rows."""
+        """Begin an attempt at a shard.
+
+        Returns:
+            Whether this is the run's first attempt at the shard; and row id to strikes, the engines that died with the
+            row in flight.
+        """
 
     async def announce(self, replica: str, rows: dict[int, list[str]]) -> None:
-        """The rows that the replica is at, or about to begin, by shard."""
+        """Announce the rows that the replica has begun or is about to begin.
+
+        Args:
+            replica: The replica's name.
+            rows: Shard to row ids, complete: they replace the rows of earlier calls.
+        """
 
     async def strike(self, replica: str, rows: dict[int, list[str]], why: str) -> None:
-        """The replica's engine died, or hangs, with these rows in flight, by shard; `why` says which in words."""
+        """Give a strike to the rows in an engine that died or hangs.
 
-    async def report(self, replica: str, done: Totals, use: Usage, load: Load, rows: dict[int, list[str]]) -> Order:
-        """Add to the job's counts; what the replica is asked for. `rows` are those that it is at, by shard."""
+        Args:
+            replica: The replica's name.
+            rows: Shard to row ids in flight.
+            why: Reason in words.
+        """
+
+    async def report(self, replica: str, done: Totals, usage: Usage, load: Load, rows: dict[int, list[str]]) -> Order:
+        """Report that the replica is alive.
+
+        Args:
+            replica: The replica's name.
+            done: Committed rows since the last report.
+            usage: Usage since the last report.
+            load: Load at the moment.
+            rows: Shard to row ids, as for `announce`.
+
+        Returns:
+            An order that the replica must follow.
+        """
 
     async def trouble(self, message: str) -> None:
-        """Something keeps the replica waiting: one line for a person."""
+        """Report a cause that keeps the replica waiting: one line for a person."""
 
     async def left(self, replica: str, why: str = "") -> None:
-        """The replica ends; `why` says in words what has ended it, where another is to take its place."""
+        """Report that the replica ends.
+
+        Args:
+            replica: The replica's name.
+            why: Reason in words if the replica is to be replaced; empty if not, or if the board has the reason.
+        """
 
     async def broke(self, replica: str, cause: str) -> None:
-        """The replica ends by a defect of its own."""
+        """Report that the replica ends by a defect.
+
+        Args:
+            replica: The replica's name.
+            cause: Error in words.
+        """
 
 
 @dataclass(slots=True)
 class Slot:
-    """One place in the fleet, and what its replicas did one after the other.
+    """A slot of the fleet, and the work of the replicas that occupied it one after the other.
 
     Attributes:
-        number: From 0.
-        state: Of the replica that has it.
-        done: What its replicas have committed.
-        usage: Their other work, summed.
-        load: How the one that serves is; empty while none does.
-        seconds: For which replicas have held it, their engines' starts included.
-        joins: Replicas that have had it.
+        number: Number of the slot, from 0.
+        state: State of the replica in the slot.
+        done: Totals of the rows that its replicas have committed.
+        usage: Usage of its replicas, summed.
+        load: Load of the serving replica; empty if none serves.
+        seconds: Seconds in which replicas occupied the slot, including the starts of their engines.
+        joins: Number of replicas that have occupied the slot.
     """
 
     number: int
@@ -141,21 +178,21 @@ class Snapshot:
     """The state of a run at one moment.
 
     Attributes:
-        done: What this run has committed.
-        slots: Of replicas that serve, start, or did so.
-        starting: Whether none has served yet.
-        engine_error: What the first of the engines that failed to start said; None if all started.
-        failed_starts: Engines that failed to start since one did.
+        done: Totals of the rows that this run has committed.
+        slots: Slots that replicas occupy or have occupied.
+        starting: Whether no replica has served yet.
+        engine_error: Error of the first engine that failed to start; None if all started.
+        failed_starts: Engines that failed to start since the last one that started.
         engine_deaths: Engines that died while rows were in them.
-        starved_s: Seconds, over all replicas, in which an engine had free slots while rows remained to be begun.
+        starved_s: Seconds, over all replicas, in which an engine had free slots while rows were left to begin.
         input_errors: Refusals of the input's storage that were waited out.
-        trouble: What keeps replicas waiting, with its number; None while nothing ever did.
-        failure: What stops the job, from the task or replica that met it first; None while nothing does.
-        silent: Name, and Ray's id of the actor, of each replica that serves and has not reported for too long.
-        versions: Package to version, of the nodes.
-        lost: Replicas that ended while rows were to be answered.
-        losses: The last of these.
-        failed_home: Where the engine of `engine_error` was to start.
+        trouble: Number and text of the last cause that kept replicas waiting; None if there was none.
+        failure: Error that stops the job, from the task or replica that met it first; None while the job runs.
+        silent: Name and Ray actor id of each serving replica that has not reported for too long.
+        versions: Package to version, the same on all nodes.
+        lost: Replicas that ended while rows were left to answer.
+        losses: Records of the last lost replicas.
+        failed_home: Node and log of the engine that `engine_error` is about.
     """
 
     done: Totals = field(default_factory=Totals)
@@ -175,20 +212,19 @@ class Snapshot:
     failed_home: Home = field(default_factory=Home)
 
     def count(self, state: State) -> int:
-        """Replicas in a state."""
+        """Number of slots in a state."""
         return sum(slot.state == state for slot in self.slots)
 
     @property
     def replicas(self) -> int:
-        """Replicas that serve."""
+        """Number of replicas that serve."""
         return self.count(State.SERVING)
 
     @property
     def restarts(self) -> int:
-        """Replicas that took the place of one that had ended."""
+        """Number of replicas that replaced one that had ended."""
         return sum(max(0, slot.joins - 1) for slot in self.slots)
 
 
-SnapshotObserver = Callable[
-    [Snapshot], JobError | None
-]  # an error ends the run with it, once what is finished is committed
+SnapshotObserver = Callable[[Snapshot], JobError | None]
+"""Callback for each snapshot. An error that it returns ends the run, after finished rows are committed."""

@@ -1,7 +1,7 @@
-"""Finished rows of one replica -> committed objects, in the order in which the rows finish.
+"""Finished rows of a replica -> committed objects, in the order in which the rows finish.
 
-A row stays here until the store has it. What the store refuses is kept and tried again; a row that no object can
-hold becomes a dead letter, and holds up no other.
+A row stays here until the store has it: rows that the store refuses are tried again. A row that no object can hold
+becomes a dead letter and does not hold up the other rows.
 """
 
 import asyncio
@@ -15,28 +15,28 @@ from dataclasses import dataclass, field
 from magbatch.errors import StorageError
 from magbatch.pipeline.write import ObjectWriter, Written
 from magbatch.replica.board import COMMIT_BOUNDS_S, Usage
-from magbatch.replica.watchdog import Background, Holding
+from magbatch.replica.watchdog import Background, LeaseWatch
 from magbatch.rows import DeadLetter, FinishedRow, Prompt
 from magbatch.spec import OutputSpec
 from magbatch.totals import Totals, bucket
 
-COMMITS_AT_ONCE = 32  # up to 256 open shards commit every 5 s, and a store takes up to half a second
-UNCOMMITTED_PER_SLOT = 8  # finished rows that may wait for the store before admission waits for it
+COMMITS_AT_ONCE = 32  # 256 open shards that commit every 5 s, 0.5 s each, need 26
+UNCOMMITTED_PER_SLOT = 8  # finished rows that may wait for a slow store; beyond that no row enters: bounds memory
 
 
 @dataclass(slots=True, eq=False)
 class Attempt:
-    """One attempt at a shard: finished rows wait here for their commit.
+    """An attempt at a shard, or at a piece of a shard: its finished rows wait here for their commit.
 
     Attributes:
-        shard: The shard's number.
-        writer: Writes the attempt's objects.
-        finished: Answered rows that wait.
-        letters: Dead letters that wait.
-        row_ids: Ids of the attempt's rows: all of the shard, or of a piece of it.
-        open: Rows that are not let into the engine yet.
-        since: When the oldest row that waits was finished, by the monotonic clock (seconds).
-        lock: Is held by the commit under way.
+        shard: Index of the shard.
+        writer: Writer of the attempt's objects.
+        row_ids: Ids of the attempt's rows.
+        finished: Answered rows that wait for their commit.
+        letters: Dead letters that wait for their commit.
+        open: Rows that have not entered the engine yet.
+        since: Time (monotonic, s) since which the oldest waiting row waits.
+        lock: Lock that the commit under way holds.
     """
 
     shard: int
@@ -54,7 +54,7 @@ class Attempt:
         return len(self.finished) + len(self.letters)
 
     def add(self, row: FinishedRow | DeadLetter) -> None:
-        """A row is finished."""
+        """Take a finished row."""
         if not self.waiting:
             self.since = time.monotonic()
         if isinstance(row, DeadLetter):
@@ -64,38 +64,38 @@ class Attempt:
 
 
 class Commits:
-    """Commits what is finished, over all shards of a replica.
+    """Commits finished rows, over all shards of a replica.
 
     Args:
-        output: The spec's.
+        output: The spec's section `output`.
         slots: Rows that the engine works on at once.
-        holding: The run's lease.
-        background: Runs commits that nobody waits for.
+        lease: Watch on the run's lease.
+        background: Tasks of the replica, for commits that nobody waits for.
 
     Attributes:
-        attempts: Those under way.
+        attempts: Attempts under way.
     """
 
-    def __init__(self, output: OutputSpec, slots: int, holding: Holding, background: Background) -> None:
-        self._output, self._holding, self._background = output, holding, background
+    def __init__(self, output: OutputSpec, slots: int, lease: LeaseWatch, background: Background) -> None:
+        self._lease, self._background = lease, background
         self._most = max(UNCOMMITTED_PER_SLOT * slots, output.commit_rows)
         self._pool = ThreadPoolExecutor(COMMITS_AT_ONCE)
-        self._ended = asyncio.Event()  # a commit has, or a stop asks for a look
-        self._failure: StorageError | None = None  # of the last commit
-        self._done, self._use = Totals(), Usage()
+        self._changed = asyncio.Event()  # set when a commit has ended, and by `wake`
+        self._failure: StorageError | None = None  # error of the last commit; None if it went well
+        self._done, self._usage = Totals(), Usage()
         self.attempts: set[Attempt] = set()
 
     async def commit(self, attempt: Attempt) -> None:
-        """Commit what an attempt has finished so far.
+        """Commit the rows that an attempt has finished so far.
 
         Raises:
-            StorageError: The store refuses; what it does not have stays.
+            StorageError: The store refuses; rows that it does not have stay in the attempt.
         """
         async with attempt.lock:
             finished, letters = len(attempt.finished), len(attempt.letters)
             try:
                 if finished or letters:
-                    await self._holding.confirm()
+                    await self._lease.confirm()
                 while finished > 0:
                     written = await self._write(attempt, attempt.finished[:finished])
                     del attempt.finished[: written.taken]
@@ -110,58 +110,62 @@ class Commits:
                 raise
             finally:
                 attempt.since = time.monotonic()
-                self._ended.set()
+                self._changed.set()
 
-    def soon(self, attempt: Attempt) -> None:
-        """Commit in a task of its own: a commit under way is never cancelled half-way."""
+    def commit_soon(self, attempt: Attempt) -> None:
+        """Commit in a background task, unless a commit is under way. So no cancelled row cancels a commit half-way."""
         if attempt.waiting and not attempt.lock.locked():
             self._background.start(self._quietly(attempt))
 
-    async def all(self) -> None:
-        """Commit what is finished of every shard; what the store refuses is left to another attempt."""
+    async def commit_all(self) -> None:
+        """Commit the finished rows of all shards; rows that the store refuses are left to another attempt."""
         await asyncio.gather(*(self._quietly(attempt) for attempt in list(self.attempts)))
 
-    async def room(self, stopping: Callable[[], bool]) -> None:
+    async def wait_for_room(self, is_stopped: Callable[[], bool]) -> None:
         """Wait while too many finished rows wait for the store.
 
         Args:
-            stopping: Says whether nothing is to be waited for any more; see `wake`.
+            is_stopped: Whether to return at once because the replica was stopped. Call `wake` when it changes.
 
         Raises:
             StorageError: The store refused the last commit, and patience is over.
         """
-        while not stopping():
+        while not is_stopped():
             if self._failure is not None:
                 raise self._failure
             if self.waiting < self._most:
                 return
-            self._ended.clear()
+            self._changed.clear()
             for attempt in self.attempts:
-                self.soon(attempt)
-            await self._ended.wait()
+                self.commit_soon(attempt)
+            await self._changed.wait()
 
     def wake(self) -> None:
-        """Have `room` look again."""
-        self._ended.set()
+        """Make `wait_for_room` check `is_stopped` again."""
+        self._changed.set()
+
+    async def watch_lease(self) -> None:
+        """Check the run's lease every few seconds, for as long as the process lives."""
+        await self._lease.watch()
 
     @property
     def waiting(self) -> int:
         """Finished rows that wait for their commit."""
         return sum(attempt.waiting for attempt in self.attempts)
 
-    def taken(self) -> tuple[Totals, Usage]:
-        """What was committed, and what that took, since this was last asked."""
-        taken = self._done, self._use
-        self._done, self._use = Totals(), Usage()
-        return taken
+    def take_counts(self) -> tuple[Totals, Usage]:
+        """Committed rows, and the usage of their commits, since the last call."""
+        counts = self._done, self._usage
+        self._done, self._usage = Totals(), Usage()
+        return counts
 
     async def _quietly(self, attempt: Attempt) -> None:
-        # The refusal is kept: admission raises it, and the shard's own last commit tries once more.
+        # The error is not lost: admission raises it, and the shard's own last commit tries once more.
         with suppress(StorageError):
             await self.commit(attempt)
 
     async def _write(self, attempt: Attempt, rows: list[FinishedRow] | list[DeadLetter]) -> Written:
-        """Write one object, and count its rows."""
+        """Write an object, and count its rows."""
         began = time.monotonic()
         written = await asyncio.get_running_loop().run_in_executor(self._pool, attempt.writer.commit, rows)
         took = time.monotonic() - began
@@ -169,8 +173,8 @@ class Commits:
         committed = written.committed
         if committed is not None:
             self._done = self._done.plus(committed.totals)
-            self._use.commits += 1
-            self._use.commit_ms += round(1000 * took)
-            self._use.commit_bytes += committed.bytes
-            bucket(self._use.by_commit, [took], COMMIT_BOUNDS_S)
+            self._usage.commits += 1
+            self._usage.commit_ms += round(1000 * took)
+            self._usage.commit_bytes += committed.bytes
+            bucket(self._usage.by_commit, [took], COMMIT_BOUNDS_S)
         return written

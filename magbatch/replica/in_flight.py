@@ -1,9 +1,9 @@
-"""The rows inside one engine, and whether they, or the engine, hang.
+"""Rows inside one engine, and whether a row or the whole engine hangs.
 
-A row hangs when it gets no token for a while in which the engine went on with others; an engine that gives none to
-any is as good as dead. Of a row without a first token nothing is known but that it may wait for a slot: it hangs
-when rows that began well after it have theirs. A row without a request, as one whose answer is checked, waits for
-no engine: neither it nor the engine hangs.
+- A row hangs if it gets no token for a while in which other rows got some.
+- A row without a first token may just wait for a slot. It hangs if rows that began well after it have a first token.
+- An engine hangs if no row gets a token. It is as good as dead.
+- A row without a request, e.g. while its answer is checked, does not count: neither it nor the engine hangs.
 """
 
 import asyncio
@@ -18,21 +18,26 @@ from magbatch.errors import EngineDeadError
 
 @dataclass(slots=True, eq=False)
 class _Request:
-    """One request of a row: a row may make several, one after the other or at once."""
+    """A request of a row. A row may make several, one after the other or at once.
+
+    Attributes:
+        began: Time (monotonic, s) of its begin.
+        pulse: Time (monotonic, s) of its last tokens; None before the first.
+    """
 
     began: float
-    pulse: float | None = None  # when its last tokens came; None before the first
+    pulse: float | None = None
 
 
 @dataclass(slots=True, eq=False)
 class RowInFlight:
-    """One row.
+    """A row inside the engine.
 
     Attributes:
-        shard: Its shard.
-        task: What asks for it.
-        requests: Of it, under way, or ended by the death of the engine.
-        hangs: Its task was cancelled because of that.
+        shard: Index of the row's shard.
+        task: Task that answers the row.
+        requests: Requests of the row that are under way, or that the death of the engine ended.
+        hangs: Whether the task was cancelled because the row hangs.
     """
 
     shard: int
@@ -42,39 +47,39 @@ class RowInFlight:
 
 
 class InFlight:
-    """The rows inside one engine.
+    """Rows inside one engine.
 
     Args:
-        patience_s: Seconds without a token after which a row, or the engine, hangs; None waits on.
+        patience_s: Seconds without a token after which a row or the engine hangs; None for no limit.
     """
 
     def __init__(self, patience_s: float | None) -> None:
         self._patience_s = patience_s
         self._rows: dict[str, RowInFlight] = {}
-        self._pulse = 0.0  # when the engine last gave any row a token
-        self._reached = 0.0  # when the youngest of the rows began that have a first token: engines serve in turn
+        self._pulse = 0.0  # time of the last token of any row
+        self._reached = 0.0  # latest begin of a request that has a first token; engines serve requests in turn
 
     def __len__(self) -> int:
         return len(self._rows)
 
     @property
     def requests(self) -> int:
-        """Requests that are under way."""
+        """Number of requests that are under way."""
         return sum(len(row.requests) for row in self._rows.values())
 
     def enter(self, shard: int, row_id: str) -> RowInFlight:
-        """The current task asks for a row of a shard."""
+        """Note that the current task answers a row of a shard."""
         task = asyncio.current_task()
         assert task is not None
         row = self._rows[row_id] = RowInFlight(shard, task)
         return row
 
     def leave(self, row_id: str) -> None:
-        """A row is no longer asked for; one that has left already is no error."""
+        """Remove a row; a row that has left already is ignored."""
         self._rows.pop(row_id, None)
 
     def by_shard(self) -> dict[int, list[str]]:
-        """The rows with a request in the engine, or that were in it as it died, by shard."""
+        """Shard to the ids of its rows with a request in the engine, or in the engine when it died."""
         found: dict[int, list[str]] = {}
         for row_id, row in self._rows.items():
             if row.requests:
@@ -82,16 +87,23 @@ class InFlight:
         return found
 
     def watch(self, row: RowInFlight) -> "Watching":
-        """See `generate.RequestMonitor`: for the length of one request of a row."""
+        """A context for the length of one request of a row; see `answer.Pulse`."""
         return Watching(self, row)
 
     def pulse(self, request: _Request) -> None:
-        """Tokens of a request have come."""
+        """Note that tokens of a request have arrived."""
         request.pulse = self._pulse = time.monotonic()
         self._reached = max(self._reached, request.began)
 
-    def look(self, now: float) -> bool:
-        """Cancel the rows that hang; True where the whole engine does."""
+    def check(self, now: float) -> bool:
+        """Cancel the rows that hang.
+
+        Args:
+            now: Time (monotonic, s).
+
+        Returns:
+            Whether the whole engine hangs.
+        """
         patience = self._patience_s
         began = min((request.began for row in self._rows.values() for request in row.requests), default=None)
         if patience is None or began is None:
@@ -111,7 +123,7 @@ class InFlight:
 
 
 class Watching:
-    """A request of a row, from its beginning to its end; a class, since each row of a job enters one."""
+    """A request of a row, from begin to end. A class and not a generator: it is on the path of every row."""
 
     __slots__ = ("_in_flight", "_request", "_row")
 
@@ -124,5 +136,5 @@ class Watching:
         return functools.partial(self._in_flight.pulse, self._request)
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        if error is None or not issubclass(error, EngineDeadError):  # what the engine died with counts as in it
+        if error is None or not issubclass(error, EngineDeadError):  # a request that the engine died with stays
             self._row.requests.discard(self._request)

@@ -1,9 +1,8 @@
-"""A node that is about to be taken away says so with SIGTERM: the replica on it hears it at once.
+"""SIGTERM announces that a node is about to go: the replica on it hears the signal at once.
 
-Ray's own handler for SIGTERM is a Python one, and Ray's main thread runs no Python while a replica works,
-so that nothing would happen until the node is gone. The signal's number is written to a pipe by C code
-the moment it comes (`signal.set_wakeup_fd`), which can be asked for in the main thread alone: Ray runs an
-actor's constructor there, and what it is asked then elsewhere.
+A handler in Python, such as Ray's, would not run: Ray's main thread executes no Python code while a replica works. So C
+code writes the signal's number to a pipe the moment it arrives (`signal.set_wakeup_fd`). Only the main thread may ask
+for that; Ray runs an actor's constructor there.
 """
 
 import functools
@@ -15,14 +14,14 @@ from collections.abc import Callable
 from magbatch.replica.watchdog import deathless
 
 notice = threading.Event()
-"""Set once this process has got SIGTERM."""
+"""Event that is set once this process has received SIGTERM."""
 
 
 def listen(die: Callable[[], None]) -> None:
-    """Set `notice` when SIGTERM comes, from now on. In a worker's main thread only.
+    """Set `notice` when SIGTERM arrives, from now on. Call it in a worker's main thread.
 
     Args:
-        die: Ends this process, if nothing can be heard any more.
+        die: Callback that ends this process if the thread that listens fails.
     """
     reading, writing = os.pipe()
     os.set_blocking(writing, False)

@@ -1,4 +1,4 @@
-"""What watches over a replica from inside: tasks that must never end by themselves, and the run's lease."""
+"""Guards inside a replica: tasks and threads that never fail silently, and a watch on the run's lease."""
 
 import asyncio
 import threading
@@ -8,17 +8,16 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from magbatch.errors import LeaseError, StorageError
-from magbatch.ledger.holder import EXPIRY_S, LeaseToken
+from magbatch.ledger.holder import LeaseToken
+from magbatch.replica.timing import Timing
 from magbatch.storage.patience import patiently
-
-HOLD_INTERVAL_S = 5.0
 
 
 class Background:
-    """Tasks beside the rows. None of them ends without a word: the first error that one raises is handed on.
+    """Background tasks of a replica. The first error that a task raises is handed on, so that none fails silently.
 
     Args:
-        on_error: Is given what a task raised, once; the traceback is on stderr by then.
+        on_error: Callback for the first error, called once, after its traceback was printed to stderr.
     """
 
     def __init__(self, on_error: Callable[[Exception], None]) -> None:
@@ -27,7 +26,7 @@ class Background:
         self._failed = False
 
     def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run a task until it ends."""
+        """Start a task, and keep it until it ends."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
@@ -43,12 +42,12 @@ class Background:
 
 
 def deathless(name: str, work: Callable[[], None], die: Callable[[], None]) -> threading.Thread:
-    """Run a thread without which the process must not go on.
+    """Start a thread that the process cannot do without.
 
     Args:
         name: The thread's name.
-        work: Returns when its time is over.
-        die: Ends this process, if `work` raises instead; the traceback is on stderr by then.
+        work: Function that the thread runs. To return is fine; to raise ends the process.
+        die: Callback that ends this process, called after the traceback was printed to stderr.
     """
 
     def run() -> None:
@@ -64,61 +63,58 @@ def deathless(name: str, work: Callable[[], None], die: Callable[[], None]) -> t
     return thread
 
 
-class Holding:
-    """Whether the run still has its output: a replica whose run was taken over is a zombie, and commits no more.
+class LeaseWatch:
+    """Watches whether the run still has its output. A replica whose run was taken over is a zombie and must not commit.
 
     Args:
-        hold: The run's lease; None if nobody else can take the output.
+        token: Token of the run's lease; None if no other run can take the output.
         patience_s: Seconds that the store may be away before a commit gives up.
-        on_wait: Is called with each refusal that is waited out.
-        die: Ends this process.
-        interval_s: Seconds between two looks.
-        expiry_s: Seconds after a look until a commit needs another.
+        on_wait: Callback for each refusal of the store that is waited out.
+        die: Callback that ends this process.
+        timing: The replica's durations.
     """
 
     def __init__(
         self,
-        hold: LeaseToken | None,
+        token: LeaseToken | None,
         patience_s: float,
         on_wait: Callable[[StorageError], None],
         die: Callable[[], None],
-        *,
-        interval_s: float = HOLD_INTERVAL_S,
-        expiry_s: float = EXPIRY_S,
+        timing: Timing,
     ) -> None:
-        self._hold, self._patience_s, self._on_wait, self._die = hold, patience_s, on_wait, die
-        self._interval_s, self._expiry_s = interval_s, expiry_s
-        self._seen = time.monotonic()  # when the lease was last seen to be the run's
-        self._looking = asyncio.Lock()
+        self._token, self._patience_s, self._on_wait, self._die = token, patience_s, on_wait, die
+        self._timing = timing
+        self._confirmed = time.monotonic()  # start of the last check that found the lease to be the run's
+        self._checking = asyncio.Lock()
 
     async def watch(self) -> None:
-        """Look every few seconds, for as long as the process lives."""
-        while self._hold is not None:
-            await asyncio.sleep(self._interval_s)
+        """Check the lease every few seconds, for as long as the process lives."""
+        while self._token is not None:
+            await asyncio.sleep(self._timing.lease_interval_s)
             try:
-                await self._look(0.0)
+                await self._check(0.0)
             except StorageError:
-                continue  # the next look tells; until then, commits wait for one that goes well
+                continue  # the next check may succeed; until then, commits make their own
 
     async def confirm(self) -> None:
         """Make sure, before a commit, that the lease was the run's a moment ago.
 
         Raises:
-            StorageError: It cannot be seen, and patience is over.
-            LeaseError: Another run has the output, and `die` came back.
+            StorageError: The lease cannot be read, and patience is over.
+            LeaseError: Another run has the output, and `die` returned.
         """
         if self._is_stale():
-            async with self._looking:  # one look is enough for all commits that wait
+            async with self._checking:  # one check is enough for all commits that wait
                 if self._is_stale():
-                    await self._look(self._patience_s)
+                    await self._check(self._patience_s)
 
     def _is_stale(self) -> bool:
-        return self._hold is not None and time.monotonic() - self._seen > self._expiry_s
+        return self._token is not None and time.monotonic() - self._confirmed > self._timing.lease_expiry_s
 
-    async def _look(self, patience_s: float) -> None:
-        assert self._hold is not None
+    async def _check(self, patience_s: float) -> None:
+        assert self._token is not None
         began = time.monotonic()
-        if await asyncio.to_thread(patiently, self._hold.is_lost, patience_s, self._on_wait):
+        if await asyncio.to_thread(patiently, self._token.is_lost, patience_s, self._on_wait):
             self._die()
-            raise LeaseError(f"{self._hold.root}: another run has taken the output over")
-        self._seen = began
+            raise LeaseError(f"{self._token.root}: another run has taken over the output")
+        self._confirmed = began

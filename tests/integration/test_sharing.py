@@ -67,7 +67,7 @@ def test_who_has_priority_is_given_a_replica_and_the_other_goes_on(tmp_path: Pat
         assert json.loads(done.stdout)["totals"]["answered"] == 12
         assert "replicas.priority 5: this cluster's owner allows 3 at most (MAGBATCH_MAX_PRIORITY)" in done.stderr
         assert process.poll() is None, "the other had to be at work all the while, or nothing was shown"
-        assert "another job is to have its devices" in log.read_text()
+        assert "another job gets these devices" in log.read_text()
         bill.note()
         wait_until(lambda: process.poll() is not None, f"the end: {committed(low.output)} rows", 300)
     finally:

@@ -31,7 +31,8 @@ from magbatch.pipeline.prompt import Prompter
 from magbatch.plan.make import make_plan
 from magbatch.plan.plan import Plan
 from magbatch.replica.board import Load, Order, Usage
-from magbatch.replica.replica import Replica, Timing
+from magbatch.replica.replica import Replica
+from magbatch.replica.timing import Timing
 from magbatch.report.report import Report, Run
 from magbatch.rows import Generation, Prompt
 from magbatch.spec import JobSpec, parse
@@ -212,7 +213,7 @@ class SmallJob:
         engine: Engine | None = None,
         name: str | None = None,
         notice: threading.Event | None = None,
-        hold: LeaseToken | None = None,
+        token: LeaseToken | None = None,
         timing: Timing = Timing(),  # noqa: B008 - frozen
     ) -> Replica:
         """A replica of the job; where its engine dies, `deaths` counts instead of a process ending."""
@@ -226,7 +227,7 @@ class SmallJob:
             name, self.job, engine or self.start_engine(), self.tokenizer,
             Prompter(self.spec(), self.checkpoint, self.tokenizer, 2400),
             slots=self.engine["max_num_seqs"], max_model_len=2400, board=self.board, die=die, notice=notice,
-            hold=hold, timing=timing,
+            token=token, timing=timing,
         )  # fmt: skip
 
     # Its way

@@ -13,12 +13,12 @@ def test_the_end_of_one_piece_of_a_shard_leaves_the_rows_of_another() -> None:
     announced = Announced("one", board)
 
     async def work() -> None:
-        await announced.tell(4, ["a", "b"])
-        await announced.tell(4, ["c"])
+        await announced.send(4, ["a", "b"])
+        await announced.send(4, ["c"])
         announced.leave(4, "a")
         announced.end(4, ["a", "b"])
         assert announced.by_shard() == {4: ["c"]}
-        await announced.tell(5, ["d"])
+        await announced.send(5, ["d"])
 
     asyncio.run(work())
     board.state.froze("one")

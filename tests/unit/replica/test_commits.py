@@ -13,12 +13,12 @@ from magbatch.errors import LeaseError, StorageError
 from magbatch.ledger.holder import LeaseToken
 from magbatch.ledger.lease import Lease
 from magbatch.ledger.verify import verify
-from magbatch.replica.replica import Timing
+from magbatch.replica.timing import Timing
 from magbatch.rows import Generation, Prompt
 from magbatch.storage import open_store
 from magbatch.storage.disk import LocalStore
 
-SOON = Timing(hold_interval_s=0.1, hold_expiry_s=0.3)
+SOON = Timing(lease_interval_s=0.1, lease_expiry_s=0.3)
 
 
 class Lying(WatchedEngine):
@@ -85,9 +85,9 @@ def test_a_store_that_is_away_for_longer_than_a_lease_lasts_ends_no_job(
     job.begin()
     away = Away(3.0, monkeypatch)
 
-    async def work(hold: LeaseToken) -> None:
+    async def work(token: LeaseToken) -> None:
         engine = job.start_engine(hold=job.row_ids()[3:])
-        shards = asyncio.create_task(job.run_all(job.replica(engine, hold=hold, timing=SOON)))
+        shards = asyncio.create_task(job.run_all(job.replica(engine, token=token, timing=SOON)))
         await until(lambda: len(job.done()) == 3, "the first shard to be committed")
         await until(lambda: len(engine.inside) == 8, "others in the engine")
         away.begin()
@@ -110,9 +110,9 @@ def test_patience_ends_nevertheless(job: SmallJob, monkeypatch: pytest.MonkeyPat
     job.set("output", patience_s=0.5)
     job.begin()
 
-    async def work(hold: LeaseToken) -> None:
+    async def work(token: LeaseToken) -> None:
         engine = job.start_engine(hold=job.row_ids())
-        shard = asyncio.create_task(job.run_shard(job.replica(engine, hold=hold, timing=SOON)))
+        shard = asyncio.create_task(job.run_shard(job.replica(engine, token=token, timing=SOON)))
         await until(lambda: len(engine.inside) == 3, "the rows in the engine")
         Away(60.0, monkeypatch).begin()
         await asyncio.sleep(0.6)
@@ -159,10 +159,10 @@ def test_a_replica_whose_run_was_taken_over_commits_nothing_more(job: SmallJob) 
     job.begin()
     begun = threading.Event()
 
-    async def work(hold: LeaseToken) -> list[Any]:
+    async def work(token: LeaseToken) -> list[Any]:
         engine = job.start_engine(hold=job.row_ids())
-        timing = Timing(hold_interval_s=3600, hold_expiry_s=0.2)
-        shard = asyncio.create_task(job.run_shard(job.replica(engine, hold=hold, timing=timing)))
+        timing = Timing(lease_interval_s=3600, lease_expiry_s=0.2)
+        shard = asyncio.create_task(job.run_shard(job.replica(engine, token=token, timing=timing)))
         await until(lambda: len(engine.inside) == 4, "the rows in the engine")
         begun.set()
         job.put("output/_magbatch/lease-00000009.json", b"{}")

@@ -6,7 +6,7 @@ import pytest
 from support.small_job import SmallJob, until
 
 from magbatch.errors import EngineDeadError
-from magbatch.replica.replica import TICK_S
+from magbatch.replica.timing import TICK_S
 
 SLOW_TO_CHECK = "x" * 40
 

@@ -18,7 +18,9 @@ from magbatch.fleet.board import BoardState
 from magbatch.ledger.verify import verify
 from magbatch.pipeline.block import ShardPrompts, from_block, to_block
 from magbatch.replica.board import Load
-from magbatch.replica.replica import REPORT_INTERVAL_S, SHARDS_AHEAD, TICK_S, Replica, Timing
+from magbatch.replica.entrance import SHARDS_AHEAD
+from magbatch.replica.replica import Replica
+from magbatch.replica.timing import REPORT_INTERVAL_S, TICK_S, Timing
 from magbatch.rows import Generation, Prompt
 from magbatch.schema import ObjectName
 from magbatch.storage.disk import LocalStore
@@ -835,7 +837,7 @@ def test_a_row_that_hangs_while_others_go_on_is_given_up(job: SmallJob) -> None:
     ids = job.row_ids()
     (letter,) = job.records("errors")
     assert (letter["row_id"], letter["step"], letter["error_code"]) == (ids[3], "generate", "row_timeout")
-    assert letter["message"] == "the engine gave it no token for 1 s (limits.row_timeout_s)"
+    assert letter["message"] == "the engine gave the row no token for 1 s (limits.row_timeout_s)"
     assert job.done() == sorted(set(ids) - {ids[3]})
     assert (job.deaths, job.asked()[ids[3]]) == (0, 1)
 

@@ -9,7 +9,7 @@ import pytest
 from support.small_job import LocalBoard, SmallJob, until
 
 from magbatch.replica.board import Load, Order, Usage
-from magbatch.replica.replica import TICK_S, Timing
+from magbatch.replica.timing import TICK_S, Timing
 from magbatch.replica.watchdog import deathless
 from magbatch.totals import Totals
 
@@ -67,7 +67,7 @@ def test_a_clock_that_breaks_ends_its_replica_with_a_word_and_what_is_finished_i
 
 
 def test_a_look_at_the_lease_that_breaks_ends_its_replica_with_a_word(waiting: SmallJob) -> None:
-    end_of(waiting, hold=Cracked(), timing=Timing(hold_interval_s=0.2))
+    end_of(waiting, token=Cracked(), timing=Timing(lease_interval_s=0.2))
     assert (waiting.deaths, waiting.board.gone) == (1, ["replica"])
     assert "RuntimeError: no lease" in str(waiting.board.state.snapshot().losses)
     assert waiting.done() == waiting.row_ids()[:3]
@@ -76,7 +76,7 @@ def test_a_look_at_the_lease_that_breaks_ends_its_replica_with_a_word(waiting: S
 def test_a_commit_that_breaks_ends_its_replica_with_a_word(waiting: SmallJob) -> None:
     """Not by the rows in it, which fail alone, nor by the store's refusal."""
     waiting.set("output", commit_rows=1)
-    end_of(waiting, hold=Cracked(), timing=Timing(hold_interval_s=3600, hold_expiry_s=-1.0))
+    end_of(waiting, token=Cracked(), timing=Timing(lease_interval_s=3600, lease_expiry_s=-1.0))
     assert (waiting.deaths, waiting.board.gone) == (1, ["replica"])
     assert "RuntimeError: no lease" in str(waiting.board.state.snapshot().losses)
 

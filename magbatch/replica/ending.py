@@ -1,0 +1,94 @@
+"""The end of a replica: finished rows are committed, the board is told the reason, then the process dies."""
+
+import asyncio
+import traceback
+from collections.abc import Callable
+
+from magbatch.replica.board import Board
+from magbatch.replica.commits import Commits
+from magbatch.replica.departure import Departure
+from magbatch.replica.in_flight import InFlight
+from magbatch.replica.reports import Reports
+from magbatch.replica.timing import Timing
+from magbatch.replica.watchdog import Background
+
+NODE_GOES = "its node is about to go; finished rows are committed"
+
+
+class Ending:
+    """Ends a replica; the next replica asks the ledger for the rows that are left.
+
+    Args:
+        name: The replica's name.
+        board: The board of the run.
+        commits: Finished rows and their commits.
+        in_flight: Rows inside the engine.
+        reports: Reports to the board.
+        departure: State with the notice that the process is about to be killed.
+        background: Tasks of the replica.
+        die: Callback that ends this process.
+        timing: The replica's durations.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        board: Board,
+        *,
+        commits: Commits,
+        in_flight: InFlight,
+        reports: Reports,
+        departure: Departure,
+        background: Background,
+        die: Callable[[], None],
+        timing: Timing,
+    ) -> None:
+        self._name, self._board, self._die = name, board, die
+        self._commits, self._in_flight, self._reports = commits, in_flight, reports
+        self._departure, self._background, self._timing = departure, background, timing
+        self._with_engine: asyncio.Task[None] | None = None
+        self._with_defect: asyncio.Task[None] | None = None
+
+    async def now(self, reason: str = "") -> None:
+        """End the replica.
+
+        Args:
+            reason: Reason in words; empty if the board has it already.
+        """
+        await self._commits.commit_all()
+        await self._reports.send()
+        await self._board.left(self._name, reason)
+        self._die()
+
+    def with_engine(self, reason: str) -> asyncio.Task[None]:
+        """End the replica in the background because its engine died or hangs; later calls return the same task.
+
+        Args:
+            reason: Reason in words.
+        """
+        if self._with_engine is None:
+            self._with_engine = self._background.start(self._end_with_engine(reason))
+        return self._with_engine
+
+    def with_defect(self, error: Exception) -> None:
+        """End the replica because a background task failed: without it, rows would hang or never be committed."""
+        self._with_defect = asyncio.create_task(self._end_with_defect(f"{type(error).__name__}: {error}"))
+
+    async def _end_with_engine(self, reason: str) -> None:
+        """Strike the rows that were in the engine, unless the node took the engine away."""
+        notice = self._departure.notice
+        if notice is not None and await asyncio.to_thread(notice.wait, self._timing.notice_wait_s):
+            await self.now(NODE_GOES)
+            return
+        await self._board.strike(self._name, self._in_flight.by_shard(), reason)
+        await self.now()
+
+    async def _end_with_defect(self, cause: str) -> None:
+        try:
+            await asyncio.wait_for(self._commits.commit_all(), self._timing.notice_s)
+        except Exception:  # noqa: BLE001 - the defect may be in the commits: rows that stay open are asked again
+            traceback.print_exc()
+        try:
+            await self._board.broke(self._name, cause)
+        finally:
+            self._die()
