@@ -16,11 +16,12 @@ from typer.testing import CliRunner
 
 from magbatch.cli.app import CRASHED, app
 from magbatch.errors import ErrorCode, JobError, Step
+from magbatch.fleet.placement import unplaced
 from magbatch.ledger.layout import NAMED_FILES
 from magbatch.ledger.manifest import Manifest
 from magbatch.rows import ReasoningStatus
 from magbatch.schema import DOCUMENT_FIELDS, ERROR_FIELDS, RESULT_FIELDS, TOKEN_FIELDS
-from magbatch.spec import parse
+from magbatch.spec import ReplicasSpec, parse
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "magbatch"
@@ -181,6 +182,11 @@ def test_every_option_of_deploy_render_is_explained() -> None:
     page = (ROOT / "deploy" / "README.md").read_text(encoding="utf-8")
     common = {"--set", "--help", "--version"}
     assert first_cells(section(page, "## Options")) == commands()["magbatch deploy render"] - common
+
+
+def test_the_line_about_missing_devices_is_the_printed_one() -> None:
+    page = (ROOT / "deploy" / "README.md").read_text(encoding="utf-8")
+    assert unplaced(ReplicasSpec(gpus=1), {"CPU": 2.0}, {"CPU": 1.0}) in page.splitlines()
 
 
 def test_every_exit_code_is_explained() -> None:
