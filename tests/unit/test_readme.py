@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from magbatch.cli.app import CRASHED, app
 from magbatch.errors import ErrorCode, JobError, Step
 from magbatch.fleet.placement import unplaced
+from magbatch.guard import WHY_FD
 from magbatch.ledger.layout import NAMED_FILES
 from magbatch.ledger.manifest import Manifest
 from magbatch.rows import ReasoningStatus
@@ -187,6 +188,13 @@ def test_every_option_of_deploy_render_is_explained() -> None:
 def test_the_line_about_missing_devices_is_the_printed_one() -> None:
     page = (ROOT / "deploy" / "README.md").read_text(encoding="utf-8")
     assert unplaced(ReplicasSpec(gpus=1), {"CPU": 2.0}, {"CPU": 1.0}) in page.splitlines()
+
+
+def test_every_environment_variable_is_explained() -> None:
+    told = first_cells(section((ROOT / "deploy" / "README.md").read_text(encoding="utf-8"), "## Environment variables"))
+    source = "".join(path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py") if path.parent.name != "bench")
+    read = set(re.findall(r"\bMAGBATCH_[A-Z_]+\b", source))
+    assert read - {WHY_FD} == {name for name in told if name.startswith("MAGBATCH_")}
 
 
 def test_every_exit_code_is_explained() -> None:
