@@ -111,7 +111,7 @@ class RunLog:
     def end_fleet(self) -> None:
         """Note that all replicas have left, because the fleet has ended."""
         if self._slots:
-            self.note(f"all replicas have left ({len(self._slots):,} slots): the fleet has ended")
+            self.note(f"fleet has ended: all replicas of its {counted(len(self._slots), 'slot')} have left")
         self._slots.clear()
 
     @contextmanager
@@ -260,13 +260,13 @@ def _utc(at: float) -> str:
 
 
 def _change(slot: Slot, *, joined: bool) -> str:
-    if joined and slot.state == State.STARTING:
-        return f"replica {slot.number} joined and starts its engine (start {slot.joins} of this slot)"
-    if slot.state == State.SERVING:
-        return f"replica {slot.number} serves"
-    if slot.state == State.LOST:
-        return f"replica {slot.number} is lost: silent, or gone, and not replaced yet"
-    return f"replica {slot.number} starts its engine"
+    does = {
+        State.STARTING: "starts its engine",
+        State.SERVING: "serves",
+        State.LOST: "has ended, or is silent",  # a loss that matters has a line of its own, with the reason
+    }[slot.state]
+    start = f"joined (start {slot.joins} of this slot) and " if joined else ""
+    return f"replica {slot.number} {start}{does}"
 
 
 def _command() -> str:

@@ -1,4 +1,4 @@
-"""report.html: what remains of a job for people, one page that needs nothing beside it."""
+"""`report.html`: the report of a job as one page for people, which needs no other file."""
 
 import io
 import json
@@ -22,34 +22,38 @@ from magbatch.totals import INFINITE, LATENCY_BOUNDS_S, LENGTH_BOUNDS_TOKENS, cu
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Of a first start it would say that it looks for fonts.
+# At its first start matplotlib would print that it builds its font cache.
 logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 BLUE, GREY, RED = "#2563a8", "#8a94a0", "#b3382c"
-WIDTH_IN, HEIGHT_IN = 7.2, 2.6
+WIDTH_IN, HEIGHT_IN = 7.2, 2.6  # of a picture; two stand next to each other on a wide screen
 QUANTILES = (0.5, 0.9, 0.99)
-MOST_REPLICAS = 64  # bars that can be told apart
+MOST_REPLICAS = 64  # bars in a picture of this width that can be told apart
 
 
 def report_files(report: Report) -> dict[str, bytes]:
-    """The report and its page as they are stored, by name. Nothing about a picture may fail a job: then no page."""
+    """Return the stored files of a report by name: `report.json` and the page.
+
+    If the page cannot be drawn, it is left out: a picture must not fail a job.
+    """
     files = {REPORT: json.dumps(report.to_dict(), indent=1).encode()}
     try:
         files[PAGE] = render(report)
-    except Exception:  # whatever a drawing library raises
-        logging.getLogger("magbatch").warning("%s/%s could not be drawn; report.json has it all", report.output, PAGE,
-                                              exc_info=True)  # fmt: skip
+    except Exception:  # any error of a drawing library
+        logging.getLogger("magbatch").warning(
+            "%s/%s could not be drawn; report.json holds all numbers", report.output, PAGE, exc_info=True
+        )
     return files
 
 
 def render(report: Report) -> bytes:
-    """The page of a complete job."""
+    """Render the page of a complete job as HTML in UTF-8."""
     pictures = {
         "speed": _picture(_speed, report.history) if len(report.history) > 1 else None,
         "rows": _picture(_rows, report.history, report.planned) if len(report.history) > 1 else None,
-        "reasoning": _picture(_lengths, report.totals.by_reasoning, LENGTH_BOUNDS_TOKENS, "reasoning tokens, at most"),
-        "answer": _picture(_lengths, report.totals.by_answer, LENGTH_BOUNDS_TOKENS, "answer tokens, at most"),
-        "latency": _picture(_lengths, report.totals.by_latency, LATENCY_BOUNDS_S, "seconds, at most"),
+        "reasoning": _picture(_lengths, report.totals.by_reasoning, LENGTH_BOUNDS_TOKENS, "reasoning tokens, up to"),
+        "answer": _picture(_lengths, report.totals.by_answer, LENGTH_BOUNDS_TOKENS, "answer tokens, up to"),
+        "latency": _picture(_lengths, report.totals.by_latency, LATENCY_BOUNDS_S, "seconds, up to"),
         "failures": _picture(_failures, report.totals.by_code) if report.totals.by_code else None,
         "replicas": _picture(_replicas, report) if report.replicas else None,
     }
@@ -69,24 +73,24 @@ def render(report: Report) -> bytes:
 
 
 def _dates(report: Report) -> list[tuple[str, str]]:
-    """When the job began and ended, and how long that was, in words; nothing of a version that did not say."""
+    """Return begin, end and duration of the job, each with its name; empty if an older version wrote the report."""
     if report.began is None or report.ended is None:
         return []
     took = _wall_time(report.ended - report.began)
-    return [("began", shown_time(report.began)), ("complete", shown_time(report.ended)), ("from end to end", took)]
+    return [("began", shown_time(report.began)), ("complete", shown_time(report.ended)), ("duration", took)]
 
 
 def _wall_time(seconds: float) -> str:
-    """As `1 day, 2:03:04`."""
+    """Return a duration as `1 day, 2:03:04`."""
     return str(timedelta(seconds=max(0, round(seconds))))
 
 
 def _quantiles(report: Report) -> list[tuple[str, list[str]]]:
-    """p50, p90 and p99 by what is measured: estimated from the counts by bound, as Prometheus does."""
+    """Return p50, p90 and p99 of latency and lengths, estimated from the histograms as Prometheus does."""
     totals = report.totals
     slowest = max((row["latency_s"] for row in report.slowest), default=None)
     kinds: list[tuple[str, dict[str, int], tuple[float, ...], float | None]] = [
-        ("latency of a row, s", totals.by_latency, LATENCY_BOUNDS_S, slowest),
+        ("latency of a row (s)", totals.by_latency, LATENCY_BOUNDS_S, slowest),
         ("reasoning tokens of a sample", totals.by_reasoning, LENGTH_BOUNDS_TOKENS, None),
         ("answer tokens of a sample", totals.by_answer, LENGTH_BOUNDS_TOKENS, None),
     ]
@@ -102,16 +106,18 @@ def _rounded(value: float) -> str:
 
 
 def quantile(share: float, counts: dict[str, int], bounds: tuple[float, ...], most: float | None = None) -> float:
-    """The value that a share of all values is at or below, estimated: values lie evenly between two bounds.
+    """Estimate the value that a share of all values does not exceed.
+
+    Values are assumed to lie evenly between two bounds, as in Prometheus' `histogram_quantile`.
 
     >>> quantile(0.5, {"10": 2, "20": 2}, (10, 20))
     10.0
 
     Args:
-        share: From 0 to 1.
-        counts: Values by their upper bound.
-        bounds: The bounds.
-        most: The largest value, where it is known.
+        share: Share of the values, from 0 to 1.
+        counts: Number of values by their upper bound.
+        bounds: Upper bounds in ascending order, without `+Inf`.
+        most: Largest value; None if it is not known.
     """
     found = cumulative(counts, bounds)
     wanted, below, low = share * found[-1][1], 0, 0.0
@@ -127,8 +133,8 @@ def quantile(share: float, counts: dict[str, int], bounds: tuple[float, ...], mo
 
 
 def _picture(draw: Callable[..., None], *values: Any) -> Markup:
-    """What is drawn, as SVG that stands in a page."""
-    from matplotlib.figure import Figure  # most of a second, which a job that begins has no use for
+    """Draw a picture and return it as SVG that can be put into a page."""
+    from matplotlib.figure import Figure  # takes most of a second, which the start of a job should not
 
     figure = Figure(figsize=(WIDTH_IN, HEIGHT_IN), layout="constrained")
     axes = figure.add_subplot()
@@ -137,7 +143,7 @@ def _picture(draw: Callable[..., None], *values: Any) -> Markup:
     svg = io.StringIO()
     figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
     text = svg.getvalue()
-    return Markup(text[text.index("<svg") :])  # made here, of numbers and of names that matplotlib escapes
+    return Markup(text[text.index("<svg") :])  # safe: numbers, and names that matplotlib escapes
 
 
 def _hours(history: list[Point]) -> tuple[list[float], str]:
@@ -179,7 +185,7 @@ def _rows(axes: "Axes", history: list[Point], planned: int) -> None:
 
 def _lengths(axes: "Axes", counts: dict[str, int], bounds: tuple[float, ...], label: str) -> None:
     names = [*(str(bound) for bound in bounds), INFINITE]
-    filled = [place for place, name in enumerate(names) if counts.get(name)]
+    filled = [index for index, name in enumerate(names) if counts.get(name)]
     shown = names[: max(filled, default=0) + 1]
     bars = axes.bar(
         [f"{float(name):,g}" if name != INFINITE else "more" for name in shown],

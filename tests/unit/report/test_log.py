@@ -77,12 +77,12 @@ def test_a_log_tells_a_run_from_its_start_to_its_end(run: Run, job: SmallJob, mo
     assert job.output in planned
     assert rest == [
         "metrics: http://here:9480/metrics",
-        "replica 0 joined and starts its engine (start 1 of this slot)",
+        "replica 0 joined (start 1 of this slot) and starts its engine",
         "replica 0 serves",
         "versions on the nodes: vllm 9.9",
-        "replica 0 is lost: silent, or gone, and not replaced yet",
-        "replica 0 joined and starts its engine (start 2 of this slot)",
-        "all replicas have left (1 slots): the fleet has ended",
+        "replica 0 has ended, or is silent",
+        "replica 0 joined (start 2 of this slot) and starts its engine",
+        "fleet has ended: all replicas of its 1 slot have left",
         "10 of 10 rows done, 6 of them in this run, 1 failed",
         "end: complete, exit code 0",
     ]

@@ -82,10 +82,10 @@ def test_it_tells_what_became_of_the_job() -> None:
 
 def test_it_has_dates_percentiles_and_messages() -> None:
     found = page(REPORT)
-    dates = f"began: {shown_time(1e9)}; complete: {shown_time(1e9 + 3700.4)}; from end to end: 1:01:40"
+    dates = f"began: {shown_time(1e9)}; complete: {shown_time(1e9 + 3700.4)}; duration: 1:01:40"
     assert dates in found.text
     assert "a prompt of <i>50,000</i> tokens" in found.text, "a message is text"
-    assert re.search(r"latency of a row, s\s*3\.91\s*99\.5\s*99\.5", found.text) is not None
+    assert re.search(r"latency of a row \(s\)\s*3\.91\s*99\.5\s*99\.5", found.text) is not None
     assert "dates" not in page(replace(REPORT, began=None, ended=None)).ids
 
 
@@ -169,7 +169,7 @@ def test_a_browser_shows_it_with_its_pictures(tmp_path: Path) -> None:
 def test_the_page_lists_replaced_replicas() -> None:
     page = Page(render(REPORT).decode())
     assert "losses" in page.ids
-    assert "The last 1 of 21." in page.text
+    assert "The table shows the last 1 of 21." in page.text
     assert "its engine died: <i>x</i>" in page.text
     assert "/logs/w-1.err" in page.text
     assert "losses" not in Page(render(replace(REPORT, spent=JobUsage())).decode()).ids
@@ -179,7 +179,7 @@ def test_the_page_shows_wrong_answers_as_text() -> None:
     graded = replace(REPORT, totals=replace(TOTALS, graded=50, right=30))
     page = Page(render(graded).decode())
     assert "wrong" in page.ids
-    assert "20 of 50 whose right answer is known; the first 1." in page.text
+    assert "20 of 50 graded answers differ from the expected one; the table shows the first 1." in page.text
     assert "<script>12</script>" in page.text
     assert "(none)" in page.text
     assert "wrong" not in Page(render(replace(REPORT, wrong=[])).decode()).ids
