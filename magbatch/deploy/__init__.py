@@ -1,6 +1,8 @@
-"""A job spec -> the files that a platform runs it from: devices, replicas and model are written once, in the spec.
+"""Rendering of a job spec into the files from which a platform runs it.
 
-Nothing here holds a secret: access comes from the identity of the pods or machines, or from a Secret that is named.
+Only the spec names devices, replicas and model.
+
+No rendered file holds a secret. Access comes from the identity of pods or machines, or from a Secret that is named.
 
 Imports within: forms, text, weights < platform < gpus, names < network, nodes < launcher, pods < kuberay < render.
 """

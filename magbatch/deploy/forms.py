@@ -1,4 +1,4 @@
-"""Forms that the values of options have. A value of another form is refused before anything is rendered."""
+"""Forms of option values. A value of another form is refused before anything is rendered."""
 
 import ipaddress
 import re
@@ -7,7 +7,7 @@ from typing import Any
 
 from magbatch.errors import SpecError
 
-# Link-local networks: a cloud's metadata service hands out the node's own credentials there.
+# Link-local networks. There, a cloud's metadata service hands out the credentials of the node.
 LINK_LOCAL = ("169.254.0.0/16",)
 LINK_LOCAL_V6 = ("fd00:ec2::/32", "fe80::/10")
 METADATA_ADDRESSES = ("169.254.169.254", "fd00:ec2::254")
@@ -21,18 +21,18 @@ _LABEL = rf"({_DNS_NAME.replace('$', '/')}/)?{_VALUE}={_VALUE}"
 _SIDE = "(central|north|south|east|west|(north|south)(east|west))"
 _REGION = rf"(us|eu|ap|sa|ca|me|af|il|mx|cn|eusc)(-(gov|iso[a-z]?|de))?-{_SIDE}-[1-9]"
 _PROFILE = r"arn:aws[a-z-]*:iam::[0-9]{12}:instance-profile/[\w+=,.@/-]+|[A-Za-z0-9+=,.@_-]{1,128}"
-_IMAGE = (  # a registry's host, folders, a tag, a digest
+_IMAGE = (  # host of the registry, folders, tag, digest
     r"([a-z0-9.-]+(:[0-9]+)?/)?[a-z0-9]+([._/-]+[a-z0-9]+)*(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(@sha256:[0-9a-f]{64})?"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """Texts that an option takes.
+    """Form of an option whose value is a text.
 
     Attributes:
-        pattern: str: regular expression that the whole text fits.
-        write: str: what a person is told to write.
+        pattern: Regular expression that the whole text must match.
+        write: Advice for a person whose value does not match.
     """
 
     pattern: str
@@ -41,12 +41,12 @@ class Form:
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Numbers that an option takes.
+    """Form of an option whose value is a number.
 
     Attributes:
-        least: int: the smallest one.
-        most: int: the largest one.
-        unit: str: what they count.
+        least: Smallest allowed number.
+        most: Largest allowed number.
+        unit: Unit of the number, for messages.
     """
 
     least: int
@@ -56,32 +56,32 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Floor:
-    """Sizes that an option takes.
+    """Form of an option whose value is a size.
 
     Attributes:
-        least: str: the smallest one, a Kubernetes quantity.
-        holds: str: what needs it.
+        least: Smallest allowed size, a Kubernetes quantity.
+        holds: Things that need this room, for messages.
     """
 
     least: str
     holds: str
 
 
-_NAME = Form(_DNS_NAME, "a name as Kubernetes takes it: a-z, 0-9, - and .")
-_NAMESPACE = Form(_DNS_LABEL, "a name as Kubernetes takes it for a namespace: a-z, 0-9 and -, 63 characters at most")
+_NAME = Form(_DNS_NAME, "a Kubernetes name: a-z, 0-9, - and .")
+_NAMESPACE = Form(_DNS_LABEL, "a Kubernetes namespace: a-z, 0-9 and -, at most 63 characters")
 _CPUS = Form("[1-9][0-9]{0,2}", "a whole number of CPUs, such as 8")
 _INSTANCE_PROFILE = Form(
     _PROFILE,
-    "the name of an instance profile or its ARN, arn:aws:iam::ACCOUNT:instance-profile/NAME; a role's ARN is none",
+    "the name of an instance profile or its ARN, arn:aws:iam::ACCOUNT:instance-profile/NAME (not the ARN of a role)",
 )
-INT32 = 2**31 - 1
+INT32 = 2**31 - 1  # Kubernetes stores these seconds as int32
 FORMS: dict[str, Form | Range | Floor] = {
     "image": Form(_IMAGE, "registry/name:tag or registry/name@sha256:…, the name in lower case"),
-    "spot": Form(_LABEL, "label=value as Kubernetes takes them, such as karpenter.sh/capacity-type=spot, or none"),
+    "spot": Form(_LABEL, "a Kubernetes label=value such as karpenter.sh/capacity-type=spot, or none"),
     "gpu_memory_gb": Range(1, 1024, "GB"),
     "cache_size": Floor("4Gi", "the model's files and compiled kernels"),
     "scratch_size": Floor("4Gi", "Ray's logs and spilled objects"),
-    "zone": Form(_VALUE, "a zone as Kubernetes takes a label's value, such as eu-west-1a"),
+    "zone": Form(_VALUE, "a zone such as eu-west-1a"),
     "worker_cpu": _CPUS,
     "worker_memory": Floor("8Gi", "an engine's processes, and Ray's object store in /dev/shm"),
     "head_cpu": _CPUS,
@@ -92,15 +92,15 @@ FORMS: dict[str, Form | Range | Floor] = {
     "image_pull_secrets": _NAME,
     "priority_class": _NAME,
     "namespace": _NAMESPACE,
-    "queue": Form(_DNS_LABEL, "a name as Kubernetes takes it for a label: a-z, 0-9 and -, 63 characters at most"),
+    "queue": Form(_DNS_LABEL, "a Kubernetes label value: a-z, 0-9 and -, at most 63 characters"),
     "deadline_s": Range(1, INT32, "seconds"),
     "keep_cluster_s": Range(0, INT32, "seconds"),
     "operator_namespace": _NAMESPACE,
     "monitoring_namespace": _NAMESPACE,
-    "region": Form(_REGION, "a region of AWS, such as eu-west-1"),
+    "region": Form(_REGION, "an AWS region such as eu-west-1"),
     "instance_profile": _INSTANCE_PROFILE,
     "head_instance_profile": _INSTANCE_PROFILE,
-    "security_group": Form("sg-[0-9a-f]{8}([0-9a-f]{9})?", "a security group's id, such as sg-0a1b2c3d4e5f60718"),
+    "security_group": Form("sg-[0-9a-f]{8}([0-9a-f]{9})?", "the id of a security group, such as sg-0a1b2c3d4e5f60718"),
 }
 _FLAGS = {
     "deadline_s": "--deadline-seconds",
@@ -111,14 +111,14 @@ _FLAGS = {
 
 
 def check_form(option: str, value: Any) -> None:
-    """Refuse a value that no platform takes.
+    """Refuse a value that does not have the form of its option.
 
     Args:
-        option: Attribute of a `Platform`.
-        value: One text or number, or a tuple of them; None is not given.
+        option: Name of a `Platform` attribute.
+        value: Text, number, or tuple of texts; None if the option is not given.
 
     Raises:
-        SpecError: The value has another form, or is out of range.
+        SpecError: The value has another form or is out of range.
     """
     form = FORMS[option]
     for one in value if isinstance(value, tuple) else () if value is None else (value,):
@@ -135,10 +135,14 @@ def check_form(option: str, value: Any) -> None:
 
 
 def check_accelerator(name: str, label: str) -> None:
-    """Refuse `NAME=LABEL=VALUE` that is none. A label of "" is not given.
+    """Check `NAME=LABEL=VALUE` of `--accelerator`.
+
+    Args:
+        name: Name of the accelerator.
+        label: `label=value` of its nodes; "" if it is not given.
 
     Raises:
-        SpecError: The name or the label is none.
+        SpecError: The name or the label is malformed.
     """
     if re.fullmatch(_VALUE, name) is None or (label and re.fullmatch(_LABEL, label) is None):
         raise SpecError(
@@ -148,10 +152,10 @@ def check_accelerator(name: str, label: str) -> None:
 
 
 def check_egress(network: str) -> None:
-    """Refuse a network that is not link-local: everything else can be reached already.
+    """Refuse a network that is not link-local, because pods reach all other networks anyway.
 
     Raises:
-        SpecError: The text is no CIDR, or one of other networks.
+        SpecError: The text is malformed, or the network is not within the link-local ones.
     """
     try:
         found = ipaddress.ip_network(network)
@@ -168,17 +172,17 @@ def check_egress(network: str) -> None:
 
 
 def opens_metadata(network: str) -> bool:
-    """Whether a CIDR has the address where a node's own credentials are handed out."""
+    """Whether a CIDR contains the address of a metadata service, which hands out the credentials of the node."""
     return any(ipaddress.ip_address(one) in ipaddress.ip_network(network) for one in METADATA_ADDRESSES)
 
 
 def flag(option: str) -> str:
-    """The command's option of an attribute."""
+    """Return the command-line option of a `Platform` attribute."""
     return _FLAGS.get(option, f"--{option.replace('_', '-')}")
 
 
 def size(quantity: str) -> int:
-    """Bytes of a Kubernetes quantity such as 100Gi."""
+    """Return the bytes of a Kubernetes quantity such as 100Gi."""
     found = _QUANTITY.fullmatch(quantity)
     if found is None:
         raise ValueError(quantity)

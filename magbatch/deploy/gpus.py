@@ -1,4 +1,4 @@
-"""Memory of GPUs by their kind, held against what is asked for and what the model needs."""
+"""Memory of GPUs by kind, compared with the requested memory and with the weights of the model."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from magbatch.deploy.weights import weights
 from magbatch.errors import SpecError
 from magbatch.spec import JobSpec
 
-# GB of each GPU as vendors count them, by Ray's name of the kind. Some kinds are sold in several sizes.
+# Memory of each GPU in GB as vendors count them, by Ray's name of the kind. Some kinds are sold in several sizes.
 MEMORY_GB: dict[str, tuple[int, ...]] = {
     "K80": (12,),
     "P4": (8,),
@@ -30,24 +30,25 @@ MEMORY_GB: dict[str, tuple[int, ...]] = {
     "GB200": (192,),
     "GB300": (288,),
 }
-ON_KARPENTER = ("T4", "V100", "A10G", "L4", "L40S", "A100", "H100", "H200", "B200", "B300")  # its labels, for AWS
-ROOM = 0.9  # of a GPU's memory is for weights and KV cache, about vLLM's own default
+# Kinds that Karpenter labels on AWS.
+ON_KARPENTER = ("T4", "V100", "A10G", "L4", "L40S", "A100", "H100", "H200", "B200", "B300")
+ROOM = 0.9  # share of a GPU's memory for weights and KV cache; vLLM's default is about the same
 
 
 def check_memory(spec: JobSpec, platform: Platform, kind: str | None, sizes: Sequence[int]) -> list[str]:
-    """Hold GPUs against `--gpu-memory-gb` and the weights of the model.
+    """Compare the memory of GPUs with `--gpu-memory-gb` and with the weights of the model.
 
     Args:
-        spec: The job, of which the model and `replicas.gpus` are read.
-        platform: The options, of which `gpu_memory_gb` is read.
-        kind: Name of the kind; None is any that has the memory asked for.
-        sizes: GB that one GPU may have; empty if not known here.
+        spec: Spec of the job; the model and `replicas.gpus` are used.
+        platform: Options; `gpu_memory_gb` is used.
+        kind: Name of the GPU kind; None stands for any kind with the requested memory.
+        sizes: Possible memory of one GPU in GB; empty if it is not known.
 
     Returns:
-        What could not be checked, or leaves little room; a line each.
+        Notes for a person, one line each: memory that could not be checked, or that leaves little room.
 
     Raises:
-        SpecError: A GPU has less memory than is asked for, or than the weights take.
+        SpecError: A GPU has less memory than is requested, or than the weights need.
     """
     wanted = platform.gpu_memory_gb
     if wanted is not None:
@@ -65,7 +66,7 @@ def check_memory(spec: JobSpec, platform: Platform, kind: str | None, sizes: Seq
 
 
 def _as_asked(wanted: int, kind: str | None, sizes: Sequence[int]) -> list[int]:
-    """Sizes that have the memory asked for."""
+    """Return the sizes that have the requested memory."""
     most = max(max(one) for one in MEMORY_GB.values())
     if wanted > most:
         raise SpecError(f"--gpu-memory-gb {wanted}: no GPU known here has that much ({most} at most)")
@@ -78,7 +79,15 @@ def _as_asked(wanted: int, kind: str | None, sizes: Sequence[int]) -> list[int]:
 
 
 def _with_weights(spec: JobSpec, subject: str, of: str, memory: int, least: int) -> list[str]:
-    """Hold `least` GB of each GPU against `memory` bytes of weights."""
+    """Compare the GPUs of a replica with the weights.
+
+    Args:
+        spec: Spec of the job.
+        subject: Begin of a message: the GPU kind, or the option that gives its memory.
+        of: Name of one GPU.
+        memory: Weights in bytes, on all GPUs of a replica together.
+        least: Smallest memory of one GPU in GB.
+    """
     gpus, needed, has = spec.replicas.gpus, math.ceil(memory / 1e9), least + _offloaded_gb(spec)
     taken = f"the weights of {spec.model.source} take {needed}"
     if memory > gpus * has * 1e9:
@@ -93,13 +102,13 @@ def _with_weights(spec: JobSpec, subject: str, of: str, memory: int, least: int)
 
 
 def unused(platform: Platform) -> list[str]:
-    """Options that say nothing where a replica has no GPU; a line each."""
+    """Return a note for each option that has no effect because replicas have no GPU."""
     given = {"--accelerator": bool(platform.accelerators), "--gpu-memory-gb": platform.gpu_memory_gb is not None}
-    return [f"{option}: is not used, because replicas.gpus is 0" for option, is_given in given.items() if is_given]
+    return [f"{option} is not used, because replicas.gpus is 0" for option, is_given in given.items() if is_given]
 
 
 def _offloaded_gb(spec: JobSpec) -> float:
-    """GB of each GPU's weights that vLLM keeps in the node's memory."""
+    """Return the GB of each GPU's weights that vLLM keeps in the node's memory."""
     found = spec.model.engine_args.get("cpu_offload_gb", 0)
     return float(found) if isinstance(found, int | float) else 0.0
 

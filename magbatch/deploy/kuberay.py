@@ -1,4 +1,4 @@
-"""KubeRay's objects: RayJob, RayCronJob, and a RayCluster that stays."""
+"""Objects of KubeRay: RayJob, RayCronJob, and a RayCluster that stays."""
 
 from typing import Any
 
@@ -12,15 +12,15 @@ from magbatch.errors import SpecError
 from magbatch.fleet import ray_settings
 from magbatch.spec import JobSpec, ShapeSpec
 
-RETRIES = 5  # a driver that was interrupted or killed is started again, and goes on where it was
+RETRIES = 5  # of a driver that was interrupted or killed; each one resumes the job
 RETRY_PAUSE_S = 30
 SCRIPT_PATH = "/etc/magbatch/run.sh"
-# KubeRay counts every end but 0 as a failure, and would build the cluster again for a spec that is wrong.
+# KubeRay takes every exit code except 0 for a failure: without this script, a wrong spec would build new clusters.
 SCRIPT = f"""\
 #!/bin/sh
 # Runs a command; runs it again after exit code 3 (interrupted) or a signal, up to {RETRIES} times.
-# 0, 1, 2 and 4 are final: the same command would end as it did. A job that is stopped is not started again.
-# The variable tells the command that no person looks on: what may pass, such as a store that is away, ends it with 3.
+# Exit codes 0, 1, 2 and 4 are final: the same command would end in the same way. A stopped job is not started again.
+# The variable tells the command that nobody watches. A passing failure, such as absent storage, then ends it with 3.
 export {guard.UNATTENDED}=1
 stopped=
 trap 'stopped=1' TERM INT
@@ -37,11 +37,11 @@ while :; do
 done
 """
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
-ELASTIC_ANNOTATION = "kueue.x-k8s.io/elastic-job"  # Kueue takes no autoscaled cluster without it
+ELASTIC_ANNOTATION = "kueue.x-k8s.io/elastic-job"  # without it, Kueue refuses an autoscaled cluster
 
 
 def ray_job(spec: JobSpec, platform: Platform) -> dict[str, Any]:
-    """One run of the job, in a cluster that goes after it."""
+    """Return a RayJob: one run of the job, in a cluster that is deleted afterwards."""
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayJob",
@@ -51,7 +51,7 @@ def ray_job(spec: JobSpec, platform: Platform) -> dict[str, Any]:
 
 
 def ray_cluster(spec: JobSpec, platform: Platform) -> dict[str, Any]:
-    """A cluster that stays, for jobs that are sent to it by `magbatch submit`."""
+    """Return a RayCluster that stays, for jobs that `magbatch submit` sends to it."""
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayCluster",
@@ -61,13 +61,15 @@ def ray_cluster(spec: JobSpec, platform: Platform) -> dict[str, Any]:
 
 
 def cron_job(spec: JobSpec, platform: Platform) -> dict[str, Any]:
-    """A tick that comes while the last one works is refused by its lease, and caught up with by the next.
+    """Return a RayCronJob, which starts a tick at each time of the schedule.
+
+    If the last tick still works, its lease refuses the new one. The next tick catches up.
 
     Raises:
         SpecError: The spec has no schedule.
     """
     if spec.schedule is None:
-        raise SpecError('schedule: is missing; write schedule: {cron: "0 6 * * *", timezone: Europe/Paris}')
+        raise SpecError('schedule is missing; write schedule: {cron: "0 6 * * *", timezone: Europe/Paris}')
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayCronJob",
@@ -89,7 +91,7 @@ def _queued(found: dict[str, Any], platform: Platform) -> dict[str, Any]:
 
 
 def _suspended(platform: Platform) -> dict[str, Any]:
-    """Kueue ends the suspension when the job's turn comes."""
+    """Return the suspension of a queued job, which Kueue ends when the turn of the job comes."""
     return {} if platform.queue is None else {"suspend": True}
 
 
@@ -101,8 +103,8 @@ def _job(spec: JobSpec, platform: Platform, command: str) -> dict[str, Any]:
         "runtimeEnvYAML": to_yaml({"env_vars": environment}),
         "shutdownAfterJobFinishes": True,
         "ttlSecondsAfterFinished": platform.keep_cluster_s,
-        # The script tries again where that can help. A head that dies is replaced by the cluster's controller,
-        # and the next try of the submitter sends the job to it.
+        # The script retries if that can help. If the head dies, the controller of the cluster replaces it, and the next
+        # try of the submitter sends the job to the new head.
         "backoffLimit": 0,
         "submitterConfig": {"backoffLimit": RETRIES},
         "submitterPodTemplate": submitter_pod(spec, platform),
@@ -112,12 +114,15 @@ def _job(spec: JobSpec, platform: Platform, command: str) -> dict[str, Any]:
 
 
 def cluster(spec: JobSpec, platform: Platform) -> dict[str, Any]:
-    """The `spec` of a RayCluster that a job fits: no GPU until rows wait, one replica in a pod, none on the head."""
+    """Return the `spec` of a RayCluster for a job.
+
+    It holds no GPU until rows wait. Each worker pod has one replica, and the head has none.
+    """
     kinds = shapes(spec, platform, memory_known=platform.gpu_memory_gb is not None)
     resources = {"cpu": "500m", "memory": "1Gi", "ephemeral-storage": "1Gi"}
     return {
         "rayVersion": RAY_VERSION,
-        "authOptions": {"mode": "token"},  # KubeRay makes the token, a Secret, and hands it to each of its pods
+        "authOptions": {"mode": "token"},  # KubeRay makes the token as a Secret and gives it to each of its pods
         "enableInTreeAutoscaling": True,
         "autoscalerOptions": {
             "version": "v2",
@@ -127,7 +132,7 @@ def cluster(spec: JobSpec, platform: Platform) -> dict[str, Any]:
             "volumeMounts": [token_mount()],
         },
         "headGroupSpec": {
-            # Without CPUs no task is placed there: rows are read, rendered and answered on workers.
+            # With 0 CPUs the head gets no task: rows are read, rendered and answered on workers.
             "rayStartParams": {"dashboard-host": "0.0.0.0", "num-cpus": "0"},
             "template": head_pod(spec, platform),
         },
@@ -140,7 +145,7 @@ def cluster(spec: JobSpec, platform: Platform) -> dict[str, Any]:
 def _worker_group(spec: JobSpec, platform: Platform, shape: ShapeSpec, priority: int) -> dict[str, Any]:
     return {
         "groupName": group_name(shape),
-        "labels": shape.selector,  # the autoscaler must know them before there is a node
+        "labels": shape.selector,  # the autoscaler must know the labels before a node exists
         "priority": priority,
         "replicas": 0,
         "minReplicas": 0,

@@ -1,4 +1,4 @@
-"""Ray's cluster launcher on AWS: a head that stays, machines that come and go."""
+"""Files for Ray's cluster launcher on AWS: a head that stays, and workers that come and go."""
 
 import math
 from typing import Any
@@ -11,27 +11,27 @@ from magbatch.deploy.platform import DASHBOARD_PORT, REGION, Platform
 from magbatch.errors import SpecError
 from magbatch.spec import JobSpec, ShapeSpec
 
-ACCELERATOR = "H100"  # where nothing names one
-INSTANCES = {  # by accelerator, as Ray names it, and by GPUs
+ACCELERATOR = "H100"  # if neither spec nor options name one
+INSTANCES = {  # instance type by Ray's name of the accelerator, and by number of GPUs
     "H200": {8: "p5en.48xlarge"},
     "H100": {1: "p5.4xlarge", 8: "p5.48xlarge"},
     "A100": {8: "p4de.24xlarge"},
     "L40S": {1: "g6e.4xlarge", 4: "g6e.12xlarge", 8: "g6e.48xlarge"},
     "L4": {1: "g6.4xlarge", 4: "g6.12xlarge", 8: "g6.48xlarge"},
 }
-MEMORY_GB = {"L4": 24, "L40S": 48, "H100": 80, "A100": 80, "H200": 141}  # of each GPU, the first choice first
-IMAGE_DISK_GB = 80  # system and container image
+MEMORY_GB = {"L4": 24, "L40S": 48, "H100": 80, "A100": 80, "H200": 141}  # of each GPU, in order of preference
+IMAGE_DISK_GB = 80  # for the system and the container image
 JOB_PATH = "/tmp/magbatch/job.yaml"
 TOKEN_PATH = "/tmp/magbatch/auth_token"
-# Only requests of the machine itself reach its metadata, with a session; the container shares its network.
+# Only the machine itself may read its metadata, with a session token. The container shares its network.
 METADATA = {"HttpTokens": "required", "HttpPutResponseHopLimit": 1}
 
 
 def launcher(spec: JobSpec, platform: Platform) -> dict[str, Any]:
-    """The file of `ray up`.
+    """Return the file for `ray up`.
 
     Raises:
-        SpecError: The job asks for GPUs that no machine known here has.
+        SpecError: No AWS machine in the table has the requested GPUs.
     """
     gpus, workers = spec.replicas.gpus, _workers(spec, platform)
     nodes = max(worker["max_workers"] for worker in workers.values())
@@ -47,7 +47,7 @@ def launcher(spec: JobSpec, platform: Platform) -> dict[str, Any]:
         "docker": {
             "image": platform.image,
             "container_name": "magbatch",
-            # All that is run in the container authenticates: Ray, the jobs, and the commands of `ray exec`.
+            # Everything in the container authenticates: Ray, the jobs, and the commands of `ray exec`.
             "run_options": [
                 "--ulimit nofile=65536:65536",
                 "--shm-size=8g",
@@ -57,7 +57,7 @@ def launcher(spec: JobSpec, platform: Platform) -> dict[str, Any]:
             "worker_run_options": ["--gpus all"] if gpus else [],
         },
         "available_node_types": {
-            # Without CPUs no task is placed on the head: rows are read, rendered and answered on workers.
+            # With 0 CPUs the head gets no task: rows are read, rendered and answered on workers.
             "head": {"resources": {"CPU": 0}, "node_config": head},
             **workers,
         },
@@ -73,10 +73,10 @@ def launcher(spec: JobSpec, platform: Platform) -> dict[str, Any]:
 
 
 def memory_notes(spec: JobSpec, platform: Platform) -> list[str]:
-    """What is to be said of the memory of the machines' GPUs; a line each.
+    """Return notes about the memory of the machines' GPUs, one line each.
 
     Raises:
-        SpecError: A machine's GPUs have less than is asked for, or than the model's weights take.
+        SpecError: The GPUs have less memory than is requested, or than the weights need.
     """
     if not spec.replicas.gpus:
         return unused(platform)
@@ -88,7 +88,7 @@ def memory_notes(spec: JobSpec, platform: Platform) -> list[str]:
 
 
 def _workers(spec: JobSpec, platform: Platform) -> dict[str, dict[str, Any]]:
-    """Machines by the name of their kind, best first."""
+    """Return the worker machines by name of their kind, best first."""
     workers: dict[str, dict[str, Any]] = {}
     spot = {"InstanceMarketOptions": {"MarketType": "spot"}}
     for shape in shapes(spec, platform, memory_known=True):
@@ -113,7 +113,12 @@ def _machine(platform: Platform, profile: str | None, kind: str) -> dict[str, An
 
 
 def commands(spec: JobSpec, folder: str) -> list[str]:
-    """Commands from the rendered files to a running job. `folder` is quoted for a shell."""
+    """Return the shell commands that lead from the rendered files to a running job.
+
+    Args:
+        spec: Spec of the job.
+        folder: Folder of the rendered files, quoted for a shell.
+    """
     token = token_file(spec)
     make = "import secrets; print(secrets.token_hex(32), end='')"
     submit = f"magbatch submit {JOB_PATH} --address http://127.0.0.1:{DASHBOARD_PORT}"
@@ -124,7 +129,7 @@ def commands(spec: JobSpec, folder: str) -> list[str]:
 
 
 def token_file(spec: JobSpec) -> str:
-    """Where the user keeps the cluster's token, which is in none of the files here."""
+    """Return the path of the cluster's token on the user's machine. No rendered file holds the token."""
     return f"~/.ray/{job_name(spec)}.token"
 
 
@@ -142,22 +147,22 @@ def _disk(content: int) -> dict[str, Any]:
 
 
 def _instance(shape: ShapeSpec, gpus: int, memory_gb: int | None) -> tuple[str, int]:
-    """The machine that a replica fits, and how many of them fit it."""
+    """Return the instance type for a replica, and the number of replicas that fit it."""
     if not gpus:
         return "m7i.2xlarge", 1
     name = _kind(shape, memory_gb)
     sizes = INSTANCES[name]
     if gpus > max(sizes):
-        raise SpecError(f"replicas.gpus: {gpus} are more than one machine has here ({max(sizes)} {name})")
+        raise SpecError(f"replicas.gpus: {gpus} GPUs are more than one known machine has ({max(sizes)} {name})")
     smallest = min(count for count in sizes if count >= gpus)
     return sizes[smallest], smallest // gpus
 
 
 def _kind(shape: ShapeSpec, memory_gb: int | None) -> str:
-    """The GPU of the machines: that of the shape, else the first that has the memory."""
+    """Return the GPU kind: the one that the shape names, else the first one with the requested memory."""
     name = shape.accelerator or _with_memory(memory_gb)
     if name not in INSTANCES:
-        raise SpecError(f"replicas.prefer: {name} is on no AWS machine known here: {', '.join(INSTANCES)}")
+        raise SpecError(f"replicas.prefer: no known AWS machine has {name}; choose among {', '.join(INSTANCES)}")
     return name
 
 

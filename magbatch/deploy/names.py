@@ -1,4 +1,4 @@
-"""Names and labels of what is rendered: those of one job, and of no other."""
+"""Names and labels of rendered objects. Different jobs have different ones."""
 
 import hashlib
 from typing import Any
@@ -6,16 +6,17 @@ from typing import Any
 from magbatch.deploy.platform import Platform
 from magbatch.spec import JobSpec
 
-MAX_NAME = 35  # of 47 that a RayJob may have
+MAX_NAME = 35  # a RayJob may have 47 characters; the rest is for suffixes
 NAME_HASH = 8
-RAY = "ray"  # components of a job: the pods of its Ray cluster
-SUBMITTER = "submitter"  # and the pod that sends it there
+RAY = "ray"  # component label of the pods of the Ray cluster
+SUBMITTER = "submitter"  # component label of the pod that sends the job to the cluster
 
 
 def job_name(spec: JobSpec) -> str:
-    """A name that Kubernetes takes for all that is made of it: KubeRay adds a time to it, and names Services by it.
+    """Return the name of a job in Kubernetes. KubeRay appends a time to it, and names Services after it.
 
-    Different jobs have different names: a hash of the whole name ends one that had to be changed or cut.
+    If the spec's name had to be changed or cut, a hash of the whole name is appended. So different jobs keep different
+    names.
     """
     name = spec.name.lower().replace(".", "-").replace("_", "-").strip("-")
     name = name if name[:1].isalpha() else f"job-{name}"
@@ -26,7 +27,7 @@ def job_name(spec: JobSpec) -> str:
 
 
 def metadata(spec: JobSpec, platform: Platform, suffix: str = "") -> dict[str, Any]:
-    """Name, namespace and labels of an object of the job."""
+    """Return name, namespace and labels of an object of the job."""
     found: dict[str, Any] = {"name": job_name(spec) + suffix}
     if platform.namespace is not None:
         found["namespace"] = platform.namespace
@@ -34,9 +35,9 @@ def metadata(spec: JobSpec, platform: Platform, suffix: str = "") -> dict[str, A
 
 
 def pod_labels(spec: JobSpec, component: str) -> dict[str, str]:
-    """Labels that the pods of one component of the job have, and no other pod.
+    """Return labels that only the pods of one component of the job have.
 
-    `app.kubernetes.io/name` is not among them: KubeRay's Services find the head by its own value of it.
+    `app.kubernetes.io/name` is left out, because KubeRay sets it: its Services find the head by that label.
     """
     return {
         "app.kubernetes.io/instance": job_name(spec),
@@ -46,5 +47,5 @@ def pod_labels(spec: JobSpec, component: str) -> dict[str, str]:
 
 
 def head_labels(spec: JobSpec) -> dict[str, str]:
-    """Labels of the head alone, among the pods of the job."""
+    """Return labels that only the head has among the pods of the job."""
     return {**pod_labels(spec, RAY), "ray.io/node-type": "head"}

@@ -1,15 +1,16 @@
-"""Who reaches whom: policies by this job's own labels; what Prometheus reads; what may disrupt the head."""
+"""Network policies, the service account, the metrics monitor and the disruption budget of a job."""
 
 from typing import Any
 
 from magbatch.deploy.forms import LINK_LOCAL, LINK_LOCAL_V6
 from magbatch.deploy.names import RAY, SUBMITTER, head_labels, metadata, pod_labels
-from magbatch.deploy.platform import DASHBOARD_PORT, METRICS_PORT, Platform
+from magbatch.deploy.platform import DASHBOARD_PORT, Platform
 from magbatch.spec import JobSpec
+from magbatch.spec.sections_output import METRICS_PORT
 
 
 def policies(spec: JobSpec, platform: Platform) -> dict[str, dict[str, Any]]:
-    """File names and NetworkPolicies: of the cluster, of its head besides, of the submitter."""
+    """Return the NetworkPolicies of cluster, head and submitter by file name."""
     return {
         "networkpolicy.yaml": _cluster(spec, platform),
         "networkpolicy-head.yaml": _head(spec, platform),
@@ -18,7 +19,7 @@ def policies(spec: JobSpec, platform: Platform) -> dict[str, dict[str, Any]]:
 
 
 def _cluster(spec: JobSpec, platform: Platform) -> dict[str, Any]:
-    """Pods of the cluster reach each other, DNS, and the world but for the metadata service."""
+    """Return the policy of the cluster: its pods reach each other, DNS, and all networks except link-local ones."""
     of_job = _pods(pod_labels(spec, RAY))
     world = [
         {"ipBlock": {"cidr": "0.0.0.0/0", "except": list(LINK_LOCAL)}},
@@ -30,7 +31,7 @@ def _cluster(spec: JobSpec, platform: Platform) -> dict[str, Any]:
 
 
 def _head(spec: JobSpec, platform: Platform) -> dict[str, Any]:
-    """The operator and the submitter reach the dashboard too, and Prometheus the metrics."""
+    """Return the policy of the head: operator and submitter may reach its dashboard, and Prometheus its metrics."""
     operator = {
         "namespaceSelector": _namespace(platform.operator_namespace),
         "podSelector": {"matchLabels": {"app.kubernetes.io/name": "kuberay-operator"}},
@@ -44,7 +45,7 @@ def _head(spec: JobSpec, platform: Platform) -> dict[str, Any]:
 
 
 def _submitter(spec: JobSpec, platform: Platform) -> dict[str, Any]:
-    """The submitter reaches the head's dashboard, and is reached by nobody."""
+    """Return the policy of the submitter: it may reach the dashboard of the head, and nothing may reach it."""
     egress = [_dns(), {"to": [_pods(head_labels(spec))], "ports": [_tcp(DASHBOARD_PORT)]}]
     return _policy(spec, platform, "-submitter", pod_labels(spec, SUBMITTER), {"ingress": [], "egress": egress})
 
@@ -77,12 +78,15 @@ def _tcp(port: int) -> dict[str, Any]:
 
 
 def _dns() -> dict[str, Any]:
-    """To any address: a node's own resolver is link-local. On this port nobody hands out credentials."""
+    """Allow DNS at any address, because a node's own resolver may be link-local.
+
+    The metadata service hands out no credentials on this port.
+    """
     return {"ports": [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]}
 
 
 def service_account(spec: JobSpec, platform: Platform) -> dict[str, Any]:
-    """Without any right of its own: the operator binds the autoscaler's Role to it."""
+    """Return a service account without rights of its own. The operator binds the autoscaler's Role to it."""
     found = metadata(spec, platform)
     if platform.role is not None:
         found["annotations"] = {"eks.amazonaws.com/role-arn": platform.role}
@@ -90,7 +94,7 @@ def service_account(spec: JobSpec, platform: Platform) -> dict[str, Any]:
 
 
 def pod_monitor(spec: JobSpec, platform: Platform) -> dict[str, Any]:
-    """The driver's metrics, which are those of the whole fleet."""
+    """Return the monitor by which Prometheus reads the metrics of the driver, which cover the whole fleet."""
     return {
         "apiVersion": "monitoring.coreos.com/v1",
         "kind": "PodMonitor",
@@ -103,9 +107,10 @@ def pod_monitor(spec: JobSpec, platform: Platform) -> dict[str, Any]:
 
 
 def disruption_budget(spec: JobSpec, platform: Platform) -> dict[str, Any]:
-    """The head is not evicted.
+    """Return a budget that keeps the head from being evicted.
 
-    `minAvailable`: Kubernetes takes no `maxUnavailable` for pods whose owner, a RayCluster, has no scale subresource.
+    Kubernetes refuses `maxUnavailable` here, because the owner of the pod, a RayCluster, has no scale subresource. So
+    the budget uses `minAvailable`.
     """
     return {
         "apiVersion": "policy/v1",

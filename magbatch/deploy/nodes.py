@@ -1,4 +1,4 @@
-"""Kinds of nodes that a replica may be on, and what Kubernetes is told of them."""
+"""Kinds of nodes for replicas, as selectors, tolerations and affinities of Kubernetes."""
 
 import re
 from typing import Any, Literal
@@ -8,11 +8,11 @@ from magbatch.deploy.platform import Platform
 from magbatch.errors import SpecError
 from magbatch.spec import JobSpec, ShapeSpec
 
-KARPENTER_ACCELERATOR = "karpenter.k8s.aws/instance-gpu-name"  # h100, a100, l40s
-# Labels with the MiB of each GPU: of Karpenter on AWS, and of NVIDIA's GPU feature discovery anywhere.
+KARPENTER_ACCELERATOR = "karpenter.k8s.aws/instance-gpu-name"  # with values such as h100, a100, l40s
+# Labels with the MiB of each GPU: set by Karpenter on AWS, and by NVIDIA's GPU feature discovery anywhere.
 GPU_MEMORY_LABELS = ["karpenter.k8s.aws/instance-gpu-memory", "nvidia.com/gpu.memory"]
-# A GPU "of 80 GB" reports 81,559 MiB (H100) or 81,920 (A100), one of 24 GB 23,034 (L4), one of 48 GB 46,068 (L40S),
-# one of 16 GB 15,360 (T4): 920 MiB a GB is below all of them, and above the next smaller kind.
+# GPUs report fewer or more MiB than their GB: H100 of 80 GB 81,559, A100 of 80 GB 81,920, L40S of 48 GB 46,068, L4 of
+# 24 GB 23,034, T4 of 16 GB 15,360. 920 MiB per GB is below each of them, and above the next smaller kind.
 MIB_A_GB = 920
 ZONE_LABEL = "topology.kubernetes.io/zone"
 
@@ -20,35 +20,37 @@ Expression = dict[str, Any]
 
 
 def shapes(spec: JobSpec, platform: Platform, *, memory_known: bool) -> list[ShapeSpec]:
-    """Kinds of nodes, best first: those that the spec prefers, else spot before on-demand.
+    """Return the kinds of nodes, best first: those that the spec prefers, else spot before on-demand.
 
     Args:
-        spec: The job, of which `replicas` is read.
-        platform: The options. One accelerator alone is taken of them if the spec names none.
-        memory_known: Whether a group without an accelerator's name still gets GPUs of a known kind.
+        spec: Spec of the job; `replicas` is used.
+        platform: Options. If the spec names no accelerator, a single one in the options is used.
+        memory_known: Whether a group without a named accelerator still gets GPUs of a known size.
 
     Raises:
-        SpecError: A kind cannot be had, or a group of GPU nodes could be of any kind.
+        SpecError: A kind is not available, or nothing says which GPUs a group of nodes has.
     """
     found = list(spec.replicas.prefer)
     if not found:
         markets: list[Literal["spot", "on-demand"]] = ["on-demand"] if platform.spot is None else ["spot", "on-demand"]
         found = [ShapeSpec(market=market) for market in markets]
     if platform.spot is None and any(shape.market == "spot" for shape in found):
-        raise SpecError("--spot none: replicas.prefer asks for spot nodes; say what they are labelled with")
+        raise SpecError("--spot none: replicas.prefer asks for spot nodes; write --spot LABEL=VALUE of these nodes")
     if spec.replicas.gpus:
         found = _of_known_kind(found, platform, memory_known=memory_known)
     names = [group_name(shape) for shape in found]
     if len(set(names)) < len(names) or not all(names):
-        raise SpecError(f"replicas.prefer: {', '.join(names)}: each is to be a group of nodes with a name of its own")
+        raise SpecError(
+            f"replicas.prefer: {', '.join(names)}: two entries give the same group of nodes; make each entry different"
+        )
     return found
 
 
 def memory_notes(spec: JobSpec, platform: Platform) -> list[str]:
-    """What is to be said of the memory of the GPUs on a cluster's nodes; a line each.
+    """Return notes about the memory of the GPUs on a cluster's nodes, one line each.
 
     Raises:
-        SpecError: A kind has less than is asked for, or than the model's weights take.
+        SpecError: A kind has less memory than is requested, or than the weights need.
     """
     if not spec.replicas.gpus:
         return unused(platform)
@@ -56,7 +58,7 @@ def memory_notes(spec: JobSpec, platform: Platform) -> list[str]:
     for shape in shapes(spec, platform, memory_known=platform.gpu_memory_gb is not None):
         sizes = MEMORY_GB.get(shape.accelerator or "", ())
         if platform.accelerators.get(shape.accelerator or ""):
-            sizes = sizes[-1:]  # a label of one's own may name the larger of two
+            sizes = sizes[-1:]  # the user's own label may select the larger of two sizes
         found += check_memory(spec, platform, shape.accelerator, sizes)
     return list(dict.fromkeys(found))
 
@@ -78,7 +80,7 @@ def _of_known_kind(found: list[ShapeSpec], platform: Platform, *, memory_known: 
         return [shape.model_copy(update={"accelerator": accelerator}) for shape in found]
     if not memory_known and not all(shape.accelerator for shape in found):
         raise SpecError(
-            "--gpu-memory-gb: is missing, and nothing else names the GPU: a model of 24 billion parameters "
+            "--gpu-memory-gb is missing, and nothing else names the GPU: a model of 24 billion parameters "
             "could land on one of 16 GB; write --gpu-memory-gb 80 (each GPU has at least that much), "
             "--accelerator H100, or replicas.prefer: [{accelerator: H100}] in the spec"
         )
@@ -86,13 +88,13 @@ def _of_known_kind(found: list[ShapeSpec], platform: Platform, *, memory_known: 
 
 
 def group_name(shape: ShapeSpec) -> str:
-    """A name of the parts that tell a kind of nodes apart, as Kubernetes takes them."""
+    """Return the name of a group of nodes, built from its selector: `h100-spot`."""
     return re.sub(r"[^a-z0-9]+", "-", "-".join(shape.selector.values()).lower()).strip("-")
 
 
 def place_worker(pod: dict[str, Any], shape: ShapeSpec, platform: Platform, gpus: int) -> None:
-    """Give a pod's spec the nodes of a kind, and no other."""
-    nodes = dict(shape.labels)  # Kubernetes' nodes must have what Ray is told that they have
+    """Bind the spec of a worker pod to nodes of a kind."""
+    nodes = dict(shape.labels)  # Ray is told that the nodes have these labels, so Kubernetes must require them
     tolerations = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}] if gpus else []
     expressions = _not_spot(platform) if shape.market == "on-demand" else []
     if shape.market == "spot" and platform.spot is not None:
@@ -116,7 +118,7 @@ def place_worker(pod: dict[str, Any], shape: ShapeSpec, platform: Platform, gpus
 
 
 def place_lasting(pod: dict[str, Any], platform: Platform) -> None:
-    """Keep a pod that must not go, the head or the submitter, off spot nodes, and in the zone."""
+    """Keep the spec of a pod that must stay (head or submitter) off spot nodes, and in the zone."""
     if platform.zone is not None:
         pod["nodeSelector"] = {ZONE_LABEL: platform.zone}
     _require(pod, [_not_spot(platform)])
@@ -141,7 +143,7 @@ def _not_spot(platform: Platform) -> list[Expression]:
 
 
 def _require(pod: dict[str, Any], terms: list[list[Expression]]) -> None:
-    """One of the terms must hold of a node; all expressions of it."""
+    """Require nodes for which all expressions of at least one term hold."""
     if all(terms):
         required = {"nodeSelectorTerms": [{"matchExpressions": term} for term in terms]}
         pod["affinity"] = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": required}}

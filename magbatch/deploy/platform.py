@@ -1,4 +1,7 @@
-"""What a spec does not say: where a job is run. Options of `deploy render`, checked before anything is rendered."""
+"""Options of `deploy render`: everything about the platform that a spec does not say.
+
+They are checked before anything is rendered.
+"""
 
 import re
 from dataclasses import dataclass, field
@@ -9,16 +12,15 @@ from magbatch.errors import SpecError
 from magbatch.fleet import ray_settings
 
 RAY_VERSION = ray_settings.VERSION
-REGION = "us-east-1"  # where --region names none
+REGION = "us-east-1"  # without --region
 SPEC_PATH = "/etc/magbatch/job.yaml"
-METRICS_PORT = 9480
 DASHBOARD_PORT = 8265
-USER_ID = 1000  # of the images in deploy/
-READER_CPUS = 3  # beside each replica: they read, render and tokenize for it
+USER_ID = 1000  # user of the images in deploy/
+READER_CPUS = 3  # in addition to the CPUs of a replica: for reading, rendering and tokenizing
 
 
 class Target(StrEnum):
-    """What is rendered for. A closed list."""
+    """Platform that files are rendered for. A closed list."""
 
     KUBERAY = "kuberay"
     CLUSTER = "raycluster"
@@ -28,36 +30,36 @@ class Target(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Platform:
-    """Options of one platform. Options of another target than the rendered one are refused by `check`.
+    """Options of a platform. `check` refuses options that the rendered target does not have.
 
     Attributes:
-        image: str: container image, built from `deploy/Dockerfile.gpu`.
-        spot: str or None: `label=value` of spot nodes, tolerated as a taint too; None uses on-demand nodes alone.
-        accelerators: dict: `label=value` of the nodes of an accelerator by Ray's name of it; "" is Karpenter's for AWS.
-        gpu_memory_gb: int or None: least memory of each GPU, in GB as vendors count (80 for an H100).
-        cache_size: str: size of the volume that holds the model's files, a Kubernetes quantity.
-        scratch_size: str: disk of a pod for Ray's spilled objects, logs and temporary files, a Kubernetes quantity.
-        zone: str or None: availability zone of all pods or machines.
-        namespace: str or None: Kubernetes namespace of everything that is rendered.
-        image_pull_secrets: tuple: names of Secrets that open the image's registry.
-        priority_class: str or None: PriorityClass of all pods.
-        queue: str or None: Kueue's LocalQueue.
-        deadline_s: int or None: seconds after which KubeRay ends the job.
-        keep_cluster_s: int: seconds that the cluster stays after the job's end.
-        worker_cpu: str or None: CPUs of a worker; None computes them from `replicas.cpus`.
-        worker_memory: str or None: memory of a worker, a Kubernetes quantity; None is 64Gi for each GPU.
-        head_cpu: str: CPUs of the head.
-        head_memory: str: memory of the head, a Kubernetes quantity.
-        storage_class: str or None: StorageClass of the model's volume; None takes the node's own disk.
-        role: str or None: ARN of the AWS role that the pods take (IRSA).
-        secret: str or None: name of a Secret whose keys become environment variables, such as HF_TOKEN.
-        operator_namespace: str: namespace of KubeRay's operator.
-        monitoring_namespace: str: namespace from which Prometheus reads.
-        allow_egress: tuple: link-local CIDRs that pods may reach all the same.
-        region: str or None: AWS region; None is us-east-1.
-        instance_profile: str or None: name or ARN of the instance profile of workers.
-        head_instance_profile: str or None: name or ARN of that of the head, which adds workers.
-        security_group: str or None: id of the security group of all machines.
+        image: Container image, built from `deploy/Dockerfile.gpu`.
+        spot: `label=value` of spot nodes, tolerated as a taint too; None uses only on-demand nodes.
+        accelerators: `label=value` of nodes by Ray's name of their accelerator; "" stands for Karpenter's label on AWS.
+        gpu_memory_gb: Smallest memory of each GPU in GB as vendors count them (80 for an H100); None sets no bound.
+        cache_size: Size of the volume for the model's files, a Kubernetes quantity.
+        scratch_size: Disk of a pod for spilled objects, logs and temporary files, a Kubernetes quantity.
+        zone: Availability zone of all pods or machines; None allows any.
+        namespace: Kubernetes namespace of all rendered objects; None leaves it to kubectl.
+        image_pull_secrets: Names of Secrets with access to the registry of the image.
+        priority_class: PriorityClass of all pods; None sets none.
+        queue: LocalQueue of Kueue; None uses no queue.
+        deadline_s: Seconds after which KubeRay ends the job; None sets no limit.
+        keep_cluster_s: Seconds for which the cluster stays after the end of the job.
+        worker_cpu: CPUs of a worker; None computes them from `replicas.cpus`.
+        worker_memory: Memory of a worker, a Kubernetes quantity; None takes 64Gi for each GPU.
+        head_cpu: CPUs of the head.
+        head_memory: Memory of the head, a Kubernetes quantity.
+        storage_class: StorageClass of the model's volume; None takes the disk of the node.
+        role: ARN of the AWS role of the pods (IRSA); None sets none.
+        secret: Name of a Secret whose keys become environment variables, such as HF_TOKEN; None sets none.
+        operator_namespace: Namespace of KubeRay's operator.
+        monitoring_namespace: Namespace of Prometheus.
+        allow_egress: Link-local CIDRs that pods may reach nevertheless.
+        region: AWS region; None takes us-east-1.
+        instance_profile: Name or ARN of the instance profile of workers; None sets none.
+        head_instance_profile: Name or ARN of the instance profile of the head; None takes that of workers.
+        security_group: Id of the security group of all machines; None leaves it to Ray.
     """
 
     image: str
@@ -100,7 +102,8 @@ class Platform:
 _DEFAULT = Platform(image="x")
 _KUBERNETES = frozenset({Target.KUBERAY, Target.CLUSTER, Target.CRON})
 _JOBS = frozenset({Target.KUBERAY, Target.CRON})
-_ONLY: dict[frozenset[Target], list[str]] = {  # options by the targets that have them; the other options are for all
+# Options by the targets that have them. Every target has the remaining options.
+_ONLY: dict[frozenset[Target], list[str]] = {
     frozenset({Target.AWS}): ["region", "instance_profile", "head_instance_profile", "security_group"],
     _KUBERNETES: [
         "namespace", "image_pull_secrets", "priority_class", "worker_cpu", "worker_memory", "head_cpu", "head_memory",
@@ -111,9 +114,8 @@ _ONLY: dict[frozenset[Target], list[str]] = {  # options by the targets that hav
 }  # fmt: skip
 _NO_PROFILE = "pods have no instance profile; write --role arn:aws:iam::ACCOUNT:role/NAME"
 _INSTEAD = {
-    ("role", Target.AWS): "there are no pods on AWS machines; write --instance-profile NAME",
-    ("secret", Target.AWS): "there is no Secret on AWS machines; give the instance profile the right "
-    "(--instance-profile)",
+    ("role", Target.AWS): "AWS machines run no pods; write --instance-profile NAME",
+    ("secret", Target.AWS): "AWS machines have no Secrets; give the right to the instance profile (--instance-profile)",
     ("queue", Target.CRON): "Kueue finds a job by its label, and a RayCronJob passes no label on to its RayJobs; "
     "make a LocalQueue of the name `default` in the namespace instead",
     **{
@@ -125,7 +127,7 @@ _INSTEAD = {
 
 
 def check(platform: Platform, target: Target) -> None:
-    """Refuse options that say nothing to a target.
+    """Refuse options that have no meaning for a target.
 
     Raises:
         SpecError: An option is set that the target does not have.
@@ -141,7 +143,7 @@ def check(platform: Platform, target: Target) -> None:
 
 
 def _check_aws(platform: Platform) -> None:
-    """Refuse labels of nodes, and a zone of another region."""
+    """Refuse labels of nodes, which AWS machines do not have, and a zone of another region."""
     if platform.spot not in (None, _DEFAULT.spot):
         raise SpecError(f"--spot {platform.spot}: machines on AWS have no labels; write --spot none, or leave it out")
     for name, label in platform.accelerators.items():
@@ -149,4 +151,4 @@ def _check_aws(platform: Platform) -> None:
             raise SpecError(f"--accelerator {name}={label}: machines on AWS have no labels; write --accelerator {name}")
     region, zone = platform.region or REGION, platform.zone
     if zone is not None and re.fullmatch(re.escape(region) + "([a-z]|-[a-z]+-[0-9][a-z])", zone) is None:
-        raise SpecError(f"--zone {zone}: is not in {region}; write --region and one of its zones, such as {region}a")
+        raise SpecError(f"--zone {zone} is not in {region}; write --region and one of its zones, such as {region}a")

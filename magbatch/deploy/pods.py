@@ -1,4 +1,4 @@
-"""Pods of a job: head, workers and submitter, each within Pod Security's "restricted" profile."""
+"""Pods of a job: head, workers and submitter. Each fits the "restricted" profile of Pod Security."""
 
 import math
 from pathlib import Path
@@ -7,20 +7,21 @@ from typing import Any
 from magbatch.deploy.forms import size
 from magbatch.deploy.names import RAY, SUBMITTER, job_name, pod_labels
 from magbatch.deploy.nodes import place_lasting, place_worker
-from magbatch.deploy.platform import DASHBOARD_PORT, METRICS_PORT, READER_CPUS, SPEC_PATH, USER_ID, Platform
+from magbatch.deploy.platform import DASHBOARD_PORT, READER_CPUS, SPEC_PATH, USER_ID, Platform
 from magbatch.errors import SpecError
 from magbatch.spec import JobSpec, ShapeSpec
+from magbatch.spec.sections_output import METRICS_PORT
 
-# All of them: a head that declares one may lose those that KubeRay declares by itself.
+# All ports of the head: if it declares one port, KubeRay may not add its own.
 HEAD_PORTS = {"magbatch": METRICS_PORT, "gcs-server": 6379, "dashboard": DASHBOARD_PORT, "client": 10001}
-# A replica commits what is finished within 25 s of its notice; the rest is for the processes to end.
-WORKER_GRACE_S = 60
+NOTICE_S = 25  # as `Timing.notice_s` of a replica, which is not imported because it loads much; a test compares them
+WORKER_GRACE_S = 60  # a replica has its notice of 25 s to commit finished rows; then its processes end
 HEAD_GRACE_S = 120
-HEAD_CACHE = "10Gi"  # the tokenizer and the configuration; the weights are for workers
-OBJECT_STORE_SHARE = 0.3  # of a node's memory, as Ray has it; its store lies in /dev/shm
+HEAD_CACHE = "10Gi"  # for tokenizer and configuration; only workers hold weights
+OBJECT_STORE_SHARE = 0.3  # of a node's memory: Ray's default for its object store, which is in /dev/shm
 TOKEN_VOLUME = "kubernetes-token"
 TOKEN_FOLDER = "/var/run/secrets/kubernetes.io/serviceaccount"
-STAYS = {  # Karpenter and the Cluster Autoscaler then leave the node of such a pod alone
+STAYS = {  # annotations that keep Karpenter and the Cluster Autoscaler from removing the node of a pod
     "karpenter.sh/do-not-disrupt": "true",
     "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
 }
@@ -35,7 +36,7 @@ POD_SECURITY: dict[str, Any] = {
 
 
 def head_pod(spec: JobSpec, platform: Platform) -> dict[str, Any]:
-    """The head, where the driver runs. Kubernetes' token is for the autoscaler's container alone."""
+    """Return the pod of the head, where the driver runs. Only the autoscaler's container gets Kubernetes' token."""
     resources = {"cpu": platform.head_cpu, "memory": platform.head_memory}
     pod = _ray_pod(spec, platform, "ray-head", resources, HEAD_GRACE_S, _node_disk(HEAD_CACHE))
     main = pod["spec"]["containers"][0]
@@ -47,12 +48,12 @@ def head_pod(spec: JobSpec, platform: Platform) -> dict[str, Any]:
 
 
 def token_mount() -> dict[str, Any]:
-    """Where the autoscaler looks for Kubernetes' token."""
+    """Return the mount at which the autoscaler expects Kubernetes' token."""
     return {"name": TOKEN_VOLUME, "mountPath": TOKEN_FOLDER, "readOnly": True}
 
 
 def _token_sources() -> list[dict[str, Any]]:
-    """What Kubernetes mounts by itself where a pod has its account's token, but for the container that is named."""
+    """Return the sources that Kubernetes itself would mount for a service account's token."""
     namespace = {"path": "namespace", "fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.namespace"}}
     return [
         {"serviceAccountToken": {"path": "token", "expirationSeconds": 3607}},
@@ -62,11 +63,15 @@ def _token_sources() -> list[dict[str, Any]]:
 
 
 def worker_pod(spec: JobSpec, platform: Platform, shape: ShapeSpec) -> dict[str, Any]:
-    """A node of one replica, which reads for itself."""
+    """Return the pod of a worker: a node for one replica, with CPUs to read its rows.
+
+    Raises:
+        SpecError: `--worker-cpu` is too small for a replica and its readers.
+    """
     replicas = spec.replicas
     if platform.worker_cpu is not None and int(platform.worker_cpu) < math.ceil(replicas.cpus) + 1:
         raise SpecError(
-            f"--worker-cpu {platform.worker_cpu}: a replica takes {replicas.cpus:g} of them (replicas.cpus), "
+            f"--worker-cpu {platform.worker_cpu}: replicas.cpus takes {replicas.cpus:g} of them, "
             f"and reading at least 1; write {math.ceil(replicas.cpus) + 1} or more"
         )
     resources = {
@@ -77,15 +82,16 @@ def worker_pod(spec: JobSpec, platform: Platform, shape: ShapeSpec) -> dict[str,
         resources["nvidia.com/gpu"] = str(replicas.gpus)
     cache = _node_disk(platform.cache_size) if platform.storage_class is None else _volume(platform)
     pod = _ray_pod(spec, platform, "ray-worker", resources, WORKER_GRACE_S, cache)
-    # Ray ends its workers at once when its node is told to go: the replicas are told first, and have 25 s.
-    hook = "pkill -TERM -f '[M]apWorker'; sleep 25"  # in brackets: else the shell's own command line fits
+    # When a node must go, Ray ends its workers at once. So the replicas get their notice before, and time to commit.
+    # Without its brackets, the pattern would match the command line of the shell itself.
+    hook = f"pkill -TERM -f '[M]apWorker'; sleep {NOTICE_S}"
     pod["spec"]["containers"][0]["lifecycle"] = {"preStop": {"exec": {"command": ["/bin/sh", "-c", hook]}}}
     place_worker(pod["spec"], shape, platform, replicas.gpus)
     return pod
 
 
 def submitter_pod(spec: JobSpec, platform: Platform) -> dict[str, Any]:
-    """The pod that sends the job to its cluster and follows its log; KubeRay adds command and token of the cluster."""
+    """Return the pod that submits the job and follows its log. KubeRay adds the command and the cluster's token."""
     resources = {"cpu": "500m", "memory": "1Gi", "ephemeral-storage": "1Gi"}
     pod = {
         **_common(platform),
@@ -118,7 +124,7 @@ def _node_disk(limit: str) -> dict[str, Any]:
 
 
 def _volume(platform: Platform) -> dict[str, Any]:
-    """A volume that is made with the pod, and goes with it."""
+    """Return a volume that is created and deleted with its pod."""
     claim = {
         "accessModes": ["ReadWriteOnce"],
         "storageClassName": platform.storage_class,
@@ -137,7 +143,9 @@ def _ray_pod(
 ) -> dict[str, Any]:
     of_node = size(platform.scratch_size) + size(cache["emptyDir"]["sizeLimit"] if "emptyDir" in cache else "1Gi")
     resources = {**resources, "ephemeral-storage": f"{math.ceil(of_node / 2**30)}Gi"}
-    shared = math.ceil(size(resources["memory"]) * OBJECT_STORE_SHARE / 2**30) + 1  # vLLM's processes share little
+    shared = (
+        math.ceil(size(resources["memory"]) * OBJECT_STORE_SHARE / 2**30) + 1
+    )  # plus 1 GiB, because vLLM's processes share little memory
     main: dict[str, Any] = {
         "name": container,
         "image": platform.image,

@@ -1,4 +1,4 @@
-"""The files of a target, from a job spec and what its platform is; and the commands that use them."""
+"""The files of a target, made from a job spec and the options of its platform; and the commands that use them."""
 
 import math
 import shlex
@@ -8,30 +8,31 @@ from typing import Any
 from magbatch.deploy import kuberay, launcher, network, nodes
 from magbatch.deploy.forms import opens_metadata, size
 from magbatch.deploy.names import job_name, metadata
-from magbatch.deploy.platform import DASHBOARD_PORT, METRICS_PORT, Platform, Target, check
+from magbatch.deploy.platform import DASHBOARD_PORT, Platform, Target, check
 from magbatch.deploy.text import to_yaml
 from magbatch.deploy.weights import weights
 from magbatch.errors import OutputError, SpecError
 from magbatch.spec import JobSpec
+from magbatch.spec.sections_output import METRICS_PORT
 
-CACHE_ROOM = 1.2  # times the weights: tokenizer, configuration and compiled kernels lie beside them
+CACHE_ROOM = 1.2  # times the size of the weights: the cache also holds tokenizer, configuration and compiled kernels
 
 
 def render(spec: JobSpec, target: Target, platform: Platform) -> dict[str, str]:
-    """The files of a target.
+    """Render the files of a target.
 
     Returns:
-        File name to YAML text.
+        YAML text by file name.
 
     Raises:
-        SpecError: The spec has what the target cannot run, such as local paths; an option says nothing to it.
+        SpecError: The target cannot run the spec, for example because of local paths; or it does not have an option.
     """
     check(platform, target)
     for name, path in (("input.path", spec.input.path), ("output.path", spec.output.path)):
         if not path.startswith("s3://"):
             raise SpecError(f"{name} {path}: a cluster's machines share no disk; write s3://bucket/prefix")
     if spec.input.incremental and target != Target.CRON:
-        raise SpecError("input.incremental: such a job runs by its schedule: --target cron")
+        raise SpecError("input.incremental: an incremental job runs by its schedule; write --target cron")
     notes(spec, target, platform)
     served = spec.metrics.model_copy(update={"bind": "0.0.0.0", "port": METRICS_PORT})
     spec = spec.model_copy(update={"metrics": served})
@@ -46,7 +47,7 @@ def render(spec: JobSpec, target: Target, platform: Platform) -> dict[str, str]:
         "data": {"job.yaml": spec.to_yaml()},
     }
     policies = network.policies(spec, platform)
-    if target == Target.CLUSTER:  # jobs are sent to it from outside
+    if target == Target.CLUSTER:  # jobs come from outside, so there is no submitter
         del policies["networkpolicy-submitter.yaml"]
     else:
         config_map["data"][Path(kuberay.SCRIPT_PATH).name] = kuberay.SCRIPT
@@ -67,10 +68,10 @@ def render(spec: JobSpec, target: Target, platform: Platform) -> dict[str, str]:
 
 
 def notes(spec: JobSpec, target: Target, platform: Platform) -> list[str]:
-    """What a person is told of a rendering that may be wrong; a line each.
+    """Return notes about a rendering that may be wrong, one line each.
 
     Raises:
-        SpecError: GPUs, or the volume of the model's files, are too small for the model.
+        SpecError: The GPUs, or the volume for the model's files, are too small for the model.
     """
     found = weights(spec.model)
     if found is not None and found.disk > size(platform.cache_size):
@@ -91,14 +92,14 @@ def notes(spec: JobSpec, target: Target, platform: Platform) -> list[str]:
 
 
 def next_commands(spec: JobSpec, target: Target, platform: Platform, folder: str, path: str) -> list[str]:
-    """Commands that a user runs next, as a shell takes them.
+    """Return the shell commands that a user runs next.
 
     Args:
-        spec: The rendered spec.
-        target: The target that was rendered.
-        platform: The options of the command.
-        folder: Where the files are.
-        path: The spec's own file.
+        spec: Rendered spec.
+        target: Rendered target.
+        platform: Options of the command.
+        folder: Folder of the rendered files.
+        path: File of the spec.
     """
     folder = shlex.quote(folder)
     if target == Target.AWS:
@@ -121,10 +122,10 @@ def next_commands(spec: JobSpec, target: Target, platform: Platform, folder: str
 
 
 def write(files: dict[str, str], folder: str) -> None:
-    """Write rendered files into a folder, which is made where it is not there.
+    """Write rendered files into a folder, which is created if it does not exist.
 
     Raises:
-        OutputError: It cannot be written.
+        OutputError: The folder cannot be written.
     """
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)

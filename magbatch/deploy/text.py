@@ -6,7 +6,7 @@ import yaml
 
 
 class _Dumper(yaml.SafeDumper):
-    """A file within a file is written as one, line by line; what stands twice is written twice."""
+    """Dumper that writes texts of several lines as blocks, and repeats repeated values instead of using aliases."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -20,5 +20,5 @@ _Dumper.add_representer(str, _text)
 
 
 def to_yaml(manifest: dict[str, Any]) -> str:
-    """One YAML document."""
+    """Return a manifest as a YAML document."""
     return yaml.dump(manifest, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)

@@ -1,4 +1,4 @@
-"""Size of a model's weights, as far as a local checkpoint or a model's name tells it. Sizes are never too large."""
+"""Size of a model's weights, from a local checkpoint or from the model's name. No estimate is too large."""
 
 import json
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from magbatch.spec import ModelSpec
 
-# Parameters in billions, and bytes of each, of models whose names tell neither.
+# Parameters in billions, and bytes per parameter, of models whose names give neither.
 _MODELS = {
     "magistral-small": (24, 2.0),
     "devstral-small": (24, 2.0),
@@ -16,13 +16,13 @@ _MODELS = {
     "deepseek-v3": (671, 1.0),
 }
 _PARAMETERS = re.compile(r"(?<![A-Za-z0-9.])(?:([0-9]+)x)?([0-9]+(?:\.[0-9]+)?)[bB](?![A-Za-z0-9])")
-_EXPERTS_SHARE = 0.8  # of 8 x 7 billion: experts share their attention
+_EXPERTS_SHARE = 0.8  # of 8 x 7 billion parameters: the experts share their attention layers
 _FOUR_BITS = re.compile(r"[234]bit|int4|fp4|nf4|autoround|w4a|awq|gptq|gguf|bnb|q4|gpt-oss")
 _EIGHT_BITS = re.compile(
     r"8bit|int8|fp8|w8a|q8"
     r"|stral-.*-(251[2-9]|2[6-9][01][0-9])$"  # Mistral stores most models in FP8 since December 2025
 )
-_WIDE = {"F64": 0.25, "F32": 0.5}  # shares that are left in BF16
+_WIDE = {"F64": 0.25, "F32": 0.5}  # share of the size that is left when vLLM loads a tensor as BF16
 _QUANTIZED_FORMATS = {"bitsandbytes", "gguf"}
 
 
@@ -31,8 +31,8 @@ class Weights:
     """Size of a model's weights.
 
     Attributes:
-        memory: int: bytes in the memory of GPUs, all GPUs of a replica together.
-        disk: int: bytes that are fetched from a hub or a store.
+        memory: Bytes in the memory of GPUs, summed over all GPUs of a replica.
+        disk: Bytes that are fetched from a hub or a store; 0 for a local checkpoint.
     """
 
     memory: int
@@ -40,7 +40,7 @@ class Weights:
 
 
 def weights(model: ModelSpec) -> Weights | None:
-    """Size of a model's weights; None if it is not known here."""
+    """Return the size of a model's weights; None if it is not known."""
     if model.engine == "fake" or model.source.startswith("builtin:"):
         return Weights(0, 0)
     folder = Path(model.source)
@@ -56,8 +56,7 @@ def weights(model: ModelSpec) -> Weights | None:
 
 
 def _named(name: str) -> tuple[float, float] | None:
-    """Parameters in billions, and bytes of each.
-
+    """Return parameters in billions and bytes per parameter; None if the name does not give them.
     Example:
         >>> _named("qwen3-30b-a3b-fp8")
         (30.0, 1.0)
@@ -72,7 +71,7 @@ def _named(name: str) -> tuple[float, float] | None:
 
 
 def _bytes_each(model: ModelSpec, stored: float) -> float:
-    """Bytes of a parameter in memory: vLLM may quantize what is stored wider."""
+    """Return bytes per parameter in memory, which are fewer than stored if vLLM quantizes the weights."""
     how = model.engine_args.get("quantization")
     if how is None and model.engine_args.get("load_format") not in _QUANTIZED_FORMATS:
         return stored
@@ -80,9 +79,9 @@ def _bytes_each(model: ModelSpec, stored: float) -> float:
 
 
 def _checkpoint(folder: Path) -> int | None:
-    """Bytes of a checkpoint's tensors in BF16 or narrower; None if the folder has none.
+    """Return the bytes of a checkpoint's tensors in BF16 or narrower; None if the folder has no tensors.
 
-    Mistral's folders hold the same weights twice: `consolidated*` and Hugging Face's files. One of them is loaded.
+    Mistral's folders hold the weights twice, as `consolidated*` and as Hugging Face's files. vLLM loads one of the two.
     """
     files = sorted(folder.glob("*.safetensors"))
     kinds = [[path for path in files if path.name.startswith("consolidated") is mistral] for mistral in (True, False)]
@@ -91,7 +90,7 @@ def _checkpoint(folder: Path) -> int | None:
 
 
 def _tensors(path: Path) -> int:
-    """Bytes of a file's tensors, by its header: eight bytes of length, then JSON."""
+    """Return the bytes of a file's tensors from its safetensors header: its length in eight bytes, then JSON."""
     try:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
@@ -102,4 +101,4 @@ def _tensors(path: Path) -> int:
             if name != "__metadata__"
         )
     except (struct.error, ValueError, KeyError):
-        return 0  # a file that is none: vLLM says so, and no size is too large
+        return 0  # not a safetensors file: vLLM says so; 0 keeps the estimate from being too large

@@ -33,9 +33,9 @@ from magbatch.report.progress import JobProgress, ProgressSnapshot
 from magbatch.rows import ReasoningStatus
 from magbatch.spec import JobSpec, MetricsSpec
 from magbatch.spec.secrets import PUSH_PASSWORD, PUSH_USER, without_secrets
+from magbatch.spec.sections_output import METRICS_PORT
 from magbatch.totals import LATENCY_BOUNDS_S, LENGTH_BOUNDS_TOKENS, Totals, cumulative
 
-DEFAULT_PORT = 9480
 PUSH_INTERVAL_S = 15.0  # the scrape interval in monitoring/
 PUSH_TIMEOUT_S = 5.0
 LAST_SCRAPE_S = 60.0  # longest wait for a last scrape after the end; Prometheus' default interval is 60 s
@@ -234,7 +234,7 @@ def _file_sd(folder: str) -> Iterator[None]:
 
 
 def _bind(settings: MetricsSpec, answer: Callable[..., Iterable[bytes]]) -> Server:
-    wanted = DEFAULT_PORT if settings.port is None else settings.port
+    wanted = METRICS_PORT if settings.port is None else settings.port
     # Without a chosen port, the default port may be taken by another job: then any free port will do.
     for port in [wanted, 0] if settings.port is None else [wanted]:
         try:

@@ -14,6 +14,7 @@ from pydantic import Field, field_validator
 from magbatch.counts import counted
 from magbatch.spec.section import Location, Section
 
+METRICS_PORT = 9480  # of the driver, if the spec names no other
 SHARE = r"\d{1,3}(\.\d+)?%"
 
 
@@ -119,7 +120,8 @@ class MetricsSpec(Section):
         Field(
             ge=0,
             le=65535,
-            description="Port of the metrics endpoint. null: 9480, or any free port if taken. 0: any free port.",
+            description=f"Port of the metrics endpoint. null: {METRICS_PORT}, or any free port if taken. "
+            "0: any free port.",
         ),
     ] = None
     linger_s: Annotated[

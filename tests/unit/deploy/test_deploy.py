@@ -99,10 +99,10 @@ def test_each_kind_of_node_that_a_spec_prefers_is_a_machine_on_aws() -> None:
 @pytest.mark.parametrize(
     ("replicas", "target", "options", "said"),
     [
-        ("{prefer: [{accelerator: TPU}]}", Target.AWS, platform(), "TPU is on no AWS machine known here"),
-        ("{gpus: 16, prefer: [{accelerator: A100}]}", Target.AWS, platform(), "16 are more than one machine has"),
+        ("{prefer: [{accelerator: TPU}]}", Target.AWS, platform(), "no known AWS machine has TPU"),
+        ("{gpus: 16, prefer: [{accelerator: A100}]}", Target.AWS, platform(), "16 GPUs are more than"),
         ("{prefer: [{accelerator: A100-80G}]}", Target.KUBERAY, platform(), "--accelerator A100-80G=LABEL=VALUE"),
-        ("{prefer: [{labels: {a: x}}, {labels: {b: x}}]}", Target.KUBERAY, platform(), "x, x: each is to be a group"),
+        ("{prefer: [{labels: {a: x}}, {labels: {b: x}}]}", Target.KUBERAY, platform(), "x, x: two entries give"),
         ("{prefer: [{market: spot}]}", Target.KUBERAY, platform(spot=None), "--spot none: replicas.prefer asks for"),
     ],
 )  # fmt: skip
@@ -176,7 +176,7 @@ def test_a_schedule_becomes_a_ray_cron_job() -> None:
         job["spec"]["jobTemplate"]["entrypoint"]
         == "sh /etc/magbatch/run.sh magbatch schedule tick /etc/magbatch/job.yaml"
     )
-    with pytest.raises(SpecError, match="schedule: is missing"):
+    with pytest.raises(SpecError, match="schedule is missing"):
         render(spec(), Target.CRON, platform())
 
 

@@ -178,4 +178,4 @@ def test_jobs_without_gpus_need_no_memory_of_one() -> None:
 @pytest.mark.parametrize(("option", "value"), [("--accelerator", "H100"), ("--gpu-memory-gb", "80")])
 def test_a_gpu_that_no_replica_takes_is_told(target: Target, option: str, value: str) -> None:
     done = command("--target", target, "--set", "replicas.gpus=0", option, value)
-    assert (done.exit_code, done.stderr) == (0, f"note: {option}: is not used, because replicas.gpus is 0\n")
+    assert (done.exit_code, done.stderr) == (0, f"note: {option} is not used, because replicas.gpus is 0\n")

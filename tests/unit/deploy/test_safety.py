@@ -244,7 +244,7 @@ def test_gpus_are_of_a_known_kind() -> None:
 @pytest.mark.parametrize("target", KUBERAY)
 @pytest.mark.parametrize("prefer", ["[]", "[{accelerator: H100}, {market: spot}]"])
 def test_gpus_of_any_kind_are_refused(target: Target, prefer: str) -> None:
-    with pytest.raises(SpecError, match="--gpu-memory-gb: is missing"):
+    with pytest.raises(SpecError, match="--gpu-memory-gb is missing"):
         rendered("magistral-text", target, platform(gpu_memory_gb=None), f"replicas.prefer={prefer}")
     rendered("magistral-text", target, platform(gpu_memory_gb=None), "replicas.gpus=0")
 

@@ -268,7 +268,7 @@ def test_a_port_that_is_taken_stops_only_who_has_asked_for_it(monkeypatch: pytes
         port = taken.getsockname()[1]
         with pytest.raises(SpecError, match=rf"metrics\.port {port}.*in use"), Job(port=port).exporter.serving():
             pass
-        monkeypatch.setattr(exporter_module, "DEFAULT_PORT", port)
+        monkeypatch.setattr(exporter_module, "METRICS_PORT", port)
         job = Job(port=None)
         with job.exporter.serving():
             assert job.get("/healthz").status_code == 200
