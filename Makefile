@@ -7,7 +7,7 @@ help:  ## List the targets.
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## */\t/' | expand -t 8
 
 unit:  ## Run the unit tests in two processes.
-	$(RUN) pytest tests/unit -n 2
+	$(RUN) pytest tests/unit -n 2 --timeout 120
 
 lint:  ## Check format and lint, and change nothing.
 	$(RUN) ruff format --check
@@ -25,7 +25,7 @@ fire:  ## Run whole jobs under long series of faults, for half an hour.
 docs:  ## Write the spec reference and the list of files again, then check READMEs and prose.
 	$(RUN) python -m magbatch.spec.reference jobs/README.md
 	$(RUN) python tests/support/files.py
-	$(RUN) pytest -n 0 tests/unit/test_readme.py tests/unit/test_prose.py tests/unit/spec
+	$(RUN) pytest -n 0 tests/unit/test_readme.py tests/unit/test_prose.py tests/unit/spec/test_reference.py
 
 bench:  ## Measure magbatch on this machine against vLLM and ray.data.llm.
 	$(RUN) magbatch bench
