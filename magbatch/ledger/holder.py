@@ -140,13 +140,13 @@ class LeaseRecord:
         return cls()
 
     def to_json(self) -> bytes:
-        """The record as it is stored."""
+        """The record as it is stored, without unknown values."""
         record = {
             "id": self.id, "host": self.host, "command": list(self.command), "place": self.place, "pid": self.pid,
             "since": self.since, "taken_at": self.taken_at, "at": self.at, "beat": self.beat,
-            "released": self.released,
+            "released": self.released, "finished": self.finished,
         }  # fmt: skip
-        return json.dumps(record if self.finished is None else record | {"finished": self.finished}).encode()
+        return json.dumps({name: value for name, value in record.items() if value is not None}).encode()
 
     def shown(self) -> str:
         """The holder, for a message."""
