@@ -324,7 +324,7 @@ def gateway(folder: Path, *more: str) -> Iterator[str]:
 
 
 @pytest.mark.skipif(PUSHGATEWAY is None, reason="no Pushgateway here (Debian: prometheus-pushgateway)")
-def test_a_gateway_final_scraped_numbers(tmp_path: Path) -> None:
+def test_a_gateway_has_the_last_numbers(tmp_path: Path) -> None:
     with gateway(tmp_path) as address:
         job = Job(push_gateway=f"http://{address}")
         with job.exporter.serving():

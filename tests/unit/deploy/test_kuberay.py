@@ -1,18 +1,50 @@
-"""Every field of KubeRay that is written is one that KubeRay 1.7 has, by a table here and by its own schemas."""
+"""Each field that is written is a field of KubeRay 1.7, and a driver that can go on is started again."""
 
 import copy
+import os
+import re
+import signal
+import subprocess
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
-from support.manifests import KUBERAY, crd, platform, ray_object, rendered
+from support.manifests import (
+    KUBERAY,
+    cluster_spec,
+    crd,
+    job_spec,
+    platform,
+    ray_object,
+    rendered,
+    spec,
+)
 
-from magbatch.deploy import Platform, Target
+from magbatch.deploy import Platform, Target, render
+from magbatch.deploy.kuberay import RETRIES, SCRIPT
+from magbatch.errors import SpecError
+
+
+def test_a_schedule_becomes_a_ray_cron_job() -> None:
+    job = rendered("magistral-text", Target.CRON)["raycronjob.yaml"]
+    assert (job["spec"]["schedule"], job["spec"]["timeZone"]) == ("0 6 * * *", "Europe/Paris")
+    assert (
+        job["spec"]["jobTemplate"]["entrypoint"]
+        == "sh /etc/magbatch/run.sh magbatch schedule tick /etc/magbatch/job.yaml"
+    )
+    with pytest.raises(SpecError, match="schedule is missing"):
+        render(spec(), Target.CRON, platform())
+
 
 LABELS = "labels, of any name"
+
 POD = "a pod template, held against Kubernetes' own schema"
+
 RESOURCES = "requests and limits"
+
 CLUSTER: dict[str, Any] = {
     "rayVersion": str,
     "authOptions.mode": str,
@@ -37,6 +69,7 @@ CLUSTER: dict[str, Any] = {
     "workerGroupSpecs[].rayStartParams": LABELS,
     "workerGroupSpecs[].template": POD,
 }
+
 JOB: dict[str, Any] = {
     "entrypoint": str,
     "runtimeEnvYAML": str,
@@ -49,6 +82,7 @@ JOB: dict[str, Any] = {
     "submitterPodTemplate": POD,
     **{f"rayClusterSpec.{name}": kind for name, kind in CLUSTER.items()},
 }
+
 FIELDS: dict[str, dict[str, Any]] = {
     "RayCluster": CLUSTER,
     "RayJob": JOB,
@@ -59,6 +93,7 @@ FIELDS: dict[str, dict[str, Any]] = {
         **{f"jobTemplate.{name}": kind for name, kind in JOB.items()},
     },
 }
+
 PLATFORMS = [
     platform(),
     platform(spot=None, role="arn:aws:iam::123456789012:role/x", secret="hf", storage_class="gp3", zone="z"),
@@ -158,3 +193,83 @@ def test_the_table_says_what_kuberays_own_schemas_say(kind: str) -> None:
         for name in path.replace("[]", ".[]").split("."):
             node = node["items"] if name == "[]" else node["properties"][name]
         assert node["type"] == ("object" if isinstance(expected, str) else types[expected]), path
+
+
+TEXT = "jobs/magistral-text.yaml"
+
+
+@pytest.mark.parametrize("target", [Target.KUBERAY, Target.CLUSTER])
+def test_a_queued_job_waits_for_kueue(target: Target) -> None:
+    ray = ray_object(rendered("magistral-text", target, platform(queue="team-a")))
+    assert ray["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "team-a"
+    assert ray["metadata"]["annotations"] == {"kueue.x-k8s.io/elastic-job": "true"}, "its nodes come and go"
+    assert (ray["spec"]["suspend"], cluster_spec(ray)["enableInTreeAutoscaling"]) == (True, True)
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    """The script of the manifests, and a command that ends with the codes that are in a file, one a start."""
+    (tmp_path / "run.sh").write_text(SCRIPT)
+    (tmp_path / "job.sh").write_text(
+        'echo started >> starts\ncode=$(sed -n "$(wc -l < starts)p" codes)\n'
+        '[ "$code" = wait ] && sleep 60\nexit $code\n'
+    )
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("codes", "end", "starts"),
+    [
+        ("0", 0, 1),
+        ("1", 1, 1),  # too many dead letters
+        ("2", 2, 1),  # a wrong spec
+        ("4", 4, 1),
+        ("3 0", 0, 2),  # interrupted, gone on
+        ("137 3 1", 1, 3),
+        ("3 3 3 3 3 3 0", 3, RETRIES + 1),
+    ],
+)
+def test_a_run_that_can_go_on_is_started_again(script: Path, codes: str, end: int, starts: int) -> None:
+    (script / "codes").write_text("\n".join(codes.split()) + "\n")
+    done = subprocess.run(
+        ["sh", "run.sh", "sh", "job.sh"], cwd=script, check=False, capture_output=True, text=True,
+        env=os.environ | {"RETRY_PAUSE_S": "0"},
+    )  # fmt: skip
+    assert done.returncode == end, done.stderr
+    assert len((script / "starts").read_text().splitlines()) == starts
+    assert done.stderr.count("run.sh: exit code") == starts - 1
+
+
+def test_a_run_is_told_that_nobody_looks_on(script: Path) -> None:
+    done = subprocess.run(
+        ["sh", "run.sh", "printenv", "MAGBATCH_UNATTENDED"], cwd=script, check=True, capture_output=True, text=True
+    )
+    assert done.stdout == "1\n"
+
+
+def test_a_run_that_is_stopped_is_not_started_again(script: Path) -> None:
+    """Ray sends the signal to the entrypoint and to all that it started."""
+    (script / "codes").write_text("wait\n0\n")
+    with subprocess.Popen(
+        ["sh", "run.sh", "sh", "job.sh"], cwd=script, start_new_session=True, env=os.environ | {"RETRY_PAUSE_S": "0"}
+    ) as process:
+        while not (script / "starts").exists():
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGTERM)
+        assert process.wait(30) == 128 + signal.SIGTERM
+    assert (script / "starts").read_text() == "started\n"
+
+
+@pytest.mark.parametrize("target", [Target.KUBERAY, Target.CRON])
+def test_kuberay_builds_no_second_cluster_for_an_end_that_is_final(target: Target) -> None:
+    files = rendered("magistral-text", target)
+    job = job_spec(ray_object(files))
+    assert job["backoffLimit"] == 0
+    assert job["entrypoint"].startswith("sh /etc/magbatch/run.sh magbatch ")
+    assert files["configmap.yaml"]["data"]["run.sh"] == SCRIPT
+    assert not re.search(r"[;&|$`'\"]", job["entrypoint"]), "KubeRay pastes it into a shell"
+
+
+@pytest.mark.parametrize("target", KUBERAY)
+def test_a_cluster_on_kubernetes_asks_for_a_token(target: Target) -> None:
+    assert cluster_spec(ray_object(rendered("magistral-text", target)))["authOptions"] == {"mode": "token"}

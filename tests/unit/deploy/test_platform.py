@@ -1,39 +1,23 @@
-"""The command says what is wrong with an option, puts each where it belongs, and prints commands that can be pasted."""
+"""A wrong option is refused with one clear line that says what to write."""
 
-import os
 import re
-import signal
-import subprocess
-import time
-from pathlib import Path
 from typing import Any
 
 import pytest
 from support.manifests import (
     IMAGE,
-    KUBERAY,
     ROOT,
-    all_pods,
-    check,
-    cluster_spec,
-    job_spec,
-    platform,
-    pods,
-    ray_object,
-    rendered,
-    spec,
 )
 from typer.testing import CliRunner
 
 from magbatch.cli.app import app
-from magbatch.deploy import Target, next_commands
-from magbatch.deploy.kuberay import RETRIES, SCRIPT
-from magbatch.guard import UNATTENDED
-from magbatch.remote import environment
 
 TEXT = "jobs/magistral-text.yaml"
+
 OPTIONS = ["--image", IMAGE, "--gpu-memory-gb", "80"]
+
 ROLE = "arn:aws:iam::123456789012:role/magbatch"
+
 PROFILE = "arn:aws:iam::123456789012:instance-profile/magbatch"
 
 
@@ -128,26 +112,12 @@ def test_what_is_right_is_rendered_without_a_note(arguments: list[str], monkeypa
     assert (done.exit_code, done.stderr) == (0, ""), done.output
 
 
-@pytest.mark.parametrize("network", ["169.254.0.0/16", "169.254.169.254/32", "fd00:ec2::/32"])
-def test_a_way_to_the_nodes_credentials_is_told(network: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    done = command(TEXT, *OPTIONS, "--allow-egress", network)
-    assert done.exit_code == 0, done.output
-    assert f"note: --allow-egress {network}: pods can take the credentials of their node" in done.stderr
-
-
 def test_an_image_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     done = command(TEXT, "--gpu-memory-gb", "80")
     assert done.exit_code == 2
     assert "--image: is missing; build one and push it" in done.output
     assert "docker build -f deploy/Dockerfile.gpu" in done.output
-
-
-def test_machines_of_a_cluster_share_no_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    done = command("jobs/quickstart.yaml", *OPTIONS)
-    assert (done.exit_code, "a cluster's machines share no disk" in done.output) == (2, True)
 
 
 def test_help_shows_the_options_group_by_group() -> None:
@@ -157,126 +127,3 @@ def test_help_shows_the_options_group_by_group() -> None:
     readme = (ROOT / "deploy/README.md").read_text()
     options = set(re.findall(r"^ +(--[a-z-]+)", text, re.MULTILINE)) - {"--help", "--set"}
     assert not {option for option in options if f"`{option}" not in readme}, "options that deploy/README.md lacks"
-
-
-@pytest.mark.parametrize("target", KUBERAY)
-def test_options_are_where_they_belong(target: Target) -> None:
-    of_job: dict[str, Any] = {} if target == Target.CLUSTER else {"deadline_s": 3600, "keep_cluster_s": 0}
-    options = platform(
-        namespace="team", image_pull_secrets=("a", "b"), priority_class="batch", zone="eu-west-1a", worker_cpu="6",
-        worker_memory="100Gi", head_cpu="2", head_memory="8Gi", **of_job,
-    )  # fmt: skip
-    files = rendered("magistral-text", target, options)
-    for name, manifest in files.items():
-        check(manifest)
-        assert name == "kustomization.yaml" or manifest["metadata"]["namespace"] == "team"
-    ray = ray_object(files)
-    for pod in all_pods(ray):
-        assert pod["spec"]["imagePullSecrets"] == [{"name": "a"}, {"name": "b"}]
-        assert pod["spec"]["priorityClassName"] == "batch"
-        assert pod["spec"]["nodeSelector"]["topology.kubernetes.io/zone"] == "eu-west-1a"
-    head, worker, *_ = (pod["spec"]["containers"][0]["resources"]["requests"] for pod in pods(ray))
-    assert (head["cpu"], head["memory"], worker["cpu"], worker["memory"]) == ("2", "8Gi", "6", "100Gi")
-    if of_job:
-        job = job_spec(ray)
-        assert (job["activeDeadlineSeconds"], job["ttlSecondsAfterFinished"]) == (3600, 0)
-
-
-@pytest.mark.parametrize("target", [Target.KUBERAY, Target.CLUSTER])
-def test_a_queued_job_waits_for_kueue(target: Target) -> None:
-    ray = ray_object(rendered("magistral-text", target, platform(queue="team-a")))
-    assert ray["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "team-a"
-    assert ray["metadata"]["annotations"] == {"kueue.x-k8s.io/elastic-job": "true"}, "its nodes come and go"
-    assert (ray["spec"]["suspend"], cluster_spec(ray)["enableInTreeAutoscaling"]) == (True, True)
-
-
-@pytest.mark.parametrize("target", [Target.KUBERAY, Target.CLUSTER, Target.AWS])
-def test_the_command_writes_the_files_and_says_what_is_next(target: Target, tmp_path: Path) -> None:
-    out = tmp_path / "of the team"
-    done = command(str(ROOT / TEXT), "--target", target, "--out", str(out), *OPTIONS)
-    assert done.exit_code == 0, done.output
-    assert (out / ("cluster.yaml" if target == Target.AWS else "kustomization.yaml")).exists()
-    following = [line.removeprefix("Next: ") for line in done.output.splitlines() if line.startswith("Next: ")]
-    assert following
-    assert any(f"'{out}'" in line for line in following), "quoted for a shell"
-    for line in following:
-        subprocess.run(["sh", "-n", "-c", line], check=True)
-    if target == Target.AWS:
-        subprocess.run(["sh", "-c", following[0]], check=True, env=os.environ | {"HOME": str(tmp_path)})
-        token = tmp_path / ".ray/contracts-november.token"
-        assert (token.stat().st_mode & 0o777, re.fullmatch("[0-9a-f]{64}", token.read_text()) is not None) == (
-            0o600,
-            True,
-        )
-
-
-@pytest.fixture
-def script(tmp_path: Path) -> Path:
-    """The script of the manifests, and a command that ends with the codes that are in a file, one a start."""
-    (tmp_path / "run.sh").write_text(SCRIPT)
-    (tmp_path / "job.sh").write_text(
-        'echo started >> starts\ncode=$(sed -n "$(wc -l < starts)p" codes)\n'
-        '[ "$code" = wait ] && sleep 60\nexit $code\n'
-    )
-    return tmp_path
-
-
-@pytest.mark.parametrize(
-    ("codes", "end", "starts"),
-    [
-        ("0", 0, 1),
-        ("1", 1, 1),  # too many dead letters
-        ("2", 2, 1),  # a wrong spec
-        ("4", 4, 1),
-        ("3 0", 0, 2),  # interrupted, gone on
-        ("137 3 1", 1, 3),
-        ("3 3 3 3 3 3 0", 3, RETRIES + 1),
-    ],
-)
-def test_a_run_that_can_go_on_is_started_again(script: Path, codes: str, end: int, starts: int) -> None:
-    (script / "codes").write_text("\n".join(codes.split()) + "\n")
-    done = subprocess.run(
-        ["sh", "run.sh", "sh", "job.sh"], cwd=script, check=False, capture_output=True, text=True,
-        env=os.environ | {"RETRY_PAUSE_S": "0"},
-    )  # fmt: skip
-    assert done.returncode == end, done.stderr
-    assert len((script / "starts").read_text().splitlines()) == starts
-    assert done.stderr.count("run.sh: exit code") == starts - 1
-
-
-def test_a_run_is_told_that_nobody_looks_on(script: Path) -> None:
-    done = subprocess.run(
-        ["sh", "run.sh", "printenv", "MAGBATCH_UNATTENDED"], cwd=script, check=True, capture_output=True, text=True
-    )
-    assert done.stdout == "1\n"
-
-
-def test_a_job_on_aws_is_submitted_and_so_told_the_same() -> None:
-    """A person's own commands in the container are not: there the variable is not set."""
-    *_, last = next_commands(spec(), Target.AWS, platform(), "deploy/aws", TEXT)
-    assert "'magbatch submit " in last
-    assert environment("x")["env_vars"][UNATTENDED] == "1"
-    assert UNATTENDED not in str(rendered("magistral-text", Target.AWS))
-
-
-def test_a_run_that_is_stopped_is_not_started_again(script: Path) -> None:
-    """Ray sends the signal to the entrypoint and to all that it started."""
-    (script / "codes").write_text("wait\n0\n")
-    with subprocess.Popen(
-        ["sh", "run.sh", "sh", "job.sh"], cwd=script, start_new_session=True, env=os.environ | {"RETRY_PAUSE_S": "0"}
-    ) as process:
-        while not (script / "starts").exists():
-            time.sleep(0.01)
-        os.killpg(process.pid, signal.SIGTERM)
-        assert process.wait(30) == 128 + signal.SIGTERM
-    assert (script / "starts").read_text() == "started\n"
-
-
-@pytest.mark.parametrize("target", [Target.KUBERAY, Target.CRON])
-def test_kuberay_builds_no_second_cluster_for_an_end_that_is_final(target: Target) -> None:
-    files = rendered("magistral-text", target)
-    job = job_spec(ray_object(files))
-    assert job["backoffLimit"] == 0
-    assert job["entrypoint"].startswith("sh /etc/magbatch/run.sh magbatch ")
-    assert files["configmap.yaml"]["data"]["run.sh"] == SCRIPT
-    assert not re.search(r"[;&|$`'\"]", job["entrypoint"]), "KubeRay pastes it into a shell"
