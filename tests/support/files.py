@@ -12,11 +12,11 @@ PACKAGE = ROOT / "magbatch"
 PAGE = PACKAGE / "FILES.md"
 HEAD = """# Files
 
-Every file of the package, with the promise that its docstring makes. `make docs` writes this page again.
+Every file of the package, with the first sentence of its docstring. `make docs` writes this page again.
 """
 
 
-def promise(path: Path) -> str:
+def purpose(path: Path) -> str:
     """The first sentence of a module's docstring, as one line."""
     docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     paragraph = " ".join(docstring.partition("\n\n")[0].split())
@@ -27,8 +27,8 @@ def promise(path: Path) -> str:
 def table(folder: Path) -> str:
     """A table of the modules of a folder, without `__init__.py`."""
     modules = [path for path in sorted(folder.glob("*.py")) if path.name != "__init__.py"]
-    lines = [f"| [{path.name}]({path.relative_to(PACKAGE).as_posix()}) | {promise(path)} |" for path in modules]
-    return "\n".join(["| file | promise |", "|---|---|", *lines])
+    lines = [f"| [{path.name}]({path.relative_to(PACKAGE).as_posix()}) | {purpose(path)} |" for path in modules]
+    return "\n".join(["| file | purpose |", "|---|---|", *lines])
 
 
 def page() -> str:
@@ -36,7 +36,7 @@ def page() -> str:
     rooms = sorted(path.parent for path in PACKAGE.rglob("__init__.py") if path.parent != PACKAGE)
     parts = [HEAD, "## The ground\n", table(PACKAGE)]
     for room in rooms:
-        parts += [f"\n## {room.relative_to(PACKAGE).as_posix()}/\n", f"{promise(room / '__init__.py')}\n", table(room)]
+        parts += [f"\n## {room.relative_to(PACKAGE).as_posix()}/\n", f"{purpose(room / '__init__.py')}\n", table(room)]
     return "\n".join(parts) + "\n"
 
 
