@@ -1,6 +1,6 @@
 """The way of one row, one file per step.
 
-- `read`: shard -> input rows.
+- `read`: shard -> input rows; `cursor` reads one file forward.
 - `render`: input row -> chat messages, decoded images, pages of its document.
 - `prompt`: messages, images and pages -> token ids; `chat` and `splitting` do the encoding.
 - `prepare`: the three above, composed for the shards of one read task, on CPUs.
@@ -13,6 +13,6 @@
 A row that fails at any step becomes a dead letter and spares its neighbours. The room imports neither Ray nor the plan
 nor the ledger: callables tell it which rows are done and where to report.
 
-Imports within: block, context, meter, parse, read, reading, render, repetition, splitting, write
-< chat, generate < prompt < answer, prepare.
+Imports within: block, context, cursor, meter, parse, reading, render, repetition, splitting, write
+< chat, generate, read < prompt < answer, prepare.
 """

@@ -66,7 +66,7 @@ def unread(shard: int, carry: pa.Schema, letter: DeadLetter) -> ShardPrompts:
 
 
 def joined(shard: int, carry: pa.Schema, pieces: list[ShardPrompts]) -> ShardPrompts:
-    """One shard of several pieces that were prepared apart."""
+    """Join the pieces of a shard that were prepared apart."""
     ids = [row_id for piece in pieces for row_id in piece.positions]
     return ShardPrompts(
         shard,

@@ -1,7 +1,8 @@
 """Shards -> blocks for the replicas: read, render and prompt, composed for one read task.
 
 A block is one shard, or a piece of a shard whose rows take much memory. It is a single record whose payload holds the
-prompts of all its rows, so Ray can neither split nor join blocks, and a block that is made again is the same block.
+prompts of all its rows. So Ray can neither split nor join blocks, and a block that is made again is the same block.
+
 A row that failed on the way travels with its error: the replica commits it like any other row.
 """
 

@@ -1,9 +1,7 @@
 """Input row -> messages, decoded images and the pages of its document.
 
-A row comes out with every picture decoded, upright, in RGB and at the size in which the model sees
-it, or it raises `RowError`. Nothing of a row is decoded before its size was checked.
-
-Runs in the read step's CPU tasks, never in the engine's process.
+Every picture comes out decoded, upright, in RGB and at the size in which the model sees it; otherwise the row raises
+`RowError`. Sizes are checked before anything is decoded. All of this runs on CPUs, never in the engine's process.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,17 +19,17 @@ from magbatch.rows import Image, InputRow, Page, RenderedRow
 from magbatch.spec import JobSpec
 from magbatch.spec.template import Template
 
-MOST_TOKENS = 2**31 - 1  # a column may hold more than a context or an engine's counter ever will
-RENDERERS = 2  # of documents, and as many of images: the reader has next to nothing to do while they work
+MOST_TOKENS = 2**31 - 1  # above any context: a larger value in a column would overflow an engine's counter
+RENDERERS = 2  # processes for documents, and as many for images; the reader itself is idle while they work
 NO_VISION = "the model has no vision encoder"
 
 
 class Renderer:
-    """Renders rows by a job's spec.
+    """Renders the rows of a job.
 
     Args:
-        spec: The job.
-        grid: The model's image sizes; None for a model without vision.
+        spec: The job's spec.
+        grid: Image sizes of the model; None for a model without vision.
     """
 
     def __init__(self, spec: JobSpec, grid: ImageGrid | None) -> None:
@@ -50,12 +48,12 @@ class Renderer:
         )
 
     def __call__(self, row: InputRow) -> RenderedRow:
-        """Render one row.
+        """Render a row.
 
         Raises:
-            RowError: What is wrong with it.
-            StorageError: The storage of an image or a document that it names is away.
-            ClusterError: Images or documents cannot be decoded here.
+            RowError: The row cannot be rendered.
+            StorageError: The storage of an image or document that the row names is away.
+            ClusterError: This node cannot decode images or documents.
         """
         images: list[Image] = []
         fetch = self._fetcher.for_row()
@@ -72,7 +70,7 @@ class Renderer:
             return {"image": len(images) - 1}
 
         attached = [source for name in self._columns.images for source in _sources_in(row.values, name, "image")]
-        check(len(attached))  # before any is fetched
+        check(len(attached))  # before any image is fetched
         if self._columns.messages:
             messages = _messages(_required(row.values, self._columns.messages), add)
             users = [message for message in messages if message["role"] == "user"]
@@ -91,7 +89,14 @@ class Renderer:
         return RenderedRow(row.row_id, messages, images, pages, total)
 
     def question(self, values: dict[str, Any]) -> str:
-        """The text that is asked; raises RowError as rendering does."""
+        """The text of the question.
+
+        Args:
+            values: Column name to value.
+
+        Raises:
+            RowError: A value is missing, or the template fails.
+        """
         if self._template is None:
             return str(_required(values, self._columns.prompt or ""))
         if self._columns.prompt:
@@ -105,28 +110,31 @@ class Renderer:
         return self._decode(data, origin)
 
     def _pages(self, fetch: RowFetcher, row: InputRow, column: str, images: int) -> tuple[list[Page], int]:
-        """The pages of a row's document that may be shown, and how many it has: of several files, one after the other.
+        """Render the document of a row; several files follow each other.
 
         Args:
-            fetch: Loads what the row names.
+            fetch: Loads files that the row names.
             row: The row.
-            column: Where its document stands.
-            images: That the row has beside it.
+            column: Name of the column with the document.
+            images: Number of images that the row has next to the document.
+
+        Returns:
+            The pages that may be shown, and the number of pages of the document.
         """
         _required(row.values, column)
         pages: list[Page] = []
         total = 0
         sources, most = _sources_in(row.values, column, "document"), self._limits.max_pages
         cut = self._document.overflow == "truncate"
-        if len(sources) > most and not cut:  # before any is fetched: each has a page
+        if len(sources) > most and not cut:  # before any file is fetched: each has at least a page
             raise self._too_many(column, counted(len(sources), "file"))
         for number, (source, origin) in enumerate(sources):
-            if len(pages) < total or len(pages) == most:  # none of the rest is fetched
+            if len(pages) < total or len(pages) == most:  # the rest is not fetched
                 if not cut:
                     raise self._too_many(
                         column, f"{counted(total, 'page')} and {counted(len(sources) - number, 'more file')}"
                     )
-                total += len(sources) - number  # a page at least is in each
+                total += len(sources) - number  # each file has at least a page
                 break
             pictures = images + sum(page.image is not None for page in pages)
             want = self._want(len(pages), pictures)
@@ -143,8 +151,8 @@ class Renderer:
         if not any(page.image is not None or (page.text or "").strip() for page in pages):
             raise RowError(
                 ErrorCode.DOCUMENT_EMPTY,
-                f"column {column!r}: no page has text of its own, and input.document.mode: {self._document.mode} "
-                "shows nothing else; `both` or `images` shows the pages",
+                f"column {column!r}: no page has text, and input.document.mode: {self._document.mode} shows text only; "
+                "set it to `both` or `images` to show the pages",
             )
         return pages, total
 
@@ -152,11 +160,11 @@ class Renderer:
         return RowError(
             ErrorCode.TOO_MANY_PAGES,
             f"column {column!r} has {what}, above limits.max_pages = {self._limits.max_pages}; "
-            "input.document.overflow says what else can be done",
+            "see input.document.overflow for what to do with long documents",
         )
 
     def _file(self, fetch: RowFetcher, source: Any, folder: str, origin: str, want: Want) -> tuple[int, list[Page]]:
-        """How many pages one file has, and those that are wanted."""
+        """The number of pages of one file, and its wanted pages."""
         as_text = isinstance(source, str) and self._document.strings == "text"
         limit = self._limits.max_document_bytes
         data = b"" if as_text else fetch(source, folder, limit, origin, DOCUMENT)
@@ -169,11 +177,11 @@ class Renderer:
             raise RowError(error.code, f"{origin}: {error.message}") from error
 
     def _want(self, taken: int, images: int) -> Want:
-        """What is wanted of a document's next file.
+        """The pages that are wanted of a document's next file.
 
         Args:
-            taken: Pages of the files before it.
-            images: Pictures of them, and of the row.
+            taken: Number of pages taken from the files before it.
+            images: Number of pictures so far: of these pages, and of the row.
         """
         pictures, limits = self._document.mode != "text", self._limits
         shown = limits.max_images - images
@@ -203,19 +211,23 @@ def _required(values: Mapping[str, Any], name: str) -> Any:
 
 
 def max_tokens(values: Mapping[str, Any], name: str) -> int | None:
-    """The tokens that a row may have, by a column of it; None where that is null.
+    """The row's own limit of tokens; None if its column is null.
+
+    Args:
+        values: Column name to value.
+        name: Name of the column with the limit.
 
     Raises:
-        RowError: `missing_value`: no tokens at all.
+        RowError: `missing_value`: the limit is below 1.
     """
     value: int | None = values.get(name)
     if value is not None and value < 1:
-        raise RowError(ErrorCode.MISSING_VALUE, f"column {name!r} is {value} in this row: 1 token is the least")
+        raise RowError(ErrorCode.MISSING_VALUE, f"column {name!r} is {value} in this row; it must be 1 or more")
     return None if value is None else min(value, MOST_TOKENS)
 
 
 def _sources_in(values: dict[str, Any], name: str, noun: str) -> list[tuple[Any, str]]:
-    """The images or documents in a column: none where it is null."""
+    """The images or documents in a column, each with its origin for messages; empty if the column is null."""
     value = values.get(name)
     if value is None:
         return []
@@ -258,7 +270,7 @@ def _messages(value: Any, add: Callable[[Any, str], dict[str, int]]) -> list[dic
 
 
 def _part(part: Any, where: str, add: Callable[[Any, str], dict[str, int]]) -> dict[str, Any]:
-    """One part of a chat. A struct column gives every part all fields: its type decides, else what is not empty."""
+    """A part of a message. In a struct column, parts have all fields: `type` decides, else the field with a value."""
     if not isinstance(part, dict):
         raise RowError(
             ErrorCode.INVALID_MESSAGES, f"{where}: is {type(part).__name__}, not a struct with text or an image"

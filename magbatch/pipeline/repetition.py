@@ -10,7 +10,8 @@ LEAST_REPEATS = 4  # occurrences of a pattern that count as repetition
 def repeats_itself(tokens: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> bool:
     """Whether tokens are one pattern over and over, at least `LEAST_REPEATS` times.
 
-    Example: in [7, 8, 7, 8, 7, 8, 7, 8] the pattern [7, 8] occurs four times.
+    Example: the pattern [7, 8] occurs four times in [7, 8, 7, 8, 7, 8, 7, 8].
+    A pattern of 8 tokens / 4 = 2 at most fits four times, and the last token, 8, also stands 2 places before the end.
 
     Args:
         tokens: int64 array (n,): token ids.
@@ -40,7 +41,7 @@ class RepetitionGuard:
 
         Args:
             sample: Number of the sample, from 0.
-            new: Its new tokens.
+            new: New tokens of the sample.
         """
         if self._tokens is None:
             return True

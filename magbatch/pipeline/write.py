@@ -1,8 +1,8 @@
 """Finished rows -> one whole Parquet object.
 
-An object written here is the commit of its rows: it is visible whole or not at all, and the rows in
-it are done exactly from then on. Its schema is the output's contract, whatever the values. An object is bounded in
-bytes, and a row that no object can hold fails alone.
+Writing an object commits its rows: the object becomes visible whole or not at all, and its rows are done from then on.
+Its schema is the output's contract and does not depend on the values. The size of an object is bounded, and a row that
+no object can hold fails alone.
 """
 
 import io
@@ -31,12 +31,12 @@ from magbatch.schema import (
 from magbatch.storage import Store
 from magbatch.totals import Totals
 
-# Of carried cells and generated text in one object, unless a single row has more. A replica builds up to 32 objects
-# at once, and each is in memory three times: as a table, as Parquet, and on its way out.
+# Carried cells and generated text in one object, unless a single row has more. A replica builds up to 32 objects at
+# once, and each is in memory three times: as a table, as Parquet, and as a request.
 OBJECT_BYTES = 64 << 20
 
-MAX_TAKEN_BYTES = 1 << 30  # of one column, as one array; the offsets of Arrow's usual types end at 2 GB
-MAX_TOKENS = 2**31 - 1  # of a row, as its column holds them
+MAX_TAKEN_BYTES = 1 << 30  # bytes of one array; the offsets of Arrow's text and binary types end at 2 GB
+MAX_TOKENS = 2**31 - 1  # largest count that the int32 columns of tokens hold
 MAX_CAUSE_CHARS = 500
 
 Row = FinishedRow | DeadLetter
@@ -44,12 +44,12 @@ Row = FinishedRow | DeadLetter
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """One object that is visible now.
+    """A committed object.
 
     Attributes:
-        name: Its name.
-        totals: Of its rows, as its footer has them.
-        bytes: Its size.
+        name: Name of the object.
+        totals: Totals of its rows, as in its footer.
+        bytes: Size of the object.
     """
 
     name: ObjectName
@@ -59,12 +59,12 @@ class Committed:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What became of the first of the rows that were to be committed.
+    """Outcome of a commit, which takes the first of the given rows.
 
     Attributes:
-        taken: Rows that are dealt with.
-        committed: The object that holds them; None if no object can hold any of them.
-        refused: Dead letters of the rows that no object can hold, to be committed as any others.
+        taken: Number of rows that were taken: committed or refused.
+        committed: The object that holds the committed rows; None if no object can hold any of them.
+        refused: Dead letters of the rows that no object can hold. They still have to be committed.
     """
 
     taken: int
@@ -76,14 +76,14 @@ class ObjectWriter:
     """Writes the objects of one attempt at a shard.
 
     Args:
-        store: The job's output.
-        carried: Carried columns of the shard's rows.
-        positions: Row id to its row in `carried`; a row that could not be read has none.
-        model: The model's name, for the `model` column.
-        shard: The shard's number.
-        made: The columns that the job has its answers made into.
-        with_answer: The job may refuse answers: dead letters have a column for them.
-        plan_id: Id of the job's plan, which the objects' names carry; None for plans without one.
+        store: Store of the job's output.
+        carried: Table of the carried columns of the shard's rows.
+        positions: Row id to its row number in `carried`; rows that could not be read have none.
+        model: Name of the model, for the column `model`.
+        shard: Index of the shard.
+        made: Schema of the columns that the job makes from its answers.
+        with_answer: Whether dead letters have a column for a refused answer.
+        plan_id: Id of the job's plan, which is part of the objects' names; None for plans of versions that gave none.
     """
 
     def __init__(
@@ -107,19 +107,19 @@ class ObjectWriter:
         self._plan_id = plan_id
         self._attempt = new_attempt(plan_id)
         self._seq = 0
-        self._dropped: dict[str, str] = {}  # why the carried cells of a dead letter are left out, by row id
+        self._dropped: dict[str, str] = {}  # row id to the reason why a dead letter loses its carried cells
 
     def commit(self, rows: Sequence[Row]) -> Written:
-        """Commit as many of the first rows as one object holds; called again and again, it commits all of them.
+        """Commit as many of the first rows as one object holds. Call it again for the rows that are left.
 
-        An answered row that cannot be written by itself is left out, and becomes a dead letter. A dead letter that
-        cannot be written loses what it carries.
+        An answered row that cannot be written even alone becomes a dead letter. A dead letter that cannot be written
+        loses its carried cells.
 
         Args:
-            rows: Answered rows or dead letters, not both; one or more.
+            rows: Answered rows or dead letters, not both; at least one.
 
         Raises:
-            StorageError: The store refuses; nothing of these rows is visible.
+            StorageError: The store refuses; none of these rows is visible.
         """
         rows = rows[: self._fitting(rows)]
         while True:
@@ -138,7 +138,7 @@ class ObjectWriter:
         """Commit answered rows, all in one object.
 
         Raises:
-            StorageError: Nothing of them is visible.
+            StorageError: The store refuses; none of these rows is visible.
         """
         return self._put(self._build_results(rows), len(rows))
 
@@ -147,26 +147,26 @@ class ObjectWriter:
         return self._put(self._build_errors(letters), len(letters))
 
     def _fitting(self, rows: Sequence[Row]) -> int:
-        """How many of the first rows an object may hold; at least one."""
+        """Number of the first rows that fit an object; at least one."""
         most = max(len(row.answers) if isinstance(row, FinishedRow) else 1 for row in rows)
-        carries = self._carried.nbytes * most > OBJECT_BYTES // 2  # else no row's cells need to be looked at
+        carries = self._carried.nbytes * most > OBJECT_BYTES // 2  # else all cells fit: no need to measure each row
         sizes = accumulate(self._size(row, carries=carries) for row in rows)
         return max(1, sum(size <= OBJECT_BYTES for size in sizes))
 
     def _size(self, row: Row, *, carries: bool) -> int:
-        """Characters of a row's text, and bytes of its carried cells; each of its records repeats the cells."""
+        """Characters of a row's text plus bytes of its carried cells, which each sample of the row repeats."""
         carried = self._carried.size_of(row.row_id) if carries else 0
         if isinstance(row, DeadLetter):
             return carried + len(row.message) + len(row.answer or "")
-        parts = sum(len(part.reasoning or "") + len(part.answer or "") for part in row.page_group_answers)
+        groups = sum(len(group.reasoning or "") + len(group.answer or "") for group in row.page_group_answers)
         text = sum(len(answer.reasoning or "") + len(answer.answer or "") for answer in row.answers)
-        return text + len(row.answers) * (carried + parts)
+        return text + len(row.answers) * (carried + groups)
 
     def _built(self, rows: Sequence[Row]) -> "_Object | None":
-        """An object of rows; None if it cannot be built."""
+        """An object with these rows; None if it cannot be built."""
         try:
             return self._build(rows)
-        except Exception:  # noqa: BLE001 - a row's boundary: each row is looked at by itself then
+        except Exception:  # noqa: BLE001 - a row's boundary: each row is then tried alone
             return None
 
     def _build(self, rows: Sequence[Row]) -> "_Object":
@@ -174,10 +174,14 @@ class ObjectWriter:
         return self._build_results(answered) if answered else self._build_errors(cast("Sequence[DeadLetter]", rows))
 
     def _refused(self, row: Row) -> DeadLetter | None:
-        """The dead letter of an answered row that no object can hold; None if an object can hold the row."""
+        """The dead letter of an answered row that no object can hold.
+
+        Returns:
+            None if an object can hold the row, or if the row is a dead letter: that one loses its carried cells.
+        """
         try:
             self._build([row])
-        except Exception as error:  # noqa: BLE001 - a row's boundary: whatever one row does to its object
+        except Exception as error:  # noqa: BLE001 - a row's boundary: building may raise anything
             cause = f"{type(error).__name__}: {error}"[:MAX_CAUSE_CHARS]
             if isinstance(row, FinishedRow):
                 return DeadLetter(
@@ -215,7 +219,7 @@ class ObjectWriter:
             "vote": lambda row: row.vote,
             "document_pages": lambda row: row.total_pages,
             "document_truncated": lambda row: row.truncated,
-            "document_parts": _parts,
+            "document_parts": _document_parts,
         }
         for name in self._made.names:
             of_row = of_rows.get(name)
@@ -234,7 +238,7 @@ class ObjectWriter:
         }
         schema = errors_schema(self._carried.schema, with_answer=self._with_answer)
         fields["answer"] = [_as_text(letter.answer) for letter in letters]
-        # A count that no column holds may be just what the row is a dead letter for.
+        # A count that is too large for its column may be the reason why the row is a dead letter.
         fields |= {name: [min(getattr(letter, name), MAX_TOKENS) for letter in letters] for name in TOKEN_FIELDS}
         return self._table(ERRORS, schema, fields)
 
@@ -262,7 +266,7 @@ class ObjectWriter:
         try:
             self._store.write(str(name), built.data)
         except StorageError:
-            # It may be visible all the same: what comes next must look like another attempt's.
+            # The object may be visible all the same: the next one must have the name of another attempt.
             self._attempt, self._seq = new_attempt(self._plan_id), 0
             raise
         self._seq += 1
@@ -270,14 +274,14 @@ class ObjectWriter:
 
 
 class _Carried:
-    """Carried columns of a shard, by row id, whatever their size.
+    """Carried columns of a shard, by row id, of any size.
 
-    Arrow joins the pieces of a column before it takes rows from it, and an array of text or bytes holds no more than
-    2 GB. So columns of that size are never joined here.
+    Arrow joins the chunks of a column before it takes rows from it, and an array of text or bytes holds 2 GB at most.
+    So columns of that size are taken cell by cell.
 
     Args:
-        table: One row for each row of the shard.
-        positions: Row id to its row in `table`; a row that could not be read has none.
+        table: Table with a row for each row of the shard.
+        positions: Row id to its row number in `table`; rows that could not be read have none.
 
     Attributes:
         schema: Names and types of the columns.
@@ -290,30 +294,30 @@ class _Carried:
         self.nbytes: int = table.nbytes
 
     def size_of(self, row_id: str) -> int:
-        """Bytes of one row's cells."""
+        """Bytes of the cells of a row."""
         position = self._positions.get(row_id)
         return 0 if position is None else self._table.slice(position, 1).nbytes
 
     def take(self, row_ids: Sequence[str]) -> pa.Table:
-        """The cells of these rows, in this order; of a row that could not be read, nulls."""
+        """The cells of rows, in the given order; nulls for rows that could not be read."""
         where = [self._positions.get(row_id) for row_id in row_ids]
         most = max(Counter(where).values(), default=0)
         if self.nbytes * most <= MAX_TAKEN_BYTES:
             return self._table.take(pa.array(where, pa.int64()))
-        return pa.table([_pieces(column, where) for column in self._table.columns], schema=self.schema)
+        return pa.table([_cells(column, where) for column in self._table.columns], schema=self.schema)
 
 
-def _pieces(column: pa.ChunkedArray, where: list[int | None]) -> pa.ChunkedArray:
-    """A column of single cells, none of them copied."""
-    pieces: list[pa.Array] = []
+def _cells(column: pa.ChunkedArray, where: list[int | None]) -> pa.ChunkedArray:
+    """Single cells of a column, without copies; null for None."""
+    cells: list[pa.Array] = []
     for position in where:
-        pieces += [pa.nulls(1, column.type)] if position is None else column.slice(position, 1).chunks
-    return pa.chunked_array(pieces, column.type)
+        cells += [pa.nulls(1, column.type)] if position is None else column.slice(position, 1).chunks
+    return pa.chunked_array(cells, column.type)
 
 
 @dataclass(frozen=True, slots=True)
 class _Object:
-    """An object that is not visible yet."""
+    """An object that is not written yet."""
 
     kind: str
     data: bytes
@@ -321,18 +325,18 @@ class _Object:
 
 
 def _as_text(text: str | None) -> str | None:
-    """Text that can be stored: a path can hold what is no text (surrogates), and a message must not stop its commit."""
+    """Text that can be stored. A path may hold surrogates, which UTF-8 cannot encode: they become question marks."""
     return None if text is None else text.encode(errors="replace").decode()
 
 
-def _parts(row: FinishedRow) -> list[dict[str, Any]]:
+def _document_parts(row: FinishedRow) -> list[dict[str, Any]]:
     return [
         {
-            "first_page": part.first_page,
-            "last_page": part.last_page,
-            "reasoning": part.reasoning,
-            "reasoning_status": part.status,
-            "answer": part.answer,
+            "first_page": group.first_page,
+            "last_page": group.last_page,
+            "reasoning": group.reasoning,
+            "reasoning_status": group.status,
+            "answer": group.answer,
         }
-        for part in row.page_group_answers
+        for group in row.page_group_answers
     ]

@@ -17,7 +17,7 @@ import pytest
 from botocore.awsrequest import AWSResponse
 
 from magbatch.errors import ErrorCode, StorageError
-from magbatch.pipeline import read as read_module
+from magbatch.pipeline import cursor as cursor_module
 from magbatch.pipeline.read import ShardReader, ShardRows, read_together
 from magbatch.rows import Segment, Shard
 from magbatch.storage import open_store
@@ -320,13 +320,13 @@ def test_damage_fails_the_same_rows_where_shards_are_read_ahead(
     ahead, alone = ShardReader(TEXT), ShardReader(TEXT)
     with monkeypatch.context() as patch:
         opened: list[str] = []
-        real = read_module.open_input
+        real = cursor_module.open_input
 
         def look(name: str, *planned: Any) -> InputFile:
             opened.append(name)
             return real(name, *planned)
 
-        patch.setattr(read_module, "open_input", look)
+        patch.setattr(cursor_module, "open_input", look)
         ahead.read_ahead(work)
         found = [ahead(one) for one in work]
         assert len(opened) == 3  # at once, row by row, and behind the damage
@@ -379,7 +379,7 @@ def test_a_file_that_is_another_when_it_is_read_ahead_fails_its_rows(
         put(root, "a.parquet", questions(21))
     reader = ShardReader(TEXT)
     reader.read_ahead(work)
-    monkeypatch.delattr(read_module, "open_input")  # nobody asks again, row by row
+    monkeypatch.delattr(cursor_module, "open_input")  # nobody asks again, row by row
     for one in work:
         read = reader(one)
         assert set(codes(read).values()) == {code}

@@ -460,7 +460,7 @@ def test_a_read_task_goes_through_a_window_once(texts: SmallJob, monkeypatch: py
                 decoded.append(batch.num_rows)
                 yield batch
 
-    monkeypatch.setattr("magbatch.pipeline.read.pq.ParquetFile", Counted)
+    monkeypatch.setattr("magbatch.pipeline.cursor.pq.ParquetFile", Counted)
     blocks = prepare(texts.job, shards, frozenset(), lambda: texts.ledger.look_up([]))
     found = {work.shard: [prompt.row_id for prompt in work.prompts] for block in blocks for work in from_block(block)}
     assert found == {shard.index: shard.row_ids() for shard in shards}

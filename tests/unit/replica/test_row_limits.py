@@ -36,7 +36,7 @@ def test_a_row_without_tokens_is_a_dead_letter(job: SmallJob) -> None:
     job.answer()
     letters = {row["id"]: (row["error_code"], row["message"]) for row in job.records("errors")}
     assert set(letters) == {"a0", "a2"}
-    assert letters["a2"] == ("missing_value", "column 'limit' is -4 in this row: 1 token is the least")
+    assert letters["a2"] == ("missing_value", "column 'limit' is -4 in this row; it must be 1 or more")
     assert [row["id"] for row in job.records()] == ["a1"]
 
 
