@@ -22,7 +22,7 @@ from magbatch.ledger.layout import NAMED_FILES
 from magbatch.ledger.manifest import Manifest
 from magbatch.rows import ReasoningStatus
 from magbatch.schema import DOCUMENT_FIELDS, ERROR_FIELDS, RESULT_FIELDS, TOKEN_FIELDS
-from magbatch.spec import ReplicasSpec, parse
+from magbatch.spec import FREE_FIELDS, ReplicasSpec, parse
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "magbatch"
@@ -195,6 +195,12 @@ def test_every_environment_variable_is_explained() -> None:
     source = "".join(path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py") if path.parent.name != "bench")
     read = set(re.findall(r"\bMAGBATCH_[A-Z_]+\b", source))
     assert read - {WHY_FD} == {name for name in told if name.startswith("MAGBATCH_")}
+
+
+def test_every_field_that_may_change_is_listed() -> None:
+    text = section((ROOT / "jobs" / "README.md").read_text(encoding="utf-8"), "## Running the same job again")
+    names = {path.rpartition(".")[2] for path in FREE_FIELDS if not path.startswith("model.")}
+    assert sorted(name for name in names if not re.search(rf"`(?:\w+\.)?{name}`", text)) == []
 
 
 def test_every_exit_code_is_explained() -> None:
