@@ -2,7 +2,6 @@
 
 import http.server
 import json
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,8 +14,6 @@ from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 from typer.testing import CliRunner
 
 from magbatch.cli.app import app
-from magbatch.errors import ClusterAccessError
-from magbatch.fleet.ray_auth import Token, authenticate, own_token, token_at_hand
 from magbatch.remote import _is_open, environment
 
 
@@ -138,13 +135,6 @@ def test_a_cluster_that_asks_for_a_token_where_there_is_none_names_the_variable(
 
 
 @pytest.mark.usefixtures("home")
-def test_token_mode_without_a_token_names_the_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    with pytest.raises(ClusterAccessError, match=r"RAY_AUTH_MODE=token.*set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH"):
-        authenticate("127.0.0.1:1")
-
-
-@pytest.mark.usefixtures("home")
 def test_a_submitted_job_knows_that_nobody_attends_it(tmp_path: Path) -> None:
     assert environment(str(tmp_path))["env_vars"]["MAGBATCH_UNATTENDED"] == "1"
 
@@ -173,23 +163,6 @@ def test_what_is_no_address_is_refused_and_no_password_is_repeated(address: str)
     assert done.exit_code == 2
     assert "write the cluster's dashboard, http://head:8265" in done.output
     assert "sesame" not in done.output
-
-
-@pytest.mark.usefixtures("home")
-def test_a_local_ray_has_a_token_of_its_own_and_leaves_none_in_the_home_directory(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "")
-    own_token()
-    assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
-    assert token_at_hand() == Token(os.environ["RAY_AUTH_TOKEN"], "RAY_AUTH_TOKEN")
-    assert list(home.iterdir()) == []
-    for name, value in (("RAY_AUTH_MODE", "disabled"), ("RAY_AUTH_TOKEN_PATH", "/x"), ("RAY_AUTH_TOKEN", "mine")):
-        with monkeypatch.context() as settings:
-            settings.setenv("RAY_AUTH_TOKEN", "")
-            settings.setenv(name, value)
-            own_token()
-            assert os.environ["RAY_AUTH_TOKEN"] == ("mine" if value == "mine" else ""), "the user's choice stays"
 
 
 RIGHT_VERSION = {"version": "4", "ray_version": ray.__version__}
