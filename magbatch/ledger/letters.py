@@ -123,4 +123,4 @@ def verdict(spec: JobSpec, planned: int, totals: Totals, ledger: Ledger) -> str 
     else:
         return None
     said = _sentence(totals.by_code, examples(ledger, totals.by_code, each=1), ledger.path)
-    return f"{begin} {said}. Mend the cause and ask them again (retry), or allow them: limits.max_failed_rows"
+    return f"{begin} {said}. Fix the cause and run magbatch retry, or raise limits.max_failed_rows"

@@ -104,26 +104,28 @@ def _differences(
     manifest: Manifest, stored: bytes, spec: JobSpec, plan: Plan, objects: ObjectProof, findings: Findings
 ) -> list[str]:
     """Compare a manifest with the spec, the plan and the objects."""
-    said: list[tuple[str, Any, Any, str]] = [
+    compared: list[tuple[str, Any, Any, str]] = [
         ("job", manifest.job, spec.name, "the spec gives"),
         ("planned_rows", manifest.planned_rows, plan.rows, "the plan gives"),
         ("model_revision", manifest.model_revision, plan.revision, "the plan gives"),
     ]
     if manifest.version > 1:
-        said.append(("graded_by", manifest.graded_by, RULE, "its version has"))
+        compared.append(("graded_by", manifest.graded_by, RULE, "its version has"))
     if objects.versions and manifest.schema_version not in objects.versions:
         versions = ", ".join(sorted(objects.versions))
-        said.append(("schema_version", manifest.schema_version, versions, "the objects give"))
+        compared.append(("schema_version", manifest.schema_version, versions, "the objects give"))
     plan_file = manifest.file(PLAN)
     if plan_file is not None:
-        said.append(("plan_sha256", manifest.plan_sha256, plan_file.sha256, "the plan gives"))
+        compared.append(("plan_sha256", manifest.plan_sha256, plan_file.sha256, "the plan gives"))
     if findings.only_mendable():  # otherwise different sums follow from the problems found already
-        said += [
+        compared += [
             (name, getattr(manifest.totals, name), count, "the objects give")
             for name, count in _sums(manifest, objects.totals)
         ]
     different = [
-        f"{MANIFEST} says {name} {_shown(was)}, {source} {_shown(now)}" for name, was, now, source in said if was != now
+        f"{MANIFEST} says {name} {_shown(was)}, {source} {_shown(now)}"
+        for name, was, now, source in compared
+        if was != now
     ]
     if manifest.version > 1 and not different and not is_as_written(stored):
         return [f"{MANIFEST}: it was changed after it was written: its manifest_sha256 does not fit"]

@@ -63,15 +63,16 @@ def _wrong_prompt(name: str, kind: pa.DataType) -> str:
     if _is_text(kind):
         return ""
     if _is_chat(kind):
-        return f"a chat and no text: name it in input.columns.messages instead: messages: {name}"
+        return f"a chat, not text: name it in input.columns.messages instead: messages: {name}"
     inner = kind.value_type if is_list(kind) else kind
     if pa.types.is_struct(inner) and _is_file(inner):
         return (
-            "a file and no text: name it in input.columns.images or input.columns.document, and ask by prompt.template"
+            "a file, not text: name it in input.columns.images or input.columns.document, and write the question in "
+            "prompt.template"
         )
     field = f".{kind[0].name}" if pa.types.is_struct(kind) and kind.num_fields else ""
     return (
-        f'and a prompt is text: name a text column, or show this one: prompt: {{template: "{{{{ {name}{field} }}}}"}}'
+        f'but a prompt is text: name a text column, or insert this one: prompt: {{template: "{{{{ {name}{field} }}}}"}}'
     )
 
 
@@ -79,13 +80,13 @@ def _wrong_chat(kind: pa.DataType) -> str:
     if _is_chat(kind) and "content" in [field.name for field in kind.value_type]:
         return ""
     hint = "; text is for input.columns.prompt" if _is_text(kind) else ""
-    return f"and a chat is a list of structs with the fields `role` and `content`{hint}"
+    return f"but a chat is a list of structs with the fields `role` and `content`{hint}"
 
 
 def _wrong_file(kind: pa.DataType) -> str:
     if _is_file(kind) or (is_list(kind) and _is_file(kind.value_type)):
         return ""
     return (
-        "and an image or a document is bytes, text that names it, a struct with the field `bytes` or `path`, "
+        "but an image or a document is bytes, text that names it, a struct with the field `bytes` or `path`, "
         "or a list of these"
     )

@@ -157,7 +157,7 @@ def _too_large(prefix: PrefixColumn, files: list[GroupedFile]) -> str | None:
     if not prefix.forced and column_bytes > MAX_READ_BYTES:
         return (
             f"rows share {prefix.column!r}, but to group them {column_bytes >> 20:,} MB would be read first; "
-            f"input.group: {prefix.column} does it all the same"
+            f"input.group: {prefix.column} groups them anyway"
         )
     return None
 

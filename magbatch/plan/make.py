@@ -105,7 +105,7 @@ def _listed_files(spec: JobSpec, take: Callable[[ObjectInfo], bool] | None) -> t
     files = [PlannedFile(info, sha256(os.fsencode(_below(root, info.name))).hexdigest()[:12]) for info in infos]
     keys = {file.key for file in files}  # hashes of 48 bits: in practice, two files of an input never share one
     if len(keys) < len(files):
-        raise InputError(f"input.path {spec.input.path}: it yields the same file twice")
+        raise InputError(f"input.path {spec.input.path}: a file is listed twice; give each file once")
     return files, list(given.notes)
 
 

@@ -362,9 +362,7 @@ def test_run_ends_with_1_when_too_many_rows_failed(tmp_path: Path) -> None:
             "2 rows failed, more than limits.max_failed_rows allows (1). Their codes: missing_"
         )
         assert "missing_value 2; such as \"column 'question' is null in this row\"" in result.stderr
-        assert (
-            f"Dead letters: {job.output}/errors/*.parquet. Mend the cause and ask them again (retry)" in result.stderr
-        )
+        assert f"Dead letters: {job.output}/errors/*.parquet. Fix the cause and run magbatch retry" in result.stderr
         assert result.stdout.splitlines()[-1] == f"Next: magbatch retry {job.output}"
         assert result.output.count(f"{job.output}/errors/*.parquet") == 1
     assert command("run", path, "--json").exit_code == 1

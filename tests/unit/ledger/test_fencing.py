@@ -1,4 +1,4 @@
-"""Whoever was taken over, and wakes up at the worst moment, changes nothing that the others have made."""
+"""A command that was taken over, and wakes up at the worst moment, changes nothing that other commands made."""
 
 import io
 import json
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from support.book import Book, Breaking, Hand, carry_out, stored
+from support.book import Book, Breaking, Hand, carry_out, stored, whole_report
 from support.small_job import SmallJob
 
 from magbatch.errors import LeaseError, OutputError, StorageError
@@ -21,7 +21,7 @@ from magbatch.jobs.retry import Choice, drop, merge, prepare
 from magbatch.jobs.run import run
 from magbatch.ledger import finalise as finalise_module
 from magbatch.ledger import lease as lease_module
-from magbatch.ledger.finalise import renew
+from magbatch.ledger.finalise import finalise, renew
 from magbatch.ledger.holder import LeaseTiming
 from magbatch.ledger.layout import MANIFEST, REPORT
 from magbatch.ledger.lease import Lease
@@ -29,11 +29,11 @@ from magbatch.ledger.ledger import Ledger
 from magbatch.ledger.tidy import tidy
 from magbatch.ledger.verify import verify
 from magbatch.report.page import report_files
-from magbatch.report.progress import JobProgress
 from magbatch.report.report import Run
 from magbatch.report.stored import stored_report
 from magbatch.schema import RESULTS
 from magbatch.storage import ObjectInfo, Store, open_store
+from magbatch.totals import Totals
 
 
 @pytest.fixture
@@ -104,9 +104,12 @@ def test_a_zombie_at_its_end_damages_nothing(
     with lease.acquire():
         zombie = Ledger(book.job.output)
         zombie.store = Interrupted(zombie.store, call, name, others)
-        progress = JobProgress(book.job.spec(), book.job.plan.rows, book.job.plan.rows)
+
+        def report(totals: Totals) -> dict[str, bytes]:
+            return whole_report(zombie, book.spec, book.plan, totals)
+
         with pytest.raises(LeaseError):
-            complete_module._finish(book.job.spec(), book.job.plan, zombie, Run(), progress, lease)
+            finalise(zombie, book.spec, book.plan, lambda kind, table: None, report, lease.confirm)
     assert sorted(book.all_objects()) == sorted(compacted)
     book.check_manifest()
     assert run(book.job.spec(), quiet).already

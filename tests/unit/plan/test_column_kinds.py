@@ -27,17 +27,17 @@ def planned(tmp_path: Path, kind: pa.DataType, columns: dict[str, Any], **sectio
     [
         (
             pa.int64(),
-            'is int64, and a prompt is text: name a text column, or show this one: prompt: {template: "{{ x }}"}',
+            'is int64, but a prompt is text: name a text column, or insert this one: prompt: {template: "{{ x }}"}',
         ),
-        (pa.float64(), "is double, and a prompt is text"),
-        (pa.bool_(), "is bool, and a prompt is text"),
-        (pa.date32(), "is date32[day], and a prompt is text"),
-        (pa.list_(pa.string()), "is list<element: string>, and a prompt is text"),
+        (pa.float64(), "is double, but a prompt is text"),
+        (pa.bool_(), "is bool, but a prompt is text"),
+        (pa.date32(), "is date32[day], but a prompt is text"),
+        (pa.list_(pa.string()), "is list<element: string>, but a prompt is text"),
         (pa.struct({"title": pa.string(), "body": pa.string()}), 'prompt: {template: "{{ x.title }}"}'),
-        (CHAT, "a chat and no text: name it in input.columns.messages instead: messages: x"),
-        (FILE, "a file and no text: name it in input.columns.images or input.columns.document"),
-        (pa.list_(FILE), "a file and no text"),
-        (pa.uuid(), "and a prompt is text"),
+        (CHAT, "a chat, not text: name it in input.columns.messages instead: messages: x"),
+        (FILE, "a file, not text: name it in input.columns.images or input.columns.document"),
+        (pa.list_(FILE), "a file, not text"),
+        (pa.uuid(), "but a prompt is text"),
     ],
     ids=str,
 )
@@ -109,5 +109,5 @@ def test_a_struct_that_is_no_picture_says_which_fields_it_has(job: SmallJob, col
     scan = {"data": b"x", "mime": "image/png"}
     job.write(pa.table({"id": ["i"], "question": ["?"], "scan": [[scan] if in_a_list else scan]}))
     job.set("input", columns={"prompt": "question", column: ["scan"] if column == "images" else "scan"})
-    with pytest.raises(SpecError, match=rf"^input\.columns\.{column}: .*struct<data: .*, mime: string>.*, and an"):
+    with pytest.raises(SpecError, match=rf"^input\.columns\.{column}: .*struct<data: .*, mime: string>.*, but an"):
         job.plan  # noqa: B018

@@ -249,7 +249,7 @@ def test_a_column_that_no_file_lets_be_read_is_said(texts: SmallJob) -> None:
     ("bound", "value", "note"),
     [
         ("MAX_GROUPED_ROWS", 79, "rows share 'text', but above 79 rows they are left in their order"),
-        ("MAX_READ_BYTES", 100, "input.group: text does it all the same"),
+        ("MAX_READ_BYTES", 100, "input.group: text groups them anyway"),
     ],
 )
 def test_what_is_too_large_to_group_is_said(
