@@ -78,3 +78,8 @@ def test_all_wrong_fields_are_named_at_once_those_of_the_engine_as_well() -> Non
     assert [line.split(":")[0].strip() for line in said.splitlines()[1:]] == [
         "name", "sampling.n", "sampling.top", "model.engine_args.tokens", "model.engine_args.seqs",
     ]  # fmt: skip
+
+
+def test_a_colon_without_a_blank_is_said() -> None:
+    said = complaint("schedule: {cron:6}")
+    assert "schedule.cron:6: no such field; YAML wants a blank after the colon: write `cron: 6`" in said
