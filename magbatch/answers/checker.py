@@ -3,14 +3,15 @@
 An answer that takes too long, needs too much memory or ends its process makes its row a dead letter. The model is not
 asked again, because its next answer would be similar. `whole`, `boxed` and a vote over texts need no process.
 
-Nearly every answer takes milliseconds. An answer that takes longer than QUICK_S is read again in one of a few
-slow processes, with the full time limit. Fast answers never wait for slow ones.
+Nearly every answer takes milliseconds. An answer that takes longer than `Lanes.quick_s` is read again in one of a few
+slow processes, with the full time limit. Fast answers wait for slow ones for a moment only.
 """
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -28,10 +29,22 @@ from magbatch.sandbox import Sandboxes
 from magbatch.spec import AnswerSpec
 
 HANDLER = f"{__name__}:handler"
-CHECKERS = 4  # processes per replica, each started at first use
-SLOW_CHECKERS = 2  # processes per replica for answers that took longer than QUICK_S
-QUICK_S = 1.0  # time limit of an answer in the first CHECKERS processes
 MEMORY_MB = 1024  # memory limit of one answer; 32k tokens are about 130 KB of text
+
+
+@dataclass(frozen=True, slots=True)
+class Lanes:
+    """Processes of one replica that read answers. Each is started at first use.
+
+    Attributes:
+        quick: Number of processes in which every answer is read first.
+        slow: Number of processes for answers that take longer than `quick_s`.
+        quick_s: Time limit of one answer in the quick processes, in seconds.
+    """
+
+    quick: int = 4
+    slow: int = 2
+    quick_s: float = 1.0
 
 
 class Checker:
@@ -40,16 +53,18 @@ class Checker:
     Args:
         spec: The job's `answer`.
         timeout_s: Time limit of one answer, in seconds.
+        lanes: Number of processes, and time limit of the quick ones.
+        handler: Request handler of the processes; see `Sandbox`.
     """
 
-    def __init__(self, spec: AnswerSpec, timeout_s: float) -> None:
+    def __init__(self, spec: AnswerSpec, timeout_s: float, lanes: Lanes = Lanes(), handler: str = HANDLER) -> None:
         self._read, self._timeout_s = Reader(spec), timeout_s
         self._costly = spec.may_refuse  # whether reading can take unbounded time or memory
         self._field = "answer.schema" if spec.schema is not None else "answer.extract"
         self._reshapes = spec.schema is not None  # whether the model can be asked again with the error message
         setup = {"answer": spec.model_dump(mode="json")}
-        self._quick = _Lane(CHECKERS, setup, min(QUICK_S, timeout_s), "checker")
-        self._slow = _Lane(SLOW_CHECKERS, setup, timeout_s, "slow checker")
+        self._quick = _Lane(lanes.quick, handler, setup, min(lanes.quick_s, timeout_s), "checker")
+        self._slow = _Lane(lanes.slow, handler, setup, timeout_s, "slow checker")
 
     async def __call__(self, answer: str | None) -> Reading:
         """Read one answer.
@@ -88,13 +103,14 @@ class _Lane:
 
     Args:
         count: Most processes.
-        setup: Setup of `handler`.
+        handler: Request handler of the processes.
+        setup: Setup of the handler.
         timeout_s: Time limit of one answer, in seconds.
         name: Prefix of the threads' names.
     """
 
-    def __init__(self, count: int, setup: dict[str, Any], timeout_s: float, name: str) -> None:
-        self._sandboxes = Sandboxes(count, HANDLER, setup, timeout_s=timeout_s, memory_mb=MEMORY_MB)
+    def __init__(self, count: int, handler: str, setup: dict[str, Any], timeout_s: float, name: str) -> None:
+        self._sandboxes = Sandboxes(count, handler, setup, timeout_s=timeout_s, memory_mb=MEMORY_MB)
         self._threads = ThreadPoolExecutor(count, name)  # one thread per process; further requests wait in its queue
 
     async def __call__(self, answer: str) -> Reading:

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from magbatch.answers import AnswerError, Checker, Reading
-from magbatch.answers.checker import CHECKERS, handler
+from magbatch.answers.checker import Lanes, handler
 from magbatch.errors import ErrorCode, RowError
 from magbatch.spec import AnswerSpec
 
+FEW = Lanes(quick=1, slow=1, quick_s=0.2)  # processes start slowly on a busy machine
 BACKTRACKS = r"(?P<answer>(x+x+)+y|7)"
 # Each choice looks at the whole rest before it fails: twice the work for each level.
 DOUBLING = {
@@ -42,13 +43,13 @@ def check_all(checker: Checker, *answers: str | None) -> list[Reading | BaseExce
 
 
 def test_answers_that_take_for_ever_are_late_and_no_other_one() -> None:
-    checker = Checker(AnswerSpec(extract=BACKTRACKS), 1.5)
+    checker = Checker(AnswerSpec(extract=BACKTRACKS), 0.5, FEW)
     late, *others, later = check_all(checker, "x" * 50, *["The answer: 7."] * 20, "x" * 60)
     assert others == [Reading({"extracted": "7"})] * 20
     for error in (late, later):
         assert isinstance(error, RowError)
         assert error.code is ErrorCode.ANSWER_INVALID
-        assert error.message == "answer.extract: not checked within limits.answer_timeout_s = 1.5"
+        assert error.message == "answer.extract: not checked within limits.answer_timeout_s = 0.5"
     assert late.answer == "x" * 50
 
 
@@ -56,8 +57,8 @@ def test_good_answers_wait_for_no_late_one() -> None:
     """Twice as many late answers as processes, all of them first; they have long to go."""
 
     async def work() -> list[Reading]:
-        checker = Checker(AnswerSpec(extract=BACKTRACKS), 10.0)
-        late = [asyncio.create_task(checker("x" * 50)) for _ in range(2 * CHECKERS)]
+        checker = Checker(AnswerSpec(extract=BACKTRACKS), 10.0, FEW)
+        late = [asyncio.create_task(checker("x" * 50)) for _ in range(2 * FEW.quick)]
         found = await asyncio.gather(*(checker("7") for _ in range(12)))
         assert not any(task.done() for task in late)
         for task in late:
@@ -67,10 +68,12 @@ def test_good_answers_wait_for_no_late_one() -> None:
     assert asyncio.run(work()) == [Reading({"extracted": "7"})] * 12
 
 
-def test_an_answer_that_takes_a_while_has_all_of_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("magbatch.answers.checker.QUICK_S", 0.001)  # in which none of these is read
-    *found, late = check_all(Checker(AnswerSpec(extract=BACKTRACKS), 5.0), *["x" * 17 + " 7"] * 4, "x" * 50)
-    assert found == [Reading({"extracted": "7"})] * 4
+def test_an_answer_that_takes_a_while_has_all_of_its_time() -> None:
+    in_a_moment = Lanes(quick=1, slow=1, quick_s=0.001)  # too short for any of these answers
+    *found, late = check_all(
+        Checker(AnswerSpec(extract=BACKTRACKS), 2.0, in_a_moment), *["x" * 17 + " 7"] * 2, "x" * 50
+    )
+    assert found == [Reading({"extracted": "7"})] * 2
     assert isinstance(late, RowError)
 
 
@@ -96,10 +99,10 @@ def defective(
     ],
 )
 def test_a_defect_that_an_answer_meets_makes_that_answer_invalid(
-    spec: dict[str, Any], kind: type[Exception], field: str, monkeypatch: pytest.MonkeyPatch
+    spec: dict[str, Any], kind: type[Exception], field: str
 ) -> None:
-    monkeypatch.setattr("magbatch.answers.checker.HANDLER", f"{__name__}:defective")
-    defect, fine = check_all(Checker(AnswerSpec(**spec), 30), '{"x": "defect"}', '{"x": "7"}')
+    checker = Checker(AnswerSpec(**spec), 30, Lanes(quick=1, slow=1, quick_s=30), handler=f"{__name__}:defective")
+    defect, fine = check_all(checker, '{"x": "defect"}', '{"x": "7"}')
     assert type(defect) is kind
     message = defect.message if isinstance(defect, RowError) else str(defect)
     assert message.startswith(f"{field}cannot be checked: KeyError: 'xxx")
@@ -109,15 +112,15 @@ def test_a_defect_that_an_answer_meets_makes_that_answer_invalid(
 
 
 def test_more_late_answers_than_processes_keep_the_others_waiting_for_a_while_only() -> None:
-    checker = Checker(AnswerSpec(extract=BACKTRACKS), 1.0)
-    found = check_all(checker, *["x" * 50] * (CHECKERS + 1), "7")
+    checker = Checker(AnswerSpec(extract=BACKTRACKS), 0.5, FEW)
+    found = check_all(checker, *["x" * 50] * (FEW.quick + 1), "7")
     assert found.pop() == Reading({"extracted": "7"})
     assert {type(error) for error in found} == {RowError}
 
 
 def test_the_event_loop_goes_on_while_an_answer_is_checked() -> None:
     async def work() -> tuple[bool, int]:
-        checker = Checker(AnswerSpec(extract=BACKTRACKS), 1.5)
+        checker = Checker(AnswerSpec(extract=BACKTRACKS), 0.5, FEW)
         await checker("7")  # its process is there
         task, turns = asyncio.create_task(checker("x" * 60)), 0
         while not task.done():
@@ -132,15 +135,15 @@ def test_the_event_loop_goes_on_while_an_answer_is_checked() -> None:
 
 def test_a_schema_that_doubles_its_work_with_each_level_is_bounded() -> None:
     deep = '{"a": ' * 40 + "1" + ', "b": 3}' * 40
-    late, fine = check_all(Checker(AnswerSpec(schema=DOUBLING), 2.0), f'{{"x": {deep}}}', '{"x": {"b": 2}}')
+    late, fine = check_all(Checker(AnswerSpec(schema=DOUBLING), 0.5, FEW), f'{{"x": {deep}}}', '{"x": {"b": 2}}')
     assert isinstance(late, RowError)
-    assert late.message == "answer.schema: not checked within limits.answer_timeout_s = 2"
+    assert late.message == "answer.schema: not checked within limits.answer_timeout_s = 0.5"
     assert isinstance(fine, Reading)
 
 
 def test_what_does_not_fit_may_be_asked_for_again() -> None:
     schema = {"type": "object", "properties": {"x": {"type": "string", "format": "date"}}, "required": ["x"]}
-    checker = Checker(AnswerSpec(schema=schema, vote="majority"), 30)
+    checker = Checker(AnswerSpec(schema=schema, vote="majority"), 30, Lanes(quick=1, slow=1, quick_s=30))
     wrong, fits, nothing = check_all(checker, '{"x": "today"}', '{"x": "2026-03-01"}', None)
     assert isinstance(wrong, AnswerError)
     assert str(wrong) == "$.x: 'today' is not a 'date'"
@@ -167,7 +170,7 @@ def test_no_process_is_needed_where_nothing_can_take_long(
 
 def test_a_process_that_is_killed_from_outside_accuses_no_answer() -> None:
     async def work() -> Reading:
-        checker = Checker(AnswerSpec(extract=BACKTRACKS), 30)
+        checker = Checker(AnswerSpec(extract=BACKTRACKS), 30, Lanes(quick=1, slow=1, quick_s=30))
         before = children()
         await checker("7")
         for pid in children() - before:
