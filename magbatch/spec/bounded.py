@@ -17,19 +17,20 @@ TIMEOUT_S = 20.0  # time limit of one schema; usual schemas take milliseconds
 MEMORY_MB = 1024  # memory limit of one schema; the largest accepted schemas need about 100 MB
 
 
-def check_new(schema: dict[str, Any], *, written: bool) -> None:
+def check_new(schema: dict[str, Any], *, written: bool, timeout_s: float = TIMEOUT_S) -> None:
     """Check a schema by `checked_schema` and `check_answerable`.
 
     Args:
         schema: The candidate for a JSON Schema.
         written: Whether a person wrote the schema. False: a program made it.
+        timeout_s: Time limit of the check, in seconds.
 
     Raises:
         ValueError: The schema is wrong, or its check takes too much time or memory.
         ClusterError: No process can be started on this machine.
     """
     check_json(schema)
-    with closing(Sandbox(f"{__name__}:handler", {}, timeout_s=TIMEOUT_S, memory_mb=MEMORY_MB)) as sandbox:
+    with closing(Sandbox(f"{__name__}:handler", {}, timeout_s=timeout_s, memory_mb=MEMORY_MB)) as sandbox:
         try:
             replies = sandbox({"written": written}, json.dumps(schema).encode())
         except SandboxError as error:

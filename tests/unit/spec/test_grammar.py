@@ -6,33 +6,19 @@ import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import llguidance
 import pyarrow as pa
 import pytest
 import yaml
-from pydantic import BaseModel, Field
+from support.answer_models import Row
 
 from magbatch.answers.columns import column_of
 from magbatch.errors import SpecError
 from magbatch.spec import AnswerSpec, load, parse
-from magbatch.spec.grammar import CHECKED_ONLY, engine_schema
-
-
-class Row(BaseModel):
-    """Schemas that pydantic makes are taken as they are."""
-
-    paid: Literal["yes", "no"]
-    known: Literal[True, "maybe"] = Field(default=True)
-    of: "Row | None" = None
-
-
-class NotJson(BaseModel):
-    """A model that has no JSON Schema."""
-
-    call: type
-
+from magbatch.spec.grammar import CHECKED_ONLY, check_answerable, check_json, engine_schema
+from magbatch.spec.schema import checked_schema
 
 SPEC = """
 name: t
@@ -42,6 +28,17 @@ output: {path: /o}
 answer:
   schema: SCHEMA
 """
+
+
+@pytest.fixture(autouse=True)
+def checked_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checks in this process, which are faster; test_bounded.py tests the process."""
+
+    def check(schema: dict[str, Any], *, written: bool) -> None:
+        check_json(schema)
+        check_answerable(checked_schema(schema), written=written)
+
+    monkeypatch.setattr("magbatch.spec.sections_model.check_new", check)
 
 
 def load_schema(folder: Path, schema: str) -> Any:
@@ -138,12 +135,6 @@ def test_shared_references_do_not_multiply(tmp_path: Path, keyword: str) -> None
     assert column_of(found["properties"]["x"], found).kind == pa.large_string(), "JSON text, not 2^60 columns"
 
 
-def test_a_schema_that_the_grammar_takes_minutes_for_is_refused(tmp_path: Path) -> None:
-    schema = of("{type: array, minItems: 1000000000, maxItems: 1000000000, items: {type: string}}")
-    with pytest.raises(SpecError, match=r"answer\.schema: the schema is too large for the engine's grammar"):
-        load_schema(tmp_path, schema)
-
-
 def test_a_chain_of_references_is_as_long_from_either_end(tmp_path: Path) -> None:
     assert load_schema(tmp_path, shared(40, lambda below: {"$ref": below}))
     with pytest.raises(SpecError, match="more than 100 schemas in a chain"):
@@ -207,17 +198,16 @@ def test_formats_of_the_reader_are_taken_and_the_engine_is_not_told(tmp_path: Pa
 
 
 def test_a_models_schema_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "answer_models.py").write_text(Path(__file__).read_text())
     (tmp_path / "broken_models.py").write_text("raise SystemExit(0)")
     (tmp_path / "worse_models.py").write_text("class Broken(")
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert load_schema(tmp_path, "answer_models:Row") == Row.model_json_schema()
+    assert load_schema(tmp_path, "support.answer_models:Row") == Row.model_json_schema()
     with pytest.raises(SpecError, match="the import of broken_models fails: SystemExit: 0"):
         load_schema(tmp_path, "broken_models:Row")
     with pytest.raises(SpecError, match="the import of worse_models fails: SyntaxError"):
         load_schema(tmp_path, "worse_models:Row")
-    with pytest.raises(SpecError, match="answer_models:NotJson has no JSON Schema"):
-        load_schema(tmp_path, "answer_models:NotJson")
+    with pytest.raises(SpecError, match=r"support\.answer_models:NotJson has no JSON Schema"):
+        load_schema(tmp_path, "support.answer_models:NotJson")
 
 
 def test_nothing_is_fetched(tmp_path: Path) -> None:
