@@ -1,4 +1,4 @@
-"""One renderer for all documents: a process takes half a second to start."""
+"""Fixtures for documents. All tests share a renderer, since a process takes half a second to start."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -25,7 +25,7 @@ def renderer() -> Iterator[Renderers]:
 
 @pytest.fixture
 def read(renderer: Renderers) -> Read:
-    """Pages of a file, as a job reads it; what is wanted otherwise, by the names of `Want`."""
+    """Read the pages of a file as a job does; keyword arguments replace fields of `Want`."""
     from dataclasses import replace
 
     def act(data: bytes, **otherwise: Any) -> tuple[int, list[Page]]:

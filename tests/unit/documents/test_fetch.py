@@ -1,4 +1,4 @@
-"""What rows name is fetched within bounds, and only from where the job's owner would have it."""
+"""Sources that rows name are fetched within limits, and only from places that the job allows."""
 
 import errno
 import gzip
@@ -53,7 +53,7 @@ def test_a_private_network_may_be_allowed(sites: tuple[str, str]) -> None:
 
 
 def test_what_a_site_does_not_give_is_the_rows_error(sites: tuple[str, str]) -> None:
-    """How a URL is fetched is tested in test_web.py."""
+    """The fetching itself is tested in test_web.py."""
     assert refusal(f"{sites[0]}/gone", private=True).code is ErrorCode.DOCUMENT_UNFETCHABLE
     error = refusal(f"{sites[0]}/slow-header", private=True, timeout_s=0.3)
     assert error.code is ErrorCode.DOCUMENT_UNFETCHABLE
@@ -78,7 +78,7 @@ def test_errors_are_those_of_what_was_asked_for() -> None:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """An input folder with links out of it, and what lies beside it."""
+    """An input folder with links out of it, and the folders next to it."""
     for name in ("in/own.txt", "in/sub/deep.txt", "in-secret/a.txt", "elsewhere/a.txt", "elsewhere/sub/b.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"content")
@@ -116,7 +116,7 @@ def test_files_of_the_inputs_own_folder_are_read(tree: Path, source: str) -> Non
 
 
 def test_a_folder_that_the_owner_has_linked_into_the_input_gives_its_own_files(tree: Path) -> None:
-    """Its rows name their neighbours; rows of other folders do not."""
+    """Rows of that folder may name its files; rows of other folders may not."""
     assert load("a.txt", f"{tree}/in/folder", path=f"{tree}/in") == b"content"
     assert load("sub/b.txt", f"{tree}/in/folder", path=f"{tree}/in") == b"content"
     assert refusal("../in-secret/a.txt", f"{tree}/in/folder", path=f"{tree}/in").code is ErrorCode.URL_REFUSED
@@ -165,7 +165,7 @@ def test_objects_of_the_inputs_own_bucket_are_read(s3: str) -> None:
 
 
 def test_no_key_leads_out_of_a_prefix_or_a_bucket(s3: str, s3_endpoint: str) -> None:
-    """HTTP clients resolve `..` in the path of a request, whoever signed it."""
+    """HTTP clients resolve `..` in the path of a request, also after it was signed."""
     from magbatch.storage.s3 import s3_client
 
     s3_client().create_bucket(Bucket=f"{s3[5:]}-hr")

@@ -130,14 +130,14 @@ def test_a_fax_is_as_tall_as_its_paper() -> None:
 
 
 def test_a_large_picture_has_the_pixels_of_one_interpolation() -> None:
-    """It is made of strips; 2,300 x 1,700 pixels are four."""
-    noise = np.random.default_rng(3).integers(0, 256, (1700, 2300, 3), np.uint8)
+    """A large picture is resized in strips; 1,700 x 1,300 pixels are three."""
+    noise = np.random.default_rng(3).integers(0, 256, (1300, 1700, 3), np.uint8)
     for data, pixels in (
         (encoded(Pillow.fromarray(noise), compress_level=1), noise),
         (encoded(Pillow.fromarray(noise[..., 0]), compress_level=1), np.stack([noise[..., 0]] * 3, axis=-1)),
         (tiff_of(noise[..., 0].astype("f4")), np.stack([noise[..., 0]] * 3, axis=-1)),
     ):
-        wanted = cv2.resize(pixels.astype(np.float32), (1540, 1148), interpolation=cv2.INTER_CUBIC)
+        wanted = cv2.resize(pixels.astype(np.float32), GRID.fit(1700, 1300), interpolation=cv2.INTER_CUBIC)
         apart = np.abs(shown(data) - np.clip(np.rint(wanted), 0, 255))
         assert apart.max() <= 1
         assert apart.mean() < 1e-4

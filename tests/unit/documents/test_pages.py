@@ -2,6 +2,7 @@
 
 import io
 import random
+import struct
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -152,7 +153,7 @@ def test_pages_of_any_size_are_within_the_grid(read: Read, box: tuple[float, flo
 
 
 def test_form_fields_and_annotations_are_drawn(read: Read) -> None:
-    """What was filled in is what matters on an invoice."""
+    """Filled-in values matter most on an invoice."""
     field = (
         b"<< /Type /Annot /Subtype /Widget /FT /Tx /T (total) /V (12.30) /Rect [50 400 300 460] /P 3 0 R "
         b"/DA (/F 30 Tf 0 g) /MK << /BG [1 0 0] >> >>"
@@ -168,7 +169,7 @@ def test_form_fields_and_annotations_are_drawn(read: Read) -> None:
 
 
 def test_the_sizes_of_pages_are_those_that_mistrals_own_encoder_keeps(read: Read) -> None:
-    """What is handed to the engine is resized by nobody after this."""
+    """The engine gets these pixels; no later step resizes them."""
     rng = random.Random(3)
     encoder = ImageEncoder(ImageConfig(14, 1540, 2), SpecialImageIDs(img=10, img_break=12, img_end=13))
     for _ in range(10):
@@ -224,7 +225,7 @@ def test_harmed_pdfs_are_their_rows_error_alone(read: Read) -> None:
     rng = random.Random(11)
     data = text_pdf("Total: 12.30", "more") + scan_pdf(noise(60, 60))
     codes = set()
-    for _ in range(120):
+    for _ in range(60):
         harmed = bytearray(data[: rng.randrange(20, len(data))] if rng.random() < 0.3 else data)
         for _ in range(rng.randrange(1, 12)):
             harmed[rng.randrange(len(harmed))] = rng.randrange(256)
@@ -250,10 +251,15 @@ def test_a_tiff_has_a_page_for_each_of_its_images(read: Read) -> None:
 
 
 def test_a_later_page_of_a_tiff_may_not_be_too_large_either(read: Read) -> None:
-    """Pillow's own check looks at the first alone, and when it is too late."""
-    bomb = tiff(Pillow.new("1", (28, 28)), Pillow.new("1", (40_000, 40_000)), compression="group4")
-    assert len(bomb) < 100_000
-    error = refusal(lambda: read(bomb))
+    """Pillow checks only the first page by itself."""
+    bomb = bytearray(tiff(Pillow.new("L", (28, 28)), Pillow.new("L", (28, 28))))
+    first = int.from_bytes(bomb[4:8], "little")
+    entries = int.from_bytes(bomb[first : first + 2], "little")
+    second = int.from_bytes(bomb[first + 2 + 12 * entries :][:4], "little")
+    for at in range(second + 2, second + 2 + 12 * entries, 12):
+        if int.from_bytes(bomb[at : at + 2], "little") in (256, 257):  # width and height
+            bomb[at + 2 : at + 12] = struct.pack("<HII", 4, 1, 40_000)
+    error = refusal(lambda: read(bytes(bomb)))
     assert error.code is ErrorCode.DOCUMENT_TOO_LARGE
     assert error.message == "page 2: 40000 x 40000 pixels, above limits.max_image_pixels = 50000000"
 

@@ -211,7 +211,7 @@ def test_a_page_that_was_changed_later_is_one_page(read: Read) -> None:
     assert [page.image is not None and page.image.width for page in pages] == [280, 1092]
 
 
-# What is no document.
+# Files that are not documents.
 
 
 def xfa(
@@ -256,7 +256,7 @@ def test_a_dynamic_form_is_not_its_placeholder(read: Read, data: bytes, pack: Ca
         xfa(REQUIRED, words("Form"), rendering=True, page=b"/Annots [7 0 R]", objects=(FIELD,)),
         one_page(words("Form", "Please wait for our letter")),
     ],
-    ids=["no field", "static", "pages beside the template", "no XFA"],
+    ids=["no field", "static", "pages next to the template", "no XFA"],
 )
 def test_a_form_with_pages_of_its_own_is_read(read: Read, data: bytes) -> None:
     text = read(data)[1][0].text
@@ -321,7 +321,7 @@ def test_a_page_that_shows_nothing_and_has_no_text_is_blank(read: Read, data: by
 
 
 def test_a_page_whose_text_is_neither_drawn_nor_wanted_is_blank(read: Read) -> None:
-    """Its font may be missing on this machine."""
+    """The text's font may be missing on this machine."""
     data = scan_pdf(Pillow.new("RGB", (56, 28)), text="drawn by nobody")
     assert read(data, text=False)[1][0].blank
     assert not read(data)[1][0].blank

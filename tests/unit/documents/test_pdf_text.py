@@ -1,4 +1,4 @@
-"""Text of a page is what the page shows: its lines, its form values, nothing beside the page."""
+"""The text of a page is what the page shows: its lines and form values, and nothing outside its box."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Files that are no Parquet, each with the command that a message shows, carried out."""
+"""Files that are not Parquet: each command that a message shows is run here."""
 
 import gzip
 import io

@@ -73,7 +73,7 @@ def test_a_copy_has_the_same_fingerprint_and_another_end_has_not(tmp_path: Path,
 
 
 def test_a_file_that_may_not_be_read_says_so(tmp_path: Path) -> None:
-    """As root, the one thing on a disk that cannot be opened for reading is of another kind."""
+    """Tests run as root, who may read any regular file; so the file is of another kind."""
     (tmp_path / "a").mkdir()
     now = os.stat(tmp_path / "a")
     with pytest.raises(RowError, match="not a regular file") as refused:
@@ -82,7 +82,7 @@ def test_a_file_that_may_not_be_read_says_so(tmp_path: Path) -> None:
 
 
 def test_an_input_whose_bucket_is_away_is_not_gone(s3_endpoint: str) -> None:
-    """Its rows would become dead letters."""
+    """Otherwise its rows would become dead letters."""
     with pytest.raises(StorageError, match=r"s3://no-such-bucket.*: there is no such bucket") as refused:
         whole("s3://no-such-bucket/a.parquet", 100, "tag")
     assert refused.value.passing

@@ -39,7 +39,7 @@ def test_the_state_of_a_file_follows_the_file(root: str) -> None:
 
 
 def test_an_input_whose_bucket_is_away_is_not_gone(s3_endpoint: str) -> None:
-    """Its rows would become dead letters."""
+    """Otherwise its rows would become dead letters."""
     with pytest.raises(StorageError, match=r"s3://no-such-bucket.*: there is no such bucket") as refused:
         stat_input("s3://no-such-bucket/a.parquet")
     assert refused.value.passing

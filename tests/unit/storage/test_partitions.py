@@ -48,7 +48,7 @@ def test_a_key_is_a_number_if_all_its_values_are(values: list[str | None], kind:
 
 
 def test_keys_are_those_of_other_readers(tmp_path: Path) -> None:
-    """What pyarrow and DuckDB write comes out as they read it."""
+    """Files that pyarrow and DuckDB write have the same partition values here as there."""
     table = pa.table({"n": [1, 2, 3], "text": ["a b/c=d", None, "é%"], "row": ["x", "y", "z"]})
     by = {"partitioning": ["n", "text"], "partitioning_flavor": "hive"}
     ds.write_dataset(table, tmp_path / "arrow", format="parquet", **by)

@@ -1,4 +1,4 @@
-"""What may pass by itself is waited out."""
+"""Refusals that may pass are waited out; others are raised at once."""
 
 import pickle
 import subprocess

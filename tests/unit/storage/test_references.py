@@ -1,4 +1,4 @@
-"""What rows name is read within bounds, alike from a disk and from object storage."""
+"""Files and objects that rows name are read within limits, alike from a disk and a bucket."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""What a server of objects may say, and what is made of it."""
+"""Answers of an S3 server, and the errors that are made of them."""
 
 import os
 import subprocess
@@ -23,7 +23,7 @@ from magbatch.storage.search import find_input
 
 @dataclass
 class Answer:
-    """What a server says to a request; with `cut`, the connection ends before the body does; None: nothing at all."""
+    """Answer of a server. If `cut`, the connection ends before the body does."""
 
     status: int
     body: bytes = b""

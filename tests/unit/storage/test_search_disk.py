@@ -24,7 +24,7 @@ def put(folder: Path, *names: str) -> None:
 
 @pytest.mark.parametrize("path", ["", "/**/*.parquet", "/**"])
 def test_every_real_file_is_found_once_whatever_links_lead_to_it(tmp_path: Path, path: str) -> None:
-    """By the name that no link leads to; a folder that links to itself, or up, has an end."""
+    """Each file has its name without links. Folders that link to themselves, or up, end."""
     root = tmp_path / "in"
     put(root, "a.parquet", "2026-11-24/b.parquet", "2026-11-24/c.parquet")
     put(tmp_path, "elsewhere/d.parquet")
@@ -65,7 +65,7 @@ def test_a_link_to_nothing_is_said(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", ["", "/**/*.parquet", "/**", "/*", "/*/*.parquet", "/deep/*/*.parquet"])
 def test_links_that_lead_nowhere_do_not_hide_what_lies_beside_them(tmp_path: Path, path: str) -> None:
-    """To themselves, one to another, past a file: none of them is a folder."""
+    """Links to themselves, to each other or past a file are not folders."""
     put(tmp_path, "a.parquet", "deep/b.parquet", "deep/er/c.parquet")
     for folder in (tmp_path, tmp_path / "deep"):
         (folder / "loop").symlink_to("loop")
@@ -109,7 +109,7 @@ def test_a_link_past_a_file_is_said(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_read_is_a_mistake_unless_that_may_pass(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[JobError]
 ) -> None:
-    """By its name: rows that are left out without a word would be missed by nobody."""
+    """The error names the folder. Left out silently, its rows would not be missed."""
     put(tmp_path, "a.parquet", "shut/b.parquet")
     scan = os.scandir
 

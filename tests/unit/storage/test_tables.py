@@ -85,7 +85,7 @@ def test_a_file_that_links_lead_to_in_a_table_is_refused(tmp_path: Path) -> None
 
 
 def test_a_part_of_a_hive_table_is_refused_by_the_tables_name(root: str) -> None:
-    """In a table that is parted, that is the part's folder: nothing tells where the table begins."""
+    """The message names the partition's folder if the table is partitioned: its root has no marker."""
     open_store(root).write("t/day=1/base_0000003/0.parquet", b"x")
     for path in ("", "/t", "/t/day=1/base_0000003", "/t/day=1/base_0000003/0.parquet"):
         with pytest.raises(InputError, match=rf"{root}/t/day=1 is a Hive table"):
