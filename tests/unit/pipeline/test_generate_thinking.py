@@ -65,8 +65,8 @@ class Asking:
         arguments = {"max_model_len": CONTEXT, "max_num_seqs": 4, "tokens": THINKING} | engine
         config = EngineConfig(checkpoint, arguments, self.spec.sampling, 0)
         self.engine = Watched(start("fake", config, tokenizer))
-        steering = ThinkingPlan.of(self.spec, tokenizer)
-        self.generate = Generate(self.engine, self.spec.sampling, CONTEXT, None, steering)
+        plan = ThinkingPlan.of(self.spec, tokenizer)
+        self.generate = Generate(self.engine, self.spec.sampling, CONTEXT, None, plan)
         prompter = Prompter(self.spec, checkpoint, tokenizer, CONTEXT)
         self.prompt = prompter(RenderedRow("row", [{"role": "user", "content": [{"text": "What is 4711?"}]}]))
 
