@@ -47,13 +47,7 @@ def parse(text: str, overrides: list[str] | None = None, origin: str = "spec", *
     Raises:
         SpecError: Fields are wrong. The message names each field and says what to write.
     """
-    try:
-        data = values(text)
-    except TextError as error:
-        raise SpecError(f"{origin}: {error}") from error.__cause__ or error
-    if not isinstance(data, dict):
-        is_a = "empty" if data is None else "a list" if isinstance(data, list) else "one value"
-        raise SpecError(f"{origin}: a spec is a mapping that begins with `name:`, and this is {is_a}")
+    data = _mapping(text, origin)
     given = [_Override(item) for item in overrides or []]
     stored = secrets(data) if not new or is_stored_in_its_output(origin, data) else []
     for override in given:
@@ -79,6 +73,17 @@ def parse(text: str, overrides: list[str] | None = None, origin: str = "spec", *
     if spec is None or lines:
         raise SpecError(_listed(origin, lines)) from invalid
     return _absolute(spec)
+
+
+def _mapping(text: str, origin: str) -> dict[str, Any]:
+    try:
+        data = values(text)
+    except TextError as error:
+        raise SpecError(f"{origin}: {error}") from error.__cause__ or error
+    if not isinstance(data, dict):
+        is_a = "empty" if data is None else "a list" if isinstance(data, list) else "one value"
+        raise SpecError(f"{origin}: a spec is a mapping that begins with `name:`, and this is {is_a}")
+    return data
 
 
 def _listed(origin: str, lines: list[str]) -> str:

@@ -28,6 +28,18 @@ def model_schema(place: str, limit_s: float = IMPORT_S) -> dict[str, Any]:
         ValueError: The module does not import, or the model has no JSON Schema.
     """
     module = place.partition(":")[0]
+    code, data = _run(place, module, limit_s)
+    if code or not data:
+        how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+        raise ValueError(f"the module {module} ended the process that imports it {how}; let it only define models")
+    found: dict[str, Any] = json.loads(data)
+    if "wrong" in found:
+        raise ValueError(found["wrong"])
+    return dict(found["schema"])
+
+
+def _run(place: str, module: str, limit_s: float) -> tuple[int, bytes]:
+    """Run this file as a script; return its exit code and its result as JSON."""
     with tempfile.TemporaryFile() as answer:
         told = answer.fileno()
         command = [sys.executable, "-P", __file__, place, str(told), str(int(limit_s) + 1)]
@@ -53,14 +65,7 @@ def model_schema(place: str, limit_s: float = IMPORT_S) -> dict[str, Any]:
             process.kill()
             process.wait()
         answer.seek(0)
-        data = answer.read()
-    if code or not data:
-        how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
-        raise ValueError(f"the module {module} ended the process that imports it {how}; let it only define models")
-    found: dict[str, Any] = json.loads(data)
-    if "wrong" in found:
-        raise ValueError(found["wrong"])
-    return dict(found["schema"])
+        return code, answer.read()
 
 
 def _answer(place: str) -> dict[str, Any]:

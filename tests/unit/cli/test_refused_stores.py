@@ -90,7 +90,7 @@ def test_a_store_that_has_answered_may_be_away_for_a_while(spec: Path, store: Re
 def test_a_store_that_is_away_at_first_is_waited_for_by_a_job_that_nobody_attends(
     spec: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], field: str
 ) -> None:
-    """What begins it again after exit code 3 would stop for good after a 2."""
+    """A platform that restarts the job after exit code 3 would stop for good after exit code 2."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
     monkeypatch.setattr(contact, "FIRST_ATTEMPTS", 1)
     args = ["run", str(spec), "--set", f"{field}=s3://bucket/x", "--set", "output.patience_s=0.2"]
@@ -108,7 +108,7 @@ def test_a_store_that_is_away_at_first_is_waited_for_by_a_job_that_nobody_attend
 
 
 def test_a_hub_without_a_network_is_told_as_that(spec: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """In a process of its own: the hub's client reads its address as it is imported."""
+    """The command runs in its own process, because the hub's client reads its address at import."""
     environment = os.environ | {
         "HF_ENDPOINT": "http://no-such-host.invalid", "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "0"
     }  # fmt: skip

@@ -12,7 +12,7 @@ MACHINES = sorted(seccomp.MACHINES)
 
 
 def verdict(program: bytes, number: int, audit: int, argument: int = 0) -> int:
-    """What a filter returns for a system call; the BPF machine of the kernel in a few lines."""
+    """Value that a filter returns for a system call: the kernel's BPF machine in a few lines."""
     data = struct.pack("=IIQQ", number, audit, 0, argument)
     lines = [struct.unpack_from("=HBBI", program, start) for start in range(0, len(program), 8)]
     loaded, position = 0, 0

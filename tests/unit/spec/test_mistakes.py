@@ -1,4 +1,4 @@
-"""What YAML makes of unquoted text is named, and no library's own wording reaches a user."""
+"""Messages say how YAML has read an unquoted text, and no library's own wording reaches a user."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""What all sections share: unknown fields, booleans as numbers, and locations."""
+"""The base of all sections: unknown fields, booleans as numbers, and locations."""
 
 from typing import Any
 
