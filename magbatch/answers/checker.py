@@ -8,7 +8,7 @@ slow processes, with the full time limit. Fast answers wait for slow ones for a 
 """
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from magbatch.errors import (
     SandboxMemoryError,
     SandboxTimeoutError,
 )
-from magbatch.sandbox import Sandboxes
+from magbatch.sandbox import Handler, Replies, Sandboxes
 from magbatch.spec import AnswerSpec
 
 HANDLER = f"{__name__}:handler"
@@ -125,12 +125,12 @@ class _Lane:
         return Reading(values, reply.head["ballot"])
 
 
-def handler(setup: dict[str, Any]) -> Callable[[dict[str, Any], bytes], Iterator[tuple[dict[str, Any], bytes | None]]]:
+def handler(setup: dict[str, Any]) -> Handler:
     """Request handler of a process: takes an answer's text, replies with one record of its columns or with an error."""
     read = Reader(AnswerSpec.model_validate(setup["answer"]))
     fields = pa.schema([field for field in read.fields if field.name != "vote"])  # the vote needs all samples of a row
 
-    def check(head: dict[str, Any], body: bytes) -> Iterator[tuple[dict[str, Any], bytes | None]]:
+    def check(head: dict[str, Any], body: bytes) -> Replies:
         try:
             reading = read(body.decode())
         except AnswerError as error:

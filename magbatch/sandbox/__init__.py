@@ -3,6 +3,6 @@
 Imports within: box, seccomp < confine < process.
 """
 
-from magbatch.sandbox.box import Reply, Sandbox, Sandboxes
+from magbatch.sandbox.box import Handler, Replies, Reply, Sandbox, Sandboxes
 
-__all__ = ["Reply", "Sandbox", "Sandboxes"]
+__all__ = ["Handler", "Replies", "Reply", "Sandbox", "Sandboxes"]

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -42,6 +42,10 @@ ENVIRONMENT = (
     *("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH", "LD_PRELOAD", "PYTHONHOME", "PYTHONUTF8"),
     *("PYTHONDONTWRITEBYTECODE", "PYTHONHASHSEED", "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "MALLOC_ARENA_MAX"),
 )
+Replies = Iterator[tuple[dict[str, Any], bytes | None]]
+"""Replies to one request in the process, in order: the head (JSON values by name) and the body of each."""
+Handler = Callable[[dict[str, Any], bytes], Replies]
+"""Function of a request's head and body that runs in the process."""
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 

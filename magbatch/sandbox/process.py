@@ -5,15 +5,13 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
 from magbatch.errors import RowError
+from magbatch.sandbox.box import Handler, Replies
 from magbatch.sandbox.confine import confine
-
-Handler = Callable[[dict[str, Any], bytes], Iterator[tuple[dict[str, Any], bytes | None]]]
 
 
 def main(arguments: list[str]) -> None:
@@ -42,7 +40,7 @@ def main(arguments: list[str]) -> None:
             signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def _answers(handler: Handler, head: dict[str, Any], body: bytes) -> Iterator[tuple[dict[str, Any], bytes | None]]:
+def _answers(handler: Handler, head: dict[str, Any], body: bytes) -> Replies:
     """Messages to the caller. Each says whether more follow, so that a single reply is a single message."""
     try:
         last: tuple[dict[str, Any], bytes | None] | None = None

@@ -4,12 +4,11 @@ The grammar's library has no time limit: an array of a thousand million items ta
 """
 
 import json
-from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
 
 from magbatch.errors import SandboxError
-from magbatch.sandbox import Sandbox
+from magbatch.sandbox import Handler, Replies, Sandbox
 from magbatch.spec.grammar import check_answerable, check_json
 from magbatch.spec.schema import checked_schema
 
@@ -39,12 +38,12 @@ def check_new(schema: dict[str, Any], *, written: bool, timeout_s: float = TIMEO
         raise ValueError(replies[0].head["wrong"])
 
 
-def handler(setup: dict[str, Any]) -> Callable[[dict[str, Any], bytes], Iterator[tuple[dict[str, Any], None]]]:
+def handler(setup: dict[str, Any]) -> Handler:
     """Request handler of the process: replies once with the mistake, or not at all if the schema is right."""
     import jsonschema  # noqa: F401 - loaded before the memory limit is set
     import llguidance  # noqa: F401
 
-    def check(head: dict[str, Any], body: bytes) -> Iterator[tuple[dict[str, Any], None]]:
+    def check(head: dict[str, Any], body: bytes) -> Replies:
         try:
             check_answerable(checked_schema(json.loads(body)), written=head["written"])
         except ValueError as error:

@@ -6,11 +6,11 @@ template is a program, and runs in a sandbox. Jinja2 is loaded at first use.
 """
 
 import pickle
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from magbatch.errors import ErrorCode, RowError, SandboxError, SandboxMemoryError, SandboxTimeoutError
-from magbatch.sandbox import Sandboxes
+from magbatch.sandbox import Handler, Replies, Sandboxes
 
 TIMEOUT_S = 10.0  # time limit of one row; a template that shows whole documents takes milliseconds
 MEMORY_MB = 1024  # memory limit of one row; a prompt of a million tokens takes 20 MB
@@ -104,13 +104,13 @@ class Template:
         self._sandboxes.close()
 
 
-def handler(setup: dict[str, Any]) -> Callable[[dict[str, Any], bytes], Iterator[tuple[dict[str, Any], bytes | None]]]:
+def handler(setup: dict[str, Any]) -> Handler:
     """Request handler of the sandbox: takes a row's pickled values, replies with its text."""
     from magbatch.spec import jinja
 
     template = jinja.compiled(*jinja.parsed(setup["template"]))
 
-    def fill(_head: dict[str, Any], values: bytes) -> Iterator[tuple[dict[str, Any], bytes | None]]:
+    def fill(_head: dict[str, Any], values: bytes) -> Replies:
         text = jinja.filled(template, pickle.loads(values))
         yield {}, text.encode(errors="surrogatepass")
 
