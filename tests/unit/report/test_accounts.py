@@ -64,7 +64,10 @@ def begun(ledger: Ledger) -> Retry:
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
-def test_a_merge_that_breaks_anywhere_counts_a_retry_once(book: Book, tmp_path: Path, moment: str) -> None:
+def test_a_merge_that_breaks_anywhere_counts_a_retry_once(
+    book: Book, tmp_path: Path, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("magbatch.report.page.render", lambda report: b"a page")  # drawing takes most of a second
     found = begun(book.ledger)
     place = found.output()
     place.begin(found.spec, found.plan)

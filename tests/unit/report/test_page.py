@@ -1,5 +1,6 @@
 """report.html, looked at by a real browser."""
 
+import functools
 import re
 import subprocess
 from dataclasses import replace
@@ -43,6 +44,16 @@ REPORT = Report(
 )  # fmt: skip
 
 
+# Fewer pictures to draw, which is most of the time of a page.
+BRIEF = replace(REPORT, history=[], replicas=[])
+
+
+@functools.cache
+def full() -> str:
+    """The page of `REPORT`."""
+    return render(REPORT).decode()
+
+
 class Page(HTMLParser):
     """What a browser would find."""
 
@@ -72,21 +83,21 @@ def page(report: Report) -> Page:
 
 
 def test_it_tells_what_became_of_the_job() -> None:
-    found = page(REPORT)
+    found = Page(full())
     for text in ("9,000", "9,037", "37", "12.50 EUR", "2.00", "engine", "abc-1", "99.50", "truncated", "s3://acme"):
         assert text in found.text
     assert found.pictures == ["speed", "rows", "reasoning", "answer", "latency", "failures", "replicas"]
     assert found.tags.count("svg") == 7
-    assert "prompt_too_long" in render(REPORT).decode()
+    assert "prompt_too_long" in full()
 
 
 def test_it_has_dates_percentiles_and_messages() -> None:
-    found = page(REPORT)
+    found = Page(full())
     dates = f"began: {shown_time(1e9)}; complete: {shown_time(1e9 + 3700.4)}; duration: 1:01:40"
     assert dates in found.text
     assert "a prompt of <i>50,000</i> tokens" in found.text, "a message is text"
     assert re.search(r"latency of a row \(s\)\s*3\.91\s*99\.5\s*99\.5", found.text) is not None
-    assert "dates" not in page(replace(REPORT, began=None, ended=None)).ids
+    assert "dates" not in page(replace(BRIEF, began=None, ended=None)).ids
 
 
 @pytest.mark.parametrize(
@@ -108,17 +119,17 @@ def test_a_percentile_is_estimated_within_its_bounds(
 
 
 def test_it_needs_nothing_beside_it_and_runs_nothing() -> None:
-    found = page(REPORT)
+    found = Page(full())
     assert not [link for link in found.links if not link.startswith("#")]
     assert "script" not in found.tags
     assert "<b>7</b>" in found.text, "a row's own id is text"
     assert "</pre><script>alert(1)</script>" in found.text
-    html = render(REPORT).decode()
+    html = full()
     assert not re.search(r"url\((?!#)", html)
 
 
 def test_no_two_parts_of_its_pictures_share_a_name() -> None:
-    names = re.findall(r'<clipPath id="([^"]+)"', render(REPORT).decode())
+    names = re.findall(r'<clipPath id="([^"]+)"', full())
     assert len(names) == len(set(names)) > 3
 
 
@@ -167,26 +178,26 @@ def test_a_browser_shows_it_with_its_pictures(tmp_path: Path) -> None:
 
 
 def test_the_page_lists_replaced_replicas() -> None:
-    page = Page(render(REPORT).decode())
+    page = Page(full())
     assert "losses" in page.ids
     assert "The table shows the last 1 of 21." in page.text
     assert "its engine died: <i>x</i>" in page.text
     assert "/logs/w-1.err" in page.text
-    assert "losses" not in Page(render(replace(REPORT, spent=JobUsage())).decode()).ids
+    assert "losses" not in Page(render(replace(BRIEF, spent=JobUsage())).decode()).ids
 
 
 def test_the_page_shows_wrong_answers_as_text() -> None:
-    graded = replace(REPORT, totals=replace(TOTALS, graded=50, right=30))
+    graded = replace(BRIEF, totals=replace(TOTALS, graded=50, right=30))
     page = Page(render(graded).decode())
     assert "wrong" in page.ids
     assert "20 of 50 graded answers differ from the expected one; the table shows the first 1." in page.text
     assert "<script>12</script>" in page.text
     assert "(none)" in page.text
-    assert "wrong" not in Page(render(replace(REPORT, wrong=[])).decode()).ids
+    assert "wrong" not in Page(render(replace(BRIEF, wrong=[])).decode()).ids
 
 
 def test_the_page_lists_the_runs_with_their_wall_time() -> None:
-    page = Page(render(REPORT).decode())
+    page = Page(full())
     assert "runs" in page.ids
     for text in (shown_time(1e9), shown_time(1e9 + 90_061), "1 day, 1:01:01", "interrupted", "1,200"):
         assert text in page.text
