@@ -1,4 +1,4 @@
-"""Jinja2 as magbatch uses it: a template is parsed, described and filled. No other module imports Jinja2.
+"""Jinja2 for prompt templates: a template is parsed, described and filled.
 
 A name in a template is a column of the row. A dot reads a field of a struct, and never a method: a method is only
 called, not shown. Nothing is computed while a template is parsed.

@@ -87,6 +87,8 @@ def _kind(field: FieldInfo) -> str:
     if "gt" in found and "le" in found:
         bounds = [f"above {found['gt']:,}, up to {found['le']:,}"]
     words = [word for part in parts if part is not NoneType for word in _words(part)]
+    if isinstance(field.json_schema_extra, dict) and "also" in field.json_schema_extra:  # accepted by a validator
+        words.append(str(field.json_schema_extra["also"]))
     if bounds:
         return ", ".join([_listed(words), *bounds]) + ("; or null" if NoneType in parts else "")
     return _listed([*words, "null"] if NoneType in parts else words)

@@ -79,8 +79,9 @@ with warnings.catch_warnings():
         schema: Annotated[
             dict[str, Any] | None,
             Field(
+                json_schema_extra={"also": "text"},  # replaced by the schema that the text names
                 description="JSON Schema of the answer; each property becomes a column. Write it inline, or name a "
-                ".json or .yaml file, or `package.module:PydanticModel`. null: free text."
+                ".json or .yaml file, or `package.module:PydanticModel`. null: free text.",
             ),
         ] = None  # type: ignore[assignment]
         extract: Annotated[

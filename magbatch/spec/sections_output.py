@@ -14,8 +14,8 @@ from pydantic import Field, field_validator
 from magbatch.counts import counted
 from magbatch.spec.section import Location, Section
 
-METRICS_PORT = 9480  # of the driver, if the spec names no other
-SHARE = r"\d{1,3}(\.\d+)?%"
+METRICS_PORT = 9480  # port of the driver's metrics if the spec names none
+SHARE = r"\d{1,3}(\.\d+)?%"  # a share of all rows, such as 5% or 0.1%
 
 
 class OutputSpec(Section):
@@ -25,7 +25,7 @@ class OutputSpec(Section):
         Location, Field(description="Directory of the results; a local path or `s3://`. Each job has its own output.")
     ]
     commit_interval_s: Annotated[
-        float, Field(gt=0, description="Longest time from a row's end to its commit, in seconds.")
+        float, Field(gt=0, description="Longest wait of a finished row before its commit, in seconds.")
     ] = 5.0
     commit_rows: Annotated[
         int, Field(ge=1, description="Number of finished rows of one shard that are committed without waiting.")
@@ -41,7 +41,7 @@ class LimitsSpec(Section):
     max_prompt_tokens: Annotated[
         int, Field(ge=1, description="Most tokens of one prompt. A longer prompt is a dead letter.")
     ] = 40_000
-    max_images: Annotated[int, Field(ge=0, description="Most images of one row, page images included.")] = 10
+    max_images: Annotated[int, Field(ge=0, description="Most images in one prompt, page images included.")] = 10
     max_image_pixels: Annotated[int, Field(ge=1, description="Most pixels of one image, checked before decoding.")] = (
         50_000_000
     )
@@ -128,8 +128,8 @@ class MetricsSpec(Section):
         float | None,
         Field(
             ge=0,
-            description="Time to serve metrics after the job ends, in seconds. null: until a regular scraper has "
-            "read them, at most 60 s.",
+            description="Time to serve metrics after the job is complete, in seconds. null: until a regular scraper "
+            "has read them, at most 60 s.",
         ),
     ] = None
     push_gateway: Annotated[

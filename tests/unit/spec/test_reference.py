@@ -62,6 +62,7 @@ def test_every_field_is_described_in_short_sentences(path: str) -> None:
         ("input.columns.images", "list of texts", "`[]`"),
         ("model.engine_args", "mapping", "`{}`"),
         ("reasoning.effort", "`none`, `high` or null", "`null`"),
+        ("answer.schema", "mapping, text or null", "`null`"),
         ("sampling.top_p", "number, above 0, up to 1", "`0.95`"),
         ("sampling.ignore_eos", "true or false", "`false`"),
         ("replicas.prefer", "list of sections", "`[]`"),
