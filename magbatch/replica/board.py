@@ -4,7 +4,6 @@ The board outlives every replica: its rows and usage stay counted when it is gon
 a numbered slot. Its replacement reuses the number, so restarts never add metric series.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol, Self
@@ -224,7 +223,3 @@ class Snapshot:
     def restarts(self) -> int:
         """Number of replicas that replaced one that had ended."""
         return sum(max(0, slot.joins - 1) for slot in self.slots)
-
-
-SnapshotObserver = Callable[[Snapshot], JobError | None]
-"""Callback for each snapshot. An error that it returns ends the run, after finished rows are committed."""

@@ -1,5 +1,6 @@
 """Each job has its least, then priorities what they want; a replica goes to the job with the fewest devices."""
 
+import doctest
 import sys
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from magbatch.fleet import fair as fair_module
 from magbatch.fleet.claim import MIN_SIZE, Claim
 from magbatch.fleet.fair import fair
 from magbatch.fleet.sharing import MAX_JOBS
@@ -113,3 +115,7 @@ def test_sizes_that_have_little_in_common_cost_few_steps() -> None:
         sys.setprofile(None)
     assert sum(shares.values()) > 9000 * MAX_JOBS
     assert calls < 500 * MAX_JOBS
+
+
+def test_the_worked_example_is_right() -> None:
+    assert doctest.testmod(fair_module).failed == 0

@@ -1,5 +1,6 @@
 """Where replicas are: what Ray is asked for, and what is said while they have no place."""
 
+import doctest
 import math
 from typing import Any
 
@@ -144,3 +145,7 @@ def test_the_long_rows_of_a_heavy_tail_fit() -> None:
     slots, rows = 256, 128
     passing = 100 * slots / 2
     assert open_shards(slots, rows, 10**6, 40, 40_000, images=False) * rows >= passing
+
+
+def test_the_worked_example_is_right() -> None:
+    assert doctest.testmod(placement).failed == 0

@@ -1,5 +1,6 @@
 """Jobs share a cluster by priority, evenly within one, nobody below its min; nothing moves while nobody waits."""
 
+import doctest
 import pickle
 from collections import deque
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from magbatch.fleet import sharing
 from magbatch.fleet.claim import MIN_SIZE, OWNERS_PRIORITY, Claim, Ruling
 from magbatch.fleet.sharing import EQUAL_WAITS_S, HIGHER_WAITS_S, MAX_CLAIMS, MAX_JOBS, Shares
 
@@ -312,3 +314,7 @@ def test_claims_of_all_kinds_are_held_to_their_most() -> None:
         if number in (MAX_CLAIMS - 1, MAX_CLAIMS + 99):
             sizes.append(len(pickle.dumps(vars(shares) | {"_clock": None})))
     assert sizes[1] <= sizes[0] + 100, "a hundred more take no more room"
+
+
+def test_the_worked_example_is_right() -> None:
+    assert doctest.testmod(sharing).failed == 0
