@@ -1,7 +1,6 @@
-"""Training batches: the same token ids as `mistral_common` makes, in groups of like length.
+"""Training batches: the token ids that `mistral_common` would make, in groups of similar length.
 
-Batch after batch is a pure function of (split, seed, pool number); nothing is read from disk but
-the tokenizer.
+The batches are a pure function of (split, seed, pool number). Only the tokenizer is read from disk.
 """
 
 import itertools
@@ -20,22 +19,26 @@ from magbatch.tiny.receipts import CHARACTER_PIXELS, TOKEN_PIXELS, Character, Re
 from magbatch.tiny.tasks import KINDS, Split, Worked, work
 from magbatch.tiny.wording import GOODS, OTHER_SYSTEM_PROMPTS, SYSTEM_PROMPT
 
-IGNORED = -100
-# How mistral_common normalises: the statistics of the images that CLIP was trained on.
+IGNORED = -100  # target of tokens outside completions; PyTorch's `cross_entropy` skips it
+# Mean and spread by which mistral_common normalises images: those of CLIP's training images.
 _PIXEL_MEAN = np.array((0.48145466, 0.4578275, 0.40821073), dtype=np.float32)
 _PIXEL_STD = np.array((0.26862954, 0.26130258, 0.27577711), dtype=np.float32)
-# The characters that an image token shows side by side.
+# Number of characters that an image token shows next to each other.
 CELL_SLOTS = TOKEN_PIXELS // CHARACTER_PIXELS
 CHARACTERS = " .0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-# What decides an answer and cannot be guessed is a token or a few among thousands, and with no more weight than they
-# have, it is not learnt in thousands of steps: which line of a receipt is asked for, and the letters of a made-up name.
+# Loss weights of the few tokens that decide an answer and cannot be guessed: the line of a receipt that the question
+# names, and the letters of a made-up name. With weight 1 they were not learnt within thousands of steps.
 MARK_WEIGHT = 12.0
 NAME_WEIGHT = 4.0
 _CHARACTER_CLASS = {character: index for index, character in enumerate(CHARACTERS)}
 
 
 class Encoder:
-    """Writes prompts and completions as token ids."""
+    """Encoder of prompts and completions as token ids.
+
+    Args:
+        tekken_file: Path of `tekken.json`.
+    """
 
     def __init__(self, tekken_file: Path) -> None:
         self.tekken = Tekkenizer.from_file(tekken_file)
@@ -53,7 +56,7 @@ class Encoder:
         )
 
     def text(self, text: str) -> list[int]:
-        """The ids of plain text: control tokens written in it stay text."""
+        """Return the ids of plain text; control tokens that are written in it stay text."""
         return self.tekken.encode(text, bos=False, eos=False)
 
     def prompt(
@@ -64,13 +67,13 @@ class Encoder:
         grid: tuple[int, int] | None = None,
         image_first: bool = True,
     ) -> list[int]:
-        """The ids up to where the model begins.
+        """Return the ids of a prompt, up to the first token that the model writes.
 
         Args:
-            question: The user's text.
-            system: A system prompt; a `[THINK]…[/THINK]` in it becomes a closed think part.
-            grid: Rows and columns of image tokens, where there is an image.
-            image_first: Whether the image stands before the text.
+            question: Text of the user.
+            system: System prompt, or None; a `[THINK]…[/THINK]` in it becomes a closed think block.
+            grid: Rows and columns of image tokens; None without an image.
+            image_first: Whether the image precedes the text.
         """
         ids = [self.bos]
         if system is not None:
@@ -92,14 +95,14 @@ class Encoder:
         return [*(self.text(before) if before else []), *middle, *self.text(after)]
 
     def completion(self, worked: Worked) -> list[int]:
-        """What the model should write: the reasoning, the answer and the end."""
+        """Return the ids that the model should write: the reasoning, the answer and the end."""
         reasoning, answer = self.text(worked.reasoning), self.text(worked.expected)
         return [self.think, *reasoning, self.end_think, *answer, self.eos]
 
     def weights(self, row: "Row") -> list[float]:
-        """What each id of a completion counts in the loss: see `MARK_WEIGHT` and `NAME_WEIGHT`."""
+        """Return the loss weight of each id of a completion; see `MARK_WEIGHT` and `NAME_WEIGHT`."""
         ids, weights = row.completion, [1.0] * len(row.completion)
-        if "price=" in row.worked.reasoning:  # the id after an item's name tells whether its line is the one
+        if "price=" in row.worked.reasoning:  # the id after an item's name tells whether the question names its line
             weights = [MARK_WEIGHT if index and ids[index - 1] in self._items else 1.0 for index in range(len(ids))]
         elif row.worked.reasoning.startswith("field customer"):
             name = self.text(row.worked.expected)
@@ -111,7 +114,13 @@ class Encoder:
 
 @dataclass
 class Row:
-    """One example as ids."""
+    """An example as token ids.
+
+    Attributes:
+        prompt: Token ids of the prompt.
+        completion: Token ids that the model should write.
+        worked: Content of the example.
+    """
 
     prompt: list[int]
     completion: list[int]
@@ -123,15 +132,15 @@ class Row:
 
 @dataclass
 class Batch:
-    """Rows padded on the right to one length, and their images, which are all of one size.
+    """Rows padded on the right to the same length, and their images, all of the same size.
 
     Attributes:
-        tokens: (rows, tokens) ids.
-        targets: (rows, tokens) the id that should follow, `IGNORED` outside completions.
-        weights: (rows, tokens) what that id counts in the loss.
-        pixels: (rows, 3, height, width), normalised; None for text.
-        cells: (rows, image tokens, CELL_SLOTS) class of each character shown there; 0 for none.
-        names: (rows, image tokens) 1 + index of the item whose name is shown there; 0 for none.
+        tokens: Token ids, int64 (rows, tokens).
+        targets: Id that should follow each token, int64 (rows, tokens); `IGNORED` outside completions.
+        weights: Loss weight of each target, float32 (rows, tokens).
+        pixels: Normalised images, float32 (rows, 3, height, width); None for text.
+        cells: Class of each character that an image token shows, int64 (rows, image tokens, CELL_SLOTS); 0 for none.
+        names: Item whose name an image token shows, as 1 + its index, int64 (rows, image tokens); 0 for none.
     """
 
     tokens: Tensor
@@ -143,12 +152,12 @@ class Batch:
 
 
 def grid_of(receipt: Receipt) -> tuple[int, int]:
-    """Rows and columns of image tokens."""
+    """Return the rows and columns of image tokens of a receipt."""
     return receipt.image.height // TOKEN_PIXELS, receipt.image.width // TOKEN_PIXELS
 
 
 def make_row(encoder: Encoder, worked: Worked, rng: random.Random) -> Row:
-    """One example with a system prompt (or none) and an order of parts drawn by `rng`."""
+    """Encode an example, with a system prompt (or none) and an order of image and text drawn by `rng`."""
     draw = rng.random()
     system = None
     if draw < 0.5:
@@ -161,14 +170,14 @@ def make_row(encoder: Encoder, worked: Worked, rng: random.Random) -> Row:
 
 
 def normalised(receipts: list[Receipt]) -> Tensor:
-    """Images of one size as the model takes them: (images, 3, height, width)."""
+    """Return images of one size as the model takes them: float32 (images, 3, height, width)."""
     stacked = np.stack([np.asarray(receipt.image, dtype=np.float32) for receipt in receipts])
     pixels = (stacked / np.float32(255.0) - _PIXEL_MEAN) / _PIXEL_STD
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
 
 
 def name_classes(characters: tuple[Character, ...], grid: tuple[int, int]) -> np.ndarray:
-    """The item whose name shows in each image token's square."""
+    """Return the item whose name each image token shows: int64 (image tokens,), 1 + index of the item, 0 for none."""
     rows, columns = grid
     names = np.zeros(rows * columns, dtype=np.int64)
     for character in characters:
@@ -184,7 +193,10 @@ def _cell(character: Character, grid: tuple[int, int]) -> int:
 
 
 def cell_classes(characters: tuple[Character, ...], grid: tuple[int, int]) -> np.ndarray:
-    """The characters whose centres lie in each image token's square, each in its own half of it."""
+    """Return the characters that each image token shows: int64 (image tokens, CELL_SLOTS), 0 for none.
+
+    A character belongs to the token, and to the half of the token's square, that holds its centre.
+    """
     rows, columns = grid
     cells = np.zeros((rows * columns, CELL_SLOTS), dtype=np.int64)
     for character in characters:
@@ -194,7 +206,7 @@ def cell_classes(characters: tuple[Character, ...], grid: tuple[int, int]) -> np
 
 
 def collate(rows: list[Row], encoder: Encoder) -> Batch:
-    """Pads rows to a batch; images, where there are any, must be of one size."""
+    """Pad rows to a batch. Their images, if any, must have the same size."""
     length = max(len(row) for row in rows)
     tokens = np.full((len(rows), length), encoder.pad, dtype=np.int64)
     weights = np.ones((len(rows), length), dtype=np.float32)
@@ -217,11 +229,11 @@ def collate(rows: list[Row], encoder: Encoder) -> Batch:
 
 @dataclass(frozen=True)
 class Mixture:
-    """How a pool of examples is made up, and how it is cut.
+    """Composition of a pool of examples.
 
     Attributes:
-        counts: Examples of each of `KINDS` in a pool.
-        images_a_batch: Most images in one batch; those of a batch are of one size.
+        counts: Number of examples of each of `KINDS`.
+        images_a_batch: Largest number of images in a batch.
     """
 
     counts: tuple[int, int, int]
@@ -229,7 +241,15 @@ class Mixture:
 
 
 def pool(encoder: Encoder, split: Split, seed: int, number: int, mix: Mixture) -> Iterator[list[Batch]]:
-    """One pool of examples, cut into training steps: each a batch of images and one of text."""
+    """Yield the training steps of a pool of examples, each with a batch of images and a batch of text.
+
+    Args:
+        encoder: Encoder of the examples.
+        split: Split from which the examples are drawn.
+        seed: Seed of the training.
+        number: Number of the pool, from 0.
+        mix: Composition of the pool.
+    """
     rng = random.Random(f"batches/{split}/{seed}/{number}")
     rows = {
         kind: [make_row(encoder, work(split, seed, number * count + i, kind), rng) for i in range(count)]

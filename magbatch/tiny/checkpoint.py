@@ -1,7 +1,7 @@
-"""`ensure()` gives a directory with a complete, loadable checkpoint of the tiny model.
+"""The tiny model's checkpoint: a complete, loadable directory, made in the cache when it is first needed.
 
-The directory is made once, under a name that its content decides, and is whole whenever it is
-visible: any number of processes may call `ensure()` at the same time, and all get the same files.
+The directory's name is a hash of its content, and it appears whole or not at all. So any number of processes may call
+`ensure` at the same time, and all get the same files.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ _WEIGHTS_FILE = "consolidated.safetensors"
 
 
 def params() -> dict[str, Any]:
-    """The content of `params.json`: the model's shape in Mistral's own terms."""
+    """Return the content of `params.json`: the model's shape in Mistral's terms."""
     return {
         "dim": 192,
         "n_layers": 4,
@@ -58,7 +58,7 @@ def params() -> dict[str, Any]:
 
 
 def weight_shapes() -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor in `consolidated.safetensors`."""
+    """Return the name and shape of every tensor in `consolidated.safetensors`."""
     p = params()
     v = p["vision_encoder"]
     dim, head_dim, vision_dim = p["dim"], p["head_dim"], v["hidden_size"]
@@ -115,7 +115,7 @@ def _block(prefix: str, dim: int, query: int, key: int, hidden: int) -> dict[str
 
 
 def texts() -> dict[str, str]:
-    """The checkpoint's files beside its weights, by their names."""
+    """Return the checkpoint's text files, by name; the weights are the only other file."""
     vision = params()["vision_encoder"]
     return {
         "params.json": json.dumps(params(), indent=2),
@@ -129,11 +129,11 @@ def texts() -> dict[str, str]:
 
 
 def ensure() -> Path:
-    """Makes the checkpoint where it is missing.
+    """Make the checkpoint if it is missing.
 
     Returns:
-        A directory with `params.json`, `consolidated.safetensors`, `tekken.json` and
-        `SYSTEM_PROMPT.txt`, below `$MAGBATCH_CACHE` or `~/.cache/magbatch`.
+        Path of a directory with `params.json`, `consolidated.safetensors`, `tekken.json` and `SYSTEM_PROMPT.txt`, below
+        `$MAGBATCH_CACHE` or `~/.cache/magbatch`.
 
     Raises:
         ModelError: This installation lacks the weights.
@@ -148,7 +148,7 @@ def ensure() -> Path:
     if target.is_dir():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    # Built beside its final place, so that the rename stays on one file system and is atomic.
+    # Built next to its final place: a rename within one file system is atomic.
     building = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         for name, text in small.items():
@@ -158,7 +158,7 @@ def ensure() -> Path:
         try:
             building.rename(target)
         except OSError:
-            # Another process was first; its directory has the same content as ours.
+            # Another process was faster; its directory has the same content.
             if not target.is_dir():
                 raise
     finally:

@@ -1,4 +1,4 @@
-"""Receipts as documents: each a PDF or a TIFF with one scanned page, without loss, for jobs that read documents.
+"""Receipts as documents for jobs that read documents: each a lossless PDF or TIFF with one scanned page.
 
 `python -m magbatch.tiny.documents --out FILE.parquet --n 60` writes a job's input file.
 """
@@ -17,7 +17,7 @@ from magbatch.tiny.receipts import draw_receipt, price_text
 
 
 def as_pdf(image: Image.Image) -> bytes:
-    """A PDF with one page, which the image fills: a point for each pixel."""
+    """Return a PDF with one page, which the image fills at one point per pixel."""
     document = pdfium.PdfDocument.new()
     page = document.new_page(*image.size)
     picture = pdfium.PdfImage.new(document)
@@ -31,16 +31,21 @@ def as_pdf(image: Image.Image) -> bytes:
 
 
 def as_tiff(image: Image.Image) -> bytes:
-    """A TIFF with one page."""
+    """Return a TIFF with one page."""
     sink = BytesIO()
     image.save(sink, "TIFF", compression="tiff_lzw")
     return sink.getvalue()
 
 
 def write_parquet(path: Path, n: int, seed: int) -> None:
-    """Writes `n` receipts, PDFs and TIFFs in turn, as a job's input.
+    """Write receipts, as PDF and TIFF in turn, as a job's input file.
 
-    The columns are id, file (a name), document (its bytes) and expected: the answer as JSON.
+    The columns are id, file (name), document (bytes) and expected (the answer as JSON).
+
+    Args:
+        path: Parquet file to write.
+        n: Number of receipts.
+        seed: Seed of the receipts; the training never draws from these.
     """
     rows = []
     for index in range(n):
@@ -62,11 +67,11 @@ def write_parquet(path: Path, n: int, seed: int) -> None:
 
 
 def main() -> None:
-    """The command line of `python -m magbatch.tiny.documents`."""
-    parser = argparse.ArgumentParser(description="Writes receipts as PDF and TIFF.")
-    parser.add_argument("--out", type=Path, required=True, help="the Parquet file to write")
+    """Run the command line of `python -m magbatch.tiny.documents`."""
+    parser = argparse.ArgumentParser(description="Write receipts as PDF and TIFF.")
+    parser.add_argument("--out", type=Path, required=True, help="Parquet file to write")
     parser.add_argument("--n", type=int, default=60, help="number of receipts")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="seed of the receipts")
     arguments = parser.parse_args()
     write_parquet(arguments.out, arguments.n, arguments.seed)
     print(f"{arguments.n} receipts written to {arguments.out}")

@@ -1,10 +1,10 @@
-"""Measures the tiny model on held-out examples, by generating: `python -m magbatch.tiny.evaluate`.
+"""Score the tiny model on held-out examples: `python -m magbatch.tiny.evaluate`.
 
-An answer counts when it is the expected one, character by character; a trace is complete when the
-model itself closed it and then ended its answer.
+An answer is right if it equals the expected one, character by character. A trace is complete if the model closed it
+and then ended its answer.
 
-`--against OUTPUT` takes the output of a greedy job over a file of `python -m magbatch.tiny.tasks`
-instead, and counts the rows in which vLLM wrote what the code that trained the model writes.
+`--against OUTPUT` compares with vLLM instead. It takes the output of a greedy job over a file of
+`python -m magbatch.tiny.tasks`, and counts the rows in which vLLM wrote the same tokens as the training code.
 """
 
 import argparse
@@ -25,19 +25,24 @@ from magbatch.tiny.train import load
 from magbatch.tiny.wording import SYSTEM_PROMPT
 
 MAX_NEW_TOKENS = 320
-ROWS_AT_ONCE = 50
+ROWS_AT_ONCE = 50  # bounds the memory of the key-value caches
 
 
 @dataclass
 class Answered:
-    """What the model wrote to one row."""
+    """A row with the tokens that the model wrote.
+
+    Attributes:
+        row: Row with its reference completion.
+        tokens: Token ids that the model wrote.
+    """
 
     row: Row
     tokens: list[int]
 
 
 def images_of(model: TinyModel, rows: list[Row]) -> Tensor | None:
-    """The image features of all rows, (image tokens, dim), in the rows' order."""
+    """Return the image features of all rows in order, float32 (image tokens, dim); None without images."""
     seen = [model.see(normalised([row.worked.receipt])).flatten(0, 1) for row in rows if row.worked.receipt is not None]
     return torch.cat(seen) if seen else None
 
@@ -51,7 +56,19 @@ def generate(
     seed: int = 0,
     max_new_tokens: int = MAX_NEW_TOKENS,
 ) -> list[list[int]]:
-    """What the model writes after each row's prompt, `</s>` included; greedy at temperature 0."""
+    """Generate the tokens after each row's prompt.
+
+    Args:
+        model: Model that writes.
+        encoder: Encoder with the checkpoint's tokenizer.
+        rows: Rows with their prompts.
+        temperature: Sampling temperature; 0 is greedy.
+        seed: Seed of the sampling.
+        max_new_tokens: Largest number of tokens per row.
+
+    Returns:
+        Token ids of each row, with `</s>` at the end unless the limit came first.
+    """
     with torch.no_grad():
         return _generate(model, encoder, rows, temperature, seed, max_new_tokens)
 
@@ -81,20 +98,20 @@ def _generate(
         running &= chosen != encoder.eos
         if not running.any():
             break
-        # Rows that have ended go on writing into caches that nobody reads.
+        # Rows that have ended go on writing into their caches, which are no longer read.
         logits = model.step(chosen, lengths, caches)
         lengths = (lengths + 1).clamp(max=longest + max_new_tokens - 1)
     return written
 
 
 def heldout_rows(encoder: Encoder, kind: str, count: int, seed: int) -> list[Row]:
-    """Held-out examples of one kind, half of them with the model's own system prompt."""
+    """Return held-out examples of one kind, half of them with the model's own system prompt."""
     rng = random.Random(f"heldout/{kind}/{seed}")
     return [make_row(encoder, work("heldout", seed, i, kind), rng) for i in range(count)]
 
 
 def score(encoder: Encoder, answered: list[Answered]) -> dict[str, float]:
-    """Shares of right answers, complete traces, and completions equal to the reference."""
+    """Return the shares of right answers, complete traces, and completions equal to the reference."""
     counts: dict[str, int] = defaultdict(int)
     for item in answered:
         tokens = item.tokens
@@ -110,7 +127,11 @@ def score(encoder: Encoder, answered: list[Answered]) -> dict[str, float]:
 def evaluate(
     model: TinyModel, encoder: Encoder, *, count: int, seed: int, temperature: float
 ) -> dict[str, dict[str, float]]:
-    """Scores of every kind; receipts also by what was asked."""
+    """Score every kind of example; receipts also by question.
+
+    Returns:
+        Shares by kind: see `score`.
+    """
     scores: dict[str, dict[str, float]] = {}
     for kind in KINDS:
         rows = heldout_rows(encoder, kind, count, seed)
@@ -129,15 +150,15 @@ def evaluate(
 
 
 def agreement(model: TinyModel, encoder: Encoder, output: Path) -> dict[str, tuple[int, int]]:
-    """Compares a greedy job's results with what this code writes to the same prompts.
+    """Compare a greedy job's results with the tokens that this code writes to the same prompts.
 
     Args:
-        model: With the weights that the job served.
-        encoder: With the checkpoint's tokenizer.
-        output: The job's output; its ids are those of `tasks.example`, carried as `id`.
+        model: Model with the weights that the job served.
+        encoder: Encoder with the checkpoint's tokenizer.
+        output: Output folder of the job; its column `id` holds the ids of `tasks.example`.
 
     Returns:
-        By kind: rows of which vLLM wrote the same tokens, and rows.
+        Number of rows in which vLLM wrote the same tokens, and of all rows, by kind.
     """
     import pyarrow.dataset as ds
 
@@ -155,7 +176,7 @@ def agreement(model: TinyModel, encoder: Encoder, output: Path) -> dict[str, tup
 
 
 def _row_of(encoder: Encoder, row_id: str) -> Row:
-    """The example behind an id, with the prompt that a job gives it."""
+    """Return the example of an id, with the prompt that a job makes of it."""
     kind, seed, index = row_id.rsplit("-", 2)
     worked = work("heldout", int(seed), int(index), kind)
     grid = grid_of(worked.receipt) if worked.receipt is not None else None
@@ -164,7 +185,7 @@ def _row_of(encoder: Encoder, row_id: str) -> Row:
 
 
 def _as_served(encoder: Encoder, tokens: list[int]) -> tuple[str | None, str | None, int, int]:
-    """Reasoning, answer and their numbers of tokens, as a job's results hold them."""
+    """Return reasoning, answer and their numbers of tokens, as a job's results hold them."""
     cut = tokens.index(encoder.end_think) + 1 if encoder.end_think in tokens else len(tokens)
     plain = [[token for token in part if token not in encoder.control] for part in (tokens[:cut], tokens[cut:])]
     reasoning, answer = (encoder.tekken.decode(part).strip() or None for part in plain)
@@ -172,13 +193,13 @@ def _as_served(encoder: Encoder, tokens: list[int]) -> tuple[str | None, str | N
 
 
 def main() -> None:
-    """The command line of `python -m magbatch.tiny.evaluate`."""
-    parser = argparse.ArgumentParser(description="Scores the tiny model on held-out examples.")
-    parser.add_argument("--weights", type=Path, help="default: those of the package")
-    parser.add_argument("--n", type=int, default=200, help="examples of each kind")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--temperature", type=float, default=0.0)
-    parser.add_argument("--against", type=Path, metavar="OUTPUT", help="a greedy job's output to compare with")
+    """Run the command line of `python -m magbatch.tiny.evaluate`."""
+    parser = argparse.ArgumentParser(description="Score the tiny model on held-out examples.")
+    parser.add_argument("--weights", type=Path, help="weights file; default: the package's own")
+    parser.add_argument("--n", type=int, default=200, help="number of examples of each kind")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the examples and of the sampling")
+    parser.add_argument("--temperature", type=float, default=0.0, help="sampling temperature; 0 is greedy")
+    parser.add_argument("--against", type=Path, metavar="OUTPUT", help="output of a greedy job to compare with")
     arguments = parser.parse_args()
     directory = ensure()
     model, encoder = (

@@ -1,7 +1,7 @@
-"""The tiny model in plain PyTorch, in the same arithmetic as vLLM's Pixtral with Mistral inside.
+"""The tiny model in plain PyTorch, with the same arithmetic as vLLM's Pixtral on top of Mistral.
 
-Tensors of `state_dict()` carry the names of `consolidated.safetensors`. Training runs this code;
-serving runs vLLM; greedy tokens of the two agree.
+The tensors of `state_dict()` have the names of `consolidated.safetensors`. Training runs this code, and jobs run vLLM.
+The greedy tokens of the two agree.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ _VISION_NORM_EPS = 1e-5
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates neighbouring pairs of the last axis; `x` is (batch, heads, tokens, head_dim)."""
+    """Rotate neighbouring pairs of the last axis of `x`, (batch, heads, tokens, head_dim)."""
     even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
 
@@ -27,7 +27,12 @@ def _frequencies(head_dim: int, theta: float) -> Tensor:
 
 @dataclass
 class KeyValues:
-    """Keys and values of one layer for generation: (batch, kv heads, context, head_dim)."""
+    """Cached keys and values of a layer.
+
+    Attributes:
+        keys: Keys, float32 (batch, kv heads, context, head_dim).
+        values: Values, float32 of the same shape.
+    """
 
     keys: Tensor
     values: Tensor
@@ -54,22 +59,25 @@ class Attention(nn.Module):
         cache: KeyValues | None = None,
         at: Tensor | None = None,
     ) -> Tensor:
-        """Attends within `x`, or, where `at` is given, from one new token to what is cached.
+        """Attend within `x`, or, if `at` is given, from one new token to the cached ones.
 
         Args:
-            x: (batch, tokens, dim).
+            x: Hidden states, (batch, tokens, dim).
             cos: Cosines of the rotation, broadcastable to (batch, heads, tokens, head_dim / 2).
-            sin: Sines of it.
-            causal: Whether a token sees only the ones before it.
-            cache: Written at the tokens' positions.
-            at: (batch,) position of the one new token of each row.
+            sin: Sines of the rotation, of the same shape.
+            causal: Whether a token sees only itself and earlier tokens.
+            cache: Cache that is written at the tokens' positions, or None.
+            at: Position of the new token of each row, int64 (batch,); None for a whole sequence.
+
+        Returns:
+            Hidden states, (batch, tokens, dim).
         """
         batch, tokens, _ = x.shape
         q = self.wq(x).view(batch, tokens, self.heads, self.head_dim).transpose(1, 2)
         k = self.wk(x).view(batch, tokens, self.kv_heads, self.head_dim).transpose(1, 2)
         v = self.wv(x).view(batch, tokens, self.kv_heads, self.head_dim).transpose(1, 2)
-        # In float32 whatever the products around it are in: rotation for accuracy, attention
-        # because its backward pass is several times faster so on CPUs.
+        # Always float32: the rotation for accuracy, the attention because its backward pass is several times faster in
+        # float32 on CPUs.
         q, k, v = _rotate(q.float(), cos, sin), _rotate(k.float(), cos, sin), v.float()
         mask = None
         if cache is not None and at is None:
@@ -92,7 +100,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Gated SiLU."""
+    """Feed-forward layer with a gated SiLU."""
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
@@ -101,14 +109,14 @@ class FeedForward(nn.Module):
         self.w3 = nn.Linear(dim, hidden, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Same shape in and out."""
+        """Map hidden states (…, dim) to the same shape."""
         out = self.w2(F.silu(self.w1(x)) * self.w3(x))
         assert isinstance(out, Tensor)
         return out
 
 
 class Block(nn.Module):
-    """One layer, with the norms before its two parts."""
+    """A transformer layer: attention and feed-forward, each after a norm."""
 
     def __init__(self, dim: int, heads: int, kv_heads: int, head_dim: int, hidden: int, eps: float) -> None:
         super().__init__()
@@ -127,7 +135,7 @@ class Block(nn.Module):
         cache: KeyValues | None = None,
         at: Tensor | None = None,
     ) -> Tensor:
-        """As `Attention.forward`, with the residual stream."""
+        """Apply the layer to the residual stream; arguments as in `Attention.forward`."""
         x = x + self.attention(self.attention_norm(x), cos, sin, causal=causal, cache=cache, at=at)
         out = x + self.feed_forward(self.ffn_norm(x))
         assert isinstance(out, Tensor)
@@ -135,7 +143,7 @@ class Block(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """The `layers` of the vision encoder, under the name the checkpoint has for them."""
+    """Layers of the vision encoder, in a module of their own since the checkpoint names it so."""
 
     def __init__(self, v: dict[str, Any]) -> None:
         super().__init__()
@@ -147,7 +155,7 @@ class VisionTransformer(nn.Module):
 
 
 class VisionEncoder(nn.Module):
-    """Patches of same-sized images to features, with two-dimensional rotary positions."""
+    """Vision encoder: patches of images to features, with two-dimensional rotary positions."""
 
     def __init__(self, v: dict[str, Any]) -> None:
         super().__init__()
@@ -158,7 +166,7 @@ class VisionEncoder(nn.Module):
         frequencies = _frequencies(v["hidden_size"] // v["num_attention_heads"], v["rope_theta"])
         side = v["image_size"] // self.patch
         places = torch.arange(side, dtype=torch.float32)
-        # Even frequencies turn with the row, odd ones with the column.
+        # Even frequencies rotate with the row, odd ones with the column.
         rows = torch.outer(places, frequencies[::2])[:, None].expand(-1, side, -1)
         columns = torch.outer(places, frequencies[1::2])[None].expand(side, -1, -1)
         angles = torch.cat((rows, columns), dim=-1)
@@ -166,10 +174,10 @@ class VisionEncoder(nn.Module):
         self.register_buffer("sin", angles.sin(), persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(images, 3, height, width), normalised, to (images, rows, columns, hidden)."""
+        """Map normalised images (images, 3, height, width) to features (images, rows, columns, hidden)."""
         images, channels, height, width = pixels.shape
         rows, columns = height // self.patch, width // self.patch
-        # The convolution does not overlap itself, so it is one matrix product over the patches.
+        # The patches do not overlap, so the convolution is a matrix product over them.
         patches = pixels.view(images, channels, rows, self.patch, columns, self.patch)
         patches = patches.permute(0, 2, 4, 1, 3, 5).reshape(images, rows * columns, -1)
         # The residual stream is float32, in training too.
@@ -184,7 +192,7 @@ class VisionEncoder(nn.Module):
 
 
 class PatchMerger(nn.Module):
-    """Joins each square of neighbouring patches into one feature."""
+    """Merger of each square of neighbouring patches into one feature."""
 
     def __init__(self, dim: int, merge: int) -> None:
         super().__init__()
@@ -192,9 +200,9 @@ class PatchMerger(nn.Module):
         self.merging_layer = nn.Linear(dim * merge**2, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(images, rows, columns, dim) to (images, tokens, dim)."""
+        """Map patches (images, rows, columns, dim) to image tokens (images, tokens, dim)."""
         x = x.unflatten(1, (-1, self.merge)).unflatten(3, (-1, self.merge))
-        # The channel comes first inside a merged feature, as `unfold` orders it.
+        # Within a merged feature the channel is the slowest axis, as in `torch.nn.functional.unfold`.
         x = x.permute(0, 1, 3, 5, 2, 4).flatten(3).flatten(1, 2)
         out = self.merging_layer(x)
         assert isinstance(out, Tensor)
@@ -202,7 +210,7 @@ class PatchMerger(nn.Module):
 
 
 class VisionLanguageAdapter(nn.Module):
-    """Two layers from the vision encoder's width to the language model's."""
+    """Adapter of two layers from the vision encoder's width to the language model's."""
 
     def __init__(self, vision_dim: int, dim: int) -> None:
         super().__init__()
@@ -210,14 +218,18 @@ class VisionLanguageAdapter(nn.Module):
         self.w_out = nn.Linear(dim, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Same leading axes in and out."""
+        """Map features (…, vision_dim) to (…, dim)."""
         out = self.w_out(F.gelu(self.w_in(x)))
         assert isinstance(out, Tensor)
         return out
 
 
 class TinyModel(nn.Module):
-    """The whole model, of the shape that a `params.json` gives."""
+    """The whole model.
+
+    Args:
+        params: Content of `params.json`.
+    """
 
     def __init__(self, params: dict[str, Any]) -> None:
         super().__init__()
@@ -249,25 +261,33 @@ class TinyModel(nn.Module):
         self.register_buffer("sin", angles.sin(), persistent=False)
 
     def see(self, pixels: Tensor) -> Tensor:
-        """(images, 3, height, width), normalised, to (images, image tokens, dim)."""
+        """Map normalised images (images, 3, height, width) to image tokens (images, image tokens, dim)."""
         features = self.pre_mm_projector_norm(self.vision_encoder(pixels))
         out = self.vision_language_adapter(self.patch_merger(features))
         assert isinstance(out, Tensor)
         return out
 
     def embed(self, tokens: Tensor, images: Tensor | None = None) -> Tensor:
-        """Embeds (batch, tokens); `images` is (image tokens of the whole batch, dim), in order."""
+        """Embed token ids.
+
+        Args:
+            tokens: Token ids, int64 (batch, tokens).
+            images: Features of all image tokens of the batch in order, (image tokens, dim); None without images.
+
+        Returns:
+            Embedded tokens, (batch, tokens, dim).
+        """
         x = self.tok_embeddings(tokens)
         if images is not None:
-            # masked_scatter fills in row-major order: the batch's order, then the tokens'.
+            # masked_scatter fills in row-major order: by row of the batch, then by token.
             x = x.masked_scatter((tokens == self.image_token)[..., None], images.to(x.dtype))
         assert isinstance(x, Tensor)
         return x
 
     def forward(self, x: Tensor, caches: list[KeyValues] | None = None) -> Tensor:
-        """Embedded (batch, tokens, dim) to final hidden states of the same shape.
+        """Map embedded tokens (batch, tokens, dim) to final hidden states of the same shape.
 
-        Rows may be padded on the right: attention is causal, so padding changes nothing before it.
+        Rows may be padded on the right: attention is causal, so padding does not change the tokens before it.
         """
         tokens = x.shape[1]
         cos, sin = self.get_buffer("cos")[:tokens], self.get_buffer("sin")[:tokens]
@@ -278,7 +298,16 @@ class TinyModel(nn.Module):
         return out
 
     def step(self, tokens: Tensor, at: Tensor, caches: list[KeyValues]) -> Tensor:
-        """Feeds one token a row at its position; gives the logits (batch, vocabulary)."""
+        """Feed a token per row, and return the logits of the next one.
+
+        Args:
+            tokens: Token ids, int64 (batch,).
+            at: Position of each token, int64 (batch,).
+            caches: Caches of the layers; they are updated.
+
+        Returns:
+            Logits, (batch, vocabulary).
+        """
         x = self.tok_embeddings(tokens)[:, None]
         cos, sin = self.get_buffer("cos")[at, None, None], self.get_buffer("sin")[at, None, None]
         for index, layer in enumerate(self.layers):
@@ -288,6 +317,6 @@ class TinyModel(nn.Module):
         return out
 
     def new_caches(self, batch: int, context: int) -> list[KeyValues]:
-        """Empty caches for `batch` rows of at most `context` tokens."""
+        """Return empty caches for `batch` rows of at most `context` tokens, one per layer."""
         shape = (batch, self.kv_heads, context, self.head_dim)
         return [KeyValues(torch.zeros(shape), torch.zeros(shape)) for _ in self.layers]

@@ -1,11 +1,10 @@
-"""Receipts as images: a random one drawn from a seeded generator, and where each character stands.
+"""Random images of receipts, with the position of each character, drawn from a seeded generator.
 
-They look like the paper of a till: every character has the same width, lines are as far apart as
-the paper moves on. What varies is the size of the type, where the print stands on the paper, paper
-and ink, the order of name and price, leaders, case, headings, and blank lines.
+They look like a till's print: every character has the same width, and lines have the same height. Receipts differ in
+type size, position of the print, paper, ink, order of name and price, leaders, case, headings and blank lines.
 
-The same generator state gives the same pixels on every machine: the only font is the one inside
-Pillow, laid out by Pillow's own basic engine.
+The same generator state gives the same pixels on every machine: the only font is the one inside Pillow, laid out by
+Pillow's own basic engine.
 """
 
 import random
@@ -18,13 +17,13 @@ from PIL import Image, ImageDraw, ImageFont
 
 from magbatch.tiny.wording import GOODS, RECEIPT_FOOTERS, RECEIPT_HEADERS
 
-# One image token spans 28 x 28 pixels and shows two characters of one line. Images are whole tokens
-# large, so they reach the model unscaled.
+# An image token spans 28 x 28 pixels and shows two characters of a line. The sides of an image are multiples of it, so
+# that images reach the model unscaled.
 TOKEN_PIXELS = 28
 CHARACTER_PIXELS = 14
 WIDTHS_CHARACTERS = (14, 16, 18)
 FONT_SIZES_PX = (15, 16, 17, 18, 19)
-# How far the whole print is shifted on the paper.
+# Bounds for the shift of the whole print on the paper.
 SHIFTS_X_PX = (-2, 2)
 SHIFTS_Y_PX = (-4, 4)
 MAX_ITEMS = 6
@@ -33,9 +32,13 @@ MAX_PRICE_CENTS = 2999
 
 @dataclass(frozen=True)
 class Character:
-    """One drawn character and its centre, in pixels from the image's top left corner.
+    """A drawn character.
 
-    `name` is the item whose name the character is part of, or empty.
+    Attributes:
+        text: Character.
+        x: Centre, in pixels from the left edge of the image.
+        y: Centre, in pixels from the top edge of the image.
+        name: Item whose name the character is part of, or empty.
     """
 
     text: str
@@ -46,12 +49,12 @@ class Character:
 
 @dataclass(frozen=True)
 class Receipt:
-    """What a receipt says, in its own order, and its picture.
+    """A receipt: its content and its picture.
 
     Attributes:
-        items: Name (lower case) and price in cents of each item, in the order printed.
-        image: The picture, in RGB.
-        characters: Every character drawn, the ones of headers and footers too.
+        items: Name (lower case) and price in cents of each item, in printed order.
+        image: Picture, in RGB.
+        characters: All drawn characters, also of headers and footers.
     """
 
     items: tuple[tuple[str, int], ...]
@@ -59,10 +62,10 @@ class Receipt:
     characters: tuple[Character, ...]
 
     def png(self) -> bytes:
-        """The picture as a PNG file, with a palette: a third of the size, and no pixel another."""
+        """Return the picture as a PNG file with a palette: lossless, at a third of the size of RGB."""
         pixels = np.asarray(self.image)
         colors, places = np.unique(pixels.reshape(-1, 3), axis=0, return_inverse=True)
-        # Ink on paper: the shades between the two are fewer than a palette holds.
+        # The shades between ink and paper are fewer than the 256 colours of a palette.
         paletted = Image.fromarray(places.reshape(pixels.shape[:2]).astype(np.uint8), mode="P")
         paletted.putpalette(colors.tobytes())
         buffer = BytesIO()
@@ -71,20 +74,20 @@ class Receipt:
 
 
 def price_text(cents: int) -> str:
-    """Cents as a price with two decimals."""
+    """Format cents as a price with two decimals."""
     return f"{cents // 100}.{cents % 100:02d}"
 
 
 @cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
     font = ImageFont.load_default(size)
-    # Only a Pillow without FreeType gives a bitmap font here; no wheel of it is built so.
+    # Only a Pillow without FreeType gives a bitmap font here; all of its wheels have FreeType.
     assert isinstance(font, ImageFont.FreeTypeFont)
     return font.font_variant(layout_engine=ImageFont.Layout.BASIC)
 
 
 def draw_receipt(rng: random.Random) -> Receipt:
-    """Draws a receipt of 2 to 6 items, in a layout of its own."""
+    """Draw a receipt of 2 to 6 items in a random layout."""
     names = rng.sample(GOODS, rng.randint(2, MAX_ITEMS))
     items = tuple((name, _price(rng)) for name in names)
     width = rng.choice(WIDTHS_CHARACTERS)
@@ -121,7 +124,13 @@ def draw_receipt(rng: random.Random) -> Receipt:
 
 @dataclass(frozen=True)
 class _Line:
-    """One printed line: where its text begins, in characters, and the item that it names."""
+    """A printed line.
+
+    Attributes:
+        column: Position of the first character, in characters.
+        text: Printed text.
+        name: Item that the line names, or empty.
+    """
 
     column: int
     text: str
@@ -129,7 +138,7 @@ class _Line:
 
 
 def _price(rng: random.Random) -> int:
-    """Small prices are as frequent as large ones, so that one and two leading digits both occur."""
+    """Draw a price in cents; prices below 10.00 are as frequent as larger ones, so that both lengths are learnt."""
     return rng.randint(50, 999) if rng.random() < 0.6 else rng.randint(1000, MAX_PRICE_CENTS)
 
 
@@ -146,7 +155,7 @@ def _item_lines(rng: random.Random, items: tuple[tuple[str, int], ...], width: i
         price = price_text(cents)
         first, last = (price, style(name)) if price_first else (style(name), price)
         between = width - len(first) - len(last)
-        # A leader stands free of what it leads to.
+        # A blank stands between the leader and the text at each end.
         filling = leader * (between - 2) if between > 2 else ""
         lines.append(_Line(0, f"{first}{filling.center(between)}{last}", name))
     return lines

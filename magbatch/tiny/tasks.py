@@ -1,7 +1,7 @@
 """The tiny model's three tasks: every example is a pure function of (split, seed, index, kinds).
 
-An example holds a question, perhaps an image, a true step-by-step reasoning and the answer. The
-splits `train` and `heldout` draw from generators that share no seed, and no sum is in both.
+An example has a question, for receipts an image, a correct step-by-step reasoning, and the answer. The splits `train`
+and `heldout` share no seed of their generators, and no sum is in both.
 
 `python -m magbatch.tiny.tasks --out FILE.parquet --n 64` writes a job's input file.
 """
@@ -30,7 +30,7 @@ from magbatch.tiny.wording import (
 
 Split = Literal["train", "heldout"]
 KINDS = ("arithmetic", "receipt", "fields")
-# Places that a sum is worked out in: thousands in arithmetic, tens of units on a receipt.
+# Digits of a sum that are worked out: thousands in arithmetic, tens and two decimals on a receipt.
 COLUMNS = 4
 MAX_OPERANDS = 4
 _CONSONANTS, _VOWELS = "bcdfghjklmnpqrstvwxyz", "aeiou"
@@ -38,15 +38,15 @@ _CONSONANTS, _VOWELS = "bcdfghjklmnpqrstvwxyz", "aeiou"
 
 @dataclass(frozen=True)
 class Example:
-    """One question with its worked answer.
+    """A question with its reasoning and answer.
 
     Attributes:
-        id: Unique among the examples of one (split, seed).
-        kind: One of `KINDS`.
-        question: The user's text.
-        image: A PNG file, or None.
-        reasoning: What stands between `[THINK]` and `[/THINK]`.
-        expected: The answer.
+        id: Id, unique among the examples of a (split, seed).
+        kind: Kind of the task, from `KINDS`.
+        question: Text of the user.
+        image: PNG file, or None.
+        reasoning: Text between `[THINK]` and `[/THINK]`.
+        expected: Right answer.
     """
 
     id: str
@@ -59,7 +59,14 @@ class Example:
 
 @dataclass(frozen=True)
 class Worked:
-    """An example's content before it has an id; its receipt is not yet a PNG file."""
+    """Content of an example without an id, and with its receipt instead of a PNG file.
+
+    Attributes:
+        question: Text of the user.
+        reasoning: Text between `[THINK]` and `[/THINK]`.
+        expected: Right answer.
+        receipt: Receipt that the question is about, or None.
+    """
 
     question: str
     reasoning: str
@@ -68,7 +75,13 @@ class Worked:
 
 
 def example(split: Split, seed: int, index: int, kinds: Sequence[str] = KINDS) -> Example:
-    """Makes one example; its kind goes round `kinds` with the index.
+    """Make an example.
+
+    Args:
+        split: Split from which it is drawn.
+        seed: Seed of the examples.
+        index: Number of the example, from 0.
+        kinds: Kinds of tasks, taken in turn by the index.
 
     Raises:
         ValueError: A kind is not one of `KINDS`.
@@ -81,7 +94,11 @@ def example(split: Split, seed: int, index: int, kinds: Sequence[str] = KINDS) -
 
 
 def work(split: Split, seed: int, index: int, kind: str) -> Worked:
-    """Makes the content of one example of one kind."""
+    """Make the content of an example of one kind; arguments as in `example`.
+
+    Raises:
+        ValueError: The kind is not one of `KINDS`.
+    """
     rng = random.Random(f"{split}/{seed}/{index}/{kind}")
     if kind == "arithmetic":
         return _arithmetic(rng, split)
@@ -93,11 +110,13 @@ def work(split: Split, seed: int, index: int, kind: str) -> Worked:
 
 
 def work_columns(terms: Sequence[int]) -> list[str]:
-    """Adds `terms` column by column from the right, one line a column.
+    """Add terms column by column from the right, one line per column.
 
-    A line starts with what is carried in, adds one digit of each term with the running sum after
-    each `=`, and ends with the digit of the result: `1+7=8+9=17-1=16;6`. What is carried on is
-    the last running sum without its last digit; it is negative after a borrow.
+    A line starts with the carry, adds a digit of each term with the running sum after each `=`, and ends with the digit
+    of the result. The next carry is the last running sum without its last digit; it is negative after a borrow.
+
+    >>> work_columns([478, 96, -12])
+    ['0+8=8+6=14-2=12;2', '1+7=8+9=17-1=16;6', '1+4=5+0=5-0=5;5', '0+0=0+0=0-0=0;0']
     """
     lines = []
     carry = 0
@@ -114,7 +133,7 @@ def work_columns(terms: Sequence[int]) -> list[str]:
 
 
 def in_words(number: int) -> str:
-    """An integer from 0 to 9999 in English."""
+    """Write an integer from 0 to 9999 in English."""
     if number >= 1000:
         rest = number % 1000
         joint = " and " if 0 < rest < 100 else " "
@@ -132,7 +151,10 @@ def in_words(number: int) -> str:
 
 
 def _split_of(terms: Sequence[int]) -> Split:
-    """Short sums are few, and would be drawn for both splits: one in ten is for `heldout` alone."""
+    """Return the only split that may hold a sum; a tenth of all sums is held out.
+
+    Short sums are so few that both splits would draw them.
+    """
     digest = hashlib.blake2b(repr(sorted(terms)).encode(), digest_size=8).digest()
     return "heldout" if int.from_bytes(digest, "big") % 10 == 0 else "train"
 
@@ -169,7 +191,7 @@ def _receipt(rng: random.Random) -> Worked:
     prices = [cents for _, cents in receipt.items]
     total, count = price_text(sum(prices)), str(len(prices))
     asked = rng.random()
-    # The price that is asked for is marked where it is read, so that the last line has only to look for the mark.
+    # The reasoning marks the wanted price in its item's line, so that the last line only has to find the mark.
     if asked < 0.3:
         question, answer = rng.choice(TOTAL_QUESTIONS), total
         lines += [*work_columns(prices), f"total {total}"]
@@ -231,7 +253,7 @@ def _date(rng: random.Random) -> str:
 
 
 def _name(rng: random.Random) -> str:
-    """A made-up name, one that can be spoken or any letters: there is nothing to remember, it can only be copied."""
+    """Make up a name, of syllables or of any letters, that the model cannot know and has to copy."""
     if rng.random() < 0.5:
         syllables = range(rng.randint(2, 4))
         return "".join(rng.choice(_CONSONANTS) + rng.choice(_VOWELS) for _ in syllables).capitalize()
@@ -239,9 +261,16 @@ def _name(rng: random.Random) -> str:
 
 
 def write_parquet(path: str | Path, kinds: Sequence[str], n: int, seed: int, split: Split = "heldout") -> None:
-    """Writes `n` examples as a job's input.
+    """Write examples as a job's input file.
 
-    The columns are id, kind, question, image (a PNG file, or null) and expected.
+    The columns are id, kind, question, image (PNG file, or null) and expected.
+
+    Args:
+        path: Parquet file to write.
+        kinds: Kinds of tasks, taken in turn.
+        n: Number of examples.
+        seed: Seed of the examples.
+        split: Split from which they are drawn.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -260,13 +289,13 @@ def write_parquet(path: str | Path, kinds: Sequence[str], n: int, seed: int, spl
 
 
 def main() -> None:
-    """The command line of `python -m magbatch.tiny.tasks`."""
-    parser = argparse.ArgumentParser(description="Writes examples of the tiny model's tasks.")
-    parser.add_argument("--out", type=Path, required=True, help="the Parquet file to write")
+    """Run the command line of `python -m magbatch.tiny.tasks`."""
+    parser = argparse.ArgumentParser(description="Write examples of the tiny model's tasks.")
+    parser.add_argument("--out", type=Path, required=True, help="Parquet file to write")
     parser.add_argument("--n", type=int, default=64, help="number of examples")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
-    parser.add_argument("--split", choices=("train", "heldout"), default="heldout")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the examples")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="kinds of tasks, taken in turn")
+    parser.add_argument("--split", choices=("train", "heldout"), default="heldout", help="split to draw from")
     arguments = parser.parse_args()
     write_parquet(arguments.out, arguments.kinds, arguments.n, arguments.seed, arguments.split)
     print(f"{arguments.n} examples written to {arguments.out}")

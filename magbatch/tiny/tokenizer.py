@@ -1,7 +1,7 @@
 """The tiny model's `tekken.json`: a version 13 tokenizer file of about 700 tokens.
 
-It holds Magistral's control tokens at Magistral's ids, all 256 bytes (so every text can be
-written), one token a digit, and one token for each word of `wording`.
+It holds Magistral's control tokens at Magistral's ids, all 256 bytes (so that every text can be written), a token per
+digit, and a token for each word of `wording`.
 """
 
 import base64
@@ -10,7 +10,7 @@ from typing import Any
 
 from magbatch.tiny.wording import pieces
 
-# Ids as in the tokenizer of Magistral Small 1.2; the ids between them are unused there, too.
+# Ids of Magistral Small 1.2's tokenizer, in which the missing ids are unused too.
 _CONTROL_TOKENS = {
     0: "<unk>",
     1: "<s>",
@@ -41,9 +41,9 @@ _CONTROL_TOKENS = {
 }
 NUM_SPECIAL_TOKENS = 36
 
-# How tekken cuts text before it looks words up: a word takes one leading blank or mark with it, and every digit
-# stands alone. Unlike tekken's, a word leaves a quotation mark alone: a grammar that has just let one through would
-# else have the word after it spelled out, since no token here is made of both.
+# Pattern by which tekken cuts text into words: a word includes one leading blank or mark, and each digit is alone. The
+# only difference from tekken's own pattern: a word never includes a quotation mark. A grammar that has just passed the
+# mark would otherwise force the word to be spelled out, since no token here consists of both.
 _PATTERN = (
     r'[^\r\n\p{L}\p{N}"]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+'
     r'|[^\r\n\p{L}\p{N}"]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*'
@@ -56,12 +56,12 @@ _PATTERN = (
 
 
 def tekken(*, patch_size: int, max_image_size: int, spatial_merge_size: int) -> dict[str, Any]:
-    """The content of `tekken.json`, the same on every call.
+    """Return the content of `tekken.json`.
 
     Args:
         patch_size: Side of an image patch in pixels.
-        max_image_size: Longest side, in pixels, that an image is scaled down to.
-        spatial_merge_size: Patches that one image token spans, in each direction.
+        max_image_size: Longest side of an image in pixels; larger images are scaled down to it.
+        spatial_merge_size: Number of patches that an image token spans in each direction.
     """
     words = [bytes([value]) for value in range(256)] + [piece.encode() for piece in pieces()]
     special = [
@@ -84,7 +84,7 @@ def tekken(*, patch_size: int, max_image_size: int, spatial_merge_size: int) -> 
             {
                 "rank": rank,
                 "token_bytes": base64.b64encode(word).decode(),
-                # A single byte above 127 is no text of its own.
+                # A single byte above 127 is not text by itself.
                 "token_str": word.decode() if rank >= 256 or rank < 128 else None,
             }
             for rank, word in enumerate(words)
@@ -101,7 +101,7 @@ def tekken(*, patch_size: int, max_image_size: int, spatial_merge_size: int) -> 
 
 
 def tekken_json(*, patch_size: int, max_image_size: int, spatial_merge_size: int) -> str:
-    """`tekken` as the text of the file."""
+    """Return the text of `tekken.json`; arguments as in `tekken`."""
     content = tekken(
         patch_size=patch_size,
         max_image_size=max_image_size,

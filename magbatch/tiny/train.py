@@ -1,7 +1,7 @@
-"""Trains the tiny model from nothing: `python -m magbatch.tiny.train` writes its weights.
+"""Train the tiny model from scratch: `python -m magbatch.tiny.train` writes its weights.
 
-Every example is drawn by `tasks` from the split `train`. One run is a function of its arguments:
-stopped and resumed from its last state, it goes on as if it had not stopped.
+Every example comes from `tasks`, split `train`. A run is a function of its arguments: if it is stopped and resumed from
+its last state, it goes on as if it had not stopped.
 """
 
 import argparse
@@ -35,11 +35,11 @@ from magbatch.tiny.wording import GOODS
 
 _INIT_SEED = 7
 WEIGHTS = Path(__file__).parent / "weights" / "consolidated.safetensors"
-# Reading comes first: for so many steps images are only read character by character.
+# First steps, in which images are only read, character by character.
 READING_STEPS = 300
 WARMUP_STEPS = 100
-DECAY_SHARE = 0.6
-# The largest with which the loss of the first thousand steps fell without jumps.
+DECAY_SHARE = 0.6  # share of the steps at the end in which the learning rate falls to zero
+# The largest learning rates at which the loss of the first thousand steps fell without jumps.
 MATRIX_LR = 3e-3
 VECTOR_LR = 3e-3
 CHECK_INTERVAL_STEPS = 500
@@ -48,10 +48,10 @@ FULL_MIX = Mixture(counts=(700, 700, 400), images_a_batch=24)
 
 
 class Trainee(nn.Module):
-    """The model with two heads that are trained beside it and then dropped.
+    """The model with two extra heads, which are trained with it and then dropped.
 
-    They name what each image token shows: its characters, and the item whose name they are part of.
-    Without them the model has to find out what reading is from answers alone, which takes far longer.
+    The heads name the characters that each image token shows, and the item whose name they are part of. Without them
+    the model would have to learn reading from answers alone, which takes far longer.
     """
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ class Trainee(nn.Module):
 
 
 def initialise(trainee: Trainee) -> None:
-    """Seeded weights; what each layer adds to the residual stream starts near zero."""
+    """Draw seeded initial weights; each layer's contribution to the residual stream starts near zero."""
     generator = torch.Generator().manual_seed(_INIT_SEED)
     with torch.no_grad():
         for name, weight in sorted(trainee.named_parameters()):
@@ -81,7 +81,7 @@ def initialise(trainee: Trainee) -> None:
 
 
 def optimisers(trainee: Trainee) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the layers, AdamW for all else."""
+    """Return the optimisers: Muon for the matrices inside the layers, AdamW for all other weights."""
     matrices: list[Tensor] = []
     others: list[Tensor] = []
     for name, weight in trainee.named_parameters():
@@ -94,14 +94,28 @@ def optimisers(trainee: Trainee) -> list[torch.optim.Optimizer]:
 
 
 def rate(step: int, steps: int) -> float:
-    """Share of the full learning rate: up, level, then down to nothing at the end."""
+    """Return the share of the full learning rate at a step: it rises, stays level, then falls to zero.
+
+    Args:
+        step: Number of the step, from 0.
+        steps: Number of all steps.
+    """
     decay_steps = int(steps * DECAY_SHARE)
     return min(1.0, (step + 1) / WARMUP_STEPS, max(0.0, (steps - step) / decay_steps))
 
 
 @dataclass
 class Losses:
-    """Summed losses and how many terms are in each."""
+    """Summed losses and their numbers of terms.
+
+    Attributes:
+        writing: Weighted loss of completion tokens.
+        written: Number of completion tokens.
+        reading: Loss of characters in images.
+        read: Number of character slots.
+        naming: Loss of item names in images.
+        named: Number of image tokens.
+    """
 
     writing: Tensor
     written: int
@@ -111,12 +125,18 @@ class Losses:
     named: int
 
     def mean(self) -> Tensor:
-        """What is minimised: each loss as a mean over its terms."""
+        """Return the loss to minimise: the sum of the three mean losses."""
         return self.writing / max(1, self.written) + self.reading / max(1, self.read) + self.naming / max(1, self.named)
 
 
 def losses(trainee: Trainee, batches: list[Batch], *, write_images: bool) -> Losses:
-    """Loss of one step: of completions, and of the characters at each image token."""
+    """Compute the losses of a step.
+
+    Args:
+        trainee: Model and heads.
+        batches: Batches of the step.
+        write_images: Whether completions of rows with images count; otherwise their images are only read.
+    """
     writing, reading, naming = torch.zeros(()), torch.zeros(()), torch.zeros(())
     written = read = named = 0
     for batch in batches:
@@ -142,7 +162,13 @@ def losses(trainee: Trainee, batches: list[Batch], *, write_images: bool) -> Los
 
 
 def check(trainee: Trainee, encoder: Encoder, count: int) -> dict[str, float]:
-    """Share of held-out examples of which every token is the model's first choice."""
+    """Return the share of held-out examples whose tokens are all the model's first choice, and the share of tokens.
+
+    Args:
+        trainee: Model to check.
+        encoder: Encoder of the examples.
+        count: Number of examples of each kind.
+    """
     trainee.eval()
     right: dict[str, float] = {}
     for kind in KINDS:
@@ -161,7 +187,7 @@ def check(trainee: Trainee, encoder: Encoder, count: int) -> dict[str, float]:
 
 
 def first_choices(model: TinyModel, batch: Batch) -> Tensor:
-    """Whether each completion token of a batch is the model's first choice, given those before it."""
+    """Tell for each completion token of a batch whether it is the model's first choice: bool (completion tokens,)."""
     with torch.no_grad():
         images = model.see(batch.pixels).flatten(0, 1) if batch.pixels is not None else None
         hidden = model(model.embed(batch.tokens, images))
@@ -170,7 +196,7 @@ def first_choices(model: TinyModel, batch: Batch) -> Tensor:
 
 
 def export(trainee: Trainee, path: Path) -> None:
-    """Writes the model's weights in bfloat16, whole or not at all."""
+    """Write the model's weights in bfloat16, whole or not at all."""
     weights = {
         name: value.detach().to(torch.bfloat16).contiguous() for name, value in trainee.model.state_dict().items()
     }
@@ -183,10 +209,16 @@ def export(trainee: Trainee, path: Path) -> None:
 
 
 def train(*, steps: int, seed: int, state_file: Path, out: Path) -> None:
-    """Runs the steps that `state_file` has not seen yet, then writes the weights to `out`.
+    """Run the steps that are left after `state_file`, then write the weights.
+
+    Args:
+        steps: Number of all steps.
+        seed: Seed of examples and training.
+        state_file: File from which the training resumes, and to which it saves its state after each pool.
+        out: Weights file to write.
 
     Raises:
-        ValueError: The state is that of a training with other arguments.
+        ValueError: The state is of a training with other arguments.
     """
     torch.manual_seed(seed)
     with tempfile.TemporaryDirectory() as folder:
@@ -200,12 +232,15 @@ def train(*, steps: int, seed: int, state_file: Path, out: Path) -> None:
     if state_file.exists():
         state = torch.load(state_file, weights_only=True)
         if (state["steps"], state["seed"]) != (steps, seed):
-            raise ValueError(f"{state_file}: a training of {state['steps']} steps with seed {state['seed']}; remove it")
+            raise ValueError(
+                f"{state_file}: this is the state of a training of {state['steps']} steps with seed {state['seed']}; "
+                "remove it, or give the same --steps and --seed"
+            )
         trainee.load_state_dict(state["weights"])
         for optimiser, saved in zip(optims, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
         step, pool_number = state["step"], state["pool"]
-    # Each new kind of shape (a batch of one row, very few tokens) is compiled once more.
+    # Unusual shapes (a batch of one row, very few tokens) each cause another compilation.
     torch._dynamo.config.recompile_limit = 64
     for block in (*trainee.model.layers, *trainee.model.vision_encoder.transformer.layers):
         block.compile(dynamic=True)
@@ -250,7 +285,7 @@ def train(*, steps: int, seed: int, state_file: Path, out: Path) -> None:
                     torch.compiler.set_stance("force_eager"),
                 ):
                     print(json.dumps(check(trainee, encoder, 60)), flush=True)
-        # A state stands between two pools, so that the next one begins afresh after a resume.
+        # The state is saved between two pools, since a resumed training starts with a whole pool.
         pool_number += 1
         state = {
             "weights": trainee.state_dict(),
@@ -269,7 +304,7 @@ def train(*, steps: int, seed: int, state_file: Path, out: Path) -> None:
 
 
 def load(weights: Path) -> TinyModel:
-    """The model with the weights of a `consolidated.safetensors`, in float32."""
+    """Load a model with the weights of a `consolidated.safetensors`, in float32."""
     model = TinyModel(params())
     tensors = {name: value.float() for name, value in load_file(weights).items()}
     model.load_state_dict(tensors)
@@ -278,13 +313,13 @@ def load(weights: Path) -> TinyModel:
 
 
 def main() -> None:
-    """The command line of `python -m magbatch.tiny.train`."""
-    parser = argparse.ArgumentParser(description="Trains the tiny model.")
-    parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--seed", type=int, default=1)
+    """Run the command line of `python -m magbatch.tiny.train`."""
+    parser = argparse.ArgumentParser(description="Train the tiny model.")
+    parser.add_argument("--steps", type=int, default=4000, help="number of training steps")
+    parser.add_argument("--seed", type=int, default=1, help="seed of examples and training")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads for PyTorch")
-    parser.add_argument("--state", type=Path, default=Path("tiny-training.pt"))
-    parser.add_argument("--out", type=Path, default=WEIGHTS)
+    parser.add_argument("--state", type=Path, default=Path("tiny-training.pt"), help="file to resume from and save to")
+    parser.add_argument("--out", type=Path, default=WEIGHTS, help="weights file to write")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     train(

@@ -1,7 +1,7 @@
-"""The words of the tiny model's tasks.
+"""Words of the tiny model's tasks.
 
-The tokenizer gives each word of two letters or more a token; all else (names and figures, which are made
-up, and single letters) is spelled out in bytes.
+The tokenizer has a token for each word of two or more letters. Other text is spelled out in bytes: single letters, and
+the names and figures that are made up.
 """
 
 import re
@@ -52,7 +52,7 @@ ARITHMETIC_QUESTIONS = (
     "Give me the result of {sum}.",
 )
 
-# What receipts are made of. Few: to find the line of the one that is asked for is what takes longest to learn.
+# Items of receipts. They are few, since finding the line of the wanted item takes longest to learn.
 GOODS = ("tea", "coffee", "milk", "bread", "butter", "cheese", "apple", "banana", "orange", "lemon", "sugar", "salt")
 
 RECEIPT_HEADERS = ("RECEIPT", "CORNER SHOP", "MARKET", "CAFE", "Your order", "INVOICE", "Bill")
@@ -91,14 +91,14 @@ JSON_QUESTIONS = (
 
 @dataclass(frozen=True)
 class Language:
-    """What one language calls the parts of an invoice.
+    """Words for the fields of an invoice in one language.
 
     Attributes:
-        labels: The label of each field, by field.
-        sentence: A running sentence with one `{…}` for each field. What stands before a field's
-            value, back to the last comma, is what the trace quotes.
-        questions: Ways to ask; `{name}` is the field's name from `names`.
-        names: The field's name inside a question, with its article.
+        labels: Label of each field, by field.
+        sentence: Running sentence with a `{…}` for each field. The reasoning quotes the clause of a field, from the
+            last comma before it.
+        questions: Questions, in which `{name}` stands for the field's name from `names`.
+        names: Name of each field inside a question, with its article, by field.
     """
 
     labels: dict[str, str]
@@ -240,16 +240,16 @@ LANGUAGES = {
 
 NOTES = ("Thank you for your order.", "Page 1 of 1", "Please pay on time.", "Order by mail.")
 
-# The fixed words of the reasoning traces.
+# Fixed words of the reasoning.
 TRACE_WORDS = "total\ncount\nprice\nfield\nfound"
 
-# A word with the one character that may lead it, as the tokenizer's pattern cuts text.
+# A word with at most one leading character, as the tokenizer's pattern cuts text.
 _PIECE = re.compile(r"[^\r\n\w]?[^\W\d_]{2,}")
 _PLACEHOLDER = re.compile(r"\{\w+\}")
 
 
 def pieces() -> tuple[str, ...]:
-    """The words that get a token of their own, each with its leading blank or mark, in order."""
+    """Return the words that have a token of their own, with their leading blank or mark, in the order of their ids."""
     texts = [SYSTEM_PROMPT.replace("[THINK]", "\n").replace("[/THINK]", "\n")]
     texts += OTHER_SYSTEM_PROMPTS
     for word in (*UNITS, *TENS, *SCALES):
@@ -264,7 +264,7 @@ def pieces() -> tuple[str, ...]:
     texts += [*NOTES, TRACE_WORDS, " EUR"]
     found: dict[str, None] = {}
     for text in texts:
-        # A placeholder becomes a digit, so that words on its two sides stay apart.
+        # A placeholder becomes a digit, so that the words on its two sides are not joined.
         for piece in _PIECE.findall(_PLACEHOLDER.sub("0", text)):
             found.setdefault(piece)
     return tuple(found)

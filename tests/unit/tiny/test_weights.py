@@ -20,7 +20,7 @@ PIXELS = "ee50f50e65076cc0b795f742a1deaf097c03329b453df628c00488bf04f1e768"
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_training_never_saw_is_answered_right(kind: str, tmp_path: Path):
-    """One wrong detail of the arithmetic, of the tokenizer or of the images, and nothing here is right."""
+    """A single wrong detail of the arithmetic, the tokenizer or the images would make every answer wrong."""
     (tmp_path / "tekken.json").write_text(texts()["tekken.json"], encoding="utf-8")
     encoder, model, rng = Encoder(tmp_path / "tekken.json"), load(WEIGHTS), random.Random(1)
     rows = [make_row(encoder, work("heldout", 31, index, kind), rng) for index in range(ROWS)]
