@@ -200,11 +200,14 @@ class Cluster:
         """
         if spec.input.incremental:
             raise SpecError(
-                "input.incremental: such a job runs by its schedule: magbatch schedule run, or a RayCronJob"
+                "input.incremental: only the schedule of an incremental job runs it: magbatch schedule run, or a "
+                "RayCronJob"
             )
         busy = next((job for job in self.jobs() if job.output == spec.output.path and not job.is_over), None)
         if busy is not None:
-            raise ClusterError(f"{spec.output.path}: job {busy.id} is working on it; cancel it first, or wait for it")
+            raise ClusterError(
+                f"output.path {spec.output.path}: job {busy.id} writes there; cancel that job first, or wait for it"
+            )
         job_id = f"{spec.name}-{uuid.uuid4().hex[:8]}"
         with tempfile.TemporaryDirectory(prefix="magbatch-") as folder:
             text = spec.to_yaml()
@@ -305,9 +308,9 @@ class Cluster:
             found = next((one for one in self._client.list_jobs() if one.submission_id == job_id), None)
             job = ClusterJob.of(found) if found is not None else None
         if found is None or job is None:
-            raise ClusterAccessError(f"{self.address} knows no job {job_id}; magbatch jobs shows those that it knows")
+            raise ClusterAccessError(f"job {job_id} is not known at {self.address}; magbatch jobs lists the known jobs")
         if not _is_ours(found):
-            raise ClusterAccessError(f"{self.address}: job {job_id} is not one of magbatch")
+            raise ClusterAccessError(f"job {job_id} at {self.address} was not submitted by magbatch")
         return found.metadata or {}, job
 
     @contextmanager

@@ -181,7 +181,7 @@ class BoardState:
         if replica in self._strikes.replicas:
             return
         self._strikes.replicas.add(replica)
-        self._slots.note_loss(replica, f"{why}; its open rows are asked again")
+        self._slots.note_loss(replica, f"{why}; its open rows go to another replica")
         self._strikes.add(rows)
 
     def reads(self, shard: int) -> Deaths:
@@ -263,14 +263,16 @@ class BoardState:
         self._broke = self._run.done.rows, breaks + 1 if rows == self._run.done.rows else 1
         if self._broke[1] >= MAX_BREAKS:
             self.failed(
-                DefectError(f"{MAX_BREAKS} replicas ended by a defect in magbatch, and no row was done: {cause}")
+                DefectError(
+                    f"{MAX_BREAKS} replicas in a row ended by a defect in magbatch, with no row committed: {cause}"
+                )
             )
 
     def froze(self, replica: str) -> None:
         """Note that a silent replica is ended although its process lives: one of its rows may be the cause."""
         rows = self._silence.rows(replica)
         if rows is not None:
-            self.strike(replica, rows, f"it said nothing for {self._silence.silence_s:.0f} s and was ended")
+            self.strike(replica, rows, f"no report for {self._silence.silence_s:.0f} s, so the driver ended it")
             self.left(replica)
 
     def stop(self) -> None:

@@ -118,6 +118,6 @@ class Share:
         if priority is not None and not self._said:
             self._said = True
             self._say(
-                f"replicas.priority {self._spec.replicas.priority}: this cluster's owner allows {priority} at most "
-                f"({OWNERS_PRIORITY}), which is what counts"
+                f"replicas.priority {self._spec.replicas.priority}: the cluster's owner allows {priority} at most "
+                f"({OWNERS_PRIORITY}); the job has priority {priority}"
             )

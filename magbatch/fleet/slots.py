@@ -183,5 +183,5 @@ class SlotTable:
 def _unexplained(before: Home, now: Home) -> str:
     """The reason for the end of a process that said nothing, guessed from its successor's node."""
     if before.node and before.node == now.node:
-        return "its process was killed, as by a kernel that is short of memory; its open rows are asked again"
-    return "its process or its node has gone; its open rows are asked again"
+        return "its process was killed, as by a kernel that is short of memory; its open rows go to another replica"
+    return "its process or node is gone; its open rows go to another replica"

@@ -188,7 +188,7 @@ class Driver:
         """End a replica that does not report: its event loop stands still, and nothing in its process can end it."""
         handle = self._pool.running(actor)
         if handle is None:  # its process went, perhaps with its node: its rows did not end it
-            self._board.left.remote(name, "its process or its node has gone; its open rows are asked again")
+            self._board.left.remote(name, "its process or node is gone; its open rows go to another replica")
             return
         ray.get(self._board.froze.remote(name))  # the strikes must count before the next replica asks for them
         with suppress(ray.exceptions.RayError):  # it has just ended

@@ -76,7 +76,7 @@ def test_a_row_that_kills_engines_is_a_dead_letter_and_its_neighbours_are_answer
     said = [line for line in done.stderr.splitlines() if "is replaced" in line]
     assert len(said) == 3
     for loss, text in zip(report["spent"]["losses"], said, strict=True):
-        assert loss["why"] == "its engine died: the script ends the engine; its open rows are asked again"
+        assert loss["why"] == "its engine died: the script ends the engine; its open rows go to another replica"
         assert text == f"replica 0 on {loss['node']} is replaced: {loss['why']}; log: {loss['log']}"
         assert "/logs/worker-" in loss["log"]
     check_end(scrapes[-1], job.output)

@@ -121,7 +121,7 @@ def test_what_is_wrong_is_one_clear_line(job: JobFiles, address: str) -> None:
         (("jobs", "--address", nobody), 2, f"{nobody} cannot be reached"),
         (("status", "some-job", "--address", nobody), 2, f"{nobody} cannot be reached"),
         (("submit", spec, "--address", "ray://head:10001"), 2, "http://head:8265"),
-        (("cancel", "no-such-job", "--address", address), 2, "knows no job no-such-job"),
+        (("cancel", "no-such-job", "--address", address), 2, "job no-such-job is not known at"),
         (("submit", spec, "--address", address, "--set", "sampling.top_p=2"), 2, "sampling.top_p"),
         (
             (
@@ -135,7 +135,7 @@ def test_what_is_wrong_is_one_clear_line(job: JobFiles, address: str) -> None:
                 "schedule={cron: 0 6 * * *}",
             ),
             2,
-            "such a job runs by its schedule",
+            "only the schedule of an incremental job runs it",
         ),
     ):
         failed = magbatch(*arguments)

@@ -127,7 +127,7 @@ def test_an_engine_that_was_shut_down_answers_no_more(engine: Begin, ask: Ask) -
 
 
 def test_no_more_rows_run_at_once_than_it_has_slots(engine: Begin, ask: Ask) -> None:
-    """With one slot, a row that kills the engine is met only after the one before it is answered."""
+    """A row that kills an engine with one slot gets in only after the row before it is answered."""
     script = [{"contains": "POISON", "do": "die"}]
     first, second = run(engine(max_num_seqs=1, token_s=0.0005, script=script), ask("one"), ask("POISON"))
     assert isinstance(first, Generation)

@@ -1,4 +1,4 @@
-"""How magbatch words vLLM's failures, and hands prompts to it; whole engines are in tests/integration/test_vllm.py."""
+"""Failures of vLLM are told by their cause; whole engines are in tests/integration/test_vllm.py."""
 
 from types import SimpleNamespace
 from typing import Any

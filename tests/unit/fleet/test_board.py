@@ -63,7 +63,9 @@ def test_what_a_replica_did_stays_when_it_dies_and_goes_on_with_its_successor(cl
     clock.now += 10
     board.report("one", *NONE)
     clock.now += 5
-    board.join("two", "actor")  # Ray starts the same actor anew, before the board can know that the first is gone
+    board.join(
+        "two", "actor"
+    )  # Ray starts the same actor again before the board can know that the first process is gone
     (slot,) = board.snapshot().slots
     assert (slot.state, slot.joins, slot.done.answered) == (State.STARTING, 2, 3)
     assert (slot.usage.commits, slot.usage.preemptions) == (1, 2)
@@ -230,7 +232,7 @@ def test_a_snapshot_is_one_of_its_moment() -> None:
 
 
 def look_for(board: BoardState, clock: Clock, seconds: float) -> list[tuple[str, str]]:
-    """As the driver does, four times a second; what is silent in the end."""
+    """Look four times a second, like the driver; return the replicas that are silent in the end."""
     silent: list[tuple[str, str]] = []
     for _ in range(round(4 * seconds)):
         clock.now += 0.25
@@ -264,7 +266,7 @@ def test_the_rows_of_a_replica_that_is_ended_for_its_silence_are_struck_once(clo
     board.join("one", "actor 1")
     board.announce("one", {4: ["a", "b"]})
     board.report("one", *NONE, {4: ["b"], 5: ["c"]})
-    board.announce("one", {4: ["b"], 5: ["d"]})  # c has finished meanwhile, and is not to be struck
+    board.announce("one", {4: ["b"], 5: ["d"]})  # c has finished, and must not be struck
     assert look_for(board, clock, 61) == [("one", "actor 1")]
     board.froze("one")
     board.froze("one")
@@ -272,7 +274,7 @@ def test_the_rows_of_a_replica_that_is_ended_for_its_silence_are_struck_once(clo
     snapshot = board.snapshot()
     assert (snapshot.silent, snapshot.engine_deaths) == ([], 1)
     (loss,) = snapshot.losses
-    assert loss.why == "it said nothing for 60 s and was ended; its open rows are asked again"
+    assert loss.why == "no report for 60 s, so the driver ended it; its open rows go to another replica"
 
 
 @pytest.mark.parametrize("end", ["left", "engine_failed", "join"])
@@ -283,7 +285,7 @@ def test_a_replica_that_has_ended_is_not_silent(clock: Clock, end: str) -> None:
     {
         "left": lambda: board.left("one"),
         "engine_failed": lambda: board.engine_failed("one", "no"),
-        "join": lambda: board.join("two", "actor 1"),  # Ray has started its process anew
+        "join": lambda: board.join("two", "actor 1"),  # Ray has started its process again
     }[end]()
     assert look_for(board, clock, 120) == []
 
@@ -340,10 +342,10 @@ def test_a_replica_that_ends_is_noted_once_with_its_place_reason_and_log() -> No
     snapshot = board.snapshot()
     (loss,) = snapshot.losses
     assert (snapshot.lost, loss.replica, loss.node, loss.log) == (1, 1, HERE.node, HERE.log)
-    assert loss.why == "its engine died: out of memory; its open rows are asked again"
+    assert loss.why == "its engine died: out of memory; its open rows go to another replica"
 
 
-@pytest.mark.parametrize(("home", "why"), [(HERE, "its process was killed"), (THERE, "its process or its node")])
+@pytest.mark.parametrize(("home", "why"), [(HERE, "its process was killed"), (THERE, "its process or node")])
 def test_a_process_that_ends_without_a_word_is_noted_when_its_successor_comes(home: Home, why: str) -> None:
     board = BoardState()
     board.join("one", "actor", HERE)

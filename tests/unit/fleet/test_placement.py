@@ -1,4 +1,4 @@
-"""Where replicas are: what Ray is asked for, and what is said while they have no place."""
+"""Replicas ask Ray for devices on the nodes that they prefer, and a person is told why they have none."""
 
 import doctest
 import math
@@ -141,7 +141,7 @@ def test_read_tasks_are_ahead_by_a_bounded_number_of_bytes(prompt_tokens: int, p
 
 
 def test_the_long_rows_of_a_heavy_tail_fit() -> None:
-    """1% of rows 100 times as long: while one of them is answered, the others pass through half of the slots."""
+    """1% of rows 100 times as long: while a long row is answered, short rows pass through half of the slots."""
     slots, rows = 256, 128
     passing = 100 * slots / 2
     assert open_shards(slots, rows, 10**6, 40, 40_000, images=False) * rows >= passing

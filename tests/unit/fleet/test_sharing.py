@@ -37,7 +37,7 @@ class Job:
 
 
 class Sim:
-    """A cluster of so many devices: who asks first has them, as with Ray. A second is a step."""
+    """A cluster of so many devices: the job that asks first gets them, as with Ray. A second is a step."""
 
     def __init__(self, devices: int) -> None:
         self.devices, self.now = devices, 0
@@ -127,7 +127,7 @@ def test_nobody_gives_back_while_nobody_waits_for_long() -> None:
 
 
 def test_what_grows_with_the_cluster_is_not_held_back() -> None:
-    """Both wait for nodes, as the autoscaler must see."""
+    """The autoscaler must see that two jobs wait for nodes."""
     cluster = Sim(2)
     first, second = cluster.add("first", 8), cluster.add("second", 8)
     cluster.run(1000)
@@ -248,7 +248,7 @@ def test_what_jobs_leave_behind_is_forgotten() -> None:
 
 
 def _pair(shares: Shares, tell: Callable[[int], None], seconds: int) -> dict[str, Any]:
-    """What a job is told at last that has all devices while one of higher priority waits, and others claim too."""
+    """The last ruling on a job that has all devices, while a job of higher priority waits and more jobs claim."""
     for second in range(0, seconds, 5):
         tell(second)
         told = shares.claim(asdict(claim("honest", 8)))

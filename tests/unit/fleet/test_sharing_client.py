@@ -128,7 +128,7 @@ def test_a_lowered_priority_is_said_once_and_an_actor_of_an_earlier_version_says
     for _ in range(4):
         share.claim(UP)
     assert said == [
-        "replicas.priority 9: this cluster's owner allows 5 at most (MAGBATCH_MAX_PRIORITY), which is what counts"
+        "replicas.priority 9: the cluster's owner allows 5 at most (MAGBATCH_MAX_PRIORITY); the job has priority 5"
     ]
 
 

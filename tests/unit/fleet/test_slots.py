@@ -46,7 +46,7 @@ def test_the_replicas_that_came_last_are_recalled_and_only_those_that_serve() ->
         if name != "starting":
             serve(slots, name, float(now))
     assert slots.recall(2, 5.0) == ["three", "two"]
-    assert slots.recall(2, 5.0) == ["one"], "the others are on their way"
+    assert slots.recall(2, 5.0) == ["one"], "two are on their way already"
 
 
 def test_the_states_of_a_replica() -> None:

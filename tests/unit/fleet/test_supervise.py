@@ -202,7 +202,7 @@ def test_a_silent_replica_is_ended_and_a_gone_one_is_only_noted(fake: Fake, monk
     fake.run()
     assert len(killed) == 1
     assert fake.state.begin(4) == (True, {}), "no row has ended a process that went with its node"
-    assert "its node has gone" in fake.state.snapshot().losses[-1].why
+    assert "node is gone" in fake.state.snapshot().losses[-1].why
 
 
 def test_a_process_of_ray_that_has_ended_ends_the_run_without_waiting_for_ray(fake: Fake) -> None:

@@ -1,4 +1,4 @@
-"""What a replica's process does about itself. Its rows are in test_replica.py, and whole jobs in tests/integration."""
+"""A replica's process starts its engine in time, finds its board, and ends by itself. Rows are in test_replica.py."""
 
 import asyncio
 import gc
@@ -48,7 +48,7 @@ class Handle:
     """Ray's handle of a board: each call fails as Ray says it does, for as long as there are failures.
 
     Args:
-        failures: What the next calls end with.
+        failures: Errors of the next calls, in order.
     """
 
     def __init__(self, *failures: Exception) -> None:
@@ -117,7 +117,7 @@ print("still there")
 
 
 def test_a_start_that_never_ends_is_given_up_although_the_board_is_gone() -> None:
-    """In a process of its own, which it ends."""
+    """The start runs in a process of its own, which it ends."""
     done = subprocess.run(
         [sys.executable, "-c", GIVE_UP], env=os.environ, capture_output=True, text=True, timeout=50, check=False
     )

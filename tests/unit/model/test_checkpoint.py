@@ -162,7 +162,7 @@ def test_a_job_has_one_version_of_a_remote_model_on_every_node(
     with pytest.raises(ModelError, match=f"{first} then, {second} now"):
         locate(planned, weights=True)
     assert locate(planned, weights=False).path == small  # fetched before; and what it holds is the same
-    other = locate(ModelSpec(source=remote, revision=second), weights=True).path  # of a new job, beside the first one's
+    other = locate(ModelSpec(source=remote, revision=second), weights=True).path  # a new job has its own copy
     changed(open_store(remote), "tekken.json")
     monkeypatch.setenv("MAGBATCH_CACHE", str(tmp_path / "another node"))
     for revision in (first, second):

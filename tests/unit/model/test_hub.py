@@ -31,7 +31,7 @@ print(locate(ModelSpec(source="acme/tiny", revision=revision), weights=True).pat
 
 
 def test_a_hub_model_is_the_commit_that_its_branch_had(checkpoint: Path, tmp_path: Path) -> None:
-    """As the hub's own client keeps it, and without the hub."""
+    """The files lie as the hub's own client keeps them; no hub is asked."""
     kept = tmp_path / "hub" / "models--acme--tiny"
     for commit in ("a" * 40, "b" * 40):
         shutil.copytree(checkpoint, kept / "snapshots" / commit)

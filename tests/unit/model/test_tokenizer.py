@@ -94,7 +94,7 @@ def test_bytes_that_are_no_text_are_shown_as_such(tokenizer: Tokenizer) -> None:
 
 
 def test_any_text_is_encoded_as_mistral_common_does(checkpoint: Path, tokenizer: Tokenizer) -> None:
-    """Control tokens as text, blanks, characters of several parts, and halves of such, which are no text."""
+    """The texts hold control tokens as text, blanks, characters of several parts, and halves of such characters."""
     theirs = MistralTokenizer.from_file(str(checkpoint / "tekken.json")).instruct_tokenizer.tokenizer
     rng = random.Random(1)
     odd = [*"ab7 \n\t.'é数🙂\u0301\u200d\ud83e\udd99\0", "</s>", "[THINK]", "<|endoftext|>", "  \n", "don't"]
@@ -110,7 +110,7 @@ def test_any_text_is_encoded_as_mistral_common_does(checkpoint: Path, tokenizer:
 
 @pytest.mark.parametrize("control", [True, False])
 def test_any_ids_are_decoded_as_mistral_common_does(checkpoint: Path, tokenizer: Tokenizer, control: bool) -> None:
-    """With control tokens among them and without; nearly all of these are no UTF-8."""
+    """Nearly none of the ids are valid UTF-8; some have control tokens among them."""
     theirs = MistralTokenizer.from_file(str(checkpoint / "tekken.json")).instruct_tokenizer.tokenizer
     least = 0 if control else theirs.num_special_tokens
     rng = random.Random(least)
