@@ -3,14 +3,16 @@
 import asyncio
 import threading
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from support.small_job import LocalBoard, SmallJob, until
 
+from magbatch.errors import LeaseError, StorageError
+from magbatch.ledger.holder import LeaseToken
 from magbatch.replica.board import Load, Order, Usage
 from magbatch.replica.timing import TICK_S, Timing
-from magbatch.replica.watchdog import deathless
+from magbatch.replica.watchdog import Background, LeaseWatch, deathless
 from magbatch.totals import Totals
 
 
@@ -121,3 +123,80 @@ def test_a_thread_that_must_not_end_ends_the_process_with_it(capfd: pytest.Captu
     died.clear()
     deathless("clock", lambda: None, died.set).join()
     assert not died.is_set()
+
+
+# The lease alone.
+
+
+@dataclass
+class Scripted:
+    """A lease whose checks have these outcomes, one after the other."""
+
+    outcomes: list[bool | Exception]
+    root: str = "/somewhere"
+    checks: int = 0
+
+    def is_lost(self) -> bool:
+        outcome = self.outcomes[min(self.checks, len(self.outcomes) - 1)]
+        self.checks += 1
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+
+def watch(lease: Scripted, died: list[str], **timing: float) -> LeaseWatch:
+    waited: list[StorageError] = []
+    return LeaseWatch(cast(LeaseToken, lease), 0.0, waited.append, lambda: died.append("died"), Timing(**timing))
+
+
+def test_a_fresh_lease_needs_no_check_and_a_stale_one_needs_one_for_all_commits() -> None:
+    lease, died = Scripted([False]), list[str]()
+
+    async def play() -> None:
+        await watch(lease, died, lease_expiry_s=60.0).confirm()
+        assert lease.checks == 0
+        stale = watch(lease, died, lease_expiry_s=0.05)
+        await asyncio.sleep(0.06)
+        await asyncio.gather(*(stale.confirm() for _ in range(8)))
+        assert lease.checks == 1
+
+    asyncio.run(play())
+    assert died == []
+
+
+def test_a_lease_that_is_lost_ends_the_process_and_commits_nothing() -> None:
+    died = list[str]()
+    with pytest.raises(LeaseError, match="/somewhere: another run has taken over the output"):
+        asyncio.run(watch(Scripted([True]), died, lease_expiry_s=-1.0).confirm())
+    assert died == ["died"]
+
+
+def test_a_store_that_is_away_is_an_error_of_a_commit_and_none_of_the_watch() -> None:
+    away, died = StorageError("503", passing=True), list[str]()
+    with pytest.raises(StorageError, match="503"):
+        asyncio.run(watch(Scripted([away]), died, lease_expiry_s=-1.0).confirm())
+    lease = Scripted([away, False, away, True])
+    with pytest.raises(LeaseError):
+        asyncio.run(watch(lease, died, lease_interval_s=0.001).watch())
+    assert (lease.checks, died) == (4, ["died"])
+
+
+def test_the_first_error_of_background_tasks_is_handed_on_and_a_cancelled_task_is_none(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    errors: list[Exception] = []
+
+    async def fail(text: str) -> None:
+        raise ValueError(text)
+
+    async def play() -> None:
+        background = Background(errors.append)
+        waiting = background.start(asyncio.Event().wait())  # type: ignore[arg-type]
+        await asyncio.sleep(0)
+        waiting.cancel()
+        tasks = [background.start(fail(text)) for text in ("first", "second")]
+        await asyncio.gather(waiting, *tasks, return_exceptions=True)
+
+    asyncio.run(play())
+    assert [str(error) for error in errors] == ["first"]
+    assert "ValueError: first" in capfd.readouterr().err
