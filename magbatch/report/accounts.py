@@ -9,9 +9,10 @@ from dataclasses import asdict
 from magbatch.errors import OutputError
 from magbatch.ledger.ledger import Ledger
 from magbatch.report.heartbeat import earlier, last_record, rewrite
-from magbatch.report.progress import HISTORY_POINTS, JobUsage, Point
+from magbatch.report.history import HISTORY_POINTS, Point
 from magbatch.report.report import Report
 from magbatch.report.stored import stored_report
+from magbatch.report.usage import JobUsage
 
 
 def add_usage(report: Report, output: Ledger, number: int, rows: int) -> None:

@@ -23,8 +23,10 @@ from magbatch.ledger.layout import RECORD
 from magbatch.process import process_space, started_at
 from magbatch.replica.board import State
 from magbatch.report.beat import BeatTiming, repeated
-from magbatch.report.progress import JobProgress, JobUsage, Point
+from magbatch.report.history import Point
+from magbatch.report.progress import JobProgress
 from magbatch.report.runs import PastRun, runs_of
+from magbatch.report.usage import JobUsage
 from magbatch.spec.secrets import without_secrets
 from magbatch.storage import Store
 

@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from magbatch.counts import shown_time
 from magbatch.ledger.layout import PAGE, REPORT
-from magbatch.report.progress import Point
+from magbatch.report.history import Point
 from magbatch.report.report import Report
 from magbatch.totals import INFINITE, LATENCY_BOUNDS_S, LENGTH_BOUNDS_TOKENS, cumulative
 

@@ -8,98 +8,21 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Self
+from dataclasses import dataclass
+from typing import NamedTuple
 
-from magbatch.replica.board import Load, Slot, Snapshot, Usage
-from magbatch.replica.losses import MOST_LOSSES, Loss
+from magbatch.replica.board import Load, Slot, Snapshot
+from magbatch.report.history import History, Point
 from magbatch.report.runs import PastRun
+from magbatch.report.usage import JobUsage
 from magbatch.rows import ReasoningStatus
 from magbatch.spec import JobSpec
-from magbatch.totals import Totals, known_fields, summed
+from magbatch.totals import Totals
 from magbatch.versions import versions
 
 RATE_WINDOW_S = 60.0
-HISTORY_POINTS = 512  # at most; a page about 7 inches wide shows no more. Beyond it, every other point is dropped.
-HISTORY_INTERVAL_S = 2.0  # between two points of a new job; it doubles each time points are dropped
 LEAST_RECORDS = 5  # samples that must be seen before their lengths say anything about the remaining rows
 Z_90 = 1.645  # standard deviations on either side of the mean that hold 90% of a normal distribution
-
-
-class Point(NamedTuple):
-    """State of a job at one moment, for the curves of the report.
-
-    Attributes:
-        at: Unix time (s).
-        rows: Rows done.
-        tokens: Reasoning and answer tokens of these rows.
-        replicas: Replicas that serve.
-    """
-
-    at: float
-    rows: int
-    tokens: int
-    replicas: int
-
-
-@dataclass(slots=True)
-class JobUsage:
-    """Resources that runs of a job have used.
-
-    Attributes:
-        device_s: Seconds for which devices were held: GPUs, or replicas if the job runs on CPUs.
-        starved_s: Seconds in which an engine had free slots while rows waited to be begun.
-        engine_deaths: Engines that died, or hung, with rows in them.
-        restarts: Replicas that replaced an ended one.
-        input_errors: Requests that the input's storage refused.
-        output_errors: Requests of the driver that the output's storage refused. Replicas count theirs in `use`.
-        use: Sums of the usage that replicas report.
-        prompt_tokens: Prompt tokens of all answered rows, including answers that a retry has replaced.
-        generated_tokens: Reasoning and answer tokens of the same rows.
-        lost: Replicas that ended while rows were still to be answered.
-        losses: The newest of these losses, `MOST_LOSSES` at most.
-    """
-
-    device_s: float = 0.0
-    starved_s: float = 0.0
-    engine_deaths: int = 0
-    restarts: int = 0
-    input_errors: int = 0
-    output_errors: int = 0
-    use: Usage = field(default_factory=Usage)
-    prompt_tokens: int = 0
-    generated_tokens: int = 0
-    lost: int = 0
-    losses: list[Loss] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, fleet: Snapshot, devices: int) -> Self:
-        """Return the usage of one fleet so far.
-
-        Args:
-            fleet: Snapshot of the fleet.
-            devices: Devices that each replica holds.
-        """
-        use = Usage()
-        for slot in fleet.slots:
-            use = use.plus(slot.usage)
-        held = devices * sum(slot.seconds for slot in fleet.slots)
-        return cls(
-            held, fleet.starved_s, fleet.engine_deaths, fleet.restarts, fleet.input_errors, 0, use,
-            fleet.done.prompt_tokens, fleet.done.generated_tokens, fleet.lost, fleet.losses,
-        )  # fmt: skip
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Self:
-        """Read a record that any version has written with `asdict`."""
-        losses = [Loss.from_dict(one) for one in data.get("losses", [])]
-        return cls(**known_fields(cls, data) | {"use": Usage(**known_fields(Usage, data["use"])), "losses": losses})
-
-    def plus(self, other: Self) -> Self:
-        """Return the sums of both; of the losses, only the newest are kept."""
-        both = summed(self, other)
-        both.losses = both.losses[-MOST_LOSSES:]
-        return both
 
 
 class Eta(NamedTuple):
@@ -185,34 +108,6 @@ class ProgressSnapshot:
         return self.seen.by_status.get(ReasoningStatus.TRUNCATED, 0)
 
 
-class _History:
-    """Points of a job over time, thinned so that a job of any length has at most `HISTORY_POINTS`.
-
-    Args:
-        points: Points of earlier runs.
-    """
-
-    def __init__(self, points: list[Point]) -> None:
-        self.points = list(points)
-        past_s = self.points[-1].at - self.points[0].at if self.points else 0.0
-        self._interval_s = max(HISTORY_INTERVAL_S, past_s / HISTORY_POINTS)
-
-    def add(self, point: Point, *, always: bool = False) -> None:
-        """Add a point, unless the last one is younger than the interval.
-
-        Args:
-            point: The point.
-            always: Whether the point is added in any case.
-        """
-        last = self.points[-1].at if self.points else 0.0
-        if point.at - last < (0 if always else self._interval_s):
-            return
-        self.points.append(point)
-        if len(self.points) > HISTORY_POINTS:
-            self.points = self.points[::2]
-            self._interval_s *= 2
-
-
 class _RateWindow:
     """Speed over the last `RATE_WINDOW_S` seconds."""
 
@@ -238,11 +133,69 @@ class _RateWindow:
         self._counts.clear()
 
 
+class _Fleets:
+    """The present fleet of a run, and the sums over the fleets before it.
+
+    Args:
+        devices: Devices that each replica holds.
+        spent: Resources that earlier runs have used.
+
+    Attributes:
+        fleet: Snapshot of the present fleet.
+        progressed: Time of the last commit, else the begin of the run (Unix time, s).
+        observed: Time of the last snapshot (monotonic clock, s); None while there is no fleet.
+        window: Speed in the last minute.
+    """
+
+    def __init__(self, devices: int, spent: JobUsage) -> None:
+        self._devices, self._spent = devices, spent
+        self.fleet = Snapshot()
+        self._last_slots: list[Slot] = []
+        self._ended = Totals()  # committed by fleets that have ended
+        self.progressed = time.time()
+        self.observed: float | None = None
+        self.window = _RateWindow()
+
+    @property
+    def done(self) -> Totals:
+        """Sums over the rows that the run has committed."""
+        return self._ended.plus(self.fleet.done)
+
+    @property
+    def spent(self) -> JobUsage:
+        """Resources used by all runs of the job."""
+        return self._spent.plus(JobUsage.of(self.fleet, self._devices))
+
+    @property
+    def slots(self) -> list[Slot]:
+        """Slots of the present fleet, else of the last one."""
+        return self.fleet.slots or self._last_slots
+
+    def observe(self, fleet: Snapshot) -> None:
+        """Take the present state of the fleet."""
+        self.observed = time.monotonic()
+        if fleet.done.rows > self.fleet.done.rows:
+            self.progressed = time.time()
+        self.fleet = fleet
+        if not fleet.starting:
+            done = self.done
+            self.window.add(self.observed, done.rows, done.generated_tokens)
+
+    def end(self) -> None:
+        """Add the present fleet, which has ended, to the sums."""
+        self.observed = None
+        self._spent, self._ended = self.spent, self.done
+        self._last_slots = self.fleet.slots
+        for slot in self._last_slots:
+            slot.load = Load()
+        self.fleet = Snapshot(starting=False)
+        self.window.clear()
+
+
 class JobProgress:
     """Follows a job through one run of the command. Every method may be called from any thread.
 
     Attributes:
-        currency: Currency of the cost.
         before: Rows that were done before this run.
         past: Earlier runs of the job.
         versions: Package to version, of this process and of each node that has reported.
@@ -265,23 +218,21 @@ class JobProgress:
         history: list[Point] | None = None,
         refusals: Callable[[], int] = lambda: 0,
     ) -> None:
-        self._planned, self.before = planned, before
-        self._devices = max(1, spec.replicas.gpus)
-        self._price, self.currency = spec.cost.device_hour, spec.cost.currency
+        self._spec, self._planned, self.before = spec, planned, before
         self._refusals = refusals
         self.past: list[PastRun] = []
         self.versions = versions()
         self._lock = threading.Lock()
         self._earlier: Totals | None = None if before else Totals()
-        self._spent = spent or JobUsage()
-        self._history = _History(history or [])
-        self._window = _RateWindow()
-        self._fleet = Snapshot()
-        self._last_slots: list[Slot] = []
-        self._ended_fleets = Totals()  # committed by fleets of this run that have ended
-        self._started = self._progressed = time.time()
-        self._observed: float | None = None  # monotonic clock; None while there is no fleet
+        self._history = History(history or [])
+        self._fleets = _Fleets(max(1, spec.replicas.gpus), spent or JobUsage())
+        self._started = time.time()
         self._final: Totals | None = None
+
+    @property
+    def currency(self) -> str:
+        """Currency of the cost."""
+        return self._spec.cost.currency
 
     @property
     def history(self) -> list[Point]:
@@ -298,7 +249,7 @@ class JobProgress:
     @property
     def silent_s(self) -> float:
         """Seconds since the last call of `observe`, which comes a few times a second; 0 while there is no fleet."""
-        observed = self._observed
+        observed = self._fleets.observed
         return 0.0 if observed is None else time.monotonic() - observed
 
     def set_earlier_totals(self, earlier: Totals) -> None:
@@ -309,28 +260,15 @@ class JobProgress:
     def observe(self, fleet: Snapshot) -> None:
         """Take the present state of the fleet."""
         with self._lock:
-            now = self._observed = time.monotonic()
-            if fleet.done.rows > self._fleet.done.rows:
-                self._progressed = time.time()
-            self._fleet = fleet
+            self._fleets.observe(fleet)
             self.versions |= fleet.versions
-            done = self._ended_fleets.plus(fleet.done)
-            if not fleet.starting:
-                self._window.add(now, done.rows, done.generated_tokens)
             self._add_point()
 
     def end_fleet(self) -> None:
         """Note that the fleet has ended. Another one may follow."""
         with self._lock:
-            self._observed = None
             self._add_point(always=True)
-            self._ended_fleets = self._ended_fleets.plus(self._fleet.done)
-            self._spent = self._spent.plus(JobUsage.of(self._fleet, self._devices))
-            self._last_slots = self._fleet.slots
-            for slot in self._last_slots:
-                slot.load = Load()
-            self._fleet = Snapshot(starting=False)
-            self._window.clear()
+            self._fleets.end()
 
     def finish(self, totals: Totals) -> None:
         """Note that the job is complete, with the sums of its manifest."""
@@ -340,24 +278,25 @@ class JobProgress:
     def snapshot(self) -> ProgressSnapshot:
         """Return the present state of the job."""
         with self._lock:
-            mine = self._ended_fleets.plus(self._fleet.done)
+            fleets = self._fleets
+            mine, spent = fleets.done, fleets.spent
             totals = self._final or (None if self._earlier is None else self._earlier.plus(mine))
             seen = totals or mine
             done = self._planned if self._final is not None else min(self._planned, self.before + mine.rows)
-            rows_s, tokens_s = self._window.rates()
-            spent = self._spent.plus(JobUsage.of(self._fleet, self._devices))
+            rows_s, tokens_s = fleets.window.rates()
             spent.output_errors += self._refusals()
-            cost = None if self._price is None else self._price * spent.device_s / 3600
+            price = self._spec.cost.device_hour
+            cost = None if price is None else price * spent.device_s / 3600
             return ProgressSnapshot(
-                self._planned, done, totals, seen, self._fleet,
-                self._fleet.slots or self._last_slots, rows_s, tokens_s,
-                eta(self._planned - done, seen, tokens_s, rows_s), spent, cost, self._started, self._progressed,
+                self._planned, done, totals, seen, fleets.fleet, fleets.slots, rows_s, tokens_s,
+                eta(self._planned - done, seen, tokens_s, rows_s), spent, cost, self._started, fleets.progressed,
                 self._final is not None,
             )  # fmt: skip
 
     def _add_point(self, *, always: bool = False) -> None:
         if self._earlier is None:
             return  # without the earlier rows' tokens the point would be too low
-        mine = self._ended_fleets.plus(self._fleet.done)
+        mine = self._fleets.done
         tokens = mine.generated_tokens + self._earlier.generated_tokens
-        self._history.add(Point(time.time(), self.before + mine.rows, tokens, self._fleet.replicas), always=always)
+        point = Point(time.time(), self.before + mine.rows, tokens, self._fleets.fleet.replicas)
+        self._history.add(point, always=always)

@@ -8,8 +8,9 @@ from typing import Any, Self
 
 from magbatch.counts import counted
 from magbatch.replica.board import Slot
-from magbatch.report.progress import JobUsage, Point
+from magbatch.report.history import Point
 from magbatch.report.runs import PastRun
+from magbatch.report.usage import JobUsage
 from magbatch.report.wrong import WrongAnswer
 from magbatch.spec import JobSpec
 from magbatch.spec.secrets import shown

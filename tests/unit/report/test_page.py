@@ -14,10 +14,11 @@ from PIL import Image
 from magbatch.counts import shown_time
 from magbatch.ledger import layout
 from magbatch.replica.losses import Loss
+from magbatch.report.history import Point
 from magbatch.report.page import quantile, render, report_files
-from magbatch.report.progress import JobUsage, Point
 from magbatch.report.report import Report, Run, SlotUsage
 from magbatch.report.runs import PastRun
+from magbatch.report.usage import JobUsage
 from magbatch.report.wrong import WrongAnswer
 from magbatch.totals import Totals
 

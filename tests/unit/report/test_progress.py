@@ -1,15 +1,15 @@
 import math
 import random
-from dataclasses import asdict
 from typing import Any
 
 import pytest
 
 from magbatch.replica.board import Load, Slot, Snapshot, State, Usage
-from magbatch.replica.losses import MOST_LOSSES, Home, Loss
 from magbatch.report import progress as progress_module
-from magbatch.report.progress import HISTORY_POINTS, JobProgress, JobUsage, Point, eta
+from magbatch.report.history import HISTORY_POINTS, Point
+from magbatch.report.progress import JobProgress, eta
 from magbatch.report.terminal import shown_eta
+from magbatch.report.usage import JobUsage
 from magbatch.spec import parse
 from magbatch.totals import Totals
 
@@ -208,11 +208,3 @@ def test_progress_is_when_rows_were_committed_last(clock: Clock) -> None:
     assert progress.silent_s == 9
     progress.end_fleet()
     assert progress.silent_s == 0
-
-
-def test_the_last_losses_of_all_runs_are_kept_and_all_are_counted() -> None:
-    losses = [Loss.of(float(number), 0, Home(), "x") for number in range(MOST_LOSSES + 5)]
-    earlier, mine = JobUsage(lost=30, losses=losses[:15]), JobUsage(lost=10, losses=losses[15:])
-    both = earlier.plus(mine)
-    assert (both.lost, both.losses) == (40, losses[5:])
-    assert JobUsage.from_dict(asdict(both)) == both

@@ -6,8 +6,9 @@ from support.small_job import SmallJob
 
 from magbatch.replica.board import Slot
 from magbatch.replica.losses import Loss
-from magbatch.report.progress import JobUsage, Point
+from magbatch.report.history import Point
 from magbatch.report.report import Report, Run, SlotUsage, sample_line, settings
+from magbatch.report.usage import JobUsage
 from magbatch.totals import Totals
 from magbatch.versions import versions
 

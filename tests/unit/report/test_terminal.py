@@ -9,8 +9,9 @@ from magbatch.replica.board import Slot, Snapshot, State
 from magbatch.replica.losses import Home, Loss
 from magbatch.report import progress as progress_module
 from magbatch.report import terminal as terminal_module
-from magbatch.report.progress import Eta, JobProgress, JobUsage, ProgressSnapshot
+from magbatch.report.progress import Eta, JobProgress, ProgressSnapshot
 from magbatch.report.terminal import ProgressLine, line, shown_eta
+from magbatch.report.usage import JobUsage
 from magbatch.spec import parse
 from magbatch.totals import Totals
 
