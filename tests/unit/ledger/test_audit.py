@@ -178,7 +178,7 @@ def test_a_damaged_output_is_not_finalised(book: Book, spoil: Callable[[Book], l
 
 
 def test_an_answer_comes_before_a_dead_letter_and_an_earlier_attempt_before_a_later_one(book: Book) -> None:
-    first, second, letters = book.answered(0, 0, 1), book.answered(0, 1, 2), book.failed(0, 0, 2, 3)
+    letters, first, second = book.failed(0, 0, 2, 3), book.answered(0, 0, 1), book.answered(0, 1, 2)
     (unit, *_) = audit_output(book.ledger, book.plan, {})
     ids = book.ids[0]
     assert [(found.name, rows) for found, rows in unit.keep] == [
