@@ -55,7 +55,13 @@ class BoardNotes:
         self._board.has_read.remote(shard)
 
 
-def read_shards(job: JobContext, shards: list[Shard], may_have_rows: frozenset[int], board: Any) -> Iterator[pa.Table]:
+def read_shards(
+    job: JobContext,
+    shards: list[Shard],
+    may_have_rows: frozenset[int],
+    board: Any,
+    refused_s: float = REFUSED_S,
+) -> Iterator[pa.Table]:
     """Prepare shards, as one of Ray Data's read tasks.
 
     Args:
@@ -63,6 +69,7 @@ def read_shards(job: JobContext, shards: list[Shard], may_have_rows: frozenset[i
         shards: The task's shards, in the order of the plan.
         may_have_rows: Indices of shards of which rows may be committed already.
         board: Ray's handle of the board.
+        refused_s: Seconds to keep the CPU of a node with other versions, before the process ends.
 
     Yields:
         The blocks of `prepare`.
@@ -75,7 +82,7 @@ def read_shards(job: JobContext, shards: list[Shard], may_have_rows: frozenset[i
         board.input_refused.remote(f"the input's storage refuses, trying again: {error}")
 
     if (refusal := _refusal(board)) is not None:
-        time.sleep(REFUSED_S)
+        time.sleep(refused_s)
         ray.get(board.refuse_reader.remote(refusal))
         os._exit(1)  # Ray gives the task to another process, on another node if there is one
     try:

@@ -54,7 +54,6 @@ def test_a_reader_on_a_node_with_other_versions_ends_and_the_board_is_asked_once
 ) -> None:
     job.ask(1)
     monkeypatch.setattr(read_task, "versions", lambda: versions() | {"ray": "1.0.0"})
-    monkeypatch.setattr(read_task, "REFUSED_S", 0.0)
 
     def end(code: int) -> None:
         raise SystemExit(code)
@@ -62,7 +61,7 @@ def test_a_reader_on_a_node_with_other_versions_ends_and_the_board_is_asked_once
     monkeypatch.setattr(read_task.os, "_exit", end)
     for _ in range(2):
         with pytest.raises(SystemExit) as ended:
-            next(read_shards(job.job, [], frozenset(), board))
+            next(read_shards(job.job, [], frozenset(), board, refused_s=0.0))
         assert ended.value.code == 1
     assert len(board.called("refuse_reader")) == 2
     assert len(board.called("differs")) == 1

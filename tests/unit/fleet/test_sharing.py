@@ -113,7 +113,7 @@ def test_equals_share_evenly_after_a_while() -> None:
     cluster.run(400)
     assert [job.holds for job in jobs] == [3, 3, 3]
     starts = [job.starts for job in jobs]
-    cluster.run(3000)
+    cluster.run(2 * int(EQUAL_WAITS_S) + 100)
     assert [job.holds for job in jobs] == [3, 3, 3]
     assert [job.starts for job in jobs] == starts, "and then nothing moves"
 
