@@ -76,11 +76,11 @@ def captured(*descriptors: int, replay: bool) -> Iterator[Captured]:
         finally:
             _open.remove(capture)
             _flush()
-            for take in _followers:
-                take(capture.text())
             for descriptor, original in saved.items():
                 os.dup2(original, descriptor)
                 os.close(original)
+            for take in _followers:
+                take(capture.text())
             if replay:
                 os.write(STDERR, visible(uncoloured(capture.text())).encode())
 

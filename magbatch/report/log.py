@@ -87,7 +87,7 @@ class RunLog:
 
     def note_start(self, spec: JobSpec, plan: Plan, progress: JobProgress) -> None:
         """Note what runs: command, versions, and the plan in a line."""
-        self._versions = progress.versions
+        self._versions = dict(progress.versions)
         fleet = counted(spec.replicas.max, "replica")
         self.note(f"start: {_command()} (process {guard.command_pid()} on {self._host})")
         self.note(f"versions: {_listed(self._versions)}")

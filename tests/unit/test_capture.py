@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from magbatch import capture
-from magbatch.capture import STDERR, captured, threads_told
+from magbatch.capture import STDERR, captured, follow_captures, threads_told
 
 
 @pytest.fixture
@@ -42,3 +42,16 @@ def test_what_a_thread_raises_is_said() -> None:
         thread.start()
         thread.join()
     assert said == ["the thread 'heartbeat' has ended: ZeroDivisionError: division by zero"]
+
+
+def test_what_was_printed_is_handed_on_at_the_end_of_each_capture() -> None:
+    taken = list[str]()
+    with follow_captures(taken.append):
+        with captured(STDERR, replay=False):
+            os.write(STDERR, b"first\n")
+        assert taken == ["first\n"]
+        with captured(STDERR, replay=False):
+            os.write(STDERR, b"second\n")
+    with captured(STDERR, replay=False):
+        os.write(STDERR, b"third\n")
+    assert taken == ["first\n", "second\n"]
