@@ -10,7 +10,7 @@ import math
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import ray
@@ -50,9 +50,7 @@ class OpenShards:
     rows: int
 
     @classmethod
-    def of(
-        cls, plan: Plan, done: "np.ndarray[Any, np.dtype[np.int64]]", *, any_may_have_rows: bool = False
-    ) -> "OpenShards":
+    def of(cls, plan: Plan, done: "np.ndarray[Any, np.dtype[np.int64]]", *, any_may_have_rows: bool = False) -> Self:
         """Find the open shards.
 
         Args:

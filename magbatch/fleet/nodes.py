@@ -1,4 +1,4 @@
-"""The node of a process, by a name for people."""
+"""The name of this process' node, for people."""
 
 import socket
 

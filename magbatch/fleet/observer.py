@@ -1,4 +1,4 @@
-"""The caller's side of a running fleet."""
+"""The caller of a running fleet: it sees the state of the fleet, shows messages to a person, and may end the run."""
 
 from typing import Protocol
 

@@ -1,4 +1,4 @@
-"""The actor pool of a run: how many replicas it may have, how many wait for devices, and which ones are to go.
+"""The actor pool of a run: its bound, the replicas that wait for devices, and the replicas that are to end.
 
 Ray Data sizes its own pools for one job on a cluster. Here a pool is also bounded by the open rows and by the job's
 share of a cluster, and an autoscaler is asked for the replicas instead of for throughput.

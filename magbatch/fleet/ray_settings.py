@@ -1,4 +1,4 @@
-"""Ray's version, and the settings of Ray that magbatch relies on, each in this one place.
+"""Ray's version, and the settings of Ray that magbatch relies on.
 
 Ray reads most of these variables when it is imported, so they are set before.
 """

@@ -1,4 +1,4 @@
-"""The read task: prepares the shards of one run of neighbours, and notes on the board what it reads.
+"""The read task: it prepares neighbouring shards, and notes on the board what it reads.
 
 A task runs in a process of Ray's on any node. A node with other versions than the job's must not prepare prompts.
 """

@@ -1,4 +1,4 @@
-"""The replicas that have their devices and must report: each one's open rows, and the seconds of its silence."""
+"""The replicas that must report to the board, their open rows, and the seconds of their silence."""
 
 from dataclasses import dataclass, field
 

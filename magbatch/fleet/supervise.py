@@ -1,4 +1,4 @@
-"""The driver's loop: watches the fleet of one run, ends what hangs, and says how the run has ended.
+"""The driver's loop: it watches the fleet of one run, ends replicas that hang, and tells how the run ended.
 
 Ray Data does the work in a thread of its own. The loop never schedules a row.
 """

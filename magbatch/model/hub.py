@@ -1,4 +1,4 @@
-"""The Hugging Face hub as a source of checkpoints, and what is wrong if it gives none."""
+"""The Hugging Face hub as a source of checkpoints, with advice if it gives none."""
 
 import errno
 import os
