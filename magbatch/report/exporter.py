@@ -282,9 +282,8 @@ def _rows(values: Values, totals: Totals) -> None:
     for kind in ("prompt", "cached", "reasoning", "answer"):
         values.set(metrics.TOKENS, getattr(totals, f"{kind}_tokens"), kind=kind)
     truncated = totals.by_status.get(ReasoningStatus.TRUNCATED, 0)
-    values.set(
-        metrics.TRUNCATED, truncated / max(1, totals.records)
-    )  # set from the start, because a short job is scraped only once
+    # Set from the start, because a short job is scraped only once.
+    values.set(metrics.TRUNCATED, truncated / max(1, totals.records))
     values.set(metrics.DOCUMENTS_TRUNCATED, totals.documents_truncated)
     values.observe(metrics.ROW_LATENCY, cumulative(totals.by_latency, LATENCY_BOUNDS_S), totals.latency_ms / 1000)
     for metric, counts, sum_ in (

@@ -61,7 +61,7 @@ def test_nobody_but_the_job_its_operator_and_prometheus_gets_in(target: Target) 
 
 
 def reaches(policy: dict[str, Any], address: str, port: int) -> bool:
-    """Whether a policy lets its pods out to an address that is no pod's."""
+    """Whether a policy lets its pods reach an address outside the cluster."""
     target = ipaddress.ip_address(address)
     for rule in policy["egress"]:
         if port not in [one["port"] for one in rule.get("ports", [{"port": port}])]:

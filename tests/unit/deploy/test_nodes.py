@@ -58,7 +58,7 @@ def test_nodes_that_are_not_to_be_had_are_named(replicas: str, target: Target, o
 
 
 def test_on_demand_nodes_are_no_spot_nodes() -> None:
-    """Who places pods prefers spot nodes where both would do; Ray is told that these are none."""
+    """Without the rule, Kubernetes could place on-demand pods on spot nodes, and Ray would not know."""
     job = rendered("magistral-text", Target.KUBERAY)["rayjob.yaml"]
     spot, on_demand = (group["template"]["spec"] for group in job["spec"]["rayClusterSpec"]["workerGroupSpecs"])
     terms = on_demand["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]

@@ -79,7 +79,7 @@ VOLUMES = {"configMap", "emptyDir", "ephemeral", "projected", "secret", "downwar
 
 
 def restricted(pod: dict[str, Any], *more: dict[str, Any]) -> list[str]:
-    """What Pod Security's "restricted" profile has against a pod, with containers that KubeRay adds to it."""
+    """Violations of the "restricted" profile of Pod Security by a pod, and by containers that KubeRay adds."""
     wrong = [name for name in ("hostNetwork", "hostPID", "hostIPC") if pod.get(name)]
     of_pod = pod.get("securityContext", {})
     if of_pod.get("runAsNonRoot") is not True or of_pod.get("runAsUser") == 0:

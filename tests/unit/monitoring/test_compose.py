@@ -10,7 +10,7 @@ SERVICES = COMPOSE["services"]
 
 
 def mounts(service: str) -> dict[str, str]:
-    """Where in a container what is found."""
+    """Source of each mount of a service by its path in the container."""
     pairs = (volume.split(":")[:2] for volume in SERVICES[service].get("volumes", []))
     return {inside: outside for outside, inside in pairs}
 

@@ -92,7 +92,7 @@ def grafana(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def compiled(folder: Path, text: str) -> str:
-    """What TypeScript's compiler objects to."""
+    """Errors of TypeScript's compiler."""
     (folder / "check.ts").write_text(CHECK.replace("JSON_HERE", text))
     options = ["--strict", "--noEmit", "--skipLibCheck", "--moduleResolution", "node", "--target", "es2022"]
     done = subprocess.run(

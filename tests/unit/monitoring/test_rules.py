@@ -20,7 +20,7 @@ amtool = pytest.mark.skipif(which("amtool") is None, reason="amtool is not insta
 
 
 def said(*command: str, folder: Path = MONITORING) -> str:
-    """What a tool said; it must have been content."""
+    """Output of a tool, which must have succeeded."""
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""What a retry has used is counted with its job's, once, whatever is interrupted."""
+"""Usage of a retry is added to that of its job exactly once, whatever is interrupted."""
 
 import io
 import itertools

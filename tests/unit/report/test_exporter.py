@@ -1,4 +1,4 @@
-"""One endpoint for a whole job: what it serves, where, and that nothing about it holds the job up."""
+"""The endpoint of a job: its values and addresses. No failure of it holds the job up."""
 
 import json
 import re

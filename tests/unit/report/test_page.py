@@ -1,4 +1,4 @@
-"""report.html, looked at by a real browser."""
+"""The page says what became of a job, needs no other file, and runs nothing."""
 
 import functools
 import re
@@ -56,7 +56,7 @@ def full() -> str:
 
 
 class Page(HTMLParser):
-    """What a browser would find."""
+    """Tags, links, pictures and text that a browser would find."""
 
     def __init__(self, html: str) -> None:
         super().__init__()

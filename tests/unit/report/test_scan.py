@@ -26,7 +26,7 @@ def test_rows_beyond_the_first_of_an_id_are_counted() -> None:
     assert count() == 0
     assert count(pa.table({"id": ["a", "b", "c"]})) == 0
     assert count(pa.table({"id": ["a", "b", "a"]}), pa.table({"id": ["a", "c", "b"]})) == 3
-    assert count(pa.table({"id": ["a", None, None, ""]})) == 0  # no id is no id
+    assert count(pa.table({"id": ["a", None, None, ""]})) == 0  # rows without an id do not repeat one
 
 
 def test_a_row_with_many_samples_is_one_row() -> None:
