@@ -93,8 +93,9 @@ def mixed_note(files: list[PlannedFile], columns: pa.Schema) -> list[str]:
 
 
 def _may_not_fit(have: pa.DataType, kind: pa.DataType) -> bool:
+    """Whether some value of a file's type cannot be converted to the planned type."""
     if pa.types.is_floating(kind):
-        exact_bits = {16: 11, 32: 24, 64: 53}[kind.bit_width]
+        exact_bits = {16: 11, 32: 24, 64: 53}[kind.bit_width]  # IEEE 754: wider whole numbers lose digits
         return bool(pa.types.is_decimal(have) or (pa.types.is_integer(have) and have.bit_width > exact_bits))
     if pa.types.is_timestamp(kind) and pa.types.is_timestamp(have):
         return bool(kind.unit != have.unit)
@@ -118,7 +119,8 @@ def common_types(files: list[PlannedFile], names: list[str]) -> pa.Schema:
     """Find the types that all files are converted to; a file that cannot be converted is marked as bad.
 
     Files are merged in the order of their types' row counts, so that a single odd file is refused, not all other
-    files. Files without rows count only if all files are empty. A column that a file lacks may stand in its path.
+    files. Files without rows do not count; if all are empty, the first counts. The type of a column that a file lacks
+    comes from the values in its path.
 
     Args:
         files: All input files; they are changed in place.
