@@ -28,16 +28,32 @@ def render(spec: JobSpec, target: Target, platform: Platform) -> dict[str, str]:
         SpecError: The target cannot run the spec, for example because of local paths; or it does not have an option.
     """
     check(platform, target)
-    for name, path in (("input.path", spec.input.path), ("output.path", spec.output.path)):
-        if not path.startswith("s3://"):
-            raise SpecError(f"{name} {path}: a cluster's machines share no disk; write s3://bucket/prefix")
-    if spec.input.incremental and target != Target.CRON:
-        raise SpecError("input.incremental: an incremental job runs by its schedule; write --target cron")
+    _check_spec(spec, target)
     notes(spec, target, platform)
     served = spec.metrics.model_copy(update={"bind": "0.0.0.0", "port": METRICS_PORT})
     spec = spec.model_copy(update={"metrics": served})
     if target == Target.AWS:
         return {"job.yaml": spec.to_yaml(), "cluster.yaml": to_yaml(launcher.launcher(spec, platform))}
+    objects = _kubernetes_objects(spec, target, platform)
+    layout = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "resources": list(objects),
+    }
+    return {name: to_yaml(manifest) for name, manifest in {"kustomization.yaml": layout, **objects}.items()}
+
+
+def _check_spec(spec: JobSpec, target: Target) -> None:
+    """Refuse a spec that needs a shared disk, or that runs only by its schedule."""
+    for name, path in (("input.path", spec.input.path), ("output.path", spec.output.path)):
+        if not path.startswith("s3://"):
+            raise SpecError(f"{name} {path}: a cluster's machines share no disk; write s3://bucket/prefix")
+    if spec.input.incremental and target != Target.CRON:
+        raise SpecError("input.incremental: an incremental job runs by its schedule; write --target cron")
+
+
+def _kubernetes_objects(spec: JobSpec, target: Target, platform: Platform) -> dict[str, dict[str, Any]]:
+    """Return the objects of a target on Kubernetes by file name."""
     kinds = {Target.CRON: kuberay.cron_job, Target.CLUSTER: kuberay.ray_cluster, Target.KUBERAY: kuberay.ray_job}
     job = kinds[target](spec, platform)
     config_map: dict[str, Any] = {
@@ -51,7 +67,7 @@ def render(spec: JobSpec, target: Target, platform: Platform) -> dict[str, str]:
         del policies["networkpolicy-submitter.yaml"]
     else:
         config_map["data"][Path(kuberay.SCRIPT_PATH).name] = kuberay.SCRIPT
-    objects: dict[str, dict[str, Any]] = {
+    return {
         "serviceaccount.yaml": network.service_account(spec, platform),
         "configmap.yaml": config_map,
         **policies,
@@ -59,12 +75,6 @@ def render(spec: JobSpec, target: Target, platform: Platform) -> dict[str, str]:
         "podmonitor.yaml": network.pod_monitor(spec, platform),
         f"{job['kind'].lower()}.yaml": job,
     }
-    layout = {
-        "apiVersion": "kustomize.config.k8s.io/v1beta1",
-        "kind": "Kustomization",
-        "resources": list(objects),
-    }
-    return {name: to_yaml(manifest) for name, manifest in {"kustomization.yaml": layout, **objects}.items()}
 
 
 def notes(spec: JobSpec, target: Target, platform: Platform) -> list[str]:
