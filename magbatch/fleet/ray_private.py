@@ -94,18 +94,20 @@ def _exists(name: str) -> bool:
         if not hasattr(owner, part):
             return False
         owner = getattr(owner, part)
-    return hasattr(owner, last) or (isinstance(owner, type) and last in _set_by_instances(owner))
+    return hasattr(owner, last) or (isinstance(owner, type) and any(_sets(one, last) for one in owner.__mro__))
 
 
-def _set_by_instances(owner: type) -> set[str]:
-    """Names of the fields of a class, and of the attributes that its methods assign."""
-    found: set[str] = set()
-    for one in owner.__mro__:
-        found |= inspect.get_annotations(one).keys()
-        for function in vars(one).values():
-            if isinstance(function, FunctionType):
-                found |= {step.argval for step in dis.get_instructions(function) if step.opname == "STORE_ATTR"}
-    return found
+def _sets(owner: type, attribute: str) -> bool:
+    """Whether an attribute of instances is a field of a class, or is assigned by one of its methods."""
+    if attribute in inspect.get_annotations(owner):
+        return True
+    functions = (one for one in vars(owner).values() if isinstance(one, FunctionType))
+    return any(
+        step.opname == "STORE_ATTR" and step.argval == attribute
+        for function in functions
+        if attribute in function.__code__.co_names  # reading the steps of every method would take 40 ms
+        for step in dis.get_instructions(function)
+    )
 
 
 # Ray's core.

@@ -239,7 +239,8 @@ def submitted(tmp_path: Path) -> list[str]:
     ids=lambda body: body[:20],
 )
 def test_an_answer_to_the_version_that_no_ray_gives(any_cluster: str, submitted: list[str], body: str) -> None:
-    for words in (*COMMANDS, submitted):
+    commands = (*COMMANDS, submitted) if body == "{}" else COMMANDS[:1]  # all commands ask for the version in one way
+    for words in commands:
         is_no_cluster(any_cluster, words, {"GET /api/version": body})
 
 
@@ -250,7 +251,9 @@ def test_an_answer_to_a_command_that_no_ray_gives(any_cluster: str, submitted: l
     ended = json.dumps([A_JOB | {"status": "STOPPED"}])
     running = json.dumps([A_JOB])
     if body not in ("[]", "{}", ""):  # no jobs
-        for words in (*COMMANDS, submitted):
+        for words in (
+            (*COMMANDS, submitted) if body == "null" else COMMANDS[:2]
+        ):  # one lists the jobs, one looks for a job
             is_no_cluster(any_cluster, words, version | {"GET /api/jobs/": body})
     of_job = version | {"GET /api/jobs/x-1": body, "POST /api/jobs/": body}
     is_no_cluster(any_cluster, ["logs", "x-1"], of_job | {"GET /api/jobs/": running})
@@ -263,7 +266,7 @@ def test_an_answer_to_a_command_that_no_ray_gives(any_cluster: str, submitted: l
 @pytest.mark.parametrize("odd", ODD_FIELDS, ids=lambda odd: str(odd)[:40])
 def test_a_job_that_no_ray_tells_of(any_cluster: str, submitted: list[str], odd: dict[str, object]) -> None:
     listed = {"GET /api/version": json.dumps(RIGHT_VERSION), "GET /api/jobs/": json.dumps([A_JOB | odd])}
-    for words in (*COMMANDS, submitted):
+    for words in (*COMMANDS, submitted) if "metadata" in odd else COMMANDS[:2]:
         is_no_cluster(any_cluster, words, listed)
 
 
