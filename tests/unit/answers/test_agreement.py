@@ -1,4 +1,4 @@
-"""The engine's grammar and the reader of answers agree: what one lets through, the other takes."""
+"""The engine's grammar and the reader of answers accept the same answers."""
 
 import json
 import random
@@ -75,7 +75,7 @@ def schema_of(kind: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_what_the_grammar_lets_through_is_taken(name: str) -> None:
+def test_answers_by_the_grammar_are_accepted(name: str) -> None:
     schema = schema_of(KINDS[name])
     check_answerable(schema)
     grammar, read, chance = Grammar(schema), SchemaReader(schema), random.Random(name)
@@ -132,7 +132,7 @@ def test_what_the_grammar_lets_through_is_taken(name: str) -> None:
         ("tree", {"of": {"of": None}}, True),
     ],
 )  # fmt: skip
-def test_both_take_and_refuse_the_same(name: str, value: Any, fits: bool) -> None:
+def test_grammar_and_reader_accept_and_refuse_the_same(name: str, value: Any, fits: bool) -> None:
     schema, text = schema_of(KINDS[name]), json.dumps({"x": value}, ensure_ascii=False, separators=(",", ":"))
     text = text.replace("\x7f", "\\u007f")
     assert Grammar(schema).accepts(text) is fits
@@ -145,7 +145,7 @@ def test_both_take_and_refuse_the_same(name: str, value: Any, fits: bool) -> Non
 
 
 @pytest.mark.parametrize("name", sorted(CHECKED_ONLY))
-def test_formats_that_the_grammar_does_not_know_are_held_by_the_reader_alone(name: str) -> None:
+def test_formats_unknown_to_the_grammar_are_checked_by_the_reader(name: str) -> None:
     schema = schema_of({"type": "string", "format": name})
     wrong = json.dumps({"x": "a{ (%"}, separators=(",", ":"))
     assert Grammar(schema).accepts(wrong)

@@ -1,4 +1,4 @@
-"""Answers are checked in processes that may die: no answer holds up another one, or the event loop."""
+"""Answers are checked in processes with limits: no answer blocks another answer or the event loop."""
 
 import asyncio
 import os
@@ -42,7 +42,7 @@ def check_all(checker: Checker, *answers: str | None) -> list[Reading | BaseExce
     return asyncio.run(work())
 
 
-def test_answers_that_take_for_ever_are_late_and_no_other_one() -> None:
+def test_endless_answers_fail_and_other_answers_do_not() -> None:
     checker = Checker(AnswerSpec(extract=BACKTRACKS), 0.5, FEW)
     late, *others, later = check_all(checker, "x" * 50, *["The answer: 7."] * 20, "x" * 60)
     assert others == [Reading({"extracted": "7"})] * 20
@@ -53,8 +53,8 @@ def test_answers_that_take_for_ever_are_late_and_no_other_one() -> None:
     assert late.answer == "x" * 50
 
 
-def test_good_answers_wait_for_no_late_one() -> None:
-    """Twice as many late answers as processes, all of them first; they have long to go."""
+def test_good_answers_do_not_wait_for_slow_ones() -> None:
+    """Twice as many slow answers as processes come first, with a long time limit."""
 
     async def work() -> list[Reading]:
         checker = Checker(AnswerSpec(extract=BACKTRACKS), 10.0, FEW)
@@ -68,7 +68,7 @@ def test_good_answers_wait_for_no_late_one() -> None:
     assert asyncio.run(work()) == [Reading({"extracted": "7"})] * 12
 
 
-def test_an_answer_that_takes_a_while_has_all_of_its_time() -> None:
+def test_a_slow_answer_gets_its_full_time() -> None:
     in_a_moment = Lanes(quick=1, slow=1, quick_s=0.001)  # too short for any of these answers
     *found, late = check_all(
         Checker(AnswerSpec(extract=BACKTRACKS), 2.0, in_a_moment), *["x" * 17 + " 7"] * 2, "x" * 50
@@ -80,7 +80,7 @@ def test_an_answer_that_takes_a_while_has_all_of_its_time() -> None:
 def defective(
     setup: dict[str, Any],
 ) -> Callable[[dict[str, Any], bytes], Iterator[tuple[dict[str, Any], bytes | None]]]:
-    """A handler that some answers make raise what nobody has thought of."""
+    """A handler that raises an unexpected error for some answers."""
     check = handler(setup)
 
     def work(head: dict[str, Any], body: bytes) -> Iterator[tuple[dict[str, Any], bytes | None]]:
@@ -98,7 +98,7 @@ def defective(
         ({"extract": BACKTRACKS}, RowError, "answer.extract: "),
     ],
 )
-def test_a_defect_that_an_answer_meets_makes_that_answer_invalid(
+def test_a_defect_in_the_check_makes_only_that_answer_invalid(
     spec: dict[str, Any], kind: type[Exception], field: str
 ) -> None:
     checker = Checker(AnswerSpec(**spec), 30, Lanes(quick=1, slow=1, quick_s=30), handler=f"{__name__}:defective")
@@ -111,7 +111,7 @@ def test_a_defect_that_an_answer_meets_makes_that_answer_invalid(
     assert isinstance(fine, Reading)
 
 
-def test_more_late_answers_than_processes_keep_the_others_waiting_for_a_while_only() -> None:
+def test_more_slow_answers_than_processes_delay_other_answers_only_briefly() -> None:
     checker = Checker(AnswerSpec(extract=BACKTRACKS), 0.5, FEW)
     found = check_all(checker, *["x" * 50] * (FEW.quick + 1), "7")
     assert found.pop() == Reading({"extracted": "7"})
@@ -141,7 +141,7 @@ def test_a_schema_that_doubles_its_work_with_each_level_is_bounded() -> None:
     assert isinstance(fine, Reading)
 
 
-def test_what_does_not_fit_may_be_asked_for_again() -> None:
+def test_an_answer_that_does_not_fit_is_an_answer_error() -> None:
     schema = {"type": "object", "properties": {"x": {"type": "string", "format": "date"}}, "required": ["x"]}
     checker = Checker(AnswerSpec(schema=schema, vote="majority"), 30, Lanes(quick=1, slow=1, quick_s=30))
     wrong, fits, nothing = check_all(checker, '{"x": "today"}', '{"x": "2026-03-01"}', None)
@@ -161,14 +161,14 @@ def test_what_does_not_fit_may_be_asked_for_again() -> None:
         ({"vote": "majority"}, " 7 ", Reading(ballot="7")),
     ],
 )
-def test_no_process_is_needed_where_nothing_can_take_long(
+def test_no_process_is_needed_if_nothing_can_take_long(
     spec: dict[str, Any], answer: str, reading: Reading, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.executable", "/nowhere")  # a process would not start
     assert check_all(Checker(AnswerSpec(**spec), 5), answer) == [reading]
 
 
-def test_a_process_that_is_killed_from_outside_accuses_no_answer() -> None:
+def test_a_process_killed_from_outside_is_not_the_answers_fault() -> None:
     async def work() -> Reading:
         checker = Checker(AnswerSpec(extract=BACKTRACKS), 30, Lanes(quick=1, slow=1, quick_s=30))
         before = children()

@@ -52,7 +52,7 @@ def test_nothing_is_lost(text: str, value: Any, written: str, canonical: str) ->
         ('{"\\udfff": 1}', "a string contains .udfff"),
     ],
 )
-def test_what_json_does_not_have_is_refused(text: str, said: str) -> None:
+def test_text_that_is_not_json_is_refused(text: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         read_json(text)
 

@@ -42,7 +42,7 @@ from magbatch.answers.formats import as_date, as_datetime, as_time
         ("uuid", "2eb8aa08-aa98-11ea-b4aa-73b441d16380", "2eb8"),
     ],
 )
-def test_every_format_of_json_schema_is_held(name: str, fits: str, not_fitting: str) -> None:
+def test_every_format_of_json_schema_is_checked(name: str, fits: str, not_fitting: str) -> None:
     read = SchemaReader({"type": "object", "properties": {"value": {"type": ["string", "null"], "format": name}}})
     assert read(json.dumps({"value": fits}))["value"] is not None
     assert read('{"value": null}') == {"value": None}
@@ -66,7 +66,7 @@ def test_dates_and_times_become_values() -> None:
         (as_datetime, "2026-03-01", "not a date-time of RFC 3339, such as 2026-03-01T12:00:00Z"),
     ],
 )  # fmt: skip
-def test_another_text_is_refused(convert: Callable[[str], object], text: str, said: str) -> None:
+def test_a_text_of_another_format_is_refused(convert: Callable[[str], object], text: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         convert(text)
 

@@ -1,4 +1,4 @@
-"""Answers become typed columns, an extracted part, or a vote; what does not fit says where."""
+"""Answers become typed columns, an extracted part, or a vote; a misfit is named with its place."""
 
 from datetime import UTC, date, datetime, time
 from typing import Any, Literal
@@ -126,7 +126,7 @@ def test_each_kind_of_schema_has_its_column(schema: dict[str, Any], kind: pa.Dat
         ('{"number": 1, "other": ' + "[" * 5000 + "]" * 5000 + "}", "nested too deeply"),
     ],
 )
-def test_what_does_not_fit_says_where(answer: str | None, message: str) -> None:
+def test_an_answer_that_does_not_fit_is_refused_with_its_place(answer: str | None, message: str) -> None:
     due = {"type": "string", "format": "date"}
     schema = {"type": "object", "properties": {"number": {"type": "integer"}, "due": due}, "required": ["number"]}
     with pytest.raises(AnswerError, match=message):

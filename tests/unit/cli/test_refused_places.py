@@ -1,4 +1,4 @@
-"""A place, setting or word that cannot be right ends every command: exit code 2, its name, and what to do."""
+"""A wrong place, setting or word ends every command with exit code 2, its name, and what to do."""
 
 import socket
 import subprocess
@@ -10,7 +10,7 @@ from support.refusals import RefusingStore, free_port, refused
 
 
 @pytest.mark.parametrize("kind", ["file", "below a file"])
-def test_an_output_that_can_be_no_folder(spec: Path, tmp_path: Path, kind: str) -> None:
+def test_an_output_that_cannot_be_a_folder_is_named(spec: Path, tmp_path: Path, kind: str) -> None:
     (tmp_path / "taken").write_text("a file")
     place = str(tmp_path / "taken") + ("" if kind == "file" else "/out")
     for name in ("status", "verify", "retry", "compact"):
@@ -31,7 +31,7 @@ def test_an_output_that_can_be_no_folder(spec: Path, tmp_path: Path, kind: str) 
         ("s3://no bucket/x", "'no bucket' is not a bucket name"),
     ],
 )
-def test_a_place_that_can_be_none(spec: Path, place: str, says: str) -> None:
+def test_an_impossible_location_is_named(spec: Path, place: str, says: str) -> None:
     for name in ("status", "verify", "retry", "compact"):
         assert says in refused(name, place)
     for field in ("input.path", "output.path"):
@@ -42,30 +42,30 @@ def test_a_place_that_can_be_none(spec: Path, place: str, says: str) -> None:
         assert "model.source" in refused("plan", str(spec), "--set", f"model.source={place}")
 
 
-def test_a_home_in_quotes_is_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_quoted_tilde_is_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     assert f"{tmp_path}/out" in refused("status", "~/out")
 
 
 @pytest.mark.parametrize("place", ["o*t", "o?t", "s3://bucket/o*t"])
-def test_an_output_that_is_a_glob(spec: Path, store: RefusingStore, place: str) -> None:
+def test_an_output_that_is_a_glob_is_refused(spec: Path, store: RefusingStore, place: str) -> None:
     store.status, store.code = 404, "NoSuchKey"
     for name in ("plan", "run"):
         assert "not a glob" in refused(name, str(spec), "--set", f"output.path={place}")
 
 
-def test_an_output_that_is_the_input(spec: Path) -> None:
+def test_an_output_inside_the_input_is_refused(spec: Path) -> None:
     assert "lie one inside the other" in refused("run", str(spec), "--set", f"output.path={spec.parent}/in/../in/")
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:PORT", "ray://127.0.0.1:1", "http://", "http://head:port"])
-def test_a_cluster_that_cannot_be_asked(spec: Path, address: str) -> None:
+def test_an_unreachable_cluster_is_named(spec: Path, address: str) -> None:
     address = address.replace("PORT", str(free_port()))
     for words in (["jobs"], ["logs", "ID"], ["cancel", "ID"], ["resume", "ID"], ["submit", str(spec)]):
         assert address in refused(*words, "--address", address)
 
 
-def test_words_that_are_none(spec: Path) -> None:
+def test_wrong_words_of_commands_are_named(spec: Path) -> None:
     assert "suite 'nope' does not exist" in refused("bench", "nope")
     assert "--target nope" in refused("deploy", "render", str(spec), "--target", "nope")
     assert "schedule: is not set" in refused("schedule", "tick", str(spec))
@@ -89,7 +89,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("how", ["full", "read-only"])
-def test_a_disk_that_takes_nothing_from_the_very_beginning(
+def test_a_full_or_read_only_disk_is_named(
     spec: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     if how == "full":
@@ -105,7 +105,7 @@ def test_a_disk_that_takes_nothing_from_the_very_beginning(
     assert "TMPDIR" in refused("run", str(spec))
 
 
-def test_a_cache_that_is_a_file(spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_is_a_file_is_named(spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "taken").write_text("a file")
     monkeypatch.setenv("MAGBATCH_CACHE", str(tmp_path / "taken"))
     for name in ("run", "plan"):
@@ -116,7 +116,7 @@ def test_a_cache_that_is_a_file(spec: Path, tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("source", ["owner/none-such", "no such / name", "/nowhere", "builtin:huge"])
-def test_a_model_that_cannot_be_had(spec: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+def test_a_missing_model_is_named(spec: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
     said = refused("plan", str(spec), "--set", f"model.source={source}")
     assert f"model.source {source}" in said
     assert len(said) < 600
@@ -131,7 +131,7 @@ def test_a_model_that_cannot_be_had(spec: Path, monkeypatch: pytest.MonkeyPatch,
         ("metrics.push_gateway", "no url"),
     ],
 )
-def test_metrics_that_cannot_be_served(spec: Path, tmp_path: Path, field: str, value: str) -> None:
+def test_metrics_that_cannot_be_served_are_named(spec: Path, tmp_path: Path, field: str, value: str) -> None:
     (tmp_path / "file").write_text("a file")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -141,7 +141,7 @@ def test_metrics_that_cannot_be_served(spec: Path, tmp_path: Path, field: str, v
     assert not (tmp_path / "out/_magbatch/plan.parquet").exists()
 
 
-def test_places_that_cannot_be_written(spec: Path, tmp_path: Path) -> None:
+def test_places_that_cannot_be_written_are_named(spec: Path, tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file")
     taken = f"{tmp_path}/taken/below"
     places = [f"--set={field}=s3://bucket/{field}" for field in ("input.path", "output.path")]

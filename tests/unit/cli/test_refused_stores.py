@@ -1,4 +1,4 @@
-"""A store or hub that refuses at first ends every command: exit code 2, the mistake, and what to set."""
+"""A store or hub that refuses at first ends every command with exit code 2, the mistake, and what to set."""
 
 import os
 import subprocess
@@ -23,7 +23,7 @@ from magbatch.storage import contact
         (404, "", "AWS_ENDPOINT_URL=http://127.0.0.1"),
     ],
 )
-def test_what_a_store_refuses_at_first_is_a_mistake(
+def test_a_refusal_of_a_store_at_first_is_a_mistake(
     spec: Path, store: RefusingStore, status: int, code: str, says: str
 ) -> None:
     store.status, store.code = status, code
@@ -65,7 +65,7 @@ def test_a_machine_without_credentials_is_told_which_to_set(
         assert "AWS_ACCESS_KEY_ID" in refused(*args), args
 
 
-def test_a_store_that_has_answered_may_be_away_for_a_while(spec: Path, store: RefusingStore) -> None:
+def test_a_store_that_has_answered_may_be_away_later(spec: Path, store: RefusingStore) -> None:
     from magbatch.errors import StorageError
     from magbatch.storage import open_store
 
@@ -87,7 +87,7 @@ def test_a_store_that_has_answered_may_be_away_for_a_while(spec: Path, store: Re
 
 
 @pytest.mark.parametrize("field", ["output.path", "input.path"])
-def test_a_store_that_is_away_at_first_is_waited_for_by_a_job_that_nobody_attends(
+def test_an_unattended_job_waits_for_a_store_that_is_away_at_first(
     spec: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], field: str
 ) -> None:
     """A platform that restarts the job after exit code 3 would stop for good after exit code 2."""
@@ -107,7 +107,7 @@ def test_a_store_that_is_away_at_first_is_waited_for_by_a_job_that_nobody_attend
     assert "AWS_ACCESS_KEY_ID" in refused(*args)
 
 
-def test_a_hub_without_a_network_is_told_as_that(spec: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_unreachable_hub_is_named(spec: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The command runs in its own process, because the hub's client reads its address at import."""
     environment = os.environ | {
         "HF_ENDPOINT": "http://no-such-host.invalid", "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "0"
@@ -124,13 +124,13 @@ def test_a_hub_without_a_network_is_told_as_that(spec: Path, monkeypatch: pytest
         assert "HF_HOME" not in done.stderr
 
 
-def test_a_store_without_tls_is_told_as_that(spec: Path, store: RefusingStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_without_tls_is_named(spec: Path, store: RefusingStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"https://127.0.0.1:{store.server_port}")
     assert "write http://" in refused("status", "s3://bucket/out")
 
 
 @pytest.mark.parametrize("how", ["unknown", "of the output too"])
-def test_a_job_that_goes_on_asks_for_its_input_first(
+def test_a_resumed_job_asks_for_its_input_first(
     spec: Path, s3_endpoint: str, s3: str, store: RefusingStore, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     """Before an engine starts, and readers wait for a store that will not give it."""

@@ -1,4 +1,4 @@
-"""A request harms nothing but itself: its time and memory are bounded, and it reaches nothing of its node."""
+"""A request harms only itself: its time and memory are bounded, and it reaches nothing on its node."""
 
 import os
 import socket
@@ -51,12 +51,12 @@ def test_a_request_comes_back_with_its_replies_in_order(box: Sandbox) -> None:
     assert box({"do": "count", "to": 0}) == []
 
 
-def test_a_body_is_as_large_as_it_is(box: Sandbox) -> None:
+def test_a_body_of_any_size_comes_back_whole(box: Sandbox) -> None:
     body = os.urandom(8 << 20)
     assert box({"do": "echo"}, body)[0].body == body
 
 
-def test_what_the_handler_refuses_is_refused_here(box: Sandbox) -> None:
+def test_errors_of_the_handler_are_raised_in_the_caller(box: Sandbox) -> None:
     before = box({"do": "echo"}) and box.pid
     with pytest.raises(RowError) as caught:
         box({"do": "refuse"})
@@ -67,20 +67,20 @@ def test_what_the_handler_refuses_is_refused_here(box: Sandbox) -> None:
 
 
 @pytest.mark.parametrize("word", ["sleep", "spin"])
-def test_a_request_that_is_late_is_given_up(box: Sandbox, word: str) -> None:
+def test_a_request_that_takes_too_long_fails(box: Sandbox, word: str) -> None:
     with pytest.raises(SandboxTimeoutError, match=r"not done within 0\.5 s"):
         box({"do": word}, timeout_s=0.5)
     assert works(box)
 
 
-def test_a_request_that_needs_too_much_memory_is_given_up(box: Sandbox) -> None:
+def test_a_request_that_needs_too_much_memory_fails(box: Sandbox) -> None:
     assert box({"do": "allocate", "bytes": 100 << 20})[0].head == {"bytes": 100 << 20}
     with pytest.raises(SandboxMemoryError, match="more than 300 MB"):
         box({"do": "allocate", "bytes": 400 << 20})
     assert works(box)
 
 
-def test_a_request_that_ends_the_process_is_given_up(box: Sandbox) -> None:
+def test_a_request_that_ends_its_process_fails(box: Sandbox) -> None:
     with pytest.raises(SandboxDiedError, match="SIGABRT"):
         box({"do": "die"})
     assert works(box)
@@ -93,7 +93,7 @@ def test_no_secret_of_the_node_is_in_its_environment(box: Sandbox) -> None:
 
 
 @confined
-def test_no_file_of_the_node_is_read_and_none_is_written(box: Sandbox, tmp_path: Path) -> None:
+def test_files_of_the_node_are_neither_read_nor_written(box: Sandbox, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text(SECRET)
     with pytest.raises(SandboxError, match="PermissionError"):
@@ -134,7 +134,7 @@ def test_nothing_outside_the_process_is_reached(box: Sandbox, tmp_path: Path, wo
         assert (path.stat().st_mode, path.stat().st_mtime_ns) == (before.st_mode, before.st_mtime_ns)
 
 
-def test_what_libraries_do_is_allowed(box: Sandbox) -> None:
+def test_threads_of_libraries_are_allowed(box: Sandbox) -> None:
     assert box({"do": "threads"})[0].head == {"done": True}
 
 
@@ -162,7 +162,7 @@ def test_a_process_ends_with_its_caller_whatever_it_works_on() -> None:
     busy.wait(30)
 
 
-def test_of_several_one_that_is_stuck_holds_up_no_other() -> None:
+def test_a_stuck_sandbox_does_not_block_the_pool() -> None:
     boxes = Sandboxes(2, HANDLER, {}, timeout_s=4, memory_mb=300)
     ended: list[str] = []
 
@@ -184,7 +184,7 @@ def test_of_several_one_that_is_stuck_holds_up_no_other() -> None:
     assert ended == ["good", "stuck"]
 
 
-def test_a_request_goes_to_a_process_that_is_there_and_not_to_one_that_is_to_be_started() -> None:
+def test_a_request_goes_to_a_running_process_first() -> None:
     boxes = Sandboxes(2, HANDLER, {}, timeout_s=4, memory_mb=300)
     after: list[int] = []
 
@@ -202,6 +202,6 @@ def test_a_request_goes_to_a_process_that_is_there_and_not_to_one_that_is_to_be_
     assert after == [before]
 
 
-def test_a_handler_that_cannot_be_made_stops_the_job_not_the_row() -> None:
+def test_a_handler_that_cannot_be_made_stops_the_job() -> None:
     with pytest.raises(ClusterError, match="during its start"):
         Sandbox("support.sandbox_handlers:broken", {}, timeout_s=5, memory_mb=300)({"do": "echo"})

@@ -40,7 +40,7 @@ def test_files_of_packages_are_read_and_others_are_not(tmp_path: Path) -> None:
     assert "PermissionError" in run("open(sys.argv[1]).read()", str(tmp_path / "secret")).stderr
 
 
-def test_a_process_whose_caller_is_gone_ends_at_once() -> None:
+def test_a_process_without_its_caller_ends_at_once() -> None:
     code = "from magbatch.sandbox.confine import confine\nconfine(200, 1)\nprint('goes on')"
     places = os.pathsep.join(filter(None, sys.path))
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Engine arguments are held against those of the engine, by a new spec and by `--set` alike; no engine is started."""
+"""Engine arguments of a new spec and of `--set` are checked without starting an engine."""
 
 import sys
 from pathlib import Path
@@ -130,14 +130,14 @@ def test_a_wrong_argument_of_the_scripted_engine_is_named(args: dict[str, Any], 
     assert said in complaint(args, "fake")
 
 
-def test_the_spec_of_an_output_is_not_held_against_todays_vllm() -> None:
+def test_a_stored_spec_is_not_checked_against_the_installed_vllm() -> None:
     old = parse(text({"use_v2_block_manager": True}))
     assert old.model.engine_args == {"use_v2_block_manager": True}
     with pytest.raises(SpecError, match=r"max_num_seq: vLLM .* has no such argument"):
         parse(text({}), ["model.engine_args.max_num_seq=4"])  # what is set over it is
 
 
-def test_without_vllm_names_are_not_checked_and_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_note_says_that_names_are_not_checked_without_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
     right, wrong = parse(text({"max_num_seqs": 8})).model, parse(text({"max_num_seq": 8})).model
     assert unchecked(right) is None
     monkeypatch.setitem(sys.modules, "vllm", None)  # as Python marks a package that is not to be found

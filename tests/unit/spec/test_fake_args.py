@@ -10,7 +10,7 @@ from magbatch.spec.fake_args import FakeArgs
 LEAST = {"max_model_len": 100, "max_num_seqs": 4}
 
 
-def test_what_is_left_out_has_its_default() -> None:
+def test_arguments_left_out_have_defaults() -> None:
     args = FakeArgs.model_validate(LEAST)
     assert (args.token_s, args.tokens, args.script, args.journal) == (0.0, 16, [], None)
     (rule,) = FakeArgs.model_validate(LEAST | {"script": [{"contains": "POISON"}]}).script

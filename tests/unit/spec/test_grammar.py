@@ -1,4 +1,4 @@
-"""A schema that no answer can fit, or that the engine cannot be held to, is refused before a row is paid for."""
+"""A schema that no answer fits, or that the engine does not support, is refused before a row is paid for."""
 
 import http.server
 import json
@@ -94,7 +94,7 @@ QUOTES = "put text in quotes"
         ("magbatch.spec.grammar:MAX_DEPTH", "neither a .json or .yaml file nor a pydantic model"),
     ],
 )  # fmt: skip
-def test_a_schema_that_cannot_be_held_is_refused_with_its_place(tmp_path: Path, schema: str, said: str) -> None:
+def test_an_unsupported_schema_is_refused_with_its_place(tmp_path: Path, schema: str, said: str) -> None:
     with pytest.raises(SpecError, match=rf"answer\.schema: .*{said}"):
         load_schema(tmp_path, schema)
 
@@ -107,7 +107,7 @@ def test_a_schema_that_cannot_be_held_is_refused_with_its_place(tmp_path: Path, 
         *((text, "the value as JSON writes it") for text in ("2026-11-30", "2026-11-30T10:00:00Z", "~", "NULL", ".5")),
     ],
 )
-def test_a_value_that_yaml_reads_as_another_is_refused_with_its_line(tmp_path: Path, written: str, value: str) -> None:
+def test_a_value_that_yaml_misreads_is_refused_with_its_line(tmp_path: Path, written: str, value: str) -> None:
     for schema in (of(f"{{enum: [maybe, {written}]}}"), of(f"{{type: array, items: {{const: {written}}}}}")):
         (tmp_path / "schema.yaml").write_text(schema)
         said = re.escape(f'{written} is not text in YAML; write "{written}" for the text, or {value}')
@@ -135,7 +135,7 @@ def test_shared_references_do_not_multiply(tmp_path: Path, keyword: str) -> None
     assert column_of(found["properties"]["x"], found).kind == pa.large_string(), "JSON text, not 2^60 columns"
 
 
-def test_a_chain_of_references_is_as_long_from_either_end(tmp_path: Path) -> None:
+def test_a_chain_of_references_is_counted_from_either_end(tmp_path: Path) -> None:
     assert load_schema(tmp_path, shared(40, lambda below: {"$ref": below}))
     with pytest.raises(SpecError, match="more than 100 schemas in a chain"):
         load_schema(tmp_path, shared(150, lambda below: {"$ref": below}))
@@ -150,7 +150,7 @@ def test_a_chain_of_references_is_as_long_from_either_end(tmp_path: Path) -> Non
         ("&a {type: object, properties: {a: *a}}", "an anchor that is used inside itself"),
     ],
 )
-def test_what_json_does_not_have_is_refused_in_a_spec_and_in_a_file(tmp_path: Path, schema: str, said: str) -> None:
+def test_values_that_json_does_not_have_are_refused_in_specs_and_files(tmp_path: Path, schema: str, said: str) -> None:
     (tmp_path / "schema.yaml").write_text(schema)
     for place in (schema, str(tmp_path / "schema.yaml")):
         with pytest.raises(SpecError, match=said):
@@ -164,7 +164,7 @@ def test_what_json_does_not_have_is_refused_in_a_spec_and_in_a_file(tmp_path: Pa
         ({"properties": {"x": {"minimum": float("inf")}}}, r"x\.minimum: inf is not a JSON number"),
     ],
 )
-def test_a_schema_from_a_program_is_json_too(node: dict[str, Any], said: str) -> None:
+def test_a_schema_from_a_program_must_be_json_too(node: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         AnswerSpec(schema=node)
 
@@ -185,19 +185,19 @@ def test_a_schema_from_a_program_is_json_too(node: dict[str, Any], said: str) ->
         "{type: object, properties: {a: {$ref: '#t'}}, $defs: {t: {$anchor: t, type: array, items: {$ref: '#t'}}}}",
     ],
 )
-def test_a_sound_schema_is_taken(tmp_path: Path, schema: str) -> None:
+def test_a_right_schema_is_accepted(tmp_path: Path, schema: str) -> None:
     assert load_schema(tmp_path, schema) == yaml.safe_load(schema)
 
 
 @pytest.mark.parametrize("name", sorted(CHECKED_ONLY))
-def test_formats_of_the_reader_are_taken_and_the_engine_is_not_told(tmp_path: Path, name: str) -> None:
+def test_formats_of_the_reader_are_accepted_and_left_out_for_the_engine(tmp_path: Path, name: str) -> None:
     found = load_schema(tmp_path, of(f"{{type: string, format: {name}}}"))
     assert engine_schema(found) == {"type": "object", "properties": {"x": {"type": "string"}}}
     grammar = llguidance.LLMatcher.grammar_from_json_schema(found)
     assert "Unknown format" in llguidance.LLMatcher.validate_grammar(grammar), "the engine knows it now: tell it"
 
 
-def test_a_models_schema_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_schema_of_a_pydantic_model_is_taken_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "broken_models.py").write_text("raise SystemExit(0)")
     (tmp_path / "worse_models.py").write_text("class Broken(")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -232,12 +232,12 @@ def test_nothing_is_fetched(tmp_path: Path) -> None:
     assert asked == []
 
 
-def test_a_spec_that_an_output_holds_is_read_whatever_its_schema(tmp_path: Path) -> None:
+def test_a_stored_spec_is_read_with_any_schema(tmp_path: Path) -> None:
     text = SPEC.replace("SCHEMA", of("{type: array, uniqueItems: true}"))
     assert parse(text).answer.schema == yaml.safe_load(of("{type: array, uniqueItems: true}"))
 
 
-def test_a_schemas_file_may_be_deep_or_damaged(tmp_path: Path) -> None:
+def test_a_deep_or_damaged_schema_file_is_refused(tmp_path: Path) -> None:
     deep = tmp_path / "deep.json"
     deep.write_text('{"items": ' * 3000 + "{}" + "}" * 3000)
     with pytest.raises(SpecError, match=r"deep\.json cannot be read as a schema file"):

@@ -21,7 +21,7 @@ from magbatch.spec.jinja import compiled, filled, fixed_texts, is_linear, leadin
         ("{{ a | replace('x', 'y') }}", False),
     ],
 )
-def test_work_in_proportion_to_the_row_is_told_from_a_program(template: str, linear: bool) -> None:
+def test_linear_templates_are_told_from_programs(template: str, linear: bool) -> None:
     assert is_linear(parsed(template)[1]) is linear
 
 
@@ -66,7 +66,7 @@ def test_a_template_is_filled(template: str, values: Mapping[str, object], text:
         ("{{ a.b.c }}", "has no attribute 'c'"),
     ],
 )
-def test_what_the_row_does_not_have_is_named(template: str, said: str) -> None:
+def test_missing_columns_and_fields_are_named(template: str, said: str) -> None:
     with pytest.raises(RowError) as caught:
         filled(compiled(*parsed(template)), {"a": {"b": 1}})
     assert said in caught.value.message

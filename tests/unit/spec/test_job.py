@@ -12,7 +12,7 @@ from magbatch.errors import SpecError
 from magbatch.spec import FREE_FIELDS, JobSpec, differences, parse
 
 
-def test_what_a_short_spec_leaves_out_has_its_default() -> None:
+def test_a_short_spec_has_defaults() -> None:
     job = spec()
     assert (job.model.engine, job.model.engine_args, job.model.revision) == ("vllm", {}, None)
     assert (job.input.on_bad_file, job.input.carry, job.input.columns.images) == ("fail", [], [])
@@ -33,12 +33,12 @@ def test_what_a_short_spec_leaves_out_has_its_default() -> None:
         ("nmae", "x", "did you mean `name`?"),
     ],
 )
-def test_a_wrong_field_is_named_and_so_is_what_would_be_right(field: str, value: Any, right: str) -> None:
+def test_a_wrong_field_is_named_with_what_to_write(field: str, value: Any, right: str) -> None:
     assert right in complaint_about(field, value)
 
 
 @pytest.mark.parametrize("field", ["name", "model", "model.source", "input", "input.path", "output", "output.path"])
-def test_a_missing_field_is_named_with_what_belongs_there(field: str) -> None:
+def test_a_missing_field_is_named_with_its_description(field: str) -> None:
     data = whole()
     *groups, last = field.split(".")
     node = data
@@ -85,11 +85,11 @@ SCHEMA = {"type": "object", "properties": {"total": {"type": "number"}}}
         ({"answer__schema": SCHEMA, "answer__vote": "majority"}, "set sampling.n to 2 or more"),
     ],
 )
-def test_an_answer_that_cannot_be_is_refused(fields: dict[str, Any], right: str) -> None:
+def test_an_impossible_answer_section_is_refused(fields: dict[str, Any], right: str) -> None:
     assert right in complaint(**fields)
 
 
-def test_devices_are_asked_for_once() -> None:
+def test_engine_and_replica_agree_on_their_devices() -> None:
     said = complaint(model__engine_args={"tensor_parallel_size": 4}, replicas__gpus=2)
     assert "model.engine_args asks for 4 devices a replica, replicas.gpus for 2" in said
     for tensor, pipeline, gpus in ((2, None, 3), (1, None, 2), (None, 2, 3), (None, 2, 1), (2, 2, 2)):
@@ -112,7 +112,7 @@ def test_devices_of_a_replica_may_be_split_either_way(arguments: dict[str, int])
 
 
 @pytest.mark.parametrize("size", ["two", [2], 0, 1.5])
-def test_a_parallel_size_that_is_no_number_is_named(size: Any) -> None:
+def test_a_wrong_parallel_size_is_named(size: Any) -> None:
     said = complaint(model__engine_args={"tensor_parallel_size": size})
     assert f"model.engine_args.tensor_parallel_size is a whole number of 1 or more, not {size!r}" in said
 
@@ -187,18 +187,18 @@ REAL: list[tuple[str, Any, str]] = [
 
 
 @pytest.mark.parametrize(("field", "value"), FREE, ids=[field for field, _ in FREE])
-def test_what_changes_no_answer_may_change_between_runs(field: str, value: Any) -> None:
+def test_a_free_field_may_change_between_runs(field: str, value: Any) -> None:
     changed = spec(**{field: value})
     assert changed != spec()
     assert differences(spec(), changed) == []
 
 
 @pytest.mark.parametrize(("field", "value", "line"), REAL, ids=[line.split(":")[0] for _, _, line in REAL])
-def test_what_changes_an_answer_is_a_difference(field: str, value: Any, line: str) -> None:
+def test_a_field_that_changes_answers_is_a_difference(field: str, value: Any, line: str) -> None:
     assert differences(spec(), spec(**{field: value})) == [line]
 
 
-def test_differences_stand_in_the_order_of_their_paths_with_the_free_ones_left_out() -> None:
+def test_differences_are_sorted_and_leave_free_fields_out() -> None:
     changed = spec(sampling__seed=1, name="other", input__carry=["a"], model__revision="v2")
     assert [line.split(":")[0] for line in differences(spec(), changed)] == [
         "input.carry",
@@ -211,7 +211,7 @@ def test_every_free_field_exists() -> None:
     assert {path for path in FREE_FIELDS if not path.startswith("model.engine_args.")} <= set(paths(JobSpec))
 
 
-def test_shards_are_as_large_as_the_spec_says_or_fit_the_job() -> None:
+def test_shard_size_comes_from_the_spec_or_the_jobs_size() -> None:
     assert spec(input__shard_rows=7).shard_rows(10**6) == 7
     assert spec().shard_rows(0) == 4
     assert spec().shard_rows(10**9) == 256
@@ -227,7 +227,7 @@ def test_shards_that_keep_a_prefix_together_are_no_smaller() -> None:
     assert spec(input__shard_rows=7).group_rows(10**6) == 7
 
 
-def test_another_output_is_all_that_with_output_changes() -> None:
+def test_with_output_changes_only_the_output() -> None:
     moved = spec().with_output("s3://else")
     assert moved.output.path == "s3://else"
     assert moved.with_output(spec().output.path) == spec()

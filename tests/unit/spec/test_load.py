@@ -14,7 +14,7 @@ JOBS = sorted((ROOT / "jobs").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
-def test_every_shipped_job_is_a_right_spec(path: Path) -> None:
+def test_every_shipped_job_is_a_valid_spec(path: Path) -> None:
     job = load(str(path))
     assert job.name
     assert parse(job.to_yaml()) == job
@@ -39,7 +39,7 @@ def test_a_spec_is_a_mapping(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["a: [1", "a: b: c", "\tname: x", "name: 2026-13-45", "a: \x00"])
-def test_what_is_not_yaml_is_said_to_be_so(text: str) -> None:
+def test_text_that_is_not_yaml_is_refused(text: str) -> None:
     with pytest.raises(SpecError, match=r"^jobs/x\.yaml: not YAML: "):
         parse(text, origin="jobs/x.yaml")
 
@@ -104,7 +104,7 @@ def test_a_wrong_override_is_named(override: str, right: str) -> None:
     assert right in said
 
 
-def test_an_override_of_a_field_that_is_none_gets_the_nearest_one() -> None:
+def test_an_override_of_an_unknown_field_suggests_the_nearest_one() -> None:
     assert "  sampling.temprature: no such field; did you mean `temperature`?" in complaint("sampling.temprature=0")
 
 

@@ -61,7 +61,7 @@ def complaint(text: str, *overrides: str) -> str:
         ("answer: {vote: most}", "answer.vote: write majority (it is 'most')"),
     ],
 )  # fmt: skip
-def test_a_slip_is_named_in_plain_words(text: str, said: str) -> None:
+def test_a_wrong_value_is_named_in_plain_words(text: str, said: str) -> None:
     assert said in complaint(text)
 
 
@@ -70,7 +70,7 @@ def test_an_unquoted_value_of_an_override_is_named() -> None:
     assert "input.carry[1]: YAML reads an unquoted 1.5 as a number" in complaint("", "input.carry=[a, 1.5]")
 
 
-def test_all_wrong_fields_are_named_at_once_those_of_the_engine_as_well() -> None:
+def test_all_wrong_fields_and_engine_arguments_are_named_at_once() -> None:
     said = complaint(
         "name: no\nsampling: {n: 0, top: 1}", "model.engine=fake", "model.engine_args={tokens: 0, seqs: 1}"
     )
@@ -80,6 +80,6 @@ def test_all_wrong_fields_are_named_at_once_those_of_the_engine_as_well() -> Non
     ]  # fmt: skip
 
 
-def test_a_colon_without_a_blank_is_said() -> None:
+def test_a_missing_blank_after_a_colon_is_named() -> None:
     said = complaint("schedule: {cron:6}")
     assert "schedule.cron:6: no such field; YAML wants a blank after the colon: write `cron: 6`" in said

@@ -1,4 +1,4 @@
-"""A secret in a new spec is refused with its place; one that an earlier version stored is shown nowhere."""
+"""A secret in a new spec is refused with its place; a secret that an earlier version stored is hidden."""
 
 import json
 from typing import Any
@@ -104,7 +104,7 @@ def test_a_secret_that_is_set_for_a_stored_spec_is_refused_too() -> None:
     ],
     ids=str,
 )
-def test_what_only_looks_alike_passes(sections: dict[str, Any]) -> None:
+def test_values_that_look_like_secrets_are_accepted(sections: dict[str, Any]) -> None:
     assert secrets(yaml.safe_load(text(**sections))) == []
 
 
@@ -119,7 +119,7 @@ def test_names_of_secrets(name: str, secret: bool) -> None:
     assert is_secret_name(name) is secret
 
 
-def test_a_stored_secret_is_shown_nowhere_and_makes_no_other_job() -> None:
+def test_a_stored_secret_is_hidden_and_makes_no_difference() -> None:
     stored = parse(text(
         model={"engine_args": {"hf_token": SECRET, "a": {"b": ["redis://:sesame@host/0", 1]}}},
         metrics={"push_gateway": "http://me:sesame@host:9091"},
@@ -138,20 +138,20 @@ def test_a_stored_secret_is_shown_nowhere_and_makes_no_other_job() -> None:
     st.text() | st.integers() | st.none() | st.booleans(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
 ))  # fmt: skip
-def test_whatever_arguments_hold_is_looked_through(inner: Any) -> None:
+def test_arguments_of_any_depth_are_searched_for_secrets(inner: Any) -> None:
     data = {"model": {"engine_args": {"x": inner, "y": {"hf_token": SECRET}}}}
     assert "model.engine_args.y.hf_token" in dict(secrets(data))
     assert SECRET not in json.dumps(shown(data))
 
 
-def test_no_engine_argument_of_vllm_has_the_name_of_a_secret_but_the_token_of_hugging_face() -> None:
+def test_only_hf_token_among_vllms_arguments_has_the_name_of_a_secret() -> None:
     vllm = installed()
     if vllm is None:
         pytest.skip("vLLM is not installed")
     assert {name for name in vllm.names() if is_secret_name(name)} == {"hf_token"}
 
 
-def test_a_secret_in_a_json_text_is_shown_of_none() -> None:
+def test_a_secret_inside_json_text_is_hidden() -> None:
     stored = {"model": {"engine_args": {"a": json.dumps({"x": {"hf_token": SECRET, "n": 1}})}}}
     assert json.loads(shown(stored)["model"]["engine_args"]["a"]) == {"x": {"hf_token": "(hidden)", "n": 1}}
 
@@ -172,7 +172,7 @@ def test_a_secret_in_a_json_text_is_shown_of_none() -> None:
         ("hf_overrides: no such field; http://[::1]:9091/a@b", "hf_overrides: no such field; http://[::1]:9091/a@b"),
     ],
 )
-def test_messages_lose_their_secrets_alone(said: str, shown: str) -> None:
+def test_messages_lose_only_their_secrets(said: str, shown: str) -> None:
     assert without_secrets(said) == shown
     assert without_secrets(shown) == shown
 
@@ -181,18 +181,18 @@ def test_messages_lose_their_secrets_alone(said: str, shown: str) -> None:
     "item",
     ["model.engine_args={hf_token: [sesame}", "metrics.port=hf_Sesame1", "model.engine_args.api_key=[sesame"],
 )
-def test_a_wrong_set_does_not_repeat_a_secret(item: str) -> None:
+def test_a_wrong_override_does_not_repeat_a_secret(item: str) -> None:
     assert "esame" not in without_value(item)
     with pytest.raises(SpecError) as caught:
         parse(text(), [item], new=True)
     assert "esame" not in without_secrets(str(caught.value))
 
 
-def test_what_holds_no_secret_is_set_as_it_is() -> None:
+def test_overrides_without_secrets_are_set_unchanged() -> None:
     for item in ("sampling.max_tokens=9", "--where", "prompt.template={{a}}: b", "model.engine_args={max_num_seqs: 4}"):
         assert without_value(item) == item
 
 
-def test_texts_of_libraries_keep_all_but_the_secret() -> None:
+def test_messages_of_libraries_lose_only_the_secret() -> None:
     said = without_secrets("PUT http://me:p/w@host:9091/a?b=1&token=x refused; see https://docs.io/a@b")
     assert said == "PUT http://(hidden)@host:9091/a?b=1&token=(hidden) refused; see https://docs.io/a@b"

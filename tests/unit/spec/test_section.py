@@ -46,7 +46,7 @@ def test_true_is_not_a_number_and_no_field_is_unknown(field: str, value: Any, ri
     assert right in complaint_about(field, value)
 
 
-def test_true_stays_true_where_a_field_is_true_or_false() -> None:
+def test_true_is_accepted_by_a_boolean_field() -> None:
     assert spec(sampling__ignore_eos=True).sampling.ignore_eos is True
 
 

@@ -20,11 +20,11 @@ from magbatch.spec import parse
         ("prompt.template", "", "is empty; write text, or leave it out"),
     ],
 )
-def test_a_wrong_field_is_named_and_so_is_what_would_be_right(field: str, value: Any, right: str) -> None:
+def test_a_wrong_field_is_named_with_what_to_write(field: str, value: Any, right: str) -> None:
     assert right in complaint_about(field, value)
 
 
-def test_what_is_taken_bit_by_bit_needs_a_schedule() -> None:
+def test_an_incremental_input_needs_a_schedule() -> None:
     assert "input.incremental is for jobs that run again and again: set schedule.cron too" in complaint(
         input__incremental=True
     )

@@ -23,7 +23,7 @@ from magbatch.spec import differences, parse
         ("sampling", None, "write a group of fields, such as {temperature: …, top_p: …} (it is null)"),
     ],
 )
-def test_a_wrong_field_is_named_and_so_is_what_would_be_right(field: str, value: Any, right: str) -> None:
+def test_a_wrong_field_is_named_with_what_to_write(field: str, value: Any, right: str) -> None:
     assert right in complaint_about(field, value)
 
 
@@ -31,7 +31,7 @@ def test_greedy_sampling_has_one_sample() -> None:
     assert "sampling: n > 1 needs temperature > 0" in complaint(sampling={"temperature": 0, "n": 3})
 
 
-def test_nodes_are_preferred_by_the_labels_that_ray_gives_them() -> None:
+def test_nodes_are_preferred_by_rays_labels() -> None:
     job = spec("replicas.prefer=[{accelerator: H100, market: spot}, {accelerator: A100, labels: {zone: b}}]")
     assert [shape.selector for shape in job.replicas.prefer] == [
         {"ray.io/accelerator-type": "H100", "ray.io/market-type": "spot"},
@@ -53,14 +53,14 @@ def test_a_wrong_kind_of_node_is_named(shape: dict[str, Any], said: str) -> None
     assert said in complaint(replicas__prefer=[shape])
 
 
-def test_priority_has_bounds_that_a_stored_spec_of_before_need_not_keep() -> None:
+def test_priority_is_bounded_in_new_specs_only() -> None:
     wild = yaml.safe_dump(whole(replicas__priority=10**9))
     with pytest.raises(SpecError, match=r"replicas.priority: write a number from -100 to 100"):
         parse(wild, new=True)
     assert parse(wild).replicas.priority == 10**9
 
 
-def test_the_least_number_of_replicas_is_not_above_the_most() -> None:
+def test_min_replicas_are_not_above_max_replicas() -> None:
     assert "replicas: min (4) is above max (2)" in complaint(replicas={"min": 4, "max": 2})
 
 
@@ -90,11 +90,11 @@ def test_only_a_schema_or_a_pattern_may_refuse_an_answer(answer: dict[str, Any],
     assert spec(answer=answer).answer.may_refuse is may_refuse
 
 
-def test_a_budget_is_not_for_a_model_that_does_not_reason() -> None:
+def test_a_reasoning_budget_without_reasoning_is_refused() -> None:
     said = complaint(reasoning={"effort": "none", "budget_tokens": 10})
     assert "reasoning: effort: none leaves nothing for budget_tokens" in said
 
 
-def test_a_kind_of_node_is_shown_in_one_line() -> None:
+def test_a_node_kind_is_shown_in_one_line() -> None:
     (shape,) = spec(replicas__prefer=[{"accelerator": "L4", "market": "spot", "labels": {"zone": "b"}}]).replicas.prefer
     assert str(shape) == "spot L4 zone=b"

@@ -20,7 +20,7 @@ from support.small_spec import complaint, complaint_about, spec
         ("limits.max_failed_rows", True, "a share of all rows such as 5%"),
     ],
 )
-def test_a_wrong_field_is_named_and_so_is_what_would_be_right(field: str, value: Any, right: str) -> None:
+def test_a_wrong_field_is_named_with_what_to_write(field: str, value: Any, right: str) -> None:
     assert right in complaint_about(field, value)
 
 
@@ -42,7 +42,7 @@ def test_a_wrong_field_is_named_and_so_is_what_would_be_right(field: str, value:
         ("schedule.cron", {"timezone": "UTC"}, "is missing: Start times in cron's five fields"),
     ],
 )
-def test_a_wrong_schedule_is_named_and_so_is_what_would_be_right(field: str, schedule: Any, right: str) -> None:
+def test_a_wrong_schedule_is_named_with_what_to_write(field: str, schedule: Any, right: str) -> None:
     said = complaint(schedule=schedule)
     assert said.count("\n") == 1
     assert right in said.partition(f"\n  {field}: ")[2]

@@ -1,4 +1,4 @@
-"""A template is filled from a row alone, within its time and memory, and shows what the row holds."""
+"""A template is filled from its row only, within limits of time and memory."""
 
 import datetime as dt
 from decimal import Decimal
@@ -29,7 +29,7 @@ BOTH = pytest.mark.parametrize("program", ["", "{% for x in [] %}{% endfor %}"])
 
 
 @BOTH
-def test_a_row_s_field_comes_before_a_method(program: str) -> None:
+def test_a_field_wins_over_a_method(program: str) -> None:
     order = {"items": 3, "values": "two", "keys": None, "nested": {"get": [1, 2]}}
     assert (
         filled(f"{{{{ order.items }}}} {{{{ order.values }}}} {{{{ order['items'] }}}}{program}", order=order)
@@ -46,7 +46,7 @@ def test_a_method_is_never_shown(program: str, shown: str) -> None:
     assert "0x" not in error.message
 
 
-def test_a_method_is_called_all_the_same() -> None:
+def test_a_method_can_be_called() -> None:
     order = {"items": 3, "b": 4}
     assert (
         filled("{% for key, value in order.items() %}{{ key }}={{ value }};{% endfor %}", order=order) == "items=3;b=4;"
@@ -57,14 +57,14 @@ def test_a_method_is_called_all_the_same() -> None:
 
 @BOTH
 @pytest.mark.parametrize("name", ["range", "namespace", "dict", "cycler", "joiner", "lipsum", "self", "loop", "values"])
-def test_a_column_comes_before_jinja_s_own_names(program: str, name: str) -> None:
+def test_a_column_wins_over_a_name_of_jinja(program: str, name: str) -> None:
     template = f"{{{{ {name} }}}}{program}"
     assert template_columns(template) >= {name} - {"self"}
     if name != "self":  # of blocks, in the language itself
         assert filled(template, **{name: "of the row"}) == "of the row"
 
 
-def test_jinja_s_own_functions_are_called_beside_columns_of_their_names() -> None:
+def test_functions_of_jinja_can_be_called_in_spite_of_columns_of_their_names() -> None:
     template = "{{ range }}: {% for i in range(3) %}{{ i }}{% endfor %}"
     assert template_columns(template) == {"range"}
     assert filled(template, range="rows") == "rows: 012"
@@ -73,7 +73,7 @@ def test_jinja_s_own_functions_are_called_beside_columns_of_their_names() -> Non
 
 
 @pytest.mark.parametrize("shown", ["words | map('upper')", "words | select", "cycler('a')", "joiner(',')", "show"])
-def test_what_is_no_value_is_not_shown(shown: str) -> None:
+def test_functions_and_iterators_are_not_shown(shown: str) -> None:
     error = refusal(f"{{% macro show() %}}{{% endmacro %}}{{{{ {shown} }}}}", words=["a"])
     assert error.code is ErrorCode.TEMPLATE_ERROR
     assert "shows a" in error.message
@@ -111,7 +111,7 @@ def test_values_of_every_type_are_shown_alike(program: str) -> None:
         "{{ [q] * 10 ** 10 }}",
     ],
 )
-def test_a_template_without_an_end_is_given_up(template: str) -> None:
+def test_a_template_that_never_ends_fails(template: str) -> None:
     made = Template(template, timeout_s=0.5)
     with pytest.raises(RowError) as caught:
         made({"n": 9999999, "q": "x" * 1000})
@@ -119,7 +119,7 @@ def test_a_template_without_an_end_is_given_up(template: str) -> None:
     made.close()
 
 
-def test_a_row_on_which_a_template_is_stuck_takes_no_other_along() -> None:
+def test_a_stuck_row_does_not_affect_the_next_row() -> None:
     made = Template("{% for i in range(n) %}{% for j in range(n) %}{% endfor %}{% endfor %}{{ n }}", timeout_s=0.5)
     assert made({"n": 2}) == "2"
     with pytest.raises(RowError, match=r"not filled within 0\.5 s"):

@@ -1,4 +1,4 @@
-"""A spec's text is values that say each thing once; every slip is one message that names its line."""
+"""YAML text becomes plain values, or one message that names the line of the mistake."""
 
 import datetime as dt
 
@@ -64,7 +64,7 @@ def test_plain_values_come_as_they_are() -> None:
         ("a: b: c", "text that holds `: ` needs quotes"),
     ],
 )
-def test_what_a_spec_may_not_hold_is_named(text: str, said: str) -> None:
+def test_forbidden_yaml_is_named_with_its_line(text: str, said: str) -> None:
     with pytest.raises(TextError) as caught:
         values(text)
     assert said in str(caught.value)

@@ -1,4 +1,4 @@
-"""A user's pydantic models: whatever their module does, a command is told in one message."""
+"""A user's pydantic model gives a schema or one message, whatever its module does."""
 
 from pathlib import Path
 
@@ -33,21 +33,19 @@ def _folder_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (f"{MODEL}    model_config = {{'json_schema_extra': {{'a': {{1}}}}}}", "own:Answer cannot be made: TypeError"),
     ],
 )
-def test_a_module_that_gives_no_model_is_a_mistake_in_the_spec(tmp_path: Path, text: str, said: str) -> None:
+def test_a_module_without_a_usable_model_is_a_mistake_in_the_spec(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "own.py").write_text(f"{text}\n")
     with pytest.raises(SpecError, match=said):
         parse(f"{JOB}answer: {{schema: 'own:Answer'}}", new=True)
 
 
-def test_a_module_that_does_not_return_is_ended(tmp_path: Path) -> None:
+def test_an_import_that_never_returns_is_ended(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text("import time\ntime.sleep(3600)\n")
     with pytest.raises(ValueError, match=r"the import of own did not return within 0\.5 s"):
         model_schema("own:Answer", 0.5)
 
 
-def test_what_a_module_prints_and_the_threads_that_it_leaves_are_no_matter(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_prints_and_threads_of_a_module_do_no_harm(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     more = "import threading, time\nprint('hello')\nthreading.Thread(target=time.sleep, args=(3600,)).start()\n"
     (tmp_path / "own.py").write_text(MODEL + more)
     assert set(model_schema("own:Answer")["properties"]) == {"total"}

@@ -1,4 +1,4 @@
-"""vLLM's engine arguments, as they are read from the source of the vLLM that is installed; red where it moved them."""
+"""vLLM's engine arguments are read from the installed source. These tests fail if a version moves them."""
 
 import ast
 import sys
@@ -50,7 +50,7 @@ def test_every_argument_that_magbatch_sets_or_knows_is_one_of_vllms(vllm: VllmSo
         ("optimization_level", Kind(anything=True)),  # an enumeration, which takes names and numbers
     ],
 )
-def test_what_a_value_may_be_is_read_from_its_annotation(vllm: VllmSource, name: str, kind: Kind) -> None:
+def test_allowed_values_are_read_from_annotations(vllm: VllmSource, name: str, kind: Kind) -> None:
     assert vllm.argument(name).kind == kind
 
 
@@ -62,12 +62,12 @@ def test_choices_fields_and_limits_are_read_through_imports(vllm: VllmSource) ->
 
 
 @pytest.mark.parametrize("path", LISTS)
-def test_names_of_lists_are_read(vllm: VllmSource, path: str) -> None:
+def test_listed_names_are_read(vllm: VllmSource, path: str) -> None:
     one = {"quantization": "fp8", "load_format": "mistral", "tokenizer_mode": "mistral", "config_format": "mistral"}
     assert one.get(path, "FLASH_ATTN") in vllm.listed(path)
 
 
-def test_a_default_of_vllms_own_is_no_mistake(vllm: VllmSource) -> None:
+def test_vllms_own_defaults_are_accepted(vllm: VllmSource) -> None:
     looked_at = 0
     for name in vllm.names():
         kind = vllm.argument(name).kind
@@ -92,12 +92,12 @@ def test_every_argument_has_a_kind(vllm: VllmSource) -> None:
     assert len(told) > 0.9 * len(vllm.names())
 
 
-def test_a_vllm_that_keeps_its_arguments_elsewhere_has_none(tmp_path: Path) -> None:
+def test_a_vllm_with_moved_arguments_has_no_names(tmp_path: Path) -> None:
     assert VllmSource(tmp_path).names() == frozenset()
     assert VllmSource(tmp_path).version == ""
 
 
-def test_no_vllm_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_vllm_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)  # as Python marks a package that is not to be found
     assert installed() is None
 
