@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -31,10 +32,22 @@ from magbatch.spec import JobSpec
 from magbatch.versions import versions
 
 MAX_FAILED_STARTS = 3  # replacements in a row that do not start, while no replica is left
-POLL_S = 0.25
 MESSAGE_CHARS = 500  # of a line of Ray's
-STOP_GRACE_S = 30.0  # for replicas to commit; a replica takes at most 25 s
-END_GRACE_S = 10.0  # for Ray Data's threads to end
+
+
+@dataclass(frozen=True, slots=True)
+class DriverTiming:
+    """Durations of the driver's loop, in seconds.
+
+    Attributes:
+        poll_s: Time between two looks at the fleet.
+        stop_grace_s: Time for replicas to commit after a stop. A replica takes 25 s at most.
+        end_grace_s: Time for Ray Data's threads to end.
+    """
+
+    poll_s: float = 0.25
+    stop_grace_s: float = 30.0
+    end_grace_s: float = 10.0
 
 
 @contextmanager
@@ -122,6 +135,7 @@ class Driver:
         vital: Watches the processes of a local Ray.
         share: The job's part in the sharing of the cluster; None on a local Ray.
         notice: Says why replicas have no devices.
+        timing: Durations of the loop.
     """
 
     def __init__(
@@ -135,10 +149,11 @@ class Driver:
         vital: Vital,
         share: Share | None,
         notice: PlacementNotice,
+        timing: DriverTiming = DriverTiming(),
     ) -> None:
         self._board, self._rows, self._consumer, self._pool = board, rows, consumer, pool
         self._observer, self._stop, self._vital = observer, stop, vital
-        self._share, self._notice = share, notice
+        self._share, self._notice, self._timing = share, notice, timing
         self._ends: JobError | None = None
         self._deadline = math.inf
 
@@ -161,7 +176,7 @@ class Driver:
 
     def _step(self) -> bool:
         """Look at the fleet once, after a moment; False when the run has waited long enough for its replicas."""
-        self._consumer.join(POLL_S)
+        self._consumer.join(self._timing.poll_s)
         if (broken := self._vital.broken()) is not None:
             raise ClusterError(broken)
         snapshot: Snapshot = ray.get(self._board.snapshot.remote())
@@ -173,7 +188,7 @@ class Driver:
             self._end_silent(name, actor)
         _raise_failure(snapshot)
         if self._consumer.is_ending and self._deadline == math.inf:
-            self._deadline = time.monotonic() + STOP_GRACE_S
+            self._deadline = time.monotonic() + self._timing.stop_grace_s
             self._board.stop.remote()
         return time.monotonic() <= self._deadline and not (self._consumer.is_ending and snapshot.starting)
 
@@ -202,7 +217,7 @@ class Driver:
         # segmentation fault (seen with Ray 2.60).
         if self._consumer.is_alive() and not broken:
             self._pool.shutdown()
-        self._consumer.join(0.0 if broken else END_GRACE_S)
+        self._consumer.join(0.0 if broken else self._timing.end_grace_s)
 
     def _outcome(self) -> Snapshot:
         last: Snapshot = ray.get(self._board.snapshot.remote())
@@ -212,7 +227,8 @@ class Driver:
         if self._stop.is_set():
             late = time.monotonic() > self._deadline
             raise InterruptedJobError(
-                f"stopped before every replica had committed what it had finished (within {STOP_GRACE_S:.0f} s)"
+                "stopped before every replica had committed what it had finished "
+                f"(within {self._timing.stop_grace_s:.0f} s)"
                 if late
                 else "stopped; every finished row is committed"
             )

@@ -17,7 +17,7 @@ from magbatch.errors import (
     TooManyFailedError,
 )
 from magbatch.fleet.board import BoardState
-from magbatch.fleet.supervise import Driver
+from magbatch.fleet.supervise import Driver, DriverTiming
 from magbatch.replica.board import Load, Snapshot, Usage
 from magbatch.replica.losses import Home
 from magbatch.totals import Totals
@@ -86,6 +86,7 @@ class Fake:
         self.consumer, self.pool, self.observer = FakeConsumer(), FakePool(), Observer()
         self.stop = threading.Event()
         self.reason: str | None = None
+        self.timing = DriverTiming()
         self.broken_process: str | None = None
 
     def check(self, snapshot: Snapshot, waiting: int) -> str | None:
@@ -97,7 +98,7 @@ class Fake:
     def run(self) -> Snapshot:
         made: Any = self
         return Driver(
-            self.board, 10, made.consumer, made.pool, self.observer, self.stop, vital=made, share=None, notice=made
+            self.board, 10, made.consumer, made.pool, self.observer, self.stop, made, None, made, self.timing
         ).run()
 
 
@@ -149,6 +150,15 @@ def test_a_user_who_stops_the_run_is_told_what_was_committed(fake: Fake) -> None
     fake.stop.set()
     with pytest.raises(InterruptedJobError, match="stopped; every finished row is committed"):
         fake.run()
+
+
+def test_replicas_that_take_too_long_to_commit_are_told_of(fake: Fake) -> None:
+    serve(fake)
+    fake.consumer.looks, fake.timing = 1000, DriverTiming(stop_grace_s=0.0)
+    fake.stop.set()
+    with pytest.raises(InterruptedJobError, match=r"stopped before every replica had committed .* \(within 0 s\)"):
+        fake.run()
+    assert fake.pool.ended
 
 
 def test_a_run_that_is_stopped_before_any_engine_serves_waits_for_none(fake: Fake) -> None:
