@@ -207,7 +207,9 @@ class _Network(httpcore.NetworkBackend):
         addresses = _resolved(host, port, _left(self._deadline))
         for address in addresses:
             if not self._private and not is_public(address):
-                raise OutOfReachError(f"{host} is {address}, in a private network; input.fetch_private: true allows it")
+                raise OutOfReachError(
+                    f"{host} is {address}, in a private network; to allow it: input.fetch_private: true"
+                )
         refused: Exception | None = None
         for tried, address in enumerate(addresses):
             # An address that does not answer leaves time for the next.

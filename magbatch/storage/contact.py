@@ -31,7 +31,7 @@ _ACCESS = (
     "the credentials come from the standard AWS chain (AWS_ACCESS_KEY_ID, AWS_PROFILE, a role): allow them "
     "s3:ListBucket, s3:GetObject and, for an output, s3:PutObject and s3:DeleteObject here"
 )
-# Instructions by error code. Other codes below 500 need none: they pass by themselves, or no setting mends them.
+# Instructions by error code. Other codes below 500 need none: they pass by themselves, or no setting helps.
 _MEND = {
     **dict.fromkeys(("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidSecurity"), f"the keys are wrong: {_KEYS}"),
     **dict.fromkeys(
@@ -98,7 +98,7 @@ def watch(client: "S3Client") -> None:
 
 
 def mend_refusal(error: "ClientError", client: "S3Client", bucket: str, *, writing: bool) -> str | None:
-    """Tell a person how to mend a refusal.
+    """Tell a person which setting to fix after a refusal.
 
     Args:
         error: Answer of the store.
@@ -124,7 +124,7 @@ def what_to_do(code: str) -> str:
 
 
 def mend_silence(error: Exception, client: "S3Client", bucket: str) -> str | None:
-    """Tell a person how to mend a request that the store did not answer.
+    """Tell a person which setting to fix if the store does not answer.
 
     Args:
         error: Error of botocore.
@@ -185,7 +185,7 @@ def _is_no_address(error: "Exception | BotoCoreError") -> bool:
 
 
 def settings_mend(error: Exception) -> str:
-    """Tell a person which AWS settings to mend, after no client could be made of them."""
+    """Tell a person which AWS settings to fix, after no client could be made with them."""
     named = {
         "AWS_PROFILE": os.environ.get("AWS_PROFILE"),
         _endpoint_variable() or "": os.environ.get(_endpoint_variable() or ""),
@@ -193,7 +193,7 @@ def settings_mend(error: Exception) -> str:
         "AWS_DEFAULT_REGION": os.environ.get("AWS_DEFAULT_REGION"),
     }
     wrong = [f"{name}={value}" for name, value in named.items() if name and value and value in str(error)]
-    return f"mend {', '.join(wrong) or 'AWS_PROFILE, AWS_REGION, AWS_ENDPOINT_URL, or the files of ~/.aws'}"
+    return f"fix {', '.join(wrong) or 'AWS_PROFILE, AWS_REGION, AWS_ENDPOINT_URL, or the files of ~/.aws'}"
 
 
 def forget() -> None:

@@ -13,7 +13,7 @@ from magbatch.errors import FullDiskError, StorageError
 from magbatch.storage.base import ObjectInfo
 
 DRAFTS = "_magbatch/tmp/"  # outside the folders that users glob, and on the same disk, so that a rename is atomic
-FOLDER_TRIES = 10  # each loss needs another process that removes the folder at that moment; more is not chance
+FOLDER_TRIES = 10  # each failure needs another process that removes the folder in that moment; ten are not chance
 # Errors of disks that may pass: full disks, disks whose server is away, and machines out of handles or memory.
 PASSING_ERRNO = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EBUSY, errno.ENOLCK, errno.ENOMEM}

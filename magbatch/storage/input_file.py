@@ -26,7 +26,7 @@ PRINT_WHOLE_BYTES = 256 << 10  # files up to this size are hashed whole
 PRINT_END_BYTES = 64 << 10  # hashed at both ends of a larger file; its end holds the footer
 PRINT_BLOCK_BYTES = 4 << 10
 PRINT_BLOCKS = 16  # blocks hashed at even distances between the ends
-# Errors of a disk that is away. A bad sector (EIO) is not one of them: waiting does not mend it.
+# Errors of a disk that is away. A bad sector (EIO) is not one of them: waiting does not help.
 _AWAY = frozenset(
     {errno.ESTALE, errno.EAGAIN, errno.EBUSY, errno.ENOLCK, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
     | {errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ECONNRESET, errno.ESHUTDOWN}

@@ -2,7 +2,7 @@
 
 A `StorageError` is waited out if it is not `lasting`: an overloaded or silent store, a full disk, expired credentials,
 a bucket that is away. Tries repeat with random, growing waits of up to 15 s until the caller's `patience_s` has
-passed. Then the last error is raised. Errors that a person has to mend, and missing objects, are raised at once.
+passed. Then the last error is raised. Errors that a person has to fix, and missing objects, are raised at once.
 """
 
 from collections.abc import Callable, Iterator

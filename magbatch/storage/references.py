@@ -52,7 +52,7 @@ class References:
     def __init__(self, input_path: str, more: Sequence[str] = ()) -> None:
         self._remote = is_remote(input_path)
         self._bucket = split_url(input_path)[0] if self._remote else None
-        self._listed = listed_prefix(split_url(input_path)[1])  # the job's role may list this prefix; planning did
+        self._listed = listed_prefix(split_url(input_path)[1])  # planning listed it, so the job's role may
         self._root = None if self._remote else os.path.realpath(input_folder(input_path))
         self._folders = [os.path.realpath(path) for path in more if not is_remote(path)]
         self._prefixes = [split_url(path.rstrip("/")) for path in more if is_remote(path)]
@@ -99,8 +99,10 @@ class References:
     def _check_object(self, bucket: str, key: str) -> None:
         if bucket == self._bucket or any(bucket == name and _is_below(key, prefix) for name, prefix in self._prefixes):
             return
-        where = f"the bucket of input.path, {self._bucket}" if self._bucket else "where the input lies"
-        raise OutOfReachError(f"an object outside {where}; input.fetch_from: [s3://bucket/prefix] allows it")
+        where = (
+            f"is outside the bucket of input.path, {self._bucket}" if self._bucket else "is on S3, the input on a disk"
+        )
+        raise OutOfReachError(f"the object {where}; to allow it: input.fetch_from: [s3://bucket/prefix]")
 
     def _check_file(self, real: str, folder: str) -> bool:
         """Check a resolved path.
@@ -117,8 +119,8 @@ class References:
             if any(root is not None and _is_below(real, root) for root in (self._root, linked)):
                 return True
         if not any(_is_below(real, root) for root in self._folders):
-            where = "the input lies on S3" if self._remote else f"it is not below the input's folder, {self._root}"
-            raise OutOfReachError(f"a file of this machine, and {where}; input.fetch_from: [FOLDER] allows it")
+            where = "on this machine, the input on S3" if self._remote else f"outside the input's folder, {self._root}"
+            raise OutOfReachError(f"the file is {where}; to allow it: input.fetch_from: [FOLDER]")
         return False
 
     def _of_the_store(self, act: Callable[[], bytes]) -> bytes:

@@ -47,7 +47,7 @@ def _listed(path: str, store: S3Store, prefix: str) -> list[ObjectInfo]:
     except StorageError as error:
         if error.missing_root:
             raise InputError(f"input.path {path}: there is no such bucket") from error
-        if not error.lasting or isinstance(error, AwsSettingsError):  # its message tells what to mend
+        if not error.lasting or isinstance(error, AwsSettingsError):  # its message tells which setting to fix
             raise
         how = "cannot be listed" if error.mistake else "can never be listed"
         raise InputError(f"input.path {path} {how}: {short_message(str(error))}") from error

@@ -63,7 +63,7 @@ def _input_errors(path: str) -> Iterator[None]:
         if error.errno in PASSING_ERRNO:
             raise StorageError(f"{where}: {reason}", passing=True) from error
         raise InputError(
-            f"input.path {path}: {where} cannot be read: {reason}; give this user access to it, or take it away"
+            f"input.path {path}: {where} cannot be read: {reason}; give this user access to it, or remove it"
         ) from error
 
 
@@ -193,7 +193,7 @@ def _state(path: str, name: str) -> os.stat_result | None:
             raise
         if os.path.islink(name) and (error.errno != errno.ELOOP or name.endswith(".parquet")):
             gone = "that leads to itself" if error.errno == errno.ELOOP else "to a file that is not there"
-            raise InputError(f"input.path {path}: {name} is a link {gone}; mend it, or take it away") from error
+            raise InputError(f"input.path {path}: {name} is a link {gone}; fix it or remove it") from error
         return None
     if stat.S_ISDIR(state.st_mode):
         return None

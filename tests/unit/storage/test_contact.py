@@ -73,5 +73,5 @@ def test_a_command_that_a_program_started_has_no_mistyped_address(
 
 
 def test_wrong_settings_are_named() -> None:
-    assert contact.settings_mend(ValueError(f"Invalid endpoint: {URL}")) == f"mend AWS_ENDPOINT_URL={URL}"
+    assert contact.settings_mend(ValueError(f"Invalid endpoint: {URL}")) == f"fix AWS_ENDPOINT_URL={URL}"
     assert "~/.aws" in contact.settings_mend(ValueError("something else"))

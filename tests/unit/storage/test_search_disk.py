@@ -91,7 +91,7 @@ def test_links_that_lead_nowhere_do_not_hide_what_lies_beside_them(tmp_path: Pat
 def test_a_link_to_itself_by_the_name_of_a_file_is_said(tmp_path: Path, path: str) -> None:
     put(tmp_path, "a.parquet")
     (tmp_path / "b.parquet").symlink_to("b.parquet")
-    with pytest.raises(InputError, match=r"b\.parquet is a link that leads to itself; mend it, or take it away"):
+    with pytest.raises(InputError, match=r"b\.parquet is a link that leads to itself; fix it or remove it"):
         find_input(f"{tmp_path}{path}")
 
 
