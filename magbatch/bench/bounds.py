@@ -42,6 +42,7 @@ from magbatch.bench.process import Machine, Process
 from magbatch.bench.report import Target
 from magbatch.bench.workloads import FILES, WORDS, WORKLOADS, prepare
 from magbatch.errors import BenchError
+from magbatch.fleet.ray_settings import REPLICA_PROCESS
 from magbatch.model.checkpoint import locate
 from magbatch.model.tokenizer import Tokenizer
 from magbatch.spec import ModelSpec
@@ -301,7 +302,7 @@ class Peaks:
         self.driver = max(self.driver, own_bytes(root.pid))
         for child in root.children(recursive=True):
             with suppress(psutil.NoSuchProcess):
-                if "ray::MapWorker" in " ".join(child.cmdline()):
+                if f"ray::{REPLICA_PROCESS}" in " ".join(child.cmdline()):
                     self.replica = max(self.replica, own_bytes(child.pid))
 
 

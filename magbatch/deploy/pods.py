@@ -9,6 +9,7 @@ from magbatch.deploy.names import RAY, SUBMITTER, job_name, pod_labels
 from magbatch.deploy.nodes import place_lasting, place_worker
 from magbatch.deploy.platform import DASHBOARD_PORT, READER_CPUS, SPEC_PATH, USER_ID, Platform
 from magbatch.errors import SpecError
+from magbatch.fleet.ray_settings import REPLICA_PROCESS
 from magbatch.spec import JobSpec, ShapeSpec
 from magbatch.spec.sections_output import METRICS_PORT
 
@@ -84,7 +85,7 @@ def worker_pod(spec: JobSpec, platform: Platform, shape: ShapeSpec) -> dict[str,
     pod = _ray_pod(spec, platform, "ray-worker", resources, WORKER_GRACE_S, cache)
     # When a node must go, Ray ends its workers at once. So the replicas get their notice before, and time to commit.
     # Without its brackets, the pattern would match the command line of the shell itself.
-    hook = f"pkill -TERM -f '[M]apWorker'; sleep {NOTICE_S}"
+    hook = f"pkill -TERM -f '[{REPLICA_PROCESS[0]}]{REPLICA_PROCESS[1:]}'; sleep {NOTICE_S}"
     pod["spec"]["containers"][0]["lifecycle"] = {"preStop": {"exec": {"command": ["/bin/sh", "-c", hook]}}}
     place_worker(pod["spec"], shape, platform, replicas.gpus)
     return pod

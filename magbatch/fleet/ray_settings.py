@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 
 VERSION = "2.60.0"  # pinned in pyproject.toml: private names of Ray differ from version to version
+REPLICA_PROCESS = "MapWorker"  # how Ray Data begins the process title of each replica, after `ray::`
 # Under `uv run`, Ray would create the uv environment again for every worker.
 NO_UV = {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
 # A replica of several GPUs holds none itself, its placement group does: Ray must not hide the GPUs from it.

@@ -51,14 +51,14 @@ class DriverTiming:
 
 
 @contextmanager
-def _ray_errors_as_the_jobs() -> Iterator[None]:
+def _ray_errors_as_job_errors() -> Iterator[None]:
     try:
         yield
     except ray.exceptions.RayError as error:
         raise _as_job_error(error, Snapshot()) from error
 
 
-@_ray_errors_as_the_jobs()
+@_ray_errors_as_job_errors()
 def supervise(
     job: JobContext,
     shards: OpenShards,

@@ -57,6 +57,13 @@ def test_the_pinned_version_is_the_installed_one() -> None:
     assert f'"ray[data,default]=={ray_settings.VERSION}"' in pyproject
 
 
+def test_a_replica_is_known_by_its_process_title() -> None:
+    """`deploy render` has Kubernetes tell replicas by it that their node goes."""
+    from ray.data._internal.execution.operators.actor_pool_map_operator import get_map_worker_cls_name
+
+    assert get_map_worker_cls_name("MapBatches(Worker)").startswith(f"{ray_settings.REPLICA_PROCESS}(")
+
+
 def test_the_processes_that_are_watched_are_programs_of_ray() -> None:
     assert ray_private.vital_processes() == ("gcs_server", "raylet")
     folder = Path(ray.__file__).parent / "core" / "src" / "ray"
