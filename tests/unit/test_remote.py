@@ -153,7 +153,7 @@ def test_a_cluster_that_does_not_ask_is_sent_no_token(monkeypatch: pytest.Monkey
     [("http://head:8265", True), ("http://10.1.2.3", True), ("https://head", False), ("http://127.0.0.1:1", False),
      ("http://localhost:1", False), ("http://[::1]:1", False)],
 )  # fmt: skip
-def test_who_could_read_a_token_on_its_way(address: str, readable: bool) -> None:
+def test_a_token_is_open_on_its_way_to_another_machine_without_tls(address: str, readable: bool) -> None:
     assert _is_open(address) is readable
 
 

@@ -36,7 +36,7 @@ def claim(job: str, holds: int, waiting: int = 0, **other: Any) -> Claim:
         ([claim("a", 1, 39), claim("b", 1, 39)], {"a": 1, "b": 1}),
     ],
 )  # fmt: skip
-def test_what_is_fair(claims: list[Claim], shares: dict[str, int]) -> None:
+def test_fair_shares(claims: list[Claim], shares: dict[str, int]) -> None:
     assert fair(claims) == shares
 
 

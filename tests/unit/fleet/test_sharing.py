@@ -147,7 +147,7 @@ def test_jobs_on_other_nodes_have_nothing_to_do_with_it() -> None:
     assert (first.holds, first.cap) == (2, None)
 
 
-def test_who_is_silent_has_no_claim() -> None:
+def test_a_silent_job_has_no_claim() -> None:
     cluster = Sim(2)
     first = cluster.add("first", 2)
     cluster.run(30)
@@ -159,7 +159,7 @@ def test_who_is_silent_has_no_claim() -> None:
     assert (first.holds, first.starts) == (2, 2)
 
 
-def test_who_cannot_use_what_is_given_back_is_not_given_it_again_and_again() -> None:
+def test_a_job_that_cannot_use_freed_devices_is_given_none_for_a_while() -> None:
     cluster = Sim(8)
     low = cluster.add("low", 8)
     cluster.run(60)
@@ -204,7 +204,7 @@ def test_claims_beyond_measure_are_held_to_bounds() -> None:
     ],
     ids=str,
 )
-def test_what_is_no_claim_is_refused_and_changes_nothing(wrong: dict[str, Any]) -> None:
+def test_a_wrong_claim_is_refused_and_changes_nothing(wrong: dict[str, Any]) -> None:
     shares = Shares(lambda: 0.0)
     with pytest.raises(ValueError, match=rf"{next(iter(wrong))} of a claim"):
         shares.claim(asdict(claim("a", 1)) | wrong)
