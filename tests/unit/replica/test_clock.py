@@ -85,3 +85,18 @@ def test_a_recalled_replica_stops_as_soon_as_its_engine_is_empty(inside: Any, jo
         assert replica.deaths == 0
 
     asyncio.run(play())
+
+
+def test_a_recalled_replica_whose_time_is_over_stops_with_rows_inside_and_does_not_die(
+    inside: Any, job: SmallJob
+) -> None:
+    async def play() -> None:
+        replica = inside()
+        replica.in_flight.enter(0, "running")
+        replica.clock.start()
+        await until(lambda: job.board.state.snapshot().replicas == 1, "a report")
+        assert job.board.state.give_back(1) == ["actor"]
+        await until(lambda: replica.stops == 1, "the stop")
+        assert (replica.deaths, job.board.gone, len(replica.in_flight)) == (0, [], 1)
+
+    asyncio.run(play())
