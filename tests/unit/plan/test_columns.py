@@ -23,10 +23,8 @@ from magbatch.ledger.layout import REPORT
 from magbatch.ledger.verify import verify
 from magbatch.pipeline.prepare import Preparer
 from magbatch.plan.columns import output_names
-from magbatch.plan.make import make_plan
 from magbatch.plan.plan import Plan
 from magbatch.schema import ERRORS, RESERVED_COLUMNS, RESULTS
-from magbatch.spec.columns import input_columns
 from magbatch.storage.partitions import NULL
 
 QUIET = Console(file=io.StringIO())
@@ -131,8 +129,7 @@ def hold_up(job: SmallJob) -> None:
 CARRIED = ["input_row_id", "input_message", "input_Model", "input_prompt_tokens", "input_sample", "input_answer"]
 
 
-def test_columns_that_the_output_has_too_go_all_the_way(either_job: SmallJob) -> None:
-    job = either_job
+def test_columns_that_the_output_has_too_go_all_the_way(job: SmallJob) -> None:
     hold_up(job)
     job.answer()
     report = run(job.spec(), QUIET).report
@@ -374,34 +371,3 @@ def test_damage_spares_the_keys_of_the_rows_before_it(job: SmallJob) -> None:
     job.answer()
     assert [(row["id"], row["day"]) for row in job.records()] == [("a0", 3)]
     assert [row["day"] for row in job.records(ERRORS)] == [None]
-
-
-@pytest.mark.parametrize(
-    ("sections", "field"),
-    [
-        ({"input": {"columns": {"prompt": "nope"}}}, "input.columns.prompt"),
-        ({"input": {"columns": {"messages": "nope"}}}, "input.columns.messages"),
-        ({"input": {"columns": {"prompt": "question", "images": ["nope"]}}}, "input.columns.images"),
-        ({"input": {"columns": {"prompt": "question", "id": "nope"}}}, "input.columns.id"),
-        ({"input": {"columns": {"prompt": "question", "expected": "nope"}}}, "input.columns.expected"),
-        ({"input": {"columns": {"prompt": "question", "max_tokens": "nope"}}}, "input.columns.max_tokens"),
-        ({"input": {"carry": ["nope"]}}, "input.carry"),
-        ({"prompt": {"template": "{{ question }} {{ nope }}"}}, "prompt.template"),
-    ],
-)
-@pytest.mark.parametrize("on_bad_file", ["fail", "dead_letter"])
-def test_a_column_of_no_file_is_the_specs_mistake(
-    job: SmallJob, sections: dict[str, Any], field: str, on_bad_file: str
-) -> None:
-    job.ask(1)
-    job.ask(1, "b.parquet")
-    job.set("input", on_bad_file=on_bad_file)
-    with pytest.raises(SpecError) as refused:
-        make_plan(job.spec(**sections))
-    assert str(refused.value) == f"{field}: no input file has a column 'nope'; they have ['id', 'question']"
-
-
-def test_each_column_is_read_once(job: SmallJob) -> None:
-    job.set("input", columns={"id": "id", "prompt": "question", "images": ["scan"]}, carry=["question", "id", "kind"])
-    job.set("prompt", template="{{ question }} {{ place }} {% for word in words %}{{ word }}{% endfor %}")
-    assert sorted(input_columns(job.spec())) == ["id", "kind", "place", "question", "scan", "words"]
