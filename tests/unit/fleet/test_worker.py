@@ -2,9 +2,7 @@
 
 import asyncio
 import gc
-import os
-import subprocess
-import sys
+import threading
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 import pytest
 import ray
 
+from magbatch.fleet import worker
 from magbatch.fleet.board import BoardState
 from magbatch.fleet.worker import RayBoard, uncollected
 from magbatch.replica.board import Load, Order, Usage
@@ -101,24 +100,25 @@ def test_a_board_that_is_dead_ends_the_replica() -> None:
     assert (died, handle.calls) == ([True], 2)
 
 
-GIVE_UP = """
-import threading, time
-from types import SimpleNamespace
-from magbatch.fleet import worker
+def test_a_start_that_never_ends_is_given_up_although_the_board_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    died: list[bool] = []
+    monkeypatch.setattr(worker, "_die", lambda: died.append(True))
 
-def remote(*_):
-    raise ConnectionError("the board is gone")
+    def gone(*_: Any) -> None:
+        raise ConnectionError("the board is gone")
 
-board = SimpleNamespace(engine_failed=SimpleNamespace(remote=remote))
-threading.Timer(0.0, worker._give_up_start, ("one", 5, board)).start()
-time.sleep(60)  # the engine starts
-print("still there")
-"""
+    board = SimpleNamespace(engine_failed=SimpleNamespace(remote=gone))
+    with pytest.raises(ConnectionError):
+        worker._give_up_start("one", 5, board)
+    assert died == [True]
 
 
-def test_a_start_that_never_ends_is_given_up_although_the_board_is_gone() -> None:
-    """The start runs in a process of its own, which it ends."""
-    done = subprocess.run(
-        [sys.executable, "-c", GIVE_UP], env=os.environ, capture_output=True, text=True, timeout=50, check=False
-    )
-    assert (done.returncode, done.stdout) == (1, ""), done.stderr
+def test_a_start_has_a_budget_and_one_that_ends_in_time_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    given_up = threading.Event()
+    monkeypatch.setattr(worker, "_give_up_start", lambda *_: given_up.set())
+    with worker._start_budget("one", 0.01, None):
+        assert given_up.wait(5)
+    given_up.clear()
+    with worker._start_budget("one", 0.05, None):
+        pass
+    assert not given_up.wait(0.1)

@@ -3,14 +3,15 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from magbatch.errors import ModelError
+from magbatch.model import checkpoint as checkpoint_module
 from magbatch.model.checkpoint import ModelFacts, cache_dir, facts, locate, resolve
 from magbatch.spec import ModelSpec
 from magbatch.storage import open_store
@@ -125,19 +126,22 @@ def test_a_fetch_that_found_too_little_is_not_remembered(s3: str, own_cache: Pat
     assert names(locate(ModelSpec(source=source), weights=False).path) == {"params.json", "tekken.json"}
 
 
-def test_processes_that_want_a_model_at_once_fetch_it_once(remote: str, own_cache: Path) -> None:
-    script = f"""
-from magbatch.model.checkpoint import locate
-from magbatch.spec import ModelSpec
-print(locate(ModelSpec(source={remote!r}), weights=True).path)
-"""
-    command = [sys.executable, "-c", script]
-    started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ) for _ in range(2)]
-    said = {process.communicate()[0].strip() for process in started}
-    assert [process.returncode for process in started] == [0, 0]
-    (path,) = said
-    assert names(Path(path)) == set(FILES)
-    assert [found for found in (own_cache / "models").iterdir() if found.is_dir()] == [Path(path)]
+def test_fetches_at_once_on_a_node_are_one(remote: str, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lock holds between open files, so between threads as between processes."""
+    fetched: list[str] = []
+    fetch = checkpoint_module.fetch_prefix
+
+    def slowly(*arguments: Any) -> None:
+        fetched.append("once")
+        time.sleep(0.05)
+        fetch(*arguments)
+
+    monkeypatch.setattr(checkpoint_module, "fetch_prefix", slowly)
+    with ThreadPoolExecutor(3) as threads:
+        found = list(threads.map(lambda _: locate(ModelSpec(source=remote), weights=True).path, range(3)))
+    (path,) = set(found)
+    assert (names(path), fetched) == (set(FILES), ["once"])
+    assert [one for one in (own_cache / "models").iterdir() if one.is_dir()] == [path]
 
 
 # Which version of them a job has.

@@ -1,11 +1,8 @@
 """A model of the hub is one commit; if the hub gives none, the message says what to do."""
 
 import errno
-import os
 import shutil
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,31 +13,27 @@ from huggingface_hub import errors
 
 from magbatch.errors import ModelError, StorageError
 from magbatch.model import hub
-
-HUB = """
-import os, sys
 from magbatch.model.checkpoint import locate, resolve
 from magbatch.spec import ModelSpec
-revision = resolve(ModelSpec(source="acme/tiny"))
-with open(os.environ["MAIN"], "w") as file:
-    file.write("b" * 40)
-print(revision)
-print(resolve(ModelSpec(source="acme/tiny")))
-print(locate(ModelSpec(source="acme/tiny", revision=revision), weights=True).path.name)
-"""
 
 
-def test_a_hub_model_is_the_commit_that_its_branch_had(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_hub_model_is_the_commit_that_its_branch_had(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The files lie as the hub's own client keeps them; no hub is asked."""
-    kept = tmp_path / "hub" / "models--acme--tiny"
-    for commit in ("a" * 40, "b" * 40):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    kept, model = tmp_path / "models--acme--tiny", ModelSpec(source="acme/tiny")
+    first, second = "a" * 40, "b" * 40
+    for commit in (first, second):
         shutil.copytree(checkpoint, kept / "snapshots" / commit)
     main = kept / "refs" / "main"
     main.parent.mkdir()
-    main.write_text("a" * 40)
-    env = os.environ | {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "MAIN": str(main)}
-    done = subprocess.run([sys.executable, "-c", HUB], env=env, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["a" * 40, "b" * 40, "a" * 40]
+    main.write_text(first)
+    planned = ModelSpec(source="acme/tiny", revision=resolve(model))
+    main.write_text(second)
+    assert (planned.revision, resolve(model)) == (first, second)
+    assert locate(planned, weights=True).path.name == first
 
 
 def answered(status: int) -> httpx.Response:
