@@ -1,7 +1,9 @@
-"""The `magbatch` command. Each command parses first and imports what is heavy after, so that `--help` answers at once.
+"""The `magbatch` command.
 
-Exit codes: 0 complete; 1 finished with more dead letters than the spec allows, or not verified;
-2 bad spec or input; 3 interrupted, and the same command goes on; 4 a defect in magbatch.
+Heavy packages are imported inside the commands, so `--help` answers at once.
+
+Exit codes: 0 complete. 1 too many dead letters, or not verified. 2 wrong spec or input. 3 interrupted; the same command
+goes on. 4 a defect in magbatch.
 """
 
 import atexit
@@ -19,11 +21,11 @@ from magbatch import guard
 from magbatch.cli import bench, deploy, output, remote, run, schedule
 from magbatch.terminal import plain_streams
 
-CRASHED = 4
+CRASHED = 4  # exit code of a defect
 
 
 class _Commands(typer.core.TyperGroup):
-    """All commands; what any of them prints, usage errors too, is text, and steers no terminal."""
+    """Group of all commands. Control characters in their output, usage errors included, are shown as escapes."""
 
     def main(self, *args: Any, **more: Any) -> Any:
         with plain_streams():
@@ -37,7 +39,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Very large offline jobs of reasoning models over text and image documents.",
+    help="Run very large offline jobs of reasoning models over text and image documents.",
 )
 for family in (run, output, remote, bench):
     app.add_typer(family.commands)
@@ -61,26 +63,29 @@ def _options(
 
 
 def main() -> None:
-    """Run the command in this process, and end it."""
+    """Run the command in this process, then end the process."""
     code = _exit_code()
-    if guard.was_interrupted() and code not in {0, guard.INTERRUPTED}:  # whatever a library made of the interrupt
+    if guard.was_interrupted() and code not in {
+        0,
+        guard.INTERRUPTED,
+    }:  # a library turned the interrupt into another error
         guard.leave_interrupted()
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError):  # nobody reads any more
+        with suppress(OSError):  # the reader has closed the pipe
             stream.flush()
     guard.announce(code)
-    # Not through the interpreter's teardown: native thread pools can abort there ("terminate called without
-    # an active exception", seen after a complete job), and a finished command would end with the wrong code.
+    # The interpreter's teardown is skipped. Native thread pools can abort there ("terminate called without an active
+    # exception", seen after a complete job), and the command would end with the wrong code.
     atexit._run_exitfuncs()
     os._exit(code)
 
 
 def _exit_code() -> int:
-    """Run the command; what it ends with is one of the codes above, whatever it raises."""
+    """Run the command; returns one of the exit codes above, whatever the command raises."""
     try:
         app()
     except SystemExit as end:
-        if not isinstance(end.code, int | None):  # what Python itself makes 1 of
+        if not isinstance(end.code, int | None):  # a text: Python itself would exit with 1
             with plain_streams():
                 print(end.code, file=sys.stderr)
             return CRASHED
@@ -88,7 +93,7 @@ def _exit_code() -> int:
         return code if 0 <= code <= CRASHED else CRASHED
     except KeyboardInterrupt:
         guard.leave_interrupted()
-    except Exception:  # noqa: BLE001 - a defect: its exit code must be none of those that say how a job ended
+    except Exception:  # noqa: BLE001 - a defect must not get the exit code of a job
         if not guard.was_interrupted():
             with plain_streams():
                 traceback.print_exc()

@@ -1,18 +1,18 @@
-"""`deploy render`: a spec as the files of a platform."""
+"""`deploy render` turns a spec into the files of a platform."""
 
-import sys
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
+from magbatch.cli.errors import errors
 from magbatch.cli.options import Overrides, SpecPath
-from magbatch.cli.show import errors
-from magbatch.counts import counted
+from magbatch.cli.show import note
+from magbatch.cli.show_deploy import print_files, print_written
 
-commands = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Files that a platform runs a job from.")
+commands = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Files from which a platform runs a job.")
 IMAGE_HELP = (
-    "--image: is missing; build one and push it to a registry of yours: "
+    "--image: is missing; build an image and push it to your registry: "
     "docker build -f deploy/Dockerfile.gpu -t REGISTRY/magbatch:0.2.0-gpu . && "
     "docker push REGISTRY/magbatch:0.2.0-gpu"
 )
@@ -20,7 +20,7 @@ NODES, PODS, KUBERNETES, AWS = "Nodes", "Pods", "Kubernetes", "AWS (--target aws
 
 
 class _Grouped(TyperCommand):
-    """A command whose help shows its options group by group."""
+    """Command whose help lists its options in groups."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         groups: dict[str, list[tuple[str, str]]] = {}
@@ -47,33 +47,37 @@ def _option(name: str, group: str, help: str, metavar: str | None = None, least:
 def deploy_render(
     spec: SpecPath,
     target: Annotated[
-        str, typer.Option("--target", metavar="kuberay|raycluster|cron|aws", help="What runs it.")
+        str, typer.Option("--target", metavar="kuberay|raycluster|cron|aws", help="Platform that runs the job.")
     ] = "kuberay",
     out: Annotated[
-        str | None, typer.Option("--out", metavar="DIR", help="Write the files here; else they are printed.")
+        str | None, typer.Option("--out", metavar="DIR", help="Folder for the files. Without it, they are printed.")
     ] = None,
     image: Annotated[
         str | None,
-        typer.Option("--image", metavar="IMAGE", help="Container image, of deploy/Dockerfile.gpu. Required."),
+        typer.Option("--image", metavar="IMAGE", help="Container image built from deploy/Dockerfile.gpu. Required."),
     ] = None,
     overrides: Overrides = None,
     gpu_memory_gb: Annotated[
-        int | None, _option("--gpu-memory-gb", NODES, "Least memory of each GPU.", "GB", 1)
+        int | None, _option("--gpu-memory-gb", NODES, "Minimum memory of each GPU.", "GB", 1)
     ] = None,
     accelerator: Annotated[
         list[str] | None,
-        _option("--accelerator", NODES, "The GPU, as Ray names it, and its nodes' label.", "NAME[=LABEL=VALUE]"),
+        _option("--accelerator", NODES, "GPU type, by Ray's name, and the label of its nodes.", "NAME[=LABEL=VALUE]"),
     ] = None,
-    spot: Annotated[str | None, _option("--spot", NODES, "Label of spot nodes; `none`.", "LABEL=VALUE")] = None,
+    spot: Annotated[
+        str | None, _option("--spot", NODES, "Label of spot nodes; `none` for no spot nodes.", "LABEL=VALUE")
+    ] = None,
     zone: Annotated[str | None, _option("--zone", NODES, "Availability zone of all pods or machines.", "ZONE")] = None,
     cache_size: Annotated[
-        str | None, _option("--cache-size", NODES, "Volume of the model's files (100Gi).", "SIZE")
+        str | None, _option("--cache-size", NODES, "Size of the volume for model files (100Gi).", "SIZE")
     ] = None,
     scratch_size: Annotated[
-        str | None, _option("--scratch-size", NODES, "Disk for spilled objects, logs and /tmp (50Gi).", "SIZE")
+        str | None,
+        _option("--scratch-size", NODES, "Size of the disk for spilled objects, logs and /tmp (50Gi).", "SIZE"),
     ] = None,
     storage_class: Annotated[
-        str | None, _option("--storage-class", PODS, "A volume of this class holds the model; else the node's disk.")
+        str | None,
+        _option("--storage-class", PODS, "Class of the volume that holds the model. Without it, the node's disk does."),
     ] = None,
     worker_cpu: Annotated[str | None, _option("--worker-cpu", PODS, "CPUs of a worker.", "CPUS")] = None,
     worker_memory: Annotated[
@@ -83,31 +87,32 @@ def deploy_render(
     head_memory: Annotated[str | None, _option("--head-memory", PODS, "Memory of the head (16Gi).", "SIZE")] = None,
     role: Annotated[str | None, _option("--role", PODS, "AWS role of the pods (IRSA).", "ARN")] = None,
     secret: Annotated[
-        str | None, _option("--secret", PODS, "A Secret whose keys become environment variables (HF_TOKEN).", "NAME")
+        str | None, _option("--secret", PODS, "Secret whose keys become environment variables (HF_TOKEN).", "NAME")
     ] = None,
     image_pull_secret: Annotated[
-        list[str] | None, _option("--image-pull-secret", PODS, "A Secret that opens the image's registry.", "NAME")
+        list[str] | None,
+        _option("--image-pull-secret", PODS, "Secret with the credentials of the image's registry.", "NAME"),
     ] = None,
     priority_class: Annotated[
         str | None, _option("--priority-class", PODS, "PriorityClass of all pods.", "NAME")
     ] = None,
     namespace: Annotated[
-        str | None, _option("--namespace", KUBERNETES, "Namespace of everything that is rendered.", "NAME")
+        str | None, _option("--namespace", KUBERNETES, "Namespace of all rendered objects.", "NAME")
     ] = None,
     queue: Annotated[str | None, _option("--queue", KUBERNETES, "Kueue's LocalQueue.", "NAME")] = None,
     deadline_seconds: Annotated[
-        int | None, _option("--deadline-seconds", KUBERNETES, "KubeRay ends the job after so long.", "N", 1)
+        int | None, _option("--deadline-seconds", KUBERNETES, "Seconds after which KubeRay ends the job.", "N", 1)
     ] = None,
     keep_cluster_seconds: Annotated[
         int | None,
-        _option("--keep-cluster-seconds", KUBERNETES, "How long the cluster outlives its job (300).", "N", 0),
+        _option("--keep-cluster-seconds", KUBERNETES, "Seconds that the cluster stays after its job (300).", "N", 0),
     ] = None,
     operator_namespace: Annotated[
         str | None,
-        _option("--operator-namespace", KUBERNETES, "Where KubeRay's operator runs (kuberay-operator).", "NAME"),
+        _option("--operator-namespace", KUBERNETES, "Namespace of KubeRay's operator (kuberay-operator).", "NAME"),
     ] = None,
     monitoring_namespace: Annotated[
-        str | None, _option("--monitoring-namespace", KUBERNETES, "Where Prometheus runs (monitoring).", "NAME")
+        str | None, _option("--monitoring-namespace", KUBERNETES, "Namespace of Prometheus (monitoring).", "NAME")
     ] = None,
     allow_egress: Annotated[
         list[str] | None,
@@ -118,14 +123,15 @@ def deploy_render(
         str | None, _option("--instance-profile", AWS, "Instance profile of the machines.", "NAME|ARN")
     ] = None,
     head_instance_profile: Annotated[
-        str | None, _option("--head-instance-profile", AWS, "That of the head, if it is another.", "NAME|ARN")
+        str | None, _option("--head-instance-profile", AWS, "Instance profile of the head, if it differs.", "NAME|ARN")
     ] = None,
     security_group: Annotated[
-        str | None, _option("--security-group", AWS, "Security group of all machines; else Ray makes one.", "ID")
+        str | None,
+        _option("--security-group", AWS, "Security group of all machines. Without it, Ray creates one.", "ID"),
     ] = None,
 ) -> None:
-    """Render a job spec into Kubernetes manifests or a launcher file. deploy/README.md explains every option."""
-    accelerators = [one.partition("=") for one in accelerator or []]
+    """Render a spec into Kubernetes manifests or a launcher file. deploy/README.md explains every option."""
+    accelerators = [item.partition("=") for item in accelerator or []]
     given = {
         "gpu_memory_gb": gpu_memory_gb,
         "zone": zone,
@@ -175,6 +181,18 @@ def _render(
     accelerators: list[str],
     options: dict[str, Any],
 ) -> None:
+    """Render, then print the files or write them.
+
+    Args:
+        path: File of the spec.
+        overrides: Values of `--set`.
+        wanted: Value of `--target`.
+        out: Value of `--out`.
+        image: Value of `--image`.
+        spot: Value of `--spot`.
+        accelerators: Names in `--accelerator`.
+        options: Other fields of `deploy.Platform`.
+    """
     with errors(False):
         from magbatch.deploy import Platform, Target, next_commands, notes, render, write
         from magbatch.errors import SpecError
@@ -191,14 +209,11 @@ def _render(
             options["spot"] = None if spot == "none" else spot
         target, platform, spec = Target(wanted), Platform(image=image, **options), load(path, overrides)
         files = render(spec, target, platform)
-        for note in filter(None, [unchecked(spec.model), *notes(spec, target, platform)]):
-            print(f"note: {note}", file=sys.stderr)
+        for text in filter(None, [unchecked(spec.model), *notes(spec, target, platform)]):
+            note(f"note: {text}")
         if out is None:
-            print("---\n".join(f"# {name}\n{text}" for name, text in files.items()), end="")
+            print_files(files)
             return
         write(files, out)
-    print(f"{path}: {counted(len(files), 'file')} for {target} in {out}")
-    for name in files:
-        print(f"  {name}")
-    for command in next_commands(spec, target, platform, out, path):
-        print(f"Next: {command}")
+        following = list(next_commands(spec, target, platform, out, path))
+    print_written(path, target, out, [*files], following)

@@ -1,4 +1,4 @@
-"""Arguments and options that several commands have."""
+"""Arguments and options that several commands share."""
 
 from typing import Annotated
 
@@ -18,12 +18,14 @@ Limit = Annotated[
 ]
 SpecOverrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY.PATH=VALUE", help="With a spec: as the job was run; may be repeated."),
+    typer.Option(
+        "--set", metavar="KEY.PATH=VALUE", help="With a spec: the overrides that the job was run with; may be repeated."
+    ),
 ]
 SpecLimit = Annotated[
     int | None, typer.Option("--limit", min=1, metavar="N", help="With a spec: the sample of N rows that was run.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document for a program, on standard output.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document for a program on standard output.")]
 Address = Annotated[
     str,
     typer.Option(

@@ -1,4 +1,5 @@
-"""The use cases, one file each: what a command does.
+"""The use cases, one file each: run, retry, compact, preview, status. The other files hold what several of them need.
 
-Imports within: compact, early_end, opening, status < complete, preview < retry, run.
+Imports within: choice, compact, early_end, limit, opening, samples, status < complete, preview, replacement < retry,
+run.
 """

@@ -1,9 +1,9 @@
-"""Many small objects -> a few of a target size, with no moment in which the manifest names a row twice or not at all.
+"""Compaction of a complete job: many small objects become a few of a target size.
 
-The new objects come first, and are read back; then one manifest names them in the place of the old; then the old
-go. An object holds the rows of consecutive shards, and both kinds are cut at the same shards, so that what can be
-audited on its own stays small. Interrupted anywhere, the manifest that is there is true, and what it does not name
-is moved away by the next command.
+The manifest names each row exactly once at every moment. New objects are written and read back, one manifest names
+them instead of the old objects, and the old objects are deleted. An object holds the rows of consecutive shards;
+`results/` and `errors/` are cut at the same shards, so that each group can be audited by itself. After an interruption,
+the manifest is still true, and the next command moves away what it does not name.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from magbatch.ledger.audit import planned_rows
 from magbatch.ledger.contract import schema_of
 from magbatch.ledger.finalise import renew
 from magbatch.ledger.ledger import Ledger
-from magbatch.ledger.manifest import Entry
+from magbatch.ledger.manifest import Entry, Manifest
 from magbatch.ledger.objects import ROW_GROUP_BYTES, Spool, damaged, row_groups
 from magbatch.ledger.open import hold, patient_ledger
 from magbatch.ledger.tidy import tidy
@@ -27,16 +27,16 @@ from magbatch.spec import JobSpec
 
 
 @dataclass(frozen=True, slots=True)
-class Compacted:
-    """What `compact` came to.
+class CompactOutcome:
+    """Outcome of a compaction.
 
     Attributes:
-        job: The job's name.
-        objects_before: That the manifest named.
-        objects: That it names now.
-        merged: Those of the old that are gone; 0 where there was nothing to do.
-        bytes_before: Of all objects.
-        bytes: Of all objects now.
+        job: Name of the job.
+        objects_before: Objects that the manifest named before.
+        objects: Objects that the manifest names now.
+        merged: Old objects that are gone; 0 if there was nothing to merge.
+        bytes_before: Size of all objects before (bytes).
+        bytes: Size of all objects now (bytes).
     """
 
     job: str
@@ -48,10 +48,21 @@ class Compacted:
 
 
 class _Group:
-    """Units on their way into one object of each kind."""
+    """Units that become one object of each kind.
+
+    Args:
+        ledger: The output.
+        spec: The job.
+        plan: Plan of the job.
+        target_bytes: Size of an object (bytes).
+
+    Attributes:
+        shards: Shards of the units.
+        old: Objects of the units.
+    """
 
     def __init__(self, ledger: Ledger, spec: JobSpec, plan: Plan, target_bytes: int) -> None:
-        self._ledger, self._spec, self._plan = ledger, spec, plan
+        self._ledger, self._plan = ledger, plan
         group_bytes = min(ROW_GROUP_BYTES, target_bytes // 4)
         self._spools = {kind: Spool(kind, schema_of(spec, plan, kind), group_bytes) for kind in (RESULTS, ERRORS)}
         self.shards = range(0)
@@ -59,10 +70,16 @@ class _Group:
 
     @property
     def bytes(self) -> int:
+        """Size of the larger kind so far (bytes)."""
         return max(spool.bytes for spool in self._spools.values())
 
     def take(self, shards: range, parts: dict[ObjectName, str]) -> None:
-        """Add a unit: its objects with their checksums."""
+        """Add a unit.
+
+        Args:
+            shards: Shards of the unit.
+            parts: Objects of the unit, each with its SHA-256.
+        """
         for name, sha256 in parts.items():
             for table in row_groups(self._ledger.store, name, sha256):
                 self._spools[name.kind].add(table)
@@ -70,7 +87,17 @@ class _Group:
         self.old += parts
 
     def commit(self, attempt: str) -> list[Entry]:
-        """Write what was taken, with every row of these shards once, or raise OutputError; returns manifest entries."""
+        """Write the new objects.
+
+        Args:
+            attempt: Attempt id in their names.
+
+        Returns:
+            Their manifest entries.
+
+        Raises:
+            OutputError: The old objects do not hold every planned row exactly once.
+        """
         row_ids = [row_id for spool in self._spools.values() for row_id in spool.row_ids]
         planned = planned_rows(self._plan, self.shards)
         if len(row_ids) != len(planned) or set(row_ids) != planned.keys():
@@ -83,17 +110,17 @@ class _Group:
         ]
 
 
-def compact(output: str, target_bytes: int, console: Console) -> Compacted:
+def compact(output: str, target_bytes: int, console: Console) -> CompactOutcome:
     """Merge the objects of a complete job.
 
     Args:
-        output: Its output.
-        target_bytes: Size of an object. The memory that this takes is about twice as much.
-        console: Where it says what it waits for.
+        output: Path or URL of the output.
+        target_bytes: Size of an object (bytes). The work takes about twice as much memory.
+        console: Console for progress messages.
 
     Raises:
-        OutputError: There is no complete job here, or it is damaged.
-        LeaseError: A run, a retry or another compaction works on it.
+        OutputError: The output holds no complete job, or is damaged.
+        LeaseError: A run, a retry or another compaction works on the output.
         StorageError: The storage refuses.
     """
     spec, _, _ = Ledger(output).complete_job()
@@ -104,46 +131,24 @@ def compact(output: str, target_bytes: int, console: Console) -> Compacted:
         return merge_objects(ledger, target_bytes, lease.confirm)
 
 
-def merge_objects(ledger: Ledger, target_bytes: int, confirm: Callable[[], None]) -> Compacted:
-    """The work of `compact`, for who holds the output.
+def merge_objects(ledger: Ledger, target_bytes: int, confirm: Callable[[], None]) -> CompactOutcome:
+    """Merge the objects of a complete job whose lease the caller holds.
 
     Args:
-        ledger: The output, tidy.
-        target_bytes: Size of an object.
-        confirm: Is called before the manifest is renewed; what it raises ends the work.
+        ledger: The output, tidied by `put_right`.
+        target_bytes: Size of an object (bytes).
+        confirm: Called before the manifest is renewed; raises LeaseError if the lease is lost.
     """
     spec, plan, manifest = ledger.complete_job()
-    entries = {entry.name: entry for entry in manifest.objects if entry.rows}
-    # What a compaction to this size has left as one object is left alone, whatever size compression made it.
-    settled = manifest.compacted_to_bytes == target_bytes
-    attempt, gone, new = new_attempt(plan.id), list[ObjectName](), list[Entry]()
-    group: _Group | None = None
-
-    def close(group: _Group | None) -> None:
-        if group is not None and not _whole(group.old, group.shards):
-            new.extend(group.commit(attempt))
-            gone.extend(group.old)
-
-    for shards, parts in units(sorted(entries, key=lambda part: (part.shard, part)), plan.num_shards):
-        sizes = [sum(entries[part].bytes for part in parts if part.kind == kind) for kind in (RESULTS, ERRORS)]
-        if _whole(parts, shards) and (settled or max(sizes) >= target_bytes):
-            close(group)
-            group = None
-            continue
-        group = group or _Group(ledger, spec, plan, target_bytes)
-        group.take(shards, {part: entries[part].sha256 for part in parts})
-        if group.bytes >= target_bytes:
-            close(group)
-            group = None
-    close(group)
+    gone, new = _write_merged(ledger, spec, plan, manifest, target_bytes)
     before = manifest
     if gone:
         confirm()
         manifest = renew(ledger, spec, plan, manifest, gone, new, compacted_to_bytes=target_bytes)
         for name in gone:
-            ledger.store.delete(str(name))  # not kept as superseded: every row of it lives on unchanged
+            ledger.store.delete(str(name))  # deleted, not kept as superseded: each of its rows is in a new object
         tidy(ledger, confirm)
-    return Compacted(
+    return CompactOutcome(
         job=manifest.job,
         objects_before=len(before.objects),
         objects=len(manifest.objects),
@@ -153,6 +158,43 @@ def merge_objects(ledger: Ledger, target_bytes: int, confirm: Callable[[], None]
     )
 
 
-def _whole(parts: list[ObjectName], shards: range) -> bool:
-    """Whether a unit has nothing to merge: one object of a kind at most, for all of its shards."""
+def _write_merged(
+    ledger: Ledger, spec: JobSpec, plan: Plan, manifest: Manifest, target_bytes: int
+) -> tuple[list[ObjectName], list[Entry]]:
+    """Write the merged objects.
+
+    For example, with a target of 100 MB, three units of 40 MB become one of 120 MB. A unit that is one object of 120 MB
+    stays as it is.
+
+    Returns:
+        Old objects that they replace, and manifest entries of the new objects.
+    """
+    entries = {entry.name: entry for entry in manifest.objects if entry.rows}
+    # A unit that an earlier compaction to this size merged stays as it is: compression may have made it smaller.
+    is_settled = manifest.compacted_to_bytes == target_bytes
+    attempt, gone, new = new_attempt(plan.id), list[ObjectName](), list[Entry]()
+    group: _Group | None = None
+
+    def close(group: _Group | None) -> None:
+        if group is not None and not _is_merged(group.old, group.shards):
+            new.extend(group.commit(attempt))
+            gone.extend(group.old)
+
+    for shards, parts in units(sorted(entries, key=lambda part: (part.shard, part)), plan.num_shards):
+        sizes = [sum(entries[part].bytes for part in parts if part.kind == kind) for kind in (RESULTS, ERRORS)]
+        if _is_merged(parts, shards) and (is_settled or max(sizes) >= target_bytes):
+            close(group)
+            group = None
+            continue
+        group = group or _Group(ledger, spec, plan, target_bytes)
+        group.take(shards, {part: entries[part].sha256 for part in parts})
+        if group.bytes >= target_bytes:
+            close(group)
+            group = None
+    close(group)
+    return gone, new
+
+
+def _is_merged(parts: list[ObjectName], shards: range) -> bool:
+    """Whether a unit has nothing to merge: at most one object of a kind, each for all of its shards."""
     return all(part.shards == shards for part in parts) and len({part.kind for part in parts}) == len(parts)

@@ -1,15 +1,16 @@
-"""What is open of a frozen job is answered, proved complete, and given its manifest: for a run and for a retry."""
+"""Completion of a frozen job, for `run` and `retry`: answer the open rows, prove the output, write the manifest."""
 
 import socket
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
+from numpy.typing import NDArray
 from rich.console import Console
 
 from magbatch.capture import threads_told
@@ -42,26 +43,29 @@ from magbatch.storage import open_store
 from magbatch.totals import Totals
 from magbatch.versions import differences, versions
 
-LATE_LISTING_S = (0.5, 1.0, 2.0, 4.0)  # waits for a listing that does not show yet what was written
+LATE_LISTING_S = (0.5, 1.0, 2.0, 4.0)  # waits for an object store whose listing lags behind its writes
 
 
 def complete(
     spec: JobSpec, plan: Plan, ledger: Ledger, console: Console, lease: Lease, began: float, *, judged: bool
 ) -> Report:
-    """Answer what is open of a frozen job, prove it complete, and write its manifest.
+    """Answer the open rows of a frozen job, prove the job complete, and write its manifest.
 
     Args:
         spec: The job.
-        plan: Its plan, which the ledger holds.
-        ledger: Its output.
-        console: Where progress goes.
-        lease: A hold on the output.
-        began: When the command began, by the monotonic clock (seconds).
-        judged: Whether many dead letters end it early.
+        plan: Plan of the job, as frozen in the ledger.
+        ledger: Output of the job.
+        console: Console for progress messages.
+        lease: Held lease on the output.
+        began: Start of the command (monotonic clock, seconds).
+        judged: Whether many dead letters end the job early.
+
+    Returns:
+        The report of the complete job.
 
     Raises:
-        TooManyFailedError: They did; what is finished is committed.
-        JobError: As its kinds say.
+        TooManyFailedError: Too many rows failed. Finished rows are committed.
+        JobError: The job cannot be completed; subclasses say why.
     """
     spec = plan.pinned(spec)
     job = JobContext(spec, plan.columns, plan.engine_hints, plan.id)
@@ -69,21 +73,19 @@ def complete(
     done = ledger.done_counts(plan)
     check_input(spec, plan, done)
     before = int(done.sum())
-    failures = _failures(spec, plan, ledger, before) if judged else None
-    if before:
-        console.print(
-            f"{before:,} of {counted(plan.rows, 'row')} are committed already; going on with the rest", highlight=False
-        )
+    failures = _earlier_failures(spec, plan, ledger, before) if judged else None
 
     def say(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
+    if before:
+        say(f"{before:,} of {counted(plan.rows, 'row')} are committed already; going on with the rest")
     quick = open_store(ledger.path, quick=True)
     progress = JobProgress(spec, plan.rows, before, *earlier(quick), refusals=lambda: ledger.refusals)
     progress.past = earlier_runs(quick)
     heartbeat = Heartbeat(quick, progress, lease.check, say)
     if before and (changed := differences(earlier_versions(quick), versions())):
-        say(f"note: the rest is answered by other versions than the rows before: {', '.join(changed)}")
+        say(f"note: package versions differ from those of the committed rows: {', '.join(changed)}")
     log = log_of(ledger.path, time.time())
     log.note_start(spec, plan, progress)
     with (
@@ -93,76 +95,145 @@ def complete(
         heartbeat.beating(),
     ):
         if before:
-            _look_back(ledger, progress, say)
-        slots, line = int(args["max_num_seqs"]), ProgressLine(console, progress, log.note)
-        the_run = _answer(job, plan, ledger, done, slots, line, log, lease, failures)
+            _add_earlier_totals(ledger, progress, say)
+        observer = _Observers(ProgressLine(console, progress, log.note), log, lease, failures)
+        the_run = _answer(job, plan, ledger, done, int(args["max_num_seqs"]), observer)
         the_run.seconds = time.monotonic() - began
         report = _finish(spec, plan, ledger, args, the_run, progress, lease)
         progress.finish(report.totals)
     return report
 
 
-def _failures(spec: JobSpec, plan: Plan, ledger: Ledger, before: int) -> Failures:
-    """What is known of the job's dead letters before its run begins.
+def _earlier_failures(spec: JobSpec, plan: Plan, ledger: Ledger, before: int) -> Failures:
+    """Dead letters of earlier runs, compared with the limits.
+
+    Args:
+        spec: The job.
+        plan: Plan of the job.
+        ledger: Output of the job.
+        before: Rows that earlier runs committed.
 
     Raises:
-        TooManyFailedError: They are too many already.
+        TooManyFailedError: Too many rows failed already.
     """
     failed = sum(part.rows for part in ledger.objects(ERRORS)) if before else 0
     allowed = spec.limits.failed_allowed(plan.rows)
-    if allowed is not None and failed > allowed:  # names count a row twice that two attempts have committed
+    # Object names count a row twice if two attempts committed it. Near the limit, the row ids are read.
+    if allowed is not None and failed > allowed:
         failed = ledger.distinct_rows(ERRORS)
     found = Failures(spec, plan.rows, max(0, before - failed), failed, lambda: explained(ledger))
-    if (error := found.look(Totals(), Snapshot())) is not None:
+    if (error := found.check(Totals(), Snapshot())) is not None:
         raise error
     return found
 
 
-def _look_back(ledger: Ledger, progress: JobProgress, say: Callable[[str], None]) -> None:
-    """Read what the rows of earlier runs hold from the footers of their objects, while the engines start."""
-    names = [*ledger.objects(RESULTS), *ledger.objects(ERRORS)]  # now: later ones are this run's
+def _add_earlier_totals(ledger: Ledger, progress: JobProgress, say: Callable[[str], None]) -> None:
+    """Add the totals of earlier runs to the metrics, read from object footers while the engines start."""
+    names = [*ledger.objects(RESULTS), *ledger.objects(ERRORS)]  # listed now: later objects belong to this run
 
     def read() -> None:
         try:
             progress.set_earlier_totals(ledger.totals(names))
-        except Exception as error:  # noqa: BLE001 - a thread's boundary: numbers for people hold no job up
-            say(f"the metrics of this run lack the rows of earlier ones: {type(error).__name__}: {error}")
+        except Exception as error:  # noqa: BLE001 - a thread's boundary: metrics must not stop the job
+            say(f"metrics: rows of earlier runs are missing from them: {type(error).__name__}: {error}")
 
-    threading.Thread(target=read, name="look-back", daemon=True).start()
+    threading.Thread(target=read, name="earlier-totals", daemon=True).start()
+
+
+@dataclass(frozen=True, slots=True)
+class _Observers:
+    """Parts of a run that each snapshot of a fleet is shown to.
+
+    Attributes:
+        line: Progress line of the command.
+        log: Log of the run.
+        lease: Held lease on the output.
+        failures: Dead letters compared with the limits; None if they never end the job.
+    """
+
+    line: ProgressLine
+    log: RunLog
+    lease: Lease
+    failures: Failures | None
+
+
+class _Serving:
+    """Observer of one fleet: measures how long it served, and ends it if the lease is lost or too many rows failed.
+
+    Args:
+        observers: Parts of the run that each snapshot is shown to.
+        before: Rows committed by earlier fleets of this run.
+
+    Attributes:
+        since: Time when the first replica served (monotonic clock, seconds).
+        until: Time when rows were last committed (monotonic clock, seconds).
+    """
+
+    def __init__(self, observers: _Observers, before: Totals) -> None:
+        self._to, self._before = observers, before
+        self.since = self.until = time.monotonic()
+        self._started, self._rows = False, 0
+
+    def watch(self, snapshot: Snapshot) -> JobError | None:
+        """Observe a snapshot of the fleet; see `FleetObserver.watch`."""
+        if not self._started and not snapshot.starting:
+            self._started, self.since = True, time.monotonic()
+        if snapshot.done.rows != self._rows:
+            self._rows, self.until = snapshot.done.rows, time.monotonic()
+        self._to.line.progress.observe(snapshot)
+        self._to.log.observe(snapshot)
+        self._to.line.show()
+        self._to.lease.check()
+        failures = self._to.failures
+        return None if failures is None else failures.check(self._before.plus(snapshot.done), snapshot)
+
+    def say(self, message: str) -> None:
+        """Show a message of the fleet; see `FleetObserver.say`."""
+        self._to.line.say(message)
 
 
 def _answer(
     job: JobContext,
     plan: Plan,
     ledger: Ledger,
-    done: "np.ndarray[Any, np.dtype[np.int64]]",
+    done: NDArray[np.int64],
     slots: int,
-    line: ProgressLine,
-    log: RunLog,
-    lease: Lease,
-    failures: Failures | None,
+    observers: _Observers,
 ) -> Run:
-    """Let replicas answer until the ledger has every row, or too many have failed."""
-    the_run, mine = Run(), Totals()
-    with line:
+    """Run fleets until the ledger has every row.
+
+    Args:
+        job: The job, as replicas need it.
+        plan: Plan of the job.
+        ledger: Output of the job.
+        done: int64 array (shards,): rows of each shard that are done.
+        slots: Rows that one engine answers at a time.
+        observers: Observers of each fleet.
+
+    Raises:
+        TooManyFailedError: Too many rows failed.
+        ClusterError: A fleet ended without committing a row.
+    """
+    the_run, committed = Run(), Totals()
+    with observers.line:
         while (left := plan.rows - int(done.sum())) > 0:
             from magbatch.fleet.cluster import run_fleet
 
-            serving = _Serving(line, log, lease, failures, mine)
+            serving = _Serving(observers, committed)
             last = run_fleet(
                 job,
                 plan,
                 done,
                 serving,
-                lease.token,
+                observers.lease.token,
                 slots=slots,
-                any_may_have_rows=lease.inherited,
+                any_may_have_rows=observers.lease.inherited,
                 first=the_run.serving_s == 0,
             )
             the_run.serving_s += serving.until - serving.since
-            line.progress.end_fleet()
-            log.end_fleet()
-            mine = mine.plus(last.done)
+            observers.line.progress.end_fleet()
+            observers.log.end_fleet()
+            committed = committed.plus(last.done)
             the_run.rows += last.done.rows
             the_run.tokens += last.done.generated_tokens
             the_run.engine_deaths += last.engine_deaths
@@ -175,51 +246,23 @@ def _answer(
     return the_run
 
 
-def _listed(ledger: Ledger, plan: Plan, expected: int) -> "np.ndarray[Any, np.dtype[np.int64]]":
-    """What is done. A listing may come late: rows that replicas have committed are not to be paid for again."""
+def _listed(ledger: Ledger, plan: Plan, expected: int) -> NDArray[np.int64]:
+    """List the rows that are done, waiting for a listing that lags: committed rows must not be paid for twice.
+
+    Args:
+        ledger: The output.
+        plan: The plan.
+        expected: Rows that are known to be committed.
+
+    Returns:
+        int64 array (shards,): rows of each shard that are done.
+    """
     for wait_s in (*LATE_LISTING_S, 0.0):
         done = ledger.done_counts(plan)
         if int(done.sum()) >= min(expected, plan.rows):
             break
         time.sleep(wait_s)
     return done
-
-
-class _Serving:
-    """Notes when the first replica served and when rows were last committed; ends the run when its lease is lost.
-
-    Args:
-        line: Shows where the job stands.
-        log: Log of the run.
-        lease: The run's.
-        failures: Ends the run when they are too many; None for a job that no number of them ends.
-        before: What earlier fleets of this run have committed.
-    """
-
-    def __init__(
-        self, line: ProgressLine, log: RunLog, lease: Lease, failures: Failures | None, before: Totals
-    ) -> None:
-        self._line, self._log = line, log
-        self._lease = lease
-        self._failures, self._before = failures, before
-        self.since = self.until = time.monotonic()
-        self._started, self._rows = False, 0
-
-    def watch(self, snapshot: Snapshot) -> JobError | None:
-        """See `FleetObserver.watch`."""
-        if not self._started and not snapshot.starting:
-            self._started, self.since = True, time.monotonic()
-        if snapshot.done.rows != self._rows:
-            self._rows, self.until = snapshot.done.rows, time.monotonic()
-        self._line.progress.observe(snapshot)
-        self._log.observe(snapshot)
-        self._line.show()
-        self._lease.check()
-        return None if self._failures is None else self._failures.look(self._before.plus(snapshot.done), snapshot)
-
-    def say(self, message: str) -> None:
-        """See `FleetObserver.say`."""
-        self._line.say(message)
 
 
 def _finish(
@@ -231,44 +274,95 @@ def _finish(
     progress: JobProgress,
     lease: Lease,
 ) -> Report:
-    """Prove the output complete; the manifest is written last, after the report."""
+    """Prove the output complete, then write report, page and manifest.
+
+    Raises:
+        StorageError: The listing still lacks rows after the last wait.
+        JobError: The output is damaged, or the lease is lost.
+    """
     user_id, missing = plan.output_name(spec.input.columns.id), list[str]()
     for wait_s in (*LATE_LISTING_S, 0.0):
-        slowest, wrong, reports = Slowest(user_id), WrongAnswers(user_id), list[Report]()
         with DuplicateIds(user_id) as ids:
-
-            def observe(kind: str, table: pa.Table, ids: DuplicateIds = ids, slowest: Slowest = slowest) -> None:
-                ids.observe(kind, table)
-                slowest.observe(kind, table)
-
-            def make_report(
-                totals: Totals,
-                ids: DuplicateIds = ids,
-                slowest: Slowest = slowest,
-                wrong: WrongAnswers = wrong,
-                reports: list[Report] = reports,
-            ) -> dict[str, bytes]:
-                repeated = ids.count() if user_id else None
-                now = progress.snapshot()
-                report = Report(
-                    spec.name, ledger.path, plan.rows, totals, repeated, the_run, settings(spec, args), now.spent,
-                    progress.history, [SlotUsage.of(slot) for slot in now.slots], slowest.rows(),
-                    now.cost, spec.cost.currency,
-                )  # fmt: skip
-                report.began, report.ended = progress.began, time.time()
-                report.letters = [asdict(one) for one in examples(ledger, totals.by_code)]
-                report.wrong = wrong.found
-                rows = now.done - progress.before
-                report.runs = with_this(progress.past, now.started, rows, socket.gethostname())
-                reports.append(report)
-                return report_files(report)
-
-            _, missing = finalise(ledger, spec, plan, observe, make_report, lease.confirm, wrong.observe)
+            maker = _ReportMaker(spec, plan, ledger, args, the_run, progress, ids)
+            _, missing = finalise(ledger, spec, plan, maker.observe, maker.files, lease.confirm, maker.wrong.observe)
             if not missing:
-                return reports[-1]
+                return maker.report()
         time.sleep(wait_s)
     raise StorageError(
-        f"{ledger.path}: {counted(len(missing), 'row is', 'rows are')} in no object that its listing shows, though "
-        f"every shard was done; the first is {missing[0]}",
+        f"{ledger.path}: {counted(len(missing), 'row is', 'rows are')} missing from the listed objects, although every "
+        f"shard reported done; the first is {missing[0]}",
         passing=True,
     )
+
+
+class _ReportMaker:
+    """Collects the content of a report while `finalise` reads the objects.
+
+    Args:
+        spec: The job.
+        plan: Plan of the job.
+        ledger: Output of the job.
+        args: Resolved engine arguments.
+        the_run: The run that completes the job.
+        progress: Progress of the job.
+        ids: Counter of repeated user ids.
+
+    Attributes:
+        wrong: Examples of wrong answers.
+    """
+
+    def __init__(
+        self,
+        spec: JobSpec,
+        plan: Plan,
+        ledger: Ledger,
+        args: dict[str, Any],
+        the_run: Run,
+        progress: JobProgress,
+        ids: DuplicateIds,
+    ) -> None:
+        self._spec, self._plan, self._ledger = spec, plan, ledger
+        self._run, self._progress, self._ids = the_run, progress, ids
+        self._settings = settings(spec, args)
+        self._user_id = plan.output_name(spec.input.columns.id)
+        self._slowest = Slowest(self._user_id)
+        self.wrong = WrongAnswers(self._user_id)
+        self._report: Report | None = None
+
+    def observe(self, kind: str, table: pa.Table) -> None:
+        """Take the narrow columns of one object; `kind` is `results` or `errors`."""
+        self._ids.observe(kind, table)
+        self._slowest.observe(kind, table)
+
+    def files(self, totals: Totals) -> dict[str, bytes]:
+        """Content of report and page, by name; called once all objects were observed."""
+        self._report = self._made(totals)
+        return report_files(self._report)
+
+    def report(self) -> Report:
+        """The report whose files were made."""
+        assert self._report is not None, "finalise makes the report of a job without missing rows"
+        return self._report
+
+    def _made(self, totals: Totals) -> Report:
+        progress, now = self._progress, self._progress.snapshot()
+        return Report(
+            job=self._spec.name,
+            output=self._ledger.path,
+            planned=self._plan.rows,
+            totals=totals,
+            duplicate_ids=self._ids.count() if self._user_id else None,
+            run=self._run,
+            settings=self._settings,
+            spent=now.spent,
+            history=progress.history,
+            replicas=[SlotUsage.of(slot) for slot in now.slots],
+            slowest=self._slowest.rows(),
+            cost=now.cost,
+            currency=self._spec.cost.currency,
+            began=progress.began,
+            ended=time.time(),
+            letters=[asdict(one) for one in examples(self._ledger, totals.by_code)],
+            wrong=self.wrong.found,
+            runs=with_this(progress.past, now.started, now.done - progress.before, socket.gethostname()),
+        )

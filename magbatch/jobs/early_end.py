@@ -1,10 +1,11 @@
-"""When dead letters end a job early: more of them than the spec allows, or nothing else at all.
+"""Early end of a job: more rows failed than the spec allows, or all rows fail alike.
 
-What is finished is committed first, and the same command goes on once the limit allows it.
+Finished rows are committed first. With a higher limit, the same command goes on.
 """
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from magbatch.counts import counted
 from magbatch.errors import ErrorCode, TooManyFailedError
@@ -12,26 +13,39 @@ from magbatch.replica.board import Snapshot, State
 from magbatch.spec import JobSpec
 from magbatch.totals import Totals
 
-FLOOR_ROWS = 100  # fewer are too few to tell a share by, or that all rows fail
-MANY_ROWS = 1000  # as many, asked in vain, are enough of a job of any size
-# Input is sorted: what fails first may be one folder of it. Rows that were asked have cost something; others are free.
+FLOOR_ROWS = 100  # below this, a share of failed rows means little
+MANY_ROWS = 1000  # failed requests that are enough for a job of any size
+# Input is often sorted, so the first rows may be one bad folder. Rows that reached an engine cost money: a small share
+# of them is enough. Rows that failed before cost nothing, so a larger share is awaited.
 ASKED_SHARE, OTHER_SHARE = 0.01, 0.1
-IDLE_S = 3600.0  # engines that wait for so long for a first row to answer are paid for in vain
-SETTLE_S = 2.0  # after two commit intervals: rows that were answered meanwhile are committed by then
-# Rows that fail so late failed no sooner than others were answered. All other codes may come before any answer can.
+# Error codes that take as long as an answer. Every other code may arrive before the first answer can.
 LATE = {ErrorCode.ANSWER_INVALID, ErrorCode.ROW_TIMEOUT}
 ASKED = LATE | {ErrorCode.ENGINE_REJECTED, ErrorCode.ENGINE_KILLER}
 
 
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Durations of the decision, in seconds.
+
+    Attributes:
+        idle_s: Time after which engines without any answer count as paid for in vain.
+        settle_s: Extra wait after two commit intervals: rows that were just answered are committed by then.
+    """
+
+    idle_s: float = 3600.0
+    settle_s: float = 2.0
+
+
 class Failures:
-    """The dead letters of one job, held against what its spec allows.
+    """Dead letters of a job, compared with the limits of its spec.
 
     Args:
         spec: The job.
-        planned: Its rows.
-        answered: Rows that earlier runs have answered.
+        planned: Rows of the job.
+        answered: Rows answered by earlier runs.
         failed: Dead letters of earlier runs.
-        explained: Says what the dead letters are, in a sentence; is asked once, when the job is to end.
+        explained: Returns a sentence about the dead letters. It is called once, when the job ends early.
+        timing: Durations of the decision.
     """
 
     def __init__(
@@ -41,56 +55,60 @@ class Failures:
         answered: int = 0,
         failed: int = 0,
         explained: Callable[[], str] = lambda: "",
+        timing: Timing = Timing(),
     ) -> None:
-        self._explained = explained
+        self._explained, self._timing = explained, timing
         self._limit, self._allowed = spec.limits.max_failed_rows, spec.limits.failed_allowed(planned)
         self._planned, self._answered, self._failed = planned, answered, failed
-        self._settle_s = 2 * spec.output.commit_interval_s + SETTLE_S
-        self._alike_since: float | None = None
-        self._vain_since: float | None = None
+        self._settle_s = 2 * spec.output.commit_interval_s + timing.settle_s
+        self._enough_since: float | None = None
+        self._unanswered_since: float | None = None
 
-    def look(self, done: Totals, snapshot: Snapshot) -> TooManyFailedError | None:
-        """Why the job is to end early; None while it is not.
+    def check(self, done: Totals, snapshot: Snapshot) -> TooManyFailedError | None:
+        """Reason to end the job now; None to go on.
+
+        With `limits.max_failed_rows`, the job ends when more rows failed. Without it, the job ends when enough rows
+        failed, all with the same code, and none was answered.
 
         Args:
-            done: What this run has committed.
-            snapshot: Its fleet.
+            done: Rows committed by this run.
+            snapshot: State of its fleet.
         """
         if self._answered + self._failed + done.rows >= self._planned:
-            return None  # it ends by itself
+            return None  # all rows are done
         if self._allowed is not None:
-            return self._too_many(done, self._allowed)
-        if not self._all_alike(done, snapshot):
-            self._alike_since = None
+            return self._above_limit(done, self._allowed)
+        if not self._all_fail_alike(done, snapshot):
+            self._enough_since = None
             return None
-        self._alike_since = self._alike_since or time.monotonic()
-        if time.monotonic() - self._alike_since < self._settle_s:
+        self._enough_since = self._enough_since or time.monotonic()
+        if time.monotonic() - self._enough_since < self._settle_s:
             return None
         (code,) = done.by_code
         return TooManyFailedError(
-            f"all of the first {done.failed:,} rows failed, each with the code {code}, and none was answered; the rest "
-            f"is not asked. {self._explained()}. Mend the cause; to go on all the same, set limits.max_failed_rows "
-            "(100% allows any number)"
+            f"all of the first {done.failed:,} rows failed, each with the code {code}, and none was answered; the "
+            f"remaining rows are not asked. {self._explained()}. Fix the cause; to go on all the same, set "
+            "limits.max_failed_rows (100% allows any number)"
         )
 
-    def _too_many(self, done: Totals, allowed: int) -> TooManyFailedError | None:
+    def _above_limit(self, done: Totals, allowed: int) -> TooManyFailedError | None:
         failed = self._failed + done.failed
-        share = isinstance(self._limit, str)
-        if failed <= allowed or (share and self._answered + self._failed + done.rows < FLOOR_ROWS):
+        is_share = isinstance(self._limit, str)
+        if failed <= allowed or (is_share and self._answered + self._failed + done.rows < FLOOR_ROWS):
             return None
-        of = f", {self._limit} of {self._planned:,}" if share else ""
+        share = f", {self._limit} of {self._planned:,}" if is_share else ""
         return TooManyFailedError(
-            f"{counted(failed, 'row')} failed, more than limits.max_failed_rows allows ({allowed:,}{of}); the rest is "
-            f"not asked. {self._explained()}. What is finished is committed: raise the limit, and the same command "
-            "goes on"
+            f"{counted(failed, 'row')} failed, more than limits.max_failed_rows allows ({allowed:,}{share}); the "
+            f"remaining rows are not asked. {self._explained()}. Finished rows are committed: raise the limit, then "
+            "repeat the same command to go on"
         )
 
-    def _all_alike(self, done: Totals, snapshot: Snapshot) -> bool:
-        """Whether all that is known of the job's rows is that they fail with one code."""
+    def _all_fail_alike(self, done: Totals, snapshot: Snapshot) -> bool:
+        """Whether enough rows failed, all with one code, and no row on its way could still be answered first."""
         if self._answered or done.answered or len(done.by_code) != 1:
-            self._vain_since = None
+            self._unanswered_since = None
             return False
-        self._vain_since = self._vain_since or time.monotonic()
+        self._unanswered_since = self._unanswered_since or time.monotonic()
         if done.failed < self._enough(done):
             return False
         loads = [slot.load for slot in snapshot.slots if slot.state == State.SERVING]
@@ -98,8 +116,12 @@ class Failures:
         return done.failed >= on_the_way if LATE.issuperset(done.by_code) else not on_the_way
 
     def _enough(self, done: Totals) -> float:
-        """Rows that are enough to tell that all of the job will fail, and not the part of it that sorts first."""
-        idle_s = time.monotonic() - (self._vain_since or time.monotonic())
-        if ASKED.issuperset(done.by_code) or idle_s >= IDLE_S:
+        """Failed rows from which on the whole job is expected to fail, not only the part that sorts first.
+
+        For a job of 50,000 rows: 500 rows that an engine was asked for (1%), or 5,000 rows that failed before (10%).
+        After an hour without an answer, 500 rows are enough in both cases.
+        """
+        idle_s = time.monotonic() - (self._unanswered_since or time.monotonic())
+        if ASKED.issuperset(done.by_code) or idle_s >= self._timing.idle_s:
             return min(MANY_ROWS, max(FLOOR_ROWS, ASKED_SHARE * self._planned))
         return max(FLOOR_ROWS, OTHER_SHARE * self._planned)

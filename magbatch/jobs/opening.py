@@ -1,13 +1,13 @@
-"""An output as a run finds it: new, begun by this job, complete, or another's."""
+"""Checks of an output before a run: it is new, holds this job, holds a complete job, or belongs to something else."""
 
 import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 
 from magbatch.errors import (
@@ -28,30 +28,25 @@ from magbatch.spec import JobSpec, is_remote
 from magbatch.storage.inputs import stat_input
 from magbatch.storage.patience import patiently
 
-FIRST_PATIENCE_S = 4.0  # with the store of an input that refuses the first request of a command
+FIRST_PATIENCE_S = 4.0  # retries of the first request to the input's store: new access rights take seconds to apply
 
 
-def limited(spec: JobSpec, limit: int | None) -> JobSpec:
-    """The job of a sample: the same spec, with an output of its own beside the job's; inside it where that is a root.
+def frozen_plan(spec: JobSpec, ledger: Ledger) -> Plan | None:
+    """Frozen plan of a job that has begun.
 
-    A bucket's name, or `/`, with something added to it would be another bucket, or a folder that nobody asked for.
-    """
-    if limit is None:
-        return spec
-    path = spec.output.path.rstrip("/")
-    is_root = not path or (path.startswith("s3://") and "/" not in path.removeprefix("s3://"))
-    return spec.with_output(f"{path}{'/' if is_root else '-'}limit-{limit}")
+    Args:
+        spec: The job.
+        ledger: Output of the job.
 
-
-def begun(spec: JobSpec, ledger: Ledger) -> Plan | None:
-    """The frozen plan of this job; None where there is none yet, or a job of another spec that has answered nothing.
+    Returns:
+        The plan. None if the output is new, or holds a job of another spec that has no answers yet.
 
     Raises:
-        SpecChangedError: The output holds answers to another spec; with the difference.
-        OutputError: The output cannot be one.
+        SpecChangedError: The output holds answers to another spec. The message lists the differences.
+        OutputError: The path cannot be an output.
     """
-    _check_place(ledger.path)
-    with first_look():
+    _check_folder(ledger.path)
+    with as_output_error():
         try:
             return ledger.plan() if ledger.check_same(spec) else None
         except SpecChangedError:
@@ -60,47 +55,59 @@ def begun(spec: JobSpec, ledger: Ledger) -> Plan | None:
             return None
 
 
-def _check_place(path: str) -> None:
-    """Raises OutputError where no folder can be on a disk: a file is in its way, or its parent may not be written."""
+def _check_folder(path: str) -> None:
+    """Check that a local output can be created: no file is in its way, and its parent is writable.
+
+    Raises:
+        OutputError: The output cannot be created.
+    """
     if is_remote(path):
         return
     there = Path(path)
     while not os.path.lexists(there) and there != there.parent:
         there = there.parent
     if not there.is_dir():
-        what = "a link that leads nowhere" if there.is_symlink() else "a file"
-        raise OutputError(f"output.path: {path}: {there} is {what}; give a folder, or a place where one can be made")
+        what = "a link to a missing target" if there.is_symlink() else "a file"
+        raise OutputError(f"output.path: {path}: {there} is {what}; name a folder, or a path where one can be created")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise OutputError(f"output.path: {path}: {there} may not be written: it is read-only, or another user's")
+        raise OutputError(
+            f"output.path: {path}: {there} is not writable: it is read-only, or belongs to another user; "
+            "choose another folder, or change its permissions"
+        )
 
 
 def holds_rows(ledger: Ledger) -> bool:
-    """Whether a job has answered a row: by its objects, or by its run's own record, for a listing may be late."""
+    """Whether a job has answered a row.
+
+    The record of its run counts too: a listing can miss an object that was written moments ago.
+    """
     record = last_record(ledger.store) or {}
     return bool(record.get("done")) or ledger.has_objects()
 
 
-def take_place(spec: JobSpec, ledger: Ledger, lease: Lease, console: Console, wait_s: float = EXPIRY_S) -> None:
-    """Before a job takes the place of one of another spec: nothing of that one may come any more.
+def replace_unanswered_job(
+    spec: JobSpec, ledger: Ledger, lease: Lease, console: Console, wait_s: float = EXPIRY_S
+) -> None:
+    """Wait until a job without answers can be replaced: its replicas must no longer commit.
 
     Args:
-        spec: The job.
+        spec: The job that replaces it.
         ledger: The output.
-        lease: A hold on it.
-        console: Where it is said what is waited for.
-        wait_s: Seconds after which replicas of a run whose lease is lost commit nothing.
+        lease: Held lease on the output.
+        console: Console for progress messages.
+        wait_s: Seconds after which replicas of a run that lost its lease commit nothing.
 
     Raises:
-        SpecChangedError: Its replicas have committed rows meanwhile.
+        SpecChangedError: Replicas of the old job committed rows during the wait.
         LeaseError: Another run has taken the output over.
     """
     if ledger.spec() is None:
         return
-    console.print("another spec was begun here and has answered nothing: this one takes its place", highlight=False)
+    console.print("note: a job of another spec began here without any answer; this job replaces it", highlight=False)
     if not lease.inherited:
         return
     console.print(
-        f"the run before has not given this output back; waiting {wait_s:.0f} s for what its replicas may still commit",
+        f"note: the previous run did not release this output; waiting {wait_s:.0f} s for late commits of its replicas",
         markup=False,
         highlight=False,
     )
@@ -108,13 +115,17 @@ def take_place(spec: JobSpec, ledger: Ledger, lease: Lease, console: Console, wa
     while (left := until - time.monotonic()) > 0:
         time.sleep(min(left, 1.0))
         lease.check()
-    begun(spec, ledger)
+    frozen_plan(spec, ledger)
 
 
 def check_unused(ledger: Ledger) -> None:
-    """Raises OutputError where a new output is a glob, or one without a job holds objects all the same."""
+    """Check that a new output is one folder without objects.
+
+    Raises:
+        OutputError: The path is a glob, or holds objects though there is no job.
+    """
     if wildcard := next((char for char in "*?" if char in ledger.path), None):
-        raise OutputError(f"output.path: {ledger.path}: an output is one folder, not a glob: leave the {wildcard} out")
+        raise OutputError(f"output.path: {ledger.path}: an output is one folder, not a glob; remove the {wildcard}")
     for kind in (RESULTS, ERRORS):
         if any(True for _ in ledger.store.list(f"{kind}/")):
             raise OutputError(
@@ -122,16 +133,18 @@ def check_unused(ledger: Ledger) -> None:
             )
 
 
-def check_input(spec: JobSpec, plan: Plan, done: "np.ndarray[Any, np.dtype[np.int64]]") -> None:
-    """Ask the store of the input for one file that is to be read, before engines start and readers wait for it.
+def check_input(spec: JobSpec, plan: Plan, done: NDArray[np.int64]) -> None:
+    """Ask the input's store for one file that a run will read, before engines start.
+
+    Only access is checked. A file that is missing fails its own rows, and readers wait for a store that is away.
 
     Args:
         spec: The job.
-        plan: Its plan.
-        done: Rows that are done, by shard.
+        plan: Plan of the job.
+        done: int64 array (shards,): rows of each shard that are done.
 
     Raises:
-        InputError: The store refuses it, and does so for seconds: who gets access may get it late.
+        InputError: The store denies access for `FIRST_PATIENCE_S`.
     """
     shards = np.flatnonzero(done < plan.shard_sizes)
     segments = plan.shard(int(shards[0])).segments if len(shards) else ()
@@ -143,11 +156,10 @@ def check_input(spec: JobSpec, plan: Plan, done: "np.ndarray[Any, np.dtype[np.in
         try:
             stat_input(path)
         except FileNotFoundError:
-            return  # it says so for its rows
+            return
         except StorageError as error:
             if error.lasting or error.refused:
                 raise
-            # Away for now: readers wait that out.
 
     try:
         patiently(ask, FIRST_PATIENCE_S)
@@ -156,23 +168,28 @@ def check_input(spec: JobSpec, plan: Plan, done: "np.ndarray[Any, np.dtype[np.in
 
 
 @contextmanager
-def under_way() -> Iterator[None]:
-    """What a person has to mend in the middle of a job loses nothing: it is said that the job goes on."""
+def with_resume_note() -> Iterator[None]:
+    """Add to lasting storage errors of a running job that no committed row is lost."""
     try:
         yield
     except StorageError as error:
         if error.lasting and not error.mistake:
-            error.add_note("What was committed stays: once this is mended, the same command goes on.")
+            error.add_note("Committed rows are kept. Fix the cause, then repeat the same command to go on.")
         raise
 
 
 def new_plan(spec: JobSpec, ledger: Ledger, limit: int | None) -> Plan:
-    """The plan of a job that has none yet.
+    """Plan of a job that has not begun.
+
+    Args:
+        spec: The job.
+        ledger: Output of the job.
+        limit: Rows of a sample; None for the whole job.
 
     Raises:
-        OutputError: The output holds objects of something else.
-        SpecError: The job is one that runs by its schedule.
-        JobError: As `make_plan` does.
+        OutputError: The output holds other objects.
+        SpecError: The job runs by its schedule only.
+        JobError: The same errors as `make_plan` raises.
     """
     check_unused(ledger)
     if spec.input.incremental and limit is None:
@@ -183,11 +200,14 @@ def new_plan(spec: JobSpec, ledger: Ledger, limit: int | None) -> Plan:
 
 
 @contextmanager
-def first_look(*, new: bool = False) -> Iterator[None]:
-    """What an output refuses at first, and will go on to refuse, is a wrong output.path; a full disk is, to a new job.
+def as_output_error(*, new: bool = False) -> Iterator[None]:
+    """Turn lasting storage errors of a job's first access to its output into errors of `output.path`.
 
     Args:
-        new: Nothing of the job is there yet.
+        new: Whether the job is new. A full disk is then an error of `output.path` too.
+
+    Raises:
+        OutputError: The store refuses, and will go on to refuse.
     """
     try:
         yield
@@ -195,5 +215,5 @@ def first_look(*, new: bool = False) -> Iterator[None]:
         if error.wrong_at_first:
             raise OutputError(f"output.path: {error}") from error
         if new and error.full:
-            raise OutputError(f"output.path: {error}; make room there, or set output.path to another disk") from error
+            raise OutputError(f"output.path: {error}; free space there, or set output.path to another disk") from error
         raise

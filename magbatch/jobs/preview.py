@@ -1,7 +1,8 @@
-"""What a job would do: nothing is started and nothing is written."""
+"""Preview of a job for `magbatch plan`: starts nothing and writes nothing."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,8 @@ from pydantic_core import PydanticUndefined
 from magbatch.engines.defaults import engine_args
 from magbatch.errors import SpecError
 from magbatch.fleet.devices import check_gpus
-from magbatch.jobs.opening import begun, check_unused, limited
+from magbatch.jobs.limit import limited
+from magbatch.jobs.opening import check_unused, frozen_plan
 from magbatch.ledger.ledger import Ledger
 from magbatch.model.checkpoint import locate
 from magbatch.pipeline.context import JobContext
@@ -24,74 +26,171 @@ from magbatch.report.stored import stored_report, whole
 from magbatch.rows import DeadLetter, Prompt, Shard
 from magbatch.spec import JobSpec, unchecked
 
-NEW, REPLACED, BEGUN, COMPLETE = "new", "replaced", "begun", "complete"
+
+class OutputContent(StrEnum):
+    """Content of an output before a run: a closed list."""
+
+    NEW = "new"
+    REPLACED = "replaced"  # a job of another spec without any answer, which this job replaces
+    BEGUN = "begun"  # this job, which goes on
+    COMPLETE = "complete"
 
 
 @dataclass(frozen=True, slots=True)
 class OutputState:
-    """What the output holds already.
+    """State of an output before a run.
 
     Attributes:
-        state: `new`; `replaced`: a job of another spec that has answered nothing, whose place this one takes;
-            `begun`: this job, which goes on; or `complete`.
-        done: Rows that are committed.
-        answered: Of a complete job.
-        failed: Of a complete job.
+        state: Content of the output.
+        done: Committed rows.
+        answered: Answered rows of a complete job; else 0.
+        failed: Dead letters of a complete job; else 0.
     """
 
-    state: str
+    state: OutputContent
     done: int = 0
     answered: int = 0
     failed: int = 0
 
 
-def preview(spec: JobSpec, limit: int | None = None, *, shards: bool = False) -> dict[str, Any]:
-    """What `plan` shows: nothing is started and nothing is written.
+@dataclass(frozen=True, slots=True)
+class FirstPrompt:
+    """Prompt of the first row.
+
+    Attributes:
+        row_id: Id of the row.
+        tokens: Tokens of its first request.
+        images: Images of its first request.
+        parts: Requests that the row takes.
+        text: The prompt as the model reads it.
+    """
+
+    row_id: str
+    tokens: int
+    images: int
+    parts: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class FirstFailure:
+    """Dead letter that the first row would become.
+
+    Attributes:
+        row_id: Id of the row.
+        step: Step that fails.
+        code: Error code.
+        error: Error message.
+    """
+
+    row_id: str
+    step: str
+    code: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class ShardPreview:
+    """A shard of a plan.
+
+    Attributes:
+        shard: Number of the shard.
+        rows: Rows of the shard.
+        files: Input files of these rows.
+    """
+
+    shard: int
+    rows: int
+    files: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """A description of what a run of a job would do.
+
+    Attributes:
+        job: Name of the job.
+        files: Number of input files.
+        bad_files: Path and problem of each file that becomes a dead letter.
+        rows: Input rows.
+        shards: Number of shards.
+        rows_in_a_shard: Fewest and most rows of a shard; zeros for a job without rows.
+        output: Path or URL of the output.
+        output_state: State of the output.
+        group: Input column whose equal values share a prompt prefix; None if the rows keep their order.
+        shard_list: The shards; None unless they were asked for.
+        first: First row of a readable file; None if there is no such row, or the job is complete.
+        notes: Remarks for a person, one line each.
+        refused: Reasons for which a run on this machine would not start, one line each.
+        settings: All settings of the spec, and the resolved engine arguments.
+    """
+
+    job: str
+    files: int
+    bad_files: list[str]
+    rows: int
+    shards: int
+    rows_in_a_shard: tuple[int, int]
+    output: str
+    output_state: OutputState
+    group: str | None
+    shard_list: list[ShardPreview] | None
+    first: FirstPrompt | FirstFailure | None
+    notes: list[str]
+    refused: list[str]
+    settings: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form, as `magbatch plan --json` prints it."""
+        found = asdict(self) | {"rows_in_a_shard": [*self.rows_in_a_shard]}
+        first = found.pop("first")
+        last = {name: found.pop(name) for name in ("notes", "refused", "settings")}
+        if self.shard_list is None:
+            del found["shard_list"]
+        return found | {"first_prompt": first} | last
+
+
+def preview(spec: JobSpec, limit: int | None = None, *, shards: bool = False) -> Preview:
+    """Preview a job.
 
     Args:
         spec: The job.
-        limit: As for `run`.
-        shards: Whether each shard is listed.
-
-    Returns:
-        `refused` says why a run on this machine would not start, where all else is right.
+        limit: Rows of a sample, as for `run`; None for the whole job.
+        shards: Whether to list each shard.
 
     Raises:
-        JobError: As `run` would.
+        JobError: The same errors as `run` would raise, except those in `Preview.refused`.
     """
     spec = limited(spec, limit)
     ledger = Ledger(spec.output.path)
-    known = begun(spec, ledger)
+    known = frozen_plan(spec, ledger)
     if known is not None and ledger.manifest() is not None:
-        return _complete(spec, ledger, known, shards=shards)
-    state = OutputState(NEW)
+        return _of_complete_job(spec, ledger, known, shards=shards)
+    state = OutputState(OutputContent.NEW)
     if known is not None:
-        state = OutputState(BEGUN, int(ledger.done_counts(known).sum()))
+        state = OutputState(OutputContent.BEGUN, int(ledger.done_counts(known).sum()))
     elif ledger.spec() is not None:
-        state = OutputState(REPLACED)
+        state = OutputState(OutputContent.REPLACED)
     else:
         check_unused(ledger)
     plan = known or make_plan(spec, limit)
     spec = plan.pinned(spec)
     preparer = Preparer(JobContext(spec, plan.columns))
     args = engine_args(spec, locate(spec.model, weights=False).facts, plan.engine_hints)
-    first = _first(plan, preparer)
-    notes = [*_notes(spec, args, first), *(unchecked(spec.model) or "").splitlines(), *plan.notes]
-    refused = _refused(spec, left=plan.rows - state.done)
-    return _facts(spec, plan, state, shards=shards) | {
-        "first_prompt": first,
-        "notes": notes,
-        "refused": refused,
-        "settings": settings(spec, args),
-    }
+    first = _first_row(plan, preparer)
+    notes = [*_cut_note(spec, args, first), *(unchecked(spec.model) or "").splitlines(), *plan.notes]
+    refused = _refusals(spec, left=plan.rows - state.done)
+    return _preview(
+        spec, plan, state, shards=shards, first=first, notes=notes, refused=refused, settings=settings(spec, args)
+    )
 
 
 def not_default(settings: dict[str, Any], model: type[BaseModel] = JobSpec) -> dict[str, Any]:
-    """The settings that a spec has to say, or says otherwise than by default.
+    """Settings that differ from their default, or have none.
 
     Args:
-        settings: Of a spec, or of a section of one.
-        model: The spec's model, or the section's.
+        settings: Settings of a spec or of a section of a spec.
+        model: Pydantic model of the spec or section.
     """
     found: dict[str, Any] = {}
     for name, value in settings.items():
@@ -105,73 +204,85 @@ def not_default(settings: dict[str, Any], model: type[BaseModel] = JobSpec) -> d
     return found
 
 
-def _complete(spec: JobSpec, ledger: Ledger, plan: Plan, *, shards: bool) -> dict[str, Any]:
-    """A job that a run would leave as it is: neither its input nor its model is needed any more."""
+def _of_complete_job(spec: JobSpec, ledger: Ledger, plan: Plan, *, shards: bool) -> Preview:
+    """Preview of a complete job: needs neither its input nor its model."""
     whole(ledger)
     report = stored_report(ledger)
-    state = OutputState(COMPLETE, plan.rows, report.totals.answered, report.totals.failed)
-    return _facts(spec, plan, state, shards=shards) | {
-        "first_prompt": None,
-        "notes": [],
-        "refused": [],
-        "settings": report.settings,
-    }
+    state = OutputState(OutputContent.COMPLETE, plan.rows, report.totals.answered, report.totals.failed)
+    return _preview(spec, plan, state, shards=shards, settings=report.settings)
 
 
-def _facts(spec: JobSpec, plan: Plan, state: OutputState, *, shards: bool) -> dict[str, Any]:
+def _preview(
+    spec: JobSpec,
+    plan: Plan,
+    state: OutputState,
+    *,
+    shards: bool,
+    settings: dict[str, Any],
+    first: FirstPrompt | FirstFailure | None = None,
+    notes: list[str] | None = None,
+    refused: list[str] | None = None,
+) -> Preview:
     sizes = plan.shard_sizes
-    found = {
-        "job": spec.name,
-        "files": plan.num_files(),
-        "bad_files": [problem for _, problem in plan.bad_files()],
-        "rows": plan.rows,
-        "shards": plan.num_shards,
-        "rows_in_a_shard": [int(sizes.min()), int(sizes.max())] if plan.num_shards else [0, 0],
-        "output": spec.output.path,
-        "output_state": asdict(state),
-        "group": plan.group,
-    }
-    return found | ({"shard_list": _listing(plan)} if shards else {})
+    return Preview(
+        job=spec.name,
+        files=plan.num_files(),
+        bad_files=[problem for _, problem in plan.bad_files()],
+        rows=plan.rows,
+        shards=plan.num_shards,
+        rows_in_a_shard=(int(sizes.min()), int(sizes.max())) if plan.num_shards else (0, 0),
+        output=spec.output.path,
+        output_state=state,
+        group=plan.group,
+        shard_list=_shard_list(plan) if shards else None,
+        first=first,
+        notes=notes or [],
+        refused=refused or [],
+        settings=settings,
+    )
 
 
-def _first(plan: Plan, preparer: Preparer) -> dict[str, Any] | None:
-    """The first row of a readable file: its prompt, or the dead letter that it would become."""
+def _first_row(plan: Plan, preparer: Preparer) -> FirstPrompt | FirstFailure | None:
+    """Prompt or dead letter of the first row of a readable file; None if there is no such file."""
     for shard in plan.shards():
         segment = next((segment for segment in shard.segments if segment.problem is None), None)
         if segment is not None:
             work = preparer(Shard(shard.index, (replace(segment, rows=1),)))
-            return _shown(work.prompts[0], preparer) if work.prompts else _failed(work.failed[0])
+            return _first_prompt(work.prompts[0], preparer) if work.prompts else _first_failure(work.failed[0])
     return None
 
 
-def _shown(prompt: Prompt, preparer: Preparer) -> dict[str, Any]:
-    asked = prompt.page_groups[0] if prompt.reads_page_groups else prompt
-    return {
-        "row_id": prompt.row_id,
-        "tokens": len(asked.token_ids),
-        "images": len(asked.images),
-        "parts": prompt.requests,
-        "text": preparer.tokenizer.show(asked.token_ids),
-    }
+def _first_prompt(prompt: Prompt, preparer: Preparer) -> FirstPrompt:
+    request = prompt.page_groups[0] if prompt.reads_page_groups else prompt
+    return FirstPrompt(
+        row_id=prompt.row_id,
+        tokens=len(request.token_ids),
+        images=len(request.images),
+        parts=prompt.requests,
+        text=preparer.tokenizer.show(request.token_ids),
+    )
 
 
-def _failed(letter: DeadLetter) -> dict[str, Any]:
-    return {"row_id": letter.row_id, "step": letter.step, "code": letter.code, "error": letter.message}
+def _first_failure(letter: DeadLetter) -> FirstFailure:
+    return FirstFailure(letter.row_id, letter.step, letter.code, letter.message)
 
 
-def _notes(spec: JobSpec, args: dict[str, Any], first: dict[str, Any] | None) -> list[str]:
-    room = int(args["max_model_len"]) - int((first or {}).get("tokens", 0))
+def _cut_note(spec: JobSpec, args: dict[str, Any], first: FirstPrompt | FirstFailure | None) -> list[str]:
+    """Remark on an answer limit that the context cannot hold; empty if it can."""
+    room = int(args["max_model_len"]) - (first.tokens if isinstance(first, FirstPrompt) else 0)
     if spec.sampling.max_tokens > room:
-        return [f"sampling.max_tokens {spec.sampling.max_tokens} is cut to what the context leaves: first row {room}"]
+        return [
+            f"sampling.max_tokens {spec.sampling.max_tokens} exceeds the context: the first row has room for {room}"
+        ]
     return []
 
 
-def _refused(spec: JobSpec, *, left: int) -> list[str]:
-    """Why a run would not start on this machine, where another could carry the job out.
+def _refusals(spec: JobSpec, *, left: int) -> list[str]:
+    """Reasons for which a run would not start on this machine, though it could on another.
 
     Args:
         spec: The job.
-        left: Rows that are not done: without any, no engine starts.
+        left: Rows that are not done. If 0, no engine starts and no GPU is needed.
     """
     said = list[str]()
     checks: list[Callable[[], None]] = [partial(check_gpus, spec)] if left else []
@@ -184,13 +295,8 @@ def _refused(spec: JobSpec, *, left: int) -> list[str]:
     return said
 
 
-def _listing(plan: Plan) -> list[dict[str, Any]]:
-    """The shards of a plan, one record each: number, rows, and the files they come from."""
+def _shard_list(plan: Plan) -> list[ShardPreview]:
     return [
-        {
-            "shard": shard.index,
-            "rows": shard.rows,
-            "files": list(dict.fromkeys(segment.path for segment in shard.segments)),
-        }
+        ShardPreview(shard.index, shard.rows, list(dict.fromkeys(segment.path for segment in shard.segments)))
         for shard in plan.shards()
     ]

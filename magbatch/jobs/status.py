@@ -1,7 +1,7 @@
-"""Where a job stands, seen from any machine: from its objects, and from what its run has last said of itself.
+"""State of a job, read from any machine: row counts from its objects, the rest from the last record of its run.
 
-A run that says that it goes on is believed on this machine only while its process is there, and on another one for as
-long as its last sign of life is young.
+A record that says "running" is checked. On the machine of the run, its process must exist. On any other machine, the
+record must be younger than `ALIVE_S`.
 """
 
 import time
@@ -14,34 +14,41 @@ from magbatch.ledger.layout import RETRIES
 from magbatch.ledger.ledger import Ledger
 from magbatch.ledger.letters import verdict
 from magbatch.ledger.manifest import Manifest
+from magbatch.plan.plan import Plan
 from magbatch.process import process_space, started_at
 from magbatch.report.heartbeat import ALIVE_S, last_record
+from magbatch.report.progress import Eta
 from magbatch.schema import ERRORS
+from magbatch.spec import JobSpec
 
 
 class JobState(StrEnum):
-    """Where a job is. A closed list."""
+    """State of a job: a closed list."""
 
     COMPLETE = "complete"
-    STARTING = "starting"  # a run works on it, and no engine has served yet
+    STARTING = "starting"  # a run works on the job, and no engine serves yet
     RUNNING = "running"
     ENDED_EARLY = "ended early"  # too many rows failed
     INTERRUPTED = "interrupted"
     FAILED = "failed"
-    KILLED = "killed"  # its process is gone, and could not say how it ended
-    LOST = "lost"  # it ran on another machine, and gives no sign of life
-    OPEN = "not complete"  # no run has said anything
+    KILLED = "killed"  # the run's process on this machine is gone, and left no word
+    LOST = "lost"  # the run was on another machine, and its record is too old
+    OPEN = "not complete"  # no run has left a record
+
+
+ENDED_STATES = {JobState.ENDED_EARLY, JobState.INTERRUPTED, JobState.FAILED}
+ALIVE_STATES = {JobState.STARTING, JobState.RUNNING}
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A retry or a compaction of a complete job that is under way, or was left unfinished.
+    """Retry or compaction of a complete job that runs now, or was left unfinished.
 
     Attributes:
-        command: Its name and options, without the output.
-        alive: It is under way.
-        host: Where it runs, or ran; None where nobody knows.
-        pid: Its process.
+        command: Name of the command and its options, without the output.
+        alive: Whether the command runs now.
+        host: Host of the command; None if unknown.
+        pid: Process id of the command; None if unknown.
     """
 
     command: tuple[str, ...]
@@ -51,27 +58,68 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
-class JobStatus:
-    """Where a job stands.
+class LastRun:
+    """Last record of a job's run.
 
     Attributes:
-        job: Its name.
-        output: Where it lies.
-        state: What its last run does, or how it ended.
-        complete: It has a manifest.
+        alive: Whether the run goes on. If not, rates and replica counts are 0.
+        age_s: Age of the record (seconds).
+        host: Host of the run; None if the record does not name it.
+        pid: Process id of the run; None if the record does not name it.
+        rows_per_s: Rows answered or failed in a second.
+        tokens_per_s: Tokens generated in a second.
+        truncated: Answers whose reasoning was truncated.
+        serving: Replicas that answer rows.
+        starting: Replicas whose engine starts.
+        eta: Time left until the job is complete; None if unknown.
+        device_s: Device time of all runs of the job (seconds).
+        cost: Cost of that time; None if the spec sets no price.
+        currency: Currency of the cost.
+        fields: The record as JSON, for programs.
+    """
+
+    alive: bool
+    age_s: float
+    host: str | None
+    pid: int | None
+    rows_per_s: float
+    tokens_per_s: float
+    truncated: int
+    serving: int
+    starting: int
+    eta: Eta | None
+    device_s: float
+    cost: float | None
+    currency: str
+    fields: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return {"alive": self.alive, "age_s": self.age_s} | self.fields
+
+
+@dataclass(frozen=True, slots=True)
+class JobStatus:
+    """State of a job.
+
+    Attributes:
+        job: Name of the job.
+        output: Path or URL of its output.
+        state: State of the last run, or the way it ended.
+        complete: Whether the job has a manifest.
         planned: Input rows.
-        done: Rows that are answered or dead letters.
+        done: Rows that have an answer or a dead letter.
         answered: Rows with an answer.
-        failed: Dead letters.
+        failed: Rows with a dead letter.
         shards: Shards of the plan.
-        shards_done: Those of which each row is done.
-        at: When the run ended, else its last sign of life (Unix time, s).
-        why: What ended it, in its own words; of a complete job, why it is not well.
-        exit_code: Of the run that ended.
-        work: A retry or compaction that is not finished.
-        run: What the run has said last, with its age in seconds and whether it goes on; None where there is nothing.
-        command: The command line after `magbatch` that started the last run, where that was on this machine; else None.
-        by_code: Dead letters of a complete job, by their code.
+        shards_done: Shards whose rows are all done.
+        at: Time when the run ended, or last wrote its record (Unix time, seconds); None if unknown.
+        why: Why the run ended, in its own words. For a complete job: why it ends with exit code 1.
+        exit_code: Exit code of the run that ended; None if unknown.
+        work: Retry or compaction that is not finished; None if there is none.
+        run: Last record of the run; None if there is none that can be shown.
+        command: Command line, after `magbatch`, of the last run if it ran on this machine; else None.
+        by_code: Dead letters of a complete job: error code to count.
     """
 
     job: str
@@ -88,25 +136,42 @@ class JobStatus:
     why: str | None
     exit_code: int | None
     work: Work | None
-    run: dict[str, Any] | None
+    run: LastRun | None
     command: tuple[str, ...] | None = None
     by_code: dict[str, int] = field(default_factory=dict)
 
     @property
     def alive(self) -> bool:
-        """Whether a run works on it now."""
-        return self.state in {JobState.STARTING, JobState.RUNNING}
+        """Whether a run works on the job now."""
+        return self.state in ALIVE_STATES
 
     def to_dict(self) -> dict[str, Any]:
-        """For a program."""
-        found = asdict(self) | {"state": str(self.state)}
-        del found["command"]  # for `next`, of this machine alone
+        """JSON form. The command of the last run is left out: its paths are valid on this machine only."""
+        found = asdict(self) | {"state": str(self.state), "run": None if self.run is None else self.run.to_dict()}
+        del found["command"]
         return found
 
 
 @dataclass(frozen=True, slots=True)
+class _Counts:
+    """Rows and shards of a job that are done.
+
+    Attributes:
+        done: Rows that have an answer or a dead letter.
+        failed: Rows with a dead letter.
+        shards_done: Shards whose rows are all done.
+        by_code: Dead letters of a complete job: error code to count.
+    """
+
+    done: int
+    failed: int
+    shards_done: int
+    by_code: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class _End:
-    """How the last run of a job stands: its state, and if it is over when, why and with which code."""
+    """State of the last run. If it ended: when (Unix time, seconds), why, and with which exit code."""
 
     state: JobState
     at: float | None = None
@@ -114,52 +179,56 @@ class _End:
     exit_code: int | None = None
 
 
-def status(output: str) -> dict[str, Any]:
-    """As `job_status`, for a program."""
-    return job_status(output).to_dict()
+def status(output: str) -> JobStatus:
+    """State of a job: one listing of its objects, and two small records.
 
-
-def job_status(output: str) -> JobStatus:
-    """Where a job stands: counts from one listing of its objects, the rest from two small records.
+    Args:
+        output: Path or URL of the output.
 
     Raises:
-        OutputError: There is no job here.
+        OutputError: The output holds no job.
     """
     ledger = Ledger(output)
     spec, plan = ledger.open_job()
     holder, record, manifest = holder_of(ledger.store), last_record(ledger.store), ledger.manifest()
-    if manifest is not None:
-        answered, failed, rows_done = manifest.totals.answered, manifest.totals.failed, plan.rows
-        shards = plan.num_shards
-        why = verdict(spec, plan.rows, manifest.totals, ledger)
-        end = _End(JobState.COMPLETE, why=why, exit_code=0 if why is None else 1)
+    if manifest is None:
+        counts, end = _open_counts(ledger, plan), _end(record, holder)
     else:
-        done = ledger.done_counts(plan)
-        failed = sum(part.rows for part in ledger.objects(ERRORS))
-        rows_done = int(done.sum())
-        answered = rows_done - failed
-        shards = int((done >= plan.shard_sizes).sum())
-        end = _end(record, holder)
-    alive = end.state in {JobState.STARTING, JobState.RUNNING}
+        counts, end = _complete_counts(plan, manifest), _complete_end(spec, plan, manifest, ledger)
     return JobStatus(
         job=spec.name,
         output=ledger.path,
         state=end.state,
         complete=manifest is not None,
         planned=plan.rows,
-        done=rows_done,
-        answered=answered,
-        failed=failed,
+        done=counts.done,
+        answered=counts.done - counts.failed,
+        failed=counts.failed,
         shards=plan.num_shards,
-        shards_done=shards,
+        shards_done=counts.shards_done,
         at=end.at,
         why=end.why,
         exit_code=end.exit_code,
         work=None if manifest is None else _work(ledger, manifest, holder),
-        run=_shown(record, alive=alive) if record is not None and _can_be_shown(record, end.state) else None,
+        run=_last_run(record, end.state),
         command=_started_by(holder),
-        by_code={} if manifest is None else dict(manifest.totals.by_code),
+        by_code=counts.by_code,
     )
+
+
+def _open_counts(ledger: Ledger, plan: Plan) -> _Counts:
+    done = ledger.done_counts(plan)
+    failed = sum(part.rows for part in ledger.objects(ERRORS))
+    return _Counts(int(done.sum()), failed, int((done >= plan.shard_sizes).sum()))
+
+
+def _complete_counts(plan: Plan, manifest: Manifest) -> _Counts:
+    return _Counts(plan.rows, manifest.totals.failed, plan.num_shards, dict(manifest.totals.by_code))
+
+
+def _complete_end(spec: JobSpec, plan: Plan, manifest: Manifest, ledger: Ledger) -> _End:
+    why = verdict(spec, plan.rows, manifest.totals, ledger)
+    return _End(JobState.COMPLETE, why=why, exit_code=0 if why is None else 1)
 
 
 def _started_by(holder: Holder | None) -> tuple[str, ...] | None:
@@ -169,6 +238,7 @@ def _started_by(holder: Holder | None) -> tuple[str, ...] | None:
 
 
 def _is_alive(record: dict[str, Any]) -> bool:
+    """Whether a run's record is that of a run that goes on."""
     if not record.get("running"):
         return False
     if record.get("place") and record["place"] == process_space():
@@ -177,29 +247,35 @@ def _is_alive(record: dict[str, Any]) -> bool:
 
 
 def _age_s(record: dict[str, Any]) -> float:
-    # The clocks of two machines: near enough to tell life from death.
+    # The clocks of two machines may differ by seconds; ALIVE_S is a minute.
     return max(0.0, time.time() - float(record["at"]))
 
 
 def _end(record: dict[str, Any] | None, holder: Holder | None) -> _End:
-    """How the last run of a job without a manifest stands."""
+    """State of the last run of a job without a manifest.
+
+    Args:
+        record: Last record of a run.
+        holder: The command that holds the output, or held it last.
+    """
     if record is not None and _is_alive(record):
         return _End(JobState.STARTING if record.get("starting") else JobState.RUNNING, record["at"])
     if holder is not None and holder.alive:
         return _End(JobState.STARTING, holder.at)
-    left = holder is not None and not holder.released and (holder.at is not None or record is not None)
+    # An output that was never released: its holder died.
+    died = holder is not None and not holder.released and (holder.at is not None or record is not None)
     if record is None:
-        return _gone(holder.at, is_here=holder.is_here) if left and holder is not None else _End(JobState.OPEN)
+        return _gone(holder.at, is_here=holder.is_here) if died and holder is not None else _End(JobState.OPEN)
     end, at = record.get("end"), record["at"]
-    # A run that came later, and was killed before it had written a record of its own.
-    if left and holder is not None and holder.at is not None and holder.pid != record.get("pid") and holder.at > at:
+    # The holder is a later run, which was killed before it wrote a record.
+    if died and holder is not None and holder.at is not None and holder.pid != record.get("pid") and holder.at > at:
         return _gone(holder.at, is_here=holder.is_here)
     if record.get("running"):
         return _gone(at, is_here=bool(record.get("place")) and record["place"] == process_space())
-    if not isinstance(end, dict):  # of a version that did not say
+    if not isinstance(end, dict):  # written by a version that kept no end
         return _End(JobState.OPEN, at)
     state = end.get("state")
-    known = JobState(state) if state in {JobState.ENDED_EARLY, JobState.INTERRUPTED, JobState.FAILED} else JobState.OPEN
+    known = JobState(state) if state in ENDED_STATES else JobState.OPEN
     return _End(known, end.get("at", at), end.get("message") or None, end.get("exit_code"))
 
 
@@ -208,15 +284,15 @@ def _gone(at: float | None, *, is_here: bool) -> _End:
 
 
 def _work(ledger: Ledger, manifest: Manifest, holder: Holder | None) -> Work | None:
-    """The retry or compaction of a complete job that is under way, or is to be gone on with."""
+    """Retry or compaction of a complete job that runs now, or was left unfinished."""
     if holder is not None and holder.command[0] in {"retry", "compact"}:
         work = Work(holder.command, holder.alive, holder.host, holder.pid)
         if holder.alive:
             return work
         if holder.command[0] == "compact" and not (holder.released and holder.finished):
             return work
-    begun = Ledger(f"{ledger.path}/{RETRIES}/{len(manifest.retries) + 1:04d}")
-    if begun.spec() is None:
+    unfinished = Ledger(f"{ledger.path}/{RETRIES}/{len(manifest.retries) + 1:04d}")
+    if unfinished.spec() is None:
         return None
     if holder is not None and holder.command[0] == "retry" and "--drop" not in holder.command:
         return Work(holder.command, alive=False, host=holder.host, pid=holder.pid)
@@ -224,19 +300,39 @@ def _work(ledger: Ledger, manifest: Manifest, holder: Holder | None) -> Work | N
 
 
 def _can_be_shown(record: dict[str, Any], state: JobState) -> bool:
-    """Whether a record has all that a person is shown of a run; else it is that of another version."""
+    """Whether a record has every field that is shown; records of older versions may lack some."""
     needed = {"replicas", "spent", "cost", "currency"}
     if state != JobState.COMPLETE:
         needed |= {"host", "pid"}
-    if state in {JobState.STARTING, JobState.RUNNING}:
+    if state in ALIVE_STATES:
         needed |= {"rows_per_s", "tokens_per_s", "truncated", "eta"}
     return needed <= record.keys()
 
 
-def _shown(record: dict[str, Any], *, alive: bool) -> dict[str, Any]:
-    """A run's record for a program; a run that is over has no speed, no end to come and no replicas."""
+def _last_run(record: dict[str, Any] | None, state: JobState) -> LastRun | None:
+    """A run's record as it is shown. A run that is over has no rates, no ETA and no replicas."""
+    if record is None or not _can_be_shown(record, state):
+        return None
+    alive = state in ALIVE_STATES
     hidden = {"version", "versions", "running", "history", "place", "since", "before", "runs"}
-    shown = {name: value for name, value in record.items() if name not in hidden}
-    over = {"rows_per_s": 0.0, "tokens_per_s": 0.0, "eta": None, "starting": False}
-    none = {"replicas": dict.fromkeys(record.get("replicas", {}), 0)}
-    return {"alive": alive, "age_s": _age_s(record)} | shown | ({} if alive else over | none)
+    fields = {name: value for name, value in record.items() if name not in hidden}
+    if not alive:
+        fields |= {"rows_per_s": 0.0, "tokens_per_s": 0.0, "eta": None, "starting": False}
+        fields |= {"replicas": dict.fromkeys(record["replicas"], 0)}
+    eta = fields["eta"]
+    return LastRun(
+        alive=alive,
+        age_s=_age_s(record),
+        host=fields.get("host"),
+        pid=fields.get("pid"),
+        rows_per_s=fields["rows_per_s"],
+        tokens_per_s=fields["tokens_per_s"],
+        truncated=fields.get("truncated", 0),
+        serving=fields["replicas"].get("serving", 0),
+        starting=fields["replicas"].get("starting", 0),
+        eta=Eta(**eta) if eta else None,
+        device_s=fields["spent"]["device_s"],
+        cost=fields["cost"],
+        currency=fields["currency"],
+        fields=fields,
+    )

@@ -1,4 +1,5 @@
-"""Jobs that run by themselves: each tick one run into a dated output, and no input file in two of them.
+"""Schedules: each tick is one run into a dated output, and no input file is in two runs.
 
-Imports within: look, specs, taken, ticks < history < listing, tick < scheduler.
+Imports within: look, process, results, specs, taken, ticks < history, scheduled, timing < folder, tick < listing,
+scheduler.
 """

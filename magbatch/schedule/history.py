@@ -1,16 +1,16 @@
-"""What a schedule has begun and ended, and which files its runs have taken, from its output alone.
+"""History of a schedule, from its output alone: which ticks began and ended, and which files their runs have taken.
 
 ```
-OUTPUT/_magbatch/schedule/since.json                when a scheduler first saw the schedule
-OUTPUT/_magbatch/schedule/<tick>.json               the tick was begun; created once
+OUTPUT/_magbatch/schedule/since.json                time when a scheduler first saw the schedule
+OUTPUT/_magbatch/schedule/<tick>.json               the tick has begun; created once
 OUTPUT/_magbatch/schedule/<tick>.complete.json      its run is complete
-OUTPUT/_magbatch/schedule/<tick>.empty.json         it had no new files
-OUTPUT/_magbatch/schedule/taken.parquet             the files of complete runs, so that their plans need not be read
+OUTPUT/_magbatch/schedule/<tick>.empty.json         the tick had no new files
+OUTPUT/_magbatch/schedule/taken.parquet             index of the files of complete runs, which saves reading their plans
 OUTPUT/runs/<tick>/                                 the run: an ordinary output of a job
 ```
 
-The plan of a run is the claim on its files, and is created once too: a tick never has two plans. Records of ends
-say only what a plan and a manifest say as well, so that they may be written late, twice, or not at all.
+The plan of a run is the claim on its files. A plan is created once too, so a tick never has two plans. The record of an
+end repeats what plan and manifest say, so it may be written late, twice, or not at all.
 """
 
 import json
@@ -34,37 +34,37 @@ from magbatch.storage import Store, open_store
 
 RECORDS = "_magbatch/schedule/"
 SINCE = f"{RECORDS}since.json"
-PLAN_READERS = 16  # plans are small and far away
+PLAN_READERS = 16  # plans are small, and each read waits for the network
 BEGUN, COMPLETE, EMPTY = "begun", "complete", "empty"
 
 
 @dataclass(frozen=True)
 class Ticks:
-    """The ticks that an output knows.
+    """Ticks recorded in an output.
 
     Attributes:
-        states: `begun`, `complete` or `empty`, by tick, in order.
+        states: Tick (UTC) to `begun`, `complete` or `empty`, sorted by tick.
     """
 
     states: dict[datetime, str]
 
     @property
     def last(self) -> datetime | None:
-        """The latest that was begun."""
+        """The latest tick; None before the first."""
         return max(self.states, default=None)
 
     @property
     def open(self) -> list[datetime]:
-        """Those that were begun and have no end, oldest first."""
+        """Ticks that have begun and not ended, oldest first."""
         return [tick for tick, state in self.states.items() if state == BEGUN]
 
 
 class History:
-    """The records of one schedule.
+    """Records of one schedule.
 
     Args:
         output: The spec's output.path: a local directory or s3:// prefix.
-        quick: A store that does not answer within seconds is an error, not waited for.
+        quick: Whether a store that does not answer within seconds raises an error. Otherwise it is waited for.
     """
 
     def __init__(self, output: str, *, quick: bool = False) -> None:
@@ -72,11 +72,11 @@ class History:
         self._store: Store = open_store(self.output, quick=quick)
 
     def run_path(self, tick: datetime) -> str:
-        """The output of a tick's run."""
+        """Output of a tick's run."""
         return f"{self.output}/runs/{tick_name(tick)}"
 
     def ticks(self) -> Ticks:
-        """What was begun and ended: one listing of names.
+        """The recorded ticks, from one listing of names.
 
         Raises:
             StorageError: The output cannot be listed.
@@ -88,7 +88,7 @@ class History:
         return Ticks(dict(sorted(states.items())))
 
     def _records(self) -> Iterator[tuple[datetime, str, str]]:
-        """Tick, end and tag of each record: the end of one that a tick was begun is empty."""
+        """Yield tick, end and tag of each record; the end is empty for the record that a tick has begun."""
         for item in self._store.list(RECORDS):
             name, _, end = item.name.removeprefix(RECORDS).removesuffix(".json").partition(".")
             tick = tick_of(name)
@@ -96,54 +96,73 @@ class History:
                 yield tick, end, item.tag
 
     def since(self, now: datetime) -> datetime:
-        """When a scheduler first saw this schedule: now, where none has. Ticks before that were never missed."""
+        """Time when a scheduler first saw this schedule; recorded as now if none has. Earlier ticks were never missed.
+
+        Args:
+            now: The time.
+        """
         self._store.create(SINCE, _record(at=now.isoformat()))
         return self.seen() or now
 
     def seen(self) -> datetime | None:
-        """When a scheduler first saw this schedule; None where none has, or the record is damaged."""
+        """Time when a scheduler first saw this schedule; None if none has, or the record is damaged."""
         with suppress(FileNotFoundError, ValueError, KeyError, TypeError):
             return datetime.fromisoformat(json.loads(self._store.read(SINCE))["at"]).astimezone(UTC)
         return None
 
     def begin(self, tick: datetime) -> bool:
-        """Record that a tick is begun: of several that do, one is told True."""
+        """Record that a tick begins. If several schedulers try, exactly one gets True."""
         return self._store.create(f"{RECORDS}{tick_name(tick)}.json", _record(tick=tick.isoformat()))
 
     def end(self, tick: datetime, state: str, **facts: Any) -> None:
-        """Record how a tick ended."""
+        """Record the end of a tick.
+
+        Args:
+            tick: The tick (UTC).
+            state: `complete` or `empty`.
+            facts: JSON values to keep with it: counts of files and rows.
+        """
         name = f"{RECORDS}{tick_name(tick)}.{state}.json"
         self._store.write(name, _record(tick=tick.isoformat(), **facts))
 
     def facts(self, tick: datetime, state: str) -> dict[str, Any]:
-        """What the record of an end says; empty where it is not there, or damaged."""
+        """Facts kept with the end of a tick; empty if its record is missing or damaged."""
         with suppress(FileNotFoundError, ValueError):
             found = json.loads(self._store.read(f"{RECORDS}{tick_name(tick)}.{state}.json"))
             return found if isinstance(found, dict) else {}
         return {}
 
     def plan(self, tick: datetime) -> Plan | None:
-        """The frozen plan of a tick's run; None where it has none yet."""
+        """Frozen plan of a tick's run; None if it has none yet."""
         return Ledger(self.run_path(tick)).plan()
 
     def claim(self, tick: datetime, plan: Plan) -> Plan:
-        """Freeze a tick's plan, unless it has one: the one that holds is handed back.
+        """Freeze a tick's plan, unless it has one.
+
+        Args:
+            tick: The tick (UTC).
+            plan: The plan to freeze.
+
+        Returns:
+            The frozen plan: this one or an earlier one.
 
         Raises:
-            StorageError: It was there and is gone.
+            StorageError: The plan was written and is gone.
         """
         open_store(self.run_path(tick)).create(PLAN, plan.to_bytes())
         found = self.plan(tick)
         if found is None:
-            raise StorageError(f"{self.run_path(tick)}/{PLAN}: it was written, and is gone", passing=True)
+            raise StorageError(
+                f"{self.run_path(tick)}/{PLAN}: was written, and is gone; run the tick again", passing=True
+            )
         return found
 
     def taken(self) -> set[tuple[str, int, str]]:
-        """Path, size (bytes) and tag of every file that a run of this schedule has in its plan.
+        """Path, size (bytes) and tag of every file that a run of this schedule has planned.
 
         Raises:
             OutputError: A plan is damaged.
-            StorageError: One cannot be read.
+            StorageError: A plan cannot be read.
         """
         records = list(self._records())
         ends = {tick_name(tick): tag for tick, end, tag in records if end == COMPLETE}
@@ -161,6 +180,6 @@ class History:
 
 
 def _record(**facts: Any) -> bytes:
-    """One record; its id makes it unlike any other, by which an own write whose answer was lost is known."""
-    who = {"id": uuid.uuid4().hex, "host": socket.gethostname(), "pid": os.getpid()}
-    return json.dumps(facts | {"written_at": datetime.now(UTC).isoformat(timespec="seconds")} | who).encode()
+    """A record, as JSON. Its id is unique: a writer whose answer was lost recognises its own record by it."""
+    writer = {"id": uuid.uuid4().hex, "host": socket.gethostname(), "pid": os.getpid()}
+    return json.dumps(facts | {"written_at": datetime.now(UTC).isoformat(timespec="seconds")} | writer).encode()

@@ -1,25 +1,24 @@
-"""Looks at stores, each in a thread of its own: a store that never answers holds up nobody else."""
+"""Looks at object stores, each in a thread of its own: a store that never answers delays no other schedule."""
 
 import threading
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, Generic, TypeVar
 
-ANSWER_S = 2.0  # to wait for looks that were just begun: nearly every store answers sooner
-LATE_S = 30.0  # without an answer, after which a person is told
 T = TypeVar("T")
 
 
 class Look(Generic[T]):
-    """One look, begun at once.
+    """A look at a store; it begins when the object is made.
 
     Args:
-        act: Looks.
-        name: Of its thread, which ends with the process at the latest.
+        act: Function that reads from the store.
+        name: Name of the thread. The thread ends with the process at the latest.
+        late_s: Time without an answer after which the look is late (seconds).
     """
 
-    def __init__(self, act: Callable[[], T], name: str) -> None:
-        self._act = act
+    def __init__(self, act: Callable[[], T], name: str, late_s: float) -> None:
+        self._act, self._late_s = act, late_s
         self._began = time.monotonic()
         self._over = threading.Event()
         self._found: T | None = None
@@ -30,34 +29,43 @@ class Look(Generic[T]):
     def _run(self) -> None:
         try:
             self._found = self._act()
-        except Exception as error:  # noqa: BLE001 - a thread's boundary: who asks for the result gets it
+        except Exception as error:  # noqa: BLE001 - a thread's boundary: `result` raises the error
             self._error = error
         finally:
             self._over.set()
 
     @property
     def is_over(self) -> bool:
-        """Whether there is a result."""
+        """Whether the store has answered or failed."""
         return self._over.is_set()
 
     @property
     def is_late(self) -> bool:
-        """Whether the store has not answered for `LATE_S`."""
-        return not self.is_over and time.monotonic() - self._began >= LATE_S
+        """Whether the store has not answered in time."""
+        return not self.is_over and time.monotonic() - self._began >= self._late_s
 
     def result(self) -> T:
-        """What was seen; raises what the look raised. Only after it is over."""
+        """Result of the look; raises the error of the look. Call it only after the look is over."""
         if self._error is not None:
             raise self._error
         return self._found  # type: ignore[return-value]
 
     def wait(self, until: float) -> None:
-        """Wait for its end, until a moment of the monotonic clock (seconds)."""
+        """Wait for the end of the look.
+
+        Args:
+            until: Time to stop waiting (monotonic clock, seconds).
+        """
         self._over.wait(max(0.0, until - time.monotonic()))
 
 
 def wait_for(looks: "Iterable[Look[Any]]", seconds: float) -> None:
-    """Wait until all looks are over, or some seconds have passed."""
+    """Wait until all looks are over.
+
+    Args:
+        looks: The looks.
+        seconds: Longest wait for all of them together.
+    """
     until = time.monotonic() + seconds
     for look in looks:
         look.wait(until)

@@ -1,6 +1,6 @@
-"""Spec files read in processes of their own: a schema may name a user's module, whose import may do anything.
+"""Spec files read in processes of their own, because a spec may import a user's module, which may do anything.
 
-A file that ends its reader, or never lets it end, costs its own schedule and no other's.
+A file that crashes its reader, or never lets it end, costs its own schedule only.
 """
 
 import json
@@ -19,17 +19,22 @@ from magbatch.errors import JobError, LateSpecError, SpecError
 from magbatch.spec import JobSpec, load, parse
 from magbatch.spec.user_model import IMPORT_S
 
-READ_S = int(IMPORT_S)  # ends before the import of a module has had its time: such a file is not read at each look
+# As long as the import of a user's module may take. The reader has to start first, so a module that takes all of its
+# time ends in `LateSpecError`, whose file is not read again for an hour.
+READ_S = int(IMPORT_S)
 READERS = 8
 LOOK_S = 0.02
 
 
 def read(paths: Iterable[str], limit_s: int = READ_S) -> dict[str, JobSpec | SpecError]:
-    """The spec of each file, or what is wrong with it, in the order of the files; several are read at a time.
+    """Read spec files, `READERS` at a time.
 
     Args:
-        paths: Spec files.
-        limit_s: Seconds for each.
+        paths: The files.
+        limit_s: Time limit for each file (seconds).
+
+    Returns:
+        Path to spec, or to what is wrong with it, in the order of `paths`.
     """
     found: dict[str, JobSpec | SpecError] = {}
     paths = list(paths)
@@ -40,7 +45,7 @@ def read(paths: Iterable[str], limit_s: int = READ_S) -> dict[str, JobSpec | Spe
                 path = waiting.popleft()
                 try:
                     going[path] = _Reader(path, limit_s)
-                except OSError as error:  # no process, no memory, no descriptor
+                except OSError as error:  # the machine lacks processes, memory or descriptors
                     found[path] = SpecError(f"{path}: no process can be started to read it: {error}")
             for path in [path for path, reader in going.items() if reader.is_over()]:
                 found[path] = going.pop(path).result()
@@ -53,71 +58,76 @@ def read(paths: Iterable[str], limit_s: int = READ_S) -> dict[str, JobSpec | Spe
 
 
 class _Reader:
-    """The process that reads one file.
+    """Process that reads one file.
 
     Args:
         path: The file.
-        limit_s: Seconds after which it is ended; its own timer ends it where this process is gone.
+        limit_s: Time limit (seconds). If this process dies, the reader's own timer ends it.
     """
 
     def __init__(self, path: str, limit_s: int) -> None:
         self._path, self._limit_s = path, limit_s
         self._until = time.monotonic() + limit_s
-        self._late = False
         self._answer = tempfile.TemporaryFile()  # noqa: SIM115 - `end` closes it
-        told = self._answer.fileno()
-        command = [sys.executable, "-m", "magbatch.schedule.specs", path, str(told), str(limit_s + 1)]
+        descriptor = self._answer.fileno()
+        command = [sys.executable, "-m", "magbatch.schedule.specs", path, str(descriptor), str(limit_s + 1)]
         try:
             self._process = subprocess.Popen(
-                command, stdout=2, stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=[told]
+                command, stdout=2, stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=[descriptor]
             )
         except OSError:
             self._answer.close()
             raise
 
     def is_over(self) -> bool:
-        """Whether it has ended, or had its time."""
-        self._late = time.monotonic() >= self._until
-        return self._process.poll() is not None or self._late
+        """Whether the process has ended, or its time is over."""
+        return self._process.poll() is not None or time.monotonic() >= self._until
 
     def result(self) -> JobSpec | SpecError:
-        """What it has read."""
+        """The spec, or what is wrong with it."""
         code = self._process.poll()
         self._answer.seek(0)
         data = self._answer.read()
         self.end()
         if code == 0 and data:
-            told = json.loads(data)
-            return SpecError(told["problem"]) if "problem" in told else parse(told["spec"], origin=self._path)
+            answer = json.loads(data)
+            return SpecError(answer["problem"]) if "problem" in answer else parse(answer["spec"], origin=self._path)
         if code is None:
             return LateSpecError(
-                f"{self._path}: it was not read within {self._limit_s} s; the import of a module that answer.schema "
-                "names is to end sooner"
+                f"{self._path}: it was not read within {self._limit_s} s; make the module that answer.schema names "
+                "faster to import"
             )
         how = guard.how_it_ended(-code if code < 0 else code << 8)
-        return SpecError(f"{self._path}: the process that read it {how}; answer.schema names a module that does so")
+        return SpecError(f"{self._path}: the process that read it {how}; mend the module that answer.schema names")
 
     def end(self) -> None:
-        """End it, with what it has started."""
+        """Kill the process and its children."""
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self._answer.close()
 
 
-def _main(path: str, told: str, limit_s: str) -> None:
+def _main(path: str, descriptor: str, limit_s: str) -> None:
+    """Read a file in this process and write the answer as JSON.
+
+    Args:
+        path: The file.
+        descriptor: File descriptor for the answer.
+        limit_s: Seconds after which SIGALRM ends this process.
+    """
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(int(limit_s))
     try:
         answer = {"spec": load(path).to_yaml()}
-    except Exception as error:  # noqa: BLE001 - a file's boundary: its schema may be any program
+    except Exception as error:  # noqa: BLE001 - a file's boundary: the user's module may raise anything
         text = str(error) if isinstance(error, JobError) else f"{path}: {type(error).__name__}: {error}"
         answer = {"problem": text}
-    with open(int(told), "wb") as file:
+    with open(int(descriptor), "wb") as file:
         file.write(json.dumps(answer).encode())
 
 
 if __name__ == "__main__":
     _main(*sys.argv[1:])
     sys.stderr.flush()
-    os._exit(0)  # threads of a user's module hold up nothing
+    os._exit(0)  # threads of a user's module must not delay the end

@@ -1,7 +1,7 @@
-"""The files that complete runs have in their plans, in one object: an index that can be made again from the plans.
+"""Index of the input files that complete runs have taken: one object, which can be rebuilt from the plans.
 
-A run's files are taken from the index only while the record of its end is the one that the index was made for. So an
-index that is old, damaged or gone costs reading plans, and never changes the answer.
+The index is believed for a run only if the record of the run's end is the one that was indexed. So an old, damaged or
+missing index costs the reading of plans, and never changes the answer.
 """
 
 import io
@@ -28,29 +28,29 @@ InputFiles = set[tuple[str, int, str]]  # path, size (bytes), tag
 
 @dataclass(frozen=True)
 class TakenIndex:
-    """What is known of complete runs.
+    """Input files of complete runs.
 
     Attributes:
-        table: A record for each input file of each run; one without path for a run that has none.
+        table: A record for each input file of each run; a run without files has one record whose path is null.
     """
 
     table: pa.Table
 
     @classmethod
     def load(cls, store: Store, ends: dict[str, str]) -> "TakenIndex":
-        """The index, as far as it holds.
+        """Read the index, without runs whose end record has changed since.
 
         Args:
-            store: The schedule's output.
-            ends: Tag of the record of its end, by the name of each complete run's tick.
+            store: Store of the schedule's output.
+            ends: Name of each complete tick, to the tag of the record of its end.
 
         Raises:
-            StorageError: It cannot be read.
+            StorageError: The index cannot be read.
         """
         try:
             data = io.BytesIO(store.read(INDEX))
             table = pq.read_table(data, page_checksum_verification=True).cast(_COLUMNS)
-        except (FileNotFoundError, pa.ArrowException, OSError, ValueError, KeyError):  # none, or damaged: made again
+        except (FileNotFoundError, pa.ArrowException, OSError, ValueError, KeyError):  # missing or damaged: rebuilt
             return cls(_COLUMNS.empty_table())
         runs = table.select(["tick", "record"]).group_by(["tick", "record"]).aggregate([]).to_pylist()
         held = [run["tick"] for run in runs if ends.get(run["tick"]) == run["record"]]
@@ -59,16 +59,21 @@ class TakenIndex:
         return cls(table.filter(pa.compute.is_in(table.column("tick").cast(pa.string()), pa.array(held, pa.string()))))
 
     def ticks(self) -> set[str]:
-        """Names of the ticks that it knows."""
+        """Names of the indexed ticks."""
         return set(self.table.column("tick").unique().to_pylist())
 
     def files(self) -> InputFiles:
-        """Of all runs that it knows."""
+        """Files of all indexed runs."""
         found = self.table.filter(pa.compute.is_valid(self.table.column("path")))
         return set(zip(*(found.column(name).to_pylist() for name in ("path", "size", "tag")), strict=True))
 
     def extended(self, runs: dict[str, InputFiles], ends: dict[str, str]) -> "TakenIndex":
-        """With more runs; arguments as for `load`."""
+        """Index with more runs.
+
+        Args:
+            runs: Name of each new tick, to its files.
+            ends: Name of each complete tick, to the tag of the record of its end.
+        """
         records = [
             {"tick": tick, "record": ends[tick]} | file
             for tick, files in runs.items()
@@ -79,7 +84,7 @@ class TakenIndex:
         )
 
     def store(self, store: Store) -> None:
-        """Put it in the place of the one before."""
+        """Write the index in place of the old one."""
         sink = io.BytesIO()
         pq.write_table(self.table, sink, compression="zstd", write_page_checksum=True)
         store.write(INDEX, sink.getvalue())

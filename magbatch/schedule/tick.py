@@ -1,11 +1,16 @@
-"""One run of a schedule: no file is in two runs, and none is left out, whatever is killed when.
+"""A run of a schedule: each input file is in exactly one run, whatever is killed, and when.
 
-The order of things makes it so. Under the lease of the output: ticks that were begun and have no end are
-finished first, with the files that they have; then the tick is recorded; then what all earlier plans hold is
-read; then the tick's own plan is created, which is the claim on its files. Killed before that, nothing is claimed
-and the next run plans the tick anew; killed after it, the next run goes on with the same files. A run that stood
-still while its lease was taken over may still wake and create a plan; but only of a tick that the other one sees,
-and plans before any other, and a tick has one plan. A tick that has its plan and cannot be finished stops no other.
+The order of steps guarantees this. Under the lease of the output:
+
+1. Each tick that has begun and not ended gets its plan, and is finished with the files of that plan.
+2. The new tick is recorded.
+3. The plans of all earlier ticks are read: their files are taken.
+4. The plan of the new tick is created. The plan is the claim on its files, and a tick never has two plans.
+
+Killed before step 4, a run has claimed nothing, and the next run plans the tick again. Killed after it, the next run
+goes on with the same files. A run may stand still while another takes over its lease, then wake up and create a plan.
+That is harmless: its tick is recorded, so the other run sees that tick and plans it before any other.
+A tick that has its plan and cannot be finished does not stop later ticks.
 """
 
 from collections import deque
@@ -18,7 +23,7 @@ from rich.console import Console
 
 from magbatch.errors import JobError, ResumableError, SpecError
 from magbatch.jobs.opening import holds_rows
-from magbatch.jobs.run import Outcome, run
+from magbatch.jobs.run import RunOutcome, run
 from magbatch.ledger.lease import Lease
 from magbatch.ledger.ledger import Ledger
 from magbatch.ledger.open import hold
@@ -29,41 +34,41 @@ from magbatch.schedule.history import BEGUN, COMPLETE, EMPTY, History
 from magbatch.schedule.ticks import latest, parse_at
 from magbatch.spec import JobSpec, differences
 
-Answer = Callable[[JobSpec, Console, Plan], Outcome]
+Answer = Callable[[JobSpec, Console, Plan], RunOutcome]
 
 
 @dataclass(frozen=True, slots=True)
 class TickOutcome:
-    """What a tick came to.
+    """Outcome of a tick.
 
     Attributes:
-        tick: It.
-        state: `complete`; or `empty`: there were no new files.
-        output: Of its run.
-        files: Input files of its run; None of one that is not complete.
-        outcome: As `run` gives it; None of one that is empty, or was over before.
-        already: It was over before.
-        too_many_failed: More of its rows failed than the spec allowed then.
-        error: Why it is not complete.
+        tick: The tick (UTC).
+        state: `complete`; `empty` if there were no new files; `begun` if it is not complete.
+        output: Output of its run.
+        files: Input files of its run; None if it is not complete.
+        outcome: Outcome of its run; None if it was empty, over before, or is not complete.
+        already: Whether the tick was over before.
+        too_many_failed: Whether more of its rows failed than the spec allowed then.
+        error: Reason why it is not complete; None if it is.
     """
 
     tick: datetime
     state: str
     output: str
     files: int | None
-    outcome: Outcome | None = None
+    outcome: RunOutcome | None = None
     already: bool = False
     too_many_failed: bool = False
     error: JobError | None = None
 
     @property
     def exit_code(self) -> int:
-        """What a command that ran this tick alone would end with."""
+        """Exit code of a command that runs this tick alone."""
         return self.error.exit_code if self.error is not None else int(self.too_many_failed)
 
     def to_dict(self) -> dict[str, Any]:
-        """For a program."""
-        report = {} if self.outcome is None else {"report": self.outcome.report}
+        """JSON form."""
+        report = {} if self.outcome is None else {"report": self.outcome.report.to_dict()}
         return {
             "tick": self.tick.isoformat(), "state": self.state, "output": self.output, "files": self.files,
             "already": self.already, "too_many_failed": self.too_many_failed, **report,
@@ -71,40 +76,45 @@ class TickOutcome:
         }  # fmt: skip
 
 
-def _answered(spec: JobSpec, console: Console, plan: Plan) -> Outcome:
+def _answered(spec: JobSpec, console: Console, plan: Plan) -> RunOutcome:
     return run(spec, console, frozen=plan)
 
 
 def chosen(spec: JobSpec, at: str | None) -> datetime:
-    """The tick that is asked for: at a time that was given, or the latest by the schedule.
+    """The tick of a command line (UTC).
+
+    Args:
+        spec: The job.
+        at: Value of `--at`; None for the latest tick of the schedule.
 
     Raises:
-        SpecError: The spec has no schedule, the time is none, or there was no tick yet.
+        SpecError: The spec has no schedule, the value is not a past time, or there was no tick yet.
     """
     schedule, now = spec.schedule, datetime.now(UTC)
     if schedule is None:
         raise SpecError("schedule: is not set; add schedule: {cron: 0 6 * * *}, or run the spec once: magbatch run")
     tick = parse_at(at, schedule, now) if at is not None else latest(schedule, now)
     if tick is None:
-        raise SpecError(f"schedule.cron: {schedule.cron} had no tick in the last 40 years; give one by --at")
+        raise SpecError(f"schedule.cron: {schedule.cron} had no tick in the last 40 years; name a time with --at")
     return tick
 
 
 def run_tick(spec: JobSpec, tick: datetime, console: Console, answer: Answer = _answered) -> list[TickOutcome]:
-    """Run a tick of a schedule, after those that were begun and are not complete.
+    """Run a tick of a schedule, after earlier ticks that are not complete.
 
     Args:
-        spec: The job, as its file says it.
-        tick: Which one.
-        console: Where progress goes.
-        answer: What completes a run whose plan is frozen.
+        spec: The job, as its file says.
+        tick: The tick (UTC).
+        console: Console for progress messages.
+        answer: Function that completes a run whose plan is frozen.
 
     Returns:
-        What each tick came to, the one that was asked for last.
+        Outcome of each tick; the last is that of `tick`.
 
     Raises:
         LeaseError: Another scheduler works on this output.
-        JobError: As its kinds say; of a tick before, if it has no plan, or if what stopped it is of the moment.
+        JobError: `tick` cannot be completed; or an earlier tick has no plan and cannot get one, or met an error that
+            would stop any tick.
     """
     history = History(spec.output.path)
 
@@ -123,11 +133,12 @@ def run_tick(spec: JobSpec, tick: datetime, console: Console, answer: Answer = _
     with hold(history.output, say, spec.output.patience_s) as lease:
         before = history.ticks()
         left = deque(one for one in before.open if one != tick)
-        for one in left:  # which files are free is known once each tick that was begun has its plan
-            _frozen(spec, one, history, lease)
+        for one in left:  # each begun tick needs its plan before free files are known
+            _frozen_plan(spec, one, history, lease)
         done = list[TickOutcome]()
-        while left and all(one.exit_code <= 1 for one in done):  # else all may fail: the one asked for is to tell
+        while left and all(one.exit_code <= 1 for one in done):
             done.append(attempted(left.popleft(), lease))
+        # After a failure, the asked tick comes first: if it fails too, its error must end the command.
         state = before.states.get(tick)
         if state in {COMPLETE, EMPTY}:
             asked = _as_recorded(history, tick, state)
@@ -138,11 +149,12 @@ def run_tick(spec: JobSpec, tick: datetime, console: Console, answer: Answer = _
 
 
 def _would_stop_any(error: JobError) -> bool:
-    """Whether what stopped a run is of the moment: an interrupt, or a store or cluster that is away."""
+    """Whether an error would stop any tick now: an interrupt, or a store or cluster that is away."""
     return isinstance(error, ResumableError) and bool(getattr(error, "passing", True))
 
 
 def _as_recorded(history: History, tick: datetime, state: str) -> TickOutcome:
+    """Outcome of a tick that was over before."""
     facts = history.facts(tick, state)
     return TickOutcome(
         tick, state, history.run_path(tick), facts.get("files", 0), already=True,
@@ -150,18 +162,19 @@ def _as_recorded(history: History, tick: datetime, state: str) -> TickOutcome:
     )  # fmt: skip
 
 
-def _frozen(spec: JobSpec, tick: datetime, history: History, lease: Lease) -> Plan:
-    """The plan of a tick that is recorded; made now where it has none."""
+def _frozen_plan(spec: JobSpec, tick: datetime, history: History, lease: Lease) -> Plan:
+    """Plan of a recorded tick; made and frozen now if it has none."""
     if (plan := history.plan(tick)) is not None:
         return plan
-    lease.confirm()  # after the record: who takes over from here on sees it, and plans it before any other
+    # Confirmed after the tick was recorded: a run that takes over from here on sees the record, and plans it first.
+    lease.confirm()
     taken = history.taken() if spec.input.incremental else None
     made = make_plan(spec, take=None if taken is None else lambda file: (file.name, file.size, file.tag) not in taken)
     return history.claim(tick, made)
 
 
 def _of_same_files(spec: JobSpec, plan: Plan) -> Plan:
-    """A plan of the files of another plan, as far as they are in the input of this spec."""
+    """New plan of the files of another plan, without files that the spec no longer reads."""
     files = plan.files()
     return make_plan(spec, take=lambda file: (file.name, file.size, file.tag) in files)
 
@@ -169,32 +182,45 @@ def _of_same_files(spec: JobSpec, plan: Plan) -> Plan:
 def _finish(
     spec: JobSpec, tick: datetime, history: History, lease: Lease, console: Console, answer: Answer
 ) -> TickOutcome:
-    """Bring a tick that is recorded to its end."""
+    """Complete a recorded tick and record its end."""
     path = history.run_path(tick)
-    plan = _frozen(spec, tick, history, lease)
+    plan = _frozen_plan(spec, tick, history, lease)
     if not plan.num_shards and spec.input.incremental:
         history.end(tick, EMPTY, files=0, rows=0)
         return TickOutcome(tick, EMPTY, path, 0)
-    ledger = Ledger(path)
+    wanted, plan = _spec_and_plan(spec.with_output(path), plan, console)
+    outcome = answer(wanted, console, plan)
+    failed = outcome.report.totals.failed
+    history.end(
+        tick, COMPLETE, files=plan.num_files(), rows=plan.rows, failed=failed, too_many_failed=outcome.too_many_failed
+    )
+    return TickOutcome(tick, COMPLETE, path, plan.num_files(), outcome, too_many_failed=outcome.too_many_failed)
+
+
+def _spec_and_plan(wanted: JobSpec, plan: Plan, console: Console) -> tuple[JobSpec, Plan]:
+    """Spec and plan with which a tick is completed, if the spec's file changed after the tick began.
+
+    A run that has answers keeps its spec. A run without answers takes the new spec, with a plan of the same files.
+
+    Args:
+        wanted: The job as its file says now, with the output of the tick.
+        plan: Frozen plan of the tick.
+        console: Console for progress messages.
+    """
+    ledger = Ledger(wanted.output.path)
     own = ledger.spec()
-    wanted = spec.with_output(path)
     changed = differences(own, wanted) if own is not None else []
     if own is not None and changed and not holds_rows(ledger):
-        mended = _of_same_files(wanted, plan)
-        if mended.files() == plan.files():  # the tick's claim; a spec that reads other files leaves it as it is
-            own, plan = None, mended
+        corrected = _of_same_files(wanted, plan)
+        if corrected.files() == plan.files():  # the tick's claim stays as it is; else the old spec is kept
+            own, plan = None, corrected
     if own is not None and changed:
         listed = ", ".join(line.partition(":")[0] for line in changed)
         console.print(
-            f"{path} was begun before the spec changed ({listed}): it is finished as it was begun", markup=False
+            f"{ledger.path} was begun before the spec changed ({listed}): it is finished with its own spec",
+            markup=False,
         )
-        wanted = own
+        return own, plan
     if own is None and not are_planned(wanted, plan.columns):
-        # Nothing was asked yet, and the spec was mended since: the same files, with the columns it reads now.
-        plan = _of_same_files(wanted, plan)
-    outcome = answer(wanted, console, plan)
-    history.end(
-        tick, COMPLETE, files=plan.num_files(), rows=plan.rows, failed=outcome.report["totals"]["failed"],
-        too_many_failed=outcome.too_many_failed,
-    )  # fmt: skip
-    return TickOutcome(tick, COMPLETE, path, plan.num_files(), outcome, too_many_failed=outcome.too_many_failed)
+        plan = _of_same_files(wanted, plan)  # the spec reads other columns than when the tick was planned
+    return wanted, plan

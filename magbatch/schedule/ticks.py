@@ -1,11 +1,12 @@
-"""When a schedule is due: from the clock and what has run, nothing else.
+"""Ticks of a schedule: which tick is due depends on the clock and on past ticks alone.
 
-A day has every tick once, also the two odd days of the year. What is to happen at an hour of the day happens
-once: at the first of two same times in autumn, right after the gap in spring. What is to happen every so often
-(a star for the minute or the hour) follows the real time: hourly is 23 or 25 times on these days.
+On the two days a year when clocks change, each tick still happens once. A fixed time of day (6:00) happens at the first
+of two equal times in autumn, and right after the gap in spring. A repeated time (a star for the minute or the hour)
+follows real time: hourly means 25 ticks on the day in autumn, and 23 in spring.
 
-Missed ticks are never made up for one by one. `catch_up`: one run, for the latest of them. `skip`: none; the
-next tick is waited for. A tick that comes while the run before is still going counts as missed when that ends.
+Missed ticks are not made up one by one. With `missed: catch_up`, one run takes the latest of them. With `missed: skip`,
+none is run, and the next tick is awaited. A tick that comes while an earlier run goes on counts as missed when that
+run ends.
 """
 
 from collections.abc import Iterator
@@ -17,24 +18,24 @@ from cronsim import CronSim
 from magbatch.errors import SpecError
 from magbatch.spec import ScheduleSpec
 
-GRACE = timedelta(minutes=5)  # a scheduler that is replaced, or a node that is found, takes a minute or two
-NAME = "%Y%m%dT%H%M%SZ"  # sorts as time does
-# How far back the latest tick is looked for, nearest first: few ticks are counted through, whatever the cron says.
+GRACE = timedelta(minutes=5)  # not a miss: replacing a scheduler, or finding a node, takes a minute or two
+NAME = "%Y%m%dT%H%M%SZ"  # names sort by time
+# Spans in which the latest tick is searched, shortest first, so that few ticks are counted for any cron expression.
 _LOOK_BACK = (timedelta(hours=1), timedelta(days=1), timedelta(days=32), timedelta(days=366), timedelta(days=365 * 40))
 
 
 def ticks(schedule: ScheduleSpec, after: datetime) -> Iterator[datetime]:
-    """The ticks after a moment, in order, each once, in UTC."""
+    """Yield the ticks after a moment (UTC), in order, each once."""
     last = after.astimezone(UTC)
     for local in CronSim(schedule.cron, after.astimezone(ZoneInfo(schedule.timezone))):
         tick = local.astimezone(UTC)
-        if tick > last:  # two times of a day within the gap are one, and those of the repeated hour have been
+        if tick > last:  # drops times that fall together after the gap, or come again in the repeated hour
             last = tick
             yield tick
 
 
 def latest(schedule: ScheduleSpec, now: datetime) -> datetime | None:
-    """The latest tick that is not after a moment."""
+    """The latest tick until a moment (UTC); None if there was none in the last 40 years."""
     for span in _LOOK_BACK:
         found = None
         for tick in ticks(schedule, now - span):
@@ -47,16 +48,16 @@ def latest(schedule: ScheduleSpec, now: datetime) -> datetime | None:
 
 
 def upcoming(schedule: ScheduleSpec, now: datetime) -> datetime | None:
-    """The next tick after a moment; None where there is none in the next 50 years."""
+    """The next tick after a moment (UTC); None if there is none in the next 50 years."""
     return next(ticks(schedule, now), None)
 
 
 def due(schedule: ScheduleSpec, since: datetime, now: datetime) -> datetime | None:
-    """The tick that is to run now, if any.
+    """The tick that is due now (UTC); None if none is.
 
     Args:
-        schedule: When it runs, and what becomes of missed ticks.
-        since: The last tick that was begun, or when the schedule was first seen.
+        schedule: The schedule.
+        since: The last tick that began, or the time when the schedule was first seen.
         now: The time.
     """
     tick = latest(schedule, now)
@@ -66,12 +67,12 @@ def due(schedule: ScheduleSpec, since: datetime, now: datetime) -> datetime | No
 
 
 def tick_name(tick: datetime) -> str:
-    """A tick as outputs and records name it: 20261124T050000Z."""
+    """Name of a tick in outputs and records, such as `20261124T050000Z`."""
     return tick.astimezone(UTC).strftime(NAME)
 
 
 def tick_of(name: str) -> datetime | None:
-    """The tick of such a name; None where it is none."""
+    """The tick (UTC) that a name means; None if it means none."""
     try:
         return datetime.strptime(name, NAME).replace(tzinfo=UTC)
     except ValueError:
@@ -79,10 +80,18 @@ def tick_of(name: str) -> datetime | None:
 
 
 def parse_at(text: str, schedule: ScheduleSpec, now: datetime) -> datetime:
-    """A moment as a person writes it: ISO 8601, by the schedule's clock where it names no offset.
+    """Parse a time that a person wrote.
+
+    Args:
+        text: ISO 8601 time. Without an offset, the schedule's time zone applies.
+        schedule: The schedule.
+        now: The time.
+
+    Returns:
+        The time (UTC).
 
     Raises:
-        SpecError: It is none, or it is to come.
+        SpecError: The text is not a time, or the time is in the future.
     """
     try:
         at = datetime.fromisoformat(text)
@@ -92,5 +101,5 @@ def parse_at(text: str, schedule: ScheduleSpec, now: datetime) -> datetime:
         at = at.replace(tzinfo=ZoneInfo(schedule.timezone))
     at = at.astimezone(UTC).replace(microsecond=0)
     if at > now:
-        raise SpecError(f"--at {text}: this time is to come; ticks that have been can be run")
+        raise SpecError(f"--at {text}: this time is in the future; give the time of a past tick")
     return at

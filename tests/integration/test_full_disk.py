@@ -93,4 +93,4 @@ def test_an_output_that_is_a_file_is_one_clear_line(job: JobFiles) -> None:
 def test_an_output_that_may_not_be_written_is_one_clear_line(job: JobFiles, small_disk: Path) -> None:
     job.write_input(4)
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    check_refused(job, small_disk / "out", f"{small_disk} may not be written")
+    check_refused(job, small_disk / "out", f"{small_disk} is not writable")

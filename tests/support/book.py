@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from magbatch.errors import ErrorCode, Step, StorageError
-from magbatch.jobs.retry import Choice, Retried, merge, prepare, sweep
+from magbatch.jobs.choice import Choice
+from magbatch.jobs.retry import RetryOutcome, merge, prepare, sweep
 from magbatch.ledger.finalise import finalise
 from magbatch.ledger.layout import MANIFEST, PAGE, REPORT
 from magbatch.ledger.ledger import Ledger
@@ -203,12 +204,12 @@ def whole_report(ledger: Ledger, spec: JobSpec, plan: Plan, totals: Totals) -> d
 
 def ask_again(
     ledger: Ledger, answer: Callable[[Hand], None], choice: Choice | None = None, overrides: tuple[str, ...] = ()
-) -> Retried:
+) -> RetryOutcome:
     """Do what `retry` does, with rows answered by hand instead of by a fleet."""
     put_right(ledger, lambda: None)
     sweep(ledger)
     found = prepare(ledger, choice or Choice(), list(overrides))
-    if isinstance(found, Retried):
+    if isinstance(found, RetryOutcome):
         return found
     place = found.output()
     if place.spec() is None:

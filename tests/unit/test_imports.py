@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.small_job import SmallJob
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "magbatch"
@@ -232,3 +233,31 @@ def test_what_needs_no_cluster_and_no_engine_loads_none(module: str) -> None:
 
 def test_the_probe_sees_what_is_loaded() -> None:
     assert {"pyarrow", "numpy"} <= loaded("import pyarrow")
+
+
+PICTURES_AND_NETWORK = {"cv2", "PIL", "httpx"}
+ENGINES = {"torch", "ray", "vllm", "transformers"}
+
+
+@pytest.mark.parametrize("words", [("status",), ("status", "--json")])
+def test_status_loads_no_engine_and_no_picture_library(job: SmallJob, words: tuple[str, ...]) -> None:
+    job.ask(2)
+    job.answer()
+    job.finalise()
+    Path(job.root, "job.yaml").write_text(job.spec().to_yaml(), encoding="utf-8")
+    for named in (job.output, f"{job.root}/job.yaml"):
+        found = loaded(command(*words, named))
+        assert "pyarrow" in found, "the output was read"
+        assert not found & (PICTURES_AND_NETWORK | ENGINES)
+
+
+def test_a_list_of_schedules_loads_no_engine_and_no_picture_library(tmp_path: Path) -> None:
+    assert not loaded(command("schedule", "list", str(tmp_path))) & (PICTURES_AND_NETWORK | ENGINES)
+
+
+def test_every_commands_help_loads_nothing_heavy() -> None:
+    """All in one process: what any of them loads is there at the end."""
+    names = ("verify", "retry", "compact", "submit", "jobs", "logs", "cancel", "resume", "bench", "status")
+    groups = (("schedule", "run"), ("schedule", "tick"), ("schedule", "list"), ("deploy", "render"))
+    code = "".join(command(*words, "--help") for words in (*((name,) for name in names), *groups))
+    assert not loaded(code) & (HEAVY | PICTURES_AND_NETWORK)

@@ -1,4 +1,4 @@
-"""A small job for commands, and a store that refuses it."""
+"""Jobs that the commands work on, and a store that refuses them."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,7 +6,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support.commands import command, spec_file
 from support.refusals import RefusingStore, forget_stores, refusing_store
+from support.small_job import SmallJob
 
 SPEC = """\
 name: small
@@ -41,3 +43,21 @@ def store(fresh: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[RefusingStor
     with refusing_store() as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
         yield server
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> SmallJob:
+    job = SmallJob(tmp_path)
+    job.ask(10)
+    return job
+
+
+@pytest.fixture
+def failed(tmp_path: Path) -> SmallJob:
+    """A complete job with two dead letters."""
+    job = SmallJob(tmp_path)
+    job.ask(5, question=["What?", None, "Who?", None, "When?"])
+    path = spec_file(job)
+    job.answer()
+    assert command("run", path).exit_code == 0
+    return job

@@ -116,7 +116,7 @@ def test_an_image_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     done = command(TEXT, "--gpu-memory-gb", "80")
     assert done.exit_code == 2
-    assert "--image: is missing; build one and push it" in done.output
+    assert "--image: is missing; build an image and push it" in done.output
     assert "docker build -f deploy/Dockerfile.gpu" in done.output
 
 

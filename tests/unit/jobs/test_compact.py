@@ -13,7 +13,7 @@ from support.book import Book, Breaking, carry_out, outcome, rewrite_manifest, s
 from support.small_job import SmallJob
 
 from magbatch.errors import LeaseError, OutputError, StorageError
-from magbatch.jobs.compact import Compacted, compact, merge_objects
+from magbatch.jobs.compact import CompactOutcome, compact, merge_objects
 from magbatch.ledger.lease import Lease
 from magbatch.ledger.ledger import Ledger
 from magbatch.ledger.tidy import tidy
@@ -40,7 +40,7 @@ def book(either_job: SmallJob) -> Book:
     return book
 
 
-def go(book: Book, target_bytes: int = LARGE) -> Compacted:
+def go(book: Book, target_bytes: int = LARGE) -> CompactOutcome:
     return compact(book.job.output, target_bytes, Console(file=io.StringIO()))
 
 

@@ -15,7 +15,7 @@ from support.small_job import SmallJob
 from magbatch.engines.base import EngineLoad
 from magbatch.errors import ClusterError, JobError
 from magbatch.jobs.compact import compact
-from magbatch.jobs.preview import preview
+from magbatch.jobs.preview import FirstPrompt, preview
 from magbatch.ledger.verify import verify
 from magbatch.plan.make import make_plan
 from magbatch.plan.sharding import MAX_DOCUMENT_SHARD_ROWS
@@ -299,10 +299,11 @@ def test_objects_of_an_older_version_have_no_such_column_and_are_read(documents:
 
 def test_plan_shows_the_first_part(documents: SmallJob) -> None:
     documents.write(pa.table({"id": ["long"], "doc": [LONG.encode()]}))
-    shown = preview(documents.spec())["first_prompt"]
-    assert shown["parts"] > 2
-    assert "of one document" in shown["text"]
-    assert shown["tokens"] <= 800
+    first = preview(documents.spec()).first
+    assert isinstance(first, FirstPrompt)
+    assert first.parts > 2
+    assert "of one document" in first.text
+    assert first.tokens <= 800
 
 
 def test_shards_of_pictures_are_small_and_those_of_text_are_not(job: SmallJob) -> None:

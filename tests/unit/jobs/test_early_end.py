@@ -10,8 +10,7 @@ import yaml
 
 from magbatch.counts import counted
 from magbatch.errors import TooManyFailedError
-from magbatch.jobs import early_end as module
-from magbatch.jobs.early_end import Failures
+from magbatch.jobs.early_end import Failures, Timing
 from magbatch.replica.board import Load, Slot, Snapshot, State
 from magbatch.spec import JobSpec, parse
 from magbatch.totals import Totals
@@ -24,7 +23,7 @@ def spec(limit: Any) -> JobSpec:
         yaml.safe_dump({
             "name": "test", "model": {"source": "builtin:tiny"}, "limits": {"max_failed_rows": limit},
             "input": {"path": "/in", "columns": {"prompt": "q"}},
-            "output": {"path": "/out", "commit_interval_s": 0.01},
+            "output": {"path": "/out", "commit_interval_s": 0.005},
         })
     )  # fmt: skip
 
@@ -54,32 +53,31 @@ def done(failed: int, answered: int = 0, **by_code: int) -> Totals:
     ],
 )
 def test_more_failures_than_allowed_end_a_job(limit: Any, planned: int, failed: int, answered: int, ends: bool) -> None:
-    found = Failures(spec(limit), planned).look(done(failed, answered), fleet(50, 50))
+    found = Failures(spec(limit), planned).check(done(failed, answered), fleet(50, 50))
     assert (found is not None) is ends
-    earlier = Failures(spec(limit), planned, answered, failed).look(Totals(), fleet())
+    earlier = Failures(spec(limit), planned, answered, failed).check(Totals(), fleet())
     assert (earlier is not None) is ends
     if found is not None:
         assert found.exit_code == 1
         assert f"{counted(failed, 'row')} failed, more than limits.max_failed_rows allows" in str(found)
 
 
-def settled(failures: Failures, totals: Callable[[], Totals], snapshot: Snapshot) -> TooManyFailedError | None:
+def failures(limit: Any, planned: int = 10_000, answered: int = 0) -> Failures:
+    """The decision about a job, which settles within milliseconds."""
+    return Failures(spec(limit), planned, answered, timing=Timing(settle_s=0.001))
+
+
+def settled(decision: Failures, totals: Callable[[], Totals], snapshot: Snapshot) -> TooManyFailedError | None:
     """What it says after a while of the same."""
-    deadline = time.monotonic() + 0.3
+    deadline = time.monotonic() + 0.05
     while time.monotonic() < deadline:
-        found = failures.look(totals(), snapshot)
+        found = decision.check(totals(), snapshot)
         if found is not None:
             return found
-        time.sleep(0.01)
+        time.sleep(0.002)
     return None
 
 
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SETTLE_S", 0.03)
-
-
-@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(
     ("totals", "snapshot", "ends"),
     [
@@ -95,25 +93,23 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_a_job_whose_first_rows_all_fail_alike_ends(totals: Totals, snapshot: Snapshot, ends: bool) -> None:
-    found = settled(Failures(spec(None), 10_000), lambda: totals, snapshot)
+    found = settled(failures(None), lambda: totals, snapshot)
     assert (found is not None) is ends
     if found is not None:
         assert f"all of the first {totals.failed:,} rows failed, each with the code" in str(found)
     for limit in (9999, "100%"):
-        assert settled(Failures(spec(limit), 10_000), lambda: totals, snapshot) is None
-    assert settled(Failures(spec(None), 10_000, answered=1), lambda: totals, snapshot) is None
+        assert settled(failures(limit), lambda: totals, snapshot) is None
+    assert settled(failures(None, answered=1), lambda: totals, snapshot) is None
 
 
-@pytest.mark.usefixtures("quick")
 def test_what_looks_alike_for_a_moment_only_ends_nothing() -> None:
     turns = itertools.cycle([done(200), done(200), done(200, answered=1)])
-    assert settled(Failures(spec(None), 10_000), lambda: next(turns), fleet()) is None
+    assert settled(failures(None), lambda: next(turns), fleet()) is None
 
 
 UNFETCHABLE, INVALID = "document_unfetchable", "answer_invalid"
 
 
-@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(
     ("planned", "code", "failed", "ends"),
     [
@@ -136,14 +132,11 @@ def test_what_sorts_first_ends_no_job_and_what_is_asked_in_vain_does(
     planned: int, code: str, failed: int, ends: bool
 ) -> None:
     totals = done(failed, **{code: failed})
-    assert (settled(Failures(spec(None), planned), lambda: totals, fleet()) is not None) is ends
+    assert (settled(failures(None, planned), lambda: totals, fleet()) is not None) is ends
 
 
-@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(("failed", "answered", "ends"), [(999, 0, False), (1000, 0, True), (1000, 1, False)])
-def test_engines_that_wait_in_vain_for_long_end_a_job(
-    monkeypatch: pytest.MonkeyPatch, failed: int, answered: int, ends: bool
-) -> None:
-    monkeypatch.setattr(module, "IDLE_S", 0.05)
+def test_engines_that_wait_in_vain_for_long_end_a_job(failed: int, answered: int, ends: bool) -> None:
+    impatient = Timing(idle_s=0.01, settle_s=0.001)
     totals = done(failed, answered, document_unfetchable=failed)
-    assert (settled(Failures(spec(None), 10_000_000), lambda: totals, fleet()) is not None) is ends
+    assert (settled(Failures(spec(None), 10_000_000, timing=impatient), lambda: totals, fleet()) is not None) is ends

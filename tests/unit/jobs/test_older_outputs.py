@@ -6,10 +6,11 @@ import pytest
 from rich.console import Console
 from support.older_outputs import BUCKET, ROWS, put_older_outputs
 
+from magbatch.jobs.choice import Choice
 from magbatch.jobs.compact import compact
-from magbatch.jobs.opening import begun
-from magbatch.jobs.retry import Choice, Retry, prepare
-from magbatch.jobs.status import JobState, job_status
+from magbatch.jobs.opening import frozen_plan
+from magbatch.jobs.retry import Retry, prepare
+from magbatch.jobs.status import JobState, status
 from magbatch.ledger.ledger import Ledger
 from magbatch.ledger.verify import verify
 from magbatch.report.stored import stored_report
@@ -38,8 +39,8 @@ def test_a_complete_output_verifies(specs: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", FAILED)
 def test_its_report_and_its_status_are_read(specs: Path, name: str) -> None:
-    status = job_status(f"s3://{BUCKET}/{name}")
-    assert (status.state, status.answered, status.failed) == (JobState.COMPLETE, ROWS - FAILED[name], FAILED[name])
+    found = status(f"s3://{BUCKET}/{name}")
+    assert (found.state, found.answered, found.failed) == (JobState.COMPLETE, ROWS - FAILED[name], FAILED[name])
     report = stored_report(Ledger(f"s3://{BUCKET}/{name}"))
     assert (report.planned, report.totals.answered) == (ROWS, ROWS - FAILED[name])
     assert report.run.tokens > 0
@@ -60,7 +61,7 @@ def test_its_dead_letters_can_be_asked_again(specs: Path) -> None:
 @pytest.mark.parametrize("name", [*FAILED, "half"])
 def test_its_spec_is_the_same_job(specs: Path, name: str) -> None:
     spec = load(specs / f"{name}.yaml")
-    plan = begun(spec, Ledger(spec.output.path))
+    plan = frozen_plan(spec, Ledger(spec.output.path))
     assert plan is not None
     assert plan.rows == ROWS
 
@@ -70,5 +71,5 @@ def test_what_was_committed_of_an_interrupted_job_is_done(specs: Path) -> None:
     plan = ledger.plan()
     assert plan is not None
     assert ledger.done_counts(plan).tolist() == [4, 2, 0, 0, 0, 0]
-    status = job_status(ledger.path)
-    assert (status.state, status.done, status.exit_code) == (JobState.INTERRUPTED, 6, 3)
+    found = status(ledger.path)
+    assert (found.state, found.done, found.exit_code) == (JobState.INTERRUPTED, 6, 3)

@@ -1,3 +1,5 @@
+"""A retry asks the same rows by the same ids, and merges its answers without losing a row."""
+
 import io
 import json
 import shutil
@@ -11,9 +13,10 @@ from support.book import Book, Breaking, Hand, ask_again, carry_out, outcome, re
 from support.small_job import SmallJob
 
 from magbatch.errors import ErrorCode, LeaseError, OutputError, SpecChangedError, SpecError, Step, StorageError
+from magbatch.jobs.choice import Choice
 from magbatch.jobs.compact import merge_objects
-from magbatch.jobs.retry import FOLDER, Choice, Retry, drop, merge, prepare, retry
-from magbatch.ledger.layout import PAGE, REPORT
+from magbatch.jobs.retry import Retry, drop, merge, prepare, retry
+from magbatch.ledger.layout import PAGE, REPORT, RETRIES
 from magbatch.ledger.ledger import Ledger
 from magbatch.ledger.tidy import tidy
 from magbatch.ledger.verify import verify
@@ -60,37 +63,6 @@ def begin(book: Book, choice: Choice | None = None, *overrides: str) -> Retry:
     return found
 
 
-# Which rows
-
-
-@pytest.mark.parametrize(
-    ("where", "only", "message"),
-    [
-        (["row_timeot"], None, "did you mean row_timeout?"),
-        (["zzz"], None, "the codes are file_unreadable, "),
-        ([], "budget", "--only budget"),
-        (["row_timeout"], "truncated", "use one of them"),
-    ],
-)
-def test_a_choice_that_is_none_says_what_would_be(where: list[str], only: str | None, message: str) -> None:
-    with pytest.raises(SpecError) as refused:
-        Choice.of(where, only)
-    assert message in str(refused.value)
-
-
-def test_a_choice_is_of_dead_letters_or_of_truncated_rows(book: Book) -> None:
-    manifest = stored(book.ledger)
-    dead = [(0, 2), (0, 3), (2, 0), (2, 1), (2, 2), (2, 3)]
-    for choice, rows in [
-        (Choice.of([], None), dead),
-        (Choice.of(["row_timeout"], None), dead[1:]),
-        (Choice.of(["missing_value", "row_timeout"], None), dead),
-        (Choice.of(["engine_killer"], None), []),
-        (Choice.of([], "truncated"), [(1, 1), (1, 2)]),
-    ]:
-        assert sorted(choice.rows(book.ledger, manifest)) == [book.ids[shard][row] for shard, row in rows]
-
-
 def test_a_retry_asks_the_same_rows_by_the_same_ids(book: Book) -> None:
     found = prepare(book.ledger, Choice(), ["sampling.max_tokens=800", "input.fetch_timeout_s=1"])
     assert isinstance(found, Retry)
@@ -100,9 +72,9 @@ def test_a_retry_asks_the_same_rows_by_the_same_ids(book: Book) -> None:
     planned = book.plan.shard(0).segments[0]
     assert (segment.path, segment.size, segment.tag, segment.start) == (planned.path, planned.size, planned.tag, 2)
     assert found.spec.sampling.max_tokens == 800
-    assert found.spec.output.path == f"{book.job.output}/{FOLDER}/0001"
+    assert found.spec.output.path == f"{book.job.output}/{RETRIES}/0001"
     assert found.spec.input.path == book.spec.input.path
-    assert list(book.ledger.store.list(FOLDER)) == []  # nothing is written yet
+    assert list(book.ledger.store.list(RETRIES)) == []  # nothing is written yet
 
 
 @pytest.mark.parametrize(
@@ -111,7 +83,7 @@ def test_a_retry_asks_the_same_rows_by_the_same_ids(book: Book) -> None:
 def test_what_makes_a_row_what_it_is_may_not_change(book: Book, item: str) -> None:
     with pytest.raises(SpecError, match=f"{item.partition('=')[0]} may not change in a retry"):
         retry(book.job.output, Choice(), [item], QUIET)
-    assert list(book.ledger.store.list(FOLDER)) == []
+    assert list(book.ledger.store.list(RETRIES)) == []
 
 
 def test_nothing_to_retry_is_no_error(book: Book) -> None:
@@ -163,7 +135,7 @@ def test_an_answer_takes_the_place_of_its_dead_letter(book: Book) -> None:
     assert moved == letters
     now = {item.name: item.tag for item in book.ledger.store.list(RESULTS)}
     assert untouched.items() < now.items()  # no object is edited in place
-    assert list(book.ledger.store.list(FOLDER)) == []
+    assert list(book.ledger.store.list(RETRIES)) == []
     (record,) = stored(book.ledger).retries
     assert (record.chosen, record.rows, record.answered) == ("dead letters", 6, 4)
     assert b"<b>10</b>of 12 rows answered" in book.ledger.store.read(PAGE)
@@ -314,7 +286,7 @@ def test_another_retry_waits_until_the_first_is_finished_or_dropped(book: Book) 
     late.answered(0, 0, by="a zombie")
     assert ask_again(book.ledger, Hand.answer_all).answered == 6
     assert set(book.outcome().values()) == {"i", "truncated: t", "again"}
-    assert list(book.ledger.store.list(FOLDER)) == []
+    assert list(book.ledger.store.list(RETRIES)) == []
     book.check_manifest()
 
 
@@ -350,7 +322,7 @@ def test_a_retry_that_is_interrupted_anywhere_can_be_gone_on_with(
         else:
             break
         assert book.outcome() == new, f"broken at change {at}"
-        assert list(book.ledger.store.list(FOLDER)) == []
+        assert list(book.ledger.store.list(RETRIES)) == []
         book.check_manifest()
     assert at > 10, "a retry has more steps than that: this test has not seen them"
 

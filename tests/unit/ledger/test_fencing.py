@@ -16,8 +16,10 @@ from support.small_job import SmallJob
 from magbatch.errors import LeaseError, OutputError, StorageError
 from magbatch.jobs import complete as complete_module
 from magbatch.jobs import run as run_module
+from magbatch.jobs import samples as samples_module
+from magbatch.jobs.choice import Choice
 from magbatch.jobs.compact import compact
-from magbatch.jobs.retry import Choice, drop, merge, prepare
+from magbatch.jobs.retry import drop, merge, prepare
 from magbatch.jobs.run import run
 from magbatch.ledger import finalise as finalise_module
 from magbatch.ledger import lease as lease_module
@@ -238,9 +240,9 @@ def test_a_complete_job_is_complete_whatever_becomes_of_its_samples(
     def broken(*_: Any) -> list[Any]:
         raise error
 
-    monkeypatch.setattr(run_module, "_samples", broken)
+    monkeypatch.setattr(samples_module, "_read_samples", broken)
     outcome = run(book.job.spec(), quiet)
-    assert (outcome.samples, outcome.report["totals"]["answered"]) == ([], 12)
+    assert (outcome.samples, outcome.report.totals.answered) == ((), 12)
 
 
 def test_a_complete_job_whose_objects_are_gone_says_so(book: Book, quiet: Console) -> None:

@@ -13,8 +13,8 @@ from support.book import Book, Hand, ask_again, carry_out, outcome
 from support.small_job import SmallJob
 
 from magbatch.errors import StorageError
+from magbatch.jobs.choice import Choice
 from magbatch.jobs.compact import merge_objects
-from magbatch.jobs.retry import Choice
 from magbatch.ledger.ledger import Ledger
 from magbatch.ledger.tidy import tidy
 from magbatch.pipeline.write import ObjectWriter

@@ -15,9 +15,10 @@ from support.book import carry_out
 from support.small_job import SmallJob
 
 from magbatch.errors import InputError, SpecError
+from magbatch.jobs.choice import Choice
 from magbatch.jobs.compact import merge_objects
 from magbatch.jobs.preview import preview
-from magbatch.jobs.retry import Choice, Retry, merge, prepare
+from magbatch.jobs.retry import Retry, merge, prepare
 from magbatch.jobs.run import run
 from magbatch.ledger.layout import REPORT
 from magbatch.ledger.verify import verify
@@ -85,7 +86,7 @@ def test_a_column_without_a_name_is_refused(job: SmallJob) -> None:
 def test_plan_says_which_columns_have_another_name(job: SmallJob) -> None:
     job.ask(2, answer=["1", "2"], Model=["x", "y"])
     job.set("input", columns={"id": "id", "prompt": "question", "expected": "answer"}, carry=["Model"])
-    assert preview(job.spec())["notes"][-1] == (
+    assert preview(job.spec()).notes[-1] == (
         "carried columns whose names the output has already: 'Model' is written as 'input_Model', "
         "'answer' is written as 'input_answer'"
     )
@@ -133,8 +134,8 @@ def test_columns_that_the_output_has_too_go_all_the_way(job: SmallJob) -> None:
     hold_up(job)
     job.answer()
     report = run(job.spec(), QUIET).report
-    assert (report["duplicate_ids"], report["totals"]["graded"], report["totals"]["right"]) == (2, 3, 0)
-    assert {row["id"] for row in report["slowest"]} == {"a", "b", "d"}
+    assert (report.duplicate_ids, report.totals.graded, report.totals.right) == (2, 3, 0)
+    assert {row["id"] for row in report.slowest} == {"a", "b", "d"}
     for kind, before, rows in ((RESULTS, 2, [0, 1, 2, 5]), (ERRORS, 1, [3, 4])):
         name = job.objects(kind)[0]
         schema = pq.read_schema(io.BytesIO(job.ledger.store.read(name)))
@@ -300,7 +301,7 @@ def test_plan_says_which_numbers_may_not_fit(job: SmallJob, first: pa.Array, sec
     job.ask(1, "a.parquet", n=first)
     job.ask(1, "b.parquet", n=second)
     job.set("input", carry=["n"])
-    assert preview(job.spec())["notes"] == [
+    assert preview(job.spec()).notes == [
         f"column 'n' is {first.type} in {job.input}/a.parquet and {planned} in the job: "
         "a value that does not fit makes its row a dead letter"
     ]
@@ -310,7 +311,7 @@ def test_plan_says_nothing_of_numbers_that_fit(job: SmallJob) -> None:
     job.ask(1, "a.parquet", n=pa.array([1], pa.int32()))
     job.ask(1, "b.parquet", n=pa.array([1.5]))
     job.set("input", carry=["n"])
-    assert preview(job.spec())["notes"] == []
+    assert preview(job.spec()).notes == []
 
 
 @pytest.mark.parametrize("values", [[True], [date(2026, 11, 24)], [["x"]], [{"x": 1}]], ids=str)
@@ -349,7 +350,7 @@ def test_a_column_that_is_nowhere_is_said_with_those_of_the_paths(job: SmallJob)
 def test_rows_are_grouped_by_a_key_as_they_are(job: SmallJob) -> None:
     below_keys(job)
     job.set("input", group="lang")
-    assert preview(job.spec())["notes"][-1] == (
+    assert preview(job.spec()).notes[-1] == (
         "input.group: 'lang' stands in the paths: the rows of a file share it already"
     )
     assert job.plan.rows == 7

@@ -193,8 +193,8 @@ def test_what_is_too_large_to_group_is_said(
 ) -> None:
     monkeypatch.setattr(f"magbatch.plan.grouping.{bound}", value)
     shown = preview(texts.spec())
-    assert shown["group"] is None
-    assert note in shown["notes"][-1]
+    assert shown.group is None
+    assert note in shown.notes[-1]
     assert in_order(texts.plan) == list(range(80))
     forced = make_plan(texts.spec(input={"group": "text"}))
     assert forced.group == (None if bound == "MAX_GROUPED_ROWS" else "text")
@@ -224,16 +224,16 @@ def test_a_plan_that_saw_no_image_twice_turns_the_engines_cache_of_images_off(
     texts.set("prompt", template=None)
     texts.set("model", source="builtin:tiny", engine="vllm", engine_args={})
     shown = preview(texts.spec())
-    assert shown["first_prompt"].get("images") == 1, shown["first_prompt"]
-    assert shown["settings"]["model"]["engine_args"].get("mm_processor_cache_gb") == (None if kept else 0)
+    assert getattr(shown.first, "images", None) == 1, shown.first
+    assert shown.settings["model"]["engine_args"].get("mm_processor_cache_gb") == (None if kept else 0)
     sample = preview(texts.spec(), limit=20)  # nobody has looked at more than these
-    assert "mm_processor_cache_gb" not in sample["settings"]["model"]["engine_args"]
+    assert "mm_processor_cache_gb" not in sample.settings["model"]["engine_args"]
 
 
 def test_a_preview_says_how_rows_are_grouped(texts: SmallJob) -> None:
     shown = preview(texts.spec())
-    assert shown["group"] == "text"
-    assert shown["notes"][-1] == "rows with the same 'text' are placed side by side: 8.0 at a time"
+    assert shown.group == "text"
+    assert shown.notes[-1] == "rows with the same 'text' are placed side by side: 8.0 at a time"
 
 
 def test_what_stands_side_by_side_stays_as_it_is_and_is_cut_between_groups(texts: SmallJob) -> None:

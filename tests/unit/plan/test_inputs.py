@@ -88,14 +88,14 @@ def test_a_folder_of_other_files_is_counted(either_job: SmallJob) -> None:
 def test_files_that_are_passed_over_are_counted_in_a_note(either_job: SmallJob) -> None:
     job = either_job
     job.ask(2)
-    assert preview(job.spec())["notes"] == []
+    assert preview(job.spec()).notes == []
     job.put("input/_SUCCESS", b"")
     job.put("input/_old/x.csv", b"")
     job.put("input/.x.parquet.crc", b"")
-    assert preview(job.spec())["notes"] == []
+    assert preview(job.spec()).notes == []
     for name in ("x.csv", "b/y.csv", "b/z.json"):
         job.put(f"input/{name}", CSV)
-    assert preview(job.spec())["notes"] == ["3 files that are not *.parquet were passed over: 2 .csv, 1 .json"]
+    assert preview(job.spec()).notes == ["3 files that are not *.parquet were passed over: 2 .csv, 1 .json"]
 
 
 def test_a_glob_over_files_of_another_format_has_one_command(job: SmallJob) -> None:

@@ -19,8 +19,9 @@ from support.book import carry_out
 from support.small_job import SmallJob
 
 from magbatch.errors import InputError, SpecError
+from magbatch.jobs.choice import Choice
 from magbatch.jobs.compact import merge_objects
-from magbatch.jobs.retry import Choice, Retry, merge, prepare
+from magbatch.jobs.retry import Retry, merge, prepare
 from magbatch.ledger.verify import verify
 from magbatch.pipeline.prepare import Preparer
 from magbatch.plan.columns import check_expected

@@ -13,9 +13,10 @@ from support.book import Book, Breaking, Hand, ask_again, carry_out, rewrite_rep
 from support.small_job import SmallJob
 
 from magbatch.errors import StorageError
-from magbatch.jobs.retry import FOLDER, Choice, Retry, drop, merge, prepare
+from magbatch.jobs.choice import Choice
+from magbatch.jobs.retry import Retry, drop, merge, prepare
 from magbatch.jobs.status import status
-from magbatch.ledger.layout import RECORD, REPORT
+from magbatch.ledger.layout import RECORD, REPORT, RETRIES
 from magbatch.ledger.ledger import Ledger
 
 QUIET = Console(file=io.StringIO())
@@ -51,10 +52,10 @@ def check(book: Book) -> None:
     assert (report["spent"]["device_s"], report["spent"]["use"]["commits"], report["cost"]) == (15, 2, 3.0)
     assert (report["spent"]["prompt_tokens"], report["spent"]["generated_tokens"]) == (260, 130)
     assert report["history"] == [[0.0, 0, 0, 1], [5.0, 12, 100, 1], [9.0, 11, 100, 1], [11.0, 12, 130, 2]]
-    run = status(book.job.output)["run"]
+    run = status(book.job.output).to_dict()["run"]
     assert run is not None
     assert (run["spent"]["device_s"], run["cost"]) == (15, 3.0)
-    assert list(book.ledger.store.list(FOLDER)) == []
+    assert list(book.ledger.store.list(RETRIES)) == []
 
 
 def begun(ledger: Ledger) -> Retry:

@@ -38,20 +38,20 @@ def test_a_run_tells_another_machine_how_it_goes(either_job: SmallJob) -> None:
     job = either_job
     job.ask(6)
     job.begin()
-    assert status(job.output)["run"] is None
+    assert status(job.output).run is None
     following = progress(job)
     following.observe(FLEET)
     with Heartbeat(open_store(job.output, quick=True), following, nobody, print, OFTEN).beating():
         deadline = time.monotonic() + 30
-        while status(job.output)["run"] is None:
+        while status(job.output).run is None:
             assert time.monotonic() < deadline
-        run = status(job.output)["run"]
+        run = status(job.output).to_dict()["run"]
         assert run["alive"] is True
         assert (run["done"], run["failed"], run["truncated"]) == (3, 1, 1)
         assert run["replicas"] == {"starting": 0, "serving": 1, "lost": 0}
         assert run["spent"]["device_s"] == 50
         assert "history" not in run
-    assert status(job.output)["run"]["alive"] is False
+    assert status(job.output).to_dict()["run"]["alive"] is False
 
 
 def test_a_record_that_grows_old_is_that_of_a_run_that_died(job: SmallJob) -> None:
@@ -64,7 +64,7 @@ def test_a_record_that_grows_old_is_that_of_a_run_that_died(job: SmallJob) -> No
     for age, alive in ((0, True), (ALIVE_S - 5, True), (ALIVE_S + 5, False)):
         elsewhere = {"at": time.time() - age, "place": "another machine"}
         store.write(RECORD, json.dumps(found | elsewhere).encode())
-        run = status(job.output)["run"]
+        run = status(job.output).to_dict()["run"]
         assert (run["alive"], run["age_s"]) == (alive, pytest.approx(age, abs=4))
 
 
@@ -139,7 +139,7 @@ def test_the_record_is_what_status_documents(job: SmallJob) -> None:
     job.begin()
     with Heartbeat(open_store(job.output), progress(job), nobody, print).beating():
         pass
-    found: dict[str, Any] = status(job.output)
+    found: dict[str, Any] = status(job.output).to_dict()
     assert set(found) == {
         "job", "output", "complete", "planned", "done", "answered", "failed", "shards", "shards_done", "run",
         "state", "at", "why", "exit_code", "work", "by_code",

@@ -7,57 +7,20 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from support.schedules import BEFORE, NOW, Runs, write
 
-from magbatch.errors import InputError
-from magbatch.schedule import look as looks
-from magbatch.schedule import scheduler as module
-from magbatch.schedule import specs
-from magbatch.schedule.history import History
-from magbatch.schedule.scheduler import Scheduler, listing, spec_files, worst
+from magbatch.schedule.listing import ListedProblem, ListedSchedule, listing
+from magbatch.schedule.results import Problem, worst
+from magbatch.schedule.scheduler import Scheduler
+from magbatch.schedule.timing import Timing
 from magbatch.storage import s3 as s3_storage
 
-NOW = datetime(2026, 11, 24, 5, 1, tzinfo=UTC)
-BEFORE = NOW - timedelta(days=3)
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PASS_S", 0.02)
-
-
-def write(folder: Path, name: str, **schedule: Any) -> History:
-    data: dict[str, Any] = {
-        "name": name,
-        "model": {"source": "builtin:tiny"},
-        "input": {"path": str(folder / "in"), "columns": {"prompt": "q"}},
-        "output": {"path": str(folder / "out" / name)},
-    }
-    if schedule:
-        data["schedule"] = schedule
-    (folder / f"{name}.yaml").write_text(yaml.safe_dump(data))
-    return History(data["output"]["path"])
-
-
-class Runs:
-    """Processes that end with a code, and which were begun."""
-
-    def __init__(self, code: int = 0) -> None:
-        self.code = code
-        self.begun: list[tuple[str, datetime]] = []
-
-    def __call__(self, path: str, tick: datetime) -> "subprocess.Popen[bytes]":
-        self.begun.append((Path(path).stem, tick))
-        done = History(str(Path(path).parent / "out" / Path(path).stem))
-        done.begin(tick)
-        if self.code == 0:
-            done.end(tick, "complete", files=2, rows=10, failed=0)
-        return subprocess.Popen([sys.executable, "-c", f"raise SystemExit({self.code})"])
+QUICK = Timing(pass_s=0.02)
 
 
 def test_what_is_due_runs_and_what_is_wrong_stops_nothing(tmp_path: Path) -> None:
@@ -68,20 +31,15 @@ def test_what_is_due_runs_and_what_is_wrong_stops_nothing(tmp_path: Path) -> Non
     write(tmp_path, "plain")
     (tmp_path / "wrong.yaml").write_text("name: [")
     runs, said = Runs(), list[str]()
-    scheduler = Scheduler(str(tmp_path), said.append, runs, lambda: NOW)
+    scheduler = Scheduler(str(tmp_path), said.append, runs, lambda: NOW, timing=QUICK)
     scheduler.run(once=True)
     tick = NOW - timedelta(minutes=1)
     assert runs.begun == [("a", tick), ("b", tick)]
-    assert [run["exit_code"] for run in scheduler.runs] == [2, 0, 0]
-    assert worst(scheduler.runs) == 2
+    assert [run.exit_code for run in scheduler.results] == [2, 0, 0]
+    assert worst(scheduler.results) == 2
     again = Runs()
-    Scheduler(str(tmp_path), said.append, again, lambda: NOW).run(once=True)
+    Scheduler(str(tmp_path), said.append, again, lambda: NOW, timing=QUICK).run(once=True)
     assert again.begun == []
-    rows = {row.get("job", "wrong"): row for row in listing(str(tmp_path), NOW)}
-    assert set(rows) == {"a", "b", "late", "unseen", "wrong"}
-    assert rows["a"]["last"]["state"] == "complete"
-    assert rows["a"]["next"] == "2026-11-25T05:00:00+00:00"
-    assert rows["unseen"]["last"] is None
 
 
 def test_a_run_that_fails_is_tried_again_after_a_while_and_an_interrupted_one_first(tmp_path: Path) -> None:
@@ -94,20 +52,24 @@ def test_a_run_that_fails_is_tried_again_after_a_while_and_an_interrupted_one_fi
         except StopIteration as end:
             raise Over from end
 
-    scheduler = Scheduler(str(tmp_path), lambda _: None, runs, clock)
+    scheduler = Scheduler(str(tmp_path), lambda _: None, runs, clock, timing=QUICK)
     with pytest.raises(Over):
         scheduler.run()
     assert 2 <= len(runs.begun) <= 5  # in 20 minutes: after 1, 2, 4 and 8
     assert {tick for _, tick in runs.begun} == {NOW - timedelta(minutes=1)}
     (row,) = listing(str(tmp_path), NOW)
-    assert row["last"]["state"] == "interrupted"
+    assert isinstance(row, ListedSchedule)
+    assert row.last is not None
+    assert row.last.state == "interrupted"
 
 
 class Over(Exception):
     """Ends a scheduler from its clock."""
 
 
-def looked_after(folder: Path, runs: Any, looks: int, at: dict[int, Any]) -> tuple[Scheduler, list[str]]:
+def looked_after(
+    folder: Path, runs: Any, looks: int, at: dict[int, Any], timing: Timing = QUICK
+) -> tuple[Scheduler, list[str]]:
     """A scheduler after so many looks, at some of which something happens."""
     said, count = list[str](), 0
 
@@ -119,7 +81,7 @@ def looked_after(folder: Path, runs: Any, looks: int, at: dict[int, Any]) -> tup
             raise Over
         return NOW + timedelta(seconds=count)
 
-    scheduler = Scheduler(str(folder), said.append, runs, clock)
+    scheduler = Scheduler(str(folder), said.append, runs, clock, timing)
     with pytest.raises(Over):
         scheduler.run()
     return scheduler, said
@@ -152,7 +114,7 @@ def test_a_process_that_cannot_be_begun_is_tried_again(tmp_path: Path) -> None:
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
     _, said = looked_after(tmp_path, begin, 3, {})
-    assert "cannot begin: [Errno 11] Resource temporarily unavailable; again at" in said[0]
+    assert "cannot begin: [Errno 11] Resource temporarily unavailable; next attempt at" in said[0]
 
 
 @pytest.mark.parametrize(("code", "how"), [(1, "ended early"), (-9, "was killed by SIGKILL"), (3, "was interrupted")])
@@ -164,28 +126,18 @@ def test_what_died_is_not_complete_whatever_its_exit_code(tmp_path: Path, code: 
         script = f"import os; os.kill(os.getpid(), {-code})" if code < 0 else f"raise SystemExit({code})"
         return subprocess.Popen([sys.executable, "-c", script])
 
-    Scheduler(str(tmp_path), said.append, begin, lambda: NOW).run(once=True)
+    Scheduler(str(tmp_path), said.append, begin, lambda: NOW, timing=QUICK).run(once=True)
     assert f"a: the run of {(NOW - timedelta(minutes=1)).isoformat()} {how}" in said[-1]
-    assert "is not complete; again at" in said[-1]
+    assert "is not complete; next attempt at" in said[-1]
 
 
 def test_why_a_run_did_not_complete_is_said_in_its_own_words(tmp_path: Path) -> None:
     write(tmp_path, "a", cron="0 6 * * *", timezone="Europe/Paris").since(BEFORE)
     said = list[str]()
-    scheduler = Scheduler(str(tmp_path), said.append, clock=lambda: NOW)
+    scheduler = Scheduler(str(tmp_path), said.append, clock=lambda: NOW, timing=QUICK)
     scheduler.run(once=True)
-    assert [run["exit_code"] for run in scheduler.runs] == [2]
+    assert [run.exit_code for run in scheduler.results] == [2]
     assert f"cannot go on (input.path {tmp_path}/in: there is no such file or directory" in said[-1]
-
-
-def test_a_run_knows_that_nobody_attends_it(tmp_path: Path) -> None:
-    process = module.TickProcess(str(tmp_path / "none.yaml"), NOW)
-    try:
-        assert b"MAGBATCH_UNATTENDED=1" in Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
-    finally:
-        process.kill()
-        process.wait()
-        process.why()
 
 
 def test_a_run_that_goes_on_failing_makes_no_later_one_late(tmp_path: Path) -> None:
@@ -204,7 +156,7 @@ def test_a_run_that_goes_on_failing_makes_no_later_one_late(tmp_path: Path) -> N
         return process
 
     with pytest.raises(Over):
-        Scheduler(str(tmp_path), lambda _: None, begin, clock).run()
+        Scheduler(str(tmp_path), lambda _: None, begin, clock, timing=QUICK).run()
     ticks = sorted({tick for _, tick in runs.begun})
     assert len(ticks) >= 4
     assert {after - before for before, after in itertools.pairwise(ticks)} == {timedelta(minutes=20)}
@@ -227,19 +179,20 @@ def test_a_spec_that_ends_or_holds_up_its_reader_stops_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module_text: str, why: str
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
-    monkeypatch.setattr(module, "read", lambda paths: specs.read(paths, 10 if "while" in module_text else 60))
+    timing = Timing(pass_s=0.02, read_s=10 if "while" in module_text else 60)
     write(tmp_path, "b", cron="0 6 * * *", timezone="Europe/Paris").since(BEFORE)
     (tmp_path / "sudden_schema.py").write_text(f"{module_text}\n")
     (tmp_path / "a.yaml").write_text((tmp_path / "b.yaml").read_text() + "answer: {schema: 'sudden_schema:Answer'}\n")
     runs = Runs()
-    scheduler, said = looked_after(tmp_path, runs, 6, {})
+    scheduler, said = looked_after(tmp_path, runs, 6, {}, timing)
     assert [name for name, _ in runs.begun] == ["b"]
     (line,) = [line for line in said if "a.yaml" in line]  # once, however often the folder is looked at
     assert why in line
-    assert [run["exit_code"] for run in scheduler.runs if "spec" in run] == [2]
-    problem, row = listing(str(tmp_path), NOW)
-    assert problem["problem"] == line
-    assert row["job"] == "b"
+    assert [run.exit_code for run in scheduler.results if isinstance(run, Problem)] == [2]
+    problem, row = listing(str(tmp_path), NOW, timing)
+    assert problem == ListedProblem(f"{tmp_path}/a.yaml", line)
+    assert isinstance(row, ListedSchedule)
+    assert row.job == "b"
 
 
 def test_a_spec_with_a_model_of_a_users_own_is_looked_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,7 +202,7 @@ def test_a_spec_with_a_model_of_a_users_own_is_looked_after(tmp_path: Path, monk
     with (tmp_path / "a.yaml").open("a") as file:
         file.write("answer: {schema: 'own_schema:Answer'}\n")
     runs = Runs()
-    Scheduler(str(tmp_path), lambda _: None, runs, lambda: NOW).run(once=True)
+    Scheduler(str(tmp_path), lambda _: None, runs, lambda: NOW, timing=QUICK).run(once=True)
     assert [name for name, _ in runs.begun] == ["a"]
 
 
@@ -267,18 +220,8 @@ def test_who_ends_the_scheduler_ends_its_runs(tmp_path: Path) -> None:
         return NOW
 
     with pytest.raises(KeyboardInterrupt):
-        Scheduler(str(tmp_path), lambda _: None, begin, clock).run()
+        Scheduler(str(tmp_path), lambda _: None, begin, clock, timing=QUICK).run()
     assert [child.poll() for child in children] == [-15]
-
-
-def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="there is no such folder"):
-        spec_files(str(tmp_path / "none"))
-
-
-def test_a_run_that_was_killed_counts_as_a_defect() -> None:
-    assert worst([{"exit_code": -9}, {"exit_code": 0}]) == 4
-    assert worst([]) == 0
 
 
 @pytest.fixture
@@ -295,8 +238,7 @@ def test_a_store_that_never_answers_costs_its_own_schedule(
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", hanging)
     s3_storage.quick_s3_client.cache_clear()
-    monkeypatch.setattr(looks, "ANSWER_S", 0.2)
-    monkeypatch.setattr(looks, "LATE_S", 0.4)
+    timing = Timing(pass_s=0.02, answer_s=0.2, late_s=0.4)
     for name in ("a", "c"):
         write(tmp_path, name, cron="0 6 * * *", timezone="Europe/Paris").since(BEFORE)
     text = (
@@ -304,15 +246,19 @@ def test_a_store_that_never_answers_costs_its_own_schedule(
     )
     (tmp_path / "b.yaml").write_text(text)
     runs, said = Runs(), list[str]()
-    scheduler = Scheduler(str(tmp_path), said.append, runs, lambda: NOW)
+    scheduler = Scheduler(str(tmp_path), said.append, runs, lambda: NOW, timing=timing)
     scheduler.run(once=True)  # and ends, though the look does not
     assert [name for name, _ in runs.begun] == ["a", "c"]
     late = "b: output.path s3://b/out: its store has not answered for 0.4 s"
     assert said.count(late) == 1
-    assert [run.get("problem") for run in scheduler.runs if "spec" in run] == [late]
-    first, second, third = listing(str(tmp_path), NOW)
-    assert (first["last"]["state"], third["last"]["state"]) == ("complete", "complete")
-    assert second["problem"] == f"{tmp_path}/b.yaml: output.path s3://b/out: its store has not answered for 0.4 s"
+    assert [run.problem for run in scheduler.results if isinstance(run, Problem)] == [late]
+    first, second, third = listing(str(tmp_path), NOW, timing)
+    for row in (first, third):
+        assert isinstance(row, ListedSchedule)
+        assert row.last is not None
+        assert row.last.state == "complete"
+    assert isinstance(second, ListedProblem)
+    assert second.problem == f"{tmp_path}/b.yaml: output.path s3://b/out: its store has not answered for 0.4 s"
     s3_storage.quick_s3_client.cache_clear()
 
 
@@ -321,13 +267,14 @@ def test_an_output_that_cannot_be_read_costs_its_own_line(tmp_path: Path) -> Non
     (tmp_path / "taken").write_text("a file")
     text = (tmp_path / "a.yaml").read_text().replace(str(tmp_path / "out/a"), f"{tmp_path}/taken/out")
     (tmp_path / "b.yaml").write_text(text)
-    problem = listing(str(tmp_path), NOW)[1]["problem"]
-    assert problem.startswith(f"{tmp_path}/b.yaml: output.path {tmp_path}/taken/out: ")
+    found = listing(str(tmp_path), NOW)[1]
+    assert isinstance(found, ListedProblem)
+    assert found.problem.startswith(f"{tmp_path}/b.yaml: output.path {tmp_path}/taken/out: ")
     said = list[str]()
-    Scheduler(str(tmp_path), said.append, Runs(), lambda: NOW).run(once=True)
+    Scheduler(str(tmp_path), said.append, Runs(), lambda: NOW, timing=QUICK).run(once=True)
     (line,) = [line for line in said if "taken" in line]
     assert line.startswith("a: output.path: ")
-    assert f"again at {NOW + timedelta(minutes=16)}" in line  # nobody mends it within a minute
+    assert f"next attempt at {NOW + timedelta(minutes=16)}" in line  # nobody mends it within a minute
 
 
 @pytest.mark.parametrize("once", [True, False])
@@ -342,9 +289,9 @@ def test_a_folder_without_schedules_is_said(tmp_path: Path, once: bool) -> None:
             raise Over
         return NOW
 
-    scheduler = Scheduler(str(tmp_path), said.append, Runs(), clock)
+    scheduler = Scheduler(str(tmp_path), said.append, Runs(), clock, timing=QUICK)
     with suppress(Over):
         scheduler.run(once=once)
     (line,) = said
     assert line.startswith(f"{tmp_path}: no spec here that can be read has a schedule: ")
-    assert worst(scheduler.runs) == 0
+    assert worst(scheduler.results) == 0

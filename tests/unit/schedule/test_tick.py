@@ -27,15 +27,17 @@ from magbatch.errors import (
     StorageError,
     TooManyFailedError,
 )
-from magbatch.jobs.run import Outcome
+from magbatch.jobs.run import RunOutcome
 from magbatch.ledger.layout import MANIFEST, PLAN
 from magbatch.ledger.ledger import Ledger
 from magbatch.plan.plan import Plan
+from magbatch.report.report import Report, Run
 from magbatch.schedule import tick as tick_module
 from magbatch.schedule.history import History
 from magbatch.schedule.tick import TickOutcome, chosen, run_tick
 from magbatch.spec import JobSpec, parse
 from magbatch.storage import open_store
+from magbatch.totals import Totals
 
 FIRST = datetime(2026, 11, 24, 5, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -65,16 +67,22 @@ def put(root: str, name: str, rows: int = 3, text: str = "What?") -> None:
     open_store(f"{root}/input").write(name, sink.getvalue())
 
 
-def complete(spec: JobSpec, console: Console, plan: Plan) -> Outcome:
+def outcome(spec: JobSpec, plan: Plan, failed: int = 0) -> RunOutcome:
+    """What a run comes to; more than 0 failed rows are too many."""
+    report = Report(spec.name, spec.output.path, plan.rows, Totals(failed=failed), None, Run())
+    return RunOutcome(report, (), already=False, why="too many rows failed" if failed else None)
+
+
+def complete(spec: JobSpec, console: Console, plan: Plan) -> RunOutcome:
     """What `run` leaves behind, without the answers."""
     ledger = Ledger(spec.output.path)
     if ledger.spec() is None:
         ledger.begin(spec, plan)
     ledger.store.write(MANIFEST, b"{}")
-    return Outcome({"output": spec.output.path, "totals": {"failed": 0}}, [], [], False, False)
+    return outcome(spec, plan)
 
 
-def killed(spec: JobSpec, console: Console, plan: Plan) -> Outcome:
+def killed(spec: JobSpec, console: Console, plan: Plan) -> RunOutcome:
     raise Killed
 
 
@@ -140,9 +148,9 @@ def test_a_run_with_too_many_failed_rows_stays_one(root: str) -> None:
     spec = job(root)
     put(root, "a.parquet")
 
-    def failing(spec: JobSpec, console: Console, plan: Plan) -> Outcome:
+    def failing(spec: JobSpec, console: Console, plan: Plan) -> RunOutcome:
         complete(spec, console, plan)
-        return Outcome({"output": spec.output.path, "totals": {"failed": 3}}, [], [], False, True)
+        return outcome(spec, plan, failed=3)
 
     assert [one.too_many_failed for one in run(spec, FIRST, failing)] == [True]
     assert [(one.already, one.too_many_failed) for one in run(spec, FIRST, killed)] == [(True, True)]
@@ -151,7 +159,7 @@ def test_a_run_with_too_many_failed_rows_stays_one(root: str) -> None:
 def stuck(error: JobError, *ticks: datetime) -> Any:
     """Runs of these ticks end with an error, all others complete."""
 
-    def answer(spec: JobSpec, console: Console, plan: Plan) -> Outcome:
+    def answer(spec: JobSpec, console: Console, plan: Plan) -> RunOutcome:
         if any(f"{tick:%Y%m%dT%H%M%SZ}" in spec.output.path for tick in ticks):
             raise error
         return complete(spec, console, plan)
@@ -261,7 +269,7 @@ def test_of_two_schedulers_that_race_for_a_tick_one_runs_it(root: str) -> None:
     put(root, "a.parquet")
     answers, results, barrier = list[str](), list[str](), threading.Barrier(2)
 
-    def answer(spec: JobSpec, console: Console, plan: Plan) -> Outcome:
+    def answer(spec: JobSpec, console: Console, plan: Plan) -> RunOutcome:
         answers.append(spec.output.path)
         return complete(spec, console, plan)
 
@@ -313,7 +321,7 @@ def test_a_run_that_has_begun_is_finished_as_it_was_begun(tmp_path: Path) -> Non
     root, spec = str(tmp_path), job(str(tmp_path))
     put(root, "a.parquet")
 
-    def begin_and_die(spec: JobSpec, console: Console, plan: Plan) -> Outcome:
+    def begin_and_die(spec: JobSpec, console: Console, plan: Plan) -> RunOutcome:
         ledger = Ledger(spec.output.path)
         ledger.begin(spec, plan)
         ledger.store.write("results/part-00000-x.parquet", b"an answer")
@@ -323,7 +331,7 @@ def test_a_run_that_has_begun_is_finished_as_it_was_begun(tmp_path: Path) -> Non
         run(spec, FIRST, begin_and_die)
     seen = list[JobSpec]()
 
-    def answer(spec: JobSpec, console: Console, plan: Plan) -> Outcome:
+    def answer(spec: JobSpec, console: Console, plan: Plan) -> RunOutcome:
         seen.append(spec)
         return complete(spec, console, plan)
 
@@ -350,7 +358,7 @@ def test_a_run_that_has_answered_nothing_takes_the_mended_spec_and_keeps_its_fil
     root, spec = str(tmp_path), job(str(tmp_path))
     put(root, "a.parquet")
 
-    def refuse(spec: JobSpec, console: Console, plan: Plan) -> Outcome:
+    def refuse(spec: JobSpec, console: Console, plan: Plan) -> RunOutcome:
         Ledger(spec.output.path).begin(spec, plan)
         raise EngineStartError("no such argument")
 
@@ -362,7 +370,7 @@ def test_a_run_that_has_answered_nothing_takes_the_mended_spec_and_keeps_its_fil
         mended = {"input": {"path": f"{root}/elsewhere/input"}}
     asked = list[tuple[float, set[str]]]()
 
-    def answer(spec: JobSpec, console: Console, plan: Plan) -> Outcome:
+    def answer(spec: JobSpec, console: Console, plan: Plan) -> RunOutcome:
         asked.append((spec.sampling.temperature, {name.rpartition("/")[2] for name, _, _ in plan.files()}))
         return complete(spec, console, plan)
 
@@ -380,7 +388,7 @@ def test_a_spec_that_is_mended_before_anything_was_asked_has_its_columns_again(t
     put(root, "b.parquet")
     seen = list[Plan]()
 
-    def answer(spec: JobSpec, console: Console, plan: Plan) -> Outcome:
+    def answer(spec: JobSpec, console: Console, plan: Plan) -> RunOutcome:
         seen.append(plan)
         return complete(spec, console, plan)
 

@@ -116,6 +116,6 @@ def test_a_time_without_an_offset_is_the_schedules() -> None:
     now = utc("2026-11-24T12:00")
     assert parse_at("2026-11-24T06:00", schedule("0 6 * * *"), now) == utc("2026-11-24T05:00")
     assert parse_at("2026-11-24T06:00Z", schedule("0 6 * * *"), now) == utc("2026-11-24T06:00")
-    for wrong, said in (("soon", "write a time such as"), ("2026-11-25", "is to come")):
+    for wrong, said in (("soon", "write a time such as"), ("2026-11-25", "is in the future")):
         with pytest.raises(SpecError, match=said):
             parse_at(wrong, schedule("0 6 * * *"), now)

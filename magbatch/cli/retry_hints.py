@@ -1,8 +1,8 @@
-"""What a person can do about rows that failed: the commands that ask them again."""
+"""Commands that ask failed rows again, and the spec fields that decide whether a row fails."""
 
-from magbatch.cli.show import command, shown_path
+from magbatch.cli.command_line import command, shown_path
 
-# What decides whether a row fails with this code: asked again as it was, it would fail again.
+# Fields that decide whether a row fails with this code. Without a higher value, the row would fail again.
 _FIELDS = {
     "prompt_too_long": ("limits.max_prompt_tokens",),
     "too_many_images": ("limits.max_images",),
@@ -17,13 +17,28 @@ _FIELDS = {
 
 
 def retry_command(output: str, by_code: dict[str, int]) -> str:
-    """The command that asks failed rows again; of the most frequent code, with the field that decides it."""
+    """The command that asks failed rows again.
+
+    If a field decides the most frequent code, the command asks the rows of that code and sets the field.
+
+    Args:
+        output: Path or URL of the output.
+        by_code: Error code to number of dead letters.
+
+    >>> retry_command("/o", {"missing_value": 1, "prompt_too_long": 2})
+    'magbatch retry /o --where prompt_too_long --set limits.max_prompt_tokens=N'
+    """
     first = min(by_code, key=lambda code: (-by_code[code], code), default="")
     return _retry(output, first) if first in _FIELDS else command("retry", shown_path(output))
 
 
 def retry_lines(output: str, by_code: dict[str, int]) -> list[str]:
-    """How to ask failed rows again, in a line; and one for each code that a field of the spec decides."""
+    """Lines about failed rows: how to ask all of them again, and one line for each code that a field decides.
+
+    Args:
+        output: Path or URL of the output.
+        by_code: Error code to number of dead letters.
+    """
     if not by_code:
         return []
     return [

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from magbatch.cli.show import again, command, counted, with_prefix
+from magbatch.cli.command_line import again, command, with_prefix
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def test_a_command_quotes_its_words() -> None:
@@ -60,10 +60,3 @@ def test_a_refused_command_names_the_next_one_as_it_can_be_pasted(tmp_path: Path
             [script, "schedule", "list", str(tmp_path)], env=plain | extra, capture_output=True, text=True, check=False
         )
         assert f"Next: {prefix} schedule run {tmp_path}" in done.stdout, done.stdout + done.stderr
-
-
-def test_a_long_command_shows_how_far_it_is(capsys: pytest.CaptureFixture[str]) -> None:
-    show = counted("objects checked", every_s=0)
-    show(1200, 40000)
-    counted("objects checked", every_s=3600)(2, 3)  # a short one says nothing
-    assert capsys.readouterr() == ("", "1,200 of 40,000 objects checked\n")
