@@ -2,6 +2,7 @@
 
 import ast
 import re
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 
@@ -15,11 +16,17 @@ from support.files import PAGE
 from typer.testing import CliRunner
 
 from magbatch.cli.app import CRASHED, app
+from magbatch.cli.show_remote import print_cancelled, print_jobs, print_submitted
+from magbatch.cli.show_status import print_status
+from magbatch.cli.target import Target
 from magbatch.errors import ErrorCode, JobError, Step
 from magbatch.fleet.placement import unplaced
 from magbatch.guard import WHY_FD
+from magbatch.jobs.status import JobState, JobStatus, LastRun
 from magbatch.ledger.layout import NAMED_FILES
 from magbatch.ledger.manifest import Manifest
+from magbatch.remote import ClusterJob
+from magbatch.report.progress import Eta
 from magbatch.rows import ReasoningStatus
 from magbatch.schema import DOCUMENT_FIELDS, ERROR_FIELDS, RESULT_FIELDS, TOKEN_FIELDS
 from magbatch.spec import FREE_FIELDS, ReplicasSpec, parse
@@ -188,6 +195,38 @@ def test_every_option_of_deploy_render_is_explained() -> None:
 def test_the_line_about_missing_devices_is_the_printed_one() -> None:
     page = (ROOT / "deploy" / "README.md").read_text(encoding="utf-8")
     assert unplaced(ReplicasSpec(gpus=1), {"CPU": 2.0}, {"CPU": 1.0}) in page.splitlines()
+
+
+def test_a_running_job_is_shown_as_it_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    page, *_ = blocks((ROOT / "monitoring" / "README.md").read_text(encoding="utf-8"), "console")
+    run = LastRun(True, 1.0, "vm", 32677, 21.5, 2042.0, 0, 1, 0, Eta(9.0, 8.0, 9.0), 65.0, 0.04, "USD", {})
+    output = "out/receipts"
+    state = JobStatus(
+        "receipts", output, JobState.RUNNING, False, 500, 330, 330, 0, 34, 22, None, None, None, None, run
+    )
+    print_status(state, Target(output, output))
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[:-1] == [line for line in page.splitlines() if not line.startswith(("$ ", "Next: "))]
+
+
+def test_the_jobs_of_a_cluster_are_shown_as_they_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    address, output = "http://127.0.0.1:8265", "/srv/team/out/receipts"
+    local = ["/srv/team/jobs/data/receipts.parquet", output]
+    (page,) = [
+        block
+        for block in blocks((ROOT / "deploy" / "README.md").read_text(encoding="utf-8"), "console")
+        if "magbatch cancel" in block
+    ]
+    first, second = re.findall(r"as (receipts-\w+)", page)
+    times = [datetime.fromisoformat(f"{time}+00:00") for time in re.findall(r"\d{4}-\d\d-\d\d [\d:]+", page)]
+    pending = ClusterJob(second, "receipts", "pending", output, "", times[0], None, "", None)
+    stopped = ClusterJob(first, "receipts", "stopped", output, "", times[1], times[2], "", None)
+    print_submitted(first, "receipts", output, address, local, as_json=False)
+    print_cancelled(stopped, address, was_over=False)
+    print_submitted(second, "receipts", output, address, [], as_json=False)
+    print_jobs([pending, stopped], address)
+    printed = capsys.readouterr().out
+    assert printed == "".join(line for line in page.splitlines(keepends=True) if not line.startswith("$ "))
 
 
 def test_every_environment_variable_is_explained() -> None:
