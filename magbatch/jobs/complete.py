@@ -84,8 +84,7 @@ def complete(
     progress = JobProgress(spec, plan.rows, before, *earlier(quick), refusals=lambda: ledger.refusals)
     progress.past = earlier_runs(quick)
     heartbeat = Heartbeat(quick, progress, lease.check, say)
-    if before and (changed := differences(earlier_versions(quick), versions())):
-        say(f"note: package versions differ from those of the committed rows: {', '.join(changed)}")
+    changed = differences(earlier_versions(quick), versions()) if before else []
     log = log_of(ledger.path, time.time())
     log.note_start(spec, plan, progress)
     with (
@@ -94,6 +93,8 @@ def complete(
         Exporter(spec, progress, say).serving(),
         heartbeat.beating(),
     ):
+        if changed:
+            say(f"note: package versions differ from those of the committed rows: {', '.join(changed)}")
         if before:
             _add_earlier_totals(ledger, progress, say)
         observer = _Observers(ProgressLine(console, progress, log.note), log, lease, failures)
