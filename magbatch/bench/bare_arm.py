@@ -40,7 +40,7 @@ def documents(checkpoint: Path, output: Path, files: list[str]) -> int:
 
     from magbatch.documents.images import ImageGrid
     from magbatch.documents.pdf import MAX_DPI, POINTS_PER_INCH
-    from magbatch.model.checkpoint import facts
+    from magbatch.model.facts import facts
 
     model = facts(checkpoint)
     if model.image_size is None:

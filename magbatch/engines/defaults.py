@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from magbatch.errors import SpecError
-from magbatch.model.checkpoint import ModelFacts
+from magbatch.model.facts import ModelFacts
 from magbatch.spec import JobSpec
 from magbatch.spec.vllm_names import CPU_BLOCK
 

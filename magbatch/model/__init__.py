@@ -1,4 +1,4 @@
 """A model: its files and their version, the hub as a source, its tokenizer.
 
-Imports within: hub, tokenizer < checkpoint.
+Imports within: facts, files, hub, tokenizer < version < bucket < checkpoint.
 """

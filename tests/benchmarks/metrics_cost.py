@@ -25,7 +25,8 @@ from magbatch.engines.defaults import engine_args
 from magbatch.engines.vllm import VllmEngine
 from magbatch.fleet.board import BoardState
 from magbatch.ledger.ledger import Ledger
-from magbatch.model.checkpoint import facts, locate
+from magbatch.model.checkpoint import locate
+from magbatch.model.facts import facts
 from magbatch.model.tokenizer import Tokenizer
 from magbatch.pipeline.block import from_block, to_block
 from magbatch.pipeline.context import JobContext

@@ -14,7 +14,8 @@ import time
 from magbatch.engines.base import EngineConfig
 from magbatch.engines.defaults import engine_args
 from magbatch.engines.vllm import VllmEngine
-from magbatch.model.checkpoint import facts, locate
+from magbatch.model.checkpoint import locate
+from magbatch.model.facts import facts
 from magbatch.model.tokenizer import Tokenizer
 from magbatch.pipeline.generate import Generate, ThinkingPlan
 from magbatch.pipeline.prompt import Prompter

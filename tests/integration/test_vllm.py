@@ -29,7 +29,8 @@ from magbatch.engines.base import HUGE_PAGES, EngineConfig, EngineLoad
 from magbatch.engines.defaults import engine_args
 from magbatch.engines.vllm import VllmEngine, _as_vllm
 from magbatch.errors import EngineStartError, RequestFailedError, RequestRejectedError
-from magbatch.model.checkpoint import facts, locate
+from magbatch.model.checkpoint import locate
+from magbatch.model.facts import facts
 from magbatch.model.tokenizer import Tokenizer
 from magbatch.pipeline.answer import Progress, RowAnswerer
 from magbatch.pipeline.context import JobContext

@@ -22,7 +22,8 @@ from magbatch.ledger.finalise import finalise
 from magbatch.ledger.holder import LeaseToken
 from magbatch.ledger.layout import PAGE, REPORT
 from magbatch.ledger.ledger import Ledger
-from magbatch.model.checkpoint import facts, locate
+from magbatch.model.checkpoint import locate
+from magbatch.model.facts import facts
 from magbatch.model.tokenizer import Tokenizer
 from magbatch.pipeline.block import ShardPrompts, from_block, to_block
 from magbatch.pipeline.context import JobContext

@@ -25,7 +25,8 @@ from magbatch.documents.images import ImageGrid, decode
 from magbatch.engines import EngineConfig, start
 from magbatch.errors import ErrorCode, JobError, MagbatchError, ResumableError, RowError, Step
 from magbatch.ledger.ledger import Ledger
-from magbatch.model.checkpoint import facts, locate
+from magbatch.model.checkpoint import locate
+from magbatch.model.facts import facts
 from magbatch.model.tokenizer import Tokenizer
 from magbatch.pipeline.prompt import Prompter
 from magbatch.pipeline.read import ShardReader

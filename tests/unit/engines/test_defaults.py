@@ -9,7 +9,7 @@ import yaml
 
 from magbatch.engines.defaults import WHOLE_PROMPTS, engine_args
 from magbatch.errors import SpecError
-from magbatch.model.checkpoint import ModelFacts, facts
+from magbatch.model.facts import ModelFacts, facts
 from magbatch.spec import JobSpec, parse
 
 VISION, TEXT = ModelFacts(131_072, 1540, 28), ModelFacts(131_072, None, 0)

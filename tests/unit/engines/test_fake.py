@@ -11,7 +11,7 @@ import yaml
 from magbatch.engines import Engine, EngineConfig, start
 from magbatch.engines.defaults import engine_args
 from magbatch.errors import EngineDeadError, EngineStartError, RequestRejectedError
-from magbatch.model.checkpoint import facts
+from magbatch.model.facts import facts
 from magbatch.model.tokenizer import Tokenizer
 from magbatch.pipeline.parse import Parser
 from magbatch.pipeline.prompt import Prompter

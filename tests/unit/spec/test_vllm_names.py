@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from magbatch.engines.defaults import engine_args
-from magbatch.model.checkpoint import ModelFacts
+from magbatch.model.facts import ModelFacts
 from magbatch.spec import parse
 from magbatch.spec.engine_args import value_mistake
 from magbatch.spec.job import FREE_FIELDS
