@@ -168,7 +168,7 @@ def test_an_open_job_is_not_merged(job: SmallJob) -> None:
 
 def test_a_job_of_another_version_is_not_merged(book: Book) -> None:
     rewrite_manifest(book.ledger, schema_version="0")
-    with pytest.raises(OutputError, match="another version"):
+    with pytest.raises(OutputError, match="columns of schema version 0, and this magbatch writes version 1"):
         go(book)
 
 
