@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Self, TypeAlias
+from typing import Any, Final, Self, TypeAlias
 
 import pyarrow as pa
 
@@ -18,7 +18,7 @@ from magbatch.errors import ErrorCode, Step, short_message
 
 # Memory of one prompt token of an unfinished row: 4 bytes in the prompt's array, 36 in the engine's list of integers.
 TOKEN_BYTES = 4 + 36
-_PIXEL_CODEC = "lz4_raw"
+_PIXEL_CODEC: Final = "lz4_raw"
 
 TokenIds: TypeAlias = "array[int]"
 

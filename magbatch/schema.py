@@ -38,7 +38,7 @@ ERROR_FIELDS: dict[str, pa.DataType] = {
 TOKEN_FIELDS: dict[str, pa.DataType] = {
     name: RESULT_FIELDS[name] for name in ("prompt_tokens", "reasoning_tokens", "answer_tokens", "cached_tokens")
 }
-_PART_FIELDS = {
+_PART_FIELDS: dict[str, pa.DataType] = {
     "first_page": pa.int32(),
     "last_page": pa.int32(),
     "reasoning": pa.large_string(),

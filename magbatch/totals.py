@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute
 
 from magbatch.answers.grading import Grading
+from magbatch.arrow_types import ChunkedArray
 from magbatch.schema import ERRORS, TOKEN_FIELDS
 
 FOOTER_KEY = b"magbatch.totals"
@@ -102,7 +103,8 @@ class Totals:
                 self._add_tokens(table)
             return
         self.records += table.num_rows
-        first = table.filter(pa.compute.equal(table.column("sample"), 0))  # all samples of a row share one prompt
+        # All samples of a row share one prompt.
+        first = table.filter(pa.compute.equal(table.column("sample"), pa.scalar(0)))
         self.answered += first.num_rows
         self.prompt_tokens += _sum(first, "prompt_tokens")
         self.cached_tokens += _sum(first, "cached_tokens")
@@ -122,8 +124,9 @@ class Totals:
         """Add the tokens of dead letters; null counts as 0."""
         self.prompt_tokens += _sum(letters, "prompt_tokens")
         self.cached_tokens += _sum(letters, "cached_tokens")
-        counts = {name: pa.compute.fill_null(letters.column(name), 0) for name in ("reasoning_tokens", "answer_tokens")}
-        generated = pa.compute.greater(pa.compute.add(*counts.values()), 0)
+        names = ("reasoning_tokens", "answer_tokens")
+        counts: dict[str, Any] = {name: pa.compute.fill_null(letters.column(name), pa.scalar(0)) for name in names}
+        generated = pa.compute.greater(pa.compute.add(*counts.values()), pa.scalar(0))
         found = pa.table(counts).filter(generated)
         self.failed_generated += found.num_rows
         self._add_generated(found)
@@ -190,8 +193,9 @@ def _array(table: pa.Table, name: str) -> "np.ndarray[Any, Any]":
     return values
 
 
-def _count(counts: dict[str, int], column: pa.ChunkedArray) -> None:
-    for item in pa.compute.value_counts(column).to_pylist():
+def _count(counts: dict[str, int], column: ChunkedArray) -> None:
+    counted: Any = pa.compute.value_counts(column)  # an array of structs
+    for item in counted.to_pylist():
         counts[item["values"]] = counts.get(item["values"], 0) + item["counts"]
 
 

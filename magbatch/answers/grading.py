@@ -11,13 +11,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
 from magbatch.answers.exact import Number, read_json, write_json
+from magbatch.arrow_types import ChunkedArray, DictionaryArray, Scalar
 from magbatch.spec import JobSpec, properties
 
 RULE = 3  # version of the rules for equality; a manifest records the version of its counts
@@ -75,7 +76,7 @@ class Grading:
         """
         table = table.select(list(dict.fromkeys(["sample", self.given, self.expected])))
         if self.given == "vote":
-            table = table.filter(pa.compute.equal(table.column("sample"), 0))
+            table = table.filter(pa.compute.equal(table.column("sample"), pa.scalar(0)))
         expected = _plain(table.column(self.expected))
         given = table.column(self.given)
         given = pa.compute.struct_field(given, "answer") if pa.types.is_struct(given.type) else _plain(given)
@@ -86,7 +87,7 @@ class Grading:
         found = [self._right(*pair, width) for pair in zip(given, expected, strict=True)]
         return sum(one is not None for one in found), sum(one is True for one in found)
 
-    def _right(self, given: pa.Scalar, expected: pa.Scalar, width: type) -> bool | None:
+    def _right(self, given: Scalar, expected: Scalar, width: type) -> bool | None:
         """Whether an answer is right; None if no right answer is known.
 
         Args:
@@ -183,7 +184,7 @@ def _normal(text: str) -> str:
     return unicodedata.normalize("NFC", text.strip())
 
 
-def _normal_texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
+def _normal_texts(column: ChunkedArray) -> ChunkedArray:
     return pa.compute.utf8_trim_whitespace(pa.compute.utf8_normalize(column.cast(pa.large_string()), form="NFC"))
 
 
@@ -192,12 +193,12 @@ def _is_text(kind: pa.DataType) -> bool:
     return found
 
 
-def _same_texts(given: pa.ChunkedArray, expected: pa.ChunkedArray) -> tuple[int, int]:
-    same = pa.compute.equal(_normal_texts(given), _normal_texts(expected))
+def _same_texts(given: ChunkedArray, expected: ChunkedArray) -> tuple[int, int]:
+    same: Any = pa.compute.equal(_normal_texts(given), _normal_texts(expected))
     return len(expected) - expected.null_count, int(pa.compute.sum(same).as_py() or 0)
 
 
-def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+def _plain(column: ChunkedArray) -> ChunkedArray:
     """Copy of a column without a dictionary, with times in UTC and in microseconds at most, as Python holds them.
 
     Seconds stay seconds: a year far in the future would overflow in microseconds.
@@ -205,9 +206,10 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
     kind = column.type
     if pa.types.is_dictionary(kind):
         with suppress(pa.ArrowException):  # Arrow cannot decode these values: Python reads each
-            return _plain(pa.chunked_array([chunk.dictionary_decode() for chunk in column.chunks], kind.value_type))
+            chunks = [cast(DictionaryArray, chunk).dictionary_decode() for chunk in column.chunks]
+            return _plain(pa.chunked_array(chunks, kind.value_type))
     if pa.types.is_timestamp(kind):  # an unknown zone name does not change the instant
-        unit = "us" if kind.unit == "ns" else kind.unit
+        unit: Any = "us" if kind.unit == "ns" else kind.unit
         return column.cast(pa.timestamp(unit, tz=kind.tz and "UTC"), safe=False)
     if pa.types.is_time64(kind):
         return column.cast(pa.time64("us"), safe=False)

@@ -118,8 +118,8 @@ def _token_lists(files: list[Path]) -> tuple[dict[str, int], float]:
     written: dict[str, int] = {}
     for file in files:
         table = pq.ParquetFile(file).read()
-        for one, tokens in zip(table["id"].to_pylist(), table["tokens"].to_pylist(), strict=True):
-            written[one] = len(tokens)
+        for row in table.select(["id", "tokens"]).to_pylist():
+            written[row["id"]] = len(row["tokens"])
     return written, max(
         file.stat().st_ctime for file in files
     )  # ctime: a rename commits the file, and leaves its mtime

@@ -163,7 +163,7 @@ def prepare(workload: Workload, rows: int, seed: int, folder: Path, settings: di
     ready.mkdir()
     records = list(workload.records(rows, seed))
     size = math.ceil(len(records) / FILES)
-    schema = pa.schema([("id", pa.string()), ("question", pa.string()), ("tokens", pa.int32())])
+    schema = pa.schema(dict[str, pa.DataType](id=pa.string(), question=pa.string(), tokens=pa.int32()))
     if workload.images:
         schema = schema.append(pa.field("image", pa.binary()))
     for number, begin in enumerate(range(0, len(records), size)):

@@ -156,7 +156,8 @@ class Worker:
             Table (shards,) with one column. Nobody reads it: Ray Data counts its rows as progress.
         """
         self._begun.set()
-        for index, shard in enumerate(block.column("shard").to_pylist()):
+        shards: list[Any] = block.column("shard").to_pylist()
+        for index, shard in enumerate(shards):
             unpack = functools.partial(next, from_block(block.slice(index, 1)))
             try:
                 await self._replica.run(shard, unpack, may_have_rows=shard in self._may_have_rows)

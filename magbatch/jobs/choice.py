@@ -3,6 +3,7 @@
 import difflib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute
@@ -90,7 +91,8 @@ class Choice:
                 raise damaged(ledger.store, f"{name}: in the manifest, but not there") from error
             if wanted:
                 table = table.filter(pa.compute.is_in(table.column(column), pa.array(wanted)))
-            return list(table.column("row_id").unique().to_pylist())
+            row_ids: list[Any] = table.column("row_id").unique().to_pylist()
+            return row_ids
 
         names = [name for name in filled_objects(manifest) if name.kind == self.kind]
         # Objects of many shards are large, so they are read one at a time.

@@ -6,6 +6,7 @@ No object is edited. An object that loses rows is written again without them, an
 import functools
 import itertools
 from dataclasses import dataclass, field
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute
@@ -48,10 +49,11 @@ class Answers:
         self.truncated = 0
         for name in (name for name in self._checksums if name.kind == RESULTS):
             table = read_columns(self._store, name, ["row_id", "reasoning_status"])
-            cut = table.filter(pa.compute.equal(table.column("reasoning_status"), str(ReasoningStatus.TRUNCATED)))
+            status = pa.scalar(str(ReasoningStatus.TRUNCATED))
+            cut = table.filter(pa.compute.equal(table.column("reasoning_status"), status))
             kept = set(cut.column("row_id").to_pylist()) if truncated else set()
             self.truncated += len(kept)
-            rows = table.column("row_id").unique().to_pylist()
+            rows: list[Any] = table.column("row_id").unique().to_pylist()
             self.holders |= dict.fromkeys((row_id for row_id in rows if row_id not in kept), name)
         self._load = functools.lru_cache(CACHED_OBJECTS)(self._read)
 

@@ -58,7 +58,8 @@ def _read_samples(spec: JobSpec, ledger: Ledger, plan: Plan) -> list[RowSample]:
     for part in ledger.objects(RESULTS):
         if part.rows:
             table = pq.read_table(io.BytesIO(ledger.store.read(str(part))), columns=_COLUMNS)
-            first = table.filter(pa.compute.equal(table.column("sample"), 0)).slice(0, SAMPLE_ROWS - len(found))
+            first = table.filter(pa.compute.equal(table.column("sample"), pa.scalar(0)))
+            first = first.slice(0, SAMPLE_ROWS - len(found))
             found += [
                 RowSample(
                     sample_line(_question(spec, plan, part.shards, row["row_id"])),

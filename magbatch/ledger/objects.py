@@ -9,6 +9,7 @@ import io
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -62,7 +63,8 @@ class StoredObject:
 
 def row_ids_of(table: pa.Table) -> list[str]:
     """Row ids in a table of records, each once."""
-    return list(table.column("row_id").unique().to_pylist())
+    row_ids: list[Any] = table.column("row_id").unique().to_pylist()
+    return row_ids
 
 
 def read_object(

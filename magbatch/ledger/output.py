@@ -193,5 +193,6 @@ def read_plan_id(store: Store) -> str | None:
             found = pq.read_metadata(io.BytesIO(store.read_end(PLAN, PLAN_FOOTER_BYTES))).metadata
         except (pa.ArrowException, ValueError):  # the footer is longer than PLAN_FOOTER_BYTES
             found = pq.read_metadata(io.BytesIO(store.read(PLAN))).metadata
-        return found[PLAN_ID_KEY.encode()].decode() if PLAN_ID_KEY.encode() in (found or {}) else None
+        plan_id = (found or {}).get(PLAN_ID_KEY.encode())
+        return None if plan_id is None else plan_id.decode()
     return None

@@ -10,12 +10,13 @@ from typing import Any
 
 import pyarrow as pa
 
+from magbatch.arrow_types import Field
 from magbatch.errors import ErrorCode, Step
 from magbatch.rows import DeadLetter, Image, PageGroup, Prompt, as_ids
 from magbatch.storage.columns import empty_table
 
 RECORDS_BYTES = 16 << 20  # of prompts that become Arrow records at once: bounds the second copy of their images
-BLOCK_SCHEMA = pa.schema([("shard", pa.int64()), ("rows", pa.int64()), ("payload", pa.large_binary())])
+BLOCK_SCHEMA = pa.schema(dict[str, pa.DataType](shard=pa.int64(), rows=pa.int64(), payload=pa.large_binary()))
 _IMAGE = pa.struct([("width", pa.int32()), ("height", pa.int32()), ("packed", pa.large_binary())])
 _PAGE_GROUP = pa.struct(
     [
@@ -25,7 +26,7 @@ _PAGE_GROUP = pa.struct(
         ("images", pa.list_(_IMAGE)),
     ]
 )
-_PROMPT_FIELDS = [
+_PROMPT_FIELDS: list[Field] = [
     pa.field("row_id", pa.string(), nullable=False),
     pa.field("token_ids", pa.binary()),  # int32 each, in the byte order of the machine
     pa.field("images", pa.list_(_IMAGE)),
@@ -124,7 +125,7 @@ def _unpack(block: pa.Table, index: int) -> ShardPrompts:
     table = pa.ipc.open_stream(block.column("payload")[index].as_buffer()).read_all()
     carried_names = [name for name in table.column_names if name.startswith("carry.")]
     carried = table.select(carried_names).rename_columns([name.removeprefix("carry.") for name in carried_names])
-    row_ids = table.column("row_id").to_pylist()
+    row_ids: list[Any] = table.column("row_id").to_pylist()
     rows = [_row(record) for record in table.select([field.name for field in _PROMPT_FIELDS]).to_pylist()]
     return ShardPrompts(
         block.column("shard")[index].as_py(),

@@ -16,6 +16,7 @@ from operator import attrgetter
 
 import pyarrow as pa
 
+from magbatch.arrow_types import Array
 from magbatch.errors import ErrorCode, JobError, RowError
 from magbatch.pipeline.cursor import NO_DAMAGE, READ_BATCH_ROWS, Cursor
 from magbatch.rows import Segment, Shard
@@ -286,7 +287,7 @@ def _gone(segment: Segment) -> RowError:
     )
 
 
-def _all(batch: pa.RecordBatch) -> pa.Array:
+def _all(batch: pa.RecordBatch) -> Array:
     return pa.array(range(batch.num_rows), pa.int32())
 
 

@@ -16,6 +16,7 @@ from typing import Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from magbatch.arrow_types import Array, ChunkedArray
 from magbatch.errors import ErrorCode, Step, StorageError
 from magbatch.rows import DeadLetter, FinishedRow
 from magbatch.schema import (
@@ -307,9 +308,9 @@ class _Carried:
         return pa.table([_cells(column, where) for column in self._table.columns], schema=self.schema)
 
 
-def _cells(column: pa.ChunkedArray, where: list[int | None]) -> pa.ChunkedArray:
+def _cells(column: ChunkedArray, where: list[int | None]) -> ChunkedArray:
     """Single cells of a column, without copies; null for None."""
-    cells: list[pa.Array] = []
+    cells: list[Array] = []
     for position in where:
         cells += [pa.nulls(1, column.type)] if position is None else column.slice(position, 1).chunks
     return pa.chunked_array(cells, column.type)

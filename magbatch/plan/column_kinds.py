@@ -1,7 +1,10 @@
 """Types of the columns that a prompt is made of: a type from which no prompt can be made is refused."""
 
+from typing import TypeGuard
+
 import pyarrow as pa
 
+from magbatch.arrow_types import ListType
 from magbatch.errors import SpecError
 from magbatch.spec import JobSpec
 from magbatch.spec.columns import named_by
@@ -54,7 +57,7 @@ def _is_file(kind: pa.DataType) -> bool:
     return _is_text(kind) or (is_bytes(kind) and not isinstance(kind, pa.BaseExtensionType))
 
 
-def _is_chat(kind: pa.DataType) -> bool:
+def _is_chat(kind: pa.DataType) -> TypeGuard[ListType]:
     inner = kind.value_type if is_list(kind) else pa.null()
     return "role" in [field.name for field in inner] if pa.types.is_struct(inner) else False
 

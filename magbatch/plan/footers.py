@@ -143,6 +143,7 @@ def read_footer(file: InputFile, columns: list[str], prefix: PrefixColumn | None
         raise _unreadable(f"its footer needs more than {MEMORY_MB} MB of memory") from error
     except SandboxError as error:
         raise _unreadable(f"its footer breaks the Parquet library: {error}") from error
+    assert reply.body is not None, "each reply of this sandbox holds a schema"
     schema = pa.ipc.read_schema(pa.py_buffer(reply.body))
     stats = ColumnStats(**reply.head["prefix"]) if reply.head["prefix"] else None
     return FileFacts(reply.head["rows"], reply.head["names"], schema, stats, reply.head["row_bytes"])
@@ -315,4 +316,4 @@ def _short(chunk: pq.ColumnChunkMetaData) -> bool:
     if bounds is None or not bounds.has_min_max:
         return False
     least, most = bounds.min_raw, bounds.max_raw
-    return not isinstance(least, bytes) or max(len(least), len(most)) < SHORT_BYTES
+    return not (isinstance(least, bytes) and isinstance(most, bytes)) or max(len(least), len(most)) < SHORT_BYTES

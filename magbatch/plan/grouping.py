@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
 
+from magbatch.arrow_types import Array, DictionaryArray
 from magbatch.errors import JobError
 from magbatch.plan import windows
 from magbatch.plan.footers import ColumnStats, PrefixColumn
@@ -213,7 +215,7 @@ def _values(segment: Segment, column: str, stats: ColumnStats) -> Iterator[Colum
             yield _hashed(batch.column(0), stats.other_row_bytes)
 
 
-def _hashed(column: pa.Array, other_row_bytes: int) -> ColumnValues:
+def _hashed(column: Array, other_row_bytes: int) -> ColumnValues:
     """Hash values; each distinct value is hashed once.
 
     Args:
@@ -222,16 +224,15 @@ def _hashed(column: pa.Array, other_row_bytes: int) -> ColumnValues:
     """
     if isinstance(column, pa.ExtensionArray):
         column = column.storage
-    if not pa.types.is_dictionary(column.type):
-        column = column.dictionary_encode()
-    codes = column.indices.fill_null(len(column.dictionary)).to_numpy(zero_copy_only=False)
+    encoded = cast(DictionaryArray, column if pa.types.is_dictionary(column.type) else column.dictionary_encode())
+    codes = encoded.indices.fill_null(len(encoded.dictionary)).to_numpy(zero_copy_only=False)
     used = np.unique(codes)
-    used = used[used < len(column.dictionary)]
-    values = column.dictionary.take(pa.array(used))
+    used = used[used < len(encoded.dictionary)]
+    values: Any = encoded.dictionary.take(pa.array(used))
     if not is_bytes(values.type):
         values = values.cast(pa.large_string())  # a number has the same text in every type that a file may use for it
     values = values.cast(pa.large_binary())
-    hashes = np.full(len(column.dictionary) + 1, _NULL, dtype=np.uint64)  # the last is the hash of null
+    hashes = np.full(len(encoded.dictionary) + 1, _NULL, dtype=np.uint64)  # the last is the hash of null
     sizes = np.zeros(len(hashes), dtype=np.int64)
     digests = b"".join(blake2b(value, digest_size=8).digest() for value in values.to_pylist())
     hashes[used] = np.frombuffer(digests, dtype=np.uint64)

@@ -141,7 +141,7 @@ class Plan:
     def bad_files(self) -> list[tuple[str, str]]:
         """Path and problem of each file that cannot be read."""
         bad = self.table.filter(pa.compute.is_valid(self.table.column("problem")))
-        return list(zip(bad.column("path").to_pylist(), bad.column("problem").to_pylist(), strict=True))
+        return [(row["path"], row["problem"]) for row in bad.select(["path", "problem"]).to_pylist()]
 
     def files(self) -> set[tuple[str, int, str]]:
         """Path, size (bytes) and tag of each input file, bad files included."""
@@ -245,7 +245,7 @@ def _check_values(table: pa.Table) -> None:
             raise ValueError(f"its column {name} has a number below 0")
     if table.num_rows and pa.compute.max(table.column("rows")).as_py() > MAX_SEGMENT_ROWS:
         raise ValueError(f"its column rows has a number above {MAX_SEGMENT_ROWS:,}")
-    unknown = set(table.column("code").unique().to_pylist()) - {None, *ErrorCode}
+    unknown: set[Any] = set(table.column("code").unique().to_pylist()) - {None, *ErrorCode}
     if unknown:
         raise ValueError(f"its column code has {min(unknown)!r}, which is not an error code")
 

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
+from magbatch.arrow_types import Array
 from magbatch.plan.inputs import PlannedFile
 from magbatch.plan.plan import COLUMNS, POSITIONS, Plan
 from magbatch.plan.windows import Arrangement, Integers
@@ -86,8 +87,9 @@ def _records(segments: list[Segment], shard: Integers, source: Integers, start: 
     """
     by_run, sources = {"shard": shard, "start": start, "rows": rows}, pa.array(source, pa.int32())
 
-    def by_segment(name: str) -> pa.Array:
-        return pa.array([getattr(segment, name) for segment in segments], COLUMNS.field(name).type).take(sources)
+    def by_segment(name: str) -> Array:
+        values: Array = pa.array([getattr(segment, name) for segment in segments], COLUMNS.field(name).type)
+        return values.take(sources)
 
     arrays = [
         pa.array(by_run[name], COLUMNS.field(name).type) if name in by_run else by_segment(name)

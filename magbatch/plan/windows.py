@@ -12,6 +12,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from magbatch.arrow_types import ListArray
+
 # A read task decodes a whole window and keeps the rows of its own shards; several tasks may read the same window.
 WINDOW_ROWS = 32_768
 WINDOW_BYTES = 256 << 20  # of rows as read: bounds the memory of a read task
@@ -49,7 +51,7 @@ class Arrangement:
     source: Integers
     start: Integers
     rows: Integers
-    positions: pa.ListArray
+    positions: ListArray
 
 
 @dataclass(frozen=True, slots=True)

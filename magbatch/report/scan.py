@@ -16,6 +16,7 @@ from typing import IO, Any, Self
 import pyarrow as pa
 import pyarrow.compute
 
+from magbatch.arrow_types import ChunkedArray
 from magbatch.errors import StorageError
 from magbatch.report.texts import as_text
 from magbatch.schema import RESULTS
@@ -69,7 +70,7 @@ class DuplicateIds:
         if self._column is None:
             return
         if kind == RESULTS:
-            table = table.filter(pa.compute.equal(table.column("sample"), 0))
+            table = table.filter(pa.compute.equal(table.column("sample"), pa.scalar(0)))
         with temporary_files(ROOM):
             for value in _keys(table.column(self._column)):
                 if value is not None:
@@ -108,7 +109,8 @@ class Slowest:
             return
         if len(self._rows) == self._count and pa.compute.max(table["latency_s"]).as_py() <= self._rows[-1]["latency_s"]:
             return  # true for nearly all objects of a large job, so this check must be cheap
-        first = table.filter(pa.compute.equal(table.column("sample"), 0)).select(list(dict.fromkeys(self._columns)))
+        first = table.filter(pa.compute.equal(table.column("sample"), pa.scalar(0)))
+        first = first.select(list(dict.fromkeys(self._columns)))
         longest = first.take(pa.compute.select_k_unstable(first, self._count, [("latency_s", "descending")]))
         ids = [None] * longest.num_rows if self._column is None else as_text(longest.column(self._column))
         rows = longest.select([name for name in longest.column_names if name != self._column]).to_pylist()
@@ -123,7 +125,7 @@ class Slowest:
         ]
 
 
-def _keys(column: pa.ChunkedArray) -> list[Any]:
+def _keys(column: ChunkedArray) -> list[Any]:
     """Convert user ids to Python values that are equal exactly if the ids are.
 
     Some ids, such as dates past the year 9999, have no Python value of their own and become numbers or bytes.

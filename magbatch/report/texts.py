@@ -4,10 +4,11 @@ import json
 
 import pyarrow as pa
 
+from magbatch.arrow_types import ChunkedArray, Scalar
 from magbatch.storage.columns import is_bytes
 
 
-def as_text(column: pa.ChunkedArray) -> list[str | None]:
+def as_text(column: ChunkedArray) -> list[str | None]:
     """Convert user ids to text. Ids without a Python value get text too, such as years past 9999 or invalid UTF-8."""
     if isinstance(column.type, pa.UuidType):
         return [None if value is None else str(value) for value in column.to_pylist()]
@@ -20,7 +21,7 @@ def as_text(column: pa.ChunkedArray) -> list[str | None]:
     return [None if value is None else value.decode(errors="replace") for value in values]
 
 
-def _nested_text(value: pa.Scalar) -> str | None:
+def _nested_text(value: Scalar) -> str | None:
     try:
         found = value.as_py()
         return None if found is None else json.dumps(found, ensure_ascii=False, default=str)

@@ -76,9 +76,9 @@ class WrongAnswers:
             self._search(table.slice(0, half), grading)
             self._search(table.slice(half), grading)
             return
-        given = table.column(grading.given)
-        given = pa.compute.struct_field(given, "answer") if pa.types.is_struct(given.type) else given
-        expected, given = as_text(table.column(grading.expected))[0], as_text(given)[0]
+        answers = table.column(grading.given)
+        answers = pa.compute.struct_field(answers, "answer") if pa.types.is_struct(answers.type) else answers
+        expected, given = as_text(table.column(grading.expected))[0], as_text(answers)[0]
         row_id, sample = table.column("row_id")[0].as_py(), table.column("sample")[0].as_py()
         user_id = None if self._column is None else as_text(table.column(self._column))[0]
         self.found.append(WrongAnswer(row_id, _cut(user_id), sample, _cut(expected), _cut(given)))

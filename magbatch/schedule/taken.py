@@ -6,6 +6,7 @@ missing index costs the reading of plans, and never changes the answer.
 
 import io
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute
@@ -60,7 +61,8 @@ class TakenIndex:
 
     def ticks(self) -> set[str]:
         """Names of the indexed ticks."""
-        return set(self.table.column("tick").unique().to_pylist())
+        ticks: list[Any] = self.table.column("tick").unique().to_pylist()
+        return set(ticks)
 
     def files(self) -> InputFiles:
         """Files of all indexed runs."""

@@ -5,11 +5,13 @@ takes nested values apart and lets Arrow cast only the leaves.
 """
 
 from collections.abc import Callable
+from typing import Any, TypeGuard, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
+from magbatch.arrow_types import Array, Field, ListArray, ListType
 from magbatch.errors import ErrorCode, RowError
 from magbatch.spec import JobSpec
 from magbatch.spec.columns import carried_columns
@@ -20,17 +22,17 @@ _WRITTEN_AS = b"magbatch.written_as"  # key in a planned column's metadata; abse
 NO_TEXT = frozenset({"bytes", "image"})  # fields of a chat that hold the bytes of an image
 
 
-def written_name(column: pa.Field) -> str:
+def written_name(column: Field) -> str:
     """Return the name that a planned column has in the output."""
     found: bytes | None = (column.metadata or {}).get(_WRITTEN_AS)
     return column.name if found is None else found.decode()
 
 
-def written_as(column: pa.Field, name: str) -> pa.Field:
+def written_as(column: Field, name: str) -> Field:
     """Return a planned column that has another name in the output."""
     if name == column.name:
         return column
-    return column.with_metadata((column.metadata or {}) | {_WRITTEN_AS: name.encode()})
+    return column.with_metadata(dict[Any, Any](column.metadata or {}) | {_WRITTEN_AS: name.encode()})
 
 
 def empty_table(columns: pa.Schema) -> pa.Table:
@@ -43,7 +45,7 @@ def is_bytes(kind: pa.DataType) -> bool:
     return any(test(kind) for test in _BYTES)
 
 
-def is_list(kind: pa.DataType) -> bool:
+def is_list(kind: pa.DataType) -> TypeGuard[ListType]:
     """Whether a type is a list, in any of Arrow's layouts."""
     return any(test(kind) for test in _LISTS) or pa.types.is_large_list_view(kind)
 
@@ -65,7 +67,7 @@ def plain(kind: pa.DataType) -> pa.DataType:
     if pa.types.is_large_list(kind) or pa.types.is_large_list_view(kind):
         return pa.large_list(_plain_field(kind.value_field))
     if pa.types.is_fixed_size_list(kind):
-        return pa.list_(_plain_field(kind.value_field), kind.list_size)
+        return pa.list_(_plain_field(kind.value_field), int(kind.list_size))
     if pa.types.is_map(kind):
         return pa.map_(_plain_field(kind.key_field), _plain_field(kind.item_field))
     if pa.types.is_struct(kind):
@@ -73,7 +75,7 @@ def plain(kind: pa.DataType) -> pa.DataType:
     return kind
 
 
-def _plain_field(one: pa.Field) -> pa.Field:
+def _plain_field(one: Field) -> Field:
     return pa.field(one.name, plain(one.type), one.nullable)
 
 
@@ -95,9 +97,10 @@ def common(name: str, first: pa.DataType, second: pa.DataType) -> pa.DataType:
     for pair in () if is_uuid and is_text else ((first, second), (_stored(first), _stored(second))):
         schemas = [pa.schema([(name, kind)]) for kind in pair]
         try:
-            return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
+            found: pa.DataType = pa.unify_schemas(schemas, promote_options="permissive").field(0).type
         except (pa.ArrowInvalid, pa.ArrowTypeError):
             continue
+        return found
     raise RowError(
         ErrorCode.FILE_SCHEMA, f"the column {name!r} is {short(second)} here, but {short(first)} in other files"
     )
@@ -145,7 +148,7 @@ def _leaves(
 ) -> pa.DataType:
     """Return a plain type with changed leaves; leaves of the fields named in `but` stay as they are."""
 
-    def field_of(one: pa.Field) -> pa.Field:
+    def field_of(one: Field) -> Field:
         kept = one.name in but and not pa.types.is_nested(one.type)
         return one if kept else one.with_type(_leaves(one.type, change, but))
 
@@ -154,7 +157,7 @@ def _leaves(
     if pa.types.is_large_list(kind):
         return pa.large_list(field_of(kind.value_field))
     if pa.types.is_fixed_size_list(kind):
-        return pa.list_(field_of(kind.value_field), kind.list_size)
+        return pa.list_(field_of(kind.value_field), int(kind.list_size))
     if pa.types.is_map(kind):
         return pa.map_(field_of(kind.key_field), field_of(kind.item_field))
     if pa.types.is_struct(kind):
@@ -198,7 +201,7 @@ def converted(table: pa.Table, columns: pa.Schema, row: int = 0) -> pa.Table:
     return pa.Table.from_arrays(arrays, schema=columns) if arrays else table.select([])
 
 
-def convert(array: pa.Array, kind: pa.DataType) -> pa.Array:
+def convert(array: Array, kind: pa.DataType) -> Array:
     """Convert an array to another type without loss.
 
     Raises:
@@ -207,35 +210,35 @@ def convert(array: pa.Array, kind: pa.DataType) -> pa.Array:
     have = array.type
     if have.equals(kind):
         return array
-    if isinstance(have, pa.BaseExtensionType):
+    if isinstance(array, pa.ExtensionArray):
         return convert(array.storage, kind)
     if isinstance(kind, pa.BaseExtensionType):
         return pa.ExtensionArray.from_storage(kind, convert(array, kind.storage_type))
     if pa.types.is_null(have):
         return pa.nulls(len(array), kind)
-    if pa.types.is_dictionary(have):
+    if isinstance(array, pa.DictionaryArray):
         return convert(array.dictionary_decode(), kind)
     if pa.types.is_run_end_encoded(have):
         return convert(pa.compute.run_end_decode(array), kind)
     if is_list(have) and (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
-        values = convert(array.flatten(), kind.value_type)
+        values = convert(cast(ListArray, array).flatten(), kind.value_type)
         make = pa.ListArray if pa.types.is_list(kind) else pa.LargeListArray
         return make.from_arrays(
             _offsets(array, large=pa.types.is_large_list(kind)), values, type=kind, mask=array.is_null()
         )
-    if pa.types.is_map(have) and pa.types.is_map(kind):
+    if isinstance(array, pa.MapArray) and pa.types.is_map(kind):
         ends = array.offsets.to_numpy()
         begin, rows = int(ends[0]), int(ends[-1] - ends[0])
         keys = convert(array.keys.slice(begin, rows), kind.key_type)
         items = convert(array.items.slice(begin, rows), kind.item_type)
         return pa.MapArray.from_arrays(pa.array(ends - begin), keys, items, type=kind, mask=array.is_null())
-    if pa.types.is_struct(have) and pa.types.is_struct(kind):
+    if isinstance(array, pa.StructArray) and pa.types.is_struct(kind):
         children = [_child(array, one) for one in kind]
         return pa.StructArray.from_arrays(children, fields=list(kind), mask=array.is_null()) if children else array
     return _number(array, kind)
 
 
-def _number(array: pa.Array, kind: pa.DataType) -> pa.Array:
+def _number(array: Array, kind: pa.DataType) -> Array:
     """Cast leaves without loss, decimals included.
 
     Raises:
@@ -250,12 +253,12 @@ def _number(array: pa.Array, kind: pa.DataType) -> pa.Array:
     return made
 
 
-def _child(array: pa.StructArray, one: pa.Field) -> pa.Array:
+def _child(array: pa.StructArray, one: Field) -> Array:
     at = array.type.get_field_index(one.name)  # -1: no such field, or two of them
     return convert(array.field(at), one.type) if at >= 0 else pa.nulls(len(array), one.type)
 
 
-def _offsets(array: pa.Array, *, large: bool) -> pa.Array:
+def _offsets(array: Array, *, large: bool) -> Array:
     """Return the offsets of an array's lists within `array.flatten()`.
 
     Args:
@@ -265,8 +268,8 @@ def _offsets(array: pa.Array, *, large: bool) -> pa.Array:
     Returns:
         Offsets, int64 or int32 (rows + 1,): the beginning of each list, then the end of the last.
     """
-    lengths = pa.compute.fill_null(pa.compute.list_value_length(array), 0).to_numpy(zero_copy_only=False)
-    ends = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    lengths: Any = pa.compute.list_value_length(array)
+    ends = np.concatenate([[0], np.cumsum(lengths.fill_null(0).to_numpy(zero_copy_only=False), dtype=np.int64)])
     return pa.array(ends, pa.int64()).cast(pa.int64() if large else pa.int32())
 
 

@@ -7,11 +7,16 @@ import zlib
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Literal
 
 import pyarrow as pa
 
 HEAD_BYTES = 4096  # beginning of a file: enough for its signature, or for a line of text
 _PYTHON = "python -c {program}"  # the program needs DuckDB's package, or pyarrow
+_PACKING_MARKS: tuple[tuple[bytes, Literal["gzip", "zstd"]], ...] = (
+    (b"\x1f\x8b", "gzip"),
+    (b"\x28\xb5\x2f\xfd", "zstd"),
+)
 _PACKED = re.compile(r"\.(gz|zst|bz2|xz|zip|lz4|br)$", re.IGNORECASE)
 _UNPACK = {"gzip": "gunzip -c", "zstd": "zstd -dc"}
 
@@ -75,7 +80,7 @@ def by_bytes(path: str, head: bytes) -> Foreign | None:
     Returns:
         The file's kind; None if the bytes match nothing.
     """
-    for mark, packing in ((b"\x1f\x8b", "gzip"), (b"\x28\xb5\x2f\xfd", "zstd")):
+    for mark, packing in _PACKING_MARKS:
         if head.startswith(mark):
             return _packed(path, _unpacked(head, packing), packing)
     if head.startswith(b"PAR1"):
@@ -97,7 +102,7 @@ def _packed(path: str, inner: bytes, packing: str) -> Foreign:
     return Foreign(f"{kind.name} within {packing}" if kind else f"a {packing} file", kind, packing if kind else None)
 
 
-def _unpacked(head: bytes, packing: str) -> bytes:
+def _unpacked(head: bytes, packing: Literal["gzip", "zstd"]) -> bytes:
     """Return the beginning of the uncompressed content; empty if these few bytes do not give it."""
     if packing == "gzip":
         with suppress(zlib.error):

@@ -5,9 +5,12 @@ All rows of a file share the value. A column that the file itself holds is read 
 
 import re
 from collections.abc import Iterable
+from typing import Any
 from urllib.parse import unquote
 
 import pyarrow as pa
+
+from magbatch.arrow_types import Field
 
 NULL = "__HIVE_DEFAULT_PARTITION__"  # as Hive, Spark, DuckDB and pyarrow write a null
 _WHOLE_NUMBER = re.compile(r"-?\d{1,18}", re.ASCII)  # fits an int64
@@ -49,17 +52,17 @@ def key_type(values: Iterable[str | None]) -> pa.DataType:
     return pa.int64() if all(_WHOLE_NUMBER.fullmatch(value) for value in known) else pa.string()
 
 
-def is_from_path(column: pa.Field) -> bool:
+def is_from_path(column: Field) -> bool:
     """Whether files may have a planned column in their path."""
     return _FROM_PATH in (column.metadata or {})
 
 
-def from_path(column: pa.Field) -> pa.Field:
+def from_path(column: Field) -> Field:
     """Return a planned column, marked as one that files may have in their path."""
-    return column.with_metadata((column.metadata or {}) | {_FROM_PATH: b""})
+    return column.with_metadata(dict[Any, Any](column.metadata or {}) | {_FROM_PATH: b""})
 
 
-def with_keys(table: pa.Table, columns: list[pa.Field], path: str) -> pa.Table:
+def with_keys(table: pa.Table, columns: list[Field], path: str) -> pa.Table:
     """Add the columns that a file has in its path only.
 
     Args:
@@ -75,7 +78,7 @@ def with_keys(table: pa.Table, columns: list[pa.Field], path: str) -> pa.Table:
     return table
 
 
-def _scalar(value: str | None, kind: pa.DataType) -> pa.Scalar:
+def _scalar(value: str | None, kind: pa.DataType) -> pa.NullScalar | pa.Int64Scalar | pa.StringScalar:
     """Return a key's value as int64 if the planned type is a number, else as text.
 
     The planned type may be wider than int64 or text, since other files hold the column themselves; it is cast later.

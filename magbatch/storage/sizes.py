@@ -8,6 +8,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import accumulate
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute
@@ -48,7 +49,7 @@ class Dictionaries:
             batches = file.iter_batches(
                 batch_size=1, row_groups=[group], columns=[path], use_threads=False
             )  # reading one row loads the whole dictionary
-            array = next(batches).column(0)
+            array: Any = next(batches).column(0)  # of any layout
             while not pa.types.is_dictionary(array.type):
                 array = array.field(0) if pa.types.is_struct(array.type) else array.values
             return int(pa.compute.max(pa.compute.binary_length(array.dictionary)).as_py())
@@ -117,7 +118,7 @@ class RowSizes:
         return any(PREFIXES in found.column(at).encodings for at in self._chosen)
 
     def _least(self, at: int, chunk: pq.ColumnChunkMetaData) -> int:
-        return int(chunk.num_values * max(VALUE_BYTES, self._metadata.schema.column(at).length))
+        return int(chunk.num_values * max(VALUE_BYTES, self._metadata.schema.column(at).length or 0))
 
     def _value_bytes(self, group: int, at: int, chunk: pq.ColumnChunkMetaData) -> int:
         """Return an upper bound for the bytes of a value in a column chunk."""

@@ -60,9 +60,13 @@ def write_parquet(path: Path, n: int, seed: int) -> None:
                 "expected": f'{{"total":{total},"items":{len(receipt.items)}}}',
             }
         )
-    schema = pa.schema(
-        [("id", pa.string()), ("file", pa.string()), ("document", pa.binary()), ("expected", pa.string())]
-    )
+    columns: dict[str, pa.DataType] = {
+        "id": pa.string(),
+        "file": pa.string(),
+        "document": pa.binary(),
+        "expected": pa.string(),
+    }
+    schema = pa.schema(columns)
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), path, compression="zstd")
 
 

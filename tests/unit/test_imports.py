@@ -15,7 +15,7 @@ PACKAGE = ROOT / "magbatch"
 # The rooms from the ground up. A module imports modules of rooms above its own line in this list, which are below it in
 # the house; two rooms of one line do not know each other. The order within a room stands in its own docstring.
 FLOORS = [
-    {"magbatch", "errors", "counts", "environment", "process", "terminal"},
+    {"magbatch", "arrow_types", "errors", "counts", "environment", "process", "terminal"},
     {"schema", "guard", "sandbox", "temporary", "versions"},
     {"rows", "capture", "tiny"},
     {"spec"},
