@@ -1,4 +1,4 @@
 """The plan: input files as shards of rows, frozen before the first row is answered.
 
-Imports within: column_kinds, footers, plan, windows < grouping, inputs < columns, sharding < make.
+Imports within: column_kinds, footers, output_names, plan, windows < grouping, inputs < columns, sharding < make.
 """

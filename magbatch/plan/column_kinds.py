@@ -1,4 +1,4 @@
-"""Types of the columns that a prompt is made of: a type from which no prompt can be made is refused."""
+"""Types of the input columns: a type that does not fit the column's use is refused."""
 
 from typing import TypeGuard
 
@@ -93,3 +93,25 @@ def _wrong_file(kind: pa.DataType) -> str:
         "but an image or a document is bytes, text that names it, a struct with the field `bytes` or `path`, "
         "or a list of these"
     )
+
+
+def check_expected(columns: pa.Schema, expected: str | None) -> None:
+    """Check that right answers can be compared with answers, which are text.
+
+    Raises:
+        SpecError: The column's values have no text form.
+    """
+    kind = columns.field(expected).type if expected is not None else pa.string()
+    if pa.types.is_nested(kind) or is_bytes(kind) or pa.types.is_duration(kind) or isinstance(kind, pa.UuidType):
+        raise SpecError(f"input.columns.expected: the column {expected!r} is {kind}; answers are compared with text")
+
+
+def check_max_tokens(columns: pa.Schema, name: str | None) -> None:
+    """Check that the column of token limits has whole numbers.
+
+    Raises:
+        SpecError: The column has another type.
+    """
+    kind = columns.field(name).type if name is not None else pa.null()
+    if not (pa.types.is_integer(kind) or pa.types.is_null(kind)):
+        raise SpecError(f"input.columns.max_tokens: the column {name!r} is {kind}; tokens are whole numbers")

@@ -1,77 +1,25 @@
-"""Input columns of a job: their common types over all files, and their names in the output."""
+"""Input columns of a job and their common types over all files."""
 
 from collections import Counter
 
 import pyarrow as pa
 
-from magbatch.answers import made_columns
 from magbatch.errors import RowError, SpecError
 from magbatch.plan.inputs import PlannedFile
-from magbatch.schema import RESERVED_COLUMNS
 from magbatch.spec import JobSpec
-from magbatch.spec.columns import carried_columns, input_columns, named_by
+from magbatch.spec.columns import named_by
 from magbatch.spec.template import template_columns
 from magbatch.storage.columns import (
     as_chat,
     as_text,
     common,
-    is_bytes,
     plain,
     settled,
     short,
-    written_as,
-    written_name,
 )
 from magbatch.storage.partitions import from_path, key_type
 
 _Kinds = tuple[tuple[str, pa.DataType], ...]  # names of columns, each with its type
-
-
-def output_names(spec: JobSpec) -> dict[str, str]:
-    """Name in the output of each carried column, in the order of `carried_columns`.
-
-    A column keeps its name unless the output already has that name. Otherwise `input_` is put in front, repeatedly if
-    needed. Case is ignored, because DuckDB, Spark and Athena ignore it in names of columns.
-
-    Example: a job that carries `id`, `answer` and `ID` gets
-    `{'id': 'id', 'answer': 'input_answer', 'ID': 'input_ID'}`.
-    """
-    names = carried_columns(spec.input)
-    taken = {name.lower() for name in (*RESERVED_COLUMNS, *made_columns(spec).names)}
-    found = dict[str, str]()
-    for name in names:  # first the columns that can keep their names, whatever their position
-        if name.lower() not in taken:
-            found[name] = name
-            taken.add(name.lower())
-    for name in names:
-        if name in found:
-            continue
-        written = name
-        while written.lower() in taken:
-            written = f"input_{written}"
-        found[name] = written
-        taken.add(written.lower())
-    return {name: found[name] for name in names}
-
-
-def with_output_names(spec: JobSpec, columns: pa.Schema) -> pa.Schema:
-    """The planned columns, with their names in the output."""
-    for name, written in output_names(spec).items():
-        columns = columns.set(columns.get_field_index(name), written_as(columns.field(name), written))
-    return columns
-
-
-def are_planned(spec: JobSpec, columns: pa.Schema) -> bool:
-    """Whether planned columns are the columns that a job reads, with the names that it gives them in the output."""
-    written = {name: written_name(columns.field(name)) for name in carried_columns(spec.input) if name in columns.names}
-    return columns.names == input_columns(spec) and written == output_names(spec)
-
-
-def renamed_note(columns: pa.Schema) -> list[str]:
-    """A note on carried columns that have another name in the output; empty if there are none."""
-    pairs = [(column.name, written_name(column)) for column in columns]
-    listed = ", ".join(f"{name!r} is written as {written!r}" for name, written in pairs if name != written)
-    return [f"carried columns whose names the output has already: {listed}"] if listed else []
 
 
 def mixed_note(files: list[PlannedFile], columns: pa.Schema) -> list[str]:
@@ -160,25 +108,3 @@ def with_texts(spec: JobSpec, columns: pa.Schema) -> pa.Schema:
         elif column.name == given.messages:
             columns = columns.set(index, column.with_type(as_chat(column.type)))
     return columns
-
-
-def check_expected(columns: pa.Schema, expected: str | None) -> None:
-    """Check that right answers can be compared with answers, which are text.
-
-    Raises:
-        SpecError: The column's values have no text form.
-    """
-    kind = columns.field(expected).type if expected is not None else pa.string()
-    if pa.types.is_nested(kind) or is_bytes(kind) or pa.types.is_duration(kind) or isinstance(kind, pa.UuidType):
-        raise SpecError(f"input.columns.expected: the column {expected!r} is {kind}; answers are compared with text")
-
-
-def check_max_tokens(columns: pa.Schema, name: str | None) -> None:
-    """Check that the column of token limits has whole numbers.
-
-    Raises:
-        SpecError: The column has another type.
-    """
-    kind = columns.field(name).type if name is not None else pa.null()
-    if not (pa.types.is_integer(kind) or pa.types.is_null(kind)):
-        raise SpecError(f"input.columns.max_tokens: the column {name!r} is {kind}; tokens are whole numbers")

@@ -1,15 +1,20 @@
 """Input files while a plan is made: the contents of their footers and paths, and problems with them."""
 
+import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from hashlib import sha256
 
 from magbatch.errors import ErrorCode, InputError, RowError
 from magbatch.plan.footers import FileFacts, ForeignError, PrefixColumn, read_footer
 from magbatch.rows import Segment
+from magbatch.spec import JobSpec
 from magbatch.storage import ObjectInfo
 from magbatch.storage.formats import Foreign, command, target_of
 from magbatch.storage.input_file import open_input
 from magbatch.storage.partitions import path_keys
+from magbatch.storage.search import find_input
 
 LISTED_FILES = 20  # bad files that a message names
 FOOTER_READERS = 16  # footers are small and far away, so latency is the limit, not bandwidth
@@ -68,6 +73,39 @@ class PlannedFile:
     def has(self, name: str) -> bool:
         """Whether the file or its path has a column."""
         return self.facts is not None and (name in self.facts.schema.names or name in self.keys)
+
+
+def list_files(spec: JobSpec, take: Callable[[ObjectInfo], bool] | None) -> tuple[list[PlannedFile], list[str]]:
+    """The job's files, in the order of the listing, and notes about them.
+
+    Raises:
+        InputError: A file's name is not valid text, or a file is listed twice.
+    """
+    root = _root(spec.input.path)
+    given = find_input(spec.input.path, may_be_none=take is not None)
+    infos = [info for info in given.files if take is None or take(info)]
+    unnamed = [info.name for info in infos if any("\ud800" <= char <= "\udfff" for char in info.name)]
+    if unnamed:
+        raise InputError(f"input.path {spec.input.path}: a file's name is not valid text: {unnamed[0]!r}; rename it")
+    files = [PlannedFile(info, sha256(os.fsencode(_below(root, info.name))).hexdigest()[:12]) for info in infos]
+    keys = {file.key for file in files}  # hashes of 48 bits: in practice, two files of an input never share one
+    if len(keys) < len(files):
+        raise InputError(f"input.path {spec.input.path}: a file is listed twice; give each file once")
+    return files, list(given.notes)
+
+
+def _root(path: str) -> str:
+    """The part of a path that row ids do not depend on: the input's directory, up to a glob's first wildcard."""
+    fixed = path
+    for wildcard in "*?[":
+        fixed = fixed.partition(wildcard)[0]
+    if fixed == path and not path.endswith(".parquet"):
+        return path.rstrip("/") + "/"
+    return fixed.rpartition("/")[0] + "/"
+
+
+def _below(root: str, name: str) -> str:
+    return name[len(root) :] if name.startswith(root) else os.path.basename(name)
 
 
 def read_footers(files: list[PlannedFile], names: list[str], group: list[str], prefix: PrefixColumn | None) -> None:

@@ -1,28 +1,17 @@
 """A plan is made from a job spec: the input is listed and inspected once, and frozen."""
 
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from hashlib import sha256
 from typing import Any
 
 import pyarrow as pa
 
-from magbatch.errors import InputError
 from magbatch.model.checkpoint import resolve
-from magbatch.plan.column_kinds import check_kinds
-from magbatch.plan.columns import (
-    check_expected,
-    check_known,
-    check_max_tokens,
-    common_types,
-    mixed_note,
-    renamed_note,
-    with_output_names,
-    with_texts,
-)
+from magbatch.plan.column_kinds import check_expected, check_kinds, check_max_tokens
+from magbatch.plan.columns import check_known, common_types, mixed_note, with_texts
 from magbatch.plan.grouping import GroupedFile, GroupingResult, arrange, prefix_column
-from magbatch.plan.inputs import PlannedFile, bad_files_error, read_footers
+from magbatch.plan.inputs import PlannedFile, bad_files_error, list_files, read_footers
+from magbatch.plan.output_names import renamed_note, with_output_names
 from magbatch.plan.plan import Plan
 from magbatch.plan.sharding import (
     grouped_records,
@@ -36,7 +25,7 @@ from magbatch.plan.sharding import (
 from magbatch.spec import AUTO, NONE, JobSpec
 from magbatch.spec.columns import check_names, input_columns
 from magbatch.storage import ObjectInfo
-from magbatch.storage.search import check_apart, find_input
+from magbatch.storage.search import check_apart
 
 
 def make_plan(spec: JobSpec, limit: int | None = None, take: Callable[[ObjectInfo], bool] | None = None) -> Plan:
@@ -63,7 +52,7 @@ def _plan_of_rows(spec: JobSpec, limit: int | None, take: Callable[[ObjectInfo],
     """The plan without the model's revision."""
     names, prefix = input_columns(spec), prefix_column(spec) if limit is None else None
     group = [] if spec.input.group in (AUTO, NONE) else [spec.input.group]
-    files, notes = _listed_files(spec, take)
+    files, notes = list_files(spec, take)
     read_footers(files, names, group, prefix)
     all_may_be_bad = take is not None and spec.input.on_bad_file == "dead_letter"
     if not all_may_be_bad:
@@ -90,25 +79,6 @@ def _plan_of_rows(spec: JobSpec, limit: int | None, take: Callable[[ObjectInfo],
     return plan_in_order(segments, spec, columns, engine_hints=hints, notes=notes, row_bytes=row_bytes)
 
 
-def _listed_files(spec: JobSpec, take: Callable[[ObjectInfo], bool] | None) -> tuple[list[PlannedFile], list[str]]:
-    """The job's files, in the order of the listing, and notes about them.
-
-    Raises:
-        InputError: A file's name is not valid text, or a file is listed twice.
-    """
-    root = _root(spec.input.path)
-    given = find_input(spec.input.path, may_be_none=take is not None)
-    infos = [info for info in given.files if take is None or take(info)]
-    unnamed = [info.name for info in infos if any("\ud800" <= char <= "\udfff" for char in info.name)]
-    if unnamed:
-        raise InputError(f"input.path {spec.input.path}: a file's name is not valid text: {unnamed[0]!r}; rename it")
-    files = [PlannedFile(info, sha256(os.fsencode(_below(root, info.name))).hexdigest()[:12]) for info in infos]
-    keys = {file.key for file in files}  # hashes of 48 bits: in practice, two files of an input never share one
-    if len(keys) < len(files):
-        raise InputError(f"input.path {spec.input.path}: a file is listed twice; give each file once")
-    return files, list(given.notes)
-
-
 def _planned_columns(spec: JobSpec, files: list[PlannedFile], names: list[str]) -> pa.Schema:
     """Types and output names of the columns that the job reads; files that do not fit are marked as bad."""
     columns = with_texts(spec, common_types(files, names))
@@ -122,20 +92,6 @@ def _group_notes(found: GroupingResult, files: list[PlannedFile], group: list[st
     if group and all(group[0] in file.keys for file in files if file.rows):
         return [f"input.group: {group[0]!r} stands in the paths: the rows of a file share it already"]
     return [found.note] if found.note else []
-
-
-def _root(path: str) -> str:
-    """The part of a path that row ids do not depend on: the input's directory, up to a glob's first wildcard."""
-    fixed = path
-    for wildcard in "*?[":
-        fixed = fixed.partition(wildcard)[0]
-    if fixed == path and not path.endswith(".parquet"):
-        return path.rstrip("/") + "/"
-    return fixed.rpartition("/")[0] + "/"
-
-
-def _below(root: str, name: str) -> str:
-    return name[len(root) :] if name.startswith(root) else os.path.basename(name)
 
 
 def engine_hints(spec: JobSpec, columns: pa.Schema, *, distinct: bool) -> dict[str, Any]:

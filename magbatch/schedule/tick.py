@@ -27,8 +27,8 @@ from magbatch.jobs.run import RunOutcome, run
 from magbatch.ledger.lease import Lease
 from magbatch.ledger.ledger import Ledger
 from magbatch.ledger.open import hold
-from magbatch.plan.columns import are_planned
 from magbatch.plan.make import make_plan
+from magbatch.plan.output_names import are_planned
 from magbatch.plan.plan import Plan
 from magbatch.schedule.history import BEGUN, COMPLETE, EMPTY, History
 from magbatch.schedule.ticks import latest, parse_at

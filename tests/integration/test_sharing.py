@@ -65,7 +65,7 @@ def test_who_has_priority_is_given_a_replica_and_the_other_goes_on(tmp_path: Pat
         done = magbatch("run", urgent, "--json", RAY_ADDRESS=address)
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["totals"]["answered"] == 12
-        assert "replicas.priority 5: this cluster's owner allows 3 at most (MAGBATCH_MAX_PRIORITY)" in done.stderr
+        assert "replicas.priority 5: the cluster's owner allows 3 at most (MAGBATCH_MAX_PRIORITY)" in done.stderr
         assert process.poll() is None, "the other had to be at work all the while, or nothing was shown"
         assert "another job gets these devices" in log.read_text()
         bill.note()

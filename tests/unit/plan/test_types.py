@@ -24,7 +24,7 @@ from magbatch.jobs.compact import merge_objects
 from magbatch.jobs.retry import Retry, merge, prepare
 from magbatch.ledger.verify import verify
 from magbatch.pipeline.prepare import Preparer
-from magbatch.plan.columns import check_expected
+from magbatch.plan.column_kinds import check_expected
 from magbatch.plan.plan import Plan
 from magbatch.report.scan import DuplicateIds, Slowest
 from magbatch.schema import ERRORS, RESULTS
