@@ -184,7 +184,9 @@ HEAVY = {"torch", "ray", "vllm", "pyarrow", "mistral_common", "boto3", "cv2", "n
 
 def loaded(code: str) -> set[str]:
     """The top-level modules that are there after some code, in a process of its own."""
-    script = f"import sys\n{code}\nprint('loaded:', *sorted(set(name.partition('.')[0] for name in sys.modules)))"
+    names = "sorted(set(name.partition('.')[0] for name in sys.modules))"
+    # As the command does, the process skips the interpreter's teardown, where native thread pools can abort.
+    script = f"import os, sys\n{code}\nprint('loaded:', *{names}, flush=True)\nos._exit(0)"
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, env=os.environ, capture_output=True, text=True, check=False
     )
