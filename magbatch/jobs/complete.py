@@ -23,8 +23,8 @@ from magbatch.ledger.finalise import finalise
 from magbatch.ledger.lease import Lease
 from magbatch.ledger.ledger import Ledger
 from magbatch.ledger.letters import examples, explained
-from magbatch.model.checkpoint import locate
 from magbatch.pipeline.context import JobContext
+from magbatch.pipeline.prepare import Preparer
 from magbatch.plan.plan import Plan
 from magbatch.replica.board import Snapshot
 from magbatch.report.exporter import Exporter
@@ -69,7 +69,7 @@ def complete(
     """
     spec = plan.pinned(spec)
     job = JobContext(spec, plan.columns, plan.engine_hints, plan.id)
-    args = engine_args(spec, locate(spec.model, weights=False).facts, plan.engine_hints)
+    args = engine_args(spec, Preparer(job).checkpoint.facts, plan.engine_hints)
     done = ledger.done_counts(plan)
     check_input(spec, plan, done)
     before = int(done.sum())

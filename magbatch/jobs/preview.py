@@ -15,7 +15,6 @@ from magbatch.fleet.devices import check_gpus
 from magbatch.jobs.limit import limited
 from magbatch.jobs.opening import check_unused, frozen_plan
 from magbatch.ledger.ledger import Ledger
-from magbatch.model.checkpoint import locate
 from magbatch.pipeline.context import JobContext
 from magbatch.pipeline.prepare import Preparer
 from magbatch.plan.make import make_plan
@@ -176,7 +175,7 @@ def preview(spec: JobSpec, limit: int | None = None, *, shards: bool = False) ->
     plan = known or make_plan(spec, limit)
     spec = plan.pinned(spec)
     preparer = Preparer(JobContext(spec, plan.columns))
-    args = engine_args(spec, locate(spec.model, weights=False).facts, plan.engine_hints)
+    args = engine_args(spec, preparer.checkpoint.facts, plan.engine_hints)
     first = _first_row(plan, preparer)
     notes = [*_cut_note(spec, args, first), *(unchecked(spec.model) or "").splitlines(), *plan.notes]
     refused = _refusals(spec, left=plan.rows - state.done)

@@ -17,7 +17,7 @@ import pyarrow as pa
 from magbatch.documents.images import ImageGrid
 from magbatch.engines.defaults import engine_args
 from magbatch.errors import ErrorCode, JobError, RowError, Step, StorageError, short_message
-from magbatch.model.checkpoint import locate
+from magbatch.model.checkpoint import Checkpoint, locate
 from magbatch.model.tokenizer import Tokenizer
 from magbatch.pipeline.block import ShardPrompts, joined, to_block, unread
 from magbatch.pipeline.context import JobContext
@@ -35,15 +35,15 @@ RENDER_THREADS = 4  # decoding and fetching release the GIL; more threads hold m
 
 
 @functools.lru_cache(maxsize=1)
-def _steps(spec: str) -> tuple[Tokenizer, Renderer, Prompter]:
-    """The steps of a job, made once in a process and not for each task: a full vocabulary takes seconds to load."""
+def _steps(spec: str) -> tuple[Checkpoint, Tokenizer, Renderer, Prompter]:
+    """The checkpoint and the steps of a job, made once in a process: a full vocabulary takes seconds to load."""
     job = JobSpec.model_validate_json(spec)
     checkpoint = locate(job.model, weights=False)
     model = checkpoint.facts
     grid = ImageGrid(model.image_size, model.image_cell) if model.image_size else None
     tokenizer = Tokenizer(checkpoint.path)
     max_model_len = int(engine_args(job, model)["max_model_len"])
-    return tokenizer, Renderer(job, grid), Prompter(job, checkpoint.path, tokenizer, max_model_len)
+    return checkpoint, tokenizer, Renderer(job, grid), Prompter(job, checkpoint.path, tokenizer, max_model_len)
 
 
 class Preparer:
@@ -53,6 +53,7 @@ class Preparer:
         job: The job.
 
     Attributes:
+        checkpoint: The model's checkpoint on this node, without weights.
         tokenizer: The model's tokenizer.
 
     Raises:
@@ -61,7 +62,7 @@ class Preparer:
 
     def __init__(self, job: JobContext) -> None:
         spec = job.spec
-        self.tokenizer, self._render, self._prompt = _steps(spec.model_dump_json())
+        self.checkpoint, self.tokenizer, self._render, self._prompt = _steps(spec.model_dump_json())
         self._spec = spec
         self._carry, self._carried = job.carry, carried_columns(spec.input)
         self._max_tokens = spec.input.columns.max_tokens

@@ -57,6 +57,13 @@ def test_a_job_that_carries_nothing_still_answers(job: SmallJob) -> None:
 # Preparing
 
 
+def test_a_process_locates_the_checkpoint_once(job: SmallJob) -> None:
+    job.ask(2)
+    first = Preparer(job.job).checkpoint
+    assert Preparer(job.job).checkpoint is first
+    assert first.facts.context == 8192
+
+
 def test_a_row_keeps_what_it_carries(either_job: SmallJob) -> None:
     """Files that write the same column in different types; values that real files hold."""
     kinds = [pa.string(), pa.large_string(), pa.dictionary(pa.int8(), pa.string())]
