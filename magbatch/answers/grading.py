@@ -185,7 +185,10 @@ def _normal(text: str) -> str:
 
 
 def _normal_texts(column: ChunkedArray) -> ChunkedArray:
-    return pa.compute.utf8_trim_whitespace(pa.compute.utf8_normalize(column.cast(pa.large_string()), form="NFC"))
+    normal: ChunkedArray = pa.compute.utf8_normalize(  # type: ignore[attr-defined]  # not in the stubs
+        column.cast(pa.large_string()), form="NFC"
+    )
+    return pa.compute.utf8_trim_whitespace(normal)
 
 
 def _is_text(kind: pa.DataType) -> bool:

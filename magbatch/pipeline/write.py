@@ -259,7 +259,7 @@ class ObjectWriter:
         totals = Totals.of(kind, table)
         with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
             writer.write_table(table)
-            writer.add_key_value_metadata(totals.to_footer())
+            writer.add_key_value_metadata(totals.to_footer())  # type: ignore[arg-type]  # Arrow takes bytes too
         return _Object(kind, sink.getvalue(), totals)
 
     def _put(self, built: "_Object", rows: int) -> Committed:

@@ -111,7 +111,10 @@ class Slowest:
             return  # true for nearly all objects of a large job, so this check must be cheap
         first = table.filter(pa.compute.equal(table.column("sample"), pa.scalar(0)))
         first = first.select(list(dict.fromkeys(self._columns)))
-        longest = first.take(pa.compute.select_k_unstable(first, self._count, [("latency_s", "descending")]))
+        order = [("latency_s", "descending")]
+        longest = first.take(
+            pa.compute.select_k_unstable(first, self._count, order)  # type: ignore[call-overload]  # takes tables too
+        )
         ids = [None] * longest.num_rows if self._column is None else as_text(longest.column(self._column))
         rows = longest.select([name for name in longest.column_names if name != self._column]).to_pylist()
         self._rows += [{**row, "id": one} for row, one in zip(rows, ids, strict=True)]

@@ -69,7 +69,7 @@ def plain(kind: pa.DataType) -> pa.DataType:
     if pa.types.is_fixed_size_list(kind):
         return pa.list_(_plain_field(kind.value_field), int(kind.list_size))
     if pa.types.is_map(kind):
-        return pa.map_(_plain_field(kind.key_field), _plain_field(kind.item_field))
+        return _map_type(_plain_field(kind.key_field), _plain_field(kind.item_field))
     if pa.types.is_struct(kind):
         return pa.struct([_plain_field(one) for one in kind])
     return kind
@@ -77,6 +77,11 @@ def plain(kind: pa.DataType) -> pa.DataType:
 
 def _plain_field(one: Field) -> Field:
     return pa.field(one.name, plain(one.type), one.nullable)
+
+
+def _map_type(key: Field, item: Field) -> pa.DataType:
+    made: pa.DataType = pa.map_(key, item)  # type: ignore[call-overload]  # the stubs know types only, no fields
+    return made
 
 
 def common(name: str, first: pa.DataType, second: pa.DataType) -> pa.DataType:
@@ -159,7 +164,7 @@ def _leaves(
     if pa.types.is_fixed_size_list(kind):
         return pa.list_(field_of(kind.value_field), int(kind.list_size))
     if pa.types.is_map(kind):
-        return pa.map_(field_of(kind.key_field), field_of(kind.item_field))
+        return _map_type(field_of(kind.key_field), field_of(kind.item_field))
     if pa.types.is_struct(kind):
         return pa.struct([field_of(one) for one in kind])
     return change(kind)
@@ -215,23 +220,28 @@ def convert(array: Array, kind: pa.DataType) -> Array:
     if isinstance(kind, pa.BaseExtensionType):
         return pa.ExtensionArray.from_storage(kind, convert(array, kind.storage_type))
     if pa.types.is_null(have):
-        return pa.nulls(len(array), kind)
+        nulls: Array = pa.nulls(len(array), kind)  # type: ignore[call-overload]  # the stubs want the exact type
+        return nulls
     if isinstance(array, pa.DictionaryArray):
         return convert(array.dictionary_decode(), kind)
     if pa.types.is_run_end_encoded(have):
-        return convert(pa.compute.run_end_decode(array), kind)
+        return convert(pa.compute.run_end_decode(array), kind)  # type: ignore[attr-defined]  # not in the stubs
     if is_list(have) and (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
         values = convert(cast(ListArray, array).flatten(), kind.value_type)
-        make = pa.ListArray if pa.types.is_list(kind) else pa.LargeListArray
-        return make.from_arrays(
+        make: Any = pa.ListArray if pa.types.is_list(kind) else pa.LargeListArray
+        lists: Array = make.from_arrays(
             _offsets(array, large=pa.types.is_large_list(kind)), values, type=kind, mask=array.is_null()
         )
+        return lists
     if isinstance(array, pa.MapArray) and pa.types.is_map(kind):
         ends = array.offsets.to_numpy()
         begin, rows = int(ends[0]), int(ends[-1] - ends[0])
         keys = convert(array.keys.slice(begin, rows), kind.key_type)
         items = convert(array.items.slice(begin, rows), kind.item_type)
-        return pa.MapArray.from_arrays(pa.array(ends - begin), keys, items, type=kind, mask=array.is_null())
+        maps: Array = pa.MapArray.from_arrays(  # type: ignore[call-overload]  # the stubs know no items with a type
+            pa.array(ends - begin), keys, items, type=kind, mask=array.is_null()
+        )
+        return maps
     if isinstance(array, pa.StructArray) and pa.types.is_struct(kind):
         children = [_child(array, one) for one in kind]
         return pa.StructArray.from_arrays(children, fields=list(kind), mask=array.is_null()) if children else array
