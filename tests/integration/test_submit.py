@@ -102,7 +102,7 @@ def test_submit_follow_cancel_and_resume(job: JobFiles, address: str) -> None:
     again = json.loads(magbatch("resume", sent["id"], "--address", address, "--json").stdout)
     followed = magbatch("logs", "-f", again["id"], "--address", address)
     assert followed.returncode == 0, followed.stdout
-    assert "other versions than the rows before: transformers 0.0.1 -> " in followed.stdout
+    assert "package versions differ from those of the committed rows: transformers 0.0.1 -> " in followed.stdout
     assert "80 of 80 rows answered" in followed.stdout
     assert {row["id"] for row in read(job.output)} == {f"id-{i}" for i in range(80)}
     counts = journal(job.journal)
