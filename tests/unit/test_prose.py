@@ -4,7 +4,8 @@ import re
 from pathlib import Path
 
 import pytest
-from support.prose import Fault, banned_in, faults
+import yaml
+from support.prose import MAX_WORDS, Fault, banned_in, faults, sentences, words
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "magbatch"
@@ -17,6 +18,7 @@ COMMENTED = sorted(
     for pattern in ("jobs/*.yaml", "deploy/*.sh", "deploy/Dockerfile*", "monitoring/**/*.yml", "Makefile", ".ci/run")
     for path in ROOT.glob(pattern)
 )
+RULES = sorted(path for path in ROOT.glob("monitoring/rules/*.yml") if path.name != "tests.yml")
 PROMPT = "the others are asked about on their own"  # text that the model reads: a change of it would change answers
 
 
@@ -25,6 +27,18 @@ def comment_faults(path: Path) -> list[Fault]:
     lines = enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
     comments = [(number, found.group(1)) for number, line in lines if (found := re.search(r"(?:^|\s)#\s+(.*)", line))]
     return [Fault(path, number, rule, text) for number, text in comments for rule in banned_in(text)]
+
+
+def alert_faults(path: Path) -> list[Fault]:
+    """Banned words and long sentences in the texts of alerts, which people read at night."""
+    groups = yaml.safe_load(path.read_text(encoding="utf-8"))["groups"]
+    texts = [str(text) for group in groups for rule in group["rules"] for text in rule.get("annotations", {}).values()]
+    found = []
+    for text in texts:
+        plain = re.sub(r"\{\{.*?\}\}", "X", text)
+        found += [Fault(path, 0, rule, text) for rule in banned_in(plain)]
+        found += [Fault(path, 0, "long", one) for one in sentences(plain) if words(one) > MAX_WORDS]
+    return found
 
 
 @pytest.mark.parametrize(
@@ -40,6 +54,11 @@ def test_comments_of_other_files_are_plain(path: Path) -> None:
     assert [str(fault) for fault in comment_faults(path)] == []
 
 
+@pytest.mark.parametrize("path", [pytest.param(path, id=path.name) for path in RULES])
+def test_texts_of_alerts_are_plain(path: Path) -> None:
+    assert [str(fault) for fault in alert_faults(path)] == []
+
+
 def test_the_check_sees_a_fault(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("The row stands beside the others.\n", encoding="utf-8")
@@ -50,3 +69,6 @@ def test_the_check_sees_a_fault(tmp_path: Path) -> None:
     settings = tmp_path / "job.yaml"
     settings.write_text("name: a  # but for this\n", encoding="utf-8")
     assert len(comment_faults(settings)) == 1
+    rules = tmp_path / "rules.yml"
+    rules.write_text("groups: [{rules: [{annotations: {summary: The job ended meanwhile}}]}]\n", encoding="utf-8")
+    assert len(alert_faults(rules)) == 1
