@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,8 @@ from support.small_job import SmallJob
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "magbatch"
 
-# The rooms from the ground up. A module imports modules of rooms above its own line in this list, which are below it in
-# the house; two rooms of one line do not know each other. The order within a room stands in its own docstring.
+# Floors of the package, the lowest first; `magbatch/README.md` shows the same list. A module imports only from its own
+# room and from earlier lines. Rooms of one line never import each other. The docstring of a room has the order within.
 FLOORS = [
     {"magbatch", "arrow_types", "errors", "counts", "environment", "process", "terminal"},
     {"schema", "guard", "sandbox", "temporary", "versions"},
@@ -116,6 +117,11 @@ def test_the_source_is_read() -> None:
 @pytest.mark.parametrize("module", MODULES)
 def test_every_module_has_its_place(module: str) -> None:
     assert any(room(module) in names for names in FLOORS), f"give {module} its place in FLOORS and magbatch/README.md"
+
+
+def test_the_readme_shows_the_floors() -> None:
+    (shown,) = re.findall(r"^```text\n(.*?)^```", (PACKAGE / "README.md").read_text(encoding="utf-8"), re.S | re.M)
+    assert [set(line.replace(",", " ").split()) for line in shown.split("<")] == FLOORS
 
 
 @pytest.mark.parametrize("module", MODULES)

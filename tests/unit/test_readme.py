@@ -2,6 +2,7 @@
 
 import ast
 import re
+from collections.abc import Iterator
 from datetime import datetime
 from functools import cache
 from pathlib import Path
@@ -34,6 +35,7 @@ from magbatch.spec import FREE_FIELDS, ReplicasSpec, parse
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "magbatch"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+INSIDE = (PACKAGE / "README.md").read_text(encoding="utf-8")
 OUTPUT = (ROOT / "jobs" / "OUTPUT.md").read_text(encoding="utf-8")
 PAGES = sorted(
     path
@@ -295,11 +297,46 @@ def test_every_file_has_its_line() -> None:
     assert (modules - named, named - modules) == (set(), set()), "the list of files is old: run make docs"
 
 
-def test_every_room_has_its_line() -> None:
+def test_every_room_and_every_module_outside_has_its_line() -> None:
+    told = first_cells(section(INSIDE, "## The rooms"))
     rooms = {f"{path.name}/" for path in PACKAGE.iterdir() if path.is_dir() and (path / "__init__.py").exists()}
-    assert (
-        sorted(rooms - first_cells(section((PACKAGE / "README.md").read_text(encoding="utf-8"), "## The rooms"))) == []
-    )
+    ground = {path.name for path in PACKAGE.glob("*.py") if path.name != "__init__.py"}
+    assert told == rooms | ground
+
+
+@cache
+def defined(path: Path) -> set[str]:
+    """Names that a file defines: functions, classes, `Class.member`, constants, and arguments of functions."""
+
+    def names(body: list[ast.stmt], prefix: str = "") -> Iterator[str]:
+        for node in body:
+            if isinstance(node, ast.ClassDef):
+                yield node.name
+                yield from names(node.body, f"{node.name}.")
+            elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                yield prefix + node.name
+                yield from (argument.arg for argument in [*node.args.args, *node.args.kwonlyargs])
+            elif isinstance(node, ast.Assign):
+                yield from (prefix + target.id for target in node.targets if isinstance(target, ast.Name))
+            elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                yield prefix + node.target.id
+
+    return set(names(ast.parse(path.read_text(encoding="utf-8")).body))
+
+
+@pytest.mark.parametrize("heading", ["## Where is …?", "## The way of a row"])
+def test_each_name_is_in_a_file_that_its_row_links(heading: str) -> None:
+    rows = [row for row in section(INSIDE, heading).splitlines() if row.startswith("| ")][1:]
+    wrong = []
+    for row in rows:
+        files = [PACKAGE / name for name in re.findall(r"\]\(([\w/]+\.py)\)", row)]
+        known = {name for file in files for name in defined(file)}
+        # A field of the spec, such as `output.patience_s`, is an argument of the code that keeps it.
+        spans = [span.rpartition(".")[2] if span[0].islower() else span for span in re.findall(r"`([^`]+)`", row)]
+        wrong += [(row, span) for span in spans if span not in known]
+        wrong += [(row, "no file")] if not files else []
+    assert len(rows) > 8
+    assert wrong == []
 
 
 SHOWN = [
