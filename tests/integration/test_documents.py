@@ -81,7 +81,7 @@ def test_what_is_no_document_is_a_dead_letter_beside_them(ran: Run) -> None:
 
 
 def test_the_readmes_query_gives_what_it_shows(ran: Run) -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / "jobs/README.md").read_text(encoding="utf-8")
     query, table = re.findall(r"```sql\n(select[^`]*documents-daily[^`]*)```\n\n```\n([^`]*)```", text)[0]
     lines = [[cell.strip() for cell in line.strip("│").split("│")] for line in table.splitlines() if "│" in line]
     found = duckdb.sql(query.replace("out/documents-daily", str(ran[0])))
