@@ -12,8 +12,21 @@ PACKAGE = ROOT / "magbatch"
 PAGE = PACKAGE / "FILES.md"
 HEAD = """# Files
 
-Every file of the package, with the first sentence of its docstring. `make docs` writes this page again.
+Every file of the package: modules with the first sentence of their docstring, then the other files of a room.
+`make docs` writes this page again.
 """
+# Files that are not modules, and their purpose.
+OTHER = {
+    "FILES.md": "This page.",
+    "README.md": "The way of a row, the rooms, the invariants, the promises, the glossary.",
+    "bench/NOTES.md": "Log of measurements.",
+    "bench/README.md": "Measured numbers, and how they are measured.",
+    "py.typed": "Marker: type checkers of other projects use the package's types.",
+    "report/report.html": "Template of a job's report, for `page.py`.",
+    "schedule/README.md": "Schedules: what a tick does, promises, missed ticks.",
+    "tiny/weights/MODEL_CARD.md": "The tiny model: what it can do, how it was trained.",
+    "tiny/weights/consolidated.safetensors": "The tiny model's weights.",
+}
 
 
 def purpose(path: Path) -> str:
@@ -24,10 +37,17 @@ def purpose(path: Path) -> str:
     return sentence.replace("|", "\\|")
 
 
+def room(path: Path) -> Path:
+    """The room of a path below the package; the package itself for a file outside rooms."""
+    return PACKAGE / path.parts[0] if len(path.parts) > 1 else PACKAGE
+
+
 def table(folder: Path) -> str:
-    """A table of the modules of a folder, without `__init__.py`."""
+    """A table of the files of a folder, without `__init__.py`: modules first, then the other files."""
     modules = [path for path in sorted(folder.glob("*.py")) if path.name != "__init__.py"]
-    lines = [f"| [{path.name}]({path.relative_to(PACKAGE).as_posix()}) | {purpose(path)} |" for path in modules]
+    told = [(path.relative_to(PACKAGE), purpose(path)) for path in modules]
+    told += [(Path(name), said) for name, said in OTHER.items() if room(Path(name)) == folder]
+    lines = [f"| [{path.relative_to(folder.relative_to(PACKAGE))}]({path}) | {said} |" for path, said in told]
     return "\n".join(["| file | purpose |", "|---|---|", *lines])
 
 
