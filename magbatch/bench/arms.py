@@ -22,7 +22,7 @@ import yaml
 from magbatch.bench import probe
 from magbatch.bench.process import GRACE_S, Machine, Process
 from magbatch.bench.workloads import Prepared, Workload, job
-from magbatch.engines.defaults import engine_args
+from magbatch.engines import engine_args
 from magbatch.errors import BenchError
 from magbatch.model.checkpoint import locate
 

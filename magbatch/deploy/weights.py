@@ -6,7 +6,7 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from magbatch.spec import ModelSpec
+from magbatch.spec import ModelSpec, needs_weights
 
 # Parameters in billions, and bytes per parameter, of models whose names give neither.
 _MODELS = {
@@ -41,7 +41,7 @@ class Weights:
 
 def weights(model: ModelSpec) -> Weights | None:
     """Return the size of a model's weights; None if it is not known."""
-    if model.engine == "fake" or model.source.startswith("builtin:"):
+    if not needs_weights(model) or model.source.startswith("builtin:"):
         return Weights(0, 0)
     folder = Path(model.source)
     if "://" not in model.source and folder.is_dir():

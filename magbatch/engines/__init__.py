@@ -3,29 +3,74 @@
 Imports within: base, defaults, whole < fake, vllm.
 """
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from magbatch.engines.base import Engine, EngineConfig
+from magbatch.engines.defaults import fake_args, vllm_args
+from magbatch.model.facts import ModelFacts
+from magbatch.spec import JobSpec
 
 if TYPE_CHECKING:
     from magbatch.model.tokenizer import Tokenizer  # a second of imports, which the board's process does not need
+
+
+def _vllm(config: EngineConfig, tokenizer: "Tokenizer") -> Engine:
+    from magbatch.engines.vllm import VllmEngine
+
+    return VllmEngine(config)
+
+
+def _fake(config: EngineConfig, tokenizer: "Tokenizer") -> Engine:
+    from magbatch.engines.fake import FakeEngine
+
+    return FakeEngine(config, tokenizer)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineKind:
+    """An engine, and the arguments that it starts with.
+
+    Attributes:
+        start: Starts the engine, and returns when it can serve. It imports the engine's library.
+        args: Takes a spec, facts about its model and hints of its plan; returns the resolved arguments.
+    """
+
+    start: Callable[[EngineConfig, "Tokenizer"], Engine]
+    args: Callable[[JobSpec, ModelFacts, Mapping[str, Any] | None], dict[str, Any]]
+
+
+# The names of `model.engine`. Checks that start no engine have their own table of the same names, in `spec/engines.py`.
+ENGINES = {"vllm": EngineKind(_vllm, vllm_args), "fake": EngineKind(_fake, fake_args)}
+
+
+def engine_args(spec: JobSpec, model: ModelFacts, hints: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Resolve the engine's arguments: the spec's own, then hints of the plan, then offline defaults.
+
+    Args:
+        spec: The job's spec.
+        model: Facts about its model.
+        hints: Engine arguments that suit the job's input; see `Plan.engine_hints`.
+
+    Returns:
+        Arguments of `AsyncEngineArgs`, or of the fake engine.
+
+    Raises:
+        SpecError: vLLM would not start with the spec's own arguments, or would die of the job's seed.
+    """
+    return ENGINES[spec.model.engine].args(spec, model, hints)
 
 
 def start(kind: str, config: EngineConfig, tokenizer: "Tokenizer") -> Engine:
     """Start an engine, and return when it can serve.
 
     Args:
-        kind: `vllm` or `fake`.
+        kind: Name of the engine, as in `model.engine`.
         config: Checkpoint, resolved arguments, sampling.
         tokenizer: The model's tokenizer, for the fake.
 
     Raises:
         EngineStartError: The engine did not start; the message has the engine's own words.
     """
-    if kind == "fake":
-        from magbatch.engines.fake import FakeEngine
-
-        return FakeEngine(config, tokenizer)
-    from magbatch.engines.vllm import VllmEngine
-
-    return VllmEngine(config)
+    return ENGINES[kind].start(config, tokenizer)

@@ -24,34 +24,21 @@ WHOLE_PROMPTS = "magbatch.engines.whole.WholePrompts"
 _NEVER_WHOLE = ("enable_chunked_prefill", "long_prefill_token_threshold", "scheduler_cls", "speculative_config")
 
 
-def engine_args(spec: JobSpec, model: ModelFacts, hints: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Resolve the engine's arguments: the spec's own, then hints of the plan, then offline defaults.
+def fake_args(spec: JobSpec, model: ModelFacts, hints: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Resolve the arguments of the scripted engine; see `magbatch.engines.engine_args`."""
+    return _lengths(spec, model) | spec.model.engine_args
+
+
+def vllm_args(spec: JobSpec, model: ModelFacts, hints: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Resolve the arguments of vLLM's `AsyncEngineArgs`; see `magbatch.engines.engine_args`.
 
     vLLM's own defaults suit serving: `AsyncLLM` takes 128 sequences and 2,048 batched tokens (seen with vLLM 0.32).
-
-    Args:
-        spec: The job's spec.
-        model: Facts about its model.
-        hints: Engine arguments that suit the job's input; see `Plan.engine_hints`.
-
-    Returns:
-        Arguments of `AsyncEngineArgs`, or of the fake engine.
 
     Raises:
         SpecError: vLLM would not start with the spec's own arguments, or would die of the job's seed.
     """
     gpus = spec.replicas.gpus
-    # The smallest context in which each allowed prompt can have all of its max_tokens.
-    wanted = spec.limits.max_prompt_tokens + spec.sampling.max_tokens
-    if spec.answer.schema is not None:
-        wanted += SECOND_ANSWER_TOKENS
-    defaults: dict[str, Any] = {
-        "max_model_len": min(model.context, wanted),
-        "max_num_seqs": OFFLINE_SEQS_GPU if gpus else OFFLINE_SEQS_CPU,
-    }
-    if spec.model.engine == "fake":
-        return defaults | spec.model.engine_args
-    defaults |= {
+    defaults = _lengths(spec, model) | {
         "max_num_batched_tokens": OFFLINE_BATCHED_TOKENS_GPU if gpus else OFFLINE_BATCHED_TOKENS_CPU,
         "tokenizer_mode": "mistral",
         "config_format": "mistral",
@@ -78,6 +65,18 @@ def engine_args(spec: JobSpec, model: ModelFacts, hints: Mapping[str, Any] | Non
     args = defaults | spec.model.engine_args
     _check_lengths(spec, args, model)
     return args if gpus or spec.sampling.seed is None or not spec.sampling.temperature else _whole(spec, args)
+
+
+def _lengths(spec: JobSpec, model: ModelFacts) -> dict[str, Any]:
+    """Defaults of the arguments that magbatch computes with, for every engine."""
+    # The smallest context in which each allowed prompt can have all of its max_tokens.
+    wanted = spec.limits.max_prompt_tokens + spec.sampling.max_tokens
+    if spec.answer.schema is not None:
+        wanted += SECOND_ANSWER_TOKENS
+    return {
+        "max_model_len": min(model.context, wanted),
+        "max_num_seqs": OFFLINE_SEQS_GPU if spec.replicas.gpus else OFFLINE_SEQS_CPU,
+    }
 
 
 def _check_lengths(spec: JobSpec, args: dict[str, Any], model: ModelFacts) -> None:

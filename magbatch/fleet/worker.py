@@ -22,9 +22,8 @@ import ray
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
 from magbatch.capture import last_words
-from magbatch.engines import start
+from magbatch.engines import engine_args, start
 from magbatch.engines.base import Engine, EngineConfig
-from magbatch.engines.defaults import engine_args
 from magbatch.errors import DefectError, JobError, LeaseError, StorageError
 from magbatch.fleet.nodes import this_node
 from magbatch.ledger.holder import LeaseToken
@@ -39,6 +38,7 @@ from magbatch.replica.losses import Home, own_log
 from magbatch.replica.replica import Replica
 from magbatch.replica.timing import REPORT_INTERVAL_S
 from magbatch.replica.watchdog import deathless
+from magbatch.spec import needs_weights
 from magbatch.totals import Totals
 from magbatch.versions import versions
 
@@ -128,7 +128,7 @@ class Worker:
         ray.get(board.join.remote(name, ray.get_runtime_context().get_actor_id(), home))
         try:
             with _start_budget(name, spec.replicas.start_timeout_s, board):
-                checkpoint = locate(spec.model, weights=spec.model.engine != "fake")
+                checkpoint = locate(spec.model, weights=needs_weights(spec.model))
                 engine, tokenizer, args = _start_engine(job, checkpoint)
         except JobError as error:
             ray.get(board.engine_failed.remote(name, str(error)))

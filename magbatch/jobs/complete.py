@@ -15,7 +15,7 @@ from rich.console import Console
 
 from magbatch.capture import threads_told
 from magbatch.counts import counted
-from magbatch.engines.defaults import engine_args
+from magbatch.engines import engine_args
 from magbatch.errors import ClusterError, JobError, StorageError
 from magbatch.jobs.early_end import Failures
 from magbatch.jobs.opening import check_input

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from magbatch.engines.defaults import engine_args
+from magbatch.engines import engine_args
 from magbatch.errors import SpecError
 from magbatch.fleet.devices import check_gpus
 from magbatch.jobs.limit import limited

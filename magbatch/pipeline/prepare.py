@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from magbatch.documents.images import ImageGrid
-from magbatch.engines.defaults import engine_args
+from magbatch.engines import engine_args
 from magbatch.errors import ErrorCode, JobError, RowError, Step, StorageError, short_message
 from magbatch.model.checkpoint import Checkpoint, locate
 from magbatch.model.tokenizer import Tokenizer

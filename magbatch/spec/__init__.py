@@ -3,11 +3,12 @@
 A wrong spec is refused before anything starts. The message names each wrong field and says what to write.
 A spec holds no credentials: access comes from the standard AWS chain.
 
-Imports within: fake_args, grammar, jinja, secrets, text, user_model, vllm_names < mistakes, schema, template < bounded,
-section < sections_input, sections_model, sections_output < engine_args, job < columns, load, reference.
+Imports within: grammar, jinja, secrets, text, user_model, vllm_names < mistakes, schema, template < bounded,
+fake_args, section < sections_input, sections_model, sections_output < engine_args < engines < job < columns, load,
+reference.
 """
 
-from magbatch.spec.engine_args import unchecked
+from magbatch.spec.engines import needs_weights, unchecked
 from magbatch.spec.grammar import engine_schema
 from magbatch.spec.job import FREE_FIELDS, JobSpec, differences
 from magbatch.spec.load import load, parse
@@ -47,6 +48,7 @@ __all__ = [
     "engine_schema",
     "is_remote",
     "load",
+    "needs_weights",
     "parse",
     "properties",
     "reachable",

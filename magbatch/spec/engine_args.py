@@ -1,4 +1,4 @@
-"""The check of a spec's engine arguments, without starting an engine or importing vLLM.
+"""The check of vLLM's engine arguments, without starting an engine or importing vLLM.
 
 vLLM's arguments are read from the source of the installed vLLM. A value is refused only if vLLM's own annotation or
 magbatch itself excludes it.
@@ -8,11 +8,8 @@ import operator
 from collections.abc import Iterator
 from typing import Any
 
-from pydantic import ValidationError
-
-from magbatch.spec.fake_args import FakeArgs
-from magbatch.spec.mistakes import Written, did_you_mean, field_mistakes, shown
-from magbatch.spec.sections_model import ModelSpec, SamplingSpec
+from magbatch.spec.mistakes import Written, did_you_mean, shown
+from magbatch.spec.sections_model import SamplingSpec
 from magbatch.spec.vllm_names import Argument, Kind, VllmSource, installed, plugins
 
 PATH = "model.engine_args"
@@ -41,44 +38,36 @@ _WORDS = {
 }  # fmt: skip
 
 
-def engine_mistakes(engine: object, args: object, written: Written) -> list[str]:
-    """Describe each wrong engine argument in one line.
+def count_mistakes(args: dict[str, Any]) -> dict[str, str]:
+    """Mistakes in the arguments that magbatch itself computes with: name to mistake."""
+    counts = {name: _count_mistake(args[name]) for name in COUNTS if name in args}
+    return {name: said for name, said in counts.items() if said is not None}
+
+
+def vllm_mistakes(args: dict[str, Any], written: Written) -> list[str]:
+    """Describe each wrong argument of vLLM in one line, `name: mistake`.
 
     Args:
-        engine: Value of `model.engine`. Values other than `vllm` and `fake` are reported elsewhere.
         args: Value of `model.engine_args`, as YAML gives it.
-        written: See `Written`; takes paths below `model.engine_args`.
+        written: Not needed: the values are compared as they are.
     """
-    if not isinstance(args, dict) or not isinstance(engine, str):
-        return []
-    if engine == "fake":
-        return [f"{PATH}.{line}" for line in _fake_mistakes(args, written)]
-    counts = {name: _count_mistake(args[name]) for name in COUNTS if name in args}
-    found = {name: said for name, said in counts.items() if said is not None}
+    found = count_mistakes(args)
     source = installed()
-    if engine == "vllm" and source is not None and (known := source.names()):
+    if source is not None and (known := source.names()):
         for name, value in args.items():
             said = None if name in found else _vllm_mistake(source, known, name, value)
             if said is not None:
                 found[name] = said
-    return [f"{PATH}.{name}: {said}" for name, said in found.items()]
+    return [f"{name}: {said}" for name, said in found.items()]
 
 
-def unchecked(model: ModelSpec) -> str | None:
-    """Notes on engine arguments that could not be checked, one line each; None if all were checked."""
-    if model.engine != "vllm" or not model.engine_args:
-        return None
+def vllm_notes(args: dict[str, Any]) -> list[str]:
+    """Notes on arguments of vLLM that could not be checked, one line each."""
+    if not args:
+        return []
     if (source := installed()) is not None:
-        return "\n".join(_of_plugins(source, model.engine_args)) or None
-    return f"{PATH}: names and values are not checked, because vLLM is not installed here"
-
-
-def _fake_mistakes(args: dict[str, Any], written: Written) -> list[str]:
-    try:
-        FakeArgs.model_validate({"max_model_len": 1, "max_num_seqs": 1} | args)
-    except ValidationError as error:
-        return field_mistakes(error, FakeArgs, written)
-    return []
+        return _of_plugins(source, args)
+    return [f"{PATH}: names and values are not checked, because vLLM is not installed here"]
 
 
 def _count_mistake(value: Any) -> str | None:

@@ -1,8 +1,10 @@
-"""The engine arguments of `engine: fake`, the scripted engine."""
+"""The engine arguments of `engine: fake`, the scripted engine, and their check."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from magbatch.spec.mistakes import Written, field_mistakes
 
 
 class Rule(BaseModel):
@@ -47,3 +49,17 @@ class FakeArgs(BaseModel):
     journal: Annotated[
         str | None, Field(description="Local file that gets a line with the row id for each request. null: no file.")
     ] = None
+
+
+def fake_mistakes(args: dict[str, Any], written: Written) -> list[str]:
+    """Describe each wrong argument in one line, `name: mistake`.
+
+    Args:
+        args: Value of `model.engine_args`.
+        written: See `Written`; takes paths below `model.engine_args`.
+    """
+    try:
+        FakeArgs.model_validate({"max_model_len": 1, "max_num_seqs": 1} | args)
+    except ValidationError as error:
+        return field_mistakes(error, FakeArgs, written)
+    return []

@@ -8,6 +8,7 @@ from pydantic import AwareDatetime, Field, ValidationInfo, field_validator, mode
 
 from magbatch.counts import counted
 from magbatch.schema import RESERVED_COLUMNS
+from magbatch.spec.engines import needs_weights
 from magbatch.spec.schema import properties
 from magbatch.spec.secrets import HIDDEN, shown
 from magbatch.spec.section import NEW, Section
@@ -131,7 +132,7 @@ class JobSpec(Section):
                 raise ValueError(f"model.engine_args.{name} is a whole number of 1 or more, not {size!r}")
         gpus, stages = self.replicas.gpus, sizes["pipeline_parallel_size"] or 1
         devices = (sizes["tensor_parallel_size"] or max(1, gpus // stages)) * stages
-        if self.model.engine != "vllm" or devices == max(1, gpus):
+        if not needs_weights(self.model) or devices == max(1, gpus):
             return
         if gpus:
             raise ValueError(

@@ -9,7 +9,8 @@ from pydantic import ValidationError
 
 from magbatch.counts import counted
 from magbatch.errors import SpecError
-from magbatch.spec.engine_args import PATH, engine_mistakes
+from magbatch.spec.engine_args import PATH
+from magbatch.spec.engines import engine_mistakes
 from magbatch.spec.job import JobSpec
 from magbatch.spec.mistakes import Place, field_mistakes
 from magbatch.spec.secrets import is_stored_in_its_output, secrets, without_value

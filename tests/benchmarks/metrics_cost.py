@@ -20,8 +20,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from magbatch.engines import engine_args
 from magbatch.engines.base import EngineConfig
-from magbatch.engines.defaults import engine_args
 from magbatch.engines.vllm import VllmEngine
 from magbatch.fleet.board import BoardState
 from magbatch.ledger.ledger import Ledger

@@ -11,8 +11,8 @@ import asyncio
 import statistics
 import time
 
+from magbatch.engines import engine_args
 from magbatch.engines.base import EngineConfig
-from magbatch.engines.defaults import engine_args
 from magbatch.engines.vllm import VllmEngine
 from magbatch.model.checkpoint import locate
 from magbatch.model.facts import facts

@@ -25,8 +25,8 @@ from support.document_files import tiff
 from support.magbatch_cli import alive, committed, descendants, magbatch, named, read, start, wait_until
 
 from magbatch.answers import Checker
+from magbatch.engines import engine_args
 from magbatch.engines.base import HUGE_PAGES, EngineConfig, EngineLoad
-from magbatch.engines.defaults import engine_args
 from magbatch.engines.vllm import VllmEngine, _as_vllm
 from magbatch.errors import EngineStartError, RequestFailedError, RequestRejectedError
 from magbatch.model.checkpoint import locate

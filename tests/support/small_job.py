@@ -14,9 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from magbatch.engines import start
+from magbatch.engines import engine_args, start
 from magbatch.engines.base import UNCONSTRAINED, Engine, EngineConfig, EngineLoad, OnTokens, RequestShape
-from magbatch.engines.defaults import engine_args
 from magbatch.fleet.board import BoardState
 from magbatch.ledger.finalise import finalise
 from magbatch.ledger.holder import LeaseToken

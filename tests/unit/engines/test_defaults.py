@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from magbatch.engines.defaults import WHOLE_PROMPTS, engine_args
+from magbatch.engines import engine_args
+from magbatch.engines.defaults import WHOLE_PROMPTS
 from magbatch.errors import SpecError
 from magbatch.model.facts import ModelFacts, facts
 from magbatch.spec import JobSpec, parse

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from magbatch.engines import Engine, EngineConfig, start
-from magbatch.engines.defaults import engine_args
+from magbatch.engines import Engine, EngineConfig, engine_args, start
 from magbatch.errors import EngineDeadError, EngineStartError, RequestRejectedError
 from magbatch.model.facts import facts
 from magbatch.model.tokenizer import Tokenizer

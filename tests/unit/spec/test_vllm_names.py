@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from magbatch.engines.defaults import engine_args
+from magbatch.engines import engine_args
 from magbatch.model.facts import ModelFacts
 from magbatch.spec import parse
 from magbatch.spec.engine_args import value_mistake
