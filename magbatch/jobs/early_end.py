@@ -19,7 +19,8 @@ MANY_ROWS = 1000  # failed requests that are enough for a job of any size
 # of them is enough. Rows that failed before cost nothing, so a larger share is awaited.
 ASKED_SHARE, OTHER_SHARE = 0.01, 0.1
 # Error codes that take as long as an answer. Every other code may arrive before the first answer can.
-LATE = {ErrorCode.ANSWER_INVALID, ErrorCode.ROW_TIMEOUT}
+LATE = frozenset({ErrorCode.ANSWER_INVALID, ErrorCode.ROW_TIMEOUT})
+# Error codes of rows that an engine was asked for.
 ASKED = LATE | {ErrorCode.ENGINE_REJECTED, ErrorCode.ENGINE_KILLER}
 
 

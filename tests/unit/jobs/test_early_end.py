@@ -9,13 +9,28 @@ import pytest
 import yaml
 
 from magbatch.counts import counted
-from magbatch.errors import TooManyFailedError
-from magbatch.jobs.early_end import Failures, Timing
+from magbatch.errors import ErrorCode, TooManyFailedError
+from magbatch.jobs.early_end import ASKED, LATE, Failures, Timing
 from magbatch.replica.board import Load, Slot, Snapshot, State
 from magbatch.spec import JobSpec, parse
 from magbatch.totals import Totals
 
 ALIKE = {"answer_invalid": 200}
+# Rows that fail before an engine is asked, and `internal`: a defect may be at any step.
+NOT_ASKED = {
+    ErrorCode.FILE_UNREADABLE, ErrorCode.FILE_SCHEMA, ErrorCode.FILE_CHANGED, ErrorCode.ROW_UNREADABLE,
+    ErrorCode.READER_KILLER, ErrorCode.MISSING_VALUE, ErrorCode.TEMPLATE_ERROR, ErrorCode.INVALID_MESSAGES,
+    ErrorCode.IMAGE_UNREADABLE, ErrorCode.IMAGE_TOO_LARGE, ErrorCode.IMAGE_TIMEOUT, ErrorCode.IMAGE_UNFETCHABLE,
+    ErrorCode.TOO_MANY_IMAGES, ErrorCode.IMAGES_UNSUPPORTED, ErrorCode.URL_REFUSED, ErrorCode.DOCUMENT_UNREADABLE,
+    ErrorCode.DOCUMENT_ENCRYPTED, ErrorCode.DOCUMENT_EMPTY, ErrorCode.DOCUMENT_TOO_LARGE, ErrorCode.DOCUMENT_TIMEOUT,
+    ErrorCode.DOCUMENT_UNFETCHABLE, ErrorCode.TOO_MANY_PAGES, ErrorCode.PROMPT_TOO_LONG, ErrorCode.INTERNAL,
+}  # fmt: skip
+
+
+def test_each_code_says_whether_an_engine_was_asked() -> None:
+    assert LATE < ASKED
+    assert not ASKED & NOT_ASKED
+    assert set(ErrorCode) == ASKED | NOT_ASKED
 
 
 def spec(limit: Any) -> JobSpec:
