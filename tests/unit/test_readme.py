@@ -36,6 +36,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "magbatch"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 INSIDE = (PACKAGE / "README.md").read_text(encoding="utf-8")
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 OUTPUT = (ROOT / "jobs" / "OUTPUT.md").read_text(encoding="utf-8")
 PAGES = sorted(
     path
@@ -337,6 +338,18 @@ def test_each_name_is_in_a_file_that_its_row_links(heading: str) -> None:
         wrong += [(row, span) for span in spans if span not in known]
         wrong += [(row, "no file")] if not files else []
     assert len(rows) > 8
+    assert wrong == []
+
+
+def test_each_name_in_a_recipe_is_in_a_file_of_its_step() -> None:
+    steps = re.findall(r"^\d\. (.+)", section(CONTRIBUTING, "## Common changes"), re.MULTILINE)
+    wrong = []
+    for step in steps:
+        spans = re.findall(r"`([^`]+)`", step)
+        files = {PACKAGE / span.removeprefix("magbatch/") for span in spans if re.fullmatch(r"[\w/]+\.py", span)}
+        known = {name for file in files if file.exists() for name in defined(file)}
+        wrong += [(step, span) for span in spans if known and re.fullmatch(r"[A-Z][\w.]*", span) and span not in known]
+    assert len(steps) > 15
     assert wrong == []
 
 
