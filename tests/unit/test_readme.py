@@ -346,7 +346,8 @@ def test_each_name_in_a_recipe_is_in_a_file_of_its_step() -> None:
     wrong = []
     for step in steps:
         spans = re.findall(r"`([^`]+)`", step)
-        files = {PACKAGE / span.removeprefix("magbatch/") for span in spans if re.fullmatch(r"[\w/]+\.py", span)}
+        paths = [span for span in spans if re.fullmatch(r"[\w/]+\.py", span)]
+        files = [(ROOT if path.startswith(UNDER_ROOTS) else PACKAGE) / path for path in paths]
         known = {name for file in files if file.exists() for name in defined(file)}
         wrong += [(step, span) for span in spans if known and re.fullmatch(r"[A-Z][\w.]*", span) and span not in known]
     assert len(steps) > 15
