@@ -4,6 +4,7 @@ import math
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -111,7 +112,8 @@ class Share:
             self._give_back(ruling["give_back"])
 
     def _give_back(self, count: int) -> None:
-        self._pool.retire(ray.get(self._board.give_back.remote(count)))
+        with suppress(ray.exceptions.RayError):  # the next ruling asks again
+            self._pool.retire(ray.get(self._board.give_back.remote(count)))
 
     def _say_priority(self, priority: int | None) -> None:
         """Say once that the cluster's owner holds the job to a lower priority."""

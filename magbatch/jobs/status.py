@@ -330,7 +330,7 @@ def _last_run(record: dict[str, Any] | None, state: JobState) -> LastRun | None:
         truncated=fields.get("truncated", 0),
         serving=fields["replicas"].get("serving", 0),
         starting=fields["replicas"].get("starting", 0),
-        eta=Eta(**eta) if eta else None,
+        eta=Eta(*(eta[name] for name in Eta._fields)) if eta else None,  # a later version may have more fields
         device_s=fields["spent"]["device_s"],
         cost=fields["cost"],
         currency=fields["currency"],

@@ -33,6 +33,7 @@ class ObjectProof:
         manifest: The manifest; None if there is none or it is damaged.
         complete: Whether the job has a manifest, even a damaged one.
         findings: Collector of problems.
+        load: Function that reads one of the output's files; see `FileProof.load`.
         progress: Function that receives the number of checked objects and of all objects.
 
     Attributes:
@@ -43,11 +44,18 @@ class ObjectProof:
     """
 
     def __init__(
-        self, ledger: Ledger, manifest: Manifest | None, findings: Findings, progress: Progress, *, complete: bool
+        self,
+        ledger: Ledger,
+        manifest: Manifest | None,
+        findings: Findings,
+        load: Callable[[str], bytes | None],
+        progress: Progress,
+        *,
+        complete: bool,
     ) -> None:
         self.names = set[str]()
         self.totals, self.open, self.versions = Totals(), 0, set[str]()
-        self._ledger, self._findings, self._progress = ledger, findings, progress
+        self._ledger, self._findings, self._load, self._progress = ledger, findings, load, progress
         self._manifest, self._complete = manifest, complete
         self._entries = {entry.name: entry for entry in manifest.objects} if manifest is not None else {}
 
@@ -147,7 +155,7 @@ class ObjectProof:
 
     def _changed_bytes(self, entry: Entry) -> str | None:
         name = str(entry.name)
-        data = self._ledger.load(name)
+        data = self._load(name)
         fits = StoredFile(name, entry.bytes, entry.sha256).fits(data)
         return None if fits else f"{name}: its checksum is not the manifest's"
 

@@ -78,7 +78,7 @@ def verify(ledger: Ledger, progress: Progress = lambda done, objects: None) -> V
 def _proof(ledger: Ledger, files: FileProof, findings: Findings, progress: Progress) -> Verification:
     """Check the files, then the objects, then the manifest's sums."""
     job, manifest = files.job(), files.manifest
-    objects = ObjectProof(ledger, manifest, findings, progress, complete=files.complete)
+    objects = ObjectProof(ledger, manifest, findings, files.load, progress, complete=files.complete)
     count = objects.check_names()
     if job is not None:
         objects.audit(*job, count)

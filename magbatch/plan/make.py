@@ -116,8 +116,9 @@ def engine_hints(spec: JobSpec, columns: pa.Schema, *, distinct: bool) -> dict[s
 def subset_plan(plan: Plan, row_ids: Iterable[str], spec: JobSpec) -> Plan:
     """The plan of a job that answers some rows of a plan again, with the same ids.
 
-    Files that cannot be read are left out.
+    Files that cannot be read are left out. Engine hints follow the changed spec.
     """
     segments = [segment for _, segment in plan.chosen(row_ids)]
-    again = plan_in_order(segments, spec, plan.columns, engine_hints=plan.engine_hints)
+    hints = engine_hints(spec, plan.columns, distinct=bool(plan.engine_hints))
+    again = plan_in_order(segments, spec, plan.columns, engine_hints=hints)
     return replace(again, revision=plan.revision)

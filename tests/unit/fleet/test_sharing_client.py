@@ -94,6 +94,23 @@ def test_a_ruling_counts_from_the_next_look_on_and_replicas_are_given_back(made:
     assert len(pool.retired) == 1
 
 
+def test_a_board_that_is_out_of_reach_for_a_moment_ends_no_job(
+    made: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    share, actor, pool, _, _ = made()
+    actor.ruling = {"give_back": 1, "cap": 4, "priority": None}
+    share.claim(UP)
+
+    def out_of_reach(found: Any) -> Any:
+        if isinstance(found, list):
+            raise ray.exceptions.ActorUnavailableError("away", None)
+        return found
+
+    monkeypatch.setattr(ray, "get", out_of_reach)
+    assert share.claim(UP) == 4
+    assert pool.retired == []
+
+
 def test_claims_are_a_while_apart(made: Callable[..., Any]) -> None:
     share, actor, *_ = made(claim_s=3600.0)
     for _ in range(3):

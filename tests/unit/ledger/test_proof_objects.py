@@ -11,11 +11,13 @@ import pytest
 from support.small_job import SmallJob
 from support.spoiled_output import an_object, name_of, problems, rewritten
 
+from magbatch.errors import StorageError
 from magbatch.ledger.layout import MANIFEST, PLAN
 from magbatch.ledger.ledger import Ledger
 from magbatch.ledger.verify import verify
 from magbatch.schema import ObjectName
 from magbatch.storage import open_store
+from magbatch.storage.disk import LocalStore
 
 
 def test_objects_are_checked_also_where_the_plan_is_not_to_be_trusted(out: Path) -> None:
@@ -31,6 +33,22 @@ def test_objects_are_checked_also_where_the_plan_is_not_to_be_trusted(out: Path)
         "results/00000000-abc-0000.n1.parquet: not in the manifest",
         f"{name_of(gone)}: in the manifest, but not there",
     }
+
+
+def test_an_object_that_cannot_be_read_hides_no_other_problem(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (out / PLAN).write_bytes(b"no plan")
+    name = name_of(an_object(out))
+    read = LocalStore.read
+
+    def refused(self: LocalStore, path: str) -> bytes:
+        if path == name:
+            raise StorageError(f"{path}: Permission denied")
+        return read(self, path)
+
+    monkeypatch.setattr(LocalStore, "read", refused)
+    found = problems(out)
+    assert f"{PLAN}: its checksum is not the manifest's" in found
+    assert f"{name}: cannot be read: {name}: Permission denied" in found
 
 
 def flipped(path: Path, at: float) -> None:

@@ -191,6 +191,23 @@ def test_a_plan_freezes_that_images_hardly_repeat(
     assert make_plan(job.spec(), limit=40).engine_hints == {}, "a sample has looked at no other rows"
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"reasoning": {"budget_tokens": 50}},
+        {"answer": {"schema": {"type": "object", "properties": {"total": {"type": "number"}}}}},
+        {"model": {"source": "builtin:tiny", "engine_args": {"mm_processor_cache_type": "shm"}}},
+    ],
+)
+def test_a_retry_with_another_spec_works_its_hints_out_again(job: SmallJob, changed: dict[str, Any]) -> None:
+    scanned(job, list(range(80)))
+    plan = job.plan
+    assert plan.engine_hints == {"mm_processor_cache_gb": 0}
+    for section, fields in changed.items():
+        job.set(section, **fields)
+    assert subset_plan(plan, list(plan.row_ids())[:5], job.spec()).engine_hints == {}
+
+
 @pytest.mark.parametrize("group", ["none", "scan"])
 def test_images_that_planning_has_not_compared_may_repeat(job: SmallJob, group: str) -> None:
     scanned(job, list(range(80)))
