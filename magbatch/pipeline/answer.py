@@ -1,7 +1,7 @@
 """A row asked, parsed and checked: its prompt -> a finished row that is ready to be written.
 
-A document that is read in page groups takes many requests: about each group, then over the answers to them. They make
-a single row, which counts the tokens of all its requests.
+A document that is read in page groups takes many requests: one about each group, then some that combine the answers.
+Together they make a single row, which counts the tokens of all its requests.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ from magbatch.rows import (
 
 T = TypeVar("T")
 Pulse = Callable[[], AbstractContextManager[Callable[[], None]]]
-"""Context of one request: it gives a callback, which is called whenever tokens of the request arrive."""
+"""Context of one request. It gives a callback, which is called whenever tokens of the request arrive."""
 
 
 @dataclass(slots=True)
@@ -80,7 +80,7 @@ class _Cost:
         answer_tokens: Tokens of answers about page groups.
         latency_s: Seconds from the row's first request to its last token.
         findings: Answers about the page groups of the document.
-        truncated: Whether a part of an answer was left out when answers were combined.
+        truncated: Whether the end of an answer was left out when answers were combined.
     """
 
     reasoning_tokens: int = 0
@@ -107,13 +107,13 @@ class RowAnswerer:
 
     def progress(self, pulse: Pulse) -> Progress:
         """The progress of a row before its first request."""
-        return Progress(pulse, meter=Meter(*self._parse.thinking))
+        return Progress(pulse, meter=Meter(*self._parse.reasoning_marks))
 
     async def __call__(self, prompt: Prompt, progress: Progress) -> FinishedRow:
         """Answer all samples of a row.
 
         Args:
-            prompt: The row's prompt.
+            prompt: Prompt of the row, with all its page groups.
             progress: Progress of the row, which is updated: it stays valid if the row fails.
 
         Raises:

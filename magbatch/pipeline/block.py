@@ -15,7 +15,7 @@ from magbatch.errors import ErrorCode, Step
 from magbatch.rows import DeadLetter, Image, PageGroup, Prompt, as_ids
 from magbatch.storage.columns import empty_table
 
-RECORDS_BYTES = 16 << 20  # of prompts that become Arrow records at once: bounds the second copy of their images
+RECORDS_BYTES = 16 << 20  # prompts that become Arrow records at once, in bytes: bounds the second copy of their images
 BLOCK_SCHEMA = pa.schema(dict[str, pa.DataType](shard=pa.int64(), rows=pa.int64(), payload=pa.large_binary()))
 _IMAGE = pa.struct([("width", pa.int32()), ("height", pa.int32()), ("packed", pa.large_binary())])
 _PAGE_GROUP = pa.struct(
@@ -116,7 +116,7 @@ def _records(rows: list[Prompt | DeadLetter]) -> pa.Table:
 
 
 def from_block(block: pa.Table) -> Iterator[ShardPrompts]:
-    """Unpack the shards of a block one after the other; a shard is let go of once it is handed out."""
+    """Unpack the shards of a block one after the other; a shard's memory is released once it is handed out."""
     for index in range(block.num_rows):
         yield _unpack(block, index)
 

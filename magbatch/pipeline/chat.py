@@ -23,7 +23,7 @@ from magbatch.rows import Image, TokenIds, as_ids
 from magbatch.spec import JobSpec
 from magbatch.spec.template import fixed_texts
 
-# Tokens at a seam of a text that is counted in pieces: so many may differ from those of the whole text.
+# Tokens that may differ at a seam if a text is counted in pieces instead of as a whole.
 CUT_TOKENS = 16
 # A text is counted in pieces first if it has more characters than this multiple of the likely limit.
 LONG_TEXT = 4
@@ -36,20 +36,20 @@ PROBES = (
     "0123456789" * 9,
 )
 _BLANK_RUN = re.compile(r"(?<!\s)\s{1000000}\s*\S?")  # a longer run than tiktoken can split
-_THINK_PART = re.compile(r"\[THINK\](.*?)\[/THINK\]", re.DOTALL)
+_THINK_TEXT = re.compile(r"\[THINK\](.*?)\[/THINK\]", re.DOTALL)
 
 
 class ChatEncoder:
-    """Encodes chats with a job's system prompt and reasoning effort.
+    """Encoder of chats, with a job's system prompt and reasoning effort.
 
     Args:
-        spec: The job's spec.
-        checkpoint: The model's directory.
-        tokenizer: The model's tokenizer.
+        spec: Spec of the job: its system prompt, reasoning effort and limits decide.
+        checkpoint: Directory with the model's files, for SYSTEM_PROMPT.txt.
+        tokenizer: Mistral's tokenizer of the model.
         max_model_len: Tokens that the engine can hold for one row, answer included.
 
     Attributes:
-        tokenizer: The model's tokenizer.
+        tokenizer: Mistral's tokenizer of the model.
         limit: Tokens that a prompt may have at most.
         limit_name: Name of the setting that bounds it, for messages.
 
@@ -127,9 +127,9 @@ class ChatEncoder:
         return False
 
     def _learn_frame(self) -> tuple[TokenIds, TokenIds] | None:
-        """The ids before and after the text of a lone question; None if this tokenizer has no such frame.
+        """The ids before and after the text of a chat with one question; None if this tokenizer has no such frame.
 
-        Most rows are a lone question, and encoding its text alone takes half the time of encoding the chat. A frame is
+        Most chats are one question, and encoding its text alone takes half the time of encoding the chat. A frame is
         used only if all probes agree: the same ids before and after, and the text's own ids between them.
         """
         frame: tuple[TokenIds, TokenIds] | None = None
@@ -169,7 +169,7 @@ class ChatEncoder:
         )
 
     def _encode_whole(self, messages: list[dict[str, Any]], images: list[Image]) -> tuple[TokenIds, list[Image]]:
-        """Encode a chat with Mistral's own tokenizer, without the short way for a lone question."""
+        """Encode a chat with Mistral's own tokenizer, without the shortcut for a single question."""
         try:
             chat: list[Any] = [_message(message, images) for message in messages]
             if self._system is not None and not any(isinstance(message, SystemMessage) for message in chat):
@@ -182,7 +182,7 @@ class ChatEncoder:
         if not ends == len(shown) == len(images):
             raise RowError(
                 ErrorCode.INVALID_MESSAGES,
-                f"{counted(len(images), 'image')}, but {counted(ends, 'place')} for images in the prompt",
+                f"{counted(len(images), 'image')}, but {counted(ends, 'image end')} in the prompt",
             )
         return token_ids, shown
 
@@ -191,9 +191,9 @@ def system_message(system: str, checkpoint: Path) -> SystemMessage | None:
     """The system message that a spec asks for.
 
     Args:
-        system: `model`, `none`, or the text; an empty text counts as `none`. A `[THINK]…[/THINK]` part becomes a
-            think part, as in Magistral's own prompt: the job's owner writes specs, documents do not.
-        checkpoint: The model's directory.
+        system: `model`, `none`, or the text; an empty text counts as `none`. Text in `[THINK]…[/THINK]` becomes a
+            think chunk, as in Magistral's own prompt. That is safe: the job's owner writes specs, documents do not.
+        checkpoint: Directory with the model's files.
 
     Raises:
         ModelError: `model` is asked for, but the checkpoint has no SYSTEM_PROMPT.txt.
@@ -208,20 +208,20 @@ def system_message(system: str, checkpoint: Path) -> SystemMessage | None:
             )
         system = file.read_text(encoding="utf-8")
     chunks: list[TextChunk | ThinkChunk] = []
-    for position, part in enumerate(_THINK_PART.split(system)):
+    for position, text in enumerate(_THINK_TEXT.split(system)):
         if position % 2:
-            chunks.append(ThinkChunk(thinking=part, closed=True))
-        elif part:
-            chunks.append(TextChunk(text=part))
+            chunks.append(ThinkChunk(thinking=text, closed=True))
+        elif text:
+            chunks.append(TextChunk(text=text))
     if not chunks:
         return None
     return SystemMessage(content=system if chunks == [TextChunk(text=system)] else chunks)
 
 
-def before_the_question(messages: list[dict[str, Any]], parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A copy of a chat with more parts at the beginning of its last user message."""
+def before_the_question(messages: list[dict[str, Any]], chunks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A copy of a chat with more texts and images at the start of its last user message."""
     last = max(index for index, message in enumerate(messages) if message["role"] == "user")
-    asked = messages[last] | {"content": [*parts, *messages[last]["content"]]}
+    asked = messages[last] | {"content": [*chunks, *messages[last]["content"]]}
     return [*messages[:last], asked, *messages[last + 1 :]]
 
 
@@ -237,10 +237,10 @@ def _effort(spec: JobSpec, tokenizer: Tokenizer) -> dict[str, Any]:
     if effort == "high":
         raise ModelError(
             f"reasoning.effort: high, but this model's tokenizer (v{tokenizer.version}) takes no effort setting; "
-            "leave it out: it thinks as it was trained to"
+            "remove the setting, and the model reasons as it was trained to"
         )
     if effort == "none" and tokenizer.think_open is None:
-        raise ModelError("reasoning.effort: none, but this model's tokenizer has no [THINK]: leave it out")
+        raise ModelError("reasoning.effort: none, but this model's tokenizer has no [THINK]; remove the setting")
     return {}
 
 

@@ -14,7 +14,7 @@ class JobContext:
     """A job as its read tasks and replicas see it.
 
     Attributes:
-        spec: The job's spec.
+        spec: Spec of the job, checked.
         columns: Schema of the input columns that the job reads, with the plan's types.
         engine_hints: Engine arguments that suit the input, as the plan froze them.
         plan_id: Id of the plan; None for plans of versions that gave none.

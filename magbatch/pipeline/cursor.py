@@ -12,13 +12,13 @@ from magbatch.storage.parquet import open_parquet
 from magbatch.storage.sizes import Dictionaries, RowSizes, Run
 
 READ_BATCH_ROWS = 64
-READ_BATCH_BYTES = 64 << 20  # fewer rows if they are large: a row with a document may have many megabytes
+READ_BATCH_BYTES = 64 << 20  # a batch has fewer rows if they are large: a document may have many megabytes
 # Errors of the file as a whole. Any other error means that the content is damaged.
 NO_DAMAGE = (RowError, JobError, FileNotFoundError)
 
 
 class Cursor:
-    """A forward reader of one file.
+    """A forward reader of one file, which makes sure that the file is still the planned one.
 
     Args:
         segment: A segment of the file, as it was planned.
@@ -48,7 +48,7 @@ class Cursor:
         self._sizes = RowSizes(Dictionaries(with_dictionaries, NO_DAMAGE), metadata, columns)
         self._batches: Iterator[pa.RecordBatch] = iter(())
         self._rest: pa.RecordBatch | None = None
-        self._position = self._file.metadata.num_rows  # of the next row that is decoded; the end forces a seek
+        self._position = self._file.metadata.num_rows  # next row that is decoded; the end of the file forces a seek
 
     def take(self, start: int, rows: int, batch_rows: int = READ_BATCH_ROWS) -> list[pa.RecordBatch]:
         """Read rows, and make sure afterwards that the file is still the planned one.

@@ -19,9 +19,9 @@ from magbatch.pipeline.repetition import RepetitionGuard
 from magbatch.rows import Completion, Generation, Prompt, ReasoningStatus, as_ids
 from magbatch.spec import JobSpec, SamplingSpec, engine_schema
 
-ANSWER_TOKENS = 1024  # kept for the answer if a thinking budget would fill the whole context
+ANSWER_TOKENS = 1024  # tokens kept for the answer if a reasoning budget would fill the whole context
 OBJECTION = "That answer is not valid: {objection}. Give the whole answer again."  # the model reads it
-REQUEST_TRIES = 3  # for requests that fail inside the engine; vLLM fails some that need an image to be sent again
+REQUEST_TRIES = 3  # tries of a request that fails inside the engine; vLLM fails some that need an image again
 
 
 OnNew = Callable[[int, Sequence[int]], None]
@@ -47,13 +47,13 @@ def row_seed(seed: int | None, row_id: str) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class ThinkingPlan:
-    """Settings of a job whose thinking and answer take two requests, because one free request is not enough.
+    """Settings of a job whose reasoning and answer take two requests, because one free request is not enough.
 
     Attributes:
-        tokenizer: The model's tokenizer.
-        budget_tokens: Tokens of thinking, after which it is closed; None for no limit.
-        thinks: Whether the model thinks at all.
-        schema: JSON Schema that the answer must fit, for the engine; None for a free answer. Thinking is always free.
+        tokenizer: Mistral's tokenizer of the model, for the tokens that open and close reasoning.
+        budget_tokens: Tokens of reasoning, after which it is closed; None for no limit.
+        thinks: Whether the model reasons at all.
+        schema: JSON Schema that the answer must fit, for the engine; None for a free answer. Reasoning is always free.
     """
 
     tokenizer: Tokenizer
@@ -63,7 +63,7 @@ class ThinkingPlan:
 
     @property
     def silence(self) -> list[int]:
-        """Ids of an empty think block: a prompt that ends with it gets an answer without thinking."""
+        """Ids of an empty think block: a prompt that ends with it gets an answer without reasoning."""
         block = (self.tokenizer.think_open, self.tokenizer.think_close)
         return [token for token in block if token is not None]
 
@@ -72,30 +72,30 @@ class ThinkingPlan:
         """The plan of a job; None if one free request is enough.
 
         Raises:
-            ModelError: The model has no tokens that open and close thinking.
+            ModelError: The model has no tokens that open and close reasoning.
         """
         budget, schema = spec.reasoning.budget_tokens, spec.answer.schema
         silent = spec.reasoning.effort == "none" and not tokenizer.takes_effort
         if budget is None and schema is None and not silent:
             return None
         if tokenizer.think_open is None and budget is not None:
-            raise ModelError("reasoning.budget_tokens: this model's tokenizer has no [THINK]; leave it out")
+            raise ModelError("reasoning.budget_tokens: this model's tokenizer has no [THINK]; remove the setting")
         told = engine_schema(schema) if schema is not None else None
         return cls(tokenizer, budget, not silent and tokenizer.think_open is not None, told)
 
 
 class Generate:
-    """Makes the requests of rows.
+    """Sender of the requests of rows.
 
-    With a thinking plan a row takes two requests: first the thinking, then the answer after it. The engine's prefix
+    With a plan, a row takes two requests: first the reasoning, then the answer after it. The engine's prefix
     cache makes the second request cheap.
 
     Args:
-        engine: The engine that generates.
-        sampling: The job's sampling parameters.
+        engine: Engine to which the requests go.
+        sampling: Sampling parameters of the spec.
         max_model_len: Tokens that the engine can hold for one row, prompt included.
         repetition_tokens: Tokens of pure repetition after which a sample is ended; None for no limit.
-        plan: The job's thinking plan; None for one free request.
+        plan: Plan for reasoning and answer in two requests; None for one free request.
     """
 
     def __init__(
@@ -119,12 +119,12 @@ class Generate:
         """Generate all samples of a row.
 
         Args:
-            prompt: The row's prompt.
+            prompt: Prompt of the row, as token ids and images.
             watch: Monitor that is entered for each request of the row.
             note: Whether the answer is a note for a later prompt: one sample without a schema.
 
         Raises:
-            RowError: `engine_rejected`; `prompt_too_long` if no room is left for thinking and answer; `missing_value`
+            RowError: `engine_rejected`; `prompt_too_long` if no room is left for reasoning and answer; `missing_value`
                 if the row allows too few tokens.
             EngineDeadError: The engine is gone.
         """
@@ -141,20 +141,20 @@ class Generate:
     async def retry_answer(
         self, prompt: Prompt, sample: int, completion: Completion, objection: str, watch: RequestMonitor = unwatched
     ) -> Completion:
-        """Ask again after the same thinking, telling the model why its first answer was rejected.
+        """Ask again after the same reasoning, telling the model why its first answer was rejected.
 
         Args:
-            prompt: The row's prompt.
+            prompt: Prompt of the row, as token ids and images.
             sample: Number of the sample, from 0: the seed depends on it.
             completion: The sample that was rejected.
             objection: Reason in words, for the model.
             watch: Monitor that is entered for the request.
 
         Returns:
-            The sample with the new answer after the same thinking.
+            The sample with the new answer after the same reasoning.
 
         Raises:
-            RowError: See `__call__`.
+            RowError: The request fails as in `__call__`.
             EngineDeadError: The engine is gone.
         """
         plan = self._plan
@@ -177,59 +177,59 @@ class Generate:
     async def _think_then_answer(
         self, prompt: Prompt, plan: ThinkingPlan, watch: RequestMonitor, samples: int | None
     ) -> Generation:
-        """Generate the thinking of all samples in one request, then the answer of each sample in another."""
+        """Generate the reasoning of all samples in one request, then the answer of each sample in its own request."""
         opening, closing = plan.tokenizer.think_open, plan.tokenizer.think_close
         assert opening is not None
         assert closing is not None
         began = time.monotonic()
-        room = self._max_model_len - len(prompt.token_ids) - 2  # the tokens that open and close thinking
+        room = self._max_model_len - len(prompt.token_ids) - 2  # the tokens that open and close reasoning
         kept = min(ANSWER_TOKENS, room // 2) if plan.budget_tokens is not None else 1
         tokens = self._most(prompt)
         if tokens < 2:
             raise RowError(
-                ErrorCode.MISSING_VALUE, "max_tokens of this row is 1: thinking and answer need at least 2 tokens"
+                ErrorCode.MISSING_VALUE, "max_tokens of this row is 1: reasoning and answer need at least 2 tokens"
             )
         most = min(plan.budget_tokens or tokens, tokens - 1, room - kept)
         if most < 1:
             raise RowError(
                 ErrorCode.PROMPT_TOO_LONG,
-                f"max_model_len = {self._max_model_len} leaves no room to think after a prompt of "
+                f"max_model_len = {self._max_model_len} leaves no room for reasoning after a prompt of "
                 f"{len(prompt.token_ids)} tokens",
             )
         opened = replace(prompt, token_ids=prompt.token_ids + as_ids([opening]))
         seed = row_seed(self._sampling.seed, prompt.row_id)
-        thoughts = await self._ask(opened, most, seed, watch, RequestShape(samples, stop=closing))
+        reasoned = await self._ask(opened, most, seed, watch, RequestShape(samples, stop=closing))
         finished = await asyncio.gather(
             *(
-                self._answer_after(opened, sample, thought, plan, watch)
-                for sample, thought in enumerate(thoughts.completions)
+                self._answer_after(opened, sample, reasoning, plan, watch)
+                for sample, reasoning in enumerate(reasoned.completions)
             )
         )
-        return Generation(list(finished), thoughts.cached_tokens, time.monotonic() - began)
+        return Generation(list(finished), reasoned.cached_tokens, time.monotonic() - began)
 
     async def _answer_after(
-        self, opened: Prompt, sample: int, thought: Completion, plan: ThinkingPlan, watch: RequestMonitor
+        self, opened: Prompt, sample: int, reasoning: Completion, plan: ThinkingPlan, watch: RequestMonitor
     ) -> Completion:
-        """Generate the answer of a sample. Thinking that did not close itself is closed first."""
+        """Generate the answer of a sample. Reasoning that the model did not close is closed first."""
         closing = plan.tokenizer.think_close
         assert closing is not None
-        thinking = [token for token in thought.token_ids if token not in (closing, plan.tokenizer.end)]
+        ids = [token for token in reasoning.token_ids if token not in (closing, plan.tokenizer.end)]
         status, forced = ReasoningStatus.COMPLETE, 0
-        if thought.token_ids[-1:] != [closing]:
+        if reasoning.token_ids[-1:] != [closing]:
             forced = 1
-            if thought.finish_reason == "stop":
-                status = ReasoningStatus.MALFORMED  # the model ended its turn in the middle of its thinking
+            if reasoning.finish_reason == "stop":
+                status = ReasoningStatus.MALFORMED  # the model ended its turn in the middle of its reasoning
             elif plan.budget_tokens is not None:
                 status = ReasoningStatus.BUDGET
             else:
-                return Completion(thinking, thought.finish_reason, opened=True, status=ReasoningStatus.TRUNCATED)
-        thinking.append(closing)
-        asked = replace(opened, token_ids=opened.token_ids + as_ids(thinking))
+                return Completion(ids, reasoning.finish_reason, opened=True, status=ReasoningStatus.TRUNCATED)
+        ids.append(closing)
+        asked = replace(opened, token_ids=opened.token_ids + as_ids(ids))
         seed = row_seed(self._sampling.seed, f"{opened.row_id}/{sample}")
-        left = self._most(opened) - len(thinking) + forced
+        left = self._most(opened) - len(ids) + forced
         generation = await self._ask(asked, left, seed, watch, self._answer_shape(1, plan))
         (answer,) = generation.completions
-        return Completion(thinking + answer.token_ids, answer.finish_reason, opened=True, forced=forced, status=status)
+        return Completion(ids + answer.token_ids, answer.finish_reason, opened=True, forced=forced, status=status)
 
     def _most(self, prompt: Prompt) -> int:
         """Tokens that a sample of the row may have: the row's own limit, or the job's if that is lower."""
@@ -238,9 +238,9 @@ class Generate:
 
     @staticmethod
     def _answer_shape(samples: int | None, plan: ThinkingPlan) -> RequestShape:
-        """The shape of an answer. It must not think again, or it would escape the budget.
+        """The shape of a request for an answer, in which the model cannot reason again and so exceed the budget.
 
-        An answer with a schema cannot open thinking; for a free answer, the opening token is banned.
+        An answer with a schema cannot open reasoning; for a free answer, the opening token is banned.
         """
         banned = plan.tokenizer.think_open if plan.schema is None else None
         return RequestShape(samples, schema=plan.schema, banned_token=banned)
@@ -261,9 +261,8 @@ class Generate:
             )
         began = time.monotonic()
         failed: RequestFailedError | None = None
-        for _ in range(
-            REQUEST_TRIES
-        ):  # a plain loop: tenacity costs time on the path of every row, and there is nothing to wait for
+        # A plain loop: tenacity costs time on the path of every row, and there is nothing to wait for.
+        for _ in range(REQUEST_TRIES):
             try:
                 generation = await self._try(prompt, limit, seed, watch, shape)
             except RequestFailedError as error:
@@ -279,7 +278,7 @@ class Generate:
     async def _try(
         self, prompt: Prompt, max_tokens: int, seed: int | None, watch: RequestMonitor, shape: RequestShape
     ) -> Generation:
-        guard = RepetitionGuard(self._repetition_tokens)  # new for each try: a retry does not repeat the try before
+        guard = RepetitionGuard(self._repetition_tokens)  # new for each try: tokens of an earlier try do not count
         with watch(shape) as observe:
 
             def on_tokens(sample: int, new: Sequence[int]) -> bool:

@@ -6,11 +6,11 @@ from magbatch.engines.base import RequestShape
 
 
 class Meter:
-    """Counts the tokens of a row.
+    """Counter of a row's tokens: of its prompts, its reasoning and its answers.
 
     Args:
-        opening: Id of the token that opens thinking; None if the model has none.
-        closing: Id of the token that closes thinking; None if the model has none.
+        opening: Id of the token that opens reasoning; None if the model has none.
+        closing: Id of the token that closes reasoning; None if the model has none.
 
     Attributes:
         prompt_tokens: Tokens of the row's prompts. Tokens that a request repeats from an earlier request count once.
@@ -25,18 +25,18 @@ class Meter:
 
     def request(self, shape: RequestShape) -> Callable[[int, Sequence[int]], None]:
         """A counter for one request; call it with a sample's number and that sample's new tokens."""
-        thinking = dict[int, bool]()
+        reasons = dict[int, bool]()  # sample to whether its reasoning is open
         is_free = shape.stop is None and shape.schema is None and shape.banned_token is None
 
         def count(sample: int, new: Sequence[int]) -> None:
             if not new:
                 return
-            if sample not in thinking:
-                thinking[sample] = shape.stop is not None or (is_free and new[0] == self._opening)
-            thought = len(new) if thinking[sample] else 0
-            if thinking[sample] and self._closing in new:
-                thought, thinking[sample] = new.index(self._closing) + 1, False
-            self.reasoning_tokens += thought
-            self.answer_tokens += len(new) - thought
+            if sample not in reasons:
+                reasons[sample] = shape.stop is not None or (is_free and new[0] == self._opening)
+            reasoning = len(new) if reasons[sample] else 0
+            if reasons[sample] and self._closing in new:
+                reasoning, reasons[sample] = new.index(self._closing) + 1, False
+            self.reasoning_tokens += reasoning
+            self.answer_tokens += len(new) - reasoning
 
         return count

@@ -1,10 +1,10 @@
-"""Generated token ids -> reasoning, answer, and how the thinking ended.
+"""Generated token ids -> reasoning, answer, and how the reasoning ended.
 
-The split is made on token ids, never on text. So a model that quotes "[/THINK]" in its thinking does not end it, and a
+The split is made on token ids, never on text. So a model that quotes "[/THINK]" in its reasoning does not end it, and a
 document cannot forge an answer.
 
 There is one rule: the answer is the text after the last think block, if that block is closed. Everything before is
-reasoning. Nothing that was generated is lost, and thinking that was not closed is never shown as an answer.
+reasoning. Nothing that was generated is lost, and reasoning that was not closed is never shown as an answer.
 """
 
 from collections.abc import Sequence
@@ -16,18 +16,18 @@ BLOCK_SEPARATOR = "\n\n"
 
 
 class Parser:
-    """Splits completions of one model.
+    """Splitter of completions of one model.
 
     Args:
-        tokenizer: The model's tokenizer.
+        tokenizer: Mistral's tokenizer of the model, for its think tokens.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
 
     @property
-    def thinking(self) -> tuple[int | None, int | None]:
-        """Ids of the tokens that open and close thinking; None for a token that the model lacks."""
+    def reasoning_marks(self) -> tuple[int | None, int | None]:
+        """Ids of the tokens that open and close reasoning; None for a token that the model lacks."""
         return self._tokenizer.think_open, self._tokenizer.think_close
 
     def __call__(self, completion: Completion) -> Answer:
@@ -39,18 +39,18 @@ class Parser:
         """
         ids = completion.token_ids
         blocks: list[list[int]] = [[]]
-        thinking = completion.opened
+        is_open = completion.opened
         well_formed = True
         last_close = -1
         marked = completion.opened
         for position, token in enumerate(ids):
             if token == self._tokenizer.think_open:
-                well_formed &= not thinking
-                thinking, marked = True, True
+                well_formed &= not is_open
+                is_open, marked = True, True
                 blocks.append([])
             elif token == self._tokenizer.think_close:
-                well_formed &= thinking
-                thinking, marked = False, True
+                well_formed &= is_open
+                is_open, marked = False, True
                 last_close = position
                 blocks.append([])
             else:
@@ -58,8 +58,8 @@ class Parser:
 
         if not marked:
             return self._answer(completion, None, ReasoningStatus.ABSENT, ids, 0)
-        if thinking:
-            # A model that stops in the middle of its thinking broke the form; a model that ran out of tokens did not.
+        if is_open:
+            # A model that stops in the middle of its reasoning broke the form; a model that ran out of tokens did not.
             status = ReasoningStatus.MALFORMED if completion.finish_reason == "stop" else ReasoningStatus.TRUNCATED
             return self._answer(completion, self._text(blocks), completion.status or status, (), len(ids))
         status = (completion.status or ReasoningStatus.COMPLETE) if well_formed else ReasoningStatus.MALFORMED

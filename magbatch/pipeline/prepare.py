@@ -1,6 +1,6 @@
 """Shards -> blocks for the replicas: read, render and prompt, composed for one read task.
 
-A block is one shard, or a piece of a shard whose rows take much memory. It is a single record whose payload holds the
+A block is one shard, or a piece of a shard whose rows take much memory. It is a single record, whose payload holds the
 prompts of all its rows. So Ray can neither split nor join blocks, and a block that is made again is the same block.
 
 A row that failed on the way travels with its error: the replica commits it like any other row.
@@ -50,14 +50,14 @@ class Preparer:
     """Turns shards into prompts.
 
     Args:
-        job: The job.
+        job: Spec and planned columns of the job.
 
     Attributes:
         checkpoint: The model's checkpoint on this node, without weights.
-        tokenizer: The model's tokenizer.
+        tokenizer: Mistral's tokenizer of the model.
 
     Raises:
-        ModelError: The tokenizer or the configuration cannot be had.
+        ModelError: The tokenizer or the configuration cannot be found or loaded.
     """
 
     def __init__(self, job: JobContext) -> None:
@@ -71,21 +71,21 @@ class Preparer:
         self._reader = ShardReader(job.columns)
 
     def pieces(self, shards: list[Shard]) -> tuple[list[list[Shard]], bool]:
-        """See `ShardReader.pieces`."""
+        """Cut shards into pieces that fit memory; see `ShardReader.pieces`."""
         return self._reader.pieces(shards)
 
     def read_ahead(self, shards: list[Shard]) -> None:
-        """See `ShardReader.read_ahead`."""
+        """Read the rows of mixed shards in one pass; see `ShardReader.read_ahead`."""
         self._reader.read_ahead(shards)
 
     def one_by_one(self, shard: Shard, done: frozenset[str], deaths: Deaths, notes: Notes) -> ShardPrompts:
         """Prepare a shard at which readers died: each row is noted before it is touched.
 
         Args:
-            shard: The shard.
+            shard: Shard as it was planned.
             done: Ids of its committed rows, which are left out.
             deaths: Deaths of earlier readers that concern the shard.
-            notes: Log of what is being read.
+            notes: Log of the rows that are being read.
 
         Raises:
             StorageError: The input's storage does not answer.
@@ -107,7 +107,7 @@ class Preparer:
         """Prepare a shard.
 
         Args:
-            shard: The shard.
+            shard: Shard as it was planned.
             done: Ids of its committed rows, which are left out.
 
         Raises:
@@ -134,9 +134,8 @@ class Preparer:
     def _prepared(self, shard: int, read: ShardRows) -> ShardPrompts:
         """Render rows that were read, and build their prompts."""
 
-        def outcome(
-            at: int,
-        ) -> Prompt | DeadLetter:  # takes a slice: the values of one row are Python objects at a time
+        def outcome(at: int) -> Prompt | DeadLetter:
+            # A slice of one row: only its values are Python objects at this moment.
             return self._row(self._input_row(read.row_ids[at], read.table.slice(at, 1), read.folders[at]))
 
         columns, each = self._spec.input.columns, range(len(read.row_ids))
@@ -206,13 +205,13 @@ def prepare(
     """Prepare the shards of a read task.
 
     Args:
-        job: The job.
+        job: Spec and planned columns of the job.
         shards: The shards, in the order of the plan, so that files are read forward.
         may_have_rows: Indices of the shards that may have committed rows.
         done_rows: Look-up of the shards in `may_have_rows`, called once before the first shard. Its result gives the
             ids of a shard's committed rows. The replica checks again for rows that are committed later.
         on_wait: Callback for each refusal of the storage that is waited out.
-        notes: Log of what is being read, for the reader that follows if this one dies.
+        notes: Log of the rows that are being read, for the next reader if this one dies.
 
     Yields:
         Blocks, one for each shard or piece of a shard.
@@ -241,7 +240,7 @@ class _Piece:
     """A prepared piece of a shard.
 
     Attributes:
-        prompts: The prepared rows.
+        prompts: Rows of the piece, each as a prompt or a dead letter.
         is_last: Whether no other piece of the shard follows.
     """
 
@@ -253,10 +252,10 @@ class _ReadTask:
     """Prepares shards, patiently, and notes what it reads.
 
     Args:
-        job: The job.
+        job: Spec and planned columns of the job.
         may_have_rows: Indices of the shards that may have committed rows.
         on_wait: Callback for each refusal of the storage that is waited out.
-        notes: Log of what is being read.
+        notes: Log of the rows that are being read.
     """
 
     def __init__(
@@ -304,7 +303,7 @@ class _ReadTask:
 def _look_ahead(pieces: Iterator[_Piece], pack: Callable[[_Piece], pa.Table]) -> Iterator[pa.Table]:
     """The packed pieces; a thread prepares the next piece while a block is packed and taken.
 
-    If the consumer stops early, a piece under way is not waited for.
+    If the consumer stops early, nothing waits for the piece that is being prepared.
     """
     thread = ThreadPoolExecutor(1)
     try:
@@ -312,7 +311,7 @@ def _look_ahead(pieces: Iterator[_Piece], pack: Callable[[_Piece], pa.Table]) ->
         while (piece := ready.result()) is not None:
             ready = thread.submit(next, pieces, None)
             block = pack(piece)
-            del piece  # a prepared piece and its block are as large as each other: only the block is kept
+            del piece  # a piece is as large as its block: only the block stays in memory
             yield block
             del block
     finally:

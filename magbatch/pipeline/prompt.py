@@ -1,7 +1,7 @@
 """Messages, images and pages -> the token ids that the engine takes.
 
-The job decides about a document that does not fit one prompt. The row is refused, the document is shown in part, or it
-is asked about in page groups whose answers are combined.
+The spec decides about a document that does not fit one prompt. The row is refused, the first pages are shown, or the
+model is asked about page groups, and their answers are combined.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,8 +17,8 @@ from magbatch.pipeline.splitting import pieces_to_count, split
 from magbatch.rows import Image, Page, PageGroup, PageGroupAnswer, Prompt, RenderedRow, TokenIds, as_ids
 from magbatch.spec import JobSpec
 
-# What the model reads. A change here changes answers. Mistral's tokenizers put an empty line between texts that follow
-# each other.
+# Texts that the model reads: a change here changes answers. Mistral's tokenizers put an empty line between texts that
+# follow each other.
 CAPTION = "Page {number} of {total}:\n"
 GROUP_NOTE = (
     "These are pages {first} to {last} of {total} of one document; the others are asked about on their own. "
@@ -31,8 +31,8 @@ COMBINE = (
     "A document of {total} pages was read in parts, and each part was asked the question below. What they answered:"
     "\n\n{findings}Now answer for {pages}."
 )
-PAGE_TOKENS = 16  # a page's caption, and the numbers in the texts above
-LEAST_ROOM_TOKENS = 64  # with less room for pages, or for one finding, a prompt would show next to nothing
+PAGE_TOKENS = 16  # tokens of a page's caption and of the numbers in the texts above
+LEAST_ROOM_TOKENS = 64  # room for pages, or for one finding, below which a prompt would show next to nothing
 
 
 @dataclass(slots=True)
@@ -42,7 +42,7 @@ class _Findings:
     Attributes:
         first_page: First page of the first finding.
         last_page: Last page of the last finding.
-        notes: The findings as text.
+        notes: Findings as one text, each under its page numbers.
         cut: Whether the end of an answer is left out.
     """
 
@@ -56,9 +56,9 @@ class Prompter:
     """Builds the prompts of a job.
 
     Args:
-        spec: The job's spec.
-        checkpoint: The model's directory.
-        tokenizer: The model's tokenizer.
+        spec: Spec of the job: system prompt, overflow of documents, and limits.
+        checkpoint: Directory with the model's files.
+        tokenizer: Mistral's tokenizer of the model.
         max_model_len: Tokens that the engine can hold for one row, answer included.
 
     Raises:
@@ -96,7 +96,7 @@ class Prompter:
         """The next prompts for a document that is read in page groups.
 
         Args:
-            prompt: The row's prompt, with the question.
+            prompt: Prompt of the row, with the question.
             findings: Answers about page groups, in the order of the pages.
 
         Returns:
@@ -147,7 +147,7 @@ class Prompter:
         if not pages or self._images_of(row, pages) > self._max_images:
             return None
         tokens = 0
-        for page in pages:  # stops early: a long document is not encoded to the end only to be refused
+        for page in pages:  # stops at the limit: a long document would be encoded to its end only to be refused
             tokens += self._page_tokens(page, most=self._chat.limit + 2 * PAGE_TOKENS - tokens) - PAGE_TOKENS
             if tokens > self._chat.limit + PAGE_TOKENS:
                 return None

@@ -4,8 +4,8 @@ Every row of a shard comes out once: as a row of the table, or as a failure with
 job uses are read. A task reads each file forward once, even if the rows of its shards are mixed in the file.
 
 A file that is damaged, gone or changed fails its rows. A value that does not fit the type of its column fails its row.
-No row is handed out before its file was found, after the read, to be the planned one. If the storage does not answer,
-the read raises, so that Ray tries again: the rows are not at fault.
+Rows are handed out only after a check, made after the read, that the file is the planned one. If the storage does not
+answer, the read raises, so that Ray tries again: the rows are not at fault.
 """
 
 import sys
@@ -43,7 +43,7 @@ class ShardRows:
 
 
 def read_together(shards: list[Shard]) -> Iterator[list[Shard]]:
-    """Groups of neighbouring shards whose rows are mixed in the files; most shards make a group alone.
+    """Groups of neighbouring shards whose rows are mixed in the files; most groups are a single shard.
 
     Args:
         shards: Shards in the order of the plan, whose files are in the order of their paths.
@@ -106,7 +106,7 @@ class ShardReader:
         self._ahead = {}
         segments = [segment for shard in shards for segment in shard.segments if segment.problem is None]
         order = sorted(segments, key=attrgetter("path", "start"))
-        if order == segments or not self._columns.names:  # not mixed: each is read when its turn comes
+        if order == segments or not self._columns.names:  # not mixed: each segment is read when its turn comes
             return
         for _, of_file in groupby(order, key=attrgetter("path")):
             self._read_file(list(of_file))
@@ -130,7 +130,7 @@ class ShardReader:
             self._ahead |= {_key(segment): ([], wrong) for segment in segments if _key(segment) not in self._ahead}
 
     def _past_the_damage(self, segments: list[Segment]) -> None:
-        """Read row by row, in one pass: the rest of a damaged row group is lost, as if each row were read alone."""
+        """Read row by row, in one pass. Damage costs the rest of its row group, as if each row were read alone."""
         lost, damage, cursor = 0, None, None
         for segment in segments:
             batches: list[pa.RecordBatch] = []
@@ -153,7 +153,7 @@ class ShardReader:
         """Read a shard.
 
         Args:
-            shard: The shard.
+            shard: Shard as it was planned.
             done: Ids of its committed rows, which are left out.
 
         Raises:
@@ -265,7 +265,7 @@ def _key(segment: Segment) -> tuple[str, int]:
 
 
 def _one(batch: pa.RecordBatch, index: int) -> pa.RecordBatch:
-    """A copy of one row. A slice of a struct still holds all values: one bad value would fail every slice."""
+    """A copy of one row. A slice of a struct still holds all values, so one bad value would fail every slice."""
     try:
         return batch.take(pa.array([index], pa.int64()))
     except pa.ArrowNotImplementedError:  # a type for which Arrow has no `take`

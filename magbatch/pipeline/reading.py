@@ -1,6 +1,6 @@
-"""A log of what is being read, kept where it outlives the reader, so that a row that kills readers is found.
+"""A log of the rows that are being read. It outlives the reader, so that a row that kills readers is found.
 
-A reader notes a shard when it begins it and again when it has read it. If a shard is begun twice, the reader in between
+A reader notes a shard when it starts on it and again when it has read it. If a shard is started twice, the first reader
 died. Its rows are then read one by one, and each is noted before it is touched.
 """
 
@@ -60,20 +60,20 @@ class Deaths:
 
 
 class Notes(Protocol):
-    """The log, as a reader uses it. After `begin` and `row` return, the note is stored."""
+    """The log, as a reader uses it. When `begin` and `row` return, the note is stored."""
 
     def begin(self, shard: int) -> Deaths:
-        """See `ReadLog.begin`."""
+        """Note that a reader starts on a shard; see `ReadLog.begin`."""
 
     def row(self, shard: int, row_id: str | None) -> None:
-        """See `ReadLog.row`."""
+        """Note the row that a reader touches; see `ReadLog.row`."""
 
     def end(self, shard: int) -> None:
-        """See `ReadLog.end`."""
+        """Note that a shard is read; see `ReadLog.end`."""
 
 
 class ReadLog:
-    """The log itself: shards that are being read, and deaths of readers. Shards that are read leave it."""
+    """The log itself: shards that are being read, and deaths of readers. A shard leaves it once it is read."""
 
     def __init__(self) -> None:
         self._reading: dict[int, str | None] = {}
@@ -81,7 +81,7 @@ class ReadLog:
         self._files: dict[str, int] = {}
 
     def begin(self, shard: int) -> Deaths:
-        """Note that a reader begins a shard.
+        """Note that a reader starts on a shard.
 
         Returns:
             Deaths of earlier readers that concern the shard.
@@ -97,7 +97,7 @@ class ReadLog:
         return replace(deaths, files=dict(self._files))
 
     def row(self, shard: int, row_id: str | None) -> None:
-        """Note that a reader touches this row of a shard and no other; None once it is done with the row."""
+        """Note the only row of a shard that a reader touches now; None once it is done with the row."""
         self._reading[shard] = row_id
 
     def end(self, shard: int) -> None:

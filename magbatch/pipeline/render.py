@@ -20,7 +20,7 @@ from magbatch.spec import JobSpec
 from magbatch.spec.template import Template
 
 MOST_TOKENS = 2**31 - 1  # above any context: a larger value in a column would overflow an engine's counter
-RENDERERS = 2  # processes for documents, and as many for images; the reader itself is idle while they work
+RENDERERS = 2  # processes for documents, and again for images; the reader itself is idle while they work
 NO_VISION = "the model has no vision encoder"
 
 
@@ -28,7 +28,7 @@ class Renderer:
     """Renders the rows of a job.
 
     Args:
-        spec: The job's spec.
+        spec: Spec of the job: its input columns, prompt and limits.
         grid: Image sizes of the model; None for a model without vision.
     """
 
@@ -51,7 +51,7 @@ class Renderer:
         """Render a row.
 
         Raises:
-            RowError: The row cannot be rendered.
+            RowError: A value is missing or wrong, a file cannot be fetched or decoded, or a limit is exceeded.
             StorageError: The storage of an image or document that the row names is away.
             ClusterError: This node cannot decode images or documents.
         """
@@ -114,9 +114,9 @@ class Renderer:
 
         Args:
             fetch: Loads files that the row names.
-            row: The row.
+            row: Row with the document's files in a column.
             column: Name of the column with the document.
-            images: Number of images that the row has next to the document.
+            images: Number of images that the row has in addition to the document.
 
         Returns:
             The pages that may be shown, and the number of pages of the document.
@@ -181,7 +181,7 @@ class Renderer:
 
         Args:
             taken: Number of pages taken from the files before it.
-            images: Number of pictures so far: of these pages, and of the row.
+            images: Number of pictures so far, of the row and of these pages.
         """
         pictures, limits = self._document.mode != "text", self._limits
         shown = limits.max_images - images
@@ -270,7 +270,7 @@ def _messages(value: Any, add: Callable[[Any, str], dict[str, int]]) -> list[dic
 
 
 def _part(part: Any, where: str, add: Callable[[Any, str], dict[str, int]]) -> dict[str, Any]:
-    """A part of a message. In a struct column, parts have all fields: `type` decides, else the field with a value."""
+    """A text or an image of a message. In a struct column, each has all fields: `type` decides, else the set field."""
     if not isinstance(part, dict):
         raise RowError(
             ErrorCode.INVALID_MESSAGES, f"{where}: is {type(part).__name__}, not a struct with text or an image"

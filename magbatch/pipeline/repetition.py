@@ -8,22 +8,23 @@ LEAST_REPEATS = 4  # occurrences of a pattern that count as repetition
 
 
 def repeats_itself(tokens: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> bool:
-    """Whether tokens are one pattern over and over, at least `LEAST_REPEATS` times.
+    """Whether tokens are one pattern, repeated at least `LEAST_REPEATS` times.
 
-    Example: the pattern [7, 8] occurs four times in [7, 8, 7, 8, 7, 8, 7, 8].
-    A pattern of 8 tokens / 4 = 2 at most fits four times, and the last token, 8, also stands 2 places before the end.
+    Example: [7, 8, 7, 8, 7, 8, 7, 8] repeats the pattern [7, 8] four times.
+    A pattern that fits four times into 8 tokens has 1 or 2 tokens. The last token, 8, stands again 2 positions earlier,
+    so a pattern of 2 is possible. Comparing all tokens with those 2 positions earlier confirms it.
 
     Args:
         tokens: int64 array (n,): token ids.
     """
-    # A pattern of some length puts the last token that many places before the end too. So the last token alone rules
-    # out most lengths, and only a few need a comparison of all tokens.
+    # If a pattern has length n, the last token stands again n positions earlier. So the last token alone rules out most
+    # lengths, and only a few need a comparison of all tokens.
     lengths = 1 + np.flatnonzero(tokens[-2 : -2 - len(tokens) // LEAST_REPEATS : -1] == tokens[-1])
     return any(bool((tokens[length:] == tokens[:-length]).all()) for length in lengths)
 
 
 class RepetitionGuard:
-    """Notices a sample that only repeats itself.
+    """Detector of samples that only repeat themselves.
 
     vLLM has such a check, but runs it inside the engine for every token of every row. This one runs outside, for every
     chunk of tokens. Only exact repetition counts.
@@ -37,7 +38,7 @@ class RepetitionGuard:
         self._tails: dict[int, list[int]] = {}
 
     def __call__(self, sample: int, new: Sequence[int]) -> bool:
-        """Whether a sample may go on; see `OnTokens`.
+        """Whether a sample may continue; see `OnTokens`.
 
         Args:
             sample: Number of the sample, from 0.

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 
 CHARACTERS_PER_TOKEN = 4  # a first guess, corrected by counting the tokens of each piece
-COUNT_CHARACTERS = 16_384  # encoded at once: bounds the memory of counting a long text
+COUNT_CHARACTERS = 16_384  # characters encoded at once: bounds the memory of counting a long text
 
 
 def pieces_to_count(text: str) -> Iterator[str]:
@@ -29,7 +29,7 @@ def split(text: str, room: int, count: Callable[[str], int]) -> Iterator[str]:
     4. "three four" has 10 tokens: back to 8 characters and "three ", which is a piece now. "four" is the rest.
 
     Args:
-        text: The text.
+        text: Text of any length.
         room: Tokens that a piece may have, 1 or more.
         count: Number of tokens of a text.
 

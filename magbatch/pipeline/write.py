@@ -32,8 +32,8 @@ from magbatch.schema import (
 from magbatch.storage import Store
 from magbatch.totals import Totals
 
-# Carried cells and generated text in one object, unless a single row has more. A replica builds up to 32 objects at
-# once, and each is in memory three times: as a table, as Parquet, and as a request.
+# Bytes of carried cells and generated text in one object, unless a single row has more. A replica builds up to 32
+# objects at once, and each is in memory three times: as a table, as Parquet, and as a request.
 OBJECT_BYTES = 64 << 20
 
 MAX_TAKEN_BYTES = 1 << 30  # bytes of one array; the offsets of Arrow's text and binary types end at 2 GB
@@ -74,7 +74,7 @@ class Written:
 
 
 class ObjectWriter:
-    """Writes the objects of one attempt at a shard.
+    """Writer of the objects of one attempt at a shard.
 
     Args:
         store: Store of the job's output.
@@ -82,7 +82,7 @@ class ObjectWriter:
         positions: Row id to its row number in `carried`; rows that could not be read have none.
         model: Name of the model, for the column `model`.
         shard: Index of the shard.
-        made: Schema of the columns that the job makes from its answers.
+        made: Schema of the columns that are derived from the answers.
         with_answer: Whether dead letters have a column for a refused answer.
         plan_id: Id of the job's plan, which is part of the objects' names; None for plans of versions that gave none.
     """
@@ -178,7 +178,7 @@ class ObjectWriter:
         """The dead letter of an answered row that no object can hold.
 
         Returns:
-            None if an object can hold the row, or if the row is a dead letter: that one loses its carried cells.
+            None if an object can hold the row, or if the row is a dead letter, which loses its carried cells instead.
         """
         try:
             self._build([row])
@@ -277,7 +277,7 @@ class ObjectWriter:
 class _Carried:
     """Carried columns of a shard, by row id, of any size.
 
-    Arrow joins the chunks of a column before it takes rows from it, and an array of text or bytes holds 2 GB at most.
+    Arrow joins the chunks of a column before it takes rows from it, but an array of text or bytes holds 2 GB at most.
     So columns of that size are taken cell by cell.
 
     Args:

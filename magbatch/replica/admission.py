@@ -9,9 +9,9 @@ ADMITTED_BYTES = 2 << 30  # 300 images of 1540 x 1540 pixels, 7 MB each
 
 
 class Admission:
-    """Lets rows into the engine in the order in which they come.
+    """Gate that lets rows into the engine in the order in which they come.
 
-    A row always enters an empty engine, however large it is: a bound that the row exceeds would stop the job.
+    A row always enters an empty engine, however large it is. Otherwise a row above a bound would stop the job.
 
     Args:
         rows: Bound for the requests of unfinished rows. A row makes one request at a time, or one for each page group.
@@ -57,7 +57,7 @@ class Admission:
             raise
 
     def leave(self, size: int, requests: int = 1) -> None:
-        """Give a row's room back; same arguments as for `enter`."""
+        """Give a row's room back; the arguments are those of its `enter`."""
         self.rows -= requests
         self.bytes -= size
         self._let_in()

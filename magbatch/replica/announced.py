@@ -1,6 +1,6 @@
-"""Rows that a replica answers for: the board knows each of them before the engine does.
+"""Rows that a replica is responsible for: the board knows each of them before the engine does.
 
-A replica whose event loop hangs cannot report any more. So it announces rows before it begins them, and the board knows
+A replica whose event loop hangs cannot report any more. So it announces rows before it starts them, and the board knows
 which rows to strike when the driver ends such a replica.
 """
 
@@ -15,8 +15,8 @@ class Announced:
     """Rows that were announced and are not finished.
 
     Args:
-        replica: The replica's name.
-        board: The board of the run.
+        replica: Name of the replica on the board.
+        board: Board of the run, to which rows are announced.
     """
 
     def __init__(self, replica: str, board: Board) -> None:
@@ -25,9 +25,9 @@ class Announced:
 
     async def send(self, shard: int, row_ids: Iterable[str]) -> None:
         """Announce rows of a shard that are about to enter the engine."""
-        # Before the call, so that a report that overtakes it has the rows too.
+        # The rows are noted before the call, so that a report that overtakes the call has them too.
         self._rows.setdefault(shard, set()).update(row_ids)
-        # Sends all rows, not only the new ones: rows that have finished since the last report must not be struck.
+        # All rows are sent, not only the new ones: rows that finished since the last report must not be struck.
         await self._board.announce(self._replica, self.by_shard())
 
     def leave(self, shard: int, row_id: str) -> None:

@@ -1,4 +1,4 @@
-"""A row in the engine: whatever goes wrong with the row alone, the outcome is a finished row or a dead letter."""
+"""A row in the engine. Its outcome is a finished row, or a dead letter for anything that goes wrong with it alone."""
 
 import asyncio
 import functools
@@ -10,7 +10,7 @@ from magbatch.rows import DeadLetter, FinishedRow, Prompt
 
 
 class Answering:
-    """Answers rows, and watches that none of them hangs.
+    """Step that answers rows, and notices if one of them hangs.
 
     Args:
         answerer: Asks, parses and checks a row.

@@ -13,7 +13,7 @@ from magbatch.errors import JobError
 from magbatch.replica.losses import Home, Loss
 from magbatch.totals import Totals, summed
 
-# Upper bounds of the commit time histogram, from a local disk (5 ms) to a store that is away for minutes.
+# Upper bounds of the commit time histogram (s), from a local disk (5 ms) to a store that is away for minutes.
 COMMIT_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0)
 MIN_SILENCE_S, MAX_SILENCE_S = 60.0, 600.0  # bounds of `silence_s`: a healthy replica may be busy for a while
 
@@ -37,10 +37,10 @@ class Load:
 
 @dataclass(slots=True)
 class Usage:
-    """Usage of a replica since its last report, or a sum of such records.
+    """Use of a replica's time and storage since its last report, or a sum of such records.
 
     Attributes:
-        short_s: Seconds in which the engine had free slots; progress.json and report.json hold it under this name.
+        short_s: Seconds in which the engine had free slots. This name is the key in progress.json and report.json.
         preemptions: Sequences that the engine put back because its KV cache was full.
         commits: Objects written.
         commit_ms: Milliseconds spent on writing them, refused tries included.
@@ -76,7 +76,7 @@ class State(StrEnum):
 
     STARTING = "starting"
     SERVING = "serving"
-    LOST = "lost"  # silent or gone, and not replaced yet
+    LOST = "lost"  # the replica is silent or gone, and not replaced yet
 
 
 class Order(StrEnum):
@@ -91,26 +91,26 @@ class Board(Protocol):
     """The board, as a replica uses it. It exists for the length of one run."""
 
     async def begin(self, shard: int) -> tuple[bool, dict[str, int]]:
-        """Begin an attempt at a shard.
+        """Register an attempt at a shard.
 
         Returns:
-            Whether this is the run's first attempt at the shard; and row id to strikes, the engines that died with the
-            row in flight.
+            Whether this is the run's first attempt at the shard; and row id to strikes, the number of engines that died
+            with the row in flight.
         """
 
     async def announce(self, replica: str, rows: dict[int, list[str]]) -> None:
-        """Announce the rows that the replica has begun or is about to begin.
+        """Announce the rows that the replica has started or is about to start.
 
         Args:
-            replica: The replica's name.
-            rows: Shard to row ids, complete: they replace the rows of earlier calls.
+            replica: Name of the replica on the board.
+            rows: Shard to the ids of all such rows; they replace the rows of earlier calls.
         """
 
     async def strike(self, replica: str, rows: dict[int, list[str]], why: str) -> None:
         """Give a strike to the rows in an engine that died or hangs.
 
         Args:
-            replica: The replica's name.
+            replica: Name of the replica on the board.
             rows: Shard to row ids in flight.
             why: Reason in words.
         """
@@ -119,7 +119,7 @@ class Board(Protocol):
         """Report that the replica is alive.
 
         Args:
-            replica: The replica's name.
+            replica: Name of the replica on the board.
             done: Committed rows since the last report.
             usage: Usage since the last report.
             load: Load at the moment.
@@ -136,7 +136,7 @@ class Board(Protocol):
         """Report that the replica ends.
 
         Args:
-            replica: The replica's name.
+            replica: Name of the replica on the board.
             why: Reason in words if the replica is to be replaced; empty if not, or if the board has the reason.
         """
 
@@ -144,7 +144,7 @@ class Board(Protocol):
         """Report that the replica ends by a defect.
 
         Args:
-            replica: The replica's name.
+            replica: Name of the replica on the board.
             cause: Error in words.
         """
 
@@ -183,7 +183,7 @@ class Snapshot:
         engine_error: Error of the first engine that failed to start; None if all started.
         failed_starts: Engines that failed to start since the last one that started.
         engine_deaths: Engines that died while rows were in them.
-        starved_s: Seconds, over all replicas, in which an engine had free slots while rows were left to begin.
+        starved_s: Seconds, over all replicas, in which an engine had free slots while rows were waiting.
         input_errors: Refusals of the input's storage that were waited out.
         trouble: Number and text of the last cause that kept replicas waiting; None if there was none.
         failure: Error that stops the job, from the task or replica that met it first; None while the job runs.

@@ -14,10 +14,10 @@ from magbatch.spec import JobSpec
 
 
 class Clock:
-    """Ticks a few times a second, in the background.
+    """Background task that ticks a few times a second and starts whatever is due.
 
     Args:
-        spec: The job's spec.
+        spec: Spec of the job, for `limits.row_timeout_s` and the commit interval.
         slots: Rows that the engine works on at once.
         commits: Finished rows and their commits.
         in_flight: Rows inside the engine.
@@ -25,7 +25,7 @@ class Clock:
         departure: Whether and why the replica is about to end.
         ending: The ways in which the replica ends.
         background: Tasks of the replica.
-        timing: The replica's durations.
+        timing: Intervals of ticks and reports, and the notice of a node's end, in seconds.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Clock:
         self._has_begun = False
 
     def start(self) -> None:
-        """Begin to tick, and to watch the lease; later calls do nothing."""
+        """Start to tick, and to watch the lease; later calls do nothing."""
         if not self._has_begun:
             self._has_begun = True
             self._background.start(self._tick())

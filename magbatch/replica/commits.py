@@ -20,7 +20,7 @@ from magbatch.rows import DeadLetter, FinishedRow, Prompt
 from magbatch.spec import OutputSpec
 from magbatch.totals import Totals, bucket
 
-COMMITS_AT_ONCE = 32  # 256 open shards that commit every 5 s, 0.5 s each, need 26
+COMMITS_AT_ONCE = 32  # commits under way; 256 open shards that commit every 5 s, 0.5 s each, need 26
 UNCOMMITTED_PER_SLOT = 8  # finished rows that may wait for a slow store; beyond that no row enters: bounds memory
 
 
@@ -35,7 +35,7 @@ class Attempt:
         finished: Answered rows that wait for their commit.
         letters: Dead letters that wait for their commit.
         open: Rows that have not entered the engine yet.
-        since: Time (monotonic, s) since which the oldest waiting row waits.
+        since: Time (monotonic, s) at which the oldest waiting row finished.
         lock: Lock that the commit under way holds.
     """
 
@@ -64,13 +64,13 @@ class Attempt:
 
 
 class Commits:
-    """Commits finished rows, over all shards of a replica.
+    """Queue of finished rows and their commits, over all shards of a replica.
 
     Args:
         output: The spec's section `output`.
         slots: Rows that the engine works on at once.
         lease: Watch on the run's lease.
-        background: Tasks of the replica, for commits that nobody waits for.
+        background: Tasks of the replica, for commits that run without a caller waiting for them.
 
     Attributes:
         attempts: Attempts under way.
@@ -113,7 +113,7 @@ class Commits:
                 self._changed.set()
 
     def commit_soon(self, attempt: Attempt) -> None:
-        """Commit in a background task, unless a commit is under way. So no cancelled row cancels a commit half-way."""
+        """Commit in a background task, unless a commit is under way. A cancelled row then never cancels a commit."""
         if attempt.waiting and not attempt.lock.locked():
             self._background.start(self._quietly(attempt))
 

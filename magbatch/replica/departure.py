@@ -12,15 +12,15 @@ class Departure:
     """Whether and why a replica is about to end.
 
     Args:
-        board: The board of the run.
-        notice: Event that is set when this process is about to be killed; None if nobody sets one.
+        board: Board of the run, which is told why.
+        notice: Event that is set when this process is about to be killed; None if there is no such signal.
         on_stop: Callback that aborts the rows in the engine, called once.
-        timing: The replica's durations.
+        timing: Time from the notice to the end of the process, in seconds.
 
     Attributes:
         notice: Event that is set when this process is about to be killed.
-        since: Time (monotonic, s) since which only rows in the engine are finished; None while all is well.
-        is_recalled: Whether another job is to have the devices.
+        since: Time (monotonic, s) at which the replica stopped taking rows; None while it takes rows.
+        is_recalled: Whether the devices are to go to another job.
         is_stopped: Whether the rows in the engine were aborted.
     """
 
@@ -52,7 +52,7 @@ class Departure:
             await asyncio.sleep(self._timing.tick_s)
 
     async def check_notice(self, now: float) -> None:
-        """Begin to leave if the notice has come since the last check."""
+        """Start to leave if the notice has come since the last check."""
         if self.since is None and self.notice is not None and self.notice.is_set():
             self.since = now
             await self._board.trouble("a node is about to go: its replica commits its finished rows")

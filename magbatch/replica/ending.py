@@ -16,18 +16,18 @@ NODE_GOES = "its node is about to go; finished rows are committed"
 
 
 class Ending:
-    """Ends a replica; the next replica asks the ledger for the rows that are left.
+    """Final steps of a replica; its replacement asks the ledger for the rows that are left.
 
     Args:
-        name: The replica's name.
-        board: The board of the run.
+        name: Name of the replica on the board.
+        board: Board of the run, which is told the reason.
         commits: Finished rows and their commits.
         in_flight: Rows inside the engine.
         reports: Reports to the board.
         departure: State with the notice that the process is about to be killed.
         background: Tasks of the replica.
         die: Callback that ends this process.
-        timing: The replica's durations.
+        timing: Wait for SIGTERM after the engine died, and other durations in seconds.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Ending:
         return self._with_engine
 
     def with_defect(self, error: Exception) -> None:
-        """End the replica because a background task failed: without it, rows would hang or never be committed."""
+        """End the replica because a background task failed: without it, rows would hang or stay uncommitted."""
         self._with_defect = asyncio.create_task(self._end_with_defect(f"{type(error).__name__}: {error}"))
 
     async def _end_with_engine(self, reason: str) -> None:
@@ -86,7 +86,7 @@ class Ending:
     async def _end_with_defect(self, cause: str) -> None:
         try:
             await asyncio.wait_for(self._commits.commit_all(), self._timing.notice_s)
-        except Exception:  # noqa: BLE001 - the defect may be in the commits: rows that stay open are asked again
+        except Exception:  # noqa: BLE001 - the defect may be in the commits; uncommitted rows are asked again
             traceback.print_exc()
         try:
             await self._board.broke(self._name, cause)

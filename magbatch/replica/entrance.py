@@ -17,13 +17,13 @@ SHARDS_AHEAD = 4  # shards that the board knows before their turn, so that no tu
 
 
 class Entrance:
-    """Lets shards in, one at a time, in the order in which they come.
+    """Gate that lets shards in, one at a time, in the order in which they come.
 
     Args:
-        board: The board of the run.
-        ledger: The job's output.
-        patience_s: Seconds that the output's storage may be away. A commit that a zombie has begun may be refused for
-            as long, and may land then.
+        board: Board of the run, where attempts are registered.
+        ledger: Ledger of the job's output, asked for committed rows.
+        patience_s: Seconds that the output's storage may be away. A commit of a replaced run may be retried for this
+            long and still succeed.
     """
 
     def __init__(self, board: Board, ledger: Ledger, patience_s: float) -> None:
@@ -44,14 +44,14 @@ class Entrance:
     ) -> AsyncIterator[tuple[Attempt, dict[str, int]]]:
         """Wait for the turn of a shard, which ends with the context.
 
-        One shard is unpacked while the shard before it has its turn, and not before: of the shards that wait, only one
-        takes memory.
+        A shard is unpacked while the shard before it has its turn, not earlier. So only one of the waiting shards takes
+        memory.
 
         Args:
             shard: Index of the shard.
-            unpack: Unpacks the shard's prompts, in a thread.
-            begin: Begins an attempt, given the prompts and the ids of the committed rows. Nothing here keeps the
-                prompts after that.
+            unpack: Function that unpacks the shard's prompts, called in a thread.
+            begin: Function that starts an attempt, given the prompts and the ids of the committed rows. Nothing here
+                keeps the prompts after that.
             may_have_rows: Whether rows of the shard may have been committed before the run began.
 
         Yields:
@@ -65,7 +65,7 @@ class Entrance:
                     del unpack
                     await turn.enter_async_context(self._turn)
             done = frozenset[str]()
-            if may_have_rows or not first:  # asked now and not earlier: a zombie may have committed a moment ago
+            if may_have_rows or not first:  # asked this late because a replica of a replaced run may still commit
                 quiet_since = self._zombies_until if first else math.inf
                 done = await asyncio.to_thread(self._ledger.done_rows, shard, quiet_since)
             attempt = begin(prompts, done)

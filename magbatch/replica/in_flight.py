@@ -1,8 +1,8 @@
 """Rows inside one engine, and whether a row or the whole engine hangs.
 
-- A row hangs if it gets no token for a while in which other rows got some.
-- A row without a first token may just wait for a slot. It hangs if rows that began well after it have a first token.
-- An engine hangs if no row gets a token. It is as good as dead.
+- A row hangs if it gets no token for `patience_s` while other rows get some.
+- A row without a first token may just wait for a slot. It hangs if rows that entered well after it have a first token.
+- An engine hangs if no row gets a token for that time. It is as good as dead.
 - A row without a request, e.g. while its answer is checked, does not count: neither it nor the engine hangs.
 """
 
@@ -21,7 +21,7 @@ class _Request:
     """A request of a row. A row may make several, one after the other or at once.
 
     Attributes:
-        began: Time (monotonic, s) of its begin.
+        began: Time (monotonic, s) at which it was sent.
         pulse: Time (monotonic, s) of its last tokens; None before the first.
     """
 
@@ -57,7 +57,7 @@ class InFlight:
         self._patience_s = patience_s
         self._rows: dict[str, RowInFlight] = {}
         self._pulse = 0.0  # time of the last token of any row
-        self._reached = 0.0  # latest begin of a request that has a first token; engines serve requests in turn
+        self._reached = 0.0  # start of the newest request that has a first token; engines serve requests in turn
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -117,13 +117,29 @@ class InFlight:
         return False
 
     def _hangs(self, request: _Request, now: float, patience: float) -> bool:
+        """Whether a request is silent for longer than `patience` while newer signs of life of the engine exist.
+
+        Half of `patience` is the least lead of those signs: a row that is only a little behind does not hang.
+
+        Example, for a patience of 60 s at the time 100.
+
+        1. A request had its last token at 30, another row had one at 99. Silent for 70 s, 69 s behind: it hangs.
+        2. The other row had its last token at 50. Only 20 s behind: it does not hang.
+        3. A request was sent at 30 and has no token, but a request sent at 80 has one. Overtaken by 50 s: it hangs.
+        4. The newest request with a token was sent at 40. Overtaken by 10 s: it may just wait for a slot.
+
+        Args:
+            request: A request that is under way.
+            now: Time (monotonic, s).
+            patience: Seconds of silence.
+        """
         started = request.pulse is not None
         since, went_on = (request.pulse or 0.0, self._pulse) if started else (request.began, self._reached)
         return now - since > patience and went_on - since > patience / 2
 
 
 class Watching:
-    """A request of a row, from begin to end. A class and not a generator: it is on the path of every row."""
+    """A request of a row, from start to end. A class is faster than a generator, and every row passes here."""
 
     __slots__ = ("_in_flight", "_request", "_row")
 

@@ -9,7 +9,7 @@ from typing import Any, Self
 from magbatch.errors import one_line
 from magbatch.totals import known_fields
 
-MOST_LOSSES = 20  # the last losses that a job keeps: bounds its report; all losses are counted
+MOST_LOSSES = 20  # losses that a job keeps, the last ones: bounds its report; all losses are counted
 WHY_CHARS = 300  # length of a reason: one readable line
 
 

@@ -2,7 +2,7 @@
 
 A handler in Python, such as Ray's, would not run: Ray's main thread executes no Python code while a replica works. So C
 code writes the signal's number to a pipe the moment it arrives (`signal.set_wakeup_fd`). Only the main thread may ask
-for that; Ray runs an actor's constructor there.
+for that, and Ray runs an actor's constructor there.
 """
 
 import functools

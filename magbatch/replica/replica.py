@@ -42,21 +42,21 @@ Tasks = set[asyncio.Task[None]]
 
 
 class Replica:
-    """Answers shards with one engine.
+    """Worker that answers shards with one engine.
 
     Args:
-        name: The replica's name on the board.
-        job: The job.
-        engine: A started engine.
-        tokenizer: The model's tokenizer.
+        name: Name of the replica on the board.
+        job: Spec and planned columns of the job.
+        engine: Engine that has started.
+        tokenizer: Mistral's tokenizer of the model.
         prompter: Builder of the prompts that combine answers about page groups.
         slots: Rows that the engine works on at once (`max_num_seqs`).
         max_model_len: Tokens that the engine can hold for one row, prompt included.
-        board: The board of the run.
+        board: Board of the run, for reports and strikes.
         die: Callback that ends this process: an engine that is gone does not come back.
-        notice: Event that is set when this process is about to be killed; None if nobody sets one.
+        notice: Event that is set when this process is about to be killed; None if there is no such signal.
         token: Token of the run's lease; None if no other run can take the output.
-        timing: Durations.
+        timing: Durations in seconds; tests pass shorter ones.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class Replica:
 
         Args:
             shard: Index of the shard.
-            unpack: Unpacks the shard's prompts; called when the shard is the next to enter.
+            unpack: Function that unpacks the shard's prompts, called when the shard is the next to enter.
             may_have_rows: Whether rows of the shard may have been committed before the run began.
 
         Returns:
@@ -153,7 +153,7 @@ class Replica:
             task.cancel()
 
     def _begin(self, work: ShardPrompts, done: frozenset[str]) -> Attempt:
-        """Begin an attempt at a shard, with the rows that are not done."""
+        """Start an attempt at a shard, with the rows that are not done."""
         spec = self._job.spec
         writer = ObjectWriter(
             self._ledger.store, work.carried, work.positions, spec.model.source, work.shard, made_columns(spec),
@@ -169,7 +169,7 @@ class Replica:
         return attempt
 
     async def _admit(self, attempt: Attempt, strikes: dict[str, int], mine: Tasks) -> int:
-        """Let rows into the engine as it has room; returns how many rows a stop has kept out."""
+        """Let rows into the engine when it has room; returns the number of rows that a stop has kept out."""
         left = announced = 0
         while attempt.open:
             if not announced and not self._departure.is_stopped:
@@ -194,7 +194,7 @@ class Replica:
         await self._admission.enter(*size)
         task: asyncio.Task[None] | None = None
         try:
-            await self._departure.wait()  # a row that begins now could not be finished
+            await self._departure.wait()  # a row that starts now could not be finished
             if not self._departure.is_stopped:
                 task = self._start(self._row(attempt, prompt), mine)
         finally:
@@ -202,7 +202,7 @@ class Replica:
                 self._admission.leave(*size)
         if task is None:
             return False
-        # A callback, not code in the task: a task that is cancelled before it begins must give its room back too.
+        # A callback, not code in the task: a task that is cancelled before it starts must give its room back too.
         task.add_done_callback(lambda _: self._admission.leave(*size))
         return True
 
@@ -216,7 +216,7 @@ class Replica:
         return task
 
     async def _suspect(self, attempt: Attempt, prompt: Prompt, strikes: int) -> None:
-        """Answer a row that was in an engine that died, next to few other suspects so that few are struck again."""
+        """Answer a row that was in an engine that died. Few suspects enter at once, so that few are struck again."""
         async with self._suspects.bound(strikes):
             await self._admission.enter(prompt.size_bytes, prompt.requests)
             try:
@@ -242,7 +242,7 @@ class Replica:
 
 
 async def _wait_for(rows: Tasks) -> int:
-    """Wait for all rows; the first error is raised at once. Returns how many rows a stop has cancelled."""
+    """Wait for all rows; the first error is raised at once. Returns the number of rows that a stop has cancelled."""
     left = 0
     while rows:
         ended, _ = await asyncio.wait(rows, return_when=asyncio.FIRST_EXCEPTION)

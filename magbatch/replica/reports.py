@@ -39,15 +39,15 @@ class Refusals:
 
 
 class Reports:
-    """Sends reports, and has the replica obey the orders that come back.
+    """Sender of reports, which makes the replica obey the orders that come back.
 
     Args:
-        name: The replica's name.
-        board: The board of the run.
-        engine: The engine, for its load.
+        name: Name of the replica on the board.
+        board: Board of the run, which answers with orders.
+        engine: Engine whose load is reported.
         commits: Finished rows and their commits.
         in_flight: Rows inside the engine.
-        announced: Rows that the replica answers for.
+        announced: Rows that the replica is responsible for.
         refusals: Refusals of the output's storage.
         departure: State that follows the orders.
     """
@@ -67,7 +67,7 @@ class Reports:
         self._name, self._board, self._engine = name, board, engine
         self._commits, self._in_flight, self._announced = commits, in_flight, announced
         self._refusals, self._departure = refusals, departure
-        self._preemptions = 0  # of the engine, already reported
+        self._preemptions = 0  # preemptions of the engine that were reported already
         self._idle_slot_s = 0.0
 
     def add_idle(self, seconds: float) -> None:

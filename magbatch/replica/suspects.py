@@ -1,4 +1,4 @@
-"""Rows that were in engines that died: the one that kills engines is found, and the innocent ones are answered."""
+"""Rows that were in engines that died: the row that kills engines is found, and the innocent rows are answered."""
 
 import asyncio
 
@@ -11,18 +11,18 @@ STRIKES = 3
 After the first death an eighth of the engine's slots is open to suspects, after the second one suspect at a time. So
 three deaths find a killer among 2 x 256 rows, and an innocent row would have to be there at all three.
 """
-SLOTS_PER_SUSPECT = 8  # after one death: 32 suspects at once for an engine with 256 slots
+SLOTS_PER_SUSPECT = 8  # slots for each suspect after one death: 32 suspects at once for an engine with 256 slots
 
 
 class Suspects:
-    """Bounds how many suspects are in the engine at once, by their strikes.
+    """Limit on the number of suspects in the engine at once, by their strikes.
 
     Args:
         slots: Rows that the engine works on at once.
     """
 
     def __init__(self, slots: int) -> None:
-        at_once = [max(1, slots // SLOTS_PER_SUSPECT), *[1] * (STRIKES - 2)]  # for 1, 2 … STRIKES - 1 strikes
+        at_once = [max(1, slots // SLOTS_PER_SUSPECT), *[1] * (STRIKES - 2)]  # bounds for 1, 2 … STRIKES - 1 strikes
         self._bounds = {strikes: asyncio.Semaphore(rows) for strikes, rows in enumerate(at_once, start=1)}
 
     def bound(self, strikes: int) -> asyncio.Semaphore:

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from magbatch.ledger.holder import EXPIRY_S
 
-TICK_S = 0.25  # bounds the delay of a due commit; a tick costs well under a millisecond
+TICK_S = 0.25  # longest delay of a due commit; a tick costs well under a millisecond
 REPORT_INTERVAL_S = 1.0
-ZOMBIES_S = 2 * EXPIRY_S  # a replica whose run was taken over begins commits for EXPIRY_S at most
+ZOMBIES_S = 2 * EXPIRY_S  # a replica whose run was taken over starts commits for EXPIRY_S at most
 
 
 @dataclass(frozen=True, slots=True)

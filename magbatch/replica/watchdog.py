@@ -45,8 +45,8 @@ def deathless(name: str, work: Callable[[], None], die: Callable[[], None]) -> t
     """Start a thread that the process cannot do without.
 
     Args:
-        name: The thread's name.
-        work: Function that the thread runs. To return is fine; to raise ends the process.
+        name: Name of the thread in tracebacks.
+        work: Function that the thread runs. It may return; an error that it raises ends the process.
         die: Callback that ends this process, called after the traceback was printed to stderr.
     """
 
@@ -64,14 +64,14 @@ def deathless(name: str, work: Callable[[], None], die: Callable[[], None]) -> t
 
 
 class LeaseWatch:
-    """Watches whether the run still has its output. A replica whose run was taken over is a zombie and must not commit.
+    """Watch on the run's lease. A replica whose run was taken over is a zombie and must not commit.
 
     Args:
         token: Token of the run's lease; None if no other run can take the output.
         patience_s: Seconds that the store may be away before a commit gives up.
         on_wait: Callback for each refusal of the store that is waited out.
         die: Callback that ends this process.
-        timing: The replica's durations.
+        timing: Interval of the checks and age at which a check expires, in seconds.
     """
 
     def __init__(
