@@ -68,9 +68,9 @@ def start(kind: str, config: EngineConfig, tokenizer: "Tokenizer") -> Engine:
     Args:
         kind: Name of the engine, as in `model.engine`.
         config: Checkpoint, resolved arguments, sampling.
-        tokenizer: The model's tokenizer, for the fake.
+        tokenizer: Mistral's tokenizer of the model, for the fake.
 
     Raises:
-        EngineStartError: The engine did not start; the message has the engine's own words.
+        EngineStartError: The engine did not start; the message has the engine's own error.
     """
     return ENGINES[kind].start(config, tokenizer)

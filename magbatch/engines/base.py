@@ -8,12 +8,11 @@ from typing import Any, Protocol
 from magbatch.rows import Generation, Prompt
 from magbatch.spec import SamplingSpec
 
-HUGE_PAGES = (
-    "THP_MEM_ALLOC_ENABLE"  # on CPUs, PyTorch's allocator then asks for huge pages for tensors of 2 MB and more
-)
+# Variable with which PyTorch's allocator asks for huge pages for tensors of 2 MB and more, on CPUs.
+HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 
 OnTokens = Callable[[int, Sequence[int]], bool]
-"""Takes the index of a sample and its new tokens. False ends the sample there."""
+"""Callback for the index of a sample and its new tokens. If it returns False, the sample ends there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +37,14 @@ UNCONSTRAINED = RequestShape()
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """The parts that an engine is built from.
+    """Configuration from which an engine is built.
 
     Attributes:
         checkpoint: Directory of the model's files.
         args: Resolved engine arguments, by vLLM's names.
-        sampling: The job's sampling parameters.
+        sampling: Sampling parameters of the spec.
         gpus: GPUs of this replica; 0 runs on CPUs.
-        counts: Whether the engine keeps count of its load.
+        counts: Whether the engine measures its load.
     """
 
     checkpoint: Path
@@ -90,18 +89,18 @@ class Engine(Protocol):
             prompt: Token ids and images.
             max_tokens: Most tokens of each sample.
             seed: Seed of the sampling; None for no seed.
-            on_tokens: Called with the first token of a sample and then with each chunk. If it returns False, the sample
+            on_tokens: Callback for the first token of a sample and then for each chunk. If it returns False, the sample
                 ends with the tokens so far, and its finish reason is `repetition`.
             form: Constraints; by default the answer is free.
 
         Raises:
-            RequestRejectedError: The engine refuses this prompt, and goes on serving.
-            RequestFailedError: The engine failed at this prompt, and goes on serving; the request may be retried.
+            RequestRejectedError: The engine refuses this prompt, and still serves.
+            RequestFailedError: The engine failed at this prompt, and still serves; the request may be retried.
             EngineDeadError: The engine is gone.
         """
 
     def load(self) -> EngineLoad:
-        """The load at the moment; zeros if the engine was told not to keep count."""
+        """The load at the moment; zeros if `EngineConfig.counts` is off."""
 
     def shutdown(self) -> None:
         """End the engine and every process that belongs to it."""

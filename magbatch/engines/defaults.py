@@ -9,13 +9,13 @@ from magbatch.model.facts import ModelFacts
 from magbatch.spec import JobSpec
 from magbatch.spec.vllm_names import CPU_BLOCK
 
-SECOND_ANSWER_TOKENS = 2048  # room for a second answer, and for the reason why the first was rejected
+SECOND_ANSWER_TOKENS = 2048  # tokens kept for a second answer, and for the reason why the first was rejected
 OFFLINE_SEQS_GPU = 256  # the KV cache, not compute, is the limit; vLLM preempts beyond it
 OFFLINE_SEQS_CPU = 64
 OFFLINE_BATCHED_TOKENS_GPU = 16384  # long prompts are read in few steps; latency does not matter offline
 OFFLINE_BATCHED_TOKENS_CPU = 4096
 CPU_KV_CACHE_BYTES = 1 << 30
-DEVICES_A_NODE = 8  # GPUs of a usual GPU machine; a replica with more is spread over several machines
+DEVICES_A_NODE = 8  # GPUs of a usual machine; a replica with more GPUs runs on several machines
 # On CPUs vLLM turns "uni" into "mp": a third process that imports torch and vLLM, 16 of the 52 s of CPU of a start. An
 # executor that is given by its class name stays as it is.
 CPU_EXECUTOR = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
@@ -35,7 +35,7 @@ def vllm_args(spec: JobSpec, model: ModelFacts, hints: Mapping[str, Any] | None 
     vLLM's own defaults suit serving: `AsyncLLM` takes 128 sequences and 2,048 batched tokens (seen with vLLM 0.32).
 
     Raises:
-        SpecError: vLLM would not start with the spec's own arguments, or would die of the job's seed.
+        SpecError: vLLM would not start with the spec's own arguments, or would crash on the job's seed.
     """
     gpus = spec.replicas.gpus
     defaults = _lengths(spec, model) | {
@@ -50,7 +50,7 @@ def vllm_args(spec: JobSpec, model: ModelFacts, hints: Mapping[str, Any] | None 
         "distributed_executor_backend": "uni" if gpus <= 1 else "mp" if gpus <= DEVICES_A_NODE else "ray",
     }
     if spec.answer.schema is not None:
-        # The only backend that knows Mistral's control tokens (seen with vLLM 0.32). Blanks in JSON would cost tokens.
+        # No other backend knows Mistral's control tokens (seen with vLLM 0.32). Blanks in JSON would cost tokens.
         defaults["structured_outputs_config"] = {"backend": "guidance", "disable_any_whitespace": True}
     if model.image_size:
         defaults["limit_mm_per_prompt"] = {"image": spec.limits.max_images}
@@ -121,7 +121,7 @@ def _whole(spec: JobSpec, args: dict[str, Any]) -> dict[str, Any]:
     if wrong:
         raise SpecError(
             f"sampling.seed cannot go with model.engine_args {', '.join(wrong)}: vLLM on CPUs dies of a seeded prompt "
-            f"that it reads in several steps. Leave these out (tokens in a step: {longest} or more), leave the seed "
+            f"that it reads in several steps. Remove them (tokens in a step: {longest} or more), leave the seed "
             "out, or set sampling.temperature to 0"
         )
     args["max_num_batched_tokens"] = max(longest, int(args["max_num_batched_tokens"]))

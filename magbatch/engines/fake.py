@@ -28,7 +28,7 @@ from magbatch.spec.fake_args import FakeArgs, Rule
 from magbatch.spec.mistakes import field_mistakes
 
 CHUNK_TOKENS = 64  # the chunk size of the real engine
-ECHO_TOKENS = 48  # tokens of the prompt's end that it answers with: enough to tell rows apart
+ECHO_TOKENS = 48  # tokens of the prompt's end that make the answer: enough to tell rows apart
 
 
 class FakeEngine:
@@ -36,7 +36,7 @@ class FakeEngine:
 
     Args:
         config: Configuration of a real engine, with `FakeArgs` as its arguments.
-        tokenizer: The model's tokenizer.
+        tokenizer: Mistral's tokenizer of the model.
 
     Raises:
         EngineStartError: The arguments are wrong, or `start_error` is set.
@@ -71,7 +71,7 @@ class FakeEngine:
         on_tokens: OnTokens | None = None,
         form: RequestShape = UNCONSTRAINED,
     ) -> Generation:
-        """See `Engine.generate`."""
+        """Generate as the script says; see `Engine.generate`."""
         if self._dead:
             raise EngineDeadError("the scripted engine is dead")
         began = time.monotonic()
@@ -97,7 +97,7 @@ class FakeEngine:
     async def _play(
         self, tokens: list[int], reason: str, on_tokens: OnTokens | None, samples: int, *, hangs: bool
     ) -> Completion:
-        """Give the tokens chunk by chunk; all samples are the same."""
+        """Give the tokens chunk by chunk; all samples are equal."""
         given = 0
         while given < len(tokens):
             size = CHUNK_TOKENS if given else 1
@@ -116,11 +116,11 @@ class FakeEngine:
         return Completion(tokens, reason)
 
     def load(self) -> EngineLoad:
-        """See `Engine.load`. The cache is as full as the slots are."""
+        """The load at the moment; see `Engine.load`. The cache counts as full as the slots are."""
         return EngineLoad(self._running, self._queued, self._running / self._args.max_num_seqs)
 
     def shutdown(self) -> None:
-        """See `Engine.shutdown`."""
+        """End the engine; see `Engine.shutdown`."""
         self._dead = True
 
     def _note(self, row_id: str) -> None:
@@ -155,8 +155,8 @@ class FakeEngine:
             tokens = [*itertools.islice(itertools.cycle(echo), rule.tokens or self._args.tokens), closing]
             tokens += echo if form.stop is None else []
         elif opening is not None and closing is not None and rule.do != "no_think" and not answering:
-            thinking = itertools.islice(itertools.cycle(echo), rule.tokens or self._args.tokens)
-            tokens = [opening, *thinking, closing, *echo]
+            reasoning = itertools.islice(itertools.cycle(echo), rule.tokens or self._args.tokens)
+            tokens = [opening, *reasoning, closing, *echo]
         if rule.do == "never_close":
             return [token for token in tokens if token != closing][:max_tokens], "length"
         return (tokens, "stop") if len(tokens) <= max_tokens else (tokens[:max_tokens], "length")

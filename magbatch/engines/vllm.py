@@ -1,7 +1,7 @@
 """vLLM's AsyncLLM behind the engine seam. Besides `whole`, no other file of the engines imports vllm.
 
 The settings are for offline work. Tokens arrive in large chunks: a message of the engine for each token would cost more
-than the token is worth. Detokenizing in vLLM is off: its incremental detokenizer is slow with Mistral's tokenizer. The
+than the token. Detokenizing in vLLM is off: its incremental detokenizer is slow with Mistral's tokenizer. The
 engine's process resizes no image: images arrive at the size that the model takes.
 """
 
@@ -21,7 +21,7 @@ from magbatch.guard import how_it_ended
 from magbatch.model.tokenizer import picture
 from magbatch.rows import Completion, Generation, Prompt
 
-# vLLM configures its logging when it is imported. Lines of the engine below WARNING are of no use offline.
+# vLLM configures its logging when it is imported. Its lines below WARNING are useless offline.
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # a failed start is explained from stderr
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -31,8 +31,8 @@ CHUNK_TOKENS = 64  # tokens between two messages about a sample
 # event loop from the first row that is ready, and the engine would wait for requests (bench/NOTES.md).
 IMAGE_ROWS_RENDERED_AT_ONCE = 2
 
-NEVER_LOGIT = -100.0  # bans a token, in vLLM as in OpenAI's API
-LOG_BYTES = 64_000  # read from the end of a log: enough for a traceback of each process of the engine
+NEVER_LOGIT = -100.0  # logit bias that bans a token, in vLLM as in OpenAI's API
+LOG_BYTES = 64_000  # bytes read from the end of a log: enough for a traceback of each process of the engine
 _ERROR_LINE = re.compile(r"(?:^|\s)((?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b: .+)$")
 
 
@@ -43,7 +43,7 @@ class VllmEngine:
         config: Checkpoint, resolved arguments, sampling.
 
     Raises:
-        EngineStartError: The engine did not start; the message has vLLM's own words.
+        EngineStartError: The engine did not start; the message has vLLM's own error.
     """
 
     def __init__(self, config: EngineConfig) -> None:
@@ -88,7 +88,7 @@ class VllmEngine:
         on_tokens: OnTokens | None = None,
         form: RequestShape = UNCONSTRAINED,
     ) -> Generation:
-        """See `Engine.generate`."""
+        """Generate with vLLM; see `Engine.generate`."""
         from vllm.sampling_params import StructuredOutputsParams
 
         params = self._params.clone()
@@ -117,7 +117,7 @@ class VllmEngine:
             async with self._rendering if prompt.images else nullcontext():
                 asked = await asyncio.to_thread(_as_vllm, prompt) if prompt.images else _as_vllm(prompt)
                 (rendered,) = await self._engine.renderer.render_cmpl_async([asked])
-            # An id is for one use: a retried row must not meet its own older request in the engine.
+            # Each request gets a new id: a retried row must not collide with its own older request in the engine.
             request = self._engine.generate(rendered, params, f"{prompt.row_id}-{uuid4().hex[:8]}")
             async with aclosing(request) as outputs:  # an early close aborts the rest of the request
                 async for output in outputs:
@@ -125,7 +125,7 @@ class VllmEngine:
                     for item in output.outputs:
                         if reasons[item.index] is not None:
                             continue
-                        # For example, after a cancelled row, only one of its two processes still has an image.
+                        # For example, only one of vLLM's two processes still has an image after a cancelled row.
                         if item.finish_reason == "error":
                             raise RequestFailedError(
                                 "the engine ended the request with an internal error: its log has the cause"
@@ -148,8 +148,8 @@ class VllmEngine:
         return [Completion(*sample) for sample in zip(tokens, map(str, reasons), strict=True)], cached
 
     def _cause_of_death(self, error: Exception) -> str:
-        """The signal that ended the engine's process, in words; else the last error that it has logged."""
-        if self._cause is None:  # looked for once, not for each row in the engine
+        """The signal that ended the engine's process, in words; without a signal, the last error in its log."""
+        if self._cause is None:  # the search runs once, not for each row in the engine
             self._cause = self._found_cause(error)
         return self._cause
 
@@ -162,11 +162,11 @@ class VllmEngine:
         return causes[-1] if causes else str(error)
 
     def load(self) -> EngineLoad:
-        """See `Engine.load`."""
+        """The load after vLLM's last step; see `Engine.load`."""
         return self._stats.load()
 
     def shutdown(self) -> None:
-        """See `Engine.shutdown`."""
+        """End vLLM and its processes; see `Engine.shutdown`."""
         self._engine.shutdown()
 
 
@@ -185,7 +185,7 @@ class _Stats:
         self._load = EngineLoad()
 
     def record(self, scheduler: Any, iteration: Any) -> None:
-        # This runs in vLLM's own loop, which would take an exception for the engine's death.
+        # This runs in vLLM's own loop, where an exception would count as the engine's death.
         with suppress(Exception):
             preemptions = self._load.preemptions + (iteration.num_preempted_reqs if iteration is not None else 0)
             self._load = replace(self._load, preemptions=preemptions)
@@ -200,11 +200,11 @@ class _Stats:
 def _logger_for(stats: _Stats) -> type:
     """A class of stat logger for vLLM that only passes records on.
 
-    It is a subclass of vLLM's Prometheus logger, so vLLM adds no second one. That would count every token of every step
-    in a registry that nobody reads.
+    It is a subclass of vLLM's Prometheus logger, so vLLM adds no logger of its own. Such a logger would count every
+    token of every step in a registry that is never read.
 
     Args:
-        stats: Receives the records.
+        stats: Receiver of the records.
     """
     from vllm.v1.metrics.loggers import PrometheusStatLogger
 
@@ -244,7 +244,7 @@ def _as_vllm(prompt: Prompt) -> Any:
 
 
 def _first_cause(error: Exception, log: str) -> str:
-    """The root cause from the log if vLLM's error only points at it, else vLLM's error."""
+    """The root cause from the log if vLLM's error only refers to it, else vLLM's error."""
     said = [match.group(1).strip() for line in log.splitlines() if (match := _ERROR_LINE.search(line))]
     outer = f"{type(error).__name__}: {error}"
     causes = [line for line in said if line not in outer and "root cause" not in line]

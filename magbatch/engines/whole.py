@@ -1,6 +1,6 @@
 """A vLLM scheduler that reads each prompt in one step, for rows with a seed on CPUs.
 
-If vLLM 0.32 reads a prompt in several steps, it winds the row's random generator back after each step except the last
+If vLLM 0.32 reads a prompt in several steps, it resets the row's random generator after each step except the last
 (`GPUModelRunner._bookkeeping_sync`). Generators on CPUs cannot do that, and the engine dies ("CPU Generator does not
 use offset"). With `enable_chunked_prefill` off, text is read in one step. Images need this class: the scheduler cuts a
 prompt before an image that does not fit into the step.
@@ -14,7 +14,7 @@ assert hasattr(Scheduler, "_try_schedule_encoder_inputs"), "Scheduler._try_sched
 
 
 class WholePrompts(Scheduler):
-    """Lets a prompt wait for the next step instead of cutting it before an image."""
+    """Scheduler that lets a prompt wait for the next step instead of cutting it before an image."""
 
     def _try_schedule_encoder_inputs(
         self, request: Any, num_computed_tokens: int, num_new_tokens: int, encoder_compute_budget: int, **options: Any

@@ -1,6 +1,6 @@
-"""The board's memory: what every replica and reader of a run has reported.
+"""The board's memory: the reports of every replica and reader of a run.
 
-The board outlives every replica: what a replica has committed or used stays counted when it is gone.
+The board outlives every replica, so the commits and usage of a replica stay counted when it is gone.
 """
 
 import math
@@ -17,7 +17,7 @@ from magbatch.replica.losses import Home
 from magbatch.totals import Totals
 from magbatch.versions import Agreed
 
-MAX_REFUSED_READS = 10  # readers in a row on nodes with other versions; then no other node seems to be left
+MAX_REFUSED_READS = 10  # readers in a row on nodes with other versions, after which no good node seems to be left
 MAX_BREAKS = 3  # replicas in a row that end by a defect, while no row is committed
 
 
@@ -26,9 +26,9 @@ class _Strikes:
     """Deaths of engines, row by row.
 
     Attributes:
-        begun: Indices of shards that a replica has begun.
-        rows: Shard index to row id to the engines that died with the row in flight.
-        replicas: Names of replicas whose engine died; each counts once, also if it tells twice.
+        begun: Indices of shards that a replica has started.
+        rows: Shard index to row id to the number of engines that died with the row in flight.
+        replicas: Names of replicas whose engine died; each counts once, even if it reports the death twice.
     """
 
     begun: set[int] = field(default_factory=set)
@@ -49,12 +49,12 @@ class _Strikes:
 
 @dataclass(slots=True)
 class _Starts:
-    """Engines that failed to start, since one did.
+    """Engines that failed to start since the last one that started.
 
     Attributes:
         served: Whether any replica has served.
-        failed: Failures since the last engine that started.
-        error: Message of the first of these; None after an engine has started.
+        failed: Number of failures since then.
+        error: Message of the first of these failures; None after an engine has started.
         home: Node and log of that engine.
     """
 
@@ -74,7 +74,7 @@ class _Versions:
     """The versions of the job, and the nodes that have others.
 
     Attributes:
-        agreed: The job's versions.
+        agreed: Package to version, as the driver has them.
         said: Messages about nodes with other versions; each is shown once.
         refused_reads: Readers in a row that ended on such nodes.
     """
@@ -90,10 +90,10 @@ class _Run:
 
     Attributes:
         done: Committed rows and tokens.
-        starved_s: Seconds, over all replicas, in which an engine had free slots while rows remained to be begun.
+        starved_s: Seconds, over all replicas, in which an engine had free slots while rows were waiting.
         input_errors: Refusals of the input's storage that were waited out.
         trouble: Number and text of the last message for a person; None before the first.
-        failure: The error that stops the job; None while there is none.
+        failure: Error that stops the job; None while the job runs.
         stopping: Whether replicas are asked to stop.
     """
 
@@ -112,7 +112,7 @@ class BoardState:
         rows: Rows that the run is to answer.
         start_timeout_s: Seconds that an engine may take to start; a replica that starts for longer is lost.
         silence_s: Seconds without a report after which a serving replica is to be ended.
-        clock: Gives the time in seconds, never going back.
+        clock: Function that gives the time in seconds, never going back.
     """
 
     def __init__(
@@ -127,11 +127,14 @@ class BoardState:
         self._silence = Silence(silence_s, clock())
         self._strikes, self._starts, self._versions = _Strikes(), _Starts(), _Versions()
         self._read_log = ReadLog()
-        self._broke: tuple[int, int] = (-1, 0)  # rows committed at the last defect, and defects since a row was
+        self._broke: tuple[int, int] = (
+            -1,
+            0,
+        )  # rows committed at the last defect, and defects in a row without a new row
         self._run = _Run()
 
     def differs(self, node: str, found: dict[str, str]) -> str | None:
-        """The difference between a node's versions and the job's; None for a node that takes part.
+        """The difference between a node's versions and the job's; None if they agree.
 
         Args:
             node: Host and address, for people.
@@ -146,7 +149,7 @@ class BoardState:
     def refuse_replica(self, replica: str, message: str) -> None:
         """Note that a replica ends on a node with other versions.
 
-        While no replica is up on a right node, it counts as an engine that did not start.
+        While no replica is up on a node with the right versions, it counts as an engine that did not start.
         """
         if not self._slots.any_up(self._clock()):
             self.engine_failed(replica, message)
@@ -158,26 +161,26 @@ class BoardState:
             self.failed(ClusterAccessError(message))
 
     def join(self, replica: str, actor: str, home: Home | None = None) -> None:
-        """Note that a replica begins to start its engine.
+        """Note that a replica has its devices and starts its engine.
 
         Args:
             replica: Name of the replica; no two have the same.
-            actor: Ray's id of its actor, which an actor keeps when Ray starts it again.
+            actor: Ray's id of its actor, which stays the same if Ray restarts the actor.
             home: Node and log of its process.
         """
         self._silence.join(replica, actor)
         self._slots.join(replica, actor, home or Home(), self._clock())
 
     def begin(self, shard: int) -> tuple[bool, dict[str, int]]:
-        """See `Board.begin`."""
+        """Register an attempt at a shard; see `Board.begin`."""
         return self._strikes.begin(shard)
 
     def announce(self, replica: str, rows: dict[int, list[str]]) -> None:
-        """See `Board.announce`."""
+        """Take the rows that a replica is about to start; see `Board.announce`."""
         self._silence.announce(replica, rows)
 
     def strike(self, replica: str, rows: dict[int, list[str]], why: str = "its engine died") -> None:
-        """See `Board.strike`. A replica that tells it again has not got the answer; it counts once."""
+        """Strike rows; see `Board.strike`. A replica that lost the reply calls again, but counts once."""
         if replica in self._strikes.replicas:
             return
         self._strikes.replicas.add(replica)
@@ -185,16 +188,16 @@ class BoardState:
         self._strikes.add(rows)
 
     def reads(self, shard: int) -> Deaths:
-        """See `ReadLog.begin`."""
+        """Note that a reader starts on a shard; see `ReadLog.begin`."""
         self._versions.refused_reads = 0
         return self._read_log.begin(shard)
 
     def reads_row(self, shard: int, row_id: str | None) -> None:
-        """See `ReadLog.row`."""
+        """Note the row that a reader touches; see `ReadLog.row`."""
         self._read_log.row(shard, row_id)
 
     def has_read(self, shard: int) -> None:
-        """See `ReadLog.end`."""
+        """Note that a shard is read; see `ReadLog.end`."""
         self._read_log.end(shard)
 
     def report(
@@ -206,7 +209,7 @@ class BoardState:
         rows: dict[int, list[str]] | None = None,
         number: int | None = None,
     ) -> Order:
-        """See `Board.report`. A report that was heard before, by its number, adds nothing."""
+        """Add a report; see `Board.report`. A repeated report, known by its number, adds nothing."""
         now = self._clock()
         if self._silence.heard(replica, rows or {}, number):
             done, use = Totals(), Usage()
@@ -230,34 +233,34 @@ class BoardState:
 
         Args:
             replica: Name of the replica.
-            message: The engine's own words.
+            message: Error message of the engine.
         """
         self.left(replica)
         occupant = self._slots.occupant(replica)
         self._starts.fail(message, Home() if occupant is None else occupant.home)
 
     def trouble(self, message: str) -> None:
-        """See `Board.trouble`."""
+        """Keep a message for a person; see `Board.trouble`."""
         self._run.trouble = ((self._run.trouble[0] if self._run.trouble else 0) + 1, message)
 
     def input_refused(self, message: str) -> None:
-        """Note that the input's storage refuses and is asked again."""
+        """Note that the input's storage refused, and that the read is tried again."""
         self._run.input_errors += 1
         self.trouble(message)
 
     def failed(self, error: JobError) -> None:
-        """Note the error that stops the job; Ray would hand on nothing but its text."""
+        """Note the error that stops the job; Ray would pass on only its text."""
         self._run.failure = self._run.failure or error
 
     def left(self, replica: str, why: str = "") -> None:
-        """See `Board.left`."""
+        """Note that a replica ends; see `Board.left`."""
         self._silence.left(replica)
         if why:
             self._slots.note_loss(replica, why)
         self._slots.left(replica, self._clock())
 
     def broke(self, replica: str, cause: str) -> None:
-        """See `Board.broke`. Another replica takes its slot; MAX_BREAKS in a row without a new row end the job."""
+        """Note a defect; see `Board.broke`. MAX_BREAKS defects in a row without a newly committed row end the job."""
         self.left(replica, f"a defect in magbatch, its log has the traceback: {cause}")
         rows, breaks = self._broke
         self._broke = self._run.done.rows, breaks + 1 if rows == self._run.done.rows else 1
@@ -276,11 +279,11 @@ class BoardState:
             self.left(replica)
 
     def stop(self) -> None:
-        """Ask every replica to stop, in the answer to its next report."""
+        """Ask every replica to stop, in the reply to its next report."""
         self._run.stopping = True
 
     def give_back(self, count: int) -> list[str]:
-        """Ask replicas to give their devices back, in the answer to their next report.
+        """Ask replicas to give their devices back, in the reply to their next report.
 
         Returns:
             Ray's ids of their actors.

@@ -6,9 +6,9 @@ from typing import Any, Self
 
 from magbatch.spec.sections_model import MAX_PRIORITY
 
-# Bounds on one job's claim: a job that errs, or lies, must not take the shares of other jobs down.
-MAX_REPLICAS = 10_000  # in each number of a claim
-MIN_SIZE, MAX_SIZE = 0.0001, 10_000.0  # devices of one replica; 0.0001 is the smallest part that Ray counts
+# Bounds on one job's claim: a wrong claim must not reduce the shares of other jobs.
+MAX_REPLICAS = 10_000  # largest number of replicas in a claim
+MIN_SIZE, MAX_SIZE = 0.0001, 10_000.0  # devices of one replica; 0.0001 is the smallest fraction that Ray counts
 MAX_NAME_CHARS = 4000
 OWNERS_PRIORITY = "MAGBATCH_MAX_PRIORITY"
 
@@ -19,7 +19,7 @@ class Claim:
 
     Attributes:
         job: Name of the job; no two runs on a cluster have the same.
-        kind: Device, and nodes that it may be on; jobs of one kind share with each other.
+        kind: Device and allowed nodes, as a text; jobs of one kind share with each other.
         size: Devices of one replica.
         priority: Priority of the job; a higher one goes first.
         least: Replicas that the job keeps even if jobs of higher priority wait.
@@ -40,10 +40,10 @@ class Claim:
         """Check the values of a claim.
 
         Args:
-            values: The fields by their names. It is a dict because jobs of several versions may share a cluster.
+            values: Fields by their names; a dict, because jobs of several versions may share a cluster.
 
         Raises:
-            ValueError: A field is missing, or has a value that no job can mean.
+            ValueError: A field is missing or has an impossible value.
         """
         names = {one.name for one in fields(cls)}
         if missing := sorted(names - values.keys()):
@@ -70,7 +70,7 @@ def owners_priority() -> int:
     """The highest priority that a job of this cluster can have.
 
     The cluster's owner sets it in the environment of `ray start --head`, whose processes run the sharing actor. A value
-    that is not a whole number counts as 0: no job ends over it, and each job with a priority says which variable it is.
+    that is not a whole number counts as 0. It ends no job, and each job with a priority names the variable in its log.
     """
     value = os.environ.get(OWNERS_PRIORITY, str(MAX_PRIORITY))
     try:
@@ -85,8 +85,8 @@ class Ruling:
 
     Attributes:
         give_back: Replicas to give back, in addition to earlier orders.
-        cap: Replicas that the job may have or ask for; None for as many as it can get.
-        priority: The cluster owner's highest priority, if the job asks for more; else None.
+        cap: Replicas that the job may have or ask for; None for no limit.
+        priority: Highest priority that the cluster's owner allows, if the job asks for more; else None.
     """
 
     give_back: int = 0

@@ -52,8 +52,8 @@ from magbatch.storage import open_store
 
 DRIVER_LOG = "_magbatch/driver.log"
 LINES_SHOWN, LINE_CHARS = 5, 500
-_PREFIX = re.compile(r"^(?:\([\w.]+(?: pid=\d+)?(?:, ip=[\d.]+)?\) )+")  # Ray's, such as `(raylet) `
-SHUTDOWN_GRACE_S = 10.0  # for Ray's processes to end by themselves, before they are killed
+_PREFIX = re.compile(r"^(?:\([\w.]+(?: pid=\d+)?(?:, ip=[\d.]+)?\) )+")  # prefix of Ray's lines, such as `(raylet) `
+SHUTDOWN_GRACE_S = 10.0  # time for Ray's processes to end by themselves, before they are killed
 CONNECT_TIMEOUT_S = 10.0
 WORKERS_OF_A_JOB = 6  # the replica, the board, a reader, and three of Ray Data's own
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -74,15 +74,15 @@ def run_fleet(
     """Answer every open row of a job, once.
 
     Args:
-        job: The job.
-        plan: The job's plan.
+        job: Spec and planned columns of the job.
+        plan: Plan of the job, with all its shards.
         done: int64 array (shards,): rows of each shard that the ledger already holds.
-        observer: The run's observer; it sees the fleet a few times a second and may end the run.
-        token: The run's lease.
+        observer: Observer of the run, which sees the fleet a few times a second and may end the run.
+        token: Token of the run's lease; replicas without it may not commit.
         slots: Engine slots of one replica (max_num_seqs).
         any_may_have_rows: Whether replicas of an earlier run may have committed rows after `done` was counted. If so,
             each shard is looked up in the ledger again when its turn comes.
-        first: Whether this is the first fleet of this process: an address that cannot be reached is then a wrong one.
+        first: Whether this is the first fleet of this process. An unreachable address is then a wrong setting.
         silence: Seconds without a report after which a replica is ended; None takes them from the spec.
 
     Returns:
@@ -94,10 +94,10 @@ def run_fleet(
         StorageError: The storage of the output or the input refused for too long.
         ClusterAccessError: The cluster at RAY_ADDRESS cannot be used.
         ClusterError: Ray broke down.
-        SettingsError: The installed Ray is a version that lacks a private name that magbatch uses.
+        SettingsError: The installed Ray lacks a private name that magbatch uses.
     """
     stop, session = threading.Event(), _Session()
-    # What Ray prints of its own accord (retries, lost workers) is in its log files; the progress line has what a user
+    # Ray's own messages (retries, lost workers) stay in its log files; the progress line shows all that a user
     # needs. The signal handlers are set twice, because Ray installs its own when it starts.
     try:
         with (
@@ -115,23 +115,23 @@ def run_fleet(
                 try:
                     last = supervise(job, shards, slots, _Bounded(observer, said), stop, token, vital, silence=silence)
                 except JobError as error:
-                    if (broken := vital.broken()) is not None:  # the error is one of its many consequences
+                    if (broken := vital.broken()) is not None:  # the error is one of many that follow
                         raise ClusterError(broken) from error
                     raise
-    except SystemExit as end:  # from a handler of Ray's, which has exit codes of its own; or from a second Ctrl-C
+    except SystemExit as end:  # raised by a handler of Ray's, with Ray's own exit codes, or by a second Ctrl-C
         if not isinstance(end.code, int | None):
             raise
         raise InterruptedJobError(guard.LEFT) from end
-    if stop.is_set():  # it came while Ray started, or ended
+    if stop.is_set():  # the signal came while Ray started or ended
         raise InterruptedJobError(guard.LEFT)
     return last
 
 
 class _Bounded:
-    """An observer; with each state that it is shown, the file of captured output is cut to its bound.
+    """Observer that also cuts the captured output to its limit at each snapshot.
 
     Args:
-        observer: The run's own observer.
+        observer: Observer that gets each snapshot and message.
         said: The captured output of this process.
     """
 
@@ -139,18 +139,18 @@ class _Bounded:
         self._observer, self._said = observer, said
 
     def watch(self, snapshot: Snapshot) -> JobError | None:
-        """See `FleetObserver.watch`."""
+        """Cut the captured output, then pass the snapshot on; see `FleetObserver.watch`."""
         self._said.bound()
         return self._observer.watch(snapshot)
 
     def say(self, message: str) -> None:
-        """See `FleetObserver.say`."""
+        """Pass a message on; see `FleetObserver.say`."""
         self._observer.say(message)
 
 
 @dataclass(slots=True)
 class _Session:
-    """Ray's session.
+    """Session of Ray, once it has started.
 
     Attributes:
         logs: Folder of Ray's logs on this node, worded for a message; None before Ray has started.
@@ -166,7 +166,7 @@ class _Session:
 
 @contextmanager
 def _kept(said: Captured, output: str, session: _Session) -> Iterator[None]:
-    """If the run fails, keep what was printed in the output, and add its last lines and Ray's logs to the error."""
+    """If the run fails, save the captured text in the output, and add its last lines and Ray's logs to the error."""
     try:
         yield
     except (InterruptedJobError, TooManyFailedError):
@@ -176,7 +176,7 @@ def _kept(said: Captured, output: str, session: _Session) -> Iterator[None]:
         with suppress(StorageError):  # the run fails all the same
             open_store(output, quick=True).write(DRIVER_LOG, text.encode())
         last = _last_lines(text, str(error))
-        # Other errors of a job are clear without what Ray has printed.
+        # Other errors of a job are clear without Ray's messages.
         if last and (isinstance(error, ClusterError) or not isinstance(error, JobError)):
             error.add_note("\n".join([f"What was printed last (more in {output}/{DRIVER_LOG}):", *last]))
         if session.logs is not None:
@@ -185,7 +185,7 @@ def _kept(said: Captured, output: str, session: _Session) -> Iterator[None]:
 
 
 def _last_lines(text: str, error: str) -> list[str]:
-    """The last LINES_SHOWN different lines of a text, without colours, except lines that the error holds itself."""
+    """The last LINES_SHOWN different lines of a text, without colours and without lines that the error already has."""
     lines = [_PREFIX.sub("", one_line(line, LINE_CHARS)) for line in text.splitlines()]
     once = dict.fromkeys(line for line in reversed(lines) if line and line not in error)
     return list(once)[:LINES_SHOWN][::-1]
@@ -218,9 +218,9 @@ def _cluster(spec: JobSpec, session: _Session, *, first: bool) -> Iterator[Vital
         The watch over the processes that a local Ray cannot do without.
 
     Raises:
-        ClusterAccessError: The cluster cannot be used, and this process has not used it before.
+        ClusterAccessError: The cluster cannot be used, and this process never has used it.
         ClusterError: The cluster can no longer be reached, or no local Ray can be started.
-        SettingsError: The installed Ray is a version that lacks a private name that magbatch uses.
+        SettingsError: The installed Ray lacks a private name that magbatch uses.
     """
     check(CORE)
     address = os.environ.get("RAY_ADDRESS")
@@ -275,7 +275,7 @@ def _start_local(spec: JobSpec, session: _Session, vital: Vital) -> None:
     check_gpus(spec)
     # Replicas must leave a CPU for reading, or they would get no rows: Ray counts CPUs, it does not pin.
     cpus = max(os.cpu_count() or 1, math.ceil(spec.replicas.max * spec.replicas.cpus) + 1)
-    # A local Ray starts one worker for each CPU in advance: only if the job would use them all.
+    # A local Ray would start a worker for each CPU in advance, so it gets no more CPUs than the job uses.
     os.environ.setdefault("RAY_prestart_worker_first_driver", str(int(cpus <= WORKERS_OF_A_JOB)))
     own_token()
     # No runtime environment: with one, Ray starts no worker before its agent for environments is up.
@@ -301,11 +301,11 @@ def _unusable(address: str | None, vital: Vital, error: Exception, *, first: boo
 
 
 class _signals:
-    """Turns signals that ask the run to end into an event; a second SIGINT ends the process at once.
+    """Handler that turns SIGINT and SIGTERM into an event; a second SIGINT ends the process at once.
 
     Args:
-        stop: The event.
-        in_seconds: Whether nothing has to be committed. Then the keeper ends a command that does not end by itself.
+        stop: Event that the first signal sets.
+        in_seconds: Whether nothing has to be committed, so the keeper may end a command that does not end by itself.
     """
 
     def __init__(self, stop: threading.Event, *, in_seconds: bool = False) -> None:

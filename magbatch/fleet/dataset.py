@@ -28,9 +28,9 @@ from magbatch.plan.plan import Plan
 from magbatch.rows import Shard
 from magbatch.spec.columns import carried_columns
 
-MAX_READ_TASK_ROWS = 2048  # a task that starts inside a row group decodes the group's beginning again
-READ_TASKS_WANTED = 16  # at least, if a small job has that many shards: then every core reads
-GROW_AT = 1.0  # share of its shards that makes a pool grow; Ray's 1.75 is never reached if no shard queues in an actor
+MAX_READ_TASK_ROWS = 2048  # rows of a read task; a task that starts inside a row group decodes the group's start again
+READ_TASKS_WANTED = 16  # least number of read tasks, if a job has that many shards: then every core reads
+GROW_AT = 1.0  # used share of the shards that actors can hold, at which a pool grows; Ray's 1.75 needs queued shards
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +38,10 @@ class OpenShards:
     """The shards of a plan that a run is to answer.
 
     Attributes:
-        plan: The plan.
+        plan: Plan with all shards of the job.
         indices: int array (open shards,): indices of the open shards, ascending.
-        may_have_rows: Indices of open shards of which rows may be committed already.
-        rows: Open rows of all of them.
+        may_have_rows: Indices of open shards that may have committed rows.
+        rows: Open rows of all open shards.
     """
 
     plan: Plan
@@ -54,7 +54,7 @@ class OpenShards:
         """Find the open shards.
 
         Args:
-            plan: The plan.
+            plan: Plan with all shards of the job.
             done: int64 array (shards,): committed rows of each shard.
             any_may_have_rows: Whether any open shard may have rows that `done` does not count.
         """
@@ -70,10 +70,10 @@ class OpenShards:
 
     @property
     def read_tasks(self) -> int:
-        """Read tasks to cut the shards into.
+        """Number of read tasks into which the shards are cut.
 
-        100 open shards of 50 rows are 5,000 rows, so 312 for each of 16 tasks. A task takes whole shards, here 6: 17
-        tasks.
+        Example: 100 open shards of 50 rows are 5,000 rows, so 312 for each of 16 tasks. A task takes whole shards, here
+        6, which makes 17 tasks.
         """
         per_task = max(1, min(MAX_READ_TASK_ROWS, self.rows // READ_TASKS_WANTED) // self.shard_rows)
         return math.ceil(len(self.indices) / per_task)
@@ -87,10 +87,10 @@ class ShardSource(Datasource):
     """A job's open shards as Ray Data's input.
 
     Args:
-        job: The job.
-        shards: Gives the open shards, in the order of the plan.
-        tasks: Read tasks to cut them into.
-        may_have_rows: Indices of shards of which rows may be committed already.
+        job: Spec and planned columns of the job.
+        shards: Function that gives the open shards, in the order of the plan.
+        tasks: Number of read tasks into which they are cut.
+        may_have_rows: Indices of shards that may have committed rows.
         board: Ray's handle of the board.
     """
 
@@ -107,7 +107,7 @@ class ShardSource(Datasource):
         self._board = board
 
     def estimate_inmemory_data_size(self) -> int | None:
-        """None: the size is unknown, images are decoded on the way."""
+        """None: the size is unknown, because images are decoded on the way."""
         return None
 
     def get_read_tasks(
@@ -130,10 +130,10 @@ def answered(job: JobContext, shards: OpenShards, board: Any, token: LeaseToken,
     """The dataset whose execution answers the open shards of a job.
 
     Args:
-        job: The job.
-        shards: The job's open shards.
+        job: Spec and planned columns of the job.
+        shards: Open shards of the job.
         board: Ray's handle of the board.
-        token: The run's lease.
+        token: Token of the run's lease, which each replica checks.
         slots: Engine slots of one replica.
     """
     _configure(job, shards)
@@ -160,7 +160,7 @@ def _pool(job: JobContext, shards: OpenShards, slots: int) -> ray.data.ActorPool
         images=bool(columns.images or columns.messages or columns.document),
     )
     return ray.data.ActorPoolStrategy(
-        min_size=max(1, replicas.min),  # Ray takes no 0; an execution begins only if rows are open
+        min_size=max(1, replicas.min),  # Ray accepts no 0; an execution starts only if rows are open
         max_size=replicas.max,
         max_tasks_in_flight_per_actor=at_once,
         max_concurrent_calls_per_actor=at_once,
@@ -173,14 +173,14 @@ def _configure(job: JobContext, shards: OpenShards) -> None:
     _quiet()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    context.target_max_block_size = 1  # each block leaves as it is made: one shard, never several
-    context.memory_usage_poll_interval_s = None  # else a thread for each open shard, for statistics that nobody reads
-    context.wait_for_min_actors_s = 0  # the first replica that is up begins
+    context.target_max_block_size = 1  # bytes; so each block leaves at once, with one shard
+    context.memory_usage_poll_interval_s = None  # otherwise a thread for each open shard gathers unused statistics
+    context.wait_for_min_actors_s = 0  # the first replica that is up starts to work
     context.autoscaling_config.actor_pool_util_upscaling_threshold = GROW_AT
     columns = job.spec.input.columns
     images = bool(columns.images or columns.messages or columns.document)
     plain = not images and set(carried_columns(job.spec.input)) <= {columns.id}
-    # Ray Data's driver takes blocks a few times a second: its default of 2 a read task kept a fast engine waiting.
+    # Ray Data's driver takes blocks a few times a second. Its default of 2 for each task kept a fast engine waiting.
     set_blocks_ahead(context, blocks_ahead(shards.shard_rows, job.spec.limits.max_prompt_tokens, plain=plain))
 
 
@@ -193,10 +193,10 @@ def _quiet() -> None:
 
 
 class Consumer(threading.Thread):
-    """The execution of a dataset, in a thread of its own: what tasks return is dropped.
+    """The execution of a dataset in its own thread; the tasks' results are dropped.
 
     Args:
-        dataset: The dataset.
+        dataset: Dataset to execute, as `answered` builds it.
 
     Attributes:
         failure: The error that ended the execution; None if none did.

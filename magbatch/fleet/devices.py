@@ -8,7 +8,7 @@ import sys
 from magbatch.errors import SpecError
 from magbatch.spec import JobSpec
 
-NVML = "libnvidia-ml.so.1"  # part of NVIDIA's driver; Ray asks the same library
+NVML = "libnvidia-ml.so.1"  # library of NVIDIA's driver; Ray asks the same one
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 # GPUs of other makers, which Ray counts by their own libraries: AMD's driver; packages for Intel and MetaX.
 OTHER_DRIVERS = ("/dev/kfd",)
@@ -29,10 +29,10 @@ def check_gpus(spec: JobSpec) -> None:
 
 
 def too_few(spec: JobSpec, there: int) -> SpecError:
-    """The error of a machine that has fewer GPUs than a replica asks for.
+    """Make the error of a machine that has fewer GPUs than a replica asks for.
 
     Args:
-        spec: The job's spec.
+        spec: Spec of the job, for `replicas.gpus`.
         there: GPUs of the machine.
     """
     return SpecError(
@@ -52,7 +52,7 @@ def gpus_here() -> int | None:
 
 
 def visible_count(visible: str) -> int:
-    """GPUs that a value of CUDA_VISIBLE_DEVICES lets through, at most.
+    """Largest number of GPUs that a value of CUDA_VISIBLE_DEVICES allows.
 
     >>> visible_count("0,1"), visible_count(""), visible_count("NoDevFiles")
     (2, 0, 0)

@@ -12,7 +12,7 @@ def fair(claims: list[Claim], free: float = 0.0) -> dict[str, int]:
     """Divide all devices that the jobs hold, and the free ones.
 
     First each job keeps its `least`. Then priorities get what they want, the highest first. Within a priority, each
-    replica goes to the job with the fewest devices, and to the earlier job if two have as many.
+    replica goes to the job with the fewest devices; of two with the same number, to the earlier job.
 
     >>> first = Claim("first", "GPU", size=1.0, priority=0, least=0, holds=3, waiting=2)
     >>> second = Claim("second", "GPU", size=1.0, priority=0, least=0, holds=0, waiting=3)
@@ -36,11 +36,11 @@ def fair(claims: list[Claim], free: float = 0.0) -> dict[str, int]:
 
 
 def _fill(shares: dict[str, int], most: dict[str, int], claims: list[Claim], devices: float) -> float:
-    """Give replicas, each to the job with the fewest devices, until all jobs have their most or nothing fits any more.
+    """Give each replica to the job with the fewest devices, until all jobs have their maximum or nothing fits.
 
     Args:
         shares: Job name to replicas; raised here.
-        most: Job name to the replicas that it may have.
+        most: Job name to the most replicas that it may have.
         claims: Claims of the jobs that are given any.
         devices: Devices to give.
 
@@ -49,7 +49,7 @@ def _fill(shares: dict[str, int], most: dict[str, int], claims: list[Claim], dev
     """
     open_claims = [claim for claim in claims if shares[claim.job] < most[claim.job]]
     while open_claims := [claim for claim in open_claims if claim.size <= devices]:
-        # Most replicas at once, whatever the numbers: all jobs are raised to one level, up to which everything fits.
+        # Most replicas are given at once, however many there are: all jobs rise to one level up to which all fits.
         level = _level(open_claims, shares, most, devices)
         for claim in open_claims:
             raised = _replicas_at(level, claim, shares, most)
@@ -62,7 +62,7 @@ def _fill(shares: dict[str, int], most: dict[str, int], claims: list[Claim], dev
 def _poorest_first(
     shares: dict[str, int], most: dict[str, int], claims: list[Claim], devices: float
 ) -> tuple[list[Claim], float]:
-    """Give some replicas as `_fill` does, one by one.
+    """Give some replicas one by one, with the rule of `_fill`.
 
     Returns:
         The claims of jobs that can have more, and the devices that are left.
@@ -92,17 +92,17 @@ def _poorest_first(
 def _level(claims: list[Claim], shares: dict[str, int], most: dict[str, int], devices: float) -> float:
     """A number of devices to which all jobs can be raised, each rounded up to a whole replica.
 
-    The cost is counted as if each job below the level had a whole replica beyond it. So it is at most twice the true
-    cost, and grows with the level in straight pieces. A job begins to cost when the level passes what it has, and costs
-    no more from a replica below its most. One pass over these points, sorted, finds where `devices` are used up.
+    The cost is counted as if each job below the level got a whole replica more. So it is at most twice the true
+    cost, and a piecewise linear function of the level. A job costs nothing below its own devices, and its cost stops
+    to grow one replica below its maximum. One pass over these points, sorted, finds the level that uses up `devices`.
 
-    Three jobs have nothing, want 100 replicas of size 1 each, and share 90 devices. Each costs 1 at once, and then as
-    much as the level: 3 + 3 x level = 90. The level is 29; `_poorest_first` gives the last 3 devices.
+    Example: three jobs have nothing, want 100 replicas of size 1 each, and share 90 devices. Each costs 1 at once, then
+    as much as the level: 3 + 3 x level = 90. The level is 29; `_poorest_first` gives the last 3 devices.
 
     Args:
         claims: Claims of the jobs.
         shares: Job name to the replicas that it has been given.
-        most: Job name to the replicas that it may have.
+        most: Job name to the most replicas that it may have.
         devices: Devices to give.
     """
     points = list[tuple[float, float, int]]()  # level, devices that it costs at once, change of the jobs that rise

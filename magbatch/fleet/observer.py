@@ -7,14 +7,14 @@ from magbatch.replica.board import Snapshot
 
 
 class FleetObserver(Protocol):
-    """Watches the fleet of a run, shows a person where it stands, and may end the run."""
+    """Observer of a run's fleet. It shows a person the progress, and may end the run."""
 
     def watch(self, snapshot: Snapshot) -> JobError | None:
         """Take the state of the fleet, a few times a second.
 
         Returns:
-            An error to end the run with once finished rows are committed; None to go on.
+            An error that ends the run once finished rows are committed; None to continue.
         """
 
     def say(self, message: str) -> None:
-        """Show one line to a person: what keeps replicas waiting."""
+        """Show one line to a person: the cause that keeps replicas waiting."""

@@ -26,10 +26,10 @@ MAX_OPEN_SHARDS = 256
 MAX_OPEN_BYTES = 4 << 30
 TOKEN_BYTES = 4
 MAX_BLOCKS_AHEAD, MIN_BLOCKS_AHEAD = 16, 2
-MAX_BYTES_AHEAD = 256 << 20  # for one read task at maximum prompt length
-MAX_OPEN_IMAGE_SHARDS = 64  # x 32 rows x 7 MB: 14 GB if every image has the largest size
-UNPLACED_S = 15.0  # replicas wait for devices so long before a person is told why
-UNPLACED_LOOK_S = 2.0  # between two looks at the cluster while they wait
+MAX_BYTES_AHEAD = 256 << 20  # bytes that one read task makes ahead at maximum prompt length
+MAX_OPEN_IMAGE_SHARDS = 64  # shards of 32 rows of 7 MB: 14 GB if every image has the largest size
+UNPLACED_S = 15.0  # wait for devices after which a person is told the reason
+UNPLACED_LOOK_S = 2.0  # time between two looks at the cluster while replicas wait
 
 Node = tuple[dict[str, str], dict[str, float]]
 """Labels of a node, and its resources: CPU, GPU and so on."""
@@ -40,11 +40,13 @@ def open_shards(
 ) -> int:
     """Shards that one replica holds at once.
 
-    The number is large enough that shards held open by a few long rows do not keep the engine from other rows. In a
+    The number is so large that shards held open by a few long rows do not keep other rows from the engine. In a
     small job it leaves shards for the other replicas. Ray's object store keeps the block of an open shard, with its
     decoded images, so there are fewer with images.
 
-    Here 256 shards are wanted, half of a replica's even part is 8, and twice the slots' worth of rows needs 9:
+    Example: 256 shards would suit the engine. Half of a replica's fair share of 64 shards is 8. But twice as many rows
+
+    as slots need 9, which is the least:
 
     >>> open_shards(slots=64, shard_rows=16, num_shards=64, max_replicas=4, prompt_tokens=40_000, images=False)
     9
@@ -55,7 +57,7 @@ def open_shards(
         num_shards: Open shards of the job.
         max_replicas: Most replicas of the job.
         prompt_tokens: Most tokens of a prompt.
-        images: Whether rows may have images.
+        images: Whether rows may have images, which make blocks large.
     """
     wanted = math.ceil(SLOTS_OF_SHARDS * slots / shard_rows)
     fair = math.ceil(num_shards / (2 * max_replicas)) if max_replicas > 1 else num_shards
@@ -71,7 +73,7 @@ def blocks_ahead(shard_rows: int, prompt_tokens: int, *, plain: bool) -> int:
     Args:
         shard_rows: Mean rows of a shard.
         prompt_tokens: Most tokens of a prompt.
-        plain: Whether a row is its prompt only. The size of images and carried columns is not known in advance.
+        plain: Whether a row is only a prompt, without images and carried columns, whose size is not known in advance.
     """
     room = MAX_BYTES_AHEAD // (TOKEN_BYTES * prompt_tokens * shard_rows)
     return max(MIN_BLOCKS_AHEAD, min(MAX_BLOCKS_AHEAD, room)) if plain else MIN_BLOCKS_AHEAD
@@ -84,14 +86,14 @@ def remote_args(replicas: ReplicasSpec, nodes: Callable[[], Iterable[Node]] | No
 
     Args:
         replicas: The spec's `replicas`.
-        nodes: Gives the nodes of the cluster, with their free resources; None asks Ray.
+        nodes: Function that gives the nodes of the cluster, with their free resources; None asks Ray.
     """
     gpus, cpus = replicas.gpus, replicas.cpus
     selectors = [shape.selector for shape in replicas.prefer]
     if gpus <= DEVICES_A_NODE:
         args: dict[str, Any] = {"num_cpus": cpus, "num_gpus": gpus}
         if selectors:
-            # Ray takes the first choice that has room, an autoscaler the first choice that it can add.
+            # Ray takes the first choice that has room, an autoscaler the first choice for which it can add a node.
             args["label_selector"] = selectors[0]
             args["fallback_strategy"] = [{"label_selector": selector} for selector in selectors[1:]]
         return args
@@ -112,7 +114,7 @@ def remote_args(replicas: ReplicasSpec, nodes: Callable[[], Iterable[Node]] | No
 
 
 def choose(selectors: list[dict[str, str]], gpus: int, nodes: Iterable[Node]) -> dict[str, str]:
-    """The first choice whose nodes have enough free GPUs together, else the first of all: an autoscaler may add it.
+    """The first choice whose nodes have enough free GPUs together; if none has, the first of all, for an autoscaler.
 
     Args:
         selectors: Node labels of each choice, the best first.
@@ -133,13 +135,13 @@ def free_nodes() -> list[Node]:
 
 
 class PlacementNotice:
-    """Words why replicas have no devices, once they have waited for a while, and again when the reason changes.
+    """Message that tells why replicas have no devices: once they have waited a while, and when the reason changes.
 
     Args:
         replicas: The spec's `replicas`.
-        cluster: Gives the cluster's resources, all and free; None asks Ray.
-        labels: Gives the labels of each node; None asks Ray.
-        clock: Gives the time in seconds.
+        cluster: Function that gives the cluster's resources, all and free; None asks Ray.
+        labels: Function that gives the labels of each node; None asks Ray.
+        clock: Function that gives the time in seconds.
     """
 
     def __init__(
@@ -160,7 +162,7 @@ class PlacementNotice:
         """A line for a person, or None if there is nothing new to say.
 
         Args:
-            snapshot: The state of the fleet.
+            snapshot: State of the fleet at this moment.
             waiting: Replicas that Ray was asked for and that have no devices.
         """
         now = self._clock()

@@ -1,4 +1,4 @@
-"""The actor pool of a run: its bound, the replicas that wait for devices, and the replicas that are to end.
+"""The actor pool of a run: its upper bound, the replicas that wait for devices, and the replicas to end.
 
 Ray Data sizes its own pools for one job on a cluster. Here a pool is also bounded by the open rows and by the job's
 share of a cluster, and an autoscaler is asked for the replicas instead of for throughput.
@@ -20,7 +20,7 @@ from magbatch.spec import ReplicasSpec
 class Pool:
     """The pool of a dataset that is about to run.
 
-    On a cluster, each job sees all of it, and `sharing` divides it. Ray Data would divide each node among the jobs in
+    Each job sees the whole cluster, and `sharing` divides it. Ray Data would divide each node among the jobs in
     whole devices, so a second job would get nothing from nodes with one GPU. Ray Data would also ask an autoscaler for
     nodes by measured throughput, ignore labels, and keep the nodes until the job ends.
 
@@ -46,7 +46,7 @@ class Pool:
         """Bound the replicas, waiting ones included, by the open rows; Ray Data releases idle ones above the bound.
 
         Args:
-            rows: Open rows of the run.
+            rows: Number of open rows of the run.
             cap: Replicas that the job's share of its cluster allows; None if no other job waits.
         """
         useful = math.ceil(rows / self._rows_at_once)
@@ -89,10 +89,10 @@ class Pool:
         return pools
 
     def _wanted(self) -> list[dict[str, float]]:
-        """Bundles to ask an autoscaler for: one for each replica that runs or waits.
+        """Bundles of resources to ask an autoscaler for: one for each replica that runs or waits.
 
-        Such a request has no labels. With preferred nodes, and with replicas on several nodes, nothing is asked for:
-        the autoscaler sees the actors and placement groups that wait.
+        Such a request has no labels. So nothing is asked for with preferred nodes or replicas on several nodes:
+        there, the autoscaler sees the actors and placement groups that wait.
         """
         if self._replicas.prefer or self._replicas.gpus > DEVICES_A_NODE:
             return []

@@ -25,7 +25,7 @@ class Token:
     """A token, found as Ray itself would find it.
 
     Attributes:
-        text: The token.
+        text: Secret text of the token, never shown.
         origin: Environment variable or file that it comes from.
     """
 
@@ -43,7 +43,7 @@ def token_at_hand() -> Token | None:
         text = raw_token()
     except ray.exceptions.AuthenticationError as error:
         raise ClusterAccessError(
-            f"{TOKEN_PATH} {os.environ.get(TOKEN_PATH)}: cannot be read, or is empty: write the cluster's token there"
+            f"{TOKEN_PATH} {os.environ.get(TOKEN_PATH)}: cannot be read or is empty; write the cluster's token there"
         ) from error
     if not text:
         return None
@@ -54,23 +54,23 @@ def token_at_hand() -> Token | None:
 
 
 def wanted(where: str) -> ClusterAccessError:
-    """The error of a cluster that asks for a token when there is none.
+    """Make the error of a cluster that asks for a token when none is set.
 
     Args:
         where: Name of the cluster in the message: its address, and the variable or option that holds it.
     """
     return ClusterAccessError(
-        f"{where}: the cluster asks for a token, and none is at hand: set {TOKEN}, or {TOKEN_PATH} to a file with it "
+        f"{where}: the cluster asks for a token, and none is set: set {TOKEN}, or {TOKEN_PATH} to a file with it "
         "(`ray get-auth-token` shows it on the head node)"
     )
 
 
 def refused(where: str, token: Token) -> ClusterAccessError:
-    """The error of a cluster that refuses a token.
+    """Make the error of a cluster that refuses a token.
 
     Args:
         where: Name of the cluster in the message.
-        token: The refused token, of which the message has the origin only.
+        token: The refused token; the message shows only its origin.
     """
     return ClusterAccessError(
         f"{where}: the cluster refuses the token of {token.origin}: set {TOKEN} to the cluster's own"
@@ -84,17 +84,15 @@ def authenticate(address: str) -> None:
         address: `host:port` of the head node, or `auto`.
 
     Raises:
-        ClusterAccessError: The cluster asks, and no token is at hand, or a wrong one.
+        ClusterAccessError: The cluster asks for a token, and none is set, or a wrong one.
     """
     if os.environ.get(MODE, "").lower() == "token" and token_at_hand() is None:
-        raise ClusterAccessError(
-            f"{MODE}=token, and no token is at hand: set {TOKEN}, or {TOKEN_PATH}; or unset {MODE}"
-        )
+        raise ClusterAccessError(f"{MODE}=token, but no token is set: set {TOKEN} or {TOKEN_PATH}, or unset {MODE}")
     where = f"RAY_ADDRESS={address}"
     if address == "auto":  # the cluster that was started last on this machine
         address = latest_address() or address
     if ":" not in address or os.environ.get("RAY_USE_TLS", "0") not in {"", "0"}:
-        return  # no cluster, which Ray reports itself; or TLS, for which only Ray has the certificates
+        return  # either no cluster, which Ray reports itself, or TLS, for which only Ray has the certificates
     answer = _answer(address, None)
     if answer is grpc.StatusCode.OK:
         _set_mode("disabled")  # RAY_AUTH_MODE=token would send a token that the cluster has not asked for
@@ -114,7 +112,7 @@ def _set_mode(mode: str) -> None:
 
 
 def _answer(address: str, token: Token | None) -> grpc.StatusCode:
-    """The status with which a cluster's head answers a request that has this token, or none."""
+    """The status of a cluster's reply to a request with this token, or without one."""
     metadata = [("authorization", f"Bearer {token.text}")] if token else []
     with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
         ask = channel.unary_unary(_PROBE)
@@ -127,7 +125,7 @@ def _answer(address: str, token: Token | None) -> grpc.StatusCode:
 
 
 def own_token() -> None:
-    """Give the local Ray that this process starts a token of its own, in the environment only.
+    """Make a token for the local Ray that this process starts, in the environment only.
 
     Ray would write a token to ~/.ray/auth_token, where every account of the machine may read it. Each later
     `ray start --head` of this account would then ask for that token.

@@ -78,8 +78,8 @@ def check(names: Collection[str]) -> None:
     """
     if missing := [name for name in names if not _exists(name)]:
         raise SettingsError(
-            f"Ray {ray.__version__} is installed, which has no {', '.join(missing)}: "
-            f"install the version that magbatch is made for, ray=={ray_settings.VERSION}"
+            f"Ray {ray.__version__} is installed, but lacks {', '.join(missing)}; "
+            f"install the version that magbatch needs, ray=={ray_settings.VERSION}"
         )
 
 
@@ -90,10 +90,10 @@ def _exists(name: str) -> bool:
     except ImportError:
         return False
     *classes, last = path.split(".")
-    for part in classes:
-        if not hasattr(owner, part):
+    for step in classes:
+        if not hasattr(owner, step):
             return False
-        owner = getattr(owner, part)
+        owner = getattr(owner, step)
     return hasattr(owner, last) or (isinstance(owner, type) and any(_sets(one, last) for one in owner.__mro__))
 
 
@@ -128,7 +128,7 @@ def is_submitted() -> bool:
 
 
 def vital_processes() -> tuple[str, ...]:
-    """Process names of the control store and of the raylet; a raylet takes its agents and workers with it."""
+    """Process names of the control store and of the raylet; agents and workers end with the raylet."""
     from ray._private.services import GCS_SERVER_EXECUTABLE, RAYLET_EXECUTABLE
 
     return os.path.basename(GCS_SERVER_EXECUTABLE), os.path.basename(RAYLET_EXECUTABLE)
@@ -187,16 +187,16 @@ def actor_id(handle: Any) -> str:
 # The job API.
 
 Request = Callable[[dict[str, str]], "requests.Response"]
-"""Sends one request, with the headers that it is given."""
+"""Function that sends one request with the given headers."""
 
 
 def job_client(address: str, send: "Callable[[Request], requests.Response]", timeout_s: float) -> Any:
-    """Ray's `JobSubmissionClient`, each of whose requests goes through a function of the caller.
+    """Make a `JobSubmissionClient` of Ray that sends each request through a function of the caller.
 
     Args:
         address: URL of the dashboard.
-        send: Called with each request; chooses the headers and may repeat the request.
-        timeout_s: Seconds to wait for an answer; Ray's own client would wait for ever.
+        send: Function that gets each request, chooses the headers, and may repeat the request.
+        timeout_s: Seconds to wait for a reply; Ray's own client would wait forever.
     """
     from ray.job_submission import JobSubmissionClient
 
@@ -214,7 +214,7 @@ def job_client(address: str, send: "Callable[[Request], requests.Response]", tim
 
 
 def server_version(client: Any) -> str | None:
-    """Ray's version on the cluster, which the client has asked for when it was made."""
+    """Ray's version on the cluster, which the client asked for when it was made."""
     version: str | None = client._server_ray_version
     return version
 
@@ -227,7 +227,7 @@ def set_blocks_ahead(context: Any, blocks: int) -> None:
 
     Args:
         context: Ray Data's `DataContext`.
-        blocks: The number.
+        blocks: Blocks of one read task that may wait.
     """
     context._max_num_blocks_in_streaming_gen_buffer = blocks
 
@@ -237,7 +237,7 @@ class ActorPool:
     """An actor pool of Ray Data while it runs.
 
     Attributes:
-        pool: Ray Data's own object.
+        pool: Ray Data's own pool object.
     """
 
     pool: Any
@@ -269,7 +269,7 @@ class ActorPool:
     def retire(self, actors: Collection[str]) -> None:
         """Give no more tasks to some actors, and release each as soon as it is idle.
 
-        Ray Data's executor calls both replaced methods again and again, in its own thread.
+        Two methods of Ray Data are replaced. Its executor calls both repeatedly, in its own thread.
 
         Args:
             actors: Ray's ids; the caller may add more later.
@@ -289,10 +289,10 @@ class ActorPool:
 
 
 class Execution:
-    """The execution of one dataset: its actor pools, and what it asks an autoscaler for.
+    """The execution of one dataset: its actor pools, and its requests to an autoscaler.
 
     Args:
-        dataset: The dataset, before it runs.
+        dataset: Dataset of Ray Data that does not run yet.
     """
 
     def __init__(self, dataset: Any) -> None:
@@ -315,11 +315,11 @@ class Execution:
     def steer_autoscaler(
         self, wanted: Callable[[], list[dict[str, float]]], budget: Callable[[], dict[str, float]]
     ) -> None:
-        """Decide what a started execution asks an autoscaler for, and what it may use.
+        """Replace the requests of a started execution to an autoscaler, and the resources that it may use.
 
         Args:
-            wanted: Gives the resources of each bundle that the cluster is to have.
-            budget: Gives the resources that Ray Data may plan with.
+            wanted: Function that gives the resources of each bundle that the cluster is to have.
+            budget: Function that gives the resources that Ray Data may plan with.
         """
         from ray.data._internal.execution.interfaces.execution_options import ExecutionResources
 
@@ -329,6 +329,6 @@ class Execution:
         autoscaler.get_total_resources = lambda: ExecutionResources.from_resource_dict(budget())
 
     def shutdown(self) -> None:
-        """End the execution and its threads; nothing if it was never started."""
+        """End the execution and its threads, if it was ever started."""
         if self._executor is not None:
             self._executor.shutdown(force=True)

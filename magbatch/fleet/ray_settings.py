@@ -1,18 +1,18 @@
 """Ray's version, and the settings of Ray that magbatch relies on.
 
-Ray reads most of these variables when it is imported, so they are set before.
+Ray reads most of these variables when it is imported, so they are set before that.
 """
 
 import os
 from collections.abc import Mapping
 
 VERSION = "2.60.0"  # pinned in pyproject.toml: private names of Ray differ from version to version
-REPLICA_PROCESS = "MapWorker"  # how Ray Data begins the process title of each replica, after `ray::`
+REPLICA_PROCESS = "MapWorker"  # start of the process title that Ray Data gives each replica, after `ray::`
 # Under `uv run`, Ray would create the uv environment again for every worker.
 NO_UV = {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
-# A replica of several GPUs holds none itself, its placement group does: Ray must not hide the GPUs from it.
+# GPUs of a replica on several GPUs belong to its placement group, not to its actor: Ray must not hide them from it.
 GPUS_VISIBLE = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-# Ray's own 3 s would kill a driver before its replicas have committed: a run gives them 30 s, and Ray some to end.
+# Ray's default of 3 s would kill a driver before its replicas commit. A run gives them 30 s, and Ray takes some to end.
 STOP_WAIT_S = 90
 STOP_WAIT = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}
 DRIVER = {
@@ -26,5 +26,5 @@ DRIVER = {
 
 
 def unset(variables: Mapping[str, str]) -> dict[str, str]:
-    """The variables that this process' environment does not have: what the user has set stays."""
+    """The variables that are not set in this process' environment: a user's own settings stay."""
     return {name: value for name, value in variables.items() if name not in os.environ}

@@ -1,6 +1,6 @@
-"""The read task: it prepares neighbouring shards, and notes on the board what it reads.
+"""The read task: it prepares neighbouring shards, and notes on the board which rows it reads.
 
-A task runs in a process of Ray's on any node. A node with other versions than the job's must not prepare prompts.
+A task runs in a Ray process on any node. A node with other package versions than the job's must not prepare prompts.
 """
 
 import functools
@@ -22,13 +22,13 @@ from magbatch.pipeline.reading import Deaths
 from magbatch.rows import Shard
 from magbatch.versions import versions
 
-REFUSED_S = 5.0  # a reader keeps its CPU of a node with other versions for so long, so that Ray tries another node
+REFUSED_S = 5.0  # time for which a reader keeps its CPU on a node with other versions, so that Ray tries another node
 
 
 class BoardNotes:
-    """The board's log of what is being read, from inside a reader.
+    """The board's log of rows that are being read, as a reader uses it.
 
-    Reading goes on while the board cannot be reached: nothing is noted then, and no deaths are known.
+    Reading continues while the board cannot be reached. Nothing is noted then, and no deaths are known.
 
     Args:
         board: Ray's handle of the board.
@@ -38,7 +38,7 @@ class BoardNotes:
         self._board = board
 
     def begin(self, shard: int) -> Deaths:
-        """See `ReadLog.begin`."""
+        """Note that this reader starts on a shard; see `ReadLog.begin`."""
         try:
             deaths: Deaths = ray.get(self._board.reads.remote(shard))
         except ray.exceptions.ActorUnavailableError:
@@ -46,12 +46,12 @@ class BoardNotes:
         return deaths
 
     def row(self, shard: int, row_id: str | None) -> None:
-        """See `ReadLog.row`."""
+        """Note the row that this reader touches; see `ReadLog.row`."""
         with suppress(ray.exceptions.ActorUnavailableError):
             ray.get(self._board.reads_row.remote(shard, row_id))
 
     def end(self, shard: int) -> None:
-        """See `ReadLog.end`."""
+        """Note that a shard is read; see `ReadLog.end`."""
         self._board.has_read.remote(shard)
 
 
@@ -65,9 +65,9 @@ def read_shards(
     """Prepare shards, as one of Ray Data's read tasks.
 
     Args:
-        job: The job.
-        shards: The task's shards, in the order of the plan.
-        may_have_rows: Indices of shards of which rows may be committed already.
+        job: Spec and planned columns of the job.
+        shards: Shards of the task, in the order of the plan.
+        may_have_rows: Indices of shards that may have committed rows.
         board: Ray's handle of the board.
         refused_s: Seconds to keep the CPU of a node with other versions, before the process ends.
 
@@ -75,7 +75,7 @@ def read_shards(
         The blocks of `prepare`.
 
     Raises:
-        JobError: The job cannot go on; the board has the error already.
+        JobError: The job cannot continue; the board has the error already.
     """
 
     def on_wait(error: StorageError) -> None:
@@ -96,6 +96,6 @@ def read_shards(
 
 @functools.lru_cache(maxsize=1)
 def _refusal(board: Any) -> str | None:
-    """Why this process' node takes no part, or None; a process asks the board once, not for each of its tasks."""
+    """The reason why this node may not prepare prompts, or None. A process asks once, not for each task."""
     why: str | None = ray.get(board.differs.remote(this_node(), versions()))
     return why

@@ -1,6 +1,6 @@
 """The sharing of a cluster's devices among its jobs: by priority, and evenly among jobs of one priority.
 
-Ray gives a device to the job that asks first. So jobs share what they hold while one of them waits. A job
+Ray gives a device to the job that asks first. So jobs share their devices while one of them waits. A job
 that holds more than its share gives replicas back, and does not ask for them again while the other job waits. A job
 keeps its `replicas.min`. While no job waits, nothing is shared: jobs fill a cluster, and make its autoscaler add nodes,
 as if they were alone. Jobs share with each other if they ask for the same kind of device on the same nodes.
@@ -16,19 +16,19 @@ from typing import Any
 from magbatch.fleet.claim import Claim, Ruling, owners_priority
 from magbatch.fleet.fair import fair
 
-# A job waits so long before another job gives back: an autoscaler may add nodes first, and an engine's start is costly.
+# Time that a job waits before another job gives back: an autoscaler may add nodes first, and engine starts are costly.
 HIGHER_WAITS_S = 15.0
 EQUAL_WAITS_S = 300.0
-ORDER_S = 60.0  # a replica is back so long after its order: it has 25 s to commit
-TAKEN_S = 60.0  # freed devices are taken by then
-# If freed devices are not taken, the waiting job cannot use them: too few CPUs on those nodes, for example. Nothing is
-# then given back for it for so long.
+ORDER_S = 60.0  # time from an order until the replica is back; it has 25 s to commit
+TAKEN_S = 60.0  # time within which freed devices are taken
+# Time without orders for a waiting job that did not take freed devices: it cannot use them, for example because those
+# nodes have too few CPUs.
 FUTILE_S = 1800.0
-QUIET_S = 5.0  # a job without a claim for so long is given nothing; jobs claim every second
-FORGET_S = 20.0  # a job without a claim for so long has ended
-# Bounds on memory: claims beyond them are not shared out, and such a job has what it can get.
-MAX_JOBS = 200  # of one kind
-MAX_CLAIMS = 1000  # of all kinds
+QUIET_S = 5.0  # time without a claim after which a job is given nothing; jobs claim every second
+FORGET_S = 20.0  # time without a claim after which a job counts as ended
+# Bounds on memory. Claims beyond them take no part in the sharing: such a job keeps what Ray gives it.
+MAX_JOBS = 200  # claims of one kind
+MAX_CLAIMS = 1000  # claims of all kinds
 
 
 @dataclass(slots=True)
@@ -36,12 +36,12 @@ class _Entry:
     """A job and its last claim.
 
     Attributes:
-        claim: The last claim.
+        claim: Last claim of the job.
         came: Time of the first claim (s).
         heard: Time of the last claim (s).
-        short: Time since when the job waits with less than its share (s); None if it does not.
-        not_before: Time until which nothing is given back for the job: it could not use what was (s).
-        orders: Time of the order for each replica that is on its way back (s).
+        short: Time at which the job began to wait with less than its share (s); None if it does not wait.
+        not_before: Time until which nothing is given back for the job, because it took no freed devices (s).
+        orders: Times of the orders for the replicas that are on their way back (s).
     """
 
     claim: Claim
@@ -69,8 +69,8 @@ class _Freed:
     """Replicas that a job has given back and no job has taken yet.
 
     Attributes:
-        at: Time when they were given back (s).
-        replicas: The number of replicas.
+        at: Time at which they were given back (s).
+        replicas: Number of replicas that are still free.
         size: Devices of each replica.
     """
 
@@ -83,20 +83,20 @@ class Shares:
     """The claims of a cluster's jobs, and the rulings on them. Jobs repeat their claims, so a restart loses nothing.
 
     Args:
-        clock: Gives the time in seconds, never going back.
-        max_priority: Highest priority that counts; None takes the cluster owner's.
+        clock: Function that gives the time in seconds, never going back.
+        max_priority: Highest priority that counts; None takes the limit of the cluster's owner.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, max_priority: int | None = None) -> None:
         self._clock = clock
         self._max_priority = owners_priority() if max_priority is None else max_priority
-        self._entries: dict[str, _Entry] = {}  # by job
-        self._freed: dict[str, list[_Freed]] = {}  # by kind
+        self._entries: dict[str, _Entry] = {}  # job name to entry
+        self._freed: dict[str, list[_Freed]] = {}  # kind to freed replicas
 
     def claim(self, fields: dict[str, Any]) -> dict[str, Any]:
         """Take a job's claim, and rule on it.
 
-        Job `low` holds all 8 GPUs, and job `high` wants 4. `high` waits 15 s; then `low` is to give 4 back:
+        Example: job `low` holds all 8 GPUs, and job `high` wants 4. After 15 s of waiting, `low` must give 4 back:
 
         >>> seconds = 0.0
         >>> shares = Shares(lambda: seconds, max_priority=10)
@@ -121,7 +121,7 @@ class Shares:
             The fields of a `Ruling`.
 
         Raises:
-            ValueError: The fields are not a claim's.
+            ValueError: A field of the claim is missing or wrong.
         """
         claim, now = Claim.of(fields), self._clock()
         lowered = None
@@ -131,7 +131,7 @@ class Shares:
         self._forget(now)
         entry = self._entries.get(claim.job)
         if entry is not None and entry.claim.kind != claim.kind:
-            del self._entries[claim.job]  # among the jobs of another kind it is a new one
+            del self._entries[claim.job]  # a job that changes its kind starts again as a new one
             entry = None
         if entry is None and not self._has_room(claim.kind, now):
             return asdict(Ruling(priority=lowered))
@@ -149,10 +149,10 @@ class Shares:
         self._entries.pop(job, None)
 
     def _has_room(self, kind: str, now: float) -> bool:
-        """Whether a new claim can be kept; the claim that its job misses least may go for it.
+        """Whether a new claim can be kept; if full, drop the claim that matters least.
 
-        Idle jobs share nothing. Nor do the jobs of a kind that one job alone has claimed, or of which no job has a
-        replica; their next claims bring them back. So a flood of claims replaces its own oldest claims.
+        Three sorts of claims may be dropped: idle jobs, the only job of a kind, and jobs of a kind without replicas.
+        Their next claim restores them. So a flood of claims replaces its own oldest claims.
         """
         same_kind = [entry for entry in self._entries.values() if entry.claim.kind == kind]
         if len(same_kind) >= MAX_JOBS:
@@ -185,7 +185,7 @@ class Shares:
                 del self._freed[kind]
 
     def _note(self, entry: _Entry, claim: Claim, now: float) -> None:
-        """Note what has changed since a job's last claim: it took devices, or gave some back."""
+        """Note a job's new claim, and the devices that it took or gave back since its last one."""
         gained = claim.holds - entry.claim.holds
         freed = self._freed.pop(claim.kind, [])
         if gained > 0:
@@ -210,7 +210,7 @@ class Shares:
                 entry.short = None
             elif entry.short is None:
                 entry.short = now
-        owed = sum(  # devices
+        owed = sum(  # devices that waiting jobs lack and this job must give
             min(entry.claim.waiting, shares[entry.claim.job] - entry.claim.holds) * entry.claim.size
             for entry in entries
             if entry.may_take_from(asking, now)
@@ -226,10 +226,10 @@ class Shares:
 def _to_give_back(asking: _Entry, entries: list[_Entry], shares: dict[str, int], owed: float) -> int:
     """Replicas that the asking job gives back now.
 
-    Jobs of lower priority give first, then the job with most above its share. What is on its way back counts as given.
+    Jobs of lower priority give first, then the job that is most above its share. Replicas on their way back count.
 
     Args:
-        asking: The asking job.
+        asking: Job that has just claimed.
         entries: All jobs of its kind.
         shares: Job name to its fair replicas.
         owed: Devices that waiting jobs lack.
@@ -252,7 +252,7 @@ def _to_give_back(asking: _Entry, entries: list[_Entry], shares: dict[str, int],
 
 
 def _without(freed: list[_Freed], taken: int) -> list[_Freed]:
-    """The freed replicas that are left once some are taken, the oldest first."""
+    """The freed replicas that are left after some are taken; the oldest are taken first."""
     left = list[_Freed]()
     for one in freed:
         now_taken = min(one.replicas, taken)

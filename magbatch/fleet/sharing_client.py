@@ -1,4 +1,4 @@
-"""The part of one job in the sharing of a cluster: it claims devices, and obeys the sharing actor's rulings."""
+"""A job's side of the sharing of a cluster: it claims devices, and obeys the sharing actor's rulings."""
 
 import math
 import time
@@ -18,30 +18,30 @@ from magbatch.fleet.sharing import Shares
 from magbatch.replica.board import Snapshot, State
 from magbatch.spec import JobSpec
 
-CLAIM_S = 1.0  # between two claims; the actor counts a job as silent after 5 s
+CLAIM_S = 1.0  # time between two claims; the actor counts a job as silent after 5 s
 
 
 def sharing_actor() -> Any:
     """The actor that divides the cluster among its jobs, started if the cluster has none.
 
     The actor belongs to no job, since the first job may be the first to end. It runs on the head, and Ray starts it
-    again if it dies: the jobs tell it all it needs within a second.
+    again if it dies: the jobs repeat their claims within a second.
     """
     actor = ray.remote(num_cpus=0, resources={head_resource(): 0.001}, max_restarts=-1)(Shares)
     return actor.options(name="shares", namespace="magbatch", lifetime="detached", get_if_exists=True).remote()
 
 
 class Share:
-    """This job's part in the sharing of a cluster.
+    """This job's side of the sharing of a cluster.
 
     Args:
-        spec: The job's spec.
+        spec: Spec of the job, for `replicas`.
         root: The job's output, which names the job to the sharing actor.
-        pool: The job's replicas.
+        pool: Actor pool of the job.
         board: Ray's handle of the board, which chooses the replicas to give back.
-        say: Shows one line to a person.
+        say: Function that shows one line to a person.
         actor: Ray's handle of the sharing actor; None takes the cluster's own.
-        claim_s: Seconds between two claims.
+        claim_s: Seconds from one claim to the next.
     """
 
     def __init__(
@@ -64,10 +64,10 @@ class Share:
         self._shares = sharing_actor() if actor is None else actor
 
     def claim(self, snapshot: Snapshot) -> int | None:
-        """Claim what the job has and wants, once every `claim_s`, and obey the last ruling; never waits for one.
+        """Claim the job's devices every `claim_s`, and obey the last ruling without waiting for a new one.
 
         Args:
-            snapshot: The state of the fleet.
+            snapshot: State of the fleet at this moment.
 
         Returns:
             Replicas that the job may have; None if no other job waits for any.
@@ -101,7 +101,7 @@ class Share:
         )
 
     def _obey(self, answer: Any) -> None:
-        # Sharing ends no job. The actor's node may be gone: Ray starts it again. Or its version may be another one.
+        # A failure of sharing never ends a job. The actor's node may be gone, and Ray restarts it; or versions differ.
         try:
             ruling = ray.get(answer)
         except ray.exceptions.RayError:
@@ -116,7 +116,7 @@ class Share:
             self._pool.retire(ray.get(self._board.give_back.remote(count)))
 
     def _say_priority(self, priority: int | None) -> None:
-        """Say once that the cluster's owner holds the job to a lower priority."""
+        """Say once that the cluster's owner limits the job to a lower priority."""
         if priority is not None and not self._said:
             self._said = True
             self._say(

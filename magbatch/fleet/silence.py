@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-MOST_BETWEEN_LOOKS_S = 1.0  # the driver looks a few times a second
+MOST_BETWEEN_LOOKS_S = 1.0  # most silence counted between two looks; the driver looks a few times a second
 
 
 @dataclass(slots=True)
@@ -25,11 +25,11 @@ class Reporter:
 
 
 class Silence:
-    """Measures the silence of replicas, in time in which the board was awake.
+    """Measure of the silence of replicas; only time in which the board was awake counts.
 
     Args:
         silence_s: Seconds without a report after which a serving replica is to be ended.
-        now: The time (s).
+        now: Time on the board's clock (s).
     """
 
     def __init__(self, silence_s: float, now: float) -> None:
@@ -42,7 +42,7 @@ class Silence:
 
         Args:
             replica: Name of the replica.
-            actor: Ray's id of its actor; with an empty one the replica is not watched.
+            actor: Ray's id of its actor; if it is empty, the replica is not watched.
         """
         for name, reporter in list(self._reporters.items()):
             if actor and reporter.actor == actor:
@@ -66,7 +66,7 @@ class Silence:
         Args:
             replica: Name of the replica.
             rows: Shard index to ids of its open rows.
-            number: Number of the report, from 1; None for a report that comes once only.
+            number: Number of the report, from 1; None for a report that is never repeated.
 
         Returns:
             Whether this report was heard before.
@@ -80,12 +80,12 @@ class Silence:
         return before
 
     def left(self, replica: str) -> None:
-        """Watch a replica no more."""
+        """Stop watching a replica."""
         self._reporters.pop(replica, None)
 
     def silent(self, now: float) -> list[tuple[str, str]]:
         """Name, and Ray's id of the actor, of each replica that has been silent for too long."""
-        # A board that stood still itself, with its node, heard no report in that time: no replica was silent.
+        # If the board itself stood still with its node, it heard no reports, but no replica was silent.
         passed = min(now - self._looked, MOST_BETWEEN_LOOKS_S)
         self._looked = now
         for reporter in self._reporters.values():

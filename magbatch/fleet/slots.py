@@ -1,6 +1,6 @@
 """The numbered slots of a fleet: a replica takes one, and its replacement takes the same one.
 
-So restarts never add metric series, and what a replica did stays counted in its slot.
+So restarts never add metric series, and the work of a replica stays counted in its slot.
 """
 
 import time
@@ -11,7 +11,7 @@ from magbatch.replica.board import Load, Slot, State, Usage
 from magbatch.replica.losses import MOST_LOSSES, Home, Loss
 from magbatch.totals import Totals
 
-SILENT_REPLICA_S = 30.0  # a replica without a report for so long does not count as up
+SILENT_REPLICA_S = 30.0  # time without a report after which a replica does not count as up
 
 
 @dataclass(slots=True)
@@ -21,7 +21,7 @@ class Occupant:
     Attributes:
         name: Name of the replica.
         actor: Ray's id of its actor; empty if the replica has come back after it counted as lost.
-        joined: Time when it joined (s).
+        joined: Time at which it joined (s).
         seen: Time of its last report (s).
         home: Node and log of its process.
         serves: Whether its engine has started.
@@ -51,7 +51,7 @@ class Occupant:
     def held_s(self, now: float, start_timeout_s: float) -> float:
         """Seconds for which the replica has had its devices; the number never falls.
 
-        A replica that is silent is counted for SILENT_REPLICA_S more: nobody knows when it ended.
+        A silent replica is counted for SILENT_REPLICA_S more, because the time of its end is unknown.
         """
         if self.left:
             return self.seen - self.joined
@@ -68,13 +68,13 @@ class SlotTable:
 
     Attributes:
         lost: Replicas that ended while rows were open.
-        losses: The last of these.
+        losses: Records of the last lost replicas.
     """
 
     def __init__(self, start_timeout_s: float) -> None:
         self._start_timeout_s = start_timeout_s
         self._slots: list[Slot] = []
-        self._occupants: list[Occupant] = []  # of the slot with the same index
+        self._occupants: list[Occupant] = []  # occupant of the slot with the same index
         self.lost = 0
         self.losses: deque[Loss] = deque(maxlen=MOST_LOSSES)
 
@@ -139,7 +139,7 @@ class SlotTable:
         self.losses.append(Loss.of(time.time(), number or 0, home, reason))
 
     def recall(self, count: int, now: float) -> list[str]:
-        """Mark replicas to be given back: those that came last have the fewest rows at hand.
+        """Mark replicas to be given back, the newest first: they have the fewest rows at hand.
 
         Returns:
             Ray's ids of their actors.
@@ -155,7 +155,7 @@ class SlotTable:
         return any(one.state(now, self._start_timeout_s) != State.LOST for one in self._occupants)
 
     def rows_at_hand(self, now: float) -> int:
-        """Rows in the engines of serving replicas, or finished there; a lost replica's rows have to begin again."""
+        """Rows in the engines of serving replicas, or finished there; a lost replica's rows start again."""
         serving = (slot for slot, one in zip(self._slots, self._occupants, strict=True) if self._serves(one, now))
         return sum(slot.load.in_flight + slot.load.finished for slot in serving)
 

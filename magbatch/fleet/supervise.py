@@ -31,8 +31,8 @@ from magbatch.replica.board import Snapshot, silence_s
 from magbatch.spec import JobSpec
 from magbatch.versions import versions
 
-MAX_FAILED_STARTS = 3  # replacements in a row that do not start, while no replica is left
-MESSAGE_CHARS = 500  # of a line of Ray's
+MAX_FAILED_STARTS = 3  # replacements in a row that fail to start while no replica is left
+MESSAGE_CHARS = 500  # longest line of Ray's output that is shown, in characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,20 +73,20 @@ def supervise(
     """Answer open rows on the cluster that this process is connected to; see `cluster.run_fleet`.
 
     Args:
-        job: The job.
-        shards: The job's open shards.
+        job: Spec and planned columns of the job.
+        shards: Open shards of the job.
         slots: Engine slots of one replica.
-        observer: The run's observer.
-        stop: Set by the caller to have replicas commit finished rows, and end.
-        token: The run's lease.
-        vital: Watches the processes of a local Ray.
+        observer: Observer of the run, which may end it.
+        stop: Event that the caller sets to make replicas commit finished rows and end.
+        token: Token of the run's lease, which each replica checks.
+        vital: Watch over the processes of a local Ray.
         silence: Seconds without a report after which a replica is ended; None takes them from the spec.
 
     Returns:
         The last state of the fleet.
 
     Raises:
-        JobError: The run has ended early; each kind says why.
+        JobError: The run has ended early; the kind of the error says why.
     """
     check(DATA)
     spec = job.spec
@@ -104,14 +104,14 @@ def start_board(spec: JobSpec, rows: int, silence: float | None = None) -> Any:
     """Start the board of a run.
 
     Args:
-        spec: The job's spec.
+        spec: Spec of the job, for the timeouts of rows and starts.
         rows: Rows that the run is to answer.
         silence: Seconds without a report after which a replica is ended; None takes them from the spec.
 
     Returns:
         Ray's handle of the board, whose versions are those of this process.
     """
-    # On the driver's node: the board must not go with a spot node.
+    # The board runs on the driver's node, so that it does not vanish with a spot node.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     board: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(BoardState).remote(
         rows,
@@ -128,13 +128,13 @@ class Driver:
     Args:
         board: Ray's handle of the board.
         rows: Rows that the run is to answer.
-        consumer: Executes the dataset.
-        pool: The dataset's actor pool.
-        observer: The run's observer.
-        stop: Set by the caller to end the run.
-        vital: Watches the processes of a local Ray.
-        share: The job's part in the sharing of the cluster; None on a local Ray.
-        notice: Says why replicas have no devices.
+        consumer: Thread that executes the dataset.
+        pool: Actor pool of the dataset.
+        observer: Observer of the run, which may end it.
+        stop: Event that the caller sets to end the run.
+        vital: Watch over the processes of a local Ray.
+        share: The job's side of the sharing of the cluster; None on a local Ray.
+        notice: Message that tells why replicas have no devices.
         timing: Durations of the loop.
     """
 
@@ -164,7 +164,7 @@ class Driver:
             The last state of the fleet.
 
         Raises:
-            JobError: The run has ended early; each kind says why.
+            JobError: The run has ended early; the kind of the error says why.
         """
         self._consumer.start()
         try:
@@ -175,7 +175,7 @@ class Driver:
         return self._outcome()
 
     def _step(self) -> bool:
-        """Look at the fleet once, after a moment; False when the run has waited long enough for its replicas."""
+        """Wait a moment, then look at the fleet once; False when the run has waited long enough for its replicas."""
         self._consumer.join(self._timing.poll_s)
         if (broken := self._vital.broken()) is not None:
             raise ClusterError(broken)
@@ -183,7 +183,7 @@ class Driver:
         self._ends = self._ends or self._observer.watch(snapshot)
         if self._ends is not None or self._stop.is_set():
             self._consumer.end()
-        self._place(snapshot)
+        self._bound_pool(snapshot)
         for name, actor in snapshot.silent:
             self._end_silent(name, actor)
         _raise_failure(snapshot)
@@ -192,7 +192,7 @@ class Driver:
             self._board.stop.remote()
         return time.monotonic() <= self._deadline and not (self._consumer.is_ending and snapshot.starting)
 
-    def _place(self, snapshot: Snapshot) -> None:
+    def _bound_pool(self, snapshot: Snapshot) -> None:
         """Bound the pool, and say why replicas wait for devices."""
         cap = self._share.claim(snapshot) if self._share is not None else None
         self._pool.bound(self._rows - snapshot.done.rows, cap)
@@ -200,20 +200,20 @@ class Driver:
             self._observer.say(message)
 
     def _end_silent(self, name: str, actor: str) -> None:
-        """End a replica that does not report: its event loop stands still, and nothing in its process can end it."""
+        """End a replica that does not report. Its event loop hangs, so its own process cannot end it."""
         handle = self._pool.running(actor)
-        if handle is None:  # its process went, perhaps with its node: its rows did not end it
+        if handle is None:  # the process is gone, perhaps with its node; its rows are not to blame
             self._board.left.remote(name, "its process or node is gone; its open rows go to another replica")
             return
-        ray.get(self._board.froze.remote(name))  # the strikes must count before the next replica asks for them
-        with suppress(ray.exceptions.RayError):  # it has just ended
+        ray.get(self._board.froze.remote(name))  # waits, so that the next replica already finds the strikes
+        with suppress(ray.exceptions.RayError):  # the replica may just have ended
             ray.kill(handle, no_restart=False)
 
     def _end(self) -> None:
         if self._share is not None:
             self._share.end()
         broken = self._vital.broken() is not None
-        # Ray must not be shut down under Ray Data's running threads: that now and then ends this process with a
+        # Ray must not be shut down while threads of Ray Data run: that sometimes ends this process with a
         # segmentation fault (seen with Ray 2.60).
         if self._consumer.is_alive() and not broken:
             self._pool.shutdown()
@@ -227,7 +227,7 @@ class Driver:
         if self._stop.is_set():
             late = time.monotonic() > self._deadline
             raise InterruptedJobError(
-                "stopped before every replica had committed what it had finished "
+                "stopped before every replica had committed its finished rows "
                 f"(within {self._timing.stop_grace_s:.0f} s)"
                 if late
                 else "stopped; every finished row is committed"
@@ -248,7 +248,7 @@ def _raise_failure(snapshot: Snapshot) -> None:
 
 
 def _as_job_error(error: BaseException, snapshot: Snapshot) -> JobError:
-    """The cause of an error of Ray's: what a task or replica has told the board, else Ray's own last line."""
+    """The cause of an error of Ray: an error that a task or replica gave the board, else the last line of Ray's."""
     if snapshot.failure is not None:
         return snapshot.failure
     if snapshot.engine_error is not None:
@@ -259,7 +259,7 @@ def _as_job_error(error: BaseException, snapshot: Snapshot) -> JobError:
 
 
 def _not_started(snapshot: Snapshot) -> EngineStartError:
-    """The error of a run whose engines do not start: the engine's own words, and where its log is."""
+    """The error of a run whose engines do not start: the engine's own message, and the path of its log."""
     error = EngineStartError(snapshot.engine_error)
     error.add_note(f"The engine's {snapshot.failed_home.logs()}")
     return error

@@ -18,10 +18,10 @@ LOOK_S = 0.25
 
 
 class Vital:
-    """Watches children of this process by their names. Children from before this object was made do not count.
+    """Watch on child processes, found by their names. Children that started before this object do not count.
 
     Args:
-        local: Whether Ray is this process' own; otherwise nothing is watched.
+        local: Whether this process starts its own Ray; otherwise nothing is watched.
         names: Names of the processes to watch; None takes those of Ray.
         look_s: Seconds between two looks.
     """
@@ -30,7 +30,7 @@ class Vital:
         self._parent = psutil.Process() if local else None
         self._before = {child.pid for child in self._parent.children()} if self._parent is not None else set()
         self._vital, self._look_s = names or vital_processes(), look_s
-        self._names: dict[int, str] = {}  # by process id
+        self._names: dict[int, str] = {}  # process id to name
         self._over = threading.Event()
         self._broken: str | None = None
 
@@ -53,11 +53,11 @@ class Vital:
             thread.join()
 
     def broken(self) -> str | None:
-        """The process that has ended and how, in one line; None while all of them run."""
+        """Name and end of the first process that has ended, in one line; None while all run."""
         if self._broken is None:
             for pid, name in list(self._names.items()):
                 if (how := _how_it_ended(pid)) is not None:
-                    self._broken = f"Ray's {name} (process {pid}) {how}; what was committed stays"
+                    self._broken = f"Ray's {name} (process {pid}) {how}; committed rows stay"
                     break
         return self._broken
 
@@ -77,7 +77,7 @@ class Vital:
 
 
 def _how_it_ended(pid: int) -> str | None:
-    """The way in which a child has ended, in words; None while it runs. Ray itself still waits for the child."""
+    """The way in which a child has ended, in words; None while it runs. The child is left for Ray to reap."""
     try:
         found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:

@@ -1,6 +1,6 @@
-"""The actor of one replica: it starts the engine in time, runs the replica, and ends the process if either breaks.
+"""The actor of one replica. It starts the engine in time, runs the replica, and ends the process if either breaks.
 
-Ray starts an ended actor again with the same arguments. Its rows are safe: all that counts is in the ledger.
+Ray restarts an ended actor with the same arguments. Rows are safe, because the ledger alone decides which are done.
 """
 
 import functools
@@ -42,20 +42,20 @@ from magbatch.spec import needs_weights
 from magbatch.totals import Totals
 from magbatch.versions import versions
 
-REFUSED_S = 20.0  # a replica keeps a node with other versions for so long, so that the next replica gets another node
-LEAVE_S = 5.0  # for the board to note that a replica ends
-BOARD_WAIT_S = 5.0  # at most, between two tries to reach the board
+REFUSED_S = 20.0  # time on a node with other versions, so that the next replica gets another node
+LEAVE_S = 5.0  # time for the board to note that a replica ends
+BOARD_WAIT_S = 5.0  # longest wait between two tries to reach the board
 
 
 class RayBoard:
-    """The board, from inside a replica.
+    """The board, as a replica uses it.
 
-    A call that finds the board unreachable is repeated. The board may then hear it twice, and counts it once. Only a
+    A call that cannot reach the board is repeated. The board may then get it twice, but counts it once. Only a
     dead board ends the replica.
 
     Args:
         handle: Ray's handle of the board.
-        die: Ends this process.
+        die: Callback that ends this process.
         wait_s: Longest wait between two tries (seconds).
     """
 
@@ -64,32 +64,32 @@ class RayBoard:
         self._reports = itertools.count(1)
 
     async def begin(self, shard: int) -> tuple[bool, dict[str, int]]:
-        """See `Board.begin`."""
+        """Register an attempt at a shard; see `Board.begin`."""
         answer: tuple[bool, dict[str, int]] = await self._ask("begin", shard)
         return answer
 
     async def announce(self, replica: str, rows: dict[int, list[str]]) -> None:
-        """See `Board.announce`."""
+        """Announce rows; see `Board.announce`."""
         await self._ask("announce", replica, rows)
 
     async def strike(self, replica: str, rows: dict[int, list[str]], why: str) -> None:
-        """See `Board.strike`."""
+        """Strike rows; see `Board.strike`."""
         await self._ask("strike", replica, rows, why)
 
     async def report(self, replica: str, done: Totals, use: Usage, load: Load, rows: dict[int, list[str]]) -> Order:
-        """See `Board.report`."""
+        """Report rows, usage and load; see `Board.report`."""
         return Order(await self._ask("report", replica, done, use, load, rows, next(self._reports)))
 
     async def trouble(self, message: str) -> None:
-        """See `Board.trouble`."""
+        """Report a message for a person; see `Board.trouble`."""
         await self._ask("trouble", message)
 
     async def left(self, replica: str, why: str = "") -> None:
-        """See `Board.left`."""
+        """Report that the replica ends; see `Board.left`."""
         await self._ask("left", replica, why)
 
     async def broke(self, replica: str, cause: str) -> None:
-        """See `Board.broke`."""
+        """Report a defect; see `Board.broke`."""
         await self._ask("broke", replica, cause)
 
     async def _ask(self, method: str, *arguments: Any) -> Any:
@@ -100,7 +100,7 @@ class RayBoard:
         try:
             return await tries(self._once, method, *arguments)
         except ray.exceptions.RayActorError:
-            self._die()  # the board runs on the driver's node: a replica without a board is a zombie
+            self._die()  # the board runs on the driver's node, so the driver is gone too
             raise
 
     async def _once(self, method: str, *arguments: Any) -> Any:
@@ -111,10 +111,10 @@ class Worker:
     """The actor of one replica.
 
     Args:
-        job: The job.
+        job: Spec and planned columns of the job.
         board: Ray's handle of the board.
-        may_have_rows: Indices of shards of which the ledger may hold rows already.
-        token: The run's lease.
+        may_have_rows: Indices of shards that may have committed rows.
+        token: Token of the run's lease, checked before commits.
     """
 
     def __init__(self, job: JobContext, board: Any, may_have_rows: frozenset[int], token: LeaseToken) -> None:
@@ -137,7 +137,7 @@ class Worker:
         self._board = board
         self._begun = threading.Event()
         deathless("waiting", functools.partial(_report_idle, name, board, self._begun), _die)
-        # No reference to the worker: Ray Data drops the reference to a worker that it releases, and then this runs.
+        # The arguments hold no reference to the worker: this runs when Ray Data drops the last one, to release it.
         weakref.finalize(self, _release, name, board, self._begun, engine).atexit = False
         self._may_have_rows = may_have_rows
         self._replica = Replica(
@@ -153,7 +153,7 @@ class Worker:
             block: Table (shards,) of prepared shards, as `to_block` makes it.
 
         Returns:
-            Table (shards,) with one column. Nobody reads it: Ray Data counts its rows as progress.
+            Table (shards,) with one column. Ray Data counts its rows as progress; the values are unused.
         """
         self._begun.set()
         shards: list[Any] = block.column("shard").to_pylist()
@@ -172,7 +172,7 @@ class Worker:
 
 
 def _check_lease(token: LeaseToken) -> None:
-    """Raise LeaseError in a replica that Ray starts again although another run has the output now."""
+    """Raise LeaseError if another run has the output now. Ray may restart a replica that is no longer wanted."""
     with suppress(StorageError):  # the replica looks again while it works
         if token.is_lost():
             raise LeaseError(f"another run has taken {token.root} over")
@@ -192,7 +192,7 @@ def _start_engine(job: JobContext, checkpoint: Checkpoint) -> tuple[Engine, Toke
         The engine, its tokenizer, and the resolved engine arguments.
 
     Raises:
-        EngineStartError: The engine did not start.
+        EngineStartError: The engine did not start; the message has its own error.
     """
     spec = job.spec
     with uncollected():
@@ -200,16 +200,16 @@ def _start_engine(job: JobContext, checkpoint: Checkpoint) -> tuple[Engine, Toke
         tokenizer = Tokenizer(checkpoint.path)
         config = EngineConfig(checkpoint.path, args, spec.sampling, spec.replicas.gpus, spec.metrics.enabled)
         engine = start(spec.model.engine, config, tokenizer)
-        tokenizer.decode(tokenizer.encode_text("warm-up"))  # builds the table of pieces now, not while rows wait
+        tokenizer.decode(tokenizer.encode_text("warm-up"))  # builds the tokenizer's tables before rows wait for them
     return engine, tokenizer, args
 
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Keep objects that are made within this block for the life of the process, out of the garbage collector's sight.
+    """Hide the objects that are made within this block from the garbage collector, for the life of the process.
 
-    The collector would walk them again and again: for 1.4 s during the import of vLLM (780,000 objects), then for 0.4 s
-    at a time. The engine would get no row and give no token in that time.
+    The collector would visit them repeatedly: for 1.4 s during the import of vLLM (780,000 objects), then for 0.4 s
+    at a time. In that time the engine would get no rows and give no tokens.
     """
     gc.disable()
     try:
@@ -220,7 +220,7 @@ def uncollected() -> Iterator[None]:
 
 
 def _report_idle(name: str, board: Any, begun: threading.Event) -> None:
-    """Report free slots every second until the first rows come; from then on the replica reports itself."""
+    """Report free slots every second until the first rows come; after that, the replica itself reports."""
     began = time.monotonic()
     while not begun.wait(REPORT_INTERVAL_S):
         now = time.monotonic()
@@ -229,7 +229,7 @@ def _report_idle(name: str, board: Any, begun: threading.Event) -> None:
 
 
 def _release(name: str, board: Any, begun: threading.Event, engine: Engine) -> None:
-    """Give the devices back: Ray Data has released the replica, since other replicas have the rows that are left."""
+    """Give the devices back. Ray Data has released the replica because other replicas have the rows that are left."""
     begun.set()
     with suppress(ray.exceptions.RayError):  # the board may be gone already
         ray.get(board.left.remote(name), timeout=LEAVE_S)
@@ -238,7 +238,7 @@ def _release(name: str, board: Any, begun: threading.Event, engine: Engine) -> N
 
 @contextmanager
 def _start_budget(name: str, seconds: float, board: Any) -> Iterator[None]:
-    """End the process if this block takes longer than some seconds."""
+    """End the process if this block takes longer than `seconds`."""
     budget = threading.Timer(seconds, _give_up_start, (name, seconds, board))
     budget.daemon = True
     budget.start()
@@ -249,18 +249,18 @@ def _start_budget(name: str, seconds: float, board: Any) -> Iterator[None]:
 
 
 def _give_up_start(name: str, seconds: float, board: Any) -> None:
-    """End a replica whose engine does not start; what it has printed last may tell the cause."""
+    """End a replica whose engine does not start; its last printed lines may tell the cause."""
     said = last_words()
     message = f"the engine did not start within {seconds:,.0f} s (replicas.start_timeout_s)"
-    message = f"{message}; its last words:\n{said}" if said else message
+    message = f"{message}; the last lines of its log:\n{said}" if said else message
     try:
         ray.get(board.engine_failed.remote(name, message), timeout=LEAVE_S)
     finally:
-        _die()  # also if the board is gone, or does not answer
+        _die()  # even if the board is gone or does not reply
 
 
 def _die() -> NoReturn:
-    """End this process and its engine at once: an actor without a working engine would fail all that Ray gives it."""
+    """End this process and its engine at once: an actor without a working engine would fail every task of Ray."""
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):
             process.kill()

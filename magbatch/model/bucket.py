@@ -16,7 +16,7 @@ def fetch(source: str, frozen: str | None, weights: bool) -> Path:
 
     Args:
         source: URL of the checkpoint, s3://bucket/prefix.
-        frozen: Version that it must have; None takes the present one.
+        frozen: Version that the checkpoint must have; None takes the present one.
         weights: Whether the weights are needed too.
 
     Returns:

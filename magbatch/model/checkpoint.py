@@ -43,7 +43,7 @@ def resolve(model: ModelSpec) -> str:
 
     Raises:
         ModelError: `locate` fails, or the spec names a revision that its source does not have.
-        StorageError: Object storage refuses.
+        StorageError: Object storage refuses the request.
     """
     path = locate(model, weights=False).path
     if _is_hub(model.source):
@@ -54,8 +54,8 @@ def resolve(model: ModelSpec) -> str:
         raise ModelError(f"model.source {model.source}: its files are gone")
     if model.revision not in (None, found):
         raise ModelError(
-            f"model.revision {model.revision}: {model.source} is {found}; only models of the hub have others: leave "
-            "model.revision out, or name the directory of that version in model.source"
+            f"model.revision {model.revision}: {model.source} is {found}; only hub models have other revisions: remove "
+            "model.revision, or name the directory of that version in model.source"
         )
     return found
 

@@ -10,7 +10,7 @@ from magbatch.errors import ModelError
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """The part of a checkpoint's configuration that the steps need.
+    """Facts from a checkpoint's configuration that the steps need.
 
     Attributes:
         context: Tokens of the model's context.

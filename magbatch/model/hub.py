@@ -1,4 +1,4 @@
-"""The Hugging Face hub as a source of checkpoints, with advice if it gives none."""
+"""The Hugging Face hub as a source of checkpoints, with advice if a model cannot be fetched."""
 
 import errno
 import os
@@ -29,7 +29,7 @@ def fetch(source: str, revision: str | None, patterns: list[str]) -> Path:
 
     Raises:
         ModelError: The hub does not give the model; the message says what to do.
-        StorageError: The hub is overloaded, or no person is there to see to the network. Later it may go well.
+        StorageError: The hub is overloaded, or the run is unattended and has no network. A later try may succeed.
     """
     from huggingface_hub import snapshot_download
 
@@ -38,7 +38,7 @@ def fetch(source: str, revision: str | None, patterns: list[str]) -> Path:
     except (OSError, ValueError, httpx.HTTPError) as error:  # a ValueError: a name that the hub does not allow
         if _is_overloaded(error):
             raise StorageError(f"model.source {source}: the hub does not answer now: {error}", passing=True) from error
-        text = f"model.source {source}: no such local directory, and the hub does not give it: {_advice(error)}"
+        text = f"model.source {source}: no such local directory, and fetching it from the hub failed: {_advice(error)}"
         if is_unattended() and any(map(_is_network, _causes(error))):
             raise StorageError(text, passing=True) from error
         raise ModelError(text) from error
@@ -75,13 +75,13 @@ def _advice(error: BaseException) -> str:
         if isinstance(one, errors.GatedRepoError):
             return "access is granted on the model's page only; ask there, and set HF_TOKEN"
         if isinstance(one, errors.RevisionNotFoundError):
-            return "it has no such revision; write a branch, tag or commit of it in model.revision"
+            return "the hub has no such revision of it; write a branch, tag or commit in model.revision"
         if isinstance(one, errors.RepositoryNotFoundError):
-            return f"it has no such model; write owner/name as on its page; {token}"
+            return f"the hub has no such model; write owner/name as on its page; {token}"
         if isinstance(one, errors.HFValidationError):
             return f"the hub allows no such name; write owner/name ({one})"
         if isinstance(one, errors.HfHubHTTPError) and one.response is not None:
-            return f"it answered {one.response.status_code}; {token}"
+            return f"the hub answered {one.response.status_code}; {token}"
         if _is_network(one):
             where = os.environ.get("HF_ENDPOINT")
             address = f"HF_ENDPOINT={where}" if where else "huggingface.co"

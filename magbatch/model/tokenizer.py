@@ -21,13 +21,13 @@ from magbatch.errors import ErrorCode, ModelError, RowError
 from magbatch.rows import Image, TokenIds, as_ids
 
 EFFORT_VERSION = 15
-MAX_ORDINARY_CHARACTERS = 100_000  # a tenth of the text that made tiktoken 0.14 panic: a million blanks in a row
+MAX_ORDINARY_CHARACTERS = 100_000  # a tenth of the length at which tiktoken 0.14 panics: a million blanks in a row
 TIKTOKEN_FAILED = "Regex error while tokenizing"
 UNSPLIT = "a text repeats one character too often for the tokenizer, such as a million blanks: shorten it"
 
 
 class _CountingImageEncoder(ImageEncoder):
-    """Expands image tokens without touching pixels: only the engine needs the pixels."""
+    """Encoder that expands image tokens without touching pixels: only the engine needs the pixels."""
 
     def __call__(self, content: ImageChunk | ImageURLChunk) -> ImageEncoding:
         if not isinstance(content, ImageChunk):
@@ -50,7 +50,7 @@ def picture(width: int, height: int, rgb: bytes) -> Pillow.Image:
 
 
 def blank(image: Image) -> Pillow.Image:
-    """A blank image of the same size. The tokenizer reads only the size; copying the pixels would be waste."""
+    """A blank image of the same size. The tokenizer reads only the size, so the pixels need no copy."""
     return Pillow.new("L", (image.width, image.height), None)
 
 
@@ -63,7 +63,7 @@ class Tokenizer:
     Attributes:
         think_open: Id of `[THINK]`; None if the model has no such token.
         think_close: Id of `[/THINK]`.
-        turn_open: Id of `[INST]`, which begins a turn of the user.
+        turn_open: Id of `[INST]`, which starts a turn of the user.
         turn_close: Id of `[/INST]`.
         end: Id of the end of a sequence.
         version: Version of the tokenizer, such as 13 for Magistral 1.2.
@@ -117,14 +117,14 @@ class Tokenizer:
 
     @property
     def takes_effort(self) -> bool:
-        """Whether a chat has a reasoning effort of its own; with earlier tokenizers, tokens of the prompt say it."""
+        """Whether a chat request has a setting for reasoning effort; earlier tokenizers express it by prompt tokens."""
         return self.version >= EFFORT_VERSION
 
     def image_tokens(self, image: Image) -> int:
         """Tokens of an image in a prompt.
 
         Raises:
-            ModelError: The model has no vision encoder.
+            ModelError: The model takes no images.
         """
         if self._images is None:
             raise ModelError("this model's tokenizer takes no images")
@@ -139,10 +139,10 @@ class Tokenizer:
         """
         # mistral_common would search for tiktoken's control tokens, of which there are none, and count its own control
         # tokens again for each token. That takes three times as long for the same ids.
-        assert isinstance(self._text, Tekkenizer), "no other has a tekken.json"
+        assert isinstance(self._text, Tekkenizer), "only a Tekkenizer has a tekken.json"
         model = self._text._model
         try:
-            # `encode_ordinary` panics if it cannot split a text, and `except Exception` does not catch a panic.
+            # `encode_ordinary` panics if it cannot split a text, and `except Exception` does not catch panics.
             long = len(text) > MAX_ORDINARY_CHARACTERS
             ids = np.array(model.encode(text, disallowed_special=()) if long else model.encode_ordinary(text), np.int32)
         except ValueError as error:
@@ -158,14 +158,14 @@ class Tokenizer:
         ids = token_ids[:last]
         if not ids or min(ids) < least:
             return self._text.decode(list(ids), special_token_policy=SpecialTokenPolicy.IGNORE)
-        # The usual case has no control tokens. mistral_common would look for them one by one: ten times as long.
+        # The usual text has no control tokens. mistral_common would look for them one by one, in ten times the time.
         pieces = self._pieces
         return b"".join([pieces[token] for token in ids]).decode(errors="replace")
 
     @functools.cached_property
     def _pieces(self) -> list[bytes]:
         """Bytes of each token id, in order."""
-        assert isinstance(self._text, Tekkenizer), "no other has a tekken.json"
+        assert isinstance(self._text, Tekkenizer), "only a Tekkenizer has a tekken.json"
         return [self._text.id_to_byte_piece(token) for token in range(self._text.n_words)]
 
     def show(self, token_ids: Sequence[int]) -> str:

@@ -14,7 +14,7 @@ def must_be(source: str, frozen: str, found: str | None, *, weights: bool) -> No
     """Compare two versions; without weights, only the checksum of the small files has to agree.
 
     Raises:
-        ModelError: The versions differ.
+        ModelError: The files have another version than the frozen one.
     """
     if found == frozen or (found is not None and not weights and found.partition("-")[0] == frozen.partition("-")[0]):
         return
@@ -28,7 +28,7 @@ def _version(marks: dict[str, str]) -> str:
     """The version of a checkpoint, `sha256:A-B`.
 
     Args:
-        marks: File name to a text that changes with the content: a checksum, or size and ETag.
+        marks: File name to a text that identifies the content: a checksum, or size and ETag.
     """
 
     def summed(of_weights: bool) -> str:

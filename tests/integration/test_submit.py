@@ -158,7 +158,7 @@ def test_a_cluster_with_a_token_is_used_by_who_has_it(job: JobFiles, tmp_path_fa
     right = nothing | {"RAY_AUTH_TOKEN_PATH": str(kept)}
     with head(tmp_path_factory.mktemp("locked"), token) as (address, gcs):
         for env, said in (
-            (nothing, "asks for a token, and none is at hand: set RAY_AUTH_TOKEN"),
+            (nothing, "asks for a token, and none is set: set RAY_AUTH_TOKEN"),
             (wrong, "refuses the token of RAY_AUTH_TOKEN"),
         ):
             for arguments, ray_address in ((("submit", spec, "--address", address), ""), (("run", spec), gcs)):

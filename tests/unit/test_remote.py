@@ -127,7 +127,7 @@ def test_a_cluster_that_asks_for_a_token_where_there_is_none_names_the_variable(
     with dashboard(200, OTHER, "sesame") as address:
         done = CliRunner().invoke(app, ["jobs", "--address", address])
         assert done.exit_code == 2
-        assert "asks for a token, and none is at hand: set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH" in done.output
+        assert "asks for a token, and none is set: set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH" in done.output
         monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(home / "nowhere"))
         done = CliRunner().invoke(app, ["jobs", "--address", address])
     assert done.exit_code == 2

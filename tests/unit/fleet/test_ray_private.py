@@ -34,7 +34,7 @@ def test_a_name_that_is_gone_stops_a_run_with_the_name_and_the_version(name: str
     with pytest.raises(SettingsError) as caught:
         check([*CORE, name])
     assert str(caught.value) == (
-        f"Ray {ray.__version__} is installed, which has no {name}: install the version that magbatch is made for, "
+        f"Ray {ray.__version__} is installed, but lacks {name}; install the version that magbatch needs, "
         f"ray=={ray_settings.VERSION}"
     )
 

@@ -42,8 +42,8 @@ def test_a_directory_that_is_no_checkpoint_names_what_is_missing(
     [
         ("/nowhere/model", "there is no such directory"),
         ("builtin:large", "the built-in model is builtin:tiny"),
-        ("not a hub id", "the hub does not give it"),
-        ("a/b/c", "the hub does not give it"),
+        ("not a hub id", "fetching it from the hub failed"),
+        ("a/b/c", "fetching it from the hub failed"),
         ("s3://no-such-bucket/model", "there is no such bucket"),
     ],
 )

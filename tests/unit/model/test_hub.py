@@ -63,10 +63,10 @@ def refuse(monkeypatch: pytest.MonkeyPatch) -> Any:
     [
         (errors.OfflineModeIsEnabled(), "HF_HUB_OFFLINE is set"),
         (errors.GatedRepoError("x", response=answered(403)), "access is granted on the model's page only"),
-        (errors.RevisionNotFoundError("x", response=answered(404)), "it has no such revision"),
-        (errors.RepositoryNotFoundError("x", response=answered(404)), "it has no such model; write owner/name"),
+        (errors.RevisionNotFoundError("x", response=answered(404)), "the hub has no such revision of it"),
+        (errors.RepositoryNotFoundError("x", response=answered(404)), "the hub has no such model; write owner/name"),
         (errors.HFValidationError("a b"), "the hub allows no such name"),
-        (errors.HfHubHTTPError("x", response=answered(418)), "it answered 418"),
+        (errors.HfHubHTTPError("x", response=answered(418)), "the hub answered 418"),
         (from_cause(OSError("no file"), socket.gaierror(-2, "unknown")), "huggingface.co cannot be reached"),
         (OSError(errno.EACCES, "Permission denied", "/cache/x"), "/cache/x: Permission denied; set HF_HOME"),
     ],
@@ -76,7 +76,7 @@ def test_a_hub_that_gives_no_model_says_what_to_do(refuse: Any, error: Exception
     with pytest.raises(ModelError) as caught:
         hub.fetch("acme/tiny", None, ["params.json"])
     assert str(caught.value).startswith(
-        "model.source acme/tiny: no such local directory, and the hub does not give it: "
+        "model.source acme/tiny: no such local directory, and fetching it from the hub failed: "
     )
     assert advice in str(caught.value)
 

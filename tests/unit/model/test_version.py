@@ -75,6 +75,6 @@ def test_the_built_in_model_of_another_version_is_refused() -> None:
 
 def test_a_revision_of_files_that_have_none_is_refused(checkpoint: Path) -> None:
     with pytest.raises(
-        ModelError, match=r"^model\.revision main: .* only models of the hub have others: leave model\.revision out"
+        ModelError, match=r"^model\.revision main: .* only hub models have other revisions: remove model\.revision"
     ):
         resolve(ModelSpec(source=str(checkpoint), revision="main"))

@@ -290,7 +290,7 @@ def test_there_are_as_many_images_as_image_ends(encode: Encode, tokenizer: Token
 
 def test_an_image_without_its_place_in_the_prompt_is_refused(encode: Encode) -> None:
     code, message = refusal(lambda: encode(says("user", 0, "x"), images=[noise(28, 28), noise(28, 28)]))
-    assert (code, message) == (ErrorCode.INVALID_MESSAGES, "2 images, but 1 place for images in the prompt")
+    assert (code, message) == (ErrorCode.INVALID_MESSAGES, "2 images, but 1 image end in the prompt")
 
 
 @pytest.mark.parametrize("role", ["system", "assistant"])

@@ -58,4 +58,4 @@ def test_thinking_and_answer_share_a_rows_limit(job: SmallJob) -> None:
     assert max(row["reasoning_tokens"] + row["answer_tokens"] for row in rows.values()) <= 40
     (letter,) = job.records("errors")
     assert (letter["id"], letter["error_code"]) == ("a3", "missing_value")
-    assert letter["message"] == "max_tokens of this row is 1: thinking and answer need at least 2 tokens"
+    assert letter["message"] == "max_tokens of this row is 1: reasoning and answer need at least 2 tokens"
