@@ -132,24 +132,13 @@ def run_suite(
     lengths = prepared.lengths.values()
     suite = Suite(workload.name, len(lengths), sum(lengths), prepared.prompt_tokens, max(lengths))
     say(f"{workload.name}: {suite.rows:,} rows, {suite.tokens:,} tokens to generate, the longest row {suite.longest:,}")
-    chosen = list(arms)
-    if tuple(arms) == BARE_ARMS and not workload.images:
-        suite.notes.append(NOT_ASKED)
-    if RUN_BATCH in chosen and workload.images:
-        chosen.remove(RUN_BATCH)
-        suite.notes.append(NO_IMAGES)
+    chosen = _possible(arms, workload, suite)
     made: dict[str, Arm] = {}
     driver = RayDriver(machine, workload)
     try:
         if RAY_BEST in chosen and (best := _best(workload, machine, driver, rows, folder / "sweep", suite, say)):
             made[RAY_BEST] = best
-        makers: dict[str, Callable[[], Arm]] = {
-            RAW: lambda: Raw(machine, workload),
-            MAGBATCH: lambda: Magbatch(machine, workload),
-            RAY: lambda: RayDataLlm(driver, None, None, None, RAY),
-            RUN_BATCH: lambda: RunBatch(machine, workload),
-        }
-        made |= {name: makers[name]() for name in chosen if name in makers}
+        made |= _other_arms(chosen, workload, machine, driver)
         for round_ in range(1, rounds + 1):
             shift = (round_ - 1) % len(chosen)
             for name in chosen[shift:] + chosen[:shift]:
@@ -165,17 +154,43 @@ def run_suite(
                     made.pop(name).close()  # the other arms can still be compared
                     suite.notes.append(f"{name}: left out, it failed in round {round_}: {error}")
                     say(suite.notes[-1])
-                    continue
-                run.round = round_
-                suite.runs.append(run)
-                same_settings(suite.runs)
-                say(f"round {round_} of {rounds}: {_said(run)}")
+                else:
+                    _keep(run, round_, suite)
+                    say(f"round {round_} of {rounds}: {_said(run)}")
     finally:
         for arm in made.values():
             arm.close()
         driver.close()
     suite.seconds = time.monotonic() - began
     return suite
+
+
+def _possible(arms: Sequence[str], workload: Workload, suite: Suite) -> list[str]:
+    """Names of the arms that can run a workload; notes of the suite tell which arms are missing, and why."""
+    chosen = list(arms)
+    if tuple(arms) == BARE_ARMS and not workload.images:
+        suite.notes.append(NOT_ASKED)
+    if RUN_BATCH in chosen and workload.images:
+        chosen.remove(RUN_BATCH)
+        suite.notes.append(NO_IMAGES)
+    return chosen
+
+
+def _other_arms(chosen: Sequence[str], workload: Workload, machine: Machine, driver: RayDriver) -> dict[str, Arm]:
+    """Name to arm, for the chosen arms that need no sweep."""
+    makers: dict[str, Callable[[], Arm]] = {
+        RAW: lambda: Raw(machine, workload),
+        MAGBATCH: lambda: Magbatch(machine, workload),
+        RAY: lambda: RayDataLlm(driver, None, None, None, RAY),
+        RUN_BATCH: lambda: RunBatch(machine, workload),
+    }
+    return {name: makers[name]() for name in chosen if name in makers}
+
+
+def _keep(run: Run, round_: int, suite: Suite) -> None:
+    run.round = round_
+    suite.runs.append(run)
+    same_settings(suite.runs)
 
 
 def _said(run: Run) -> str:

@@ -83,17 +83,10 @@ def bench(
         SpecError: An argument is wrong.
         BenchError: An arm failed.
     """
-    names = SUITES if suite == ALL else (suite,)
-    if unknown := [name for name in names if name not in SUITES]:
-        raise SpecError(f"suite {unknown[0]!r} does not exist; write one of {', '.join(SUITES)} or {ALL}")
-    chosen = BARE_ARMS if arms is None else tuple(name.strip() for name in arms.split(","))
-    if wrong := [name for name in chosen if name not in ARMS]:
-        raise SpecError(f"--arms: arm {wrong[0]!r} does not exist; write some of {', '.join(ARMS)}")
+    names, chosen = _suites(suite), _arms(arms)
     if os.environ.get("VLLM_PLUGINS"):
         raise SpecError("VLLM_PLUGINS is set, so vLLM would not load the probe that measures; unset it")
-    given = _given(engine_args)
-    for path, message in secrets({"model": {"source": model, "engine_args": given}}):
-        raise SpecError(f"{path.removeprefix('model.')}: {message}")
+    given = _given(engine_args, model)
     if report is not None:
         _check_writable("--json", report)
     machine = this_machine(model, given, gpus, pin=pin)
@@ -124,7 +117,24 @@ def _check_writable(option: str, path: str) -> None:
         raise SpecError(f"{option} {path}: cannot be written: {error.strerror or error}; name another file") from error
 
 
-def _given(items: Sequence[str]) -> dict[str, Any]:
+def _suites(suite: str) -> tuple[str, ...]:
+    """Names of the suites to run."""
+    names = SUITES if suite == ALL else (suite,)
+    if unknown := [name for name in names if name not in SUITES]:
+        raise SpecError(f"suite {unknown[0]!r} does not exist; write one of {', '.join(SUITES)} or {ALL}")
+    return names
+
+
+def _arms(arms: str | None) -> tuple[str, ...]:
+    """Names of the arms to run."""
+    chosen = BARE_ARMS if arms is None else tuple(name.strip() for name in arms.split(","))
+    if wrong := [name for name in chosen if name not in ARMS]:
+        raise SpecError(f"--arms: arm {wrong[0]!r} does not exist; write some of {', '.join(ARMS)}")
+    return chosen
+
+
+def _given(items: Sequence[str], model: str) -> dict[str, Any]:
+    """Values of `--engine-arg`; neither they nor the model's source may hold a secret."""
     given = {}
     for item in items:
         name, separator, value = item.partition("=")
@@ -134,6 +144,8 @@ def _given(items: Sequence[str]) -> dict[str, Any]:
             given[name] = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise SpecError(f"--engine-arg {item}: the value is not YAML: {error}") from error
+    for path, message in secrets({"model": {"source": model, "engine_args": given}}):
+        raise SpecError(f"{path.removeprefix('model.')}: {message}")
     return given
 
 

@@ -144,11 +144,28 @@ def _ray_pod(
 ) -> dict[str, Any]:
     of_node = size(platform.scratch_size) + size(cache["emptyDir"]["sizeLimit"] if "emptyDir" in cache else "1Gi")
     resources = {**resources, "ephemeral-storage": f"{math.ceil(of_node / 2**30)}Gi"}
-    shared = (
-        math.ceil(size(resources["memory"]) * OBJECT_STORE_SHARE / 2**30) + 1
-    )  # plus 1 GiB, because vLLM's processes share little memory
-    main: dict[str, Any] = {
-        "name": container,
+    # Ray's object store, and 1 GiB more, because vLLM's processes share little memory.
+    shared = math.ceil(size(resources["memory"]) * OBJECT_STORE_SHARE / 2**30) + 1
+    return {
+        "metadata": {"labels": pod_labels(spec, RAY)},
+        "spec": {
+            **_common(platform),
+            "serviceAccountName": job_name(spec),
+            "terminationGracePeriodSeconds": grace_s,
+            "securityContext": POD_SECURITY,
+            "containers": [_ray_container(platform, container, resources)],
+            "volumes": [
+                {"name": "job", "configMap": {"name": job_name(spec)}},
+                {"name": "cache", **cache},
+                {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{shared}Gi"}},
+            ],
+        },
+    }
+
+
+def _ray_container(platform: Platform, name: str, resources: dict[str, str]) -> dict[str, Any]:
+    container: dict[str, Any] = {
+        "name": name,
         "image": platform.image,
         "resources": {"requests": resources, "limits": resources},
         "securityContext": CONTAINER_SECURITY,
@@ -159,19 +176,5 @@ def _ray_pod(
         ],
     }
     if platform.secret is not None:
-        main["envFrom"] = [{"secretRef": {"name": platform.secret}}]
-    return {
-        "metadata": {"labels": pod_labels(spec, RAY)},
-        "spec": {
-            **_common(platform),
-            "serviceAccountName": job_name(spec),
-            "terminationGracePeriodSeconds": grace_s,
-            "securityContext": POD_SECURITY,
-            "containers": [main],
-            "volumes": [
-                {"name": "job", "configMap": {"name": job_name(spec)}},
-                {"name": "cache", **cache},
-                {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{shared}Gi"}},
-            ],
-        },
-    }
+        container["envFrom"] = [{"secretRef": {"name": platform.secret}}]
+    return container

@@ -9,7 +9,8 @@ import asyncio
 import os
 import re
 import time
-from contextlib import aclosing, nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import aclosing, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from typing import Any
 from uuid import uuid4
@@ -106,14 +107,10 @@ class VllmEngine:
 
     async def _ask(self, prompt: Prompt, params: Any, on_tokens: OnTokens | None) -> tuple[list[Completion], int]:
         """The samples of one request, and the number of prompt tokens that were cached."""
-        from vllm.exceptions import VLLMClientError
-        from vllm.v1.engine.exceptions import EngineDeadError as VllmDeadError
-        from vllm.v1.engine.exceptions import EngineGenerateError
-
         tokens: list[list[int]] = [[] for _ in range(params.n)]
         reasons: list[str | None] = [None] * params.n
         cached = 0
-        try:
+        with self._errors_of_a_request():
             async with self._rendering if prompt.images else nullcontext():
                 asked = await asyncio.to_thread(_as_vllm, prompt) if prompt.images else _as_vllm(prompt)
                 (rendered,) = await self._engine.renderer.render_cmpl_async([asked])
@@ -136,6 +133,19 @@ class VllmEngine:
                             reasons[item.index] = item.finish_reason or "repetition"
                     if None not in reasons:
                         break
+        if None in reasons:
+            raise RequestFailedError("the engine returned no whole output")
+        return [Completion(*sample) for sample in zip(tokens, map(str, reasons), strict=True)], cached
+
+    @contextmanager
+    def _errors_of_a_request(self) -> Iterator[None]:
+        """Raise vLLM's errors as those of `Engine.generate`."""
+        from vllm.exceptions import VLLMClientError
+        from vllm.v1.engine.exceptions import EngineDeadError as VllmDeadError
+        from vllm.v1.engine.exceptions import EngineGenerateError
+
+        try:
+            yield
         except VllmDeadError as error:
             raise EngineDeadError(self._cause_of_death(error)) from error
         except (VLLMClientError, ValueError, TypeError, EngineGenerateError) as error:
@@ -143,9 +153,6 @@ class VllmEngine:
                 raise EngineDeadError(self._cause_of_death(error)) from error
             kind = RequestFailedError if isinstance(error, EngineGenerateError) else RequestRejectedError
             raise kind(f"{type(error).__name__}: {error}") from error
-        if None in reasons:
-            raise RequestFailedError("the engine returned no whole output")
-        return [Completion(*sample) for sample in zip(tokens, map(str, reasons), strict=True)], cached
 
     def _cause_of_death(self, error: Exception) -> str:
         """The signal that ended the engine's process, in words; without a signal, the last error in its log."""

@@ -99,32 +99,50 @@ def run_fleet(
     stop, session = threading.Event(), _Session()
     # Ray's own messages (retries, lost workers) stay in its log files; the progress line shows all that a user
     # needs. The signal handlers are set twice, because Ray installs its own when it starts.
-    try:
-        with (
-            captured(STDOUT, STDERR, replay=False) as said,
-            _kept(said, job.spec.output.path, session),
-            _signals(stop, in_seconds=True),
-            _cluster(job.spec, session, first=first) as vital,
-            _signals(stop),
-        ):
-            if not stop.is_set():
-                from magbatch.fleet.dataset import OpenShards
-                from magbatch.fleet.supervise import supervise
+    with (
+        _interrupted_by(stop),
+        captured(STDOUT, STDERR, replay=False) as said,
+        _kept(said, job.spec.output.path, session),
+        _signals(stop, in_seconds=True),
+        _cluster(job.spec, session, first=first) as vital,
+        _signals(stop),
+    ):
+        if not stop.is_set():
+            from magbatch.fleet.dataset import OpenShards
+            from magbatch.fleet.supervise import supervise
 
-                shards = OpenShards.of(plan, done, any_may_have_rows=any_may_have_rows)
-                try:
-                    last = supervise(job, shards, slots, _Bounded(observer, said), stop, token, vital, silence=silence)
-                except JobError as error:
-                    if (broken := vital.broken()) is not None:  # the error is one of many that follow
-                        raise ClusterError(broken) from error
-                    raise
+            shards = OpenShards.of(plan, done, any_may_have_rows=any_may_have_rows)
+            with _cause_first(vital):
+                last = supervise(job, shards, slots, _Bounded(observer, said), stop, token, vital, silence=silence)
+    return last
+
+
+@contextmanager
+def _interrupted_by(stop: threading.Event) -> Iterator[None]:
+    """Raise InterruptedJobError if a signal ends the block, or came while it ran.
+
+    Args:
+        stop: Event that a signal sets, also while Ray starts or ends.
+    """
+    try:
+        yield
     except SystemExit as end:  # raised by a handler of Ray's, with Ray's own exit codes, or by a second Ctrl-C
         if not isinstance(end.code, int | None):
             raise
         raise InterruptedJobError(guard.LEFT) from end
-    if stop.is_set():  # the signal came while Ray started or ended
+    if stop.is_set():
         raise InterruptedJobError(guard.LEFT)
-    return last
+
+
+@contextmanager
+def _cause_first(vital: Vital) -> Iterator[None]:
+    """Raise the end of a process of Ray's instead of one of the many errors that follow it."""
+    try:
+        yield
+    except JobError as error:
+        if (broken := vital.broken()) is not None:
+            raise ClusterError(broken) from error
+        raise
 
 
 class _Bounded:

@@ -42,6 +42,7 @@ DECAY_SHARE = 0.6  # share of the steps at the end in which the learning rate fa
 # The largest learning rates at which the loss of the first thousand steps fell without jumps.
 MATRIX_LR = 3e-3
 VECTOR_LR = 3e-3
+PRINT_INTERVAL_STEPS = 50
 CHECK_INTERVAL_STEPS = 500
 READING_MIX = Mixture(counts=(640, 1280, 400), images_a_batch=24)
 FULL_MIX = Mixture(counts=(700, 700, 400), images_a_batch=24)
@@ -221,86 +222,118 @@ def train(*, steps: int, seed: int, state_file: Path, out: Path) -> None:
         ValueError: The state is of a training with other arguments.
     """
     torch.manual_seed(seed)
-    with tempfile.TemporaryDirectory() as folder:
-        tekken = Path(folder, "tekken.json")
-        tekken.write_text(texts()["tekken.json"], encoding="utf-8")
-        encoder = Encoder(tekken)
+    encoder = _encoder()
     trainee = Trainee()
     initialise(trainee)
     optims = optimisers(trainee)
-    step = pool_number = 0
-    if state_file.exists():
-        state = torch.load(state_file, weights_only=True)
-        if (state["steps"], state["seed"]) != (steps, seed):
-            raise ValueError(
-                f"{state_file}: this is the state of a training of {state['steps']} steps with seed {state['seed']}; "
-                "remove it, or give the same --steps and --seed"
-            )
-        trainee.load_state_dict(state["weights"])
-        for optimiser, saved in zip(optims, state["optimisers"], strict=True):
-            optimiser.load_state_dict(saved)
-        step, pool_number = state["step"], state["pool"]
+    step, pool_number = _resume(state_file, trainee, optims, steps=steps, seed=seed)
     # Unusual shapes (a batch of one row, very few tokens) each cause another compilation.
     torch._dynamo.config.recompile_limit = 64
     for block in (*trainee.model.layers, *trainee.model.vision_encoder.transformer.layers):
         block.compile(dynamic=True)
-    totals = {"writing": 0.0, "written": 0, "reading": 0.0, "read": 0, "naming": 0.0, "named": 0}
+    totals = _Sums()
     began = time.monotonic()
     while step < steps:
         reading_only = step < READING_STEPS
         mix = READING_MIX if reading_only else FULL_MIX
         for batches in pool(encoder, "train", seed, pool_number, mix):
-            share = rate(step, steps)
-            for optimiser, full in zip(optims, (MATRIX_LR, VECTOR_LR), strict=True):
-                optimiser.param_groups[0]["lr"] = full * share
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                part = losses(trainee, batches, write_images=not reading_only)
-            part.mean().backward()
-            nn.utils.clip_grad_norm_(trainee.parameters(), 1.0)
-            for optimiser in optims:
-                optimiser.step()
-                optimiser.zero_grad(set_to_none=True)
+            part = _update(trainee, optims, batches, rate(step, steps), write_images=not reading_only)
             step += 1
             if step == steps:
                 break
-            totals["writing"] += float(part.writing)
-            totals["written"] += part.written
-            totals["reading"] += float(part.reading)
-            totals["read"] += part.read
-            totals["naming"] += float(part.naming)
-            totals["named"] += part.named
-            if step % 50 == 0:
-                print(
-                    f"step {step}/{steps} pool {pool_number} {time.monotonic() - began:.0f} s "
-                    f"writing {totals['writing'] / max(1, totals['written']):.4f} "
-                    f"reading {totals['reading'] / max(1, totals['read']):.4f} "
-                    f"naming {totals['naming'] / max(1, totals['named']):.4f} "
-                    f"tokens {totals['written']}",
-                    flush=True,
-                )
-                totals = dict.fromkeys(totals, 0)
+            totals.add(part)
+            if step % PRINT_INTERVAL_STEPS == 0:
+                seconds = time.monotonic() - began
+                print(f"step {step}/{steps} pool {pool_number} {seconds:.0f} s {totals}", flush=True)
+                totals = _Sums()
             if step % CHECK_INTERVAL_STEPS == 0:
-                with (
-                    torch.autocast("cpu", dtype=torch.bfloat16),
-                    torch.compiler.set_stance("force_eager"),
-                ):
-                    print(json.dumps(check(trainee, encoder, 60)), flush=True)
+                _print_check(trainee, encoder, 60)
         # The state is saved between two pools, since a resumed training starts with a whole pool.
         pool_number += 1
-        state = {
-            "weights": trainee.state_dict(),
-            "optimisers": [optimiser.state_dict() for optimiser in optims],
-            "step": step,
-            "pool": pool_number,
-            "steps": steps,
-            "seed": seed,
-        }
-        building = state_file.with_suffix(".building")
-        torch.save(state, building)
-        building.rename(state_file)
+        _save(state_file, trainee, optims, step=step, pool=pool_number, steps=steps, seed=seed)
     export(trainee, out)
+    _print_check(trainee, encoder, 200)
+
+
+def _encoder() -> Encoder:
+    with tempfile.TemporaryDirectory() as folder:
+        tekken = Path(folder, "tekken.json")
+        tekken.write_text(texts()["tekken.json"], encoding="utf-8")
+        return Encoder(tekken)
+
+
+def _resume(
+    state_file: Path, trainee: Trainee, optims: list[torch.optim.Optimizer], *, steps: int, seed: int
+) -> tuple[int, int]:
+    """Load the saved state into model and optimisers, if there is one; return the next step and pool.
+
+    Raises:
+        ValueError: The state is of a training with other arguments.
+    """
+    if not state_file.exists():
+        return 0, 0
+    state = torch.load(state_file, weights_only=True)
+    if (state["steps"], state["seed"]) != (steps, seed):
+        raise ValueError(
+            f"{state_file}: this is the state of a training of {state['steps']} steps with seed {state['seed']}; "
+            "remove it, or give the same --steps and --seed"
+        )
+    trainee.load_state_dict(state["weights"])
+    for optimiser, saved in zip(optims, state["optimisers"], strict=True):
+        optimiser.load_state_dict(saved)
+    return state["step"], state["pool"]
+
+
+def _save(state_file: Path, trainee: Trainee, optims: list[torch.optim.Optimizer], **numbers: int) -> None:
+    """Write the state from which `_resume` goes on, whole or not at all."""
+    weights = {"weights": trainee.state_dict(), "optimisers": [optimiser.state_dict() for optimiser in optims]}
+    building = state_file.with_suffix(".building")
+    torch.save(weights | numbers, building)
+    building.rename(state_file)
+
+
+def _update(
+    trainee: Trainee, optims: list[torch.optim.Optimizer], batches: list[Batch], share: float, *, write_images: bool
+) -> Losses:
+    """Train on the batches of one step; `share` is the share of the full learning rates."""
+    for optimiser, full in zip(optims, (MATRIX_LR, VECTOR_LR), strict=True):
+        optimiser.param_groups[0]["lr"] = full * share
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        part = losses(trainee, batches, write_images=write_images)
+    part.mean().backward()
+    nn.utils.clip_grad_norm_(trainee.parameters(), 1.0)
+    for optimiser in optims:
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+    return part
+
+
+def _print_check(trainee: Trainee, encoder: Encoder, count: int) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.compiler.set_stance("force_eager"):
-        print(json.dumps(check(trainee, encoder, 200)), flush=True)
+        print(json.dumps(check(trainee, encoder, count)), flush=True)
+
+
+class _Sums:
+    """Losses summed over the steps between two lines of output."""
+
+    def __init__(self) -> None:
+        self._writing = self._reading = self._naming = 0.0
+        self._written = self._read = self._named = 0
+
+    def add(self, part: Losses) -> None:
+        """Add the losses of one step."""
+        self._writing += float(part.writing)
+        self._written += part.written
+        self._reading += float(part.reading)
+        self._read += part.read
+        self._naming += float(part.naming)
+        self._named += part.named
+
+    def __str__(self) -> str:
+        return (
+            f"writing {self._writing / max(1, self._written):.4f} reading {self._reading / max(1, self._read):.4f} "
+            f"naming {self._naming / max(1, self._named):.4f} tokens {self._written}"
+        )
 
 
 def load(weights: Path) -> TinyModel:
