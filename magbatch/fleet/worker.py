@@ -29,6 +29,7 @@ from magbatch.fleet.nodes import this_node
 from magbatch.ledger.holder import LeaseToken
 from magbatch.model.checkpoint import Checkpoint, locate
 from magbatch.model.tokenizer import Tokenizer
+from magbatch.pipeline.answer import RowAnswerer
 from magbatch.pipeline.block import from_block
 from magbatch.pipeline.context import JobContext
 from magbatch.pipeline.prompt import Prompter
@@ -36,6 +37,7 @@ from magbatch.replica import preemption as preempt
 from magbatch.replica.board import Load, Order, Usage
 from magbatch.replica.losses import Home, own_log
 from magbatch.replica.replica import Replica
+from magbatch.replica.surroundings import Surroundings
 from magbatch.replica.timing import REPORT_INTERVAL_S
 from magbatch.replica.watchdog import deathless
 from magbatch.spec import needs_weights
@@ -140,11 +142,10 @@ class Worker:
         # The arguments hold no reference to the worker: this runs when Ray Data drops the last one, to release it.
         weakref.finalize(self, _release, name, board, self._begun, engine).atexit = False
         self._may_have_rows = may_have_rows
-        self._replica = Replica(
-            name, job, engine, tokenizer, Prompter(spec, checkpoint.path, tokenizer, int(args["max_model_len"])),
-            slots=int(args["max_num_seqs"]), max_model_len=int(args["max_model_len"]),
-            board=RayBoard(board, _die), die=_die, notice=preempt.notice, token=token,
-        )  # fmt: skip
+        prompter = Prompter(spec, checkpoint.path, tokenizer, int(args["max_model_len"]))
+        answerer = RowAnswerer.of(spec, engine, tokenizer, prompter, int(args["max_model_len"]))
+        around = Surroundings(name, RayBoard(board, _die), _die, preempt.notice, token)
+        self._replica = Replica(job, engine, answerer, int(args["max_num_seqs"]), around)
 
     async def __call__(self, block: pa.Table) -> pa.Table:
         """Answer and commit the shards of a block.

@@ -10,12 +10,13 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from magbatch.answers import AnswerError, Checker
-from magbatch.engines.base import RequestShape
+from magbatch.engines.base import Engine, RequestShape
 from magbatch.errors import EngineDeadError, ErrorCode, RowError, Step
-from magbatch.pipeline.generate import Generate, OnNew
+from magbatch.model.tokenizer import Tokenizer
+from magbatch.pipeline.generate import Generate, OnNew, ThinkingPlan
 from magbatch.pipeline.meter import Meter
 from magbatch.pipeline.parse import Parser
 from magbatch.pipeline.prompt import Prompter
@@ -30,6 +31,7 @@ from magbatch.rows import (
     Prompt,
     ReasoningStatus,
 )
+from magbatch.spec import JobSpec
 
 T = TypeVar("T")
 Pulse = Callable[[], AbstractContextManager[Callable[[], None]]]
@@ -104,6 +106,25 @@ class RowAnswerer:
     def __init__(self, generate: Generate, parse: Parser, check: Checker, samples: int, prompter: Prompter) -> None:
         self._generate, self._parse, self._check, self._samples = generate, parse, check, samples
         self._prompter = prompter
+
+    @classmethod
+    def of(cls, spec: JobSpec, engine: Engine, tokenizer: Tokenizer, prompter: Prompter, max_model_len: int) -> Self:
+        """The steps of a job from prompt to finished row.
+
+        Args:
+            spec: The job's spec.
+            engine: A started engine.
+            tokenizer: The model's tokenizer.
+            prompter: Builder of the prompts that combine answers about page groups.
+            max_model_len: Tokens that the engine can hold for one row, prompt included.
+
+        Raises:
+            ModelError: The model cannot think as the spec asks for.
+        """
+        limits, plan = spec.limits, ThinkingPlan.of(spec, tokenizer)
+        generate = Generate(engine, spec.sampling, max_model_len, limits.repetition_tokens, plan)
+        check = Checker(spec.answer, limits.answer_timeout_s)
+        return cls(generate, Parser(tokenizer), check, spec.sampling.n, prompter)
 
     def progress(self, pulse: Pulse) -> Progress:
         """The progress of a row before its first request."""

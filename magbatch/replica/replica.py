@@ -6,35 +6,28 @@ neighbour.
 """
 
 import asyncio
-import threading
 from collections.abc import Callable, Coroutine
 from itertools import islice
 
-from magbatch.answers import Checker, made_columns
+from magbatch.answers import made_columns
 from magbatch.engines.base import Engine
 from magbatch.errors import EngineDeadError
-from magbatch.ledger.holder import LeaseToken
 from magbatch.ledger.ledger import Ledger
-from magbatch.model.tokenizer import Tokenizer
 from magbatch.pipeline.answer import RowAnswerer
 from magbatch.pipeline.block import ShardPrompts
 from magbatch.pipeline.context import JobContext
-from magbatch.pipeline.generate import Generate, ThinkingPlan
-from magbatch.pipeline.parse import Parser
-from magbatch.pipeline.prompt import Prompter
 from magbatch.pipeline.write import ObjectWriter
 from magbatch.replica.admission import ADMITTED_PER_SLOT, Admission
 from magbatch.replica.announced import ROWS_AHEAD, Announced
 from magbatch.replica.answering import Answering
-from magbatch.replica.board import Board
 from magbatch.replica.clock import Clock
 from magbatch.replica.commits import Attempt, Commits
 from magbatch.replica.departure import Departure
 from magbatch.replica.ending import Ending
 from magbatch.replica.entrance import Entrance
 from magbatch.replica.reports import Refusals, Reports
+from magbatch.replica.surroundings import Surroundings
 from magbatch.replica.suspects import Suspects
-from magbatch.replica.timing import Timing
 from magbatch.replica.watchdog import Background, LeaseWatch
 from magbatch.rows import DeadLetter, FinishedRow, Prompt
 
@@ -45,62 +38,39 @@ class Replica:
     """Worker that answers shards with one engine.
 
     Args:
-        name: Name of the replica on the board.
         job: Spec and planned columns of the job.
         engine: Engine that has started.
-        tokenizer: Mistral's tokenizer of the model.
-        prompter: Builder of the prompts that combine answers about page groups.
+        answerer: Steps that answer a row with this engine.
         slots: Rows that the engine works on at once (`max_num_seqs`).
-        max_model_len: Tokens that the engine can hold for one row, prompt included.
-        board: Board of the run, for reports and strikes.
-        die: Callback that ends this process: an engine that is gone does not come back.
-        notice: Event that is set when this process is about to be killed; None if there is no such signal.
-        token: Token of the run's lease; None if no other run can take the output.
-        timing: Durations in seconds; tests pass shorter ones.
+        around: Run and process around the replica.
     """
 
     def __init__(
-        self,
-        name: str,
-        job: JobContext,
-        engine: Engine,
-        tokenizer: Tokenizer,
-        prompter: Prompter,
-        *,
-        slots: int,
-        max_model_len: int,
-        board: Board,
-        die: Callable[[], None],
-        notice: threading.Event | None = None,
-        token: LeaseToken | None = None,
-        timing: Timing = Timing(),  # noqa: B008 - frozen
+        self, job: JobContext, engine: Engine, answerer: RowAnswerer, slots: int, around: Surroundings
     ) -> None:
-        spec, limits, output = job.spec, job.spec.limits, job.spec.output
-        plan = ThinkingPlan.of(spec, tokenizer)
-        generate = Generate(engine, spec.sampling, max_model_len, limits.repetition_tokens, plan)
-        check = Checker(spec.answer, limits.answer_timeout_s)
-        answerer = RowAnswerer(generate, Parser(tokenizer), check, spec.sampling.n, prompter)
-        refusals, background = Refusals(), Background(lambda error: self._ending.with_defect(error))
-        lease = LeaseWatch(token, output.patience_s, refusals.add, die, timing)
+        spec, output, timing = job.spec, job.spec.output, around.timing
+        refusals, background = Refusals(), Background()
+        lease = LeaseWatch(around.token, output.patience_s, refusals.add, around.die, timing)
         self._job, self._tasks = job, Tasks()
         self._ledger = Ledger(output.path, output.patience_s, refusals.add, plan_id=job.plan_id)
-        self._entrance = Entrance(board, self._ledger, output.patience_s)
+        self._entrance = Entrance(around.board, self._ledger, output.patience_s)
         self._admission, self._suspects = Admission(ADMITTED_PER_SLOT * slots), Suspects(slots)
-        self._announced = Announced(name, board)
-        self._answering = Answering(answerer, limits.row_timeout_s)
+        self._announced = Announced(around.name, around.board)
+        self._answering = Answering(answerer, spec.limits.row_timeout_s)
         self._commits = Commits(output, slots, lease, background)
-        self._departure = Departure(board, notice, self._abort, timing)
+        self._departure = Departure(around.board, around.notice, self._abort, timing)
         in_flight = self._answering.in_flight
         reports = Reports(
-            name, board, engine,
+            around.name, around.board, engine,
             commits=self._commits, in_flight=in_flight, announced=self._announced,
             refusals=refusals, departure=self._departure,
         )  # fmt: skip
         self._ending = Ending(
-            name, board,
+            around.name, around.board,
             commits=self._commits, in_flight=in_flight, reports=reports, departure=self._departure,
-            background=background, die=die, timing=timing,
+            background=background, die=around.die, timing=timing,
         )  # fmt: skip
+        background.on_error = self._ending.with_defect
         self._clock = Clock(
             spec, slots,
             commits=self._commits, in_flight=in_flight, reports=reports, departure=self._departure,

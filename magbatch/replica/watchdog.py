@@ -16,17 +16,19 @@ from magbatch.storage.patience import patiently
 class Background:
     """Background tasks of a replica. The first error that a task raises is handed on, so that none fails silently.
 
-    Args:
-        on_error: Callback for the first error, called once, after its traceback was printed to stderr.
+    Attributes:
+        on_error: Callback for the first error, called once, after its traceback was printed to stderr. None until the
+            part that ends the replica is made, which needs these tasks itself; no task starts before.
     """
 
-    def __init__(self, on_error: Callable[[Exception], None]) -> None:
-        self._on_error = on_error
+    def __init__(self, on_error: Callable[[Exception], None] | None = None) -> None:
+        self.on_error = on_error
         self._tasks: set[asyncio.Task[None]] = set()
         self._failed = False
 
     def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Start a task, and keep it until it ends."""
+        assert self.on_error is not None, "an error of the task would be lost"
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
@@ -38,7 +40,8 @@ class Background:
         if isinstance(error, Exception) and not self._failed:
             self._failed = True
             traceback.print_exception(error)
-            self._on_error(error)
+            assert self.on_error is not None
+            self.on_error(error)
 
 
 def deathless(name: str, work: Callable[[], None], die: Callable[[], None]) -> threading.Thread:

@@ -28,6 +28,7 @@ from magbatch.ledger.ledger import Ledger
 from magbatch.model.checkpoint import locate
 from magbatch.model.facts import facts
 from magbatch.model.tokenizer import Tokenizer
+from magbatch.pipeline.answer import RowAnswerer
 from magbatch.pipeline.block import from_block, to_block
 from magbatch.pipeline.context import JobContext
 from magbatch.pipeline.prepare import Preparer
@@ -35,6 +36,7 @@ from magbatch.pipeline.prompt import Prompter
 from magbatch.plan.make import make_plan
 from magbatch.replica.board import Load, Order, Usage
 from magbatch.replica.replica import Replica
+from magbatch.replica.surroundings import Surroundings
 from magbatch.report.exporter import Exporter
 from magbatch.report.heartbeat import Heartbeat
 from magbatch.report.progress import JobProgress
@@ -96,10 +98,11 @@ async def answer(spec: JobSpec, engine: VllmEngine, *, counted: bool) -> tuple[f
     preparer = Preparer(job)
     blocks = [to_block(preparer(shard)) for shard in plan.shards()]
     board = LocalBoard(plan.rows)
+    prompter = Prompter(spec, checkpoint, tokenizer, int(args["max_model_len"]))
+    answerer = RowAnswerer.of(spec, engine, tokenizer, prompter, int(args["max_model_len"]))
     replica = Replica(
-        "replica", job, engine, tokenizer, Prompter(spec, checkpoint, tokenizer, int(args["max_model_len"])),
-        slots=int(args["max_num_seqs"]), max_model_len=int(args["max_model_len"]), board=board, die=lambda: None,
-    )  # fmt: skip
+        job, engine, answerer, int(args["max_num_seqs"]), Surroundings("replica", board, die=lambda: None)
+    )
     progress, over = JobProgress(spec, plan.rows, 0), threading.Event()
     said: list[str] = []
 

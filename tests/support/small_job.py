@@ -24,6 +24,7 @@ from magbatch.ledger.ledger import Ledger
 from magbatch.model.checkpoint import locate
 from magbatch.model.facts import facts
 from magbatch.model.tokenizer import Tokenizer
+from magbatch.pipeline.answer import RowAnswerer
 from magbatch.pipeline.block import ShardPrompts, from_block, to_block
 from magbatch.pipeline.context import JobContext
 from magbatch.pipeline.prepare import Preparer
@@ -32,6 +33,7 @@ from magbatch.plan.make import make_plan
 from magbatch.plan.plan import Plan
 from magbatch.replica.board import Load, Order, Usage
 from magbatch.replica.replica import Replica
+from magbatch.replica.surroundings import Surroundings
 from magbatch.replica.timing import Timing
 from magbatch.report.report import Report, Run
 from magbatch.rows import Generation, Prompt
@@ -223,12 +225,11 @@ class SmallJob:
         def die() -> None:
             self.deaths += 1
 
-        return Replica(
-            name, self.job, engine or self.start_engine(), self.tokenizer,
-            Prompter(self.spec(), self.checkpoint, self.tokenizer, 2400),
-            slots=self.engine["max_num_seqs"], max_model_len=2400, board=self.board, die=die, notice=notice,
-            token=token, timing=timing,
-        )  # fmt: skip
+        engine = engine or self.start_engine()
+        prompter = Prompter(self.spec(), self.checkpoint, self.tokenizer, 2400)
+        answerer = RowAnswerer.of(self.spec(), engine, self.tokenizer, prompter, 2400)
+        around = Surroundings(name, self.board, die, notice, token, timing)
+        return Replica(self.job, engine, answerer, self.engine["max_num_seqs"], around)
 
     # Its way
 
