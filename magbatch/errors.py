@@ -3,6 +3,9 @@
 ```
 MagbatchError
 ├── RowError                     stops one row and becomes its dead letter
+│   └── ForeignError             an input file has another format
+├── AnswerError                  an answer does not fit; the model is asked again, or the row fails
+├── TextError                    a YAML text cannot be read; the caller makes it a SpecError
 ├── FetchError                   a row's file, object or URL was not fetched; the fetcher makes it a RowError
 │   ├── OutOfReachError
 │   ├── UnfetchableError
@@ -41,6 +44,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from typing import Any
 
 MAX_MESSAGE_CHARS = 2000  # length of a dead letter's message: a library's message may quote the whole value
 _KEPT_END_CHARS = 500  # length kept of the end of a longer message, where libraries put the reason
@@ -138,6 +142,26 @@ class RowError(MagbatchError):
         self.code = code
         self.message = message
         self.answer = answer
+
+
+class ForeignError(RowError):
+    """An input file has another format than Parquet.
+
+    Attributes:
+        foreign: Format of the file, a `Foreign` of `storage/formats.py`.
+    """
+
+    def __init__(self, foreign: Any) -> None:
+        super().__init__(ErrorCode.FILE_UNREADABLE, f"not a readable Parquet file: it is {foreign.what}")
+        self.foreign = foreign
+
+
+class AnswerError(MagbatchError):
+    """An answer that does not fit. The message names the place, for people and for the model."""
+
+
+class TextError(MagbatchError):
+    """A text that a spec may not contain. The message names the line and says what to write."""
 
 
 class SandboxError(MagbatchError):

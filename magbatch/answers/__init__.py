@@ -4,6 +4,6 @@ Imports within: exact, formats < columns, fits, grading < reader < checker.
 """
 
 from magbatch.answers.checker import Checker
-from magbatch.answers.reader import AnswerError, Reader, Reading, SchemaReader, boxed, made_columns
+from magbatch.answers.reader import Reader, Reading, SchemaReader, boxed, made_columns
 
-__all__ = ["AnswerError", "Checker", "Reader", "Reading", "SchemaReader", "boxed", "made_columns"]
+__all__ = ["Checker", "Reader", "Reading", "SchemaReader", "boxed", "made_columns"]

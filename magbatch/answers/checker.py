@@ -16,8 +16,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from magbatch.answers.reader import AnswerError, Reader, Reading, cut
+from magbatch.answers.reader import Reader, Reading, cut
 from magbatch.errors import (
+    AnswerError,
     ErrorCode,
     RowError,
     SandboxDiedError,

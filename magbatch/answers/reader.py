@@ -15,16 +15,13 @@ import pyarrow as pa
 from magbatch.answers.columns import column_of
 from magbatch.answers.exact import read_json, write_json
 from magbatch.answers.fits import fits
+from magbatch.errors import AnswerError
 from magbatch.schema import DOCUMENT_FIELDS
 from magbatch.spec import BOXED, WHOLE, AnswerSpec, JobSpec, properties
 
 MAX_MESSAGE_CHARS = 500  # characters of an error message, which is sent to the model and stored
 # A backslash escapes the next character: \{ is a visible brace and opens no group.
 _BRACES = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
-
-
-class AnswerError(ValueError):
-    """An answer that does not fit. The message names the place, for people and for the model."""
 
 
 @dataclass(frozen=True, slots=True)

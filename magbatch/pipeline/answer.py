@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Self, TypeVar
 
-from magbatch.answers import AnswerError, Checker
+from magbatch.answers import Checker
 from magbatch.engines.base import Engine, RequestShape
-from magbatch.errors import EngineDeadError, ErrorCode, RowError, Step
+from magbatch.errors import AnswerError, EngineDeadError, ErrorCode, RowError, Step
 from magbatch.model.tokenizer import Tokenizer
 from magbatch.pipeline.generate import Generate, OnNew, ThinkingPlan
 from magbatch.pipeline.meter import Meter

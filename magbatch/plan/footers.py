@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from magbatch.counts import counted
-from magbatch.errors import ErrorCode, RowError, SandboxError, SandboxMemoryError, SandboxTimeoutError
+from magbatch.errors import ErrorCode, ForeignError, RowError, SandboxError, SandboxMemoryError, SandboxTimeoutError
 from magbatch.sandbox import Sandboxes
-from magbatch.storage.formats import HEAD_BYTES, Foreign, by_bytes
+from magbatch.storage.formats import HEAD_BYTES, by_bytes
 from magbatch.storage.input_file import InputFile
 
 PROCESSES = 4
@@ -178,18 +178,6 @@ def footer_bytes(file: InputFile) -> bytes:
     if length > MAX_FOOTER_BYTES:
         raise _unreadable(f"its footer of {length:,} bytes is above {MAX_FOOTER_BYTES:,}: write larger row groups")
     return tail[-length:] if length <= len(tail) else file.read_at(size - length, length)
-
-
-class ForeignError(RowError):
-    """A file has another format.
-
-    Attributes:
-        foreign: The format.
-    """
-
-    def __init__(self, foreign: Foreign) -> None:
-        super().__init__(ErrorCode.FILE_UNREADABLE, f"not a readable Parquet file: it is {foreign.what}")
-        self.foreign = foreign
 
 
 def _foreign(file: InputFile) -> ForeignError | None:

@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from hashlib import sha256
 
-from magbatch.errors import ErrorCode, InputError, RowError
-from magbatch.plan.footers import FileFacts, ForeignError, PrefixColumn, read_footer
+from magbatch.errors import ErrorCode, ForeignError, InputError, RowError
+from magbatch.plan.footers import FileFacts, PrefixColumn, read_footer
 from magbatch.rows import Segment
 from magbatch.spec import JobSpec
 from magbatch.storage import ObjectInfo

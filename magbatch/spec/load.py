@@ -8,14 +8,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from magbatch.counts import counted
-from magbatch.errors import SpecError
+from magbatch.errors import SpecError, TextError
 from magbatch.spec.engine_args import PATH
 from magbatch.spec.engines import engine_mistakes
 from magbatch.spec.job import JobSpec
 from magbatch.spec.mistakes import Place, field_mistakes
 from magbatch.spec.secrets import is_stored_in_its_output, secrets, without_value
 from magbatch.spec.section import NEW, is_remote
-from magbatch.spec.text import TextError, file_text, unquoted, values
+from magbatch.spec.text import file_text, unquoted, values
 
 
 def load(path: str, overrides: list[str] | None = None) -> JobSpec:

@@ -4,8 +4,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from magbatch.errors import TextError
 from magbatch.spec.grammar import QUOTES, check_json
-from magbatch.spec.text import TextError, file_text, values
+from magbatch.spec.text import file_text, values
 from magbatch.spec.user_model import model_schema
 
 

@@ -16,6 +16,8 @@ from yaml.error import MarkedYAMLError
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from yaml.reader import ReaderError
 
+from magbatch.errors import TextError
+
 MAX_NODES = 50_000  # values of a spec; an alias counts at each use
 MAX_DEPTH = 100  # levels of nested values
 MAX_INT_CHARS = 1000  # characters of a whole number in any base; Python formats at most 4300 digits
@@ -38,10 +40,6 @@ _HINTS = {
     "found another document": "a spec is one document: leave `---` out",
 }
 _TEXT, _MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
-
-
-class TextError(Exception):
-    """A text that a spec may not contain. The message names the line and says what to write."""
 
 
 def values(text: str, *, exact: bool = False) -> Any:

@@ -1,6 +1,7 @@
 """The tree holds every error there is, and every upstream exception has its place in it."""
 
 import ast
+import builtins
 import inspect
 import io
 import re
@@ -82,16 +83,20 @@ def test_there_is_one_tree_and_it_stands_in_one_file() -> None:
 
 
 def test_no_other_module_adds_to_the_tree() -> None:
-    """The exception is a row error that carries what a file is, and stays between two modules of the plan."""
+    """The exceptions are private: each is raised and caught within its own module."""
+    builtin = {name for name, item in vars(builtins).items() if inspect.isclass(item) and issubclass(item, Exception)}
+    outside = builtin | {error.__name__ for error in tree()}
     strays = {
         f"{path.relative_to(PACKAGE)}: {node.name}"
         for path in PACKAGE.rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.ClassDef) and path.name != "errors.py"
         for base in node.bases
-        if isinstance(base, ast.Name) and base.id in {error.__name__ for error in tree()}
+        if isinstance(base, ast.Name) and base.id in outside
     }
-    assert strays == {"plan/footers.py: ForeignError"}
+    assert strays == {"answers/columns.py: _TooManyError", "sandbox/box.py: _GoneError"}
+    for private in ("_TooManyError", "_GoneError"):
+        assert sum(private in path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py")) == 1
 
 
 def test_every_error_stands_in_the_drawing_at_the_top() -> None:

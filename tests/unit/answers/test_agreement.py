@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from support.grammar_walk import Grammar
 
-from magbatch.answers import AnswerError, SchemaReader
+from magbatch.answers import SchemaReader
+from magbatch.errors import AnswerError
 from magbatch.spec.grammar import CHECKED_ONLY, check_answerable
 
 TEXT: dict[str, Any] = {"type": "string"}

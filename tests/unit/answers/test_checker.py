@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from magbatch.answers import AnswerError, Checker, Reading
+from magbatch.answers import Checker, Reading
 from magbatch.answers.checker import Lanes, handler
-from magbatch.errors import ErrorCode, RowError
+from magbatch.errors import AnswerError, ErrorCode, RowError
 from magbatch.spec import AnswerSpec
 
 FEW = Lanes(quick=1, slow=1, quick_s=0.2)  # processes start slowly on a busy machine

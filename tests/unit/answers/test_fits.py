@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
-from magbatch.answers import AnswerError, SchemaReader
+from magbatch.answers import SchemaReader
 from magbatch.answers.exact import read_json
 from magbatch.answers.fits import Pattern, fits
+from magbatch.errors import AnswerError
 
 
 @pytest.mark.parametrize(

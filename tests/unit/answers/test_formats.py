@@ -6,8 +6,9 @@ from datetime import UTC, date, datetime, time
 
 import pytest
 
-from magbatch.answers import AnswerError, SchemaReader
+from magbatch.answers import SchemaReader
 from magbatch.answers.formats import as_date, as_datetime, as_time
+from magbatch.errors import AnswerError
 
 
 @pytest.mark.parametrize(

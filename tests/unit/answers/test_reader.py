@@ -7,7 +7,8 @@ import pyarrow as pa
 import pytest
 from pydantic import BaseModel
 
-from magbatch.answers import AnswerError, Reader, Reading, SchemaReader, boxed
+from magbatch.answers import Reader, Reading, SchemaReader, boxed
+from magbatch.errors import AnswerError
 from magbatch.spec import AnswerSpec
 
 

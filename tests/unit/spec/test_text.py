@@ -4,9 +4,9 @@ import datetime as dt
 
 import pytest
 
-from magbatch.errors import SpecError
+from magbatch.errors import SpecError, TextError
 from magbatch.spec import parse
-from magbatch.spec.text import TextError, values
+from magbatch.spec.text import values
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
