@@ -144,6 +144,21 @@ def test_a_cell_that_cannot_be_compared_is_not_right(truth: pa.Array, graded: in
     assert Grading("truth", as_json=as_json)(results(["[]", "7"], truth)) == (graded, right)
 
 
+@pytest.mark.parametrize(
+    ("said", "truth", "right"),
+    [
+        ("19.90", pa.array(["19.9", "x"]), 1),
+        ("true", pa.array(["True", "false"]), 1),
+        ('"yes"', pa.array(["yes", '"yes"']), 1),
+        ("null", pa.array(["", "null"]), 0),
+        ("[1.0, 2]", pa.array(["[1, 2.00]", "[2, 1]"]), 1),
+    ],
+)
+def test_a_schemas_only_property_is_compared_by_its_type(said: str, truth: pa.Array, right: int) -> None:
+    answers = [f'{{"x": {said}}}'] * 2
+    assert Grading("truth", "answer", "x", as_json=True)(results(answers, truth)) == (2, right)
+
+
 def spec(**answer: object) -> JobSpec:
     return JobSpec.model_validate(
         {

@@ -24,10 +24,9 @@ LARGE = 1 << 28
 SMALL = 30_000  # bytes: two or three shards of what these tests write
 
 
-@pytest.fixture
-def book(either_job: SmallJob) -> Book:
-    """Complete, with a dead letter in every other shard of 3 rows, and some shards in two objects."""
-    book = Book(either_job, rows=24, shard_rows=3)
+def written(job: SmallJob) -> Book:
+    """Complete job, with a dead letter in every other shard of 3 rows, and some shards in two objects."""
+    book = Book(job, rows=24, shard_rows=3)
     for shard in range(8):
         writer = book.writer(shard)
         text = random.Random(shard).randbytes(2000).hex()  # of a size that compression does not take away
@@ -40,6 +39,11 @@ def book(either_job: SmallJob) -> Book:
     return book
 
 
+@pytest.fixture
+def book(job: SmallJob) -> Book:
+    return written(job)
+
+
 def go(book: Book, target_bytes: int = LARGE) -> CompactOutcome:
     return compact(book.job.output, target_bytes, Console(file=io.StringIO()))
 
@@ -48,7 +52,8 @@ def parts(book: Book, kind: str) -> list[ObjectName]:
     return [ObjectName.of(name) for name in book.job.objects(kind)]
 
 
-def test_objects_become_one_of_each_kind_and_every_row_stays(book: Book) -> None:
+def test_objects_become_one_of_each_kind_and_every_row_stays(either_job: SmallJob) -> None:
+    book = written(either_job)
     before, objects = book.outcome(), book.all_objects()
     manifest = book.ledger.manifest()
     done = go(book)
