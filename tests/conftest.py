@@ -1,4 +1,4 @@
-"""What every test may stand on: a tiny checkpoint, and S3 as a server of its own speaks it."""
+"""Fixtures of all tests: a tiny checkpoint, and a local S3 server."""
 
 import contextlib
 import os
@@ -103,7 +103,7 @@ class Folders(LoadScopeScheduling):
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Folders:
-    """Which test runs in which worker."""
+    """Scheduler that decides which test runs in which worker."""
     return Folders(config, log)
 
 

@@ -1,10 +1,10 @@
-"""How much of the replicas' time did useful work, on nodes that come for a job and go: Ray's real autoscaler.
+"""Share of the replicas' time with useful work, on nodes that come for a job and go: Ray's real autoscaler.
 
     uv run --no-sync python tests/benchmarks/autoscaling.py
 
-A job of 1% long rows (16 times the others) runs from no node to three and back, with replicas {min: 0, max: 3} on the
-scripted engine, whose tokens take the time that they are told to. Prints, for each place in the fleet and in all, the
-seconds for which replicas held devices, and the share of them in which every slot of the engine was taken.
+A job runs from no node to three and back, with replicas {min: 0, max: 3} on the scripted engine. 1% of its rows are
+16 times as long. The script prints the seconds for which replicas held devices, for each replica's slot and in all. It
+also prints the share of these seconds in which every slot of the engine was taken.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What keeping count costs: the same kind of rows through two engines, one with metrics and one without, in turn.
+"""Cost of metrics: the same kind of rows through an engine with metrics and an engine without, in turn.
 
     uv run --no-sync python tests/benchmarks/metrics_cost.py
 

@@ -1,4 +1,4 @@
-"""What it costs to go on with a very large job: `uv run --no-sync python tests/benchmarks/resume.py`.
+"""Cost of resuming a very large job: `uv run --no-sync python tests/benchmarks/resume.py`.
 
 Two jobs with the same open rows, on the scripted engine: one resumes the last twentieth of many rows,
 one is fresh and has only those. What differs between them is the price of what is done already: the
@@ -38,12 +38,12 @@ WORDS = ("so", "the", "sum", "of", "both", "is", "carry", "one", "and", "add", "
 
 @dataclass
 class Measured:
-    """One command, from its start.
+    """A command, measured from its start.
 
     Attributes:
-        first_s: Until the first request in an engine (seconds).
+        first_s: Time to the first request in an engine, in seconds.
         settled: The driver's unshared memory then (bytes).
-        peak: Its largest until the end (bytes).
+        peak: Largest memory of the driver until the end, in bytes.
     """
 
     first_s: float

@@ -1,9 +1,9 @@
-"""What a thinking budget or a schema costs: two requests a row against one, on the same engine, in turn.
+"""Cost of a thinking budget or a schema: two requests a row against one, on the same engine, in turn.
 
     uv run --no-sync python tests/benchmarks/think_then_answer.py
 
-Three arms over the same kind of rows, each time rows that the engine has not seen: `one` request a row; `two`, with a
-budget that cuts nothing; `schema`, where a grammar holds the answer as well. Medians of seconds, and ratios to `one`.
+Three arms answer the same kind of rows, always rows that are new to the engine. `one` makes one request a row. `two`
+has a budget that cuts nothing. `schema` adds a grammar for the answer. Prints medians of seconds, and ratios to `one`.
 """
 
 import argparse

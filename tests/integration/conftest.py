@@ -31,7 +31,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus 
 
 @pytest.fixture(scope="session")
 def beside() -> list[SecondTerminal]:
-    """What a user's second terminal saw and did while the main job's engine started; empty before the job has run."""
+    """Output of a user's second terminal while the main job's engine started; empty before the job has run."""
     return []
 
 

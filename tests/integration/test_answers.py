@@ -1,4 +1,4 @@
-"""What comes out is true, and belongs to the row that it stands in, also where the engine was killed meanwhile.
+"""Answers are true, and belong to their rows, even if the engine was killed in between.
 
 The built-in model is right nearly always, so a pipeline that garbles a prompt, an image, token ids
 or the order of rows shows in the answers.
@@ -79,7 +79,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def rearranged(killed: Path) -> dict[str, dict[str, Any]]:
-    """That job's rows, by id."""
+    """Rows of that job, by id."""
     return {row["id"]: row for row in read(killed)}
 
 
@@ -128,7 +128,7 @@ def test_a_dead_engine_is_replaced_and_nothing_is_asked_twice(killed: Path) -> N
     assert magbatch("verify", str(killed)).returncode == 0
 
 
-@pytest.mark.fire  # exact to the letter, though other rows stand beside them: up to the machine's arithmetic
+@pytest.mark.fire  # exact to the letter among other rows: depends on the machine's arithmetic
 def test_other_files_in_another_order_change_no_answer(
     quickstart: Quickstart, rearranged: dict[str, dict[str, Any]]
 ) -> None:

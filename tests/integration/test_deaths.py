@@ -1,4 +1,4 @@
-"""What ends a command from outside: exit code 3 and a reason, and nothing of it is left."""
+"""Commands ended from outside give exit code 3 and a reason, and leave nothing behind."""
 
 import json
 import signal

@@ -1,4 +1,4 @@
-"""What a platform is told to run, by the manifests that are rendered for it, runs on a real cluster: S3 in, S3 out."""
+"""The command in the manifests rendered for a platform runs on a real cluster: S3 in, S3 out."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Documents into typed columns on the real engine: the shipped job, with documents beside its own that are none.
+"""Documents into typed columns on the real engine: the shipped job, with other files among its documents.
 
 The model thinks before the JSON begins, though its system prompt holds a closed think part; the JSON is right.
 """

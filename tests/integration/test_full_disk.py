@@ -75,7 +75,7 @@ def fill(path: Path) -> None:
 
 
 def check_refused(job: JobFiles, path: Path, why: str) -> None:
-    """One clear line that names the place, exit code 2, and nothing was asked of an engine."""
+    """Exit code 2 and one clear line that names the place, before any request to an engine."""
     failed = magbatch("run", job.write_spec(output={"path": str(path)}))
     assert failed.returncode == 2, failed.stderr
     (line,) = failed.stderr.splitlines()

@@ -1,4 +1,4 @@
-"""One job whose rows attack every step beside rows that do not: those are answered, and the command tells the truth."""
+"""A job with rows that attack every step: all other rows are answered, and the command tells the truth."""
 
 import io
 import json

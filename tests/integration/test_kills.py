@@ -96,7 +96,7 @@ def test_the_driver_is_killed_again_and_again(job: JobFiles) -> None:
         bill.note()
     last = magbatch("run", spec)
     assert last.returncode == 0, last.stderr
-    assert "waiting" not in last.stderr, "the lease of a killed run on the same machine is no hindrance"
+    assert "waiting" not in last.stderr, "the lease of a killed run on the same machine does not hinder"
     bill.check()
     check_rows(job, rows, failed)
 
@@ -240,7 +240,7 @@ def test_a_zombie_is_taken_over_and_damages_nothing(job: JobFiles) -> None:
     said = job.folder / "second"
     wait_until(lambda: "its heartbeat" in said.read_text() or second.poll() is not None, "the second run's wait")
     wait_until(lambda: "rows " in said.read_text() or second.poll() is not None, "the second run's work")
-    # Those that Ray starts anew end as well.
+    # Processes that Ray starts again end as well.
     wait_until(lambda: not alive(replicas_below(zombie.pid)), "the end of the zombie's replicas")
     zombie.send_signal(signal.SIGCONT)
     assert zombie.wait(120) == 3, (job.folder / "log").read_text()

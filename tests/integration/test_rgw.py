@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(missing() is not None, reason=f"RGW {missing()}"
 
 @pytest.fixture(scope="module")
 def rgw() -> Iterator[Rgw]:
-    """One server for this module's tests."""
+    """The server of this module's tests."""
     with tempfile.TemporaryDirectory(prefix="rgw-", ignore_cleanup_errors=True) as folder:
         server = Rgw(Path(folder), os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"])
         try:
@@ -58,7 +58,7 @@ CONTRACT = [test for test in TESTS if [*signature(test).parameters] == ["root"]]
 
 @pytest.mark.parametrize("check", CONTRACT, ids=lambda check: check.__name__)
 def test_it_keeps_the_contract_of_a_store(bucket: str, check: Callable[[str], None]) -> None:
-    """What every place for objects must do: the same tests as on a disk, and on the server of every day."""
+    """The contract of every object store: the same tests as for a disk and for the other S3 server."""
     assert len(CONTRACT) > 8
     check(f"{bucket}/root")
 

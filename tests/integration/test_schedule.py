@@ -21,7 +21,7 @@ def test_each_tick_answers_what_is_new(job: JobFiles) -> None:
     assert lines[0] == f"test: tick 2026-01-05T05:00:00Z: 2 files into {runs}/20260105T050000Z"
     assert lines[-1] == f"Next: magbatch verify {runs}/20260105T050000Z"
 
-    (job.input / "bad.parquet").write_bytes(b"no Parquet")  # it is taken once, as the others are
+    (job.input / "bad.parquet").write_bytes(b"no Parquet")  # taken once, like all other files
     job.write_input(4, "c.parquet", id=[f"c-{i}" for i in range(4)])
     (job.folder / "specs").mkdir()
     job.spec.rename(job.folder / "specs/daily.yaml")

@@ -27,7 +27,7 @@ REPLICAS = {"min": 0, "gpus": 1, "cpus": 0.5, "prefer": [{"accelerator": "H100"}
 
 @pytest.fixture
 def address() -> Iterator[str]:
-    """For RAY_ADDRESS: a head without a GPU, an A100 and an H100, as their labels say."""
+    """Value for RAY_ADDRESS: a head without a GPU, an A100 and an H100, by their labels."""
     with subprocess.Popen(
         [sys.executable, "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         env=os.environ | {"MAGBATCH_MAX_PRIORITY": "3"},

@@ -29,7 +29,7 @@ def head(home: Path, token: str | None) -> Iterator[tuple[str, str]]:
 
     Args:
         home: A home directory of its own: Ray looks for a token there.
-        token: Of the cluster; None for one that asks for none.
+        token: Token of the cluster; None if it needs none.
     """
     port, dashboard = free_port(), free_port()
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])

@@ -99,7 +99,7 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> list[Prompt]:
 
 
 class Serving:
-    """One engine in an event loop of its own, for all tests of this file."""
+    """An engine in its own event loop, for all tests of this file."""
 
     def __init__(self) -> None:
         # Hot and without an end, so that samples differ and a long request is long.
@@ -161,7 +161,7 @@ def test_threads_are_left_unbound_on_cpus_and_nothing_of_cpus_is_set_before_the_
 
 @pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="a kernel without huge pages")
 def test_the_engine_asks_for_huge_pages(serving: Serving) -> None:
-    """For its KV cache, layer by layer; "hg" is what was asked of the kernel, whether it had such pages or not."""
+    """Huge pages are requested for the KV cache, layer by layer; "hg" records the request, with or without pages."""
     (engine,) = [child for child in psutil.Process().children(recursive=True) if "EngineCore" in child.name()]
     asked, size = 0, 0
     for line in Path(f"/proc/{engine.pid}/smaps").read_text().splitlines():

@@ -1,4 +1,4 @@
-"""What is printed in the background is kept, within bounds, and what a thread raises is said."""
+"""Output printed in the background is kept, within bounds, and an error in a thread is reported."""
 
 import os
 import subprocess

@@ -32,7 +32,7 @@ other_python = pytest.mark.skipif(sys.version_info[:2] == (3, 12), reason="on Py
 
 
 def uv(folder: Path, *words: str) -> str:
-    """What uv says; it needs no network, and no cache but its own here."""
+    """Output of uv, which needs no network, and only a cache of its own."""
     found = shutil.which("uv")
     if found is None:
         pytest.skip("uv is not installed")

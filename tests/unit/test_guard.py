@@ -35,7 +35,7 @@ class Command:
     """A small command under guard, with an orphan of its own that would live for minutes.
 
     Args:
-        body: What its driver does in the end.
+        body: Last work of the driver.
         args: On its command line.
     """
 

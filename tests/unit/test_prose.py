@@ -11,7 +11,16 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "magbatch"
 ROOMS = sorted(path for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__")
 GROUND = sorted(PACKAGE.glob("*.py"))
-FOLDERS = [ROOT / name for name in ("tests/support", "deploy", "jobs", "monitoring")]
+TESTS = ROOT / "tests"
+SAMPLES = {TESTS / "unit/test_prose.py"}  # faults on purpose
+TEST_ROOMS = sorted(path for path in (TESTS / "unit").iterdir() if path.is_dir() and path.name != "__pycache__")
+TEST_FILES = sorted({TESTS / "conftest.py", *(TESTS / "unit").glob("*.py")} - SAMPLES)
+FOLDERS = [
+    *(ROOT / name for name in ("deploy", "jobs", "monitoring")),
+    *(TESTS / name for name in ("benchmarks", "integration", "support")),
+    *TEST_ROOMS,
+    *TEST_FILES,
+]
 READMES = [*ROOT.glob("*.md"), *ROOT.glob("tests/*.md"), PACKAGE / "README.md"]
 COMMENTED = sorted(
     path

@@ -1,4 +1,4 @@
-"""Nothing that a command prints steers a terminal, whoever wrote it: a row, a machine, a cluster, a file."""
+"""Nothing that a command prints controls a terminal, no matter if a row, a machine, a cluster or a file wrote it."""
 
 import http.server
 import json

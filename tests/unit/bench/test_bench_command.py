@@ -1,4 +1,4 @@
-"""`magbatch bench`, as far as no engine is needed."""
+"""`magbatch bench`: wrong arguments are refused before an engine starts."""
 
 from pathlib import Path
 

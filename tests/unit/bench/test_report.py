@@ -129,7 +129,7 @@ def test_an_arm_that_has_not_done_the_work_is_refused(written: dict[str, int], m
 
 
 def test_a_jobs_speed_is_of_its_rows_not_of_a_file_without_any(tmp_path: Path) -> None:
-    """One without rows shows the columns, and comes when everything is over."""
+    """An object without rows shows the columns, and is written after all other objects."""
     for kind, number, rows in (("results", 0, 10), ("results", 1, 40), ("results", 2, 50), ("errors", 0, 0)):
         (tmp_path / kind).mkdir(exist_ok=True)
         pq.write_table(pa.table({"id": list(range(rows))}), tmp_path / kind / f"{number}.parquet")
@@ -139,7 +139,7 @@ def test_a_jobs_speed_is_of_its_rows_not_of_a_file_without_any(tmp_path: Path) -
 
 
 def test_occupancy_is_of_what_could_be_in_use_until_the_input_is_exhausted() -> None:
-    # Two seconds with all 4 slots, one with 2 of 4; then the last 3 of 10 rows are in: the rest is no starvation.
+    # Two seconds with all 4 slots, one with 2 of 4; then the last 3 of 10 rows are in, and free slots no longer count.
     steps = [(0.0, 4, 0), (2.0, 2, 3), (3.0, 3, 7), (5.0, 1, 9), (100.0, 0, 10)]
     assert occupancy_of(steps, slots=4, rows=10) == pytest.approx((2 * 4 + 1 * 2 + 2 * 3) / (2 * 4 + 1 * 4 + 2 * 3))
     with pytest.raises(BenchError, match="took no step"):

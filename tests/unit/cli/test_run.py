@@ -179,7 +179,7 @@ def test_jobs_in_object_storage_are_shown_alike(tmp_path: Path, s3: str) -> None
 
 
 def test_the_spec_that_is_stored_is_a_spec(job: SmallJob) -> None:
-    """What stands beside an output can be planned again."""
+    """The spec below the output is a complete spec, so the job can be planned again."""
     job.begin()
     stored = Path(job.output, "_magbatch", "spec.yaml")
     assert command("plan", str(stored)).exit_code == 0

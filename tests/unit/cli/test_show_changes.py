@@ -26,7 +26,7 @@ def test_nothing_to_retry_ends_with_0(failed: SmallJob, args: list[str]) -> None
 
 
 def test_a_retry_says_what_came_of_it(failed: SmallJob) -> None:
-    """Its rows are committed by hand: no fleet is needed."""
+    """Complete job whose rows are committed by hand, without a fleet."""
     found = prepare(failed.ledger, Choice(), [])
     assert isinstance(found, Retry)
     found.output().begin(found.spec, found.plan)

@@ -25,7 +25,7 @@ LONG = "\f".join(f"part {page} " * 60 for page in range(1, 8))  # about 300 toke
 
 @pytest.fixture
 def documents(job: SmallJob) -> SmallJob:
-    """A short text, a long one, a PDF, a TIFF, and one that is no document."""
+    """A short text, a long one, a PDF, a TIFF, and a file that is not a document."""
     job.write(
         pa.table(
             {
@@ -208,7 +208,7 @@ class Queue:
 
 
 def test_a_row_whose_next_request_waits_for_a_slot_does_not_hang(documents: SmallJob) -> None:
-    """Its parts had their tokens long ago; the request over their answers is as young as any that waits."""
+    """The row's page groups had tokens long ago, but the request over their answers has just begun to wait."""
     documents.write(pa.table({"id": ["neighbour", "plain", "long"], "doc": [b"neighbour", b"text", LONG.encode()]}))
     documents.set("limits", max_prompt_tokens=800, row_timeout_s=1.0)
     documents.engine["max_num_seqs"] = 16
@@ -232,7 +232,7 @@ def test_compaction_keeps_the_columns(documents: SmallJob) -> None:
 
 
 def test_documents_of_which_something_is_left_out_are_counted(documents: SmallJob) -> None:
-    """By page, by the text of a page, by the limit of pages; not those that are shown whole."""
+    """Documents count if a page, the text of a page, or pages above the limit are left out; whole documents do not."""
     documents.write(
         pa.table(
             {
@@ -326,7 +326,7 @@ def test_a_missing_document_column_is_named(job: SmallJob) -> None:
 
 
 def test_a_place_that_cannot_render_stops_the_job(documents: SmallJob, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It says nothing of the rows: on another node they are read."""
+    """The rows are not at fault: another node can read them."""
     monkeypatch.setattr("sys.executable", "/bin/false")
     with pytest.raises(ClusterError):
         documents.preparer(documents.plan.shard(0))

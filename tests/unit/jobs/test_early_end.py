@@ -83,7 +83,7 @@ def failures(limit: Any, planned: int = 10_000, answered: int = 0) -> Failures:
 
 
 def settled(decision: Failures, totals: Callable[[], Totals], snapshot: Snapshot) -> TooManyFailedError | None:
-    """What it says after a while of the same."""
+    """Messages after a while of the same failures."""
     deadline = time.monotonic() + 0.05
     while time.monotonic() < deadline:
         found = decision.check(totals(), snapshot)

@@ -49,7 +49,7 @@ def book(either_job: SmallJob) -> Book:
 
 
 def expected(book: Book, **changed: str) -> dict[str, str]:
-    """What a book holds after `complete`, but for rows named as `s<shard>r<row>`."""
+    """Outcome of a book after `complete`, with other outcomes for rows named `s<shard>r<row>`."""
     found = book.expect("iiII", "ittI".replace("I", "i"), "IIII")
     found |= {book.ids[1][row]: "truncated: t" for row in (1, 2)}
     return found | {book.ids[int(name[1])][int(name[3])]: text for name, text in changed.items()}
@@ -121,7 +121,7 @@ def test_an_answer_takes_the_place_of_its_dead_letter(book: Book) -> None:
     untouched = {item.name: item.tag for item in book.ledger.store.list(RESULTS)}
 
     def answer(hand: Hand) -> None:
-        """Both rows of the first shard are answered, and two of the other."""
+        """Answer both rows of the first shard, and two rows of the other shard."""
         hand.answered(0, 0, 1, 2, 3, by="again")
         hand.failed(1, 0, 1, by="anew", code=ErrorCode.ENGINE_KILLER)
 
@@ -355,7 +355,7 @@ def test_a_damaged_job_is_not_retried(book: Book, kind: str) -> None:
 
 
 def test_a_job_of_before_some_sums_were_kept_can_be_asked_again_and_stays_right(book: Book) -> None:
-    """What its manifest does not hold is counted from the objects."""
+    """Totals that the manifest does not hold are counted from the objects."""
     store = book.ledger.store
     new = {"by_latency", "by_reasoning", "by_answer", "latency_ms", "squared_tokens"}
     rewrite_manifest(book.ledger, version=1, unknown_sums=frozenset(new))

@@ -1,4 +1,4 @@
-"""Which objects count, by the rule that keeps one of two; damage is found before a job ends."""
+"""The rule that keeps one of two objects decides which objects count; damage is found before a job ends."""
 
 import io
 from collections.abc import Callable

@@ -58,8 +58,8 @@ class Interrupted:
     Args:
         store: The real one.
         call: Name of the call.
-        name: Of the object.
-        meanwhile: What the others do.
+        name: Name of the object.
+        meanwhile: Work of the other runs during the request.
     """
 
     def __init__(self, store: Store, call: str, name: str, meanwhile: Callable[[], None]) -> None:
@@ -131,7 +131,7 @@ def test_a_manifest_is_only_renewed_by_who_has_seen_it(book: Book, quiet: Consol
 
 
 def test_a_lease_whose_number_was_used_meanwhile_is_none(book: Book) -> None:
-    """Its own request was under way for so long that others have had the number, ended, and been followed."""
+    """The request was under way for so long that another run took the number, ended, and was followed by a third."""
     root = book.job.output
     last = Lease(open_store(root), print)
     held = []
@@ -179,7 +179,7 @@ def test_an_outage_is_no_silence(book: Book) -> None:
 
 
 def test_a_dropped_retry_leaves_nothing_behind(book: Book, quiet: Console) -> None:
-    """It was killed when its answers lay beside those of the job already."""
+    """The retry was killed after its answers were stored next to the job's own."""
     (book.job.store).delete("output/" + next(name for name in book.all_objects()))
     book.failed(0, 0, 1, 2, 3)
     book.finalise()
@@ -257,7 +257,7 @@ def test_a_complete_job_whose_objects_are_gone_says_so(book: Book, quiet: Consol
 def test_a_holder_that_stood_still_leaves_the_report_of_the_next_one_alone(
     tmp_path: Path, stands: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It wakes up while the next one has staged its report, and has not moved it to its place."""
+    """A zombie wakes up after the next run staged its report, and before the report is in place."""
     book = Book(SmallJob(tmp_path))
     book.complete()
     assert book.finalise() == []

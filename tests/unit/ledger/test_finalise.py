@@ -142,7 +142,7 @@ def test_a_job_of_one_kind_of_rows_has_both_datasets(job: SmallJob, kind: str) -
 
 
 def finish(ledger: Ledger, spec: JobSpec, plan: Plan) -> None:
-    """What `run` does with a job whose rows are all committed."""
+    """Finish a job whose rows are all committed, as `run` does."""
     if ledger.manifest() is not None:
         tidy(ledger, lambda: None)
     else:

@@ -93,7 +93,7 @@ def test_the_highest_number_is_the_lease(store: Store) -> None:
 
 def test_a_token_is_lost_once_a_newer_lease_is_there(store: Store) -> None:
     token = LeaseToken(store.root, 2)
-    assert not token.is_lost(), "no lease at all is no other run"
+    assert not token.is_lost(), "a missing lease does not mean another run"
     put(store, LeaseRecord(), 2)
     assert not token.is_lost()
     put(store, LeaseRecord(), 3)

@@ -1,4 +1,4 @@
-"""One run at a time works on an output, on a disk and in object storage alike."""
+"""Only a single run at a time works on an output, on a disk and in object storage alike."""
 
 import json
 import os
@@ -235,7 +235,7 @@ def away(store: Store) -> Away:
 
 @pytest.mark.parametrize("calls", [EVERYTHING, WRITES], ids=["everything", "writes"])
 def test_an_outage_longer_than_a_lease_lives_takes_it_from_no_one(away: Away, said: list[str], calls: set[str]) -> None:
-    """The holder cannot beat; whoever waits for a sign of life sees that it cannot write either."""
+    """The holder cannot renew its lease, and a run that waits for it cannot write either."""
     store: Any = away
     holder = lease_on(store, said.append, patience_s=60)
     with holder.acquire():

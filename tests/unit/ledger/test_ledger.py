@@ -80,7 +80,7 @@ def test_a_disk_is_listed_once_where_no_one_else_writes_any_more(book: Book, mon
 
 
 def test_the_sums_of_what_is_done_come_from_the_footers(either_book: Book) -> None:
-    """Without a look at any row; an object that has none in its footer, or is gone meanwhile, is no obstacle."""
+    """No row is read. An object without a revision in its footer, and an object that is gone by then, are skipped."""
     book = either_book
     writer = book.writer(1)
     book.answered(1, 1, 2, writer=writer)

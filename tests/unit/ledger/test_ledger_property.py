@@ -31,7 +31,7 @@ class WatchedStore(LocalStore):
 
     Args:
         root: The output.
-        look: Is called after each change.
+        look: Function that is called after each change.
         at: The change at which everything ends, counted from 0.
         moment: `before` that change or `after` it.
     """
@@ -65,14 +65,14 @@ class WatchedStore(LocalStore):
 
 
 class Life:
-    """One output from its first commit to its last retry.
+    """An output from its first commit to its last retry.
 
-    The model: `held` is what each row has by the rule that keeps one of two, before there is a manifest; `complete`
-    is what a reader of the manifest must find from then on, and `next` what it may find instead while a retry ends.
-    Each text says which attempt it is of, and sorts as attempts do.
+    The model has three outcomes of the rows. `held` follows the rule that keeps one of two, before there is a manifest.
+    `complete` is the outcome that a reader of the manifest must find from then on. `next` is the outcome that a reader
+    may find instead while a retry ends. Each text names its attempt, and sorts as attempts do.
 
     Args:
-        folder: Where it lies.
+        folder: Folder of the job.
         samples: Records of an answered row.
     """
 
@@ -95,7 +95,7 @@ class Life:
         return None if manifest is None else outcome(store, [str(entry.name) for entry in manifest.objects])
 
     def look(self) -> None:
-        """At every moment from the first manifest on, its reader finds every row once: as it was, or as it will be."""
+        """A reader of the manifest finds every row once, at every moment: as it was, or as it will be."""
         found = self.read()
         if self.complete is None and found is not None:
             assert found.keys() == self.place.keys()
@@ -110,7 +110,7 @@ class Life:
         return ledger
 
     def check(self) -> None:
-        """What is done is known from the objects alone, at any time."""
+        """Done rows are known from the objects alone, at any time."""
         ledger, known = self.book.ledger, self.held if self.complete is None else self.complete
         done_rows = ledger.look_up(range(len(self.book.ids)))
         for shard, ids in enumerate(self.book.ids):
@@ -147,7 +147,7 @@ class Life:
                 self.held[row_id] = min(self.held.get(row_id, text), text, key=_rank)
 
     def fill(self, draw: Random) -> None:
-        """What is open gets something, by a new attempt at each shard, and the job ends."""
+        """Open rows get an outcome from a new attempt at each shard, and the job ends."""
         for shard, ids in enumerate(self.book.ids):
             self.writers.append((shard, self.book.writer(shard), set()))
             rows = {row: draw.choice(KINDS) for row, row_id in enumerate(ids) if row_id not in self.held}
@@ -244,7 +244,7 @@ LATE = ["ask_again", "ask_again", "merge", "end", "commit", "prove"]
 
 
 def steps(names: list[str], most: int) -> "st.SearchStrategy[list[tuple[str, int]]]":
-    """What happens, and the seed of how: what is drawn piece by piece is mostly the plainest."""
+    """Names of events, each with the seed of its details: details drawn piece by piece would mostly be plain."""
     return st.lists(st.tuples(st.sampled_from(names), st.integers(0, 2**32)), max_size=most)
 
 
@@ -270,7 +270,7 @@ def test_whatever_happens_in_lives_that_nobody_has_seen(
 
 
 def live(early: list[tuple[str, int]], full: int, late: list[tuple[str, int]], samples: int) -> None:
-    """One output from its first commit to its last retry, held against the model after every step."""
+    """An output is compared with the model after every step, from its first commit to its last retry."""
     with tempfile.TemporaryDirectory(prefix="magbatch-life-") as folder:
         life = Life(Path(folder), samples)
         for name, seed in [*early, ("fill", full), *late, ("end", 0), ("prove", 0)]:

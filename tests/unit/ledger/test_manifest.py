@@ -146,7 +146,7 @@ VALUES: list[Any] = [None, True, False, 0, 1, -1, 7, 10**30, 1.5, 0.0, "", "x", 
 
 
 def mutations(manifest: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Each value replaced, left out, doubled, or with something beside it: one at a time."""
+    """Each value replaced, left out, doubled, or with another value next to it: one change at a time."""
     for *above, last in (path for path in places(manifest) if path):
 
         def changed(change: Callable[[Any], Any], above: list[Any] = above) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def test_every_file_of_the_job_is_held_against_its_checksum(out: Path, name: str
 @pytest.mark.parametrize("way", ["gone", "damaged", "not named"])
 @pytest.mark.parametrize("version", [1, 2])
 def test_a_report_is_made_anew_from_the_objects(out: Path, name: str, way: str, version: int) -> None:
-    """By the command that verify names."""
+    """The command that verify names puts the files right."""
     ledger, before = Ledger(str(out)), json.loads((out / REPORT).read_text())
     if version == 1:
         of_the_version_before(out)

@@ -95,21 +95,21 @@ OBJECTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "behind a link": (behind_a_link, "a symbolic link, not the object itself"),
     "all behind a link": (folder_behind_a_link, "results: a symbolic link, not the folder itself"),
-    "a dangling link beside it": (
+    "a dangling link next to it": (
         lambda path: path.with_name("x.parquet").symlink_to("nowhere"), "x.parquet: a symbolic link",
     ),
-    "a link to itself beside it": (
+    "a link to itself next to it": (
         lambda path: path.with_name("x.parquet").symlink_to("x.parquet"), "x.parquet: a symbolic link",
     ),
     "a link to its own folder": (lambda path: path.with_name("loop").symlink_to("."), "loop: a symbolic link"),
-    "a folder beside it": (lambda path: path.with_name("x.parquet").mkdir(), "results/x.parquet: a folder, not"),
+    "a folder next to it": (lambda path: path.with_name("x.parquet").mkdir(), "results/x.parquet: a folder, not"),
     "a pipe in its place": (lambda path: (path.unlink(), os.mkfifo(path)), "neither a file nor a folder"),
     "a folder in its place": (lambda path: (path.unlink(), path.mkdir()), "a folder, not an object"),
     "folder in other case": (
         lambda path: (path.parents[1] / "Results").mkdir(), "Results: its name differs from results in upper",
     ),
     "a foreign file": (lambda path: path.with_name("_SUCCESS").touch(), "results/_SUCCESS: not an object of this job"),
-    "a name that is no text": (
+    "a name that is not text": (
         lambda path: Path(os.fsdecode(bytes(path.parent) + b"/\xff\x1b]0;x\x07")).touch(), "not an object of this job",
     ),
     "below a folder": (

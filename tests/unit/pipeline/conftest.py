@@ -1,4 +1,4 @@
-"""What the tests of the steps share."""
+"""Fixtures that the tests of the steps share."""
 
 from collections.abc import Callable
 from typing import Any

@@ -50,9 +50,9 @@ class Asking:
 
     Args:
         checkpoint: The tiny model's.
-        tokenizer: Its tokenizer.
+        tokenizer: Tokenizer of the engine.
         engine: Arguments of the scripted engine.
-        sections: Of the spec.
+        sections: Sections of the spec.
     """
 
     def __init__(self, checkpoint: Path, tokenizer: Tokenizer, engine: dict[str, Any], **sections: Any) -> None:
@@ -75,7 +75,7 @@ class Asking:
         return [Parser(self.tokenizer)(completion) for completion in generation.completions]
 
     def texts(self) -> list[str]:
-        """What each request's prompt ended with, beyond the row's own."""
+        """Text that each request's prompt has after the row's own prompt."""
         begin = len(self.prompt.token_ids)
         return [self.tokenizer.show(prompt.token_ids[begin:]) for prompt, *_ in self.engine.asked]
 

@@ -151,7 +151,7 @@ def test_a_model_that_has_no_think_tokens_only_answers(tmp_path: Path, checkpoin
 
 
 def test_any_order_of_tokens_is_split_without_loss(tokenizer: Tokenizer, words: Words) -> None:
-    """Whatever a model writes: counts add up, open thinking is no answer, and every letter is somewhere."""
+    """Whatever a model writes: counts add up, open reasoning is never an answer, and every letter is somewhere."""
     rng = random.Random(11)
     for _ in range(500):
         parts = [rng.choice(["<think>", "</think>", "<end>", "x", "y", "z"]) for _ in range(rng.randrange(9))]

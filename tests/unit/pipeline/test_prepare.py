@@ -219,7 +219,7 @@ def test_a_file_that_changed_since_the_plan_fails_its_rows(job: SmallJob) -> Non
 
 
 def not_text() -> pa.Array:
-    """Three strings, of which the middle one is no UTF-8: other writers do not check."""
+    """Three strings. The middle string is not UTF-8, because other writers do not check."""
     offsets = pa.array([0, 1, 2, 3], pa.int32()).buffers()[1]
     return pa.Array.from_buffers(pa.string(), 3, [None, offsets, pa.py_buffer(b"a\xffb")])
 
@@ -461,7 +461,7 @@ def test_a_shard_that_cannot_be_read_as_a_whole_is_read_row_by_row(
 
 @pytest.mark.parametrize("encoding", ["RLE_DICTIONARY", "DELTA_BYTE_ARRAY", "PLAIN"])
 def test_a_shard_whose_rows_take_much_memory_goes_out_in_pieces(job: SmallJob, encoding: str) -> None:
-    """Of kilobytes in the file: its pages hold the text once, and footers do not say how often rows have it."""
+    """A file of kilobytes: its pages hold the text once, and footers do not say how often rows have it."""
     rows, text = 20, "lorem ipsum " * (20_000_000 // 12)
     repeated = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array([text]))
     table = pa.table({"id": [f"a{n}" for n in range(rows)], "question": ["?"] * rows, "context": repeated})

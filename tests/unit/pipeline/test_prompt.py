@@ -175,7 +175,7 @@ def test_a_question_that_leaves_no_room_is_refused(make: Make) -> None:
         ([Page(1, "word " * 900)], 1, True),
         ([Page(1, "word " * 900, picture())], 1, True),
     ],
-    ids=["whole", "pages that were not rendered", "pages that do not fit", "text", "text beside a picture"],
+    ids=["whole", "pages that were not rendered", "pages that do not fit", "text", "text next to a picture"],
 )
 def test_what_is_left_out_is_told(make: Make, pages: list[Page], total: int, cut: bool) -> None:
     assert make("truncate")(row(*pages, total=total)).truncated is cut

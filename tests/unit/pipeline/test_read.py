@@ -83,7 +83,7 @@ def test_one_file_with_many_row_groups_is_cut_anywhere(root: str) -> None:
 
 
 def test_any_order_of_segments_gives_the_right_rows(tmp_path: Path) -> None:
-    """One reader over the cuts that a plan, a sample or a retry may make of two files."""
+    """The same reader serves all cuts that a plan, a sample or a retry may make of two files."""
     rng = random.Random(7)
     files = {
         "a": (put(str(tmp_path), "a.parquet", questions(300), row_group_size=90), 300),
@@ -515,7 +515,7 @@ def asked(word: str, rows: int) -> pa.Table:
 
 
 def frozen(path: str, start: int, rows: int) -> Segment:
-    """As `segment`, with the fingerprint that a plan has."""
+    """Segment as in `segment`, with the fingerprint that a plan has."""
     made = segment(path, start, rows)
     with open_input(path, made.size, made.tag) as file:
         return replace(made, digest=file.digest)

@@ -1,4 +1,4 @@
-"""What is known of readers that died: which row it was, and when a row is not read any more."""
+"""Readers that died: the row at fault is found, and is not read again after a few deaths."""
 
 import pyarrow as pa
 import pytest

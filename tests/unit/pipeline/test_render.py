@@ -105,7 +105,7 @@ def test_16_bits_of_grey_are_scaled_and_not_clipped(kind: str) -> None:
 
 
 def test_a_dark_16_bit_picture_stays_dark() -> None:
-    """Its values would fit into 8 bits, where they would be bright."""
+    """All values fit into 8 bits, but would be bright there."""
     got = decoded(encoded(Pillow.fromarray(np.full((28, 28), 250, np.uint16))))
     assert near(got, (1, 1, 1), 0)
 
@@ -535,7 +535,7 @@ def test_a_question_of_another_type_is_asked_as_text(render: Render) -> None:
 
 @pytest.fixture
 def ask(make_spec: Callable[..., JobSpec]) -> Callable[..., str]:
-    """What a template asks of a row."""
+    """Function that fills a template with a row's values."""
 
     def act(template: str, prompt: str | None = None, **values: Any) -> str:
         columns = {"prompt": prompt} if prompt else {}

@@ -13,7 +13,7 @@ def words(seed: int, count: int, vocabulary: int = 50) -> list[int]:
 
 
 def feed(guard: RepetitionGuard, tokens: list[int], chunk: int = 64, sample: int = 0) -> int | None:
-    """How many tokens the guard saw before it ended the sample; None where it never did."""
+    """Number of tokens before the guard ended the sample; None if it did not."""
     for begin in range(0, len(tokens), chunk):
         if not guard(sample, tokens[begin : begin + chunk]):
             return begin + chunk

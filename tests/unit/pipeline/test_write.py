@@ -244,7 +244,7 @@ def test_a_bucket_that_comes_later_takes_what_comes_then(s3: str) -> None:
 
 
 def commit_all(write: ObjectWriter, rows: list[FinishedRow] | list[DeadLetter]) -> list[Written]:
-    """As a replica does: until nothing is left."""
+    """Commit as a replica does, until nothing is left."""
     done: list[Written] = []
     while rows:
         done.append(write.commit(rows))
@@ -297,7 +297,7 @@ def test_rows_none_of_which_can_be_written_leave_no_object(tmp_path: Path) -> No
 
 
 def test_a_dead_letter_loses_the_carried_cells_that_cannot_be_written_and_says_so(tmp_path: Path) -> None:
-    """Parquet holds no seconds: 2^62 of them are no milliseconds."""
+    """Parquet stores milliseconds instead of seconds, and 2^62 seconds do not fit."""
     carried = pa.table({"n": [1, 2, 3], "at": pa.array([0, 1 << 62, 2], pa.timestamp("s"))})
     write = writer(open_store(str(tmp_path)), carried, {"a": 0, "b": 1, "c": 2})
     (done,) = commit_all(write, [finished("a"), finished("b"), finished("c")])
@@ -353,7 +353,7 @@ def test_generated_text_counts_as_well(tmp_path: Path) -> None:
 
 
 def test_samples_that_repeat_a_large_cell_are_written_together(tmp_path: Path) -> None:
-    """One row of 2.4 GB of records: its samples are never apart."""
+    """A row with 2.4 GB of records: its samples stay together."""
     carried = pa.table({"text": ["x" * 30_000_000, "small"]})
     write = writer(open_store(str(tmp_path)), carried, {"large": 0, "small": 1})
     done = commit_all(write, [finished("large", *([answer()] * 80)), finished("small")])

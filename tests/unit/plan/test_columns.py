@@ -199,7 +199,7 @@ def test_a_job_may_read_nothing_but_keys(job: SmallJob) -> None:
 
 
 def test_damage_spares_the_keys_of_the_rows_before_it(job: SmallJob) -> None:
-    """One value that is no text fails its row alone, also where the others have columns of the path."""
+    """A value that is not text fails its row alone, even if other files have columns with the path's names."""
     job.write(pa.table({"id": ["a0", "a1"], "question": pa.array([b"What?", b"\xff"])}), "day=3/a.parquet")
     job.set("input", carry=["day"])
     job.answer()

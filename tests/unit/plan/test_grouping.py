@@ -41,7 +41,7 @@ def test_rows_of_one_text_stand_side_by_side_in_one_shard(texts: SmallJob) -> No
 
 def test_what_they_share_is_the_beginning_of_their_prompts(texts: SmallJob) -> None:
     def beginnings() -> Iterator[tuple[int, int]]:
-        """Of each shard, the tokens that all its prompts begin with, and those of its shortest prompt."""
+        """Tokens that all prompts of a shard begin with, and tokens of its shortest prompt, for each shard."""
         for shard in range(texts.plan.num_shards):
             prompts = [prompt.token_ids for prompt in texts.prompts(shard).prompts]
             shared = next(at for at, tokens in enumerate(zip(*prompts, strict=False)) if len(set(tokens)) > 1)

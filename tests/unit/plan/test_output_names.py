@@ -168,7 +168,7 @@ def test_columns_that_the_output_has_too_go_all_the_way(job: SmallJob) -> None:
 
 
 def test_a_plan_of_the_version_before_keeps_the_names_that_it_had(job: SmallJob) -> None:
-    """That version wrote `Model` beside `model`."""
+    """Version 0.1.0 wrote `Model` next to `model`."""
     job.ask(3, Model=["x", "y", "z"])
     job.set("input", carry=["Model"])
     plan = Plan.from_bytes(job.plan.to_bytes())

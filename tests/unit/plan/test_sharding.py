@@ -59,7 +59,7 @@ def test_shard_size_follows_the_size_of_the_job(
 
 
 def test_shards_of_large_rows_have_fewer_of_them(job: SmallJob, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By what a footer says of the columns that the job reads: a shard is one block in memory."""
+    """Sizes in footers of the columns that the job reads bound a shard, because a shard is one block in memory."""
     monkeypatch.setattr("magbatch.plan.sharding.SHARD_BYTES", 256 << 10)
     job.ask(2048, "a.parquet", note=["small"] * 2048)
     letters = "".join(chr(33 + code) for code in range(90))

@@ -219,7 +219,7 @@ POLARS = {
 
 
 def write_other(folder: Path) -> None:
-    """One file of DuckDB's and one of polars', with all of these."""
+    """A file written by DuckDB and a file written by polars, with all of these types."""
     columns = ", ".join(f"case when i < 2 then {value} end as {name}" for name, value in DUCKDB.items())
     duckdb.sql(f"copy (select i as n, 'What?' as question, {columns} from range(3) t(i)) to '{folder}/duck.parquet'")
     frame = pl.DataFrame({"n": [0, 1, 2], "question": ["What?"] * 3} | POLARS)

@@ -12,7 +12,7 @@ ROW_BYTES = 10
 
 
 def values(text: str) -> ColumnValues:
-    """One value for each letter."""
+    """Values by letter: a value for each letter."""
     hashes = np.array([ord(letter) for letter in text], dtype=np.uint64)
     return ColumnValues(hashes, np.full(len(text), ROW_BYTES, dtype=np.int64))
 

@@ -26,7 +26,7 @@ QUICK = Timing(notice_s=0.05, notice_wait_s=0.001, tick_s=0.001, report_interval
 
 @dataclass
 class Inside:
-    """What a replica is made of, with durations of milliseconds.
+    """Parts of a replica, with durations of milliseconds.
 
     Attributes:
         deaths: Calls of `die`.

@@ -62,7 +62,7 @@ def test_rows_enter_up_to_the_bound_of_bytes_in_the_order_in_which_they_ask() ->
         door = Door(10, 10)
         await door.ask("a", 6)
         await door.ask("b", 5)
-        await door.ask("c", 1)  # fits beside a, but b was first
+        await door.ask("c", 1)  # fits next to a, but b was first
         assert door.entered == ["a"]
         await door.leave(6)
         assert (door.entered, door.state) == (["a", "b", "c"], (2, 6, 0))
@@ -125,7 +125,7 @@ def test_a_row_that_gives_up_as_another_leaves_is_passed_over() -> None:
 
 
 class Model:
-    """What admission promises, said plainly: the longest possible beginning of the queue is inside."""
+    """Admission lets in the longest possible beginning of the queue."""
 
     def __init__(self, rows: int, bytes_: int) -> None:
         self.bounds = (rows, bytes_)

@@ -1,4 +1,4 @@
-"""What the board is told of a replica's rows, before they begin and after they end."""
+"""The board is told of a replica's rows before they begin and after they end."""
 
 import asyncio
 

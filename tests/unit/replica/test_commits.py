@@ -79,7 +79,7 @@ class Away:
 def test_a_store_that_is_away_for_longer_than_a_lease_lasts_ends_no_job(
     job: SmallJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ten times as long; rows of several shards finish meanwhile."""
+    """A row that is ten times as long; rows of several shards finish before it."""
     job.ask(12)
     job.set("input", shard_rows=3)
     job.begin()

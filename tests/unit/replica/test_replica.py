@@ -299,7 +299,7 @@ def test_the_engine_is_asked_for_twice_its_slots_and_no_more(job: SmallJob) -> N
 
 
 def test_the_board_is_told_of_few_shards_before_their_turn(job: SmallJob) -> None:
-    """What is not begun needs no look into the ledger when its replica has died."""
+    """Shards that have not begun need no look into the ledger after their replica died."""
     job.ask(40)
     job.set("input", shard_rows=4)
     job.engine["max_num_seqs"] = 2
@@ -486,7 +486,7 @@ def test_a_defect_that_one_row_meets_spares_its_neighbours(job: SmallJob) -> Non
 
 
 class PanicException(BaseException):
-    """What is no `Exception`, so that nobody takes it for one."""
+    """A BaseException, which nothing catches as an `Exception`."""
 
 
 def test_a_panic_that_one_row_meets_spares_its_neighbours(job: SmallJob) -> None:
@@ -754,7 +754,7 @@ def test_a_notice_commits_what_is_finished_and_lets_no_more_in(job: SmallJob) ->
         notice.set()
         await until(lambda: len(job.done()) == 3, "the commit of what is finished")
         engine.release()
-        await until(lambda: len(job.done()) == 7, "the commit of what finishes meanwhile")
+        await until(lambda: len(job.done()) == 7, "the commit of all other rows")
         await asyncio.sleep(2 * TICK_S)
         assert engine.order == ids[:7], "rows that could not be finished were begun"
         task.cancel()
@@ -843,7 +843,7 @@ def test_a_row_that_hangs_while_others_go_on_is_given_up(job: SmallJob) -> None:
 
 
 def test_a_row_that_never_gets_a_first_token_is_given_up(job: SmallJob) -> None:
-    """As one that an engine lost on its way in."""
+    """A request that an engine lost on its way in."""
     job.ask(60)
     job.set("limits", row_timeout_s=1.0)
     job.engine |= {"max_num_seqs": 2, "token_s": 0.002, "script": [{"contains": "a3?", "do": "stall"}]}
@@ -856,7 +856,7 @@ def test_a_row_that_never_gets_a_first_token_is_given_up(job: SmallJob) -> None:
 
 
 def test_rows_that_wait_for_a_slot_do_not_hang(job: SmallJob) -> None:
-    """One slot, and rows that wait for it much longer than a token may take."""
+    """A single slot, and rows that wait for it much longer than a token may take."""
     job.ask(6)
     job.set("limits", row_timeout_s=0.5)
     job.engine |= {"max_num_seqs": 1, "token_s": 0.01}
@@ -866,7 +866,7 @@ def test_rows_that_wait_for_a_slot_do_not_hang(job: SmallJob) -> None:
 
 
 def test_an_engine_that_gives_no_row_a_token_is_as_good_as_dead(job: SmallJob) -> None:
-    """Its rows get a strike; the one that freezes three engines is a dead letter, and its neighbours are answered."""
+    """Rows in a frozen engine get a strike; a row that freezes three engines is a dead letter, alone."""
     job.ask(6)
     job.set("limits", row_timeout_s=0.5)
     job.engine |= {"max_num_seqs": 6, "script": [{"contains": "a2?", "do": "freeze"}]}

@@ -1,4 +1,4 @@
-"""What runs beside the rows never ends without a word."""
+"""Background tasks of a replica never end silently."""
 
 import asyncio
 import threading

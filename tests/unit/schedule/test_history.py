@@ -1,4 +1,4 @@
-"""What earlier runs have taken is known from few reads, and is the same whatever became of the index."""
+"""Files taken by earlier runs are found with few reads, with a sound, damaged or missing index alike."""
 
 import random
 from collections.abc import Callable
@@ -21,7 +21,7 @@ Files = set[tuple[str, int, str]]
 
 @pytest.fixture
 def plan(root: str) -> Plan:
-    """Of one input file, whose name each run's plan changes."""
+    """Plan of one input file, whose name each run's plan changes."""
     spec: JobSpec = parse(
         f"""
         name: daily
@@ -78,7 +78,7 @@ def test_plans_of_complete_runs_are_read_once(history: History, plan: Plan, monk
     again = History(history.output)
     read = plans_read(again, monkeypatch)
     assert again.taken() == files
-    assert read == [FIRST + timedelta(days=2)]  # has no end: it may be deleted, and its files planned anew
+    assert read == [FIRST + timedelta(days=2)]  # has no end: it may be deleted, and its files planned again
     files |= begun(history, 10, plan)
     assert again.taken() == files
     assert len(read) == 3
@@ -108,7 +108,7 @@ def test_an_index_that_is_gone_or_damaged_is_made_again(
 
 
 def test_an_old_index_is_right_for_what_it_knows(history: History, plan: Plan) -> None:
-    """As a process leaves it that was killed before it wrote, or that wrote late."""
+    """An index as left by a process that was killed before it wrote, or that wrote late."""
     store, rng = open_store(history.output), random.Random(1)
     kept: list[bytes] = []
     files: Files = set()

@@ -1,4 +1,4 @@
-"""What is due begins, in a process of its own; what fails waits, and stops nothing else."""
+"""Due schedules begin, each in its own process; a schedule that fails waits, and stops no other schedule."""
 
 import itertools
 import os

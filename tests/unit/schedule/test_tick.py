@@ -1,4 +1,4 @@
-"""No file is in two runs of a schedule, none is left out: on disk and S3, whoever races, whatever is killed."""
+"""No file is in two runs of a schedule, none is left out: on disk and S3, with races and kills."""
 
 import io
 import json
@@ -44,7 +44,7 @@ DAY = timedelta(days=1)
 
 
 class Killed(BaseException):
-    """As `kill -9` does: nothing after it happens."""
+    """Kill like `kill -9`: nothing happens after it."""
 
 
 def job(root: str, **sections: Any) -> JobSpec:
@@ -68,13 +68,13 @@ def put(root: str, name: str, rows: int = 3, text: str = "What?") -> None:
 
 
 def outcome(spec: JobSpec, plan: Plan, failed: int = 0) -> RunOutcome:
-    """What a run comes to; more than 0 failed rows are too many."""
+    """Result of a run; more than 0 failed rows are too many."""
     report = Report(spec.name, spec.output.path, plan.rows, Totals(failed=failed), None, Run())
     return RunOutcome(report, (), already=False, why="too many rows failed" if failed else None)
 
 
 def complete(spec: JobSpec, console: Console, plan: Plan) -> RunOutcome:
-    """What `run` leaves behind, without the answers."""
+    """Files that `run` leaves behind, without the answers."""
     ledger = Ledger(spec.output.path)
     if ledger.spec() is None:
         ledger.begin(spec, plan)
