@@ -327,6 +327,7 @@ def test_a_missing_document_column_is_named(job: SmallJob) -> None:
 
 def test_a_place_that_cannot_render_stops_the_job(documents: SmallJob, monkeypatch: pytest.MonkeyPatch) -> None:
     """The rows are not at fault: another node can read them."""
+    documents.set("limits", document_memory_mb=777)  # a renderer that no earlier test has started
     monkeypatch.setattr("sys.executable", "/bin/false")
     with pytest.raises(ClusterError):
         documents.preparer(documents.plan.shard(0))
