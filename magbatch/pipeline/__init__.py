@@ -2,7 +2,8 @@
 
 - `read`: shard -> input rows; `cursor` reads one file forward.
 - `render`: input row -> chat messages, decoded images, pages of its document.
-- `prompt`: messages, images and pages -> token ids; `chat` and `splitting` do the encoding.
+- `prompt`: messages, images and pages -> token ids; `chat`, `page_chat` and `splitting` do the encoding, and `combine`
+  asks about the answers to page groups.
 - `prepare`: the three above, composed for the shards of one read task, on CPUs.
 - `block`: a prepared shard as one Arrow record, and back in the replica.
 - `generate`: token ids -> generated tokens, asked of the engine.
@@ -14,5 +15,5 @@ A row that fails at any step becomes a dead letter and spares its neighbours. Th
 nor the ledger: callables tell it which rows are done and where to report.
 
 Imports within: block, context, cursor, meter, parse, reading, render, repetition, splitting, write
-< chat, generate, read < prompt < answer, prepare.
+< chat, generate, read < page_chat < combine < prompt < answer, prepare.
 """
