@@ -6,7 +6,7 @@
   asks about the answers to page groups.
 - `prepare`: the three above, composed for the shards of one read task, on CPUs.
 - `block`: a prepared shard as one Arrow record, and back in the replica.
-- `generate`: token ids -> generated tokens, asked of the engine.
+- `generate`: token ids -> generated tokens, asked of the engine; `request` makes one request.
 - `parse`: generated tokens -> reasoning, answer, status.
 - `answer`: a row asked, parsed and checked.
 - `write`: finished rows -> one Parquet object, whose upload is the commit.
@@ -15,5 +15,5 @@ A row that fails at any step becomes a dead letter and spares its neighbours. Th
 nor the ledger: callables tell it which rows are done and where to report.
 
 Imports within: block, context, cursor, meter, parse, reading, render, repetition, splitting, write
-< chat, generate, read < page_chat < combine < prompt < answer, prepare.
+< chat, read, request < generate, page_chat < combine < prompt < answer, prepare.
 """

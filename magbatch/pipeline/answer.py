@@ -16,10 +16,11 @@ from magbatch.answers import Checker
 from magbatch.engines.base import Engine, RequestShape
 from magbatch.errors import AnswerError, EngineDeadError, ErrorCode, RowError, Step
 from magbatch.model.tokenizer import Tokenizer
-from magbatch.pipeline.generate import Generate, OnNew, ThinkingPlan
+from magbatch.pipeline.generate import Generate, ThinkingPlan
 from magbatch.pipeline.meter import Meter
 from magbatch.pipeline.parse import Parser
 from magbatch.pipeline.prompt import Prompter
+from magbatch.pipeline.request import OnNew
 from magbatch.rows import (
     Answer,
     Completion,

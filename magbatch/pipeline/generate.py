@@ -7,34 +7,18 @@ the requests.
 import asyncio
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from magbatch.engines.base import UNCONSTRAINED, Engine, RequestShape
-from magbatch.errors import ErrorCode, ModelError, RequestFailedError, RequestRejectedError, RowError
+from magbatch.engines.base import Engine, RequestShape
+from magbatch.errors import ErrorCode, ModelError, RowError
 from magbatch.model.tokenizer import Tokenizer
-from magbatch.pipeline.repetition import RepetitionGuard
+from magbatch.pipeline.request import RequestMonitor, Requests, unwatched
 from magbatch.rows import Completion, Generation, Prompt, ReasoningStatus, as_ids
 from magbatch.spec import JobSpec, SamplingSpec, engine_schema
 
 ANSWER_TOKENS = 1024  # tokens kept for the answer if a reasoning budget would fill the whole context
 OBJECTION = "That answer is not valid: {objection}. Give the whole answer again."  # the model reads it
-REQUEST_TRIES = 3  # tries of a request that fails inside the engine; vLLM fails some that need an image again
-
-
-OnNew = Callable[[int, Sequence[int]], None]
-"""Callback for new tokens: the number of the sample, and its new token ids."""
-
-RequestMonitor = Callable[[RequestShape], AbstractContextManager[OnNew]]
-"""Context of one request: entered with the request's shape, it gives a callback for the tokens as they arrive."""
-
-
-@contextmanager
-def unwatched(shape: RequestShape) -> Iterator[OnNew]:
-    """A monitor that ignores the tokens."""
-    yield lambda sample, new: None
 
 
 def row_seed(seed: int | None, row_id: str) -> int | None:
@@ -106,11 +90,8 @@ class Generate:
         repetition_tokens: int | None = None,
         plan: ThinkingPlan | None = None,
     ) -> None:
-        self._engine = engine
-        self._sampling = sampling
-        self._max_model_len = max_model_len
-        self._repetition_tokens = repetition_tokens
-        self._plan = plan
+        self._ask = Requests(engine, max_model_len, repetition_tokens)
+        self._sampling, self._max_model_len, self._plan = sampling, max_model_len, plan
         # Notes have no schema. A plan that sets nothing but the schema leaves one free request for them.
         only_schema = plan is not None and plan.budget_tokens is None and plan.thinks
         self._notes_plan = replace(plan, schema=None) if plan is not None and not only_schema else None
@@ -244,47 +225,3 @@ class Generate:
         """
         banned = plan.tokenizer.think_open if plan.schema is None else None
         return RequestShape(samples, schema=plan.schema, banned_token=banned)
-
-    async def _ask(
-        self,
-        prompt: Prompt,
-        max_tokens: int,
-        seed: int | None,
-        watch: RequestMonitor,
-        shape: RequestShape = UNCONSTRAINED,
-    ) -> Generation:
-        """Make one request, with `max_tokens` cut to the room that the context leaves; retry if the engine fails it."""
-        limit = min(max_tokens, self._max_model_len - len(prompt.token_ids))
-        if limit < 1:
-            raise RowError(
-                ErrorCode.PROMPT_TOO_LONG, f"max_model_len = {self._max_model_len} leaves no room for an answer"
-            )
-        began = time.monotonic()
-        failed: RequestFailedError | None = None
-        # A plain loop: tenacity costs time on the path of every row, and there is nothing to wait for.
-        for _ in range(REQUEST_TRIES):
-            try:
-                generation = await self._try(prompt, limit, seed, watch, shape)
-            except RequestFailedError as error:
-                failed = error
-            except RequestRejectedError as error:
-                raise RowError(ErrorCode.ENGINE_REJECTED, str(error)) from error
-            else:
-                return generation if failed is None else replace(generation, latency_s=time.monotonic() - began)
-        raise RowError(
-            ErrorCode.ENGINE_REJECTED, f"the engine failed the request {REQUEST_TRIES} times: {failed}"
-        ) from failed
-
-    async def _try(
-        self, prompt: Prompt, max_tokens: int, seed: int | None, watch: RequestMonitor, shape: RequestShape
-    ) -> Generation:
-        guard = RepetitionGuard(self._repetition_tokens)  # new for each try: tokens of an earlier try do not count
-        with watch(shape) as observe:
-
-            def on_tokens(sample: int, new: Sequence[int]) -> bool:
-                observe(sample, new)
-                return guard(sample, new)
-
-            return await self._engine.generate(
-                prompt, max_tokens=max_tokens, seed=seed, on_tokens=on_tokens, form=shape
-            )

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from magbatch.errors import ErrorCode, RowError
 from magbatch.model.tokenizer import Tokenizer
 from magbatch.pipeline.prompt import Prompter
-from magbatch.rows import Image, Page, PageGroup, PageGroupAnswer, Prompt, ReasoningStatus, RenderedRow, as_ids
+from magbatch.rows import Image, Page, PageGroup, PageGroupAnswer, RenderedRow
 from magbatch.spec import JobSpec
 
 LIMIT = 400
@@ -188,14 +188,6 @@ def test_a_document_that_is_read_in_parts_is_whole(make: Make) -> None:
     assert make("map_reduce")(row(Page(1, "word " * 900), total=2)).truncated
 
 
-def test_an_answer_of_a_part_that_is_cut_is_told(make: Make) -> None:
-    findings = [PageGroupAnswer(number, number, answer="word " * (900 if number == 3 else 1)) for number in range(1, 5)]
-    parts = make("map_reduce").combine(in_page_groups(4), findings)
-    assert [part.truncated for part in parts if part.first_page <= 3 <= part.last_page] == [True]
-    assert sum(part.truncated for part in parts) == 1
-    assert not any(part.truncated for part in make("map_reduce").combine(in_page_groups(4), findings[:2]))
-
-
 # In parts.
 
 
@@ -263,36 +255,3 @@ def test_more_parts_than_pages_may_be_are_refused(make: Make) -> None:
     error = refusal(lambda: make("map_reduce", max_pages=3)(row(Page(1, "word " * 4000))))
     assert error.code is ErrorCode.TOO_MANY_PAGES
     assert "limits.max_pages = 3" in error.message
-
-
-def in_page_groups(total: int = 9) -> Prompt:
-    return Prompt("r", as_ids(), [], total, [PageGroup(1, 5, as_ids([1])), PageGroup(6, 9, as_ids([1]))], ASKED)
-
-
-def test_answers_of_parts_become_one_prompt(make: Make, tokenizer: Tokenizer) -> None:
-    findings = [
-        PageGroupAnswer(1, 5, answer="five items"),
-        PageGroupAnswer(6, 9, None, ReasoningStatus.TRUNCATED, None),
-    ]
-    (part,) = make("map_reduce").combine(in_page_groups(), findings)
-    assert tokenizer.show(part.token_ids) == (
-        "<s>[INST]A document of 9 pages was read in parts, and each part was asked the question below. What they "
-        "answered:\n\nPages 1 to 5:\nfive items\n\nPages 6 to 9:\n(no answer about these pages)\n\nNow answer for the "
-        "whole document.\n\nWhat?[/INST]"
-    )
-    assert (part.first_page, part.last_page) == (1, 9)
-
-
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.text("word \n数", max_size=3000), min_size=2, max_size=30))
-def test_answers_that_do_not_fit_are_combined_into_ever_fewer(make: Make, answers: list[str]) -> None:
-    prompter = make("map_reduce", limit=500)
-    findings = [PageGroupAnswer(number, number, answer=answer) for number, answer in enumerate(answers, start=1)]
-    while True:
-        parts = prompter.combine(in_page_groups(len(answers)), findings)
-        assert all(len(part.token_ids) <= 500 for part in parts)
-        assert (parts[0].first_page, parts[-1].last_page) == (1, len(answers))
-        if len(parts) == 1:
-            break
-        assert len(parts) < len(findings)
-        findings = [PageGroupAnswer(part.first_page, part.last_page, answer="word " * 500) for part in parts]
