@@ -13,7 +13,7 @@ from magbatch.fleet.silence import Silence
 from magbatch.fleet.slots import SlotTable
 from magbatch.pipeline.reading import Deaths, ReadLog
 from magbatch.replica.board import Load, Order, Snapshot, Usage
-from magbatch.replica.losses import Home
+from magbatch.replica.losses import Home, LossReason
 from magbatch.totals import Totals
 from magbatch.versions import Agreed
 
@@ -179,12 +179,12 @@ class BoardState:
         """Take the rows that a replica is about to start; see `Board.announce`."""
         self._silence.announce(replica, rows)
 
-    def strike(self, replica: str, rows: dict[int, list[str]], why: str = "its engine died") -> None:
+    def strike(self, replica: str, rows: dict[int, list[str]], reason: LossReason, detail: str) -> None:
         """Strike rows; see `Board.strike`. A replica that lost the reply calls again, but counts once."""
         if replica in self._strikes.replicas:
             return
         self._strikes.replicas.add(replica)
-        self._slots.note_loss(replica, f"{why}; its open rows go to another replica")
+        self._slots.note_loss(replica, reason, detail)
         self._strikes.add(rows)
 
     def reads(self, shard: int) -> Deaths:
@@ -252,16 +252,16 @@ class BoardState:
         """Note the error that stops the job; Ray would pass on only its text."""
         self._run.failure = self._run.failure or error
 
-    def left(self, replica: str, why: str = "") -> None:
+    def left(self, replica: str, reason: LossReason | None = None, detail: str = "") -> None:
         """Note that a replica ends; see `Board.left`."""
         self._silence.left(replica)
-        if why:
-            self._slots.note_loss(replica, why)
+        if reason is not None:
+            self._slots.note_loss(replica, reason, detail)
         self._slots.left(replica, self._clock())
 
     def broke(self, replica: str, cause: str) -> None:
         """Note a defect; see `Board.broke`. MAX_BREAKS defects in a row without a newly committed row end the job."""
-        self.left(replica, f"a defect in magbatch, its log has the traceback: {cause}")
+        self.left(replica, LossReason.DEFECT, cause)
         rows, breaks = self._broke
         self._broke = self._run.done.rows, breaks + 1 if rows == self._run.done.rows else 1
         if self._broke[1] >= MAX_BREAKS:
@@ -275,7 +275,7 @@ class BoardState:
         """Note that a silent replica is ended although its process lives: one of its rows may be the cause."""
         rows = self._silence.rows(replica)
         if rows is not None:
-            self.strike(replica, rows, f"no report for {self._silence.silence_s:.0f} s, so the driver ended it")
+            self.strike(replica, rows, LossReason.SILENT, f"{self._silence.silence_s:.0f} s")
             self.left(replica)
 
     def stop(self) -> None:

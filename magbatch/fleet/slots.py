@@ -8,7 +8,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from magbatch.replica.board import Load, Slot, State, Usage
-from magbatch.replica.losses import MOST_LOSSES, Home, Loss
+from magbatch.replica.losses import MOST_LOSSES, Home, Loss, LossReason
 from magbatch.totals import Totals
 
 SILENT_REPLICA_S = 30.0  # time without a report after which a replica does not count as up
@@ -126,8 +126,8 @@ class SlotTable:
         if (occupant := self.occupant(replica)) is not None:
             occupant.left, occupant.seen = True, now
 
-    def note_loss(self, replica: str, reason: str) -> None:
-        """Note the loss of a replica, once, with the first reason that is heard."""
+    def note_loss(self, replica: str, reason: LossReason, detail: str = "") -> None:
+        """Note the loss of a replica, once, with the first reason that is heard; see `Loss.of`."""
         number = self.number(replica)
         occupant = None if number is None else self._occupants[number]
         if occupant is not None:
@@ -136,7 +136,7 @@ class SlotTable:
             occupant.noted = True
         self.lost += 1
         home = Home() if occupant is None else occupant.home
-        self.losses.append(Loss.of(time.time(), number or 0, home, reason))
+        self.losses.append(Loss.of(time.time(), number or 0, home, reason, detail))
 
     def recall(self, count: int, now: float) -> list[str]:
         """Mark replicas to be given back, the newest first: they have the fewest rows at hand.
@@ -180,8 +180,8 @@ class SlotTable:
         return next(same, next(gone, len(self._occupants)))
 
 
-def _unexplained(before: Home, now: Home) -> str:
+def _unexplained(before: Home, now: Home) -> LossReason:
     """The reason for the end of a process that said nothing, guessed from its successor's node."""
     if before.node and before.node == now.node:
-        return "its process was killed, as by a kernel that is short of memory; its open rows go to another replica"
-    return "its process or node is gone; its open rows go to another replica"
+        return LossReason.KILLED
+    return LossReason.NODE_GONE

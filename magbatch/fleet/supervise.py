@@ -28,6 +28,7 @@ from magbatch.fleet.vital import Vital
 from magbatch.ledger.holder import LeaseToken
 from magbatch.pipeline.context import JobContext
 from magbatch.replica.board import Snapshot, silence_s
+from magbatch.replica.losses import LossReason
 from magbatch.spec import JobSpec
 from magbatch.versions import versions
 
@@ -203,7 +204,7 @@ class Driver:
         """End a replica that does not report. Its event loop hangs, so its own process cannot end it."""
         handle = self._pool.running(actor)
         if handle is None:  # the process is gone, perhaps with its node; its rows are not to blame
-            self._board.left.remote(name, "its process or node is gone; its open rows go to another replica")
+            self._board.left.remote(name, LossReason.NODE_GONE)
             return
         ray.get(self._board.froze.remote(name))  # waits, so that the next replica already finds the strikes
         with suppress(ray.exceptions.RayError):  # the replica may just have ended

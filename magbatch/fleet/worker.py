@@ -35,7 +35,7 @@ from magbatch.pipeline.context import JobContext
 from magbatch.pipeline.prompt import Prompter
 from magbatch.replica import preemption as preempt
 from magbatch.replica.board import Load, Order, Usage
-from magbatch.replica.losses import Home, own_log
+from magbatch.replica.losses import Home, LossReason, own_log
 from magbatch.replica.replica import Replica
 from magbatch.replica.surroundings import Surroundings
 from magbatch.replica.timing import REPORT_INTERVAL_S
@@ -74,9 +74,9 @@ class RayBoard:
         """Announce rows; see `Board.announce`."""
         await self._ask("announce", replica, rows)
 
-    async def strike(self, replica: str, rows: dict[int, list[str]], why: str) -> None:
+    async def strike(self, replica: str, rows: dict[int, list[str]], reason: LossReason, detail: str) -> None:
         """Strike rows; see `Board.strike`."""
-        await self._ask("strike", replica, rows, why)
+        await self._ask("strike", replica, rows, reason, detail)
 
     async def report(self, replica: str, done: Totals, use: Usage, load: Load, rows: dict[int, list[str]]) -> Order:
         """Report rows, usage and load; see `Board.report`."""
@@ -86,9 +86,9 @@ class RayBoard:
         """Report a message for a person; see `Board.trouble`."""
         await self._ask("trouble", message)
 
-    async def left(self, replica: str, why: str = "") -> None:
+    async def left(self, replica: str, reason: LossReason | None = None) -> None:
         """Report that the replica ends; see `Board.left`."""
-        await self._ask("left", replica, why)
+        await self._ask("left", replica, reason)
 
     async def broke(self, replica: str, cause: str) -> None:
         """Report a defect; see `Board.broke`."""

@@ -10,7 +10,7 @@ from typing import Protocol, Self
 
 from magbatch.engines.base import EngineLoad
 from magbatch.errors import JobError
-from magbatch.replica.losses import Home, Loss
+from magbatch.replica.losses import Home, Loss, LossReason
 from magbatch.totals import Totals, summed
 
 # Upper bounds of the commit time histogram (s), from a local disk (5 ms) to a store that is away for minutes.
@@ -106,13 +106,14 @@ class Board(Protocol):
             rows: Shard to the ids of all such rows; they replace the rows of earlier calls.
         """
 
-    async def strike(self, replica: str, rows: dict[int, list[str]], why: str) -> None:
+    async def strike(self, replica: str, rows: dict[int, list[str]], reason: LossReason, detail: str) -> None:
         """Give a strike to the rows in an engine that died or hangs.
 
         Args:
             replica: Name of the replica on the board.
             rows: Shard to row ids in flight.
-            why: Reason in words.
+            reason: Reason of the replica's end.
+            detail: Duration or error that the reason's sentence names.
         """
 
     async def report(self, replica: str, done: Totals, usage: Usage, load: Load, rows: dict[int, list[str]]) -> Order:
@@ -132,12 +133,12 @@ class Board(Protocol):
     async def trouble(self, message: str) -> None:
         """Report a cause that keeps the replica waiting: one line for a person."""
 
-    async def left(self, replica: str, why: str = "") -> None:
+    async def left(self, replica: str, reason: LossReason | None = None) -> None:
         """Report that the replica ends.
 
         Args:
             replica: Name of the replica on the board.
-            why: Reason in words if the replica is to be replaced; empty if not, or if the board has the reason.
+            reason: Reason if the replica is to be replaced; None if not, or if the board has the reason.
         """
 
     async def broke(self, replica: str, cause: str) -> None:

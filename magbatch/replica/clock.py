@@ -5,8 +5,9 @@ import time
 
 from magbatch.replica.commits import Commits
 from magbatch.replica.departure import Departure
-from magbatch.replica.ending import NODE_GOES, Ending
+from magbatch.replica.ending import Ending
 from magbatch.replica.in_flight import InFlight
+from magbatch.replica.losses import LossReason
 from magbatch.replica.reports import Reports
 from magbatch.replica.timing import Timing
 from magbatch.replica.watchdog import Background
@@ -71,7 +72,7 @@ class Clock:
             await self._reports.send_refusal()
             if self._in_flight.check(now):
                 patience = f"{self._spec.limits.row_timeout_s:,.0f} s (limits.row_timeout_s)"
-                self._ending.with_engine(f"its engine hung: no row got a token for {patience}")
+                self._ending.with_engine(LossReason.ENGINE_HUNG, patience)
             if now - reported >= self._timing.report_interval_s:
                 reported = now
                 await self._reports.send()
@@ -93,6 +94,6 @@ class Clock:
             return
         late = departure.is_late(now)
         if late and not departure.is_recalled:
-            await self._ending.now(NODE_GOES)
+            await self._ending.now(LossReason.NODE_GOES)
         if departure.is_recalled and (late or not len(self._in_flight)):
             departure.stop()  # its shards end with the rows that are left, and Ray lets the actor go

@@ -8,11 +8,10 @@ from magbatch.replica.board import Board
 from magbatch.replica.commits import Commits
 from magbatch.replica.departure import Departure
 from magbatch.replica.in_flight import InFlight
+from magbatch.replica.losses import LossReason
 from magbatch.replica.reports import Reports
 from magbatch.replica.timing import Timing
 from magbatch.replica.watchdog import Background
-
-NODE_GOES = "its node is about to go; finished rows are committed"
 
 
 class Ending:
@@ -49,38 +48,39 @@ class Ending:
         self._with_engine: asyncio.Task[None] | None = None
         self._with_defect: asyncio.Task[None] | None = None
 
-    async def now(self, reason: str = "") -> None:
+    async def now(self, reason: LossReason | None = None) -> None:
         """End the replica.
 
         Args:
-            reason: Reason in words; empty if the board has it already.
+            reason: Reason of the end; None if the board has it already.
         """
         await self._commits.commit_all()
         await self._reports.send()
         await self._board.left(self._name, reason)
         self._die()
 
-    def with_engine(self, reason: str) -> asyncio.Task[None]:
+    def with_engine(self, reason: LossReason, detail: str) -> asyncio.Task[None]:
         """End the replica in the background because its engine died or hangs; later calls return the same task.
 
         Args:
-            reason: Reason in words.
+            reason: Reason of the end.
+            detail: Duration or error that the reason's sentence names.
         """
         if self._with_engine is None:
-            self._with_engine = self._background.start(self._end_with_engine(reason))
+            self._with_engine = self._background.start(self._end_with_engine(reason, detail))
         return self._with_engine
 
     def with_defect(self, error: Exception) -> None:
         """End the replica because a background task failed: without it, rows would hang or stay uncommitted."""
         self._with_defect = asyncio.create_task(self._end_with_defect(f"{type(error).__name__}: {error}"))
 
-    async def _end_with_engine(self, reason: str) -> None:
+    async def _end_with_engine(self, reason: LossReason, detail: str) -> None:
         """Strike the rows that were in the engine, unless the node took the engine away."""
         notice = self._departure.notice
         if notice is not None and await asyncio.to_thread(notice.wait, self._timing.notice_wait_s):
-            await self.now(NODE_GOES)
+            await self.now(LossReason.NODE_GOES)
             return
-        await self._board.strike(self._name, self._in_flight.by_shard(), reason)
+        await self._board.strike(self._name, self._in_flight.by_shard(), reason, detail)
         await self.now()
 
     async def _end_with_defect(self, cause: str) -> None:

@@ -4,6 +4,7 @@ import os
 import stat
 from contextlib import suppress
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, Self
 
 from magbatch.errors import one_line
@@ -11,6 +12,33 @@ from magbatch.totals import known_fields
 
 MOST_LOSSES = 20  # losses that a job keeps, the last ones: bounds its report; all losses are counted
 WHY_CHARS = 300  # length of a reason: one readable line
+
+
+_ROWS_OPEN = "its open rows go to another replica"
+
+
+class LossReason(StrEnum):
+    """The reason why a replica ended; the value is its sentence, with `{}` for the detail."""
+
+    NODE_GOES = "its node is about to go; finished rows are committed"
+    NODE_GONE = f"its process or node is gone; {_ROWS_OPEN}"
+    KILLED = f"its process was killed, as by a kernel that is short of memory; {_ROWS_OPEN}"
+    SILENT = f"no report for {{}}, so the driver ended it; {_ROWS_OPEN}"
+    ENGINE_DIED = f"its engine died: {{}}; {_ROWS_OPEN}"
+    ENGINE_HUNG = f"its engine hung: no row got a token for {{}}; {_ROWS_OPEN}"
+    DEFECT = "a defect in magbatch, its log has the traceback: {}"
+
+    def sentence(self, detail: str = "") -> str:
+        """The reason in words.
+
+        Args:
+            detail: Duration or error that the sentence names.
+
+        Example:
+            >>> LossReason.DEFECT.sentence("KeyError: 'x'")
+            "a defect in magbatch, its log has the traceback: KeyError: 'x'"
+        """
+        return self.value.replace("{}", detail)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,16 +78,17 @@ class Loss:
     log: str
 
     @classmethod
-    def of(cls, at: float, replica: int, home: Home, why: str) -> Self:
+    def of(cls, at: float, replica: int, home: Home, reason: LossReason, detail: str = "") -> Self:
         """Make a record.
 
         Args:
             at: Time of the loss (Unix time, s).
             replica: Number of the replica's slot.
             home: Node and log of the replica.
-            why: Reason in words, which becomes one clean line.
+            reason: Reason of the end.
+            detail: Duration or error that the reason's sentence names; any text, which becomes one clean line.
         """
-        return cls(at, replica, home.node, one_line(why, WHY_CHARS), home.log)
+        return cls(at, replica, home.node, one_line(reason.sentence(detail), WHY_CHARS), home.log)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:

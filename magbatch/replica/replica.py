@@ -25,6 +25,7 @@ from magbatch.replica.commits import Attempt, Commits
 from magbatch.replica.departure import Departure
 from magbatch.replica.ending import Ending
 from magbatch.replica.entrance import Entrance
+from magbatch.replica.losses import LossReason
 from magbatch.replica.reports import Refusals, Reports
 from magbatch.replica.surroundings import Surroundings
 from magbatch.replica.suspects import Suspects
@@ -200,7 +201,7 @@ class Replica:
         try:
             self._finish(attempt, await self._answering(attempt.shard, prompt))
         except EngineDeadError as error:
-            await asyncio.shield(self._ending.with_engine(f"its engine died: {error}"))
+            await asyncio.shield(self._ending.with_engine(LossReason.ENGINE_DIED, str(error)))
             raise
         if attempt.waiting >= self._job.spec.output.commit_rows:
             self._commits.commit_soon(attempt)

@@ -32,6 +32,7 @@ from magbatch.pipeline.prompt import Prompter
 from magbatch.plan.make import make_plan
 from magbatch.plan.plan import Plan
 from magbatch.replica.board import Load, Order, Usage
+from magbatch.replica.losses import LossReason
 from magbatch.replica.replica import Replica
 from magbatch.replica.surroundings import Surroundings
 from magbatch.replica.timing import Timing
@@ -58,9 +59,9 @@ class LocalBoard:
     async def announce(self, replica: str, rows: dict[int, list[str]]) -> None:
         self.state.announce(replica, rows)
 
-    async def strike(self, replica: str, rows: dict[int, list[str]], why: str) -> None:
+    async def strike(self, replica: str, rows: dict[int, list[str]], reason: LossReason, detail: str) -> None:
         self.struck.append(rows)
-        self.state.strike(replica, rows, why)
+        self.state.strike(replica, rows, reason, detail)
 
     async def report(self, replica: str, done: Totals, use: Usage, load: Load, rows: dict[int, list[str]]) -> Order:
         return self.state.report(replica, done, use, load, rows)
@@ -72,9 +73,9 @@ class LocalBoard:
         self.gone.append(replica)
         self.state.broke(replica, cause)
 
-    async def left(self, replica: str, why: str = "") -> None:
+    async def left(self, replica: str, reason: LossReason | None = None) -> None:
         self.gone.append(replica)
-        self.state.left(replica, why)
+        self.state.left(replica, reason)
 
 
 class WatchedEngine:

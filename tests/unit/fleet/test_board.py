@@ -4,7 +4,7 @@ from magbatch.engines.base import EngineLoad
 from magbatch.errors import DefectError
 from magbatch.fleet.board import BoardState
 from magbatch.replica.board import Load, Order, Slot, State, Usage, silence_s
-from magbatch.replica.losses import MOST_LOSSES, Home
+from magbatch.replica.losses import MOST_LOSSES, Home, LossReason
 from magbatch.totals import Totals
 
 NONE = (Totals(), Usage(), Load())
@@ -173,8 +173,8 @@ def test_a_board_counts_strikes_row_by_row() -> None:
     board = BoardState()
     assert board.begin(4) == (True, {})
     assert board.begin(4) == (False, {})
-    board.strike("one", {4: ["a", "b"], 5: ["c"]})
-    board.strike("two", {4: ["b"]})
+    board.strike("one", {4: ["a", "b"], 5: ["c"]}, LossReason.ENGINE_DIED, "oops")
+    board.strike("two", {4: ["b"]}, LossReason.ENGINE_DIED, "oops")
     assert board.begin(4) == (False, {"a": 1, "b": 2})
     assert board.begin(5) == (True, {"c": 1})
     assert board.begin(6) == (True, {})
@@ -306,7 +306,7 @@ def test_what_is_heard_twice_counts_once() -> None:
     board.join("one", "actor 1")
     for _ in range(2):
         board.report("one", Totals(answered=3), Usage(commits=1), Load(), {}, 1)
-        board.strike("one", {4: ["a"]})
+        board.strike("one", {4: ["a"]}, LossReason.ENGINE_DIED, "oops")
     board.report("one", Totals(answered=1), Usage(commits=1), Load(), {}, 2)
     snapshot = board.snapshot()
     assert (snapshot.done.answered, snapshot.slots[0].usage.commits, snapshot.engine_deaths) == (4, 2, 1)
@@ -337,8 +337,8 @@ def test_a_replica_that_ends_is_noted_once_with_its_place_reason_and_log() -> No
     board.join("one", "actor 1", HERE)
     board.report("one", *NONE)
     for _ in range(2):
-        board.strike("one", {}, "its engine died: out of memory")
-    board.left("one", "something later")
+        board.strike("one", {}, LossReason.ENGINE_DIED, "out of memory")
+    board.left("one", LossReason.NODE_GOES)
     snapshot = board.snapshot()
     (loss,) = snapshot.losses
     assert (snapshot.lost, loss.replica, loss.node, loss.log) == (1, 1, HERE.node, HERE.log)
@@ -369,10 +369,10 @@ def test_losses_are_counted_without_end_and_kept_to_the_last() -> None:
     board = BoardState()
     for number in range(MOST_LOSSES + 5):
         board.join(f"{number}", "actor", HERE)
-        board.left(f"{number}", f"reason {number}")
+        board.left(f"{number}", LossReason.DEFECT, f"reason {number}")
     snapshot = board.snapshot()
     assert (snapshot.lost, len(snapshot.losses)) == (MOST_LOSSES + 5, MOST_LOSSES)
-    assert snapshot.losses[-1].why == f"reason {MOST_LOSSES + 4}"
+    assert snapshot.losses[-1].why.endswith(f": reason {MOST_LOSSES + 4}")
 
 
 def test_a_failed_start_says_where() -> None:

@@ -14,6 +14,7 @@ from magbatch.fleet import worker
 from magbatch.fleet.board import BoardState
 from magbatch.fleet.worker import RayBoard, uncollected
 from magbatch.replica.board import Load, Order, Usage
+from magbatch.replica.losses import LossReason
 from magbatch.totals import Totals
 
 
@@ -76,7 +77,7 @@ def test_a_board_that_cannot_be_reached_for_a_moment_is_asked_again_and_counts_o
         board = RayBoard(handle, lambda: died.append(True), wait_s=0.01)
         assert await board.report("one", Totals(answered=3), Usage(commits=1), Load(), {0: ["a"]}) == Order.NONE
         handle.failures = [AWAY]
-        await board.strike("one", {0: ["a"]}, "its engine died")
+        await board.strike("one", {0: ["a"]}, LossReason.ENGINE_DIED, "oops")
         await board.report("one", Totals(answered=2), Usage(commits=1), Load(), {})
         handle.failures = [AWAY]
         assert await board.begin(0) == (False, {"a": 1}), "the shard is looked up once more, and no row is lost"

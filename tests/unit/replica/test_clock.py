@@ -5,7 +5,7 @@ from typing import Any
 
 from support.small_job import SmallJob, until
 
-from magbatch.replica.ending import NODE_GOES
+from magbatch.replica.losses import LossReason
 from magbatch.replica.timing import Timing
 
 
@@ -37,7 +37,7 @@ def test_a_row_that_is_not_due_waits_unless_the_node_goes(inside: Any, job: Smal
 
     asyncio.run(play())
     assert job.done("errors") == ["r"]
-    assert NODE_GOES in str(job.board.state.snapshot().losses)
+    assert LossReason.NODE_GOES in str(job.board.state.snapshot().losses)
 
 
 def test_free_slots_are_counted_while_rows_may_enter(inside: Any, job: SmallJob) -> None:

@@ -7,14 +7,14 @@ import pytest
 from support.small_job import SmallJob
 
 from magbatch.errors import StorageError
-from magbatch.replica.ending import NODE_GOES
+from magbatch.replica.losses import LossReason
 
 
 def test_an_end_commits_reports_and_gives_its_reason(inside: Any, job: SmallJob) -> None:
     async def play() -> None:
         replica = inside()
         replica.finish()
-        await replica.ending.now("the reason")
+        await replica.ending.now(LossReason.NODE_GOES)
         assert (replica.deaths, replica.commits.waiting) == (1, 0)
 
     asyncio.run(play())
@@ -22,7 +22,7 @@ def test_an_end_commits_reports_and_gives_its_reason(inside: Any, job: SmallJob)
     assert job.done("errors") == ["r"]
     assert snapshot.done.rows == 1  # the last report counts the last commit
     assert job.board.gone == ["one"]
-    assert "the reason" in str(snapshot.losses)
+    assert LossReason.NODE_GOES in str(snapshot.losses)
 
 
 def test_a_dead_engine_strikes_the_rows_in_it_once(inside: Any, job: SmallJob) -> None:
@@ -31,8 +31,8 @@ def test_a_dead_engine_strikes_the_rows_in_it_once(inside: Any, job: SmallJob) -
         row = replica.in_flight.enter(3, "killer")
         with replica.in_flight.watch(row):
             replica.in_flight.enter(3, "checked")  # no request of it is in the engine
-            task = replica.ending.with_engine("its engine died: oops")
-            assert replica.ending.with_engine("again") is task
+            task = replica.ending.with_engine(LossReason.ENGINE_DIED, "oops")
+            assert replica.ending.with_engine(LossReason.ENGINE_DIED, "again") is task
             await task
         assert replica.deaths == 1
 
@@ -46,12 +46,12 @@ def test_an_engine_that_its_node_took_strikes_no_row(inside: Any, job: SmallJob)
         replica = inside()
         with replica.in_flight.watch(replica.in_flight.enter(3, "innocent")):
             replica.notice.set()
-            await replica.ending.with_engine("its engine died: oops")
+            await replica.ending.with_engine(LossReason.ENGINE_DIED, "oops")
         assert replica.deaths == 1
 
     asyncio.run(play())
     assert job.board.struck == []
-    assert NODE_GOES in str(job.board.state.snapshot().losses)
+    assert LossReason.NODE_GOES in str(job.board.state.snapshot().losses)
 
 
 def test_a_defect_ends_the_replica_even_if_the_commits_have_it(
@@ -88,7 +88,7 @@ def test_a_store_that_refuses_does_not_stop_the_end(inside: Any, job: SmallJob) 
             raise StorageError("403")
 
         attempt.writer.commit = refuse
-        await replica.ending.now("the reason")
+        await replica.ending.now(LossReason.NODE_GOES)
         assert (replica.deaths, replica.commits.waiting) == (1, 1)
 
     asyncio.run(play())

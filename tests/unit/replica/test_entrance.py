@@ -12,6 +12,7 @@ from magbatch.pipeline.block import ShardPrompts
 from magbatch.pipeline.write import ObjectWriter
 from magbatch.replica.commits import Attempt
 from magbatch.replica.entrance import Entrance
+from magbatch.replica.losses import LossReason
 
 
 class Entering:
@@ -76,7 +77,7 @@ def test_a_shard_enters_when_the_one_before_has_and_its_prompts_are_not_kept(thr
 def test_committed_rows_are_asked_for_if_there_may_be_some(three: Entering) -> None:
     job = three.job
     asyncio.run(job.run_shard(job.replica(), 0))
-    three.job.board.state.strike("dead", {1: [job.row_ids()[2]]}, "?")
+    three.job.board.state.strike("dead", {1: [job.row_ids()[2]]}, LossReason.ENGINE_DIED, "?")
 
     async def play() -> None:
         door = asyncio.Event()

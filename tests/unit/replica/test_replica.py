@@ -19,6 +19,7 @@ from magbatch.ledger.verify import verify
 from magbatch.pipeline.block import ShardPrompts, from_block, to_block
 from magbatch.replica.board import Load
 from magbatch.replica.entrance import SHARDS_AHEAD
+from magbatch.replica.losses import LossReason
 from magbatch.replica.replica import Replica
 from magbatch.replica.timing import REPORT_INTERVAL_S, TICK_S, Timing
 from magbatch.rows import Generation, Prompt
@@ -700,7 +701,7 @@ def test_fewer_suspects_are_let_in_at_once_with_every_death(job: SmallJob, strik
     job.engine["max_num_seqs"] = 32
     job.begin()
     for number in range(strikes):
-        job.board.state.strike(f"dead {number}", {0: job.row_ids()})
+        job.board.state.strike(f"dead {number}", {0: job.row_ids()}, LossReason.ENGINE_DIED, "oops")
 
     async def work() -> WatchedEngine:
         engine = job.start_engine(hold=job.row_ids())

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from magbatch.replica.board import Slot, Snapshot, State
-from magbatch.replica.losses import Home, Loss
+from magbatch.replica.losses import Home, Loss, LossReason
 from magbatch.report import progress as progress_module
 from magbatch.report import terminal as terminal_module
 from magbatch.report.progress import Eta, JobProgress, ProgressSnapshot
@@ -163,15 +163,16 @@ def test_the_line_says_that_the_engine_starts() -> None:
 
 def test_a_dead_engine_is_said_once_and_without_a_terminal_too() -> None:
     home = Home("worker-7 (10.0.0.7)", "/tmp/ray/logs/worker-1.err")
-    first = Loss.of(0.0, 3, home, "its engine died: \x1b[31mOutOfMemoryError:\n  no memory\x1b[0m")
-    later = fleet(Totals(), 0, lost=2, losses=[first, Loss.of(1.0, 0, Home(), "it said nothing")])
-    new_fleet = fleet(Totals(), 0, lost=1, losses=[Loss.of(2.0, 0, Home(), "its node is about to go")])
+    first = Loss.of(0.0, 3, home, LossReason.ENGINE_DIED, "\x1b[31mOutOfMemoryError:\n  no memory\x1b[0m")
+    later = fleet(Totals(), 0, lost=2, losses=[first, Loss.of(1.0, 0, Home(), LossReason.SILENT, "60 s")])
+    new_fleet = fleet(Totals(), 0, lost=1, losses=[Loss.of(2.0, 0, Home(), LossReason.NODE_GOES)])
     text = shown(False, fleet(Totals(), 0, lost=1, losses=[first]), later, later, new_fleet, new_fleet)
     assert text.splitlines() == [
         "replica 3 on worker-7 (10.0.0.7) is replaced: its engine died: OutOfMemoryError: no memory; "
-        "log: /tmp/ray/logs/worker-1.err",
-        "replica 0 is replaced: it said nothing; log: in Ray's folder of logs",
-        "replica 0 is replaced: its node is about to go; log: in Ray's folder of logs",
+        "its open rows go to another replica; log: /tmp/ray/logs/worker-1.err",
+        "replica 0 is replaced: no report for 60 s, so the driver ended it; its open rows go to another replica; "
+        "log: in Ray's folder of logs",
+        "replica 0 is replaced: its node is about to go; finished rows are committed; log: in Ray's folder of logs",
     ]
 
 

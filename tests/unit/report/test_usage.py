@@ -3,7 +3,7 @@
 from dataclasses import asdict
 
 from magbatch.replica.board import Slot, Snapshot, State, Usage
-from magbatch.replica.losses import MOST_LOSSES, Home, Loss
+from magbatch.replica.losses import MOST_LOSSES, Home, Loss, LossReason
 from magbatch.report.usage import JobUsage
 from magbatch.totals import Totals
 
@@ -34,7 +34,7 @@ def test_a_record_of_another_version_is_read() -> None:
 
 
 def test_the_last_losses_of_all_runs_are_kept_and_all_are_counted() -> None:
-    losses = [Loss.of(float(number), 0, Home(), "x") for number in range(MOST_LOSSES + 5)]
+    losses = [Loss.of(float(number), 0, Home(), LossReason.NODE_GOES) for number in range(MOST_LOSSES + 5)]
     earlier, mine = JobUsage(lost=30, losses=losses[:15]), JobUsage(lost=10, losses=losses[15:])
     both = earlier.plus(mine)
     assert (both.lost, both.losses) == (40, losses[5:])
