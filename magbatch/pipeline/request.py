@@ -1,4 +1,4 @@
-"""One request to the engine: cut to the room in its context, ended if it repeats itself, made again if it fails."""
+"""Requests to the engine: each is cut to the room in its context, and made again if the engine fails it."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence

@@ -1,4 +1,4 @@
-"""One request is cut to the room of its context, and made again if the engine fails it."""
+"""Requests are cut to the room of their context, and made again if the engine fails them."""
 
 import asyncio
 
