@@ -18,6 +18,7 @@ from magbatch.bench.bounds import run_job
 from magbatch.bench.measure import SEED, Say
 from magbatch.bench.process import Machine
 from magbatch.bench.report import Target
+from magbatch.ledger.layout import REPORT
 from magbatch.model.checkpoint import locate
 from magbatch.model.tokenizer import Tokenizer
 from magbatch.spec import ModelSpec
@@ -43,7 +44,7 @@ def prefix(machine: Machine, rows: int, rounds: int, folder: Path, say: Say) -> 
             # Each engine gets one core; without these settings each engine would use both.
             env = os.environ | {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
             output = run_job(_job(machine, folder / "input", where / "out", group), where, env=env)
-            report = json.loads((output / "_magbatch" / "report.json").read_text())
+            report = json.loads((output / REPORT).read_text())
             speed[group] = report["run"]["tokens"] / report["run"]["serving_s"]
             totals = report["totals"]
             cached = totals["cached_tokens"] / totals["prompt_tokens"]

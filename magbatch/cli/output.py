@@ -154,6 +154,7 @@ def retry(
         from magbatch.jobs.choice import Choice
         from magbatch.jobs.retry import drop as drop_retry
         from magbatch.jobs.retry import retry as retry_job
+        from magbatch.ledger.layout import results_glob
 
         # With a spec, output.path says where the job lies. Every other field changes how rows are asked.
         places = [item for item in overrides or [] if item.startswith("output.path=")]
@@ -172,7 +173,7 @@ def retry(
         return
     code = exit_code(too_many_failed=outcome.too_many_failed)
     if json:
-        print_json(asdict(outcome) | {"output": path, "results": f"{path}/results/*.parquet"})
+        print_json(asdict(outcome) | {"output": path, "results": results_glob(path)})
     else:
         print_retry(outcome, path)
     raise typer.Exit(code)

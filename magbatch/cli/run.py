@@ -56,6 +56,7 @@ def run(spec: SpecPath, overrides: Overrides = None, limit: Limit = None, json: 
     with errors(json):
         from magbatch.errors import TooManyFailedError
         from magbatch.jobs.run import run as run_job
+        from magbatch.ledger.layout import results_glob
         from magbatch.spec import load
 
         with live_console() as console:
@@ -67,7 +68,7 @@ def run(spec: SpecPath, overrides: Overrides = None, limit: Limit = None, json: 
                 raise
     code = exit_code(too_many_failed=outcome.too_many_failed)
     if json:
-        results = f"{outcome.report.output}/results/*.parquet"
+        results = results_glob(outcome.report.output)
         print_json(outcome.report.to_dict() | {"already_complete": outcome.already, "results": results})
     else:
         print_run(outcome)

@@ -18,6 +18,8 @@ def print_retry(outcome: "RetryOutcome", output: str) -> None:
         outcome: The outcome.
         output: Path or URL of the job's output.
     """
+    from magbatch.ledger.layout import errors_glob, results_glob
+
     if outcome.whole_files:
         letters = counted(outcome.whole_files, "dead letter is a whole file", "dead letters are whole files")
         say(
@@ -36,9 +38,9 @@ def print_retry(outcome: "RetryOutcome", output: str) -> None:
         say(f"  truncated again: {outcome.truncated:,}")
     say(f"  the job now: {counted(outcome.totals.answered, 'row')} answered, {outcome.totals.failed:,} failed")
     if outcome.totals.answered:
-        say(f"  results: {shown_path(output)}/results/*.parquet")
+        say(f"  results: {results_glob(shown_path(output))}")
     if outcome.totals.failed:
-        say(f"  dead letters: {shown_path(output)}/errors/*.parquet")
+        say(f"  dead letters: {errors_glob(shown_path(output))}")
     if outcome.why is not None:
         note(outcome.why)
     say_next(command("verify", shown_path(output)))
@@ -63,6 +65,8 @@ def print_compact(outcome: "CompactOutcome", output: str) -> None:
         outcome: The outcome.
         output: Path or URL of the job's output.
     """
+    from magbatch.ledger.layout import results_glob
+
     objects = counted(outcome.objects, "object")
     if outcome.merged:
         say(
@@ -71,5 +75,5 @@ def print_compact(outcome: "CompactOutcome", output: str) -> None:
         )
     else:
         say(f"{outcome.job}: nothing to merge: {objects}, {outcome.bytes / 1e6:,.1f} MB")
-    say(f"  results: {shown_path(output)}/results/*.parquet")
+    say(f"  results: {results_glob(shown_path(output))}")
     say_next(command("verify", shown_path(output)))

@@ -12,16 +12,18 @@ if TYPE_CHECKING:
 
 def print_run(outcome: "RunOutcome") -> None:
     """Print the outcome of a run for a person."""
+    from magbatch.ledger.layout import errors_glob, page_of, results_glob
+
     report, totals, why = outcome.report, outcome.report.totals, outcome.why
     output = report.output
     unanswered = ", but no row was answered" if totals.failed and not totals.answered and why is None else ""
     say(f"{report.job}: {'complete already, nothing to do' if outcome.already else 'complete'}{unanswered}")
     say_indented(report.lines(already=outcome.already))
     if totals.answered:
-        say(f"  results: {shown_path(output)}/results/*.parquet")
-    say(f"  report: {shown_path(output)}/_magbatch/report.html")
+        say(f"  results: {results_glob(shown_path(output))}")
+    say(f"  report: {page_of(shown_path(output))}")
     if totals.failed and why is None:  # otherwise `why` names the dead letters
-        say(f"  dead letters: {shown_path(output)}/errors/*.parquet")
+        say(f"  dead letters: {errors_glob(shown_path(output))}")
     say_indented(retry_lines(output, totals.by_code))
     for sample in outcome.samples:
         say(

@@ -68,6 +68,8 @@ def work_name(work: "Work") -> str:
 
 def _details(found: "JobStatus") -> list[str]:
     """Lines below the heading."""
+    from magbatch.ledger.layout import errors_glob
+
     lines = [
         f"{found.answered:,} answered, {found.failed:,} failed",
         f"{found.shards_done:,} of {counted(found.shards, 'shard')} done",
@@ -77,7 +79,7 @@ def _details(found: "JobStatus") -> list[str]:
         lines.append(found.why)
     lines += retry_lines(found.output, found.by_code)
     if found.failed and not found.complete:
-        lines.append(f"dead letters: {shown_path(found.output)}/errors/*.parquet")
+        lines.append(f"dead letters: {errors_glob(shown_path(found.output))}")
     if (work := found.work) is not None:
         where = "" if work.host is None else f" (host {work.host}, process {work.pid})"
         state = "is under way" if work.alive else "was begun and is not finished"

@@ -28,6 +28,8 @@ def print_verification(
         status: State of the job if the verification failed; None if it succeeded or the state cannot be read.
         by_code: Error code to number of dead letters, of a job that is verified.
     """
+    from magbatch.ledger.layout import results_glob
+
     where, problems = shown_path(about.output), _problems(found)
     if status is not None and not found.complete:
         _print_open(found, about, status)
@@ -45,7 +47,7 @@ def print_verification(
     if found.verified and found.failed:
         say_next(retry_command(about.output, by_code))
     elif found.verified:
-        say(f"  results: {where}/results/*.parquet")
+        say(f"  results: {results_glob(where)}")
         if found.objects > FEW_OBJECTS:
             say_next(command("compact", where))
 

@@ -47,7 +47,9 @@ class Target:
         if self.schedule is not None:
             return command("schedule", "tick", self.schedule, *set_options(sets))
         if spec is None:
-            stored = f"{self.output}/_magbatch/spec.yaml"
+            from magbatch.ledger.layout import spec_of
+
+            stored = spec_of(self.output)
             if not stored.startswith("s3://"):
                 spec = shown_path(stored)
             elif started is not None and os.path.exists(started[1]):

@@ -44,13 +44,13 @@ from magbatch.fleet.ray_auth import authenticate, own_token
 from magbatch.fleet.ray_private import CORE, check, is_submitted
 from magbatch.fleet.vital import Vital
 from magbatch.ledger.holder import LeaseToken
+from magbatch.ledger.layout import DRIVER_LOG
 from magbatch.pipeline.context import JobContext
 from magbatch.plan.plan import Plan
 from magbatch.replica.board import Snapshot
 from magbatch.spec import JobSpec
 from magbatch.storage import open_store
 
-DRIVER_LOG = "_magbatch/driver.log"
 LINES_SHOWN, LINE_CHARS = 5, 500
 _PREFIX = re.compile(r"^(?:\([\w.]+(?: pid=\d+)?(?:, ip=[\d.]+)?\) )+")  # prefix of Ray's lines, such as `(raylet) `
 SHUTDOWN_GRACE_S = 10.0  # time for Ray's processes to end by themselves, before they are killed

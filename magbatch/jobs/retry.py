@@ -18,7 +18,7 @@ from magbatch.jobs.choice import Choice, filled_objects
 from magbatch.jobs.complete import complete
 from magbatch.jobs.replacement import Answers, Replacement, write_replacement
 from magbatch.ledger.finalise import renew
-from magbatch.ledger.layout import RETRIES
+from magbatch.ledger.layout import RETRIES, retry_output
 from magbatch.ledger.ledger import Ledger
 from magbatch.ledger.letters import examples, verdict
 from magbatch.ledger.manifest import Manifest, RetryRecord
@@ -338,7 +338,7 @@ def _respec(spec: JobSpec, overrides: list[str]) -> JobSpec:
 
 def _folder(ledger: Ledger, number: int) -> str:
     """Output of a retry, until the manifest counts it."""
-    return f"{ledger.path}/{RETRIES}/{number:04d}"
+    return retry_output(ledger.path, number)
 
 
 def _now() -> str:

@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Any
 
 from magbatch.ledger.holder import Holder, holder_of
-from magbatch.ledger.layout import RETRIES
+from magbatch.ledger.layout import retry_output
 from magbatch.ledger.ledger import Ledger
 from magbatch.ledger.letters import verdict
 from magbatch.ledger.manifest import Manifest
@@ -291,7 +291,7 @@ def _work(ledger: Ledger, manifest: Manifest, holder: Holder | None) -> Work | N
             return work
         if holder.command[0] == "compact" and not (holder.released and holder.finished):
             return work
-    unfinished = Ledger(f"{ledger.path}/{RETRIES}/{len(manifest.retries) + 1:04d}")
+    unfinished = Ledger(retry_output(ledger.path, len(manifest.retries) + 1))
     if unfinished.spec() is None:
         return None
     if holder is not None and holder.command[0] == "retry" and "--drop" not in holder.command:

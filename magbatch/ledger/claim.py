@@ -14,10 +14,9 @@ from contextlib import suppress
 
 from magbatch.errors import LeaseError, OutputError, StorageError
 from magbatch.ledger.holder import LeaseRecord, LeaseTiming, lease_name, lease_numbers, newest_lease
+from magbatch.ledger.layout import WATCHERS
 from magbatch.storage import Store
 from magbatch.storage.patience import PatientStore, patiently
-
-WATCHERS = "_magbatch/watch-"
 
 
 class Claim:

@@ -15,11 +15,11 @@ from typing import Any, Self
 
 from magbatch import guard
 from magbatch.counts import shown_time
+from magbatch.ledger.layout import LEASES
 from magbatch.process import process_space, started_at
 from magbatch.spec.secrets import without_value
 from magbatch.storage import Store, open_store
 
-PREFIX = "_magbatch/lease-"
 EXPIRY_S = 60.0  # a beat is at most four requests of a quick store, each a few times QUICK_TIMEOUT_S
 LATEST_S = 1e11  # Unix time of the year 5138; a later time in a record is damage
 
@@ -217,12 +217,12 @@ def holder_of(store: Store) -> Holder | None:
 
 def lease_name(number: int) -> str:
     """Name of a lease object."""
-    return f"{PREFIX}{number:08d}.json"
+    return f"{LEASES}{number:08d}.json"
 
 
 def lease_numbers(store: Store) -> list[int]:
     """Numbers of all lease objects."""
-    names = [item.name.removeprefix(PREFIX).removesuffix(".json") for item in store.list(PREFIX)]
+    names = [item.name.removeprefix(LEASES).removesuffix(".json") for item in store.list(LEASES)]
     return [int(name) for name in names if name.isdigit()]
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from magbatch.counts import counted
 from magbatch.errors import MagbatchError
+from magbatch.ledger.layout import errors_glob
 from magbatch.ledger.ledger import Ledger
 from magbatch.ledger.objects import read_columns
 from magbatch.schema import ERRORS, ObjectName
@@ -96,7 +97,7 @@ def explained(ledger: Ledger) -> str:
 
 def _sentence(by_code: dict[str, int], found: list[Example], output: str) -> str:
     example = f'; such as "{_short(found[0].message)}"' if found else ""
-    return f"Their codes: {listed(by_code)}{example}. Dead letters: {output}/errors/*.parquet"
+    return f"Their codes: {listed(by_code)}{example}. Dead letters: {errors_glob(output)}"
 
 
 def _short(message: str) -> str:

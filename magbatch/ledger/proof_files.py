@@ -10,7 +10,7 @@ from typing import Any
 
 from magbatch.errors import JobError, OutputError, StorageError
 from magbatch.ledger.findings import Findings
-from magbatch.ledger.layout import MANIFEST, NAMED_FILES, PAGE, PLAN, REPORT, SPEC
+from magbatch.ledger.layout import MANIFEST, NAMED_FILES, PAGE, PLAN, REPORT, SPEC, STAGED
 from magbatch.ledger.manifest import Manifest, StoredFile
 from magbatch.ledger.output import Output
 from magbatch.ledger.staging import is_staged
@@ -121,7 +121,7 @@ class FileProof:
             self._findings.problems.append(f"{file.name}: {what}")
         elif is_staged(self._output.store, file):
             self._findings.mendable(
-                f"{file.name}: an interrupted run left it in _magbatch/staged/; magbatch run SPEC moves it to its place"
+                f"{file.name}: an interrupted run left it in {STAGED}; magbatch run SPEC moves it to its place"
             )
         else:
             self._findings.mendable(f"{file.name}: {what}; {REWRITES}")

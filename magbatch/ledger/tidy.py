@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from magbatch.ledger.layout import SUPERSEDED
+from magbatch.ledger.layout import DRAFTS, SUPERSEDED
 from magbatch.ledger.ledger import Ledger
 from magbatch.ledger.manifest import Manifest
 from magbatch.ledger.staging import settle, staged
@@ -37,7 +37,7 @@ def tidy(ledger: Ledger, confirm: Callable[[], None]) -> None:
         settle(ledger.store, manifest, waiting)
         for name in _unnamed(names, manifest):
             supersede(ledger, name)
-    for draft in list(ledger.store.list("_magbatch/tmp/")):
+    for draft in list(ledger.store.list(DRAFTS)):
         ledger.store.delete(draft.name)
 
 

@@ -25,15 +25,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 from magbatch.errors import StorageError
-from magbatch.ledger.layout import PLAN
+from magbatch.ledger.layout import PLAN, RUNS, SINCE, TICKS
 from magbatch.ledger.ledger import Ledger
 from magbatch.plan.plan import Plan
 from magbatch.schedule.taken import TakenIndex
 from magbatch.schedule.ticks import tick_name, tick_of
 from magbatch.storage import Store, open_store
 
-RECORDS = "_magbatch/schedule/"
-SINCE = f"{RECORDS}since.json"
 PLAN_READERS = 16  # plans are small, and each read waits for the network
 BEGUN, COMPLETE, EMPTY = "begun", "complete", "empty"
 
@@ -73,7 +71,7 @@ class History:
 
     def run_path(self, tick: datetime) -> str:
         """Output of a tick's run."""
-        return f"{self.output}/runs/{tick_name(tick)}"
+        return f"{self.output}/{RUNS}/{tick_name(tick)}"
 
     def ticks(self) -> Ticks:
         """The recorded ticks, from one listing of names.
@@ -89,8 +87,8 @@ class History:
 
     def _records(self) -> Iterator[tuple[datetime, str, str]]:
         """Yield tick, end and tag of each record; the end is empty for the record that a tick has begun."""
-        for item in self._store.list(RECORDS):
-            name, _, end = item.name.removeprefix(RECORDS).removesuffix(".json").partition(".")
+        for item in self._store.list(TICKS):
+            name, _, end = item.name.removeprefix(TICKS).removesuffix(".json").partition(".")
             tick = tick_of(name)
             if tick is not None:
                 yield tick, end, item.tag
@@ -112,7 +110,7 @@ class History:
 
     def begin(self, tick: datetime) -> bool:
         """Record that a tick begins. If several schedulers try, exactly one gets True."""
-        return self._store.create(f"{RECORDS}{tick_name(tick)}.json", _record(tick=tick.isoformat()))
+        return self._store.create(f"{TICKS}{tick_name(tick)}.json", _record(tick=tick.isoformat()))
 
     def end(self, tick: datetime, state: str, **facts: Any) -> None:
         """Record the end of a tick.
@@ -122,13 +120,13 @@ class History:
             state: `complete` or `empty`.
             facts: JSON values to keep with it: counts of files and rows.
         """
-        name = f"{RECORDS}{tick_name(tick)}.{state}.json"
+        name = f"{TICKS}{tick_name(tick)}.{state}.json"
         self._store.write(name, _record(tick=tick.isoformat(), **facts))
 
     def facts(self, tick: datetime, state: str) -> dict[str, Any]:
         """Facts kept with the end of a tick; empty if its record is missing or damaged."""
         with suppress(FileNotFoundError, ValueError):
-            found = json.loads(self._store.read(f"{RECORDS}{tick_name(tick)}.{state}.json"))
+            found = json.loads(self._store.read(f"{TICKS}{tick_name(tick)}.{state}.json"))
             return found if isinstance(found, dict) else {}
         return {}
 

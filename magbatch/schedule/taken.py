@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
 
+from magbatch.ledger.layout import TAKEN
 from magbatch.storage import Store
 
-INDEX = "_magbatch/schedule/taken.parquet"
 _COLUMNS = pa.schema(
     [
         ("tick", pa.dictionary(pa.int32(), pa.string())),
@@ -49,7 +49,7 @@ class TakenIndex:
             StorageError: The index cannot be read.
         """
         try:
-            data = io.BytesIO(store.read(INDEX))
+            data = io.BytesIO(store.read(TAKEN))
             table = pq.read_table(data, page_checksum_verification=True).cast(_COLUMNS)
         except (FileNotFoundError, pa.ArrowException, OSError, ValueError, KeyError):  # missing or damaged: rebuilt
             return cls(_COLUMNS.empty_table())
@@ -89,4 +89,4 @@ class TakenIndex:
         """Write the index in place of the old one."""
         sink = io.BytesIO()
         pq.write_table(self.table, sink, compression="zstd", write_page_checksum=True)
-        store.write(INDEX, sink.getvalue())
+        store.write(TAKEN, sink.getvalue())

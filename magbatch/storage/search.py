@@ -14,11 +14,11 @@ from magbatch.storage.formats import advice, counted
 from magbatch.storage.globs import WILDCARD, is_below, matches
 from magbatch.storage.search_bucket import find_in_bucket
 from magbatch.storage.search_disk import find_on_disk
-from magbatch.storage.tables import ANSWERS
+from magbatch.storage.tables import ANSWERS, RUNS
 
 # Names that a job writes and a glob could select: below its output, and below one run of a schedule.
 _WRITTEN = tuple(
-    f"{run}{kind}/00000000-0-0000.n1.parquet" for run in ("", "runs/2026-11-24T06-00-00Z/") for kind in ANSWERS
+    f"{run}{kind}/00000000-0-0000.n1.parquet" for run in ("", f"{RUNS}/2026-11-24T06-00-00Z/") for kind in ANSWERS
 )
 
 

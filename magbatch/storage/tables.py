@@ -16,6 +16,7 @@ from magbatch.storage.formats import by_duckdb
 from magbatch.storage.s3 import S3Store
 
 OUTPUT = "_magbatch"
+RUNS = "runs"  # folder of a schedule's output that holds the output of each run
 ANSWERS = ("results", "errors")  # folders of an output that hold its answers and dead letters
 MOST_NAMES = 1000  # names read below each marker prefix: one page of a listing, in which a table's own names sort first
 _UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"

@@ -14,7 +14,8 @@ import pytest
 from magbatch.capture import STDERR, STDOUT, captured
 from magbatch.errors import ClusterAccessError, ClusterError, InterruptedJobError, JobError, SpecError
 from magbatch.fleet import cluster, devices
-from magbatch.fleet.cluster import DRIVER_LOG, run_fleet
+from magbatch.fleet.cluster import run_fleet
+from magbatch.ledger.layout import DRIVER_LOG
 
 
 def job_at(output: Path, gpus: int = 0) -> Any:

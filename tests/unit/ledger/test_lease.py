@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from magbatch.errors import LeaseError, OutputError, StorageError
-from magbatch.ledger.holder import PREFIX, LeaseTiming
+from magbatch.ledger.holder import LeaseTiming
+from magbatch.ledger.layout import LEASES
 from magbatch.ledger.lease import Lease
 from magbatch.storage import Store, open_store
 
@@ -40,13 +41,13 @@ def elsewhere(lease: Lease) -> Lease:
 
 
 def names(store: Store) -> list[str]:
-    return [item.name for item in store.list(PREFIX)]
+    return [item.name for item in store.list(LEASES)]
 
 
 def forge(store: Store, number: int = 1, **fields: object) -> None:
     """A lease as another machine would have written it."""
     record = {"id": "x", "host": "elsewhere", "place": "other", "pid": 7, "since": "1", "beat": 0, "released": False}
-    store.write(f"{PREFIX}{number:08d}.json", json.dumps(record | fields).encode())
+    store.write(f"{LEASES}{number:08d}.json", json.dumps(record | fields).encode())
 
 
 @pytest.fixture
@@ -114,7 +115,7 @@ def test_a_run_elsewhere_without_a_sign_of_life_is_taken_over(store: Store, said
     began = time.monotonic()
     with lease_on(store, said.append).acquire():
         assert time.monotonic() - began >= SHORT.expiry_s
-        assert names(store) == [f"{PREFIX}00000005.json"]
+        assert names(store) == [f"{LEASES}00000005.json"]
 
 
 def test_a_run_elsewhere_that_has_ended_is_no_hindrance(store: Store, said: list[str]) -> None:
@@ -133,7 +134,7 @@ def test_a_holder_that_is_taken_over_notices(store: Store, said: list[str]) -> N
             lease.confirm()
         with pytest.raises(LeaseError):
             lease.check()
-    assert json.loads(store.read(f"{PREFIX}00000009.json"))["released"] is False, "it is the other's to release"
+    assert json.loads(store.read(f"{LEASES}00000009.json"))["released"] is False, "it is the other's to release"
 
 
 def test_a_holder_notices_by_itself(store: Store, said: list[str]) -> None:

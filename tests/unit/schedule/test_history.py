@@ -7,11 +7,10 @@ from datetime import UTC, datetime, timedelta
 import pyarrow as pa
 import pytest
 
-from magbatch.ledger.layout import PLAN
+from magbatch.ledger.layout import PLAN, TAKEN
 from magbatch.plan.make import make_plan
 from magbatch.plan.plan import Plan
 from magbatch.schedule.history import COMPLETE, EMPTY, History
-from magbatch.schedule.taken import INDEX
 from magbatch.spec import JobSpec, parse
 from magbatch.storage import open_store
 
@@ -101,8 +100,8 @@ def test_an_index_that_is_gone_or_damaged_is_made_again(
     files = begun(history, 0, plan) | begun(history, 1, plan)
     assert history.taken() == files
     store = open_store(history.output)
-    data = spoil(store.read(INDEX))
-    store.delete(INDEX) if data is None else store.write(INDEX, data)
+    data = spoil(store.read(TAKEN))
+    store.delete(TAKEN) if data is None else store.write(TAKEN, data)
     assert history.taken() == files
     assert history.taken() == files
 
@@ -115,9 +114,9 @@ def test_an_old_index_is_right_for_what_it_knows(history: History, plan: Plan) -
     for number in range(8):
         files |= begun(history, number, plan)
         assert history.taken() == files
-        kept.append(store.read(INDEX))
+        kept.append(store.read(TAKEN))
     for _ in range(8):
-        store.write(INDEX, rng.choice(kept))
+        store.write(TAKEN, rng.choice(kept))
         assert history.taken() == files
 
 
@@ -126,7 +125,7 @@ def test_a_run_that_is_done_anew_has_the_files_of_its_new_plan(history: History,
     begun(history, 1, plan)
     old = history.taken() - files
     store, tick = open_store(history.output), "20261125T050000Z"
-    stale = store.read(INDEX)
+    stale = store.read(TAKEN)
     for name in (f"runs/{tick}/{PLAN}", f"_magbatch/schedule/{tick}.complete.json"):
         store.delete(name)
     assert history.taken() == files
@@ -134,7 +133,7 @@ def test_a_run_that_is_done_anew_has_the_files_of_its_new_plan(history: History,
     other = Plan.of(plan.table, plan.columns).files()
     history.claim(FIRST + timedelta(days=1), plan)
     history.end(FIRST + timedelta(days=1), COMPLETE)
-    store.write(INDEX, stale)
+    store.write(TAKEN, stale)
     assert history.taken() == files | other
     assert old.isdisjoint(history.taken())
     assert path == next(iter(other))[0]

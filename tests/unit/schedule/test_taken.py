@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from magbatch.schedule.taken import INDEX, TakenIndex
+from magbatch.ledger.layout import TAKEN
+from magbatch.schedule.taken import TakenIndex
 from magbatch.storage import open_store
 
 ENDS = {"20261124T050000Z": "tag-1", "20261125T050000Z": "tag-2"}
@@ -34,5 +35,5 @@ def test_a_run_whose_end_was_recorded_again_is_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize("data", [None, b"", b"PAR1 no Parquet"])
 def test_a_missing_or_damaged_index_is_empty(tmp_path: Path, data: bytes | None) -> None:
     if data is not None:
-        open_store(str(tmp_path)).write(INDEX, data)
+        open_store(str(tmp_path)).write(TAKEN, data)
     assert TakenIndex.load(open_store(str(tmp_path)), ENDS).ticks() == set()
