@@ -22,7 +22,7 @@ from magbatch.ledger.lease import Lease
 from magbatch.ledger.ledger import Ledger
 from magbatch.plan.make import make_plan
 from magbatch.plan.plan import Plan
-from magbatch.report.heartbeat import last_record
+from magbatch.report.record import last_record
 from magbatch.schema import ERRORS, RESULTS
 from magbatch.spec import JobSpec, is_remote
 from magbatch.storage.inputs import stat_input
@@ -81,8 +81,8 @@ def holds_rows(ledger: Ledger) -> bool:
 
     The record of its run counts too: a listing can miss an object that was written moments ago.
     """
-    record = last_record(ledger.store) or {}
-    return bool(record.get("done")) or ledger.has_objects()
+    record = last_record(ledger.store)
+    return (record is not None and bool(record.get("done"))) or ledger.has_objects()
 
 
 def replace_unanswered_job(

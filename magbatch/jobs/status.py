@@ -16,8 +16,8 @@ from magbatch.ledger.letters import verdict
 from magbatch.ledger.manifest import Manifest
 from magbatch.plan.plan import Plan
 from magbatch.process import process_space, started_at
-from magbatch.report.heartbeat import ALIVE_S, last_record
 from magbatch.report.progress import Eta
+from magbatch.report.record import ALIVE_S, ProgressRecord, last_record
 from magbatch.schema import ERRORS
 from magbatch.spec import JobSpec
 
@@ -237,7 +237,7 @@ def _started_by(holder: Holder | None) -> tuple[str, ...] | None:
     return holder.command
 
 
-def _is_alive(record: dict[str, Any]) -> bool:
+def _is_alive(record: ProgressRecord) -> bool:
     """Whether a run's record is that of a run that goes on."""
     if not record.get("running"):
         return False
@@ -246,12 +246,12 @@ def _is_alive(record: dict[str, Any]) -> bool:
     return _age_s(record) < ALIVE_S
 
 
-def _age_s(record: dict[str, Any]) -> float:
+def _age_s(record: ProgressRecord) -> float:
     # The clocks of two machines may differ by seconds; ALIVE_S is a minute.
     return max(0.0, time.time() - float(record["at"]))
 
 
-def _end(record: dict[str, Any] | None, holder: Holder | None) -> _End:
+def _end(record: ProgressRecord | None, holder: Holder | None) -> _End:
     """State of the last run of a job without a manifest.
 
     Args:
@@ -299,7 +299,7 @@ def _work(ledger: Ledger, manifest: Manifest, holder: Holder | None) -> Work | N
     return Work(("retry",), alive=False)
 
 
-def _can_be_shown(record: dict[str, Any], state: JobState) -> bool:
+def _can_be_shown(record: ProgressRecord, state: JobState) -> bool:
     """Whether a record has every field that is shown; records of older versions may lack some."""
     needed = {"replicas", "spent", "cost", "currency"}
     if state != JobState.COMPLETE:
@@ -309,30 +309,30 @@ def _can_be_shown(record: dict[str, Any], state: JobState) -> bool:
     return needed <= record.keys()
 
 
-def _last_run(record: dict[str, Any] | None, state: JobState) -> LastRun | None:
+def _last_run(record: ProgressRecord | None, state: JobState) -> LastRun | None:
     """A run's record as it is shown. A run that is over has no rates, no ETA and no replicas."""
     if record is None or not _can_be_shown(record, state):
         return None
     alive = state in ALIVE_STATES
-    hidden = {"version", "versions", "running", "history", "place", "since", "before", "runs"}
-    fields = {name: value for name, value in record.items() if name not in hidden}
+    last: ProgressRecord = {**record}
     if not alive:
-        fields |= {"rows_per_s": 0.0, "tokens_per_s": 0.0, "eta": None, "starting": False}
-        fields |= {"replicas": dict.fromkeys(record["replicas"], 0)}
-    eta = fields["eta"]
+        last |= {"rows_per_s": 0.0, "tokens_per_s": 0.0, "eta": None, "starting": False}
+        last["replicas"] = dict.fromkeys(record["replicas"], 0)
+    hidden = {"version", "versions", "running", "history", "place", "since", "before", "runs"}
+    eta = last["eta"]
     return LastRun(
         alive=alive,
         age_s=_age_s(record),
-        host=fields.get("host"),
-        pid=fields.get("pid"),
-        rows_per_s=fields["rows_per_s"],
-        tokens_per_s=fields["tokens_per_s"],
-        truncated=fields.get("truncated", 0),
-        serving=fields["replicas"].get("serving", 0),
-        starting=fields["replicas"].get("starting", 0),
-        eta=Eta(*(eta[name] for name in Eta._fields)) if eta else None,  # a later version may have more fields
-        device_s=fields["spent"]["device_s"],
-        cost=fields["cost"],
-        currency=fields["currency"],
-        fields=fields,
+        host=last.get("host"),
+        pid=last.get("pid"),
+        rows_per_s=last["rows_per_s"],
+        tokens_per_s=last["tokens_per_s"],
+        truncated=last.get("truncated", 0),
+        serving=last["replicas"].get("serving", 0),
+        starting=last["replicas"].get("starting", 0),
+        eta=Eta(eta["expected_s"], eta["early_s"], eta["late_s"]) if eta else None,  # a later version may have more
+        device_s=last["spent"]["device_s"],
+        cost=last["cost"],
+        currency=last["currency"],
+        fields={name: value for name, value in last.items() if name not in hidden},
     )

@@ -8,8 +8,9 @@ from dataclasses import asdict
 
 from magbatch.errors import OutputError
 from magbatch.ledger.ledger import Ledger
-from magbatch.report.heartbeat import earlier, last_record, rewrite
+from magbatch.report.heartbeat import earlier
 from magbatch.report.history import HISTORY_POINTS, Point
+from magbatch.report.record import last_record, rewrite
 from magbatch.report.report import Report
 from magbatch.report.stored import stored_report
 from magbatch.report.usage import JobUsage
@@ -53,5 +54,6 @@ def _usage_of(output: Ledger) -> tuple[JobUsage, list[Point], float | None, str]
         if output.manifest() is not None:
             report = stored_report(output)
             return report.spent, report.history, report.cost, report.currency
-    record = last_record(output.store) or {}
-    return *earlier(output.store), record.get("cost"), record.get("currency", "")
+    record = last_record(output.store)
+    cost, currency = (None, "") if record is None else (record.get("cost"), record.get("currency", ""))
+    return *earlier(output.store), cost, currency

@@ -4,6 +4,8 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from magbatch.report.record import ProgressRecord, StoredEnd
+
 MOST_RUNS = 20  # newest runs that are kept; the report lists them in one table
 
 
@@ -26,14 +28,16 @@ class PastRun:
     host: str
 
 
-def runs_of(record: dict[str, Any]) -> list[PastRun]:
+def runs_of(record: ProgressRecord | None) -> list[PastRun]:
     """Read the runs from the record of the last run, which is added to them. Runs that cannot be read are left out."""
+    if record is None:
+        return []
     found = [run for one in record.get("runs") or [] if (run := _read(one)) is not None]
-    end = record.get("end") or {"state": "killed", "at": record.get("at")}
+    end: StoredEnd = record.get("end") or {"state": "killed", "at": record["at"]}
     last = _read(
         {
             "began": record.get("started"),
-            "ended": end.get("at", record.get("at")),
+            "ended": end.get("at", record["at"]),
             "how": end.get("state"),
             "rows": max(0, record.get("done", 0) - record.get("before", 0)),
             "host": record.get("host", ""),

@@ -21,8 +21,9 @@ from magbatch.ledger.objects import damaged, read_object
 from magbatch.ledger.staging import read_named, staged
 from magbatch.ledger.tidy import strays, tidy
 from magbatch.plan.plan import Plan
-from magbatch.report.heartbeat import earlier, last_record
+from magbatch.report.heartbeat import earlier
 from magbatch.report.page import report_files
+from magbatch.report.record import last_record
 from magbatch.report.report import Report, Run
 from magbatch.report.scan import DuplicateIds, Slowest
 from magbatch.schema import ObjectName
@@ -159,10 +160,11 @@ def _new_report(ledger: Ledger, spec: JobSpec, plan: Plan, manifest: Manifest) -
             ids.observe(part.name.kind, part.table)
             slowest.observe(part.name.kind, part.table)
         repeated = ids.count() if user_id is not None else None
-    record, (spent, history) = last_record(ledger.store) or {}, earlier(ledger.store)
+    record, (spent, history) = last_record(ledger.store), earlier(ledger.store)
+    cost = None if record is None else record.get("cost")
     return Report(
         spec.name, ledger.path, plan.rows, totals, repeated, Run(), shown(spec.model_dump(mode="json")), spent,
-        history, [], slowest.rows(), record.get("cost"), spec.cost.currency, len(manifest.retries),
+        history, [], slowest.rows(), cost, spec.cost.currency, len(manifest.retries),
         ended=_unix_time(manifest.finished_at), letters=[asdict(one) for one in examples(ledger, totals.by_code)],
     )  # fmt: skip
 

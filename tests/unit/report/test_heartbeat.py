@@ -13,8 +13,9 @@ from magbatch.jobs.status import status
 from magbatch.ledger.layout import RECORD
 from magbatch.replica.board import Slot, Snapshot, State, Usage
 from magbatch.report.beat import BeatTiming
-from magbatch.report.heartbeat import ALIVE_S, Heartbeat, earlier, last_record
+from magbatch.report.heartbeat import Heartbeat, earlier
 from magbatch.report.progress import JobProgress
+from magbatch.report.record import ALIVE_S, last_record
 from magbatch.report.usage import JobUsage
 from magbatch.storage import Store, open_store
 from magbatch.totals import Totals

@@ -22,8 +22,8 @@ def test_a_record_tells_of_its_own_run_and_those_before(end: dict[str, object] |
 
 
 def test_a_record_of_another_version_tells_what_it_can() -> None:
-    assert runs_of({}) == []
-    assert runs_of({"runs": ["x", {"began": 1}, asdict(FIRST)], "started": None}) == [FIRST]
+    assert runs_of(None) == []
+    assert runs_of({"at": 20.0, "runs": ["x", {"began": 1}, asdict(FIRST)]}) == [FIRST]
 
 
 def test_the_last_runs_are_kept() -> None:
