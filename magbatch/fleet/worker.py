@@ -23,7 +23,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponen
 
 from magbatch.capture import last_words
 from magbatch.engines import engine_args, start
-from magbatch.engines.base import Engine, EngineConfig
+from magbatch.engines.base import Engine, EngineArgs, EngineConfig
 from magbatch.errors import DefectError, JobError, LeaseError, StorageError
 from magbatch.fleet.nodes import this_node
 from magbatch.ledger.holder import LeaseToken
@@ -142,10 +142,10 @@ class Worker:
         # The arguments hold no reference to the worker: this runs when Ray Data drops the last one, to release it.
         weakref.finalize(self, _release, name, board, self._begun, engine).atexit = False
         self._may_have_rows = may_have_rows
-        prompter = Prompter(spec, checkpoint.path, tokenizer, int(args["max_model_len"]))
-        answerer = RowAnswerer.of(spec, engine, tokenizer, prompter, int(args["max_model_len"]))
+        prompter = Prompter(spec, checkpoint.path, tokenizer, args.max_model_len)
+        answerer = RowAnswerer.of(spec, engine, tokenizer, prompter, args.max_model_len)
         around = Surroundings(name, RayBoard(board, _die), _die, preempt.notice, token)
-        self._replica = Replica(job, engine, answerer, int(args["max_num_seqs"]), around)
+        self._replica = Replica(job, engine, answerer, args.max_num_seqs, around)
 
     async def __call__(self, block: pa.Table) -> pa.Table:
         """Answer and commit the shards of a block.
@@ -186,7 +186,7 @@ def _refuse(name: str, refusal: str, board: Any) -> NoReturn:
     _die()
 
 
-def _start_engine(job: JobContext, checkpoint: Checkpoint) -> tuple[Engine, Tokenizer, dict[str, Any]]:
+def _start_engine(job: JobContext, checkpoint: Checkpoint) -> tuple[Engine, Tokenizer, EngineArgs]:
     """Start the engine of a job.
 
     Returns:
@@ -199,7 +199,7 @@ def _start_engine(job: JobContext, checkpoint: Checkpoint) -> tuple[Engine, Toke
     with uncollected():
         args = engine_args(spec, checkpoint.facts, job.engine_hints)
         tokenizer = Tokenizer(checkpoint.path)
-        config = EngineConfig(checkpoint.path, args, spec.sampling, spec.replicas.gpus, spec.metrics.enabled)
+        config = EngineConfig(checkpoint.path, args.to_dict(), spec.sampling, spec.replicas.gpus, spec.metrics.enabled)
         engine = start(spec.model.engine, config, tokenizer)
         tokenizer.decode(tokenizer.encode_text("warm-up"))  # builds the tokenizer's tables before rows wait for them
     return engine, tokenizer, args

@@ -5,7 +5,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +15,7 @@ from rich.console import Console
 from magbatch.capture import threads_told
 from magbatch.counts import counted
 from magbatch.engines import engine_args
+from magbatch.engines.base import EngineArgs
 from magbatch.errors import ClusterError, JobError, StorageError
 from magbatch.jobs.early_end import Failures
 from magbatch.jobs.opening import check_input
@@ -98,7 +98,7 @@ def complete(
         if before:
             _add_earlier_totals(ledger, progress, say)
         observer = _Observers(ProgressLine(console, progress, log.note), log, lease, failures)
-        the_run = _answer(job, plan, ledger, done, int(args["max_num_seqs"]), observer)
+        the_run = _answer(job, plan, ledger, done, args.max_num_seqs, observer)
         the_run.seconds = time.monotonic() - began
         report = _finish(spec, plan, ledger, args, the_run, progress, lease)
         progress.finish(report.totals)
@@ -270,7 +270,7 @@ def _finish(
     spec: JobSpec,
     plan: Plan,
     ledger: Ledger,
-    args: dict[str, Any],
+    args: EngineArgs,
     the_run: Run,
     progress: JobProgress,
     lease: Lease,
@@ -317,7 +317,7 @@ class _ReportMaker:
         spec: JobSpec,
         plan: Plan,
         ledger: Ledger,
-        args: dict[str, Any],
+        args: EngineArgs,
         the_run: Run,
         progress: JobProgress,
         ids: DuplicateIds,

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from magbatch.engines import engine_args
+from magbatch.engines.base import EngineArgs
 from magbatch.errors import SpecError
 from magbatch.fleet.devices import check_gpus
 from magbatch.jobs.limit import limited
@@ -266,9 +267,9 @@ def _first_failure(letter: DeadLetter) -> FirstFailure:
     return FirstFailure(letter.row_id, letter.step, letter.code, letter.message)
 
 
-def _cut_note(spec: JobSpec, args: dict[str, Any], first: FirstPrompt | FirstFailure | None) -> list[str]:
+def _cut_note(spec: JobSpec, args: EngineArgs, first: FirstPrompt | FirstFailure | None) -> list[str]:
     """Remark on an answer limit that the context cannot hold; empty if it can."""
-    room = int(args["max_model_len"]) - (first.tokens if isinstance(first, FirstPrompt) else 0)
+    room = args.max_model_len - (first.tokens if isinstance(first, FirstPrompt) else 0)
     if spec.sampling.max_tokens > room:
         return [
             f"sampling.max_tokens {spec.sampling.max_tokens} exceeds the context: the first row has room for {room}"

@@ -42,7 +42,7 @@ def _steps(spec: str) -> tuple[Checkpoint, Tokenizer, Renderer, Prompter]:
     model = checkpoint.facts
     grid = ImageGrid(model.image_size, model.image_cell) if model.image_size else None
     tokenizer = Tokenizer(checkpoint.path)
-    max_model_len = int(engine_args(job, model)["max_model_len"])
+    max_model_len = engine_args(job, model).max_model_len
     return checkpoint, tokenizer, Renderer(job, grid), Prompter(job, checkpoint.path, tokenizer, max_model_len)
 
 

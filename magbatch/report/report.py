@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 from magbatch.counts import counted
+from magbatch.engines.base import EngineArgs
 from magbatch.replica.board import Slot
 from magbatch.report.history import Point
 from magbatch.report.runs import PastRun
@@ -202,7 +203,7 @@ def sample_line(text: str | None) -> str:
     return flat if len(flat) <= SAMPLE_CHARS else f"{flat[: SAMPLE_CHARS - 1]}…"
 
 
-def settings(spec: JobSpec, resolved: dict[str, Any]) -> dict[str, Any]:
+def settings(spec: JobSpec, resolved: EngineArgs) -> dict[str, Any]:
     """Return the spec as plain values, without secrets, and with the engine arguments that were used.
 
     Args:
@@ -210,5 +211,5 @@ def settings(spec: JobSpec, resolved: dict[str, Any]) -> dict[str, Any]:
         resolved: Engine arguments, including those that the spec leaves open.
     """
     data = spec.model_dump(mode="json")
-    data["model"]["engine_args"] = resolved
+    data["model"]["engine_args"] = resolved.to_dict()
     return shown(data)

@@ -98,11 +98,9 @@ async def answer(spec: JobSpec, engine: VllmEngine, *, counted: bool) -> tuple[f
     preparer = Preparer(job)
     blocks = [to_block(preparer(shard)) for shard in plan.shards()]
     board = LocalBoard(plan.rows)
-    prompter = Prompter(spec, checkpoint, tokenizer, int(args["max_model_len"]))
-    answerer = RowAnswerer.of(spec, engine, tokenizer, prompter, int(args["max_model_len"]))
-    replica = Replica(
-        job, engine, answerer, int(args["max_num_seqs"]), Surroundings("replica", board, die=lambda: None)
-    )
+    prompter = Prompter(spec, checkpoint, tokenizer, args.max_model_len)
+    answerer = RowAnswerer.of(spec, engine, tokenizer, prompter, args.max_model_len)
+    replica = Replica(job, engine, answerer, args.max_num_seqs, Surroundings("replica", board, die=lambda: None))
     progress, over = JobProgress(spec, plan.rows, 0), threading.Event()
     said: list[str] = []
 
@@ -148,7 +146,7 @@ def main() -> None:
 
         first = spec_of("on", 0)
         checkpoint = locate(first.model, weights=True).path
-        args = engine_args(first, facts(checkpoint))
+        args = engine_args(first, facts(checkpoint)).to_dict()
         engines = {
             name: VllmEngine(EngineConfig(checkpoint, args, first.sampling, 0, counts)) for name, counts in ARMS.items()
         }

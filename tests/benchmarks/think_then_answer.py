@@ -46,8 +46,8 @@ def main() -> None:
     checkpoint = locate(spec.model, weights=True).path
     tokenizer = Tokenizer(checkpoint)
     args = engine_args(spec, facts(checkpoint))
-    prompter = Prompter(spec, checkpoint, tokenizer, args["max_model_len"])
-    engine = VllmEngine(EngineConfig(checkpoint, args, spec.sampling, 0))
+    prompter = Prompter(spec, checkpoint, tokenizer, args.max_model_len)
+    engine = VllmEngine(EngineConfig(checkpoint, args.to_dict(), spec.sampling, 0))
     arms = {
         "one": None,
         "two": ThinkingPlan(tokenizer, 500, thinks=True, schema=None),
@@ -65,7 +65,7 @@ def main() -> None:
     async def run() -> None:
         for repetition in range(-1, arguments.repetitions):  # the first round warms the engine up
             for number, (name, steering) in enumerate(arms.items()):
-                generate = Generate(engine, spec.sampling, args["max_model_len"], plan=steering)
+                generate = Generate(engine, spec.sampling, args.max_model_len, plan=steering)
                 asked = prompts(1000 + 10 * repetition + number)
                 began = time.monotonic()
                 found = await asyncio.gather(*(generate(prompt) for prompt in asked))

@@ -108,7 +108,7 @@ class Serving:
         )
         checkpoint = locate(spec.model, weights=True).path
         self.tokenizer = Tokenizer(checkpoint)
-        self.args = engine_args(spec, facts(checkpoint))  # with vLLM's cache of images, which can go wrong
+        self.args = engine_args(spec, facts(checkpoint)).to_dict()  # with vLLM's cache of images, which can go wrong
         self.loop = asyncio.new_event_loop()
         with pytest.MonkeyPatch.context() as patch:
             patch.delenv(HUGE_PAGES, raising=False)  # the engine is to ask for them by itself

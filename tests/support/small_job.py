@@ -208,7 +208,7 @@ class SmallJob:
 
     def start_engine(self, hold: Iterable[str] = ()) -> WatchedEngine:
         spec = self.spec()
-        args = engine_args(spec, facts(self.checkpoint))
+        args = engine_args(spec, facts(self.checkpoint)).to_dict()
         return WatchedEngine(start("fake", EngineConfig(self.checkpoint, args, spec.sampling, 0), self.tokenizer), hold)
 
     def replica(

@@ -21,8 +21,20 @@ def job(**sections: Any) -> JobSpec:
     return parse(yaml.safe_dump(data | {"output": {"path": "/o"}} | sections))
 
 
+def resolved(spec: JobSpec, model: ModelFacts) -> dict[str, Any]:
+    """All arguments of a job's engine, by name."""
+    return engine_args(spec, model).to_dict()
+
+
+def test_a_job_computes_with_two_of_the_arguments() -> None:
+    args = engine_args(job(model={"source": "a/b", "engine_args": {"max_num_seqs": 8}}), TEXT)
+    assert (args.max_num_seqs, args.max_model_len) == (8, 40_000 + 32_768)
+    assert not {"max_num_seqs", "max_model_len"} & args.more.keys()
+    assert [*args.to_dict()][:3] == ["max_model_len", "max_num_seqs", "max_num_batched_tokens"], "as reports have them"
+
+
 def test_the_offline_defaults_on_a_gpu() -> None:
-    assert engine_args(job(), VISION) == {
+    assert resolved(job(), VISION) == {
         "max_model_len": 40_000 + 32_768,
         "max_num_seqs": 256,
         "max_num_batched_tokens": 16_384,
@@ -38,7 +50,7 @@ def test_the_offline_defaults_on_a_gpu() -> None:
 
 
 def test_the_offline_defaults_on_cpus() -> None:
-    args = engine_args(job(replicas={"gpus": 0}), TEXT)
+    args = resolved(job(replicas={"gpus": 0}), TEXT)
     assert (args["max_num_seqs"], args["max_num_batched_tokens"]) == (64, 4096)
     assert (args["dtype"], args["enforce_eager"], args["kv_cache_memory_bytes"]) == ("float32", True, 1 << 30)
     assert args["tensor_parallel_size"] == 1
@@ -51,7 +63,7 @@ def seeded(own: dict[str, Any], gpus: int = 0, **sampling: Any) -> dict[str, Any
     model = {"source": "a/b", "engine_args": own}
     sampling = {"seed": 7, "temperature": 0.7} | sampling
     limits = {"max_prompt_tokens": 6000}
-    return engine_args(
+    return resolved(
         job(model=model, sampling=sampling | {"max_tokens": 100}, limits=limits, replicas={"gpus": gpus}), TEXT
     )
 
@@ -86,7 +98,7 @@ def test_engine_arguments_that_cut_such_a_prompt_are_refused(own: dict[str, Any]
 
 def test_what_the_spec_sets_stands() -> None:
     mine = {"max_num_seqs": 8, "max_model_len": 4096, "config_format": "hf", "quantization": "fp8"}
-    args = engine_args(job(model={"source": "a/b", "engine_args": mine}), VISION)
+    args = resolved(job(model={"source": "a/b", "engine_args": mine}), VISION)
     assert {name: args[name] for name in mine} == mine
 
 
@@ -98,7 +110,7 @@ def test_the_context_is_no_larger_than_prompt_and_answer_need(
     context: int, prompt: int, answer: int, length: int
 ) -> None:
     spec = job(limits={"max_prompt_tokens": prompt}, sampling={"max_tokens": answer})
-    assert engine_args(spec, ModelFacts(context, None, 0))["max_model_len"] == length
+    assert resolved(spec, ModelFacts(context, None, 0))["max_model_len"] == length
 
 
 @pytest.mark.parametrize(
@@ -113,14 +125,14 @@ def test_the_context_is_no_larger_than_prompt_and_answer_need(
 )
 def test_the_devices_of_a_replica_are_all_used(gpus: int, mine: dict[str, Any], tensor: int, backend: str) -> None:
     spec = job(replicas={"gpus": gpus}, model={"source": "a/b", "engine_args": mine})
-    args = engine_args(spec, TEXT)
+    args = resolved(spec, TEXT)
     assert (args["tensor_parallel_size"], args["distributed_executor_backend"]) == (tensor, backend)
 
 
 def test_the_fake_engine_gets_what_it_knows(checkpoint: Path) -> None:
     mine = {"tokens": 3, "max_num_seqs": 2}
     spec = job(model={"source": "builtin:tiny", "engine": "fake", "engine_args": mine}, replicas={"gpus": 0})
-    assert engine_args(spec, facts(checkpoint)) == {"max_model_len": 8192, "max_num_seqs": 2, "tokens": 3}
+    assert resolved(spec, facts(checkpoint)) == {"max_model_len": 8192, "max_num_seqs": 2, "tokens": 3}
 
 
 @pytest.mark.parametrize(
@@ -138,7 +150,7 @@ def test_the_fake_engine_gets_what_it_knows(checkpoint: Path) -> None:
 )
 def test_numbers_with_which_vllm_does_not_start_are_refused(own: dict[str, Any], said: str) -> None:
     with pytest.raises(SpecError) as caught:
-        engine_args(job(model={"source": "a/b", "engine_args": own}), VISION)
+        resolved(job(model={"source": "a/b", "engine_args": own}), VISION)
     assert str(caught.value).startswith(f"model.engine_args.{said}")
 
 
@@ -151,7 +163,7 @@ def test_numbers_with_which_vllm_does_not_start_are_refused(own: dict[str, Any],
     ],
 )
 def test_numbers_with_which_vllm_may_start_pass(own: dict[str, Any]) -> None:
-    assert engine_args(job(model={"source": "a/b", "engine_args": own}), VISION).items() >= own.items()
+    assert resolved(job(model={"source": "a/b", "engine_args": own}), VISION).items() >= own.items()
 
 
 @pytest.mark.parametrize("size", [7, 16])
@@ -160,6 +172,6 @@ def test_blocks_that_the_attention_on_cpus_has_no_kernel_for_are_refused(size: i
     with pytest.raises(
         SpecError, match=f"block_size: {size} is not a multiple of 32, as vLLM's attention on CPUs needs"
     ):
-        engine_args(spec, TEXT)
-    assert engine_args(spec, replace(TEXT, latent=True))["block_size"] == size  # vLLM sets its own
-    assert engine_args(job(model={"source": "a/b", "engine_args": {"block_size": size}}), TEXT)["block_size"] == size
+        resolved(spec, TEXT)
+    assert resolved(spec, replace(TEXT, latent=True))["block_size"] == size  # vLLM sets its own
+    assert resolved(job(model={"source": "a/b", "engine_args": {"block_size": size}}), TEXT)["block_size"] == size

@@ -176,5 +176,5 @@ def test_the_resolved_arguments_of_a_job_start_it(checkpoint: Path, tokenizer: T
     text = {"name": "t", "model": {"source": "builtin:tiny", "engine": "fake", "engine_args": {"tokens": 2}}}
     text |= {"input": {"path": "/in", "columns": {"prompt": "q"}}, "output": {"path": "/o"}}
     spec = parse(yaml.safe_dump(text))
-    args = engine_args(spec, facts(checkpoint))
+    args = engine_args(spec, facts(checkpoint)).to_dict()
     start("fake", EngineConfig(checkpoint, args, spec.sampling, 0), tokenizer).shutdown()

@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 from support.small_job import SmallJob
 
+from magbatch.engines.base import EngineArgs
 from magbatch.replica.board import Slot
 from magbatch.replica.losses import Loss
 from magbatch.report.history import Point
@@ -118,7 +119,7 @@ def test_a_sample_line_fits_a_terminal(text: str | None, line: str) -> None:
 
 def test_settings_show_the_arguments_that_were_used(job: SmallJob) -> None:
     job.ask(1)
-    shown = settings(job.spec(), {"max_num_seqs": 99, "max_model_len": 5})
+    shown = settings(job.spec(), EngineArgs(5, 99, {}))
     assert shown["model"] == {
         "source": "builtin:tiny",
         "engine": "fake",

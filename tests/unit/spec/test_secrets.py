@@ -8,6 +8,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from magbatch.engines.base import EngineArgs
 from magbatch.errors import SpecError
 from magbatch.report.report import settings
 from magbatch.spec import differences, parse
@@ -124,10 +125,15 @@ def test_a_stored_secret_is_hidden_and_makes_no_difference() -> None:
         model={"engine_args": {"hf_token": SECRET, "a": {"b": ["redis://:sesame@host/0", 1]}}},
         metrics={"push_gateway": "http://me:sesame@host:9091"},
     ))  # fmt: skip
-    report = settings(stored, stored.model.engine_args)
+    report = settings(stored, EngineArgs(5, 9, stored.model.engine_args))
     assert SECRET not in json.dumps(report)
     assert report["metrics"]["push_gateway"] == "http://(hidden)@host:9091"
-    assert report["model"]["engine_args"] == {"hf_token": "(hidden)", "a": {"b": ["redis://(hidden)@host/0", 1]}}
+    assert report["model"]["engine_args"] == {
+        "max_model_len": 5,
+        "max_num_seqs": 9,
+        "hf_token": "(hidden)",
+        "a": {"b": ["redis://(hidden)@host/0", 1]},
+    }
     without = parse(text(model={"engine_args": {"a": {"b": ["redis://host/0", 1]}}}))
     (difference,) = differences(stored, without)
     assert "model.engine_args.a.b" in difference

@@ -33,7 +33,7 @@ def test_every_argument_that_magbatch_sets_or_knows_is_one_of_vllms(vllm: VllmSo
     schema = "answer: {schema: {type: object, properties: {a: {type: string}}}}\nsampling: {seed: 1}\n"
     for more in ("", "replicas: {gpus: 0}\n"):
         args = engine_args(parse(JOB + schema + more), ModelFacts(40_000, 1540, 28), {"mm_processor_cache_gb": 0})
-        assert args.keys() <= vllm.names()
+        assert args.to_dict().keys() <= vllm.names()
     known = {path.removeprefix("model.engine_args.") for path in FREE_FIELDS if path.startswith("model.engine_args.")}
     assert known <= vllm.names()
 
