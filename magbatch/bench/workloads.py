@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 import yaml
 
 from magbatch.errors import SpecError
+from magbatch.model.checkpoint import locate
 from magbatch.pipeline.context import JobContext
-from magbatch.pipeline.prepare import Preparer
+from magbatch.pipeline.prepare import Preparer, Steps
 from magbatch.plan.make import make_plan
 from magbatch.spec import JobSpec, parse
 from magbatch.tiny.receipts import draw_receipt
@@ -171,7 +172,8 @@ def prepare(workload: Workload, rows: int, seed: int, folder: Path, settings: di
         pq.write_table(table, given / f"{number:02d}.parquet")
     spec = job(workload, given, folder / "none", settings)
     plan = make_plan(spec)
-    preparer = Preparer(JobContext(spec, plan.columns))
+    checkpoint = plan.checkpoint or locate(spec.model, weights=False)
+    preparer = Preparer(JobContext(spec, plan.columns), Steps.of(spec, checkpoint))
     prompts: list[dict[str, Any]] = []
     for shard in plan.shards():
         work = preparer(shard)

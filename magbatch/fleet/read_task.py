@@ -17,12 +17,13 @@ from magbatch.errors import JobError, StorageError
 from magbatch.fleet.nodes import this_node
 from magbatch.ledger.ledger import Ledger
 from magbatch.pipeline.context import JobContext
-from magbatch.pipeline.prepare import prepare
+from magbatch.pipeline.prepare import StepsOfProcess, prepare
 from magbatch.pipeline.reading import Deaths
 from magbatch.rows import Shard
 from magbatch.versions import versions
 
 REFUSED_S = 5.0  # time for which a reader keeps its CPU on a node with other versions, so that Ray tries another node
+_STEPS = StepsOfProcess()  # for all read tasks of this process
 
 
 class BoardNotes:
@@ -88,7 +89,8 @@ def read_shards(
     try:
         ledger = Ledger(job.spec.output.path, job.spec.output.patience_s, on_wait, plan_id=job.plan_id)
         look_up = functools.partial(ledger.look_up, may_have_rows)
-        yield from prepare(job, shards, may_have_rows, look_up, on_wait, BoardNotes(board))
+        steps = _STEPS.of(job.spec)
+        yield from prepare(job, steps, shards, may_have_rows, look_up, on_wait, BoardNotes(board))
     except JobError as error:
         ray.get(board.failed.remote(error))
         raise

@@ -23,8 +23,8 @@ from magbatch.ledger.finalise import finalise
 from magbatch.ledger.lease import Lease
 from magbatch.ledger.ledger import Ledger
 from magbatch.ledger.letters import examples, explained
+from magbatch.model.checkpoint import Checkpoint
 from magbatch.pipeline.context import JobContext
-from magbatch.pipeline.prepare import Preparer
 from magbatch.plan.plan import Plan
 from magbatch.replica.board import Snapshot
 from magbatch.report.exporter import Exporter
@@ -47,13 +47,22 @@ LATE_LISTING_S = (0.5, 1.0, 2.0, 4.0)  # waits for an object store whose listing
 
 
 def complete(
-    spec: JobSpec, plan: Plan, ledger: Ledger, console: Console, lease: Lease, began: float, *, judged: bool
+    spec: JobSpec,
+    plan: Plan,
+    checkpoint: Checkpoint,
+    ledger: Ledger,
+    console: Console,
+    lease: Lease,
+    began: float,
+    *,
+    judged: bool,
 ) -> Report:
     """Answer the open rows of a frozen job, prove the job complete, and write its manifest.
 
     Args:
         spec: The job.
         plan: Plan of the job, as frozen in the ledger.
+        checkpoint: The model's files, of the plan's version.
         ledger: Output of the job.
         console: Console for progress messages.
         lease: Held lease on the output.
@@ -69,7 +78,7 @@ def complete(
     """
     spec = plan.pinned(spec)
     job = JobContext(spec, plan.columns, plan.engine_hints, plan.id)
-    args = engine_args(spec, Preparer(job).checkpoint.facts, plan.engine_hints)
+    args = engine_args(spec, checkpoint.facts, plan.engine_hints)
     done = ledger.done_counts(plan)
     check_input(spec, plan, done)
     before = int(done.sum())

@@ -15,6 +15,7 @@ from magbatch.errors import SpecError
 from magbatch.fleet.devices import check_gpus
 from magbatch.jobs.limit import limited
 from magbatch.jobs.opening import check_unused, frozen_plan
+from magbatch.jobs.steps import steps_of
 from magbatch.ledger.ledger import Ledger
 from magbatch.pipeline.context import JobContext
 from magbatch.pipeline.prepare import Preparer
@@ -175,9 +176,9 @@ def preview(spec: JobSpec, limit: int | None = None, *, shards: bool = False) ->
         check_unused(ledger)
     plan = known or make_plan(spec, limit)
     spec = plan.pinned(spec)
-    preparer = Preparer(JobContext(spec, plan.columns))
-    args = engine_args(spec, preparer.checkpoint.facts, plan.engine_hints)
-    first = _first_row(plan, preparer)
+    steps = steps_of(spec, plan)
+    args = engine_args(spec, steps.checkpoint.facts, plan.engine_hints)
+    first = _first_row(plan, Preparer(JobContext(spec, plan.columns), steps))
     notes = [*_cut_note(spec, args, first), *(unchecked(spec.model) or "").splitlines(), *plan.notes]
     refused = _refusals(spec, left=plan.rows - state.done)
     return _preview(

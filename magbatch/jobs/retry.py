@@ -17,6 +17,7 @@ from magbatch.errors import SpecChangedError, SpecError
 from magbatch.jobs.choice import Choice, filled_objects
 from magbatch.jobs.complete import complete
 from magbatch.jobs.replacement import Answers, Replacement, write_replacement
+from magbatch.jobs.steps import steps_of
 from magbatch.ledger.finalise import renew
 from magbatch.ledger.layout import RETRIES, retry_output
 from magbatch.ledger.ledger import Ledger
@@ -25,8 +26,6 @@ from magbatch.ledger.manifest import Manifest, RetryRecord
 from magbatch.ledger.objects import read_columns
 from magbatch.ledger.open import hold, patient_ledger
 from magbatch.ledger.tidy import tidy
-from magbatch.pipeline.context import JobContext
-from magbatch.pipeline.prepare import Preparer
 from magbatch.plan.make import subset_plan
 from magbatch.plan.plan import Plan
 from magbatch.report.accounts import add_usage, publish_usage
@@ -126,15 +125,14 @@ def retry(output: str, choice: Choice, overrides: list[str], console: Console) -
         found = prepare(ledger, choice, overrides)
         if isinstance(found, RetryOutcome):
             return found
-        # Errors of model, tokenizer and prompt must show before anything is written.
-        Preparer(JobContext(found.plan.pinned(found.spec), found.plan.columns))
+        checkpoint = steps_of(found.spec, found.plan).checkpoint
         if found.output().spec() is None:
             found = replace(found, plan=found.output().begin(found.spec, found.plan))
         if found.output().manifest() is None:
             console.print(f"asking {found.plan.rows:,} {choice} again", markup=False, highlight=False)
             own = patient_ledger(found.spec, console)
             # Not judged: these rows failed before, so many failures are to be expected.
-            complete(found.spec, found.plan, own, console, lease, began, judged=False)
+            complete(found.spec, found.plan, checkpoint, own, console, lease, began, judged=False)
         return merge(found, lease.confirm)
 
 

@@ -23,11 +23,10 @@ from magbatch.jobs.opening import (
     with_resume_note,
 )
 from magbatch.jobs.samples import RowSample, row_samples
+from magbatch.jobs.steps import steps_of
 from magbatch.ledger.ledger import Ledger
 from magbatch.ledger.letters import verdict
 from magbatch.ledger.open import hold, lease_on, patient_ledger, refusal_shown
-from magbatch.pipeline.context import JobContext
-from magbatch.pipeline.prepare import Preparer
 from magbatch.plan.plan import Plan
 from magbatch.report.exporter import check_address
 from magbatch.report.report import Report
@@ -97,8 +96,7 @@ def run(
     plan = known or frozen or with_patience(lambda: new_plan(spec, ledger, limit))
     if known is None and plan.rows:
         check_gpus(spec)
-    # Errors of model, tokenizer and prompt must show before anything is written.
-    with_patience(lambda: Preparer(JobContext(plan.pinned(spec), plan.columns)))
+    checkpoint = with_patience(lambda: steps_of(spec, plan)).checkpoint
     check_address(spec.metrics)
     check_temporary_files()
     with ExitStack() as stack:
@@ -113,9 +111,12 @@ def run(
                 plan = ledger.begin(spec, plan)
             for note in plan.notes:
                 console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+        elif known.revision != plan.revision:  # the other run has planned with another version of the model
+            checkpoint = steps_of(spec, known).checkpoint
         plan = known or plan
         with with_resume_note():
-            report = complete(spec, plan, patient_ledger(spec, console), console, lease, began, judged=True)
+            own = patient_ledger(spec, console)
+            report = complete(spec, plan, checkpoint, own, console, lease, began, judged=True)
     return _outcome(spec, report, ledger, plan, already=False)
 
 

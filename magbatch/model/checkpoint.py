@@ -5,7 +5,7 @@ most once. A plan freezes the version of a job's model, and every node uses that
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from magbatch.errors import ModelError, mistake_in
@@ -18,12 +18,12 @@ from magbatch.spec import ModelSpec
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A model's files on this node. A process makes it once and hands it on.
+    """A model's files on this node. A process makes it once and hands it on: the driver, a replica, a reader.
 
     Attributes:
         path: Directory of the files.
         facts: Facts from the configuration.
-        revision: Version that was asked for; None before a plan has frozen one.
+        revision: Version of the files, as a plan freezes it; None if nobody has asked for it yet.
     """
 
     path: Path
@@ -31,25 +31,27 @@ class Checkpoint:
     revision: str | None
 
 
-def resolve(model: ModelSpec) -> str:
-    """The present version of a model's files. A plan freezes it, and `locate` then accepts no other files.
+def resolve(model: ModelSpec) -> Checkpoint:
+    """Find a model's files without weights, and their present version. `locate` accepts no others once a plan froze it.
 
     Args:
         model: The spec's `model`.
 
     Returns:
-        The commit of a hub model. For other sources `sha256:A-B`: A is a checksum of the small files, B of the weights.
-        Each covers names and ETags in object storage, names and contents in a directory (samples of large files).
+        The files. Their revision is the commit of a hub model. For other sources it is `sha256:A-B`: A is a checksum of
+        the small files, B of the weights. Each covers names and ETags in object storage, names and contents in a
+        directory (samples of large files).
 
     Raises:
         ModelError: `locate` fails, or the spec names a revision that its source does not have.
         StorageError: Object storage refuses the request.
     """
-    path = locate(model, weights=False).path
+    there = locate(model, weights=False)
     if _is_hub(model.source):
-        return path.name  # the hub's cache has a folder for each commit
+        return there
     with mistake_in("model.source", ModelError):
-        found = s3_version(model.source) if model.source.startswith("s3://") else local_version(model.source, path)
+        is_bucket = model.source.startswith("s3://")
+        found = s3_version(model.source) if is_bucket else local_version(model.source, there.path)
     if found is None:
         raise ModelError(f"model.source {model.source}: its files are gone")
     if model.revision not in (None, found):
@@ -57,7 +59,7 @@ def resolve(model: ModelSpec) -> str:
             f"model.revision {model.revision}: {model.source} is {found}; only hub models have other revisions: remove "
             "model.revision, or name the directory of that version in model.source"
         )
-    return found
+    return replace(there, revision=found)
 
 
 def locate(model: ModelSpec, *, weights: bool) -> Checkpoint:
@@ -92,7 +94,8 @@ def locate(model: ModelSpec, *, weights: bool) -> Checkpoint:
     check_files(source, path)
     if frozen is not None and not source.startswith("s3://"):
         must_be(source, frozen, local_version(source, path), weights=weights)
-    return Checkpoint(path, facts(path), model.revision)
+    # The hub's cache has a folder for each commit.
+    return Checkpoint(path, facts(path), path.name if _is_hub(source) else frozen)
 
 
 def _is_hub(source: str) -> bool:

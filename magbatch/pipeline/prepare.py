@@ -34,16 +34,57 @@ T = TypeVar("T")
 RENDER_THREADS = 4  # decoding and fetching release the GIL; more threads hold more decoded images at once
 
 
-@functools.lru_cache(maxsize=1)
-def _steps(spec: str) -> tuple[Checkpoint, Tokenizer, Renderer, Prompter]:
-    """The checkpoint and the steps of a job, made once in a process: a full vocabulary takes seconds to load."""
-    job = JobSpec.model_validate_json(spec)
-    checkpoint = locate(job.model, weights=False)
-    model = checkpoint.facts
-    grid = ImageGrid(model.image_size, model.image_cell) if model.image_size else None
-    tokenizer = Tokenizer(checkpoint.path)
-    max_model_len = engine_args(job, model).max_model_len
-    return checkpoint, tokenizer, Renderer(job, grid), Prompter(job, checkpoint.path, tokenizer, max_model_len)
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """The steps between rows and prompts. A process makes them once: a full vocabulary takes seconds to load.
+
+    Attributes:
+        spec: The job's spec.
+        checkpoint: The model's files.
+        tokenizer: The model's tokenizer.
+        render: Row -> chat.
+        prompt: Chat -> token ids.
+    """
+
+    spec: JobSpec
+    checkpoint: Checkpoint
+    tokenizer: Tokenizer
+    render: Renderer
+    prompt: Prompter
+
+    @classmethod
+    def of(cls, spec: JobSpec, checkpoint: Checkpoint) -> "Steps":
+        """Make the steps of a job.
+
+        Args:
+            spec: The job's spec.
+            checkpoint: The model's files, with or without weights.
+
+        Raises:
+            ModelError: The tokenizer or the configuration cannot be had.
+        """
+        model = checkpoint.facts
+        grid = ImageGrid(model.image_size, model.image_cell) if model.image_size else None
+        tokenizer = Tokenizer(checkpoint.path)
+        prompter = Prompter(spec, checkpoint.path, tokenizer, engine_args(spec, model).max_model_len)
+        return cls(spec, checkpoint, tokenizer, Renderer(spec, grid), prompter)
+
+
+class StepsOfProcess:
+    """The steps of the job that a process prepares, found and made at its first read task."""
+
+    def __init__(self) -> None:
+        self._steps: Steps | None = None
+
+    def of(self, spec: JobSpec) -> Steps:
+        """The steps of a job, made if the last ones belong to another spec.
+
+        Raises:
+            ModelError: The model's files are missing or have another version.
+        """
+        if self._steps is None or self._steps.spec != spec:
+            self._steps = Steps.of(spec, locate(spec.model, weights=False))
+        return self._steps
 
 
 class Preparer:
@@ -51,19 +92,15 @@ class Preparer:
 
     Args:
         job: Spec and planned columns of the job.
+        steps: Steps of the job.
 
     Attributes:
-        checkpoint: The model's checkpoint on this node, without weights.
         tokenizer: Mistral's tokenizer of the model.
-
-    Raises:
-        ModelError: The tokenizer or the configuration cannot be found or loaded.
     """
 
-    def __init__(self, job: JobContext) -> None:
-        spec = job.spec
-        self.checkpoint, self.tokenizer, self._render, self._prompt = _steps(spec.model_dump_json())
-        self._spec = spec
+    def __init__(self, job: JobContext, steps: Steps) -> None:
+        spec = self._spec = job.spec
+        self.tokenizer, self._render, self._prompt = steps.tokenizer, steps.render, steps.prompt
         self._carry, self._carried = job.carry, carried_columns(spec.input)
         self._max_tokens = spec.input.columns.max_tokens
         self._used = list(dict.fromkeys([*rendered_columns(spec), *filter(None, [self._max_tokens])]))
@@ -196,6 +233,7 @@ class Preparer:
 
 def prepare(
     job: JobContext,
+    steps: Steps,
     shards: list[Shard],
     may_have_rows: frozenset[int],
     done_rows: Callable[[], Callable[[int], frozenset[str]]],
@@ -206,6 +244,7 @@ def prepare(
 
     Args:
         job: Spec and planned columns of the job.
+        steps: Steps of the job.
         shards: The shards, in the order of the plan, so that files are read forward.
         may_have_rows: Indices of the shards that may have committed rows.
         done_rows: Look-up of the shards in `may_have_rows`, called once before the first shard. Its result gives the
@@ -220,7 +259,8 @@ def prepare(
         StorageError: The storage does not answer, and patience (`output.patience_s`) is over.
     """
     notes = notes or ReadLog()
-    pieces = _ReadTask(job, may_have_rows, on_wait, notes).pieces(shards, done_rows)
+    task = _ReadTask(Preparer(job, steps), job.spec.output.patience_s, may_have_rows, on_wait, notes)
+    pieces = task.pieces(shards, done_rows)
 
     def pack(piece: _Piece) -> pa.Table:
         block = to_block(piece.prompts)
@@ -252,7 +292,8 @@ class _ReadTask:
     """Prepares shards, patiently, and notes what it reads.
 
     Args:
-        job: Spec and planned columns of the job.
+        preparer: Preparer of the job's shards.
+        patience_s: Seconds that the storage may refuse.
         may_have_rows: Indices of the shards that may have committed rows.
         on_wait: Callback for each refusal of the storage that is waited out.
         notes: Log of the rows that are being read.
@@ -260,14 +301,15 @@ class _ReadTask:
 
     def __init__(
         self,
-        job: JobContext,
+        preparer: Preparer,
+        patience_s: float,
         may_have_rows: frozenset[int],
         on_wait: Callable[[StorageError], None] | None,
         notes: Notes,
     ) -> None:
-        self._preparer = Preparer(job)
+        self._preparer = preparer
         self._may_have_rows, self._notes = may_have_rows, notes
-        self._patience_s, self._on_wait = job.spec.output.patience_s, on_wait
+        self._patience_s, self._on_wait = patience_s, on_wait
 
     def pieces(self, shards: list[Shard], done_rows: Callable[[], Callable[[int], frozenset[str]]]) -> Iterator[_Piece]:
         """The pieces of all shards in order. Every reader of a shard cuts it into the same pieces."""

@@ -45,7 +45,9 @@ def make_plan(spec: JobSpec, limit: int | None = None, take: Callable[[ObjectInf
     """
     check_apart(spec.input.path, spec.output.path)
     check_names(spec)
-    return replace(_plan_of_rows(spec, limit, take), revision=resolve(spec.model))
+    plan = _plan_of_rows(spec, limit, take)
+    checkpoint = resolve(spec.model)
+    return replace(plan, revision=checkpoint.revision, checkpoint=checkpoint)
 
 
 def _plan_of_rows(spec: JobSpec, limit: int | None, take: Callable[[ObjectInfo], bool] | None) -> Plan:

@@ -12,7 +12,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +23,9 @@ from magbatch.errors import ErrorCode, OutputError
 from magbatch.rows import Segment, Shard
 from magbatch.spec import JobSpec
 from magbatch.storage.columns import written_name
+
+if TYPE_CHECKING:
+    from magbatch.model.checkpoint import Checkpoint  # the hub's client, which `status` does not need
 
 MAX_SEGMENT_ROWS = 10_000_000  # more than any version puts in a shard; bounds the ids in memory for a damaged plan
 COLUMNS = pa.schema(
@@ -59,6 +62,7 @@ class Plan:
         revision: Version of the model's files; None in plans of older versions.
         id: Random id, hex, new for each job that begins; None before that, and in plans of older versions.
         notes: Remarks for a person; not stored.
+        checkpoint: The model's files, as the planner found them; not stored, so None in a plan that was read.
     """
 
     table: pa.Table
@@ -69,6 +73,7 @@ class Plan:
     revision: str | None = None
     id: str | None = field(default=None, compare=False)
     notes: tuple[str, ...] = field(default=(), compare=False)
+    checkpoint: "Checkpoint | None" = field(default=None, compare=False)
 
     @classmethod
     def of(

@@ -24,6 +24,7 @@ from magbatch.engines import engine_args
 from magbatch.engines.base import EngineConfig
 from magbatch.engines.vllm import VllmEngine
 from magbatch.fleet.board import BoardState
+from magbatch.jobs.steps import steps_of
 from magbatch.ledger.ledger import Ledger
 from magbatch.model.checkpoint import locate
 from magbatch.model.facts import facts
@@ -95,7 +96,7 @@ async def answer(spec: JobSpec, engine: VllmEngine, *, counted: bool) -> tuple[f
     plan = make_plan(spec)
     job, ledger = JobContext(spec, plan.columns), Ledger(spec.output.path)
     ledger.begin(spec, plan)
-    preparer = Preparer(job)
+    preparer = Preparer(job, steps_of(spec, plan))
     blocks = [to_block(preparer(shard)) for shard in plan.shards()]
     board = LocalBoard(plan.rows)
     prompter = Prompter(spec, checkpoint, tokenizer, args.max_model_len)

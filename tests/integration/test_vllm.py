@@ -29,6 +29,7 @@ from magbatch.engines import engine_args
 from magbatch.engines.base import HUGE_PAGES, EngineConfig, EngineLoad
 from magbatch.engines.vllm import VllmEngine, _as_vllm
 from magbatch.errors import EngineStartError, RequestFailedError, RequestRejectedError
+from magbatch.jobs.steps import steps_of
 from magbatch.model.checkpoint import locate
 from magbatch.model.facts import facts
 from magbatch.model.tokenizer import Tokenizer
@@ -95,7 +96,7 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> list[Prompt]:
     pq.write_table(pa.table(columns), path)
     spec = spec_for(path)
     plan = make_plan(spec)
-    return Preparer(JobContext(spec, plan.columns))(plan.shard(0)).prompts
+    return Preparer(JobContext(spec, plan.columns), steps_of(spec, plan))(plan.shard(0)).prompts
 
 
 class Serving:
@@ -381,7 +382,7 @@ def test_a_document_in_parts_is_one_row_of_the_real_engine(serving: Serving, tmp
     }
     spec = parse(yaml.safe_dump(yaml.safe_load(text) | changes))
     plan = make_plan(spec)
-    (prompt,) = Preparer(JobContext(spec, plan.columns))(plan.shard(0)).prompts
+    (prompt,) = Preparer(JobContext(spec, plan.columns), steps_of(spec, plan))(plan.shard(0)).prompts
     assert [len(part.images) for part in prompt.page_groups] == [4, 4, 4]
     tokenizer = serving.tokenizer
     prompter = Prompter(spec, locate(spec.model, weights=False).path, tokenizer, 2400)

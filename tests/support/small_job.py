@@ -27,7 +27,7 @@ from magbatch.model.tokenizer import Tokenizer
 from magbatch.pipeline.answer import RowAnswerer
 from magbatch.pipeline.block import ShardPrompts, from_block, to_block
 from magbatch.pipeline.context import JobContext
-from magbatch.pipeline.prepare import Preparer
+from magbatch.pipeline.prepare import Preparer, Steps
 from magbatch.pipeline.prompt import Prompter
 from magbatch.plan.make import make_plan
 from magbatch.plan.plan import Plan
@@ -204,7 +204,11 @@ class SmallJob:
 
     @functools.cached_property
     def preparer(self) -> Preparer:
-        return Preparer(self.job)
+        return Preparer(self.job, self.steps)
+
+    @functools.cached_property
+    def steps(self) -> Steps:
+        return Steps.of(self.spec(), locate(self.spec().model, weights=False))
 
     def start_engine(self, hold: Iterable[str] = ()) -> WatchedEngine:
         spec = self.spec()

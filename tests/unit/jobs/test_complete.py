@@ -35,7 +35,14 @@ def completed(book: Book, *, judged: bool = True, **sections: object) -> tuple[R
     spec = book.job.spec(**sections)
     with lease.acquire():
         report = complete(
-            spec, book.plan, book.ledger, Console(file=said, width=200), lease, time.monotonic(), judged=judged
+            spec,
+            book.plan,
+            book.job.steps.checkpoint,
+            book.ledger,
+            Console(file=said, width=200),
+            lease,
+            time.monotonic(),
+            judged=judged,
         )
     return report, said.getvalue()
 

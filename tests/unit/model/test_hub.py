@@ -30,9 +30,9 @@ def test_a_hub_model_is_the_commit_that_its_branch_had(
     main = kept / "refs" / "main"
     main.parent.mkdir()
     main.write_text(first)
-    planned = ModelSpec(source="acme/tiny", revision=resolve(model))
+    planned = ModelSpec(source="acme/tiny", revision=resolve(model).revision)
     main.write_text(second)
-    assert (planned.revision, resolve(model)) == (first, second)
+    assert (planned.revision, resolve(model).revision) == (first, second)
     assert locate(planned, weights=True).path.name == first
 
 

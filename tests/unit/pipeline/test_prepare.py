@@ -1,5 +1,6 @@
 import functools
 import io
+import pickle
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -15,7 +16,7 @@ from magbatch.documents.fetch import RowFetcher
 from magbatch.errors import ErrorCode, NoBucketError, Step, StorageError
 from magbatch.ledger.ledger import Ledger
 from magbatch.pipeline.block import ShardPrompts, from_block, to_block
-from magbatch.pipeline.prepare import Preparer, prepare
+from magbatch.pipeline.prepare import Preparer, StepsOfProcess, prepare
 from magbatch.pipeline.read import ShardReader, ShardRows
 from magbatch.pipeline.write import ObjectWriter
 from magbatch.rows import DeadLetter, Shard
@@ -58,10 +59,13 @@ def test_a_job_that_carries_nothing_still_answers(job: SmallJob) -> None:
 
 
 def test_a_process_locates_the_checkpoint_once(job: SmallJob) -> None:
-    job.ask(2)
-    first = Preparer(job.job).checkpoint
-    assert Preparer(job.job).checkpoint is first
-    assert first.facts.context == 8192
+    process, spec = StepsOfProcess(), job.spec()
+    first = process.of(spec)
+    assert first.checkpoint.facts.context == 8192
+    again = pickle.loads(pickle.dumps(spec))  # each read task brings a copy of its own
+    assert process.of(again) is first
+    job.set("sampling", max_tokens=7)
+    assert process.of(job.spec()).spec.sampling.max_tokens == 7
 
 
 def test_a_row_keeps_what_it_carries(either_job: SmallJob) -> None:
@@ -292,7 +296,7 @@ def read_task(
     """The blocks of some shards of a job, or of all of them."""
     named = frozenset(may_have_rows)
     done_rows = functools.partial(job.ledger.look_up, named)
-    return prepare(job.job, shards or list(job.plan.shards()), named, done_rows, on_wait)
+    return prepare(job.job, job.steps, shards or list(job.plan.shards()), named, done_rows, on_wait)
 
 
 def test_a_read_task_gives_one_block_for_each_shard_and_only_what_is_open(either_job: SmallJob) -> None:

@@ -59,7 +59,7 @@ def blocks(job: SmallJob, log: ReadLog) -> dict[str, list[str]]:
     shards = [job.plan.shard(index) for index in range(len(job.plan.shard_sizes))]
     works = [
         work
-        for block in prepare(job.job, shards, frozenset(), lambda: job.ledger.look_up([]), notes=log)
+        for block in prepare(job.job, job.steps, shards, frozenset(), lambda: job.ledger.look_up([]), notes=log)
         for work in from_block(block)
     ]
     return {

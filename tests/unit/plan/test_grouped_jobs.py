@@ -62,7 +62,7 @@ def test_a_read_task_goes_through_a_window_once(texts: SmallJob, monkeypatch: py
                 yield batch
 
     monkeypatch.setattr("magbatch.pipeline.cursor.pq.ParquetFile", Counted)
-    blocks = prepare(texts.job, shards, frozenset(), lambda: texts.ledger.look_up([]))
+    blocks = prepare(texts.job, texts.steps, shards, frozenset(), lambda: texts.ledger.look_up([]))
     found = {work.shard: [prompt.row_id for prompt in work.prompts] for block in blocks for work in from_block(block)}
     assert found == {shard.index: shard.row_ids() for shard in shards}
     assert sum(decoded) == 400
@@ -76,7 +76,7 @@ def test_a_window_that_is_damaged_fails_the_rows_that_are(texts: SmallJob) -> No
     path.write_bytes(whole + b" ")  # not the file that was planned
     works = [
         work
-        for block in prepare(texts.job, shards, frozenset(), lambda: texts.ledger.look_up([]))
+        for block in prepare(texts.job, texts.steps, shards, frozenset(), lambda: texts.ledger.look_up([]))
         for work in from_block(block)
     ]
     assert {letter.code for work in works for letter in work.failed} == {ErrorCode.FILE_CHANGED}

@@ -13,9 +13,8 @@ import pytest
 from support.small_job import SmallJob
 
 from magbatch.errors import InputError, ModelError, SpecError
+from magbatch.jobs.steps import steps_of
 from magbatch.model.checkpoint import resolve
-from magbatch.pipeline.context import JobContext
-from magbatch.pipeline.prepare import Preparer
 from magbatch.plan.make import engine_hints, make_plan, subset_plan
 from magbatch.plan.plan import Plan
 from magbatch.spec import parse
@@ -139,7 +138,7 @@ def test_a_plan_freezes_the_version_of_the_model(job: SmallJob, checkpoint: Path
     job.set("model", source=str(folder), engine="fake", engine_args=job.engine)
     job.ask(3)
     plan = Plan.from_bytes(job.plan.to_bytes())
-    assert plan.revision == resolve(job.spec().model)
+    assert plan.revision == resolve(job.spec().model).revision
     assert subset_plan(plan, list(plan.row_ids())[:1], job.spec()).revision == plan.revision
     job.answer()
     assert job.finalise() == []
@@ -150,10 +149,10 @@ def test_a_plan_freezes_the_version_of_the_model(job: SmallJob, checkpoint: Path
     (folder / "SYSTEM_PROMPT.txt").write_text("You answer otherwise.")
     assert make_plan(job.spec()).revision != plan.revision
     with pytest.raises(ModelError, match="its files have changed since the job was planned"):
-        Preparer(JobContext(plan.pinned(job.spec()), plan.columns))
+        steps_of(job.spec(), plan)
     old = Plan.from_bytes(replace(plan, revision=None).to_bytes())  # as older versions wrote it
     assert old.revision is None
-    Preparer(JobContext(old.pinned(job.spec()), old.columns))
+    steps_of(job.spec(), old)
 
 
 # Engine arguments that suit the input

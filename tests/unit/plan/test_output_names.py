@@ -19,7 +19,7 @@ from magbatch.jobs.retry import Retry, merge, prepare
 from magbatch.jobs.run import run
 from magbatch.ledger.layout import REPORT
 from magbatch.ledger.verify import verify
-from magbatch.pipeline.prepare import Preparer
+from magbatch.pipeline.prepare import Preparer, Steps
 from magbatch.plan.output_names import output_names
 from magbatch.plan.plan import Plan
 from magbatch.schema import ERRORS, RESERVED_COLUMNS, RESULTS
@@ -154,7 +154,7 @@ def test_columns_that_the_output_has_too_go_all_the_way(job: SmallJob) -> None:
     job.plan, job.output = again.plan, again.spec.output.path
     job.set("output", path=job.output)
     job.set("limits", max_prompt_tokens=2000)
-    job.preparer = Preparer(job.job)
+    job.preparer = Preparer(job.job, Steps.of(job.spec(), job.steps.checkpoint))
     job.answer()
     assert carry_out(job.ledger, job.spec(), job.plan) == []
     merge(again, lambda: None)

@@ -158,7 +158,7 @@ def test_all_types_are_carried_as_they_are(job: SmallJob) -> None:
     place = SmallJob(Path(job.root))
     place.sections = job.sections | {"limits": {"max_prompt_tokens": 2000}, "output": {"path": again.spec.output.path}}
     place.plan, place.output = again.plan, again.spec.output.path
-    place.preparer = Preparer(place.job)
+    place.preparer = Preparer(place.job, place.steps)
     place.answer()
     assert carry_out(place.ledger, place.spec(), place.plan) == []
     merge(again, lambda: None)
