@@ -43,7 +43,7 @@ def prefix(machine: Machine, rows: int, rounds: int, folder: Path, say: Say) -> 
             where.mkdir()
             # Each engine gets one core; without these settings each engine would use both.
             env = os.environ | {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-            output = run_job(_job(machine, folder / "input", where / "out", group), where, env=env)
+            output = run_job(grouped_job(machine, folder / "input", where / "out", group), where, env=env)
             report = json.loads((output / REPORT).read_text())
             speed[group] = report["run"]["tokens"] / report["run"]["serving_s"]
             totals = report["totals"]
@@ -55,7 +55,8 @@ def prefix(machine: Machine, rows: int, rounds: int, folder: Path, say: Say) -> 
     return [Target(what, statistics.median(ratios), 1.5, runs=tuple(speeds), unit="tokens/s")]
 
 
-def _job(machine: Machine, given: Path, output: Path, group: str) -> dict[str, Any]:
+def grouped_job(machine: Machine, given: Path, output: Path, group: str) -> dict[str, Any]:
+    """Spec of a job with this `input.group`, as JSON values."""
     engine: dict[str, Any] = {"max_num_seqs": 64}
     if machine.model == TINY:  # any other model is bounded by its own memory
         engine["kv_cache_memory_bytes"] = CACHED_DOCUMENTS * DOCUMENT_TOKENS * TINY_KV_BYTES_A_TOKEN

@@ -1,16 +1,11 @@
 """Numbers of a benchmark: medians, ratios, settings that differ, targets."""
 
 import json
-import time
-from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from magbatch.bench.arms import Run, check_written
-from magbatch.bench.bounds import occupancy_of, steady_rate
+from magbatch.bench.arms import Run
 from magbatch.bench.measure import MAGBATCH, RAW, RAY, RAY_BEST, Suite, same_settings
 from magbatch.bench.process import Machine
 from magbatch.bench.report import Target, document, markdown, targets
@@ -113,34 +108,3 @@ def test_engines_that_differ_are_not_compared() -> None:
         "  scheduler_config.max_num_seqs: 64 in raw, 256 in ray.data.llm",
     ]
     assert same_settings(runs[:1]) == SETTINGS
-
-
-@pytest.mark.parametrize(
-    ("written", "message"),
-    [
-        ({"a": 3}, "arm: 1 of 2 rows were not written, such as b"),
-        ({"a": 3, "b": 4}, "arm: 1 rows have other lengths than were forced, such as b: 4 tokens instead of 5"),
-    ],
-)
-def test_an_arm_that_has_not_done_the_work_is_refused(written: dict[str, int], message: str) -> None:
-    check_written("arm", {"a": 3, "b": 5}, {"a": 3, "b": 5})
-    with pytest.raises(BenchError, match=message):
-        check_written("arm", written, {"a": 3, "b": 5})
-
-
-def test_a_jobs_speed_is_of_its_rows_not_of_a_file_without_any(tmp_path: Path) -> None:
-    """An object without rows shows the columns, and is written after all other objects."""
-    for kind, number, rows in (("results", 0, 10), ("results", 1, 40), ("results", 2, 50), ("errors", 0, 0)):
-        (tmp_path / kind).mkdir(exist_ok=True)
-        pq.write_table(pa.table({"id": list(range(rows))}), tmp_path / kind / f"{number}.parquet")
-        time.sleep(0.2 if rows else 0)
-    times = [(tmp_path / "results" / f"{number}.parquet").stat().st_ctime for number in (0, 2)]
-    assert steady_rate(tmp_path) == pytest.approx(90 / (times[1] - times[0]))
-
-
-def test_occupancy_is_of_what_could_be_in_use_until_the_input_is_exhausted() -> None:
-    # Two seconds with all 4 slots, one with 2 of 4; then the last 3 of 10 rows are in, and free slots no longer count.
-    steps = [(0.0, 4, 0), (2.0, 2, 3), (3.0, 3, 7), (5.0, 1, 9), (100.0, 0, 10)]
-    assert occupancy_of(steps, slots=4, rows=10) == pytest.approx((2 * 4 + 1 * 2 + 2 * 3) / (2 * 4 + 1 * 4 + 2 * 3))
-    with pytest.raises(BenchError, match="took no step"):
-        occupancy_of([], slots=4, rows=10)

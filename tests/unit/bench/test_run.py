@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from magbatch.bench import probe
 from magbatch.cli.app import app
 
 
@@ -33,30 +32,3 @@ def test_plugins_that_are_chosen_by_hand_are_refused(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("VLLM_PLUGINS", "mine")
     done = CliRunner().invoke(app, ["bench", "text", "--rows", "2"])
     assert (done.exit_code, "VLLM_PLUGINS is set" in done.stderr) == (2, True)
-
-
-def test_the_probe_is_found_as_a_plugin_where_its_folder_is_and_nowhere_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from importlib.metadata import entry_points
-
-    def found() -> list[str]:
-        return [one.value for one in entry_points(group="vllm.general_plugins") if "magbatch" in one.name]
-
-    assert found() == []
-    monkeypatch.syspath_prepend(str(probe.plugin_folder(tmp_path)))
-    assert found() == ["magbatch.bench.probe:install"]
-
-
-def test_events_are_noted_with_their_time(tmp_path: Path) -> None:
-    assert probe.events(tmp_path) == []
-    probe.note(tmp_path, "ready")
-    probe.note(tmp_path, "engine", settings={"a": 1})
-    first, second = probe.events(tmp_path)
-    assert (first["event"], second["event"], second["settings"]) == ("ready", "engine", {"a": 1})
-    assert first["at"] <= second["at"]
-
-
-def test_a_step_that_was_half_written_is_left_out(tmp_path: Path) -> None:
-    (tmp_path / probe.STEPS).write_bytes(probe.STEP.pack(1.5, 3, 2) + probe.STEP.pack(2.0, 1, 4)[:7])
-    assert probe.steps(tmp_path) == [(1.5, 3, 2)]
