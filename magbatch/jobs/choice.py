@@ -88,7 +88,7 @@ class Choice:
             try:
                 table = read_columns(ledger.store, name, ["row_id", column])
             except FileNotFoundError as error:
-                raise damaged(ledger.store, f"{name}: in the manifest, but not there") from error
+                raise damaged(ledger.store, f"{name}: in the manifest, but missing") from error
             if wanted:
                 table = table.filter(pa.compute.is_in(table.column(column), pa.array(wanted)))
             row_ids: list[Any] = table.column("row_id").unique().to_pylist()

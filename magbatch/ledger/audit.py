@@ -1,7 +1,7 @@
 """Objects checked against the plan, unit by unit.
 
-Two attempts at a shard (a replica that was believed dead, a retry) may leave a row in two objects. One rule keeps one
-of them: an answer before a dead letter, then the attempt that began first. The rule uses the objects' names and
+Two attempts at a shard (a replica that seemed dead, a retry) may leave a row in two objects. One rule keeps one
+of them: an answer before a dead letter, then the attempt that started first. The rule uses the objects' names and
 contents alone, so every caller gets the same result at any time.
 """
 
@@ -53,8 +53,8 @@ def audit_output(
     """Read every object whole and check it against the plan, unit by unit.
 
     Args:
-        ledger: The output.
-        plan: The job's plan.
+        ledger: Output to check.
+        plan: Plan of the job, with the ids of all rows.
         more: Columns to keep in each object's table, by kind, in addition to those that totals need.
         checksums: SHA-256 of objects, from a manifest; an object with another checksum is a problem and is not parsed.
         only: Objects to check; None for all.

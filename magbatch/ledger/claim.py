@@ -1,10 +1,10 @@
 """Taking the lease of an output, after its last holder is gone.
 
 A claim creates the lease object with the next number. Exactly one of many commands can create it, on a disk and on S3
-alike. If the last holder has not given its lease back, a claim waits for its beat and takes over if none comes.
+alike. If the last holder has not given its lease back, a claim waits for its heartbeat and takes over if none comes.
 Clocks of two machines are never compared.
 
-Silence proves a dead holder only while the store takes writes: a holder cannot beat while the store is away or full.
+Silence proves a dead holder only while the store takes writes: there is no heartbeat while the store is away or full.
 So a waiting claim writes too, and starts its wait again after each refusal.
 """
 
@@ -25,9 +25,9 @@ class Claim:
     Args:
         store: The output, as a store that answers quickly or not at all.
         record: Record of the claiming command.
-        patience_s: Seconds that the storage may refuse while an earlier holder is waited for.
+        patience_s: Seconds that the storage may refuse while the claim waits for an earlier holder.
         say: Function that shows one line to a person.
-        timing: Durations.
+        timing: Interval of heartbeats, and silence after which a holder counts as dead, in seconds.
 
     Attributes:
         inherited: Whether the last holder had not given its lease back: its replicas may still commit.
@@ -70,7 +70,7 @@ class Claim:
                 if not self.inherited or not error.passing or time.monotonic() - refused_since > self._patience_s:
                     raise
                 time.sleep(self._timing.look_s)
-                continue  # the old holder may have been refused too, and beats as soon as the store is back
+                continue  # the old holder may be refused too, and sends a heartbeat once the store is back
             if not created:
                 continue
             numbers = [number, *lease_numbers(store)]
@@ -112,8 +112,8 @@ class Claim:
         if not self.inherited:
             return
         busy = LeaseError(
-            f"{self._store.root}: another run is working on it ({holder.shown()}); it continues on its own, nothing "
-            f"needs to be run again: magbatch status {self._store.root}"
+            f"{self._store.root}: another run is working on it ({holder.shown()}). That run continues; start nothing. "
+            f"State: magbatch status {self._store.root}"
         )
         if holder.place and holder.place == self._place:
             if holder.runs_here():
@@ -131,7 +131,7 @@ class Claim:
                 self._store.delete(self._watcher)
 
     def _sees_beat(self, number: int, data: bytes) -> bool:
-        """Watch the last holder until it beats, or until it was silent for `expiry_s` while the store took our writes.
+        """Watch the last holder until a heartbeat, or until `expiry_s` of silence while the store took our writes.
 
         Args:
             number: Number of the holder's lease.

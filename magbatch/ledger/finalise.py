@@ -26,7 +26,7 @@ from magbatch.schema import ERRORS, RESULTS, SCHEMA_VERSION, ObjectName, new_att
 from magbatch.spec import JobSpec
 from magbatch.totals import Totals
 
-SHOWN_PROBLEMS = 20  # in the error of a damaged output; `magbatch verify` lists all
+SHOWN_PROBLEMS = 20  # problems in the error of a damaged output; `magbatch verify` lists all
 
 
 def finalise(
@@ -41,9 +41,9 @@ def finalise(
     """Prove a job complete, then write its report, its page and, last, its manifest.
 
     Args:
-        ledger: The job's output.
-        spec: The job.
-        plan: The job's plan.
+        ledger: Output of the job, held by this command.
+        spec: Spec of the job.
+        plan: Plan of the job, with the ids of all rows.
         observe: Function that receives kind and narrow columns of each object that counts.
         report: Function that makes the report and its page from the totals: contents by file name.
         confirm: Function that is called before each step reserved for the lease's holder; it raises to stop the work.
@@ -156,10 +156,10 @@ def _complete(
 
 
 def _put_in_place(ledger: Ledger, made: Mapping[str, bytes], before: dict[str, bytes | None]) -> None:
-    """Write report and page to their places, before the manifest: a manifest says that everything is there.
+    """Write report and page under their final names, before the manifest: a manifest says that everything exists.
 
     Args:
-        ledger: The output.
+        ledger: Output of the job, held by this command.
         made: New contents, by file name.
         before: Contents when the lease was last confirmed, left by an interrupted end. Any other content belongs to
             a run that has taken the output over, and its manifest may name it.
@@ -185,14 +185,14 @@ def renew(
     """Replace a manifest in one write; the objects that the new one names exist already.
 
     Args:
-        ledger: The output.
-        spec: The job.
-        plan: The job's plan.
+        ledger: Output of the job, held by this command.
+        spec: Spec of the job.
+        plan: Plan of the job.
         manifest: Manifest to replace.
         gone: Objects to drop from the manifest; the caller moves them away afterwards.
         new: Objects to add to the manifest.
-        made: Contents of a new report and its page, by file name. They are moved to their places after the manifest
-            is written; if this command is interrupted, the next command moves them.
+        made: Contents of a new report and its page, by file name. They get their final names after the manifest is
+            written; if this command is interrupted, the next command moves them.
         changes: Other fields of the manifest, with their new values.
 
     Returns:

@@ -1,7 +1,7 @@
 """The lease object of an output, and the command that it names as its holder.
 
 The lease is the object `_magbatch/lease-<n>.json` with the highest n. Its content describes the holder, which writes
-it again every few seconds: a beat.
+it again every few seconds: a heartbeat.
 """
 
 import json
@@ -29,9 +29,9 @@ class LeaseTiming:
     """Durations of a lease.
 
     Attributes:
-        beat_s: Seconds between two beats of the holder.
-        expiry_s: Seconds without a beat after which a holder on another machine counts as dead.
-        look_s: Seconds between two looks of a command that waits for a beat.
+        beat_s: Seconds between two heartbeats of the holder.
+        expiry_s: Seconds without a heartbeat after which a holder on another machine counts as dead.
+        look_s: Seconds between two looks of a command that waits for a heartbeat.
     """
 
     beat_s: float = 5.0
@@ -95,12 +95,12 @@ class LeaseRecord:
     Attributes:
         host: Name of the holder's machine.
         pid: Process id of the holder.
-        place: Identity of the space in which `pid` is unique: one boot of one machine. Empty if unknown.
+        place: Identity of the machine and its boot, within which `pid` is unique. Empty if unknown.
         since: Start of the process, in ticks since the boot; tells two processes with one id apart.
         command: Command line after `magbatch`, without the output.
         taken_at: Time at which the lease was taken (Unix time, seconds); None in older versions.
-        at: Time of the last beat (Unix time, seconds); None in older versions.
-        beat: Number of beats so far.
+        at: Time of the last heartbeat (Unix time, seconds); None in older versions.
+        beat: Number of heartbeats so far.
         released: Whether the holder has ended and given the lease back.
         finished: Whether a released holder had done its work; None before the release.
         id: Random id of the holder, hex.
@@ -170,7 +170,7 @@ class Holder:
         command: Name and options of the command, without the output; `run` with the full path of its spec, if known.
         host: Name of its machine.
         pid: Process id.
-        at: Time of its last beat (Unix time, seconds); None if an older version wrote the record.
+        at: Time of its last heartbeat (Unix time, seconds); None if an older version wrote the record.
         released: Whether it has ended and given the output back.
         finished: Whether it did its work.
         is_here: Whether it ran on this machine, so that `alive` is certain.

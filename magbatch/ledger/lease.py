@@ -87,13 +87,13 @@ class Lease:
         return LeaseToken(self._store.root, self._number)
 
     def check(self) -> None:
-        """Check what the last beat found out.
+        """Check the result of the last heartbeat.
 
         Raises:
             LeaseError: Another run has taken the output over.
         """
         if self._successor is not None:
-            raise LeaseError(f"another run ({self._successor}) has taken {self._store.root} over; this one stops")
+            raise LeaseError(f"another run ({self._successor}) has taken over {self._store.root}; this run stops")
         if self._defect is not None:
             raise RuntimeError("the thread that renews the lease ended") from self._defect
 
@@ -110,7 +110,7 @@ class Lease:
     def _beat(self) -> None:
         try:
             while not self._over.wait(self._timing.beat_s):
-                with suppress(StorageError):  # the next beat tries again; expiry_s allows for several
+                with suppress(StorageError):  # the next heartbeat tries again; expiry_s allows for several
                     self._look()
                     if self._successor is not None:
                         return

@@ -29,7 +29,7 @@ READERS = 8  # objects read at once: object storage answers in tens of ms, so a 
 
 
 class Ledger(Output):
-    """The output of one job with the rows that are done; arguments as of `Output`."""
+    """The output of one job with the rows that are done; its arguments are those of `Output`."""
 
     _filled: frozenset[int] = frozenset()  # shards that had objects at the last listing of a disk
     _listed_at = -math.inf  # monotonic time of that listing (seconds)
@@ -53,7 +53,7 @@ class Ledger(Output):
         """Units of the output, including objects of other plans.
 
         Args:
-            plan: The job's plan.
+            plan: Plan of the job, for its number of shards.
             only: Objects to take; None for all.
         """
         both = merge(*(self._every(kind) for kind in (RESULTS, ERRORS)), key=attrgetter("shard"))

@@ -12,9 +12,9 @@ from magbatch.schema import ERRORS, ObjectName
 from magbatch.spec import JobSpec
 from magbatch.totals import Totals
 
-EXAMPLES = 3  # of each code
+EXAMPLES = 3  # examples of each code
 MAX_OBJECTS = 64  # objects read for examples; a code that none of them has is shown with its count alone
-MESSAGE_CHARS = 300  # of an example in a line
+MESSAGE_CHARS = 300  # longest example in a line, in characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +51,10 @@ def examples(
     Objects that cannot be read are skipped: examples are for display only.
 
     Args:
-        ledger: The output.
+        ledger: Output whose dead letters are read.
         by_code: Number of dead letters of each code to look for.
         each: Maximum number of examples of a code.
-        but: Ids of rows to leave out, because they have an answer by now.
+        but: Ids of rows to leave out, because they have got an answer since.
         gone: Objects to leave out, because other objects have replaced them.
 
     Returns:
@@ -107,21 +107,21 @@ def _short(message: str) -> str:
 def verdict(spec: JobSpec, planned: int, totals: Totals, ledger: Ledger) -> str | None:
     """Explain in a line why a complete job ends with exit code 1; None if it does not.
 
-    A job ends so if more rows failed than `limits.max_failed_rows` allows. Without that limit, it does if no row was
+    That happens if more rows failed than `limits.max_failed_rows` allows; without that limit, if no row was
     answered.
 
     Args:
-        spec: The job.
+        spec: Spec of the job, for `limits.max_failed_rows`.
         planned: Number of planned rows.
         totals: Sums over the job's objects.
-        ledger: The job's output.
+        ledger: Output of the job, for examples.
     """
     allowed = spec.limits.failed_allowed(planned)
     if allowed is not None and totals.failed > allowed:
-        begin = f"{counted(totals.failed, 'row')} failed, more than limits.max_failed_rows allows ({allowed:,})."
+        failed = f"{counted(totals.failed, 'row')} failed, more than limits.max_failed_rows allows ({allowed:,})."
     elif allowed is None and totals.failed and not totals.answered:
-        begin = f"None of {counted(planned, 'row')} was answered, each is a dead letter."
+        failed = f"None of {counted(planned, 'row')} was answered: each is a dead letter."
     else:
         return None
     said = _sentence(totals.by_code, examples(ledger, totals.by_code, each=1), ledger.path)
-    return f"{begin} {said}. Fix the cause and run magbatch retry, or raise limits.max_failed_rows"
+    return f"{failed} Fix the cause and run magbatch retry, or raise limits.max_failed_rows. {said}"

@@ -127,7 +127,7 @@ class Manifest:
 
     Attributes:
         schema_version: Version of the output contract, the objects' columns.
-        job: The job's name.
+        job: Name of the job, from its spec.
         finished_at: Time of the job's end, ISO 8601.
         planned_rows: Input rows of the plan.
         plan_sha256: SHA-256 of the stored plan, hex.

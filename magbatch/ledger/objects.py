@@ -30,8 +30,8 @@ from magbatch.storage import Store
 from magbatch.storage.columns import empty_table
 from magbatch.totals import COLUMNS, ERROR_COLUMNS, Totals
 
-FOOTER_BYTES = 1 << 16  # of an object, read first; most footers are shorter
-ROW_GROUP_BYTES = 16 << 20  # uncompressed: bounds the memory of a spool, and of a reader of one row group
+FOOTER_BYTES = 1 << 16  # end of an object that is read first; most footers are shorter
+ROW_GROUP_BYTES = 16 << 20  # uncompressed size; bounds the memory of a spool, and of a reader of one row group
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ def read_object(
     """Read an object whole and check its content.
 
     Args:
-        store: The job's output.
+        store: Storage of the job's output.
         name: Name of the object.
         more: Columns to keep in the object's table, by kind, in addition to those that totals need.
         sha256: SHA-256 from a manifest; content with another checksum is not parsed. None if unknown.
@@ -89,7 +89,7 @@ def read_object(
         data = store.read(str(name))
         checksum = hashlib.sha256(data).hexdigest()
         if sha256 not in (None, checksum):
-            return f"{name}: its checksum is not the manifest's"
+            return f"{name}: its checksum differs from the manifest's"
         file = _open(data)
         table = _read(file, columns)
         _check_types(table, name.kind)
@@ -192,7 +192,7 @@ def row_groups(store: Store, name: ObjectName, sha256: str | None = None) -> Ite
     """Read all records of an object, one row group at a time.
 
     Args:
-        store: The job's output.
+        store: Storage of the job's output.
         name: Name of the object.
         sha256: SHA-256 from a manifest, so that damage is not copied under a new checksum. None if unknown.
 
@@ -202,7 +202,7 @@ def row_groups(store: Store, name: ObjectName, sha256: str | None = None) -> Ite
     try:
         data = store.read(str(name))
         if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
-            raise damaged(store, f"{name}: its checksum is not the manifest's")
+            raise damaged(store, f"{name}: its checksum differs from the manifest's")
         file = pq.ParquetFile(pa.BufferReader(data))
         for group in range(file.num_row_groups):
             yield file.read_row_group(group, use_threads=False)
@@ -214,7 +214,7 @@ def damaged(store: Store, what: str) -> OutputError:
     """The error for an output with a changed or broken file.
 
     Args:
-        store: The output.
+        store: Storage of the output.
         what: Path of the file, and what is wrong with it.
     """
     return OutputError(
@@ -229,7 +229,7 @@ class Spool:
 
     Args:
         kind: `results` or `errors`.
-        schema: The contract's columns.
+        schema: Columns of the output contract.
         group_bytes: Size of a row group (bytes, uncompressed).
     """
 
@@ -278,7 +278,7 @@ class Spool:
         """Make the object visible, and read it back.
 
         Args:
-            store: The job's output.
+            store: Storage of the job's output.
             shards: Shards whose rows the object may hold.
             attempt: Id of the attempt that writes the object.
             seq: Position of the object among the attempt's objects.

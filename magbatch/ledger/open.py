@@ -27,14 +27,14 @@ def refusal_shown(console: Console, what: str) -> Callable[[StorageError], None]
 
 
 def patient_ledger(spec: JobSpec, console: Console) -> Ledger:
-    """The ledger of a job that has begun: its storage may be away for `output.patience_s`."""
+    """The ledger of a job that has started; its storage may be away for `output.patience_s`."""
     return Ledger(spec.output.path, spec.output.patience_s, refusal_shown(console, "the output's storage"))
 
 
 def lease_on(
     path: str, say: Callable[[str], None], patience_s: float = 0.0, command: tuple[str, ...] = ("run",)
 ) -> Lease:
-    """Make a lease on an output without taking it; arguments as of `hold`."""
+    """Make a lease on an output without taking it; the arguments are those of `hold`."""
     return Lease(open_store(path, quick=True), say, patience_s, command)
 
 

@@ -23,7 +23,7 @@ from magbatch.spec import JobSpec, differences, parse
 from magbatch.storage import Store, open_store
 from magbatch.storage.patience import PatientStore
 
-PLAN_FOOTER_BYTES = 1 << 16  # of a stored plan, read first; most footers are shorter
+PLAN_FOOTER_BYTES = 1 << 16  # end of a stored plan that is read first; most footers are shorter
 
 
 class Output:
@@ -37,7 +37,7 @@ class Output:
 
     Attributes:
         path: Path without a trailing slash.
-        store: The output's storage.
+        store: Storage of the output, a disk or S3.
         refusals: Number of refusals that were waited out.
     """
 
@@ -69,12 +69,12 @@ class Output:
             return None
 
     def spec(self) -> JobSpec | None:
-        """The stored spec; None if no job has begun here."""
+        """The stored spec; None if no job has started here."""
         data = self.load(SPEC)
         return None if data is None else parse(data.decode(errors="replace"), origin=f"{self.path}/{SPEC}")
 
     def plan(self) -> Plan | None:
-        """The frozen plan; None if no job has begun here."""
+        """The frozen plan; None if no job has started here."""
         data = self.load(PLAN)
         plan = None if data is None else Plan.from_bytes(data)
         self.plan_id = None if plan is None else plan.id
@@ -135,17 +135,17 @@ class Output:
             )
         plan_bytes = self.load(PLAN) or b""
         if not manifest.vouches_for(SPEC, self.load(SPEC)):
-            raise damaged(self.store, f"{SPEC}: its checksum is not the manifest's")
+            raise damaged(self.store, f"{SPEC}: its checksum differs from the manifest's")
         # A manifest of any version has the plan's checksum.
         if sha256(plan_bytes).hexdigest() != manifest.plan_sha256 or not manifest.vouches_for(PLAN, plan_bytes):
-            raise damaged(self.store, f"{PLAN}: its checksum is not the manifest's")
+            raise damaged(self.store, f"{PLAN}: its checksum differs from the manifest's")
         return spec, plan, manifest
 
     def begin(self, spec: JobSpec, plan: Plan) -> Plan:
         """Freeze a new job: write the plan, then the spec.
 
-        Files of an earlier job that answered nothing are deleted first. Its spec must not stand next to the new plan,
-        and its costs and its end are not this job's.
+        Files of an earlier job that answered nothing are deleted first. Its spec must not remain with the new plan,
+        and its costs and its end do not belong to this job.
 
         Returns:
             The plan with its id.
@@ -160,12 +160,12 @@ class Output:
 
     def has_objects(self) -> bool:
         """Whether `results/` or `errors/` holds anything except objects of another plan, or the job is complete."""
-        plan_id = read_plan_id(self.store)  # read now: another run may have begun another job here
+        plan_id = read_plan_id(self.store)  # read again: another run may have started another job here
         names = (ObjectName.parse(item.name) for kind in (RESULTS, ERRORS) for item in self.store.list(f"{kind}/"))
         return any(name is None or not name.is_foreign(plan_id) for name in names) or self.load(MANIFEST) is not None
 
     def check_same(self, spec: JobSpec) -> bool:
-        """Whether this job has begun here already.
+        """Whether this job has started here already.
 
         Raises:
             SpecChangedError: The job here has another spec; the message shows the difference.
@@ -186,7 +186,7 @@ class Output:
 def read_plan_id(store: Store) -> str | None:
     """Id of the stored plan; None if there is no plan, it is damaged, or an older version wrote it.
 
-    The plan's footer alone is read if it is short.
+    If the plan's footer is short, nothing else is read.
     """
     with suppress(pa.ArrowException, ValueError, OSError):
         try:

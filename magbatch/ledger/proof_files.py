@@ -17,7 +17,7 @@ from magbatch.ledger.staging import is_staged
 from magbatch.plan.plan import Plan
 from magbatch.spec import JobSpec, parse
 
-SETTLING_S = (0.05, 0.1, 0.2)  # waits (seconds) for a command that is about to move a file to its place
+SETTLING_S = (0.05, 0.1, 0.2)  # waits (seconds) for a command that is about to give a file its final name
 REWRITES = "magbatch run SPEC writes it again"
 
 
@@ -25,7 +25,7 @@ class FileProof:
     """Checks of a job's own files.
 
     Args:
-        output: The output.
+        output: Output whose files are checked.
         findings: Collector of problems.
 
     Attributes:
@@ -80,8 +80,8 @@ class FileProof:
         """Compare the job's own files with the manifest.
 
         Args:
-            manifest: The manifest.
-            data: Content of each file; a file that is about to be moved to its place is read again.
+            manifest: Manifest of the job, undamaged.
+            data: Content of each file; a file that is about to get its final name is read again.
 
         Returns:
             Whether the manifest vouches for the content, for each file that it names.
@@ -105,7 +105,7 @@ class FileProof:
         return {name: file.fits(data[name]) for name, file in named.items()}
 
     def _settled(self, file: StoredFile) -> bytes | None:
-        """Wait until the command that wrote the manifest has moved a staged file to its place; this takes a moment."""
+        """Wait until the command that wrote the manifest has moved a staged file to its final name, in a moment."""
         for wait_s in SETTLING_S:
             data = self.load(file.name)
             if file.fits(data):
@@ -116,7 +116,7 @@ class FileProof:
         return self.load(file.name)
 
     def _note_difference(self, file: StoredFile, *, there: bool) -> None:
-        what = "its checksum is not the manifest's" if there else "in the manifest, but not there"
+        what = "its checksum differs from the manifest's" if there else "in the manifest, but missing"
         if file.name not in {REPORT, PAGE}:
             self._findings.problems.append(f"{file.name}: {what}")
         elif is_staged(self._output.store, file):
@@ -134,7 +134,7 @@ class FileProof:
             counted = int(said.get("retries_counted", 0))
         except (ValueError, TypeError, AttributeError):
             if manifest.version == 1:
-                self._findings.mendable(f"{REPORT}: not there, or damaged; {REWRITES}")
+                self._findings.mendable(f"{REPORT}: missing or damaged; {REWRITES}")
             return
         if manifest.version == 1 and written_by_this:
             self._findings.problems.append(f"{MANIFEST} has version 1, but a later version wrote {REPORT}")
@@ -147,7 +147,7 @@ class FileProof:
         """A file's parsed content; None if the file is missing, changed or damaged."""
         if data is None:
             if name not in vouched:  # otherwise the problem is noted already
-                self._findings.problems.append(f"{name}: not there")
+                self._findings.problems.append(f"{name}: missing")
             return None
         if not vouched.get(name, True):
             return None

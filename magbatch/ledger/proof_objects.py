@@ -29,7 +29,7 @@ class ObjectProof:
     """Checks of a job's objects.
 
     Args:
-        ledger: The output.
+        ledger: Output whose objects are checked.
         manifest: The manifest; None if there is none or it is damaged.
         complete: Whether the job has a manifest, even a damaged one.
         findings: Collector of problems.
@@ -82,8 +82,8 @@ class ObjectProof:
         """Read every object, and check it against the plan and the manifest.
 
         Args:
-            spec: The job.
-            plan: The job's plan.
+            spec: Spec of the job.
+            plan: Plan of the job, with the ids of all rows.
             objects: Number of objects, for the progress.
         """
         grading, checked = grading_of(spec, plan), 0
@@ -121,7 +121,7 @@ class ObjectProof:
     def check_lost(self) -> None:
         """Find objects that the manifest names and no check has seen."""
         lost = sorted({str(name) for name in self._entries} - self.names)
-        self._findings.problems += [f"{name}: in the manifest, but not there" for name in lost]
+        self._findings.problems += [f"{name}: in the manifest, but missing" for name in lost]
 
     def _note(self, audit: Audit) -> None:
         self._findings.problems += audit.problems
@@ -157,7 +157,7 @@ class ObjectProof:
         name = str(entry.name)
         data = self._load(name)
         fits = StoredFile(name, entry.bytes, entry.sha256).fits(data)
-        return None if fits else f"{name}: its checksum is not the manifest's"
+        return None if fits else f"{name}: its checksum differs from the manifest's"
 
 
 def _gaps_and_repeats(audit: Audit) -> Iterator[str]:

@@ -1,7 +1,7 @@
-"""Staging makes the report, its page and the manifest with their checksums change together, also if a process dies.
+"""Staging makes the report, its page and the manifest with their checksums change together, even if a process dies.
 
 New files are first written to `_magbatch/staged/`, under names that hold their checksums. Once a manifest names them,
-they are moved to their places, by the command that wrote the manifest or by the next one.
+they get their final names, from the command that wrote the manifest or from the next one.
 """
 
 from collections.abc import Collection, Mapping
@@ -15,7 +15,7 @@ def stage(store: Store, files: Mapping[str, bytes]) -> tuple[StoredFile, ...]:
     """Write files to the staging folder.
 
     Args:
-        store: The output.
+        store: Storage of the output.
         files: Contents by file name.
     """
     found = tuple(StoredFile.of(name, data) for name, data in files.items())
@@ -30,11 +30,11 @@ def staged(store: Store) -> list[str]:
 
 
 def place(store: Store, manifest: Manifest, names: Collection[str]) -> None:
-    """Move staged files that a manifest names to their places; files that are not staged are left alone.
+    """Give staged files that a manifest names their final names; files that are not staged are left alone.
 
     Args:
-        store: The output.
-        manifest: The manifest.
+        store: Storage of the output.
+        manifest: Manifest that names the files.
         names: Names of the files to move.
     """
     for file in manifest.files:
@@ -43,18 +43,18 @@ def place(store: Store, manifest: Manifest, names: Collection[str]) -> None:
 
 
 def settle(store: Store, manifest: Manifest, found: Collection[str]) -> None:
-    """Move staged files that the manifest names to their places, and delete other staged files.
+    """Give staged files that the manifest names their final names, and delete other staged files.
 
     Args:
-        store: The output.
-        manifest: The job's manifest.
+        store: Storage of the output.
+        manifest: Manifest of the job, as it is stored now.
         found: Names of staged files, listed before the manifest was read and the lease last confirmed. Files staged
             later belong to a command that has taken the output over, and its manifest may name them.
     """
-    places = {_staged_name(file): file.name for file in manifest.files}
+    final_names = {_staged_name(file): file.name for file in manifest.files}
     for name in found:
-        if name in places:
-            store.move(name, places[name])
+        if name in final_names:
+            store.move(name, final_names[name])
         else:
             store.delete(name)
 
@@ -65,14 +65,14 @@ def is_staged(store: Store, file: StoredFile) -> bool:
 
 
 def read_named(store: Store, manifest: Manifest, name: str) -> bytes:
-    """Read one of the job's own files as the manifest names it, from its place or from the staging folder.
+    """Read one of the job's own files as the manifest names it, under its final name or from the staging folder.
 
     Raises:
-        FileNotFoundError: Neither place holds a file with the manifest's checksum.
+        FileNotFoundError: Neither of the two files exists with the manifest's checksum.
     """
     file, names = manifest.file(name), [name]
     if file is not None:
-        names += [_staged_name(file), name]  # its place once more: the file may just have been moved there
+        names += [_staged_name(file), name]  # the final name once more: the file may just have been moved there
     for candidate in names:
         try:
             data = store.read(candidate)

@@ -22,7 +22,7 @@ class Fields:
         path: Path of the object in its document; empty for the whole document.
 
     Raises:
-        ValueError: The value is not an object.
+        ValueError: The value is not a JSON object.
     """
 
     def __init__(self, value: Any, path: str) -> None:
@@ -47,7 +47,7 @@ class Fields:
 
 
 def parse(text: str) -> Any:
-    """Parse a JSON document; a field that stands twice, and NaN or Infinity, are errors."""
+    """Parse a JSON document; a repeated field, NaN and Infinity are errors."""
     return json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
 
 
@@ -104,9 +104,9 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
-        raise ValueError(f"{shown(twice)[1:-1]} is there twice")
+        raise ValueError(f"{shown(twice)[1:-1]} appears twice")
     return found
 
 
 def _no_number(name: str) -> Any:
-    raise ValueError(f"{name} stands in it, which is not a JSON number")
+    raise ValueError(f"it has {name}, which is not a JSON number")

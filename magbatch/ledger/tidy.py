@@ -16,7 +16,7 @@ def strays(ledger: Ledger) -> tuple[list[ObjectName], list[str]]:
         Objects that the manifest does not name, left by an interrupted end; names in the manifest without an object.
     """
     names = ledger.object_names()
-    manifest = ledger.manifest()  # after the listing: a listed object that it lacks is in no later manifest either
+    manifest = ledger.manifest()  # read after the listing: a listed object that it lacks is in no later manifest either
     if manifest is None:
         return [], []
     named, there = {entry.name for entry in manifest.objects}, set(names)
@@ -27,11 +27,11 @@ def tidy(ledger: Ledger, confirm: Callable[[], None]) -> None:
     """Move objects that the manifest does not name to `superseded/`, and delete drafts.
 
     Args:
-        ledger: The output.
+        ledger: Output of a complete job.
         confirm: Function that raises if another command works on the output, whose new objects no manifest names yet.
     """
     names, waiting = ledger.object_names(), staged(ledger.store)
-    manifest = ledger.manifest()  # after the listings, as in `strays`
+    manifest = ledger.manifest()  # read after the listings, as in `strays`
     confirm()
     if manifest is not None:
         settle(ledger.store, manifest, waiting)

@@ -21,7 +21,7 @@ class Unit(NamedTuple):
 def units(names: Iterable[ObjectName], num_shards: int) -> Iterator[Unit]:
     """Group objects into units.
 
-    Each planned shard is in exactly one unit, also if it has no objects. A merged object holds rows of several
+    Each planned shard is in exactly one unit, even without objects. A merged object holds rows of several
     shards, so it joins them into one unit. Units of shards that are not planned come last.
 
     Example: a plan of 5 shards; object `a` of shard 0, merged object `b` of shards 2 and 3, object `c` of shard 3.

@@ -1,4 +1,4 @@
-"""The proof of an output: everything that its manifest says is computed again from the objects and compared."""
+"""The proof of an output: every statement of its manifest is computed again from the objects and compared."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -18,7 +18,7 @@ from magbatch.spec import JobSpec
 from magbatch.totals import Totals
 
 TRIES = 5  # proofs in a row, if a retry or a compaction replaces the manifest during each
-MAX_SHOWN_CHARS = 60  # of a value in a problem
+MAX_SHOWN_CHARS = 60  # longest value in the text of a problem, in characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +54,10 @@ class Verification:
 
 
 def verify(ledger: Ledger, progress: Progress = lambda done, objects: None) -> Verification:
-    """Compute everything that a manifest says again from the objects, and compare.
+    """Compute every statement of a manifest again from the objects, and compare.
 
     Args:
-        ledger: The output.
+        ledger: Output to prove.
         progress: Function that receives the number of checked objects and of all objects.
 
     Raises:

@@ -10,15 +10,15 @@ from magbatch.spec import JobSpec
 from magbatch.spec.columns import named_by
 from magbatch.storage.columns import is_bytes, is_list
 
-MAX_SHOWN_CHARS = 120  # of a type in a message: the type of a struct may be very long
+MAX_SHOWN_CHARS = 120  # characters of a type in a message: the type of a struct may be very long
 
 
 def check_kinds(spec: JobSpec, columns: pa.Schema) -> None:
     """Check the types of the columns that a prompt is made of.
 
     Args:
-        spec: The job.
-        columns: The planned input columns.
+        spec: Spec of the job, which says what each column is for.
+        columns: Planned input columns, with the types that all files are converted to.
 
     Raises:
         SpecError: Some columns have a wrong type; the message names each with its type and what to do.
@@ -110,7 +110,7 @@ def check_max_tokens(columns: pa.Schema, name: str | None) -> None:
     """Check that the column of token limits has whole numbers.
 
     Raises:
-        SpecError: The column has another type.
+        SpecError: The column's values are not whole numbers.
     """
     kind = columns.field(name).type if name is not None else pa.null()
     if not (pa.types.is_integer(kind) or pa.types.is_null(kind)):

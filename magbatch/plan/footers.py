@@ -23,11 +23,11 @@ from magbatch.storage.input_file import InputFile
 PROCESSES = 4
 TIMEOUT_S = 120.0
 MEMORY_MB = 2048
-TAIL_BYTES = 64 << 10  # of a file, read first; most footers are shorter, so one request is enough
+TAIL_BYTES = 64 << 10  # end of a file that is read first; most footers are shorter, so one request is enough
 MAX_FOOTER_BYTES = 128 << 20  # bounds the memory of a parsed footer
-MIN_FILE_BYTES = 12  # the two marks, and the footer's length
+MIN_FILE_BYTES = 12  # two marks and the footer's length, 4 bytes each
 DENSE_ROWS = 1 << 20  # rows that a file of any size may hold: equal rows take almost no space
-ROWS_PER_BYTE = 64  # of a file with more rows than DENSE_ROWS
+ROWS_PER_BYTE = 64  # most rows for each byte of a file with more rows than DENSE_ROWS
 LISTED_NAMES = 50  # columns of a file that a message names
 # Writers shorten long bounds in a footer to 64 bytes or more, so a shorter bound is a whole, short value.
 SHORT_BYTES = 64
@@ -100,16 +100,16 @@ class PartialFile(io.BytesIO):
         self._size, self._ranges, self._at = size, ranges, 0
 
     def tell(self) -> int:
-        """See `io.IOBase`."""
+        """Position in the file; see `io.IOBase`."""
         return self._at
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """See `io.IOBase`."""
+        """Move to a position; see `io.IOBase`."""
         self._at = max(0, {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence] + offset)
         return self._at
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """See `io.IOBase`."""
+        """Read from the position; see `io.IOBase`."""
         length = max(0, self._size - self._at if size is None or size < 0 else min(size, self._size - self._at))
         data = bytearray(length)
         for begin, content in self._ranges:
@@ -124,13 +124,13 @@ def read_footer(file: InputFile, columns: list[str], prefix: PrefixColumn | None
     """Read and check the footer of an input file.
 
     Args:
-        file: The file.
+        file: Input file, open for reading ranges.
         columns: Columns that the job reads.
-        prefix: The column that prompts begin with; None if rows are not grouped.
+        prefix: Column that prompts begin with; None if rows are not grouped.
 
     Raises:
         RowError: The footer is damaged (`file_unreadable`), or the file changed since the listing (`file_changed`).
-        FileNotFoundError: The file is gone.
+        FileNotFoundError: The file was deleted since the listing.
         StorageError: The storage does not answer.
         ClusterError: No sandbox can be started here.
     """
@@ -169,7 +169,7 @@ def footer_bytes(file: InputFile) -> bytes:
         raise _foreign(file) or _unreadable(f"{counted(size, 'byte is', 'bytes are')} too few for a Parquet file")
     tail = file.read_at(max(0, size - TAIL_BYTES), TAIL_BYTES)
     if tail[-4:] == b"PARE":
-        raise _unreadable("its footer is encrypted; give files that are not")
+        raise _unreadable("its footer is encrypted; give unencrypted files")
     if tail[-4:] != b"PAR1":
         raise _foreign(file) or _unreadable("it does not end as a Parquet file does: another format, or cut off")
     length = int.from_bytes(tail[-8:-4], "little") + 8
@@ -254,14 +254,14 @@ def _check_readable(parquet: pq.ParquetFile, columns: list[str]) -> None:
             next(parquet.iter_batches(batch_size=1, row_groups=[0], columns=[name], use_threads=False), None)
         except (OSError, pa.ArrowException) as error:
             if "crypt" in str(error):  # other errors come from the data, which reads as zeros here
-                raise _unreadable(f"the column {name!r} is encrypted; give files that are not") from error
+                raise _unreadable(f"the column {name!r} is encrypted; give unencrypted files") from error
 
 
 def _check_chunk(chunk: pq.ColumnChunkMetaData, group: int, size: int) -> None:
-    places = [chunk.data_page_offset, chunk.dictionary_page_offset or 0]
+    offsets = [chunk.data_page_offset, chunk.dictionary_page_offset or 0]
     sizes = [chunk.total_compressed_size, chunk.total_uncompressed_size, chunk.num_values]
-    begin = min(place for place in places if place) if any(places) else 0
-    if min(*places, *sizes) < 0 or begin + chunk.total_compressed_size > size:
+    begin = min(offset for offset in offsets if offset) if any(offsets) else 0
+    if min(*offsets, *sizes) < 0 or begin + chunk.total_compressed_size > size:
         raise _unreadable(f"its footer places column {chunk.path_in_schema!r} of row group {group} outside the file")
 
 
@@ -269,8 +269,8 @@ def column_stats(metadata: pq.FileMetaData, prefix: PrefixColumn, names: list[st
     """Statistics of the prefix column; None if the file has no rows or lacks it, or it is made of other columns.
 
     Args:
-        metadata: The footer.
-        prefix: The column.
+        metadata: Parsed footer of the file.
+        prefix: Column that prompts begin with.
         names: Columns that the job reads.
     """
     if not metadata.num_rows:

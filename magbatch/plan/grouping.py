@@ -1,4 +1,4 @@
-"""Grouping: rows that begin with the same long text or document are placed next to each other.
+"""Grouping: rows that start with the same long text or document are put next to each other.
 
 A replica that answers such rows together computes their common prefix once. The engine's prefix cache holds it, but
 only while few other prefixes come in between. Planning reads a single input column, the first of each prompt, and only
@@ -28,14 +28,14 @@ from magbatch.storage.columns import is_bytes
 from magbatch.storage.input_file import open_input
 from magbatch.storage.parquet import open_parquet
 
-MIN_ROWS_PER_VALUE = 2  # on average; below it, hardly any prefix is shared
-MIN_SHARED_BYTES = 1000  # of a text, on average: about 250 tokens; an engine computes fewer in no time
+MIN_ROWS_PER_VALUE = 2  # average below which hardly any prefix is shared
+MIN_SHARED_BYTES = 1000  # average length of a text, about 250 tokens; an engine computes fewer in no time
 MAX_GROUPED_ROWS = 2_000_000  # a grouped row takes 3 bytes of the stored plan and 200 bytes of the driver's memory
-MAX_READ_BYTES = 256 << 20  # of the column, compressed, that planning reads unless the spec names the column
+MAX_READ_BYTES = 256 << 20  # compressed size of a column up to which planning reads it without being asked to
 UNIQUE = 0.95  # distinct values per row; a column whose values come twice each has fewer in an eighth of a window
-MAX_FILES_LOOKED_AT = 16  # each costs a few requests, one after the other
+MAX_FILES_LOOKED_AT = 16  # files whose first rows are read; each costs a few requests, one after the other
 READERS = 16  # files read at once, if rows share values
-BATCH_BYTES, MAX_BATCH_ROWS = 8 << 20, 4096  # of the column decoded at once: bounds the memory of a reader
+BATCH_BYTES, MAX_BATCH_ROWS = 8 << 20, 4096  # size of a batch of the column: bounds the memory of a reader
 
 _NULL = 0  # hash of null
 
@@ -97,7 +97,7 @@ class _FirstValues:
 
 
 def prefix_column(spec: JobSpec) -> PrefixColumn | None:
-    """The column whose values rows may share; None if there is none, or the spec wants no grouping."""
+    """The column whose values rows may share; None without such a column, or if the spec turns grouping off."""
     columns, group = spec.input.columns, spec.input.group
     if group == NONE:
         return None

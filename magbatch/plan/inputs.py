@@ -26,9 +26,9 @@ class PlannedFile:
 
     Attributes:
         info: Path, size and tag from the listing.
-        key: First part of the ids of the file's rows, 12 hex characters.
+        key: First 12 hex characters of the ids of the file's rows.
         facts: Content of the footer; None if the footer could not be read.
-        digest: See `Segment.digest`.
+        digest: Fingerprint of a file on a disk; see `Segment.digest`.
         problem: Reason why the file cannot be used; None if it can.
         code: Error code of the problem.
         foreign: Format of the file, if it is not Parquet.
@@ -95,7 +95,7 @@ def list_files(spec: JobSpec, take: Callable[[ObjectInfo], bool] | None) -> tupl
 
 
 def _root(path: str) -> str:
-    """The part of a path that row ids do not depend on: the input's directory, up to a glob's first wildcard."""
+    """The directory of an input, up to a glob's first wildcard; row ids do not depend on it."""
     fixed = path
     for wildcard in "*?[":
         fixed = fixed.partition(wildcard)[0]
@@ -115,7 +115,7 @@ def read_footers(files: list[PlannedFile], names: list[str], group: list[str], p
         files: All files of an input; they are changed in place.
         names: Columns that the job reads.
         group: The column of `input.group`, if the spec names one; a file may lack it.
-        prefix: See `read_footer`.
+        prefix: Column that prompts begin with; None if rows are not grouped.
     """
     with ThreadPoolExecutor(FOOTER_READERS) as pool:
         list(pool.map(lambda file: _read_footer(file, names, group, prefix), files))
@@ -128,7 +128,7 @@ def _read_footer(file: PlannedFile, names: list[str], group: list[str], prefix: 
             file.facts = read_footer(source, [*names, *group], prefix)
             file.digest = source.digest
     except FileNotFoundError:
-        file.refuse(ErrorCode.FILE_UNREADABLE, "it was listed and is gone")
+        file.refuse(ErrorCode.FILE_UNREADABLE, "it was listed but is gone")
     except RowError as error:
         file.foreign = error.foreign if isinstance(error, ForeignError) else None
         file.refuse(error.code, error.message.removeprefix(f"{info.name}: "))
@@ -164,7 +164,7 @@ def bad_files_error(path: str, files: list[PlannedFile]) -> InputError:
     more = [f"  … and {len(bad) - LISTED_FILES} more"] if len(bad) > LISTED_FILES else []
     steps = [f"{advice[0].upper()}{advice[1:]}"] if advice else []
     if len(bad) < len(files):
-        steps.append("Mend them, or set input.on_bad_file: dead_letter to run the rest.")
+        steps.append("Fix them, or set input.on_bad_file: dead_letter to run the rest.")
     return InputError("\n".join([f"{len(bad)} of {len(files)} input files cannot be used:", *listed, *more, *steps]))
 
 

@@ -32,7 +32,7 @@ def make_plan(spec: JobSpec, limit: int | None = None, take: Callable[[ObjectInf
     """Plan a job.
 
     Args:
-        spec: The job.
+        spec: Spec of the job.
         limit: Number of rows to take, spread evenly over the input; None for all rows.
         take: Function that chooses the job's files among those of the input; None for all files. With it, the job may
             have no files, and with `on_bad_file: dead_letter` all its files may be bad. Without it, both are errors.
@@ -92,7 +92,7 @@ def _planned_columns(spec: JobSpec, files: list[PlannedFile], names: list[str]) 
 
 def _group_notes(found: GroupingResult, files: list[PlannedFile], group: list[str]) -> list[str]:
     if group and all(group[0] in file.keys for file in files if file.rows):
-        return [f"input.group: {group[0]!r} stands in the paths: the rows of a file share it already"]
+        return [f"input.group: {group[0]!r} is in the paths: the rows of a file share it already"]
     return [found.note] if found.note else []
 
 
@@ -103,12 +103,12 @@ def engine_hints(spec: JobSpec, columns: pa.Schema, *, distinct: bool) -> dict[s
     Allocating its memory then cost the engine up to 5% (two CPU cores; bench/NOTES.md), so it is turned off.
 
     Args:
-        spec: The job.
-        columns: The planned input columns.
+        spec: Spec of the job.
+        columns: Planned input columns, with the types that all files are converted to.
         distinct: Whether the values of the first image or document column hardly repeat.
     """
     given = spec.input.columns
-    pictures = [*filter(None, [given.document]), *given.images]  # planning looks at the first of these only
+    pictures = [*filter(None, [given.document]), *given.images]  # planning looks only at the first one
     asked_twice = spec.answer.schema is not None or spec.reasoning.budget_tokens is not None
     has_images = bool(given.images) or has_pictures(spec, columns)
     come_once = distinct and has_images and len(pictures) == 1 and not asked_twice

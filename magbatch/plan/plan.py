@@ -45,7 +45,7 @@ COLUMNS = pa.schema(
 # Column of a plan with groups: offset of each row from `start`; null if the record's rows follow each other.
 POSITIONS = pa.field("positions", pa.list_(pa.int32()))
 _HINTS = "magbatch.engine_hints"
-PLAN_ID_KEY = "magbatch.plan_id"  # in the metadata of the stored plan
+PLAN_ID_KEY = "magbatch.plan_id"  # key in the metadata of the stored plan
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Plan:
         group: Column by which rows are grouped; None if they keep the order of their files.
         engine_hints: Engine arguments that suit this input, by vLLM's names; the spec's own arguments override them.
         revision: Version of the model's files; None in plans of older versions.
-        id: Random id, hex, new for each job that begins; None before that, and in plans of older versions.
+        id: Random id, hex, new for each job that starts; None before that, and in plans of older versions.
         notes: Remarks for a person; not stored.
         checkpoint: The model's files, as the planner found them; not stored, so None in a plan that was read.
     """
@@ -90,18 +90,18 @@ class Plan:
 
         Args:
             table: Records in the order of the shards.
-            columns: See `Plan`.
-            group: See `Plan`.
-            engine_hints: See `Plan`.
-            revision: See `Plan`.
-            notes: See `Plan`.
+            columns: Input columns that the job reads, with their types.
+            group: Column by which rows are grouped, if any.
+            engine_hints: Engine arguments that suit this input.
+            revision: Version of the model's files, if it is frozen yet.
+            notes: Remarks for a person.
         """
         shards = table.column("shard").to_numpy()
         starts = [0, *(int(index) + 1 for index in (shards[1:] != shards[:-1]).nonzero()[0])] if len(shards) else []
         return cls(table, columns, [*starts, len(shards)], group, engine_hints or {}, revision, notes=tuple(notes))
 
     def begun(self) -> "Plan":
-        """The plan with a new id, for a job that begins now.
+        """The plan with a new id, for a job that starts now.
 
         The id tells this job's objects from those of an earlier job in the same output.
         """
@@ -134,7 +134,7 @@ class Plan:
         return np.add.reduceat(rows, self.offsets[:-1]) if self.num_shards else np.zeros(0, dtype=np.int64)
 
     def shard(self, index: int) -> Shard:
-        """The shard with a number."""
+        """The shard with an index."""
         begin, end = self.offsets[index], self.offsets[index + 1]
         records = self.table.slice(begin, end - begin).to_pylist()
         return Shard(index, tuple(segment for record in records for segment in _segments(record)))
@@ -215,7 +215,7 @@ class Plan:
         """Parse a stored plan of this version or an older one.
 
         Raises:
-            OutputError: The content is not a plan.
+            OutputError: The content is damaged, or is not a plan.
         """
         try:
             table = pq.read_table(io.BytesIO(data))

@@ -20,8 +20,8 @@ from magbatch.storage.sizes import SHARD_BYTES
 
 # A shard is one block in Ray's object store, and a decoded page is about 7 MB.
 MAX_IMAGE_SHARD_ROWS = 32
-MAX_DOCUMENT_SHARD_ROWS = 8  # each row has at most limits.max_images pages
-MAX_LONG_DOCUMENT_SHARD_ROWS = 2  # each row has at most limits.max_pages pages: 1 GB if all of them are large
+MAX_DOCUMENT_SHARD_ROWS = 8  # rows with at most limits.max_images pages each
+MAX_LONG_DOCUMENT_SHARD_ROWS = 2  # rows with at most limits.max_pages pages each: 1 GB if all pages are large
 
 
 def shard_limits(segments: list[Segment], spec: JobSpec, columns: pa.Schema) -> tuple[int, int]:
@@ -49,11 +49,11 @@ def plan_in_order(
     """Make the plan of some rows that keep the order of their files.
 
     Args:
-        segments: The rows.
-        spec: The job.
-        columns: The planned input columns.
-        engine_hints: See `Plan`.
-        notes: See `Plan`.
+        segments: Rows, in the order of their files.
+        spec: Spec of the job.
+        columns: Planned input columns, with their types.
+        engine_hints: Engine arguments that suit this input.
+        notes: Remarks for a person.
         row_bytes: Bytes of a row as read, by path of its file; a missing file counts as one of small rows.
     """
     shard_rows, _ = shard_limits(segments, spec, columns)
@@ -65,11 +65,11 @@ def plan_in_order(
 
 
 def grouped_records(arrangement: Arrangement, segments: list[Segment]) -> pa.Table:
-    """Records of a plan whose shards hold rows together that stand apart in their files.
+    """Records of a plan whose shards put rows together that are apart in their files.
 
     Args:
-        arrangement: The shards.
-        segments: The files, each whole.
+        arrangement: Shards as runs of rows.
+        segments: Files, each as one segment of all its rows.
     """
     table = _records(segments, arrangement.shard, arrangement.source, arrangement.start, arrangement.rows)
     return table.append_column(POSITIONS, arrangement.positions)
@@ -79,7 +79,7 @@ def _records(segments: list[Segment], shard: Integers, source: Integers, start: 
     """Make one record for each run of rows.
 
     Args:
-        segments: The files, or parts of files.
+        segments: Whole files, or ranges of their rows.
         shard: int64 array (runs,): shard number of each run.
         source: int64 array (runs,): index into `segments` of each run.
         start: int64 array (runs,): first row of each run in its file, from 0.
@@ -162,7 +162,7 @@ def _pack(segments: list[Segment], shard_rows: int, weights: dict[str, int]) -> 
         shard 2: row 2 of the second file
 
     Args:
-        segments: The rows, in order.
+        segments: Rows, in order.
         shard_rows: Number of small rows in a shard.
         weights: Weight of a row of each file, by path; 1 if missing.
 

@@ -16,9 +16,9 @@ from magbatch.arrow_types import ListArray
 
 # A read task decodes a whole window and keeps the rows of its own shards; several tasks may read the same window.
 WINDOW_ROWS = 32_768
-WINDOW_BYTES = 256 << 20  # of rows as read: bounds the memory of a read task
+WINDOW_BYTES = 256 << 20  # size of a window's rows as read: bounds the memory of a read task
 
-Integers = NDArray[Any]  # of an integer dtype, which each description names
+Integers = NDArray[Any]  # array of an integer dtype, which each description names
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ def pieces(file_rows: list[int], values: list[ColumnValues | None]) -> Iterator[
         file_rows: Number of rows of each file.
         values: Values of each file; None for a file whose rows keep their order.
     """
-    rows = size = 0  # of the unfinished window
+    rows = size = 0  # rows and bytes of the unfinished window
     for source, (total, found) in enumerate(zip(file_rows, values, strict=True)):
         if found is None:
             yield Piece(source, 0, total, None, ends=False)
@@ -115,7 +115,7 @@ def pieces(file_rows: list[int], values: list[ColumnValues | None]) -> Iterator[
 
 
 class Cutter:
-    """Cuts windows into shards. Groups stay whole if they fit into a shard.
+    """Cutter of windows into shards. Groups stay whole if they fit into a shard.
 
     Args:
         target_rows: Number of rows after which a shard is full.
@@ -232,7 +232,7 @@ def _cut(groups: list[int], target_rows: int, max_rows: int) -> list[int]:
     """Number of rows in each shard.
 
     A shard takes whole groups until it has `target_rows`. It may grow to `max_rows` to take its last group whole. A
-    larger group is cut into even parts.
+    larger group is cut into even pieces.
 
     Example: groups of 3, 3, 2 and 13 rows, a target of 4 rows and at most 6 rows give shards of 6, 2, 4, 4 and 5 rows.
     """
@@ -243,8 +243,8 @@ def _cut(groups: list[int], target_rows: int, max_rows: int) -> list[int]:
             shards.append(held)
             held = 0
         if group > max_rows:
-            parts = -(-group // max_rows)
-            shards += [(group * (part + 1)) // parts - (group * part) // parts for part in range(parts)]
+            pieces = -(-group // max_rows)
+            shards += [(group * (piece + 1)) // pieces - (group * piece) // pieces for piece in range(pieces)]
         else:
             held += group
     return [*shards, held] if held else shards

@@ -128,7 +128,7 @@ def test_a_merged_job_is_seen_as_done_by_whoever_asks(book: Book) -> None:
     assert book.ledger.done_counts(book.plan).tolist() == [1, 3] * 4
     assert book.ledger.done_rows(2) == {book.ids[2][1]}
     problems = verify(book.ledger).problems
-    assert f"{errors}: in the manifest, but not there" in problems
+    assert f"{errors}: in the manifest, but missing" in problems
     assert any("gap: 8 planned rows of shard 0 to 7 are in no sound object" in problem for problem in problems)
 
 

@@ -83,7 +83,7 @@ def test_a_page_that_the_end_was_interrupted_before_is_written_by_the_next_run(e
     assert b"of 3 rows answered" in page
     job.ledger.store.delete(PAGE)
     assert list(verify(job.ledger).problems) == [
-        f"{PAGE}: in the manifest, but not there; magbatch run SPEC writes it again"
+        f"{PAGE}: in the manifest, but missing; magbatch run SPEC writes it again"
     ]
     assert go(job.spec())[0].already
     assert b"of 3 rows answered" in job.ledger.store.read(PAGE)

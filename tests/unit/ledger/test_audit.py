@@ -35,7 +35,7 @@ def first_result(book: Book) -> tuple[str, ObjectName]:
 def deleted_object(book: Book) -> list[str]:
     name, _ = first_result(book)
     book.ledger.store.delete(name)
-    return [f"{name}: in the manifest, but not there", "gap: 2 planned rows of shard 0"]
+    return [f"{name}: in the manifest, but missing", "gap: 2 planned rows of shard 0"]
 
 
 def edited_byte(book: Book) -> list[str]:
@@ -51,7 +51,7 @@ def edited_answer(book: Book) -> list[str]:
     rewrite(
         book, name, lambda table: table.set_column(4, table.field(4), pa.array(["forged"] * 2, table.field(4).type))
     )
-    return [f"{name}: its checksum is not the manifest's"]
+    return [f"{name}: its checksum differs from the manifest's"]
 
 
 def damaged_object(book: Book) -> list[str]:
@@ -84,7 +84,7 @@ def lying_name(book: Book) -> list[str]:
     name, part = first_result(book)
     other = ObjectName(part.kind, part.shard, part.attempt, part.seq, 3)
     book.ledger.store.move(name, str(other))
-    return [f"{other}: not in the manifest", f"{name}: in the manifest, but not there"]
+    return [f"{other}: not in the manifest", f"{name}: in the manifest, but missing"]
 
 
 def name_of_another_shard(book: Book) -> list[str]:
@@ -119,14 +119,14 @@ def foreign_plan(book: Book) -> list[str]:
     assert plan is not None
     fewer = Plan.of(plan.table.slice(0, 2), plan.columns)
     book.ledger.store.write("_magbatch/plan.parquet", fewer.to_bytes())
-    return ["_magbatch/plan.parquet: its checksum is not the manifest's"]
+    return ["_magbatch/plan.parquet: its checksum differs from the manifest's"]
 
 
 def manifest_with_more(book: Book) -> list[str]:
     parts = stored(book.ledger).objects
     more = ObjectName.of("results/00000000-abc-0000.n1.parquet")
     rewrite_manifest(book.ledger, objects=(*parts, replace(parts[0], name=more)))
-    return [f"{more}: in the manifest, but not there"]
+    return [f"{more}: in the manifest, but missing"]
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_bytes_that_the_manifest_does_not_vouch_for_are_not_looked_into(
     book.finalise()
     spoil(book)
     problems = verify(book.ledger).problems
-    assert problems[0].endswith("its checksum is not the manifest's")
+    assert problems[0].endswith("its checksum differs from the manifest's")
     assert [problem.partition(":")[0] for problem in problems[1:]] == ["gap"]
 
 

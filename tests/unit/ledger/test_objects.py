@@ -47,7 +47,7 @@ def test_an_object_is_read_with_its_checksum_and_counts(book: Book) -> None:
 
 def test_content_with_another_checksum_is_not_parsed(book: Book) -> None:
     name = book.failed(0, 1)
-    assert read_object(book.ledger.store, name, {}, "0" * 64) == f"{name}: its checksum is not the manifest's"
+    assert read_object(book.ledger.store, name, {}, "0" * 64) == f"{name}: its checksum differs from the manifest's"
 
 
 def test_a_missing_object_is_a_problem_and_not_an_error(book: Book) -> None:
@@ -87,7 +87,7 @@ def test_a_spool_makes_one_object_of_several(book: Book, group_bytes: int) -> No
 
 def test_damage_is_not_copied_under_a_new_checksum(book: Book) -> None:
     name = book.answered(0, 0)
-    with pytest.raises(OutputError, match="its checksum is not the manifest's"):
+    with pytest.raises(OutputError, match="its checksum differs from the manifest's"):
         list(row_groups(book.ledger.store, name, "0" * 64))
 
 

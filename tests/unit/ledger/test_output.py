@@ -89,5 +89,5 @@ def test_a_start_that_is_interrupted_anywhere_can_be_made_again(job: SmallJob) -
 def test_a_plan_that_does_not_fit_its_checksum_is_used_by_nobody(out: Path) -> None:
     of_the_version_before(out)
     pq.write_table(pq.read_table(out / PLAN), out / PLAN, compression="none")  # the same plan, in other bytes
-    with pytest.raises(OutputError, match=r"plan\.parquet: its checksum is not the manifest's"):
+    with pytest.raises(OutputError, match=r"plan\.parquet: its checksum differs from the manifest's"):
         Ledger(str(out)).complete_job()

@@ -100,7 +100,7 @@ def test_a_place_without_a_job_is_none(out: Path, gone: list[str]) -> None:
 @pytest.mark.parametrize("gone", [SPEC, PLAN])
 def test_a_complete_job_that_lost_its_spec_or_plan_does_not_verify(out: Path, gone: str) -> None:
     (out / gone).unlink()
-    assert problems(out) == (f"{gone}: in the manifest, but not there",)
+    assert problems(out) == (f"{gone}: in the manifest, but missing",)
 
 
 def test_an_output_of_the_version_before_verifies_as_it_did(out: Path) -> None:
@@ -111,4 +111,4 @@ def test_an_output_of_the_version_before_verifies_as_it_did(out: Path) -> None:
     assert found.notes == (f"{MANIFEST} is of an older version: it has no checksums of {SPEC} and {REPORT}",)
     sign(out, planned_rows=11)
     (out / PLAN).write_bytes(b"another")
-    assert f"{PLAN}: its checksum is not the manifest's" in problems(out)
+    assert f"{PLAN}: its checksum differs from the manifest's" in problems(out)

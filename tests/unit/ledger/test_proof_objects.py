@@ -28,10 +28,10 @@ def test_objects_are_checked_also_where_the_plan_is_not_to_be_trusted(out: Path)
     gone = min((out / "errors").iterdir())
     gone.unlink()
     assert set(problems(out)) == {
-        f"{PLAN}: its checksum is not the manifest's",
-        f"{name_of(path)}: its checksum is not the manifest's",
+        f"{PLAN}: its checksum differs from the manifest's",
+        f"{name_of(path)}: its checksum differs from the manifest's",
         "results/00000000-abc-0000.n1.parquet: not in the manifest",
-        f"{name_of(gone)}: in the manifest, but not there",
+        f"{name_of(gone)}: in the manifest, but missing",
     }
 
 
@@ -47,7 +47,7 @@ def test_an_object_that_cannot_be_read_hides_no_other_problem(out: Path, monkeyp
 
     monkeypatch.setattr(LocalStore, "read", refused)
     found = problems(out)
-    assert f"{PLAN}: its checksum is not the manifest's" in found
+    assert f"{PLAN}: its checksum differs from the manifest's" in found
     assert f"{name}: cannot be read: {name}: Permission denied" in found
 
 
@@ -87,7 +87,7 @@ OBJECTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no rows": (lambda path: rewritten(path, lambda table: table.slice(0, 0)), "checksum"),
     "no bytes": (lambda path: path.write_bytes(b""), "checksum"),
     "one byte more": (lambda path: path.write_bytes(path.read_bytes() + b"\0"), "checksum"),
-    "gone": (lambda path: path.unlink(), "in the manifest, but not there"),
+    "gone": (lambda path: path.unlink(), "in the manifest, but missing"),
     "hidden": (hidden, "not an object of this job"),
     "in capitals": (lambda path: path.rename(path.with_name(path.name.upper())), "not an object of this job"),
     "of another spelling": (
@@ -116,7 +116,7 @@ OBJECTS: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda path: (path.with_name("a").mkdir(), path.rename(path.with_name("a") / path.name)), "not an object of",
     ),
     "of the other kind": (
-        lambda path: path.rename(path.parents[1] / "errors" / path.name), "in the manifest, but not there",
+        lambda path: path.rename(path.parents[1] / "errors" / path.name), "in the manifest, but missing",
     ),
     "a copy": (
         lambda path: shutil.copy(path, path.with_name("00000000-zzz-0000.n4.parquet")), "not in the manifest",
@@ -143,7 +143,7 @@ def test_every_bit_counts(out: Path) -> None:
     data = path.read_bytes()
     for step in range(25):
         flipped(path, step / 24)
-        assert f"{name_of(path)}: its checksum is not the manifest's" in problems(out)
+        assert f"{name_of(path)}: its checksum differs from the manifest's" in problems(out)
         path.write_bytes(data)
 
 
@@ -190,5 +190,5 @@ def test_objects_in_object_storage_are_held_against_their_names_too(made: SmallJ
     part = ObjectName.of(name)
     store.write(f"results/{part.shard:08d}-{part.attempt}-{part.seq:05d}.n{part.rows}.parquet", b"x")
     found = verify(Ledger(f"{s3}/out")).problems
-    assert f"{name}: in the manifest, but not there" in found
+    assert f"{name}: in the manifest, but missing" in found
     assert sum("not an object of this job" in problem for problem in found) == 1

@@ -183,9 +183,7 @@ def test_a_column_that_is_nowhere_is_said_with_those_of_the_paths(job: SmallJob)
 def test_rows_are_grouped_by_a_key_as_they_are(job: SmallJob) -> None:
     below_keys(job)
     job.set("input", group="lang")
-    assert preview(job.spec()).notes[-1] == (
-        "input.group: 'lang' stands in the paths: the rows of a file share it already"
-    )
+    assert preview(job.spec()).notes[-1] == ("input.group: 'lang' is in the paths: the rows of a file share it already")
     assert job.plan.rows == 7
 
 

@@ -120,7 +120,7 @@ def test_a_file_of_another_format_among_others(job: SmallJob) -> None:
         f"1 of 2 input files cannot be used:\n  {folder}/b.parquet: not a readable Parquet file: it is CSV\n"
         f"Make Parquet of such a file: python -c \"import duckdb; duckdb.sql('''COPY (FROM read_csv("
         f"'{folder}/b.parquet')) TO '{folder}/b.made.parquet' ''')\"\n"
-        "Mend them, or set input.on_bad_file: dead_letter to run the rest."
+        "Fix them, or set input.on_bad_file: dead_letter to run the rest."
     )
     job.set("input", path=folder, on_bad_file="dead_letter")
     assert job.plan.bad_files() == [
