@@ -10,7 +10,7 @@ STARTS_RAY = (["run"], ["retry"], ["schedule", "tick"])
 
 def main() -> None:
     """Entry point of the `magbatch` command."""
-    for number in (signal.SIGINT, signal.SIGTERM, guard.STOP):  # before the slow imports
+    for number in (signal.SIGINT, signal.SIGTERM, guard.STOP):  # set before the slow imports
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, guard.interrupt)
     environment.steady()

@@ -1,7 +1,7 @@
 """Names for Arrow's generic classes in annotations.
 
-The classes have type parameters in their stubs only: `pa.Array[Any]` fails at run time. These names are the classes
-themselves at run time, and the classes with any values for the type checker.
+The classes have type parameters only in their stubs: `pa.Array[Any]` fails at run time. These names are the classes
+themselves at run time, and classes with values of any type for the type checker.
 """
 
 from typing import TYPE_CHECKING, Any, TypeAlias

@@ -1,4 +1,4 @@
-"""Output of native code, libraries and child processes is kept in a file instead of shown."""
+"""Output of native code, libraries and child processes goes to a file instead of the terminal."""
 
 import fcntl
 import os
@@ -14,7 +14,7 @@ from magbatch.temporary import temporary_files
 from magbatch.terminal import uncoloured, visible
 
 TAIL_BYTES = 200_000
-MAX_BYTES = 20_000_000  # bounds the file of a capture that lasts for days
+MAX_BYTES = 20_000_000  # largest file of a capture, which may last for days
 STDOUT, STDERR = 1, 2
 
 
@@ -38,7 +38,7 @@ class Captured:
         if os.fstat(self.file.fileno()).st_size > MAX_BYTES:
             last = self.text().encode()
             os.ftruncate(self.file.fileno(), 0)
-            with suppress(OSError):  # the disk was full; the cut has made room
+            with suppress(OSError):  # the disk may have been full; the cut has made room
                 os.write(self.file.fileno(), last)
 
 
@@ -63,7 +63,7 @@ def captured(*descriptors: int, replay: bool) -> Iterator[Captured]:
     with temporary_files():
         file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by the block below
     with file:
-        # With O_APPEND every process writes at the end of the file, also after a cut.
+        # With O_APPEND every process writes at the end of the file, even after a cut.
         fcntl.fcntl(file.fileno(), fcntl.F_SETFL, fcntl.fcntl(file.fileno(), fcntl.F_GETFL) | os.O_APPEND)
         _flush()
         saved = {descriptor: os.dup(descriptor) for descriptor in descriptors}

@@ -22,8 +22,8 @@ MagbatchError
 │   ├── DefectError              exit code 4
 │   ├── TooManyFailedError       exit code 1
 │   ├── BenchError
-│   └── ResumableError           exit code 3: the same command goes on
-│       ├── StorageError         exit code 2 if a person must mend something
+│   └── ResumableError           exit code 3: the same command continues
+│       ├── StorageError         exit code 2 if a person must fix something
 │       │   ├── RefusedError
 │       │   │   └── NoBucketError
 │       │   ├── AwsSettingsError
@@ -48,12 +48,10 @@ from typing import Any
 
 MAX_MESSAGE_CHARS = 2000  # length of a dead letter's message: a library's message may quote the whole value
 _KEPT_END_CHARS = 500  # length kept of the end of a longer message, where libraries put the reason
-_ADDRESS = re.compile(
-    r" (?:object )?at 0x[0-9a-fA-F]+"
-)  # an object's address differs in each process and tells nothing
+_ADDRESS = re.compile(r" (?:object )?at 0x[0-9a-fA-F]+")  # address of an object; it differs in each process
 # Control sequences of terminals: colours, titles, the clipboard.
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")  # control characters, which end a line or steer a terminal
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")  # control characters, which end a line or control a terminal
 
 
 class Step(StrEnum):
@@ -74,7 +72,7 @@ class ErrorCode(StrEnum):
     FILE_UNREADABLE = "file_unreadable"  # the whole file: not Parquet, cut off, or no access
     FILE_SCHEMA = "file_schema"  # the whole file: lacks a column that the job needs
     FILE_CHANGED = "file_changed"  # the file is no longer the one that was planned
-    ROW_UNREADABLE = "row_unreadable"  # the row lies in a damaged part of a readable file
+    ROW_UNREADABLE = "row_unreadable"  # the row lies in damaged bytes of a readable file
     MISSING_VALUE = "missing_value"
     TEMPLATE_ERROR = "template_error"
     INVALID_MESSAGES = "invalid_messages"
@@ -94,7 +92,7 @@ class ErrorCode(StrEnum):
     IMAGES_UNSUPPORTED = "images_unsupported"  # the model has no vision encoder
     PROMPT_TOO_LONG = "prompt_too_long"
     ENGINE_REJECTED = "engine_rejected"
-    ENGINE_KILLER = "engine_killer"  # in flight in three engines when they died or hung
+    ENGINE_KILLER = "engine_killer"  # the row was in flight in three engines when they died or hung
     # One reader of the shard died, then two readers of this row alone; or many readers of its file.
     READER_KILLER = "reader_killer"
     ANSWER_INVALID = "answer_invalid"  # neither the answer nor a second one fits answer.schema
@@ -157,7 +155,7 @@ class ForeignError(RowError):
 
 
 class AnswerError(MagbatchError):
-    """An answer that does not fit. The message names the place, for people and for the model."""
+    """An answer that does not fit. The message names the path of the wrong value, for people and for the model."""
 
 
 class TextError(MagbatchError):
@@ -165,7 +163,7 @@ class TextError(MagbatchError):
 
 
 class SandboxError(MagbatchError):
-    """A request to a sandbox got no reply. Its row fails; other rows go on."""
+    """A request to a sandbox got no reply. Its row fails; other rows continue."""
 
 
 class SandboxTimeoutError(SandboxError):
@@ -185,11 +183,11 @@ class FetchError(MagbatchError):
 
 
 class OutOfReachError(FetchError):
-    """The row may not name this: a host of a private network, or a file or object outside the allowed places."""
+    """The row may not name this: a host of a private network, or a file or object outside the allowed ones."""
 
 
 class UnfetchableError(FetchError):
-    """The file, object or URL cannot be had; the message says why."""
+    """The file, object or URL cannot be fetched; the message says why."""
 
 
 class LateError(FetchError):
@@ -197,7 +195,7 @@ class LateError(FetchError):
 
 
 class JobError(MagbatchError):
-    """The job cannot start, or cannot go on. Committed rows stay."""
+    """The job cannot start, or cannot continue. Committed rows stay."""
 
     exit_code = 2
 
@@ -227,7 +225,7 @@ class OutputError(JobError):
 
 
 class EngineStartError(JobError):
-    """An engine did not start; the message begins with the engine's own words."""
+    """An engine did not start; the message starts with the engine's own error."""
 
 
 class ClusterAccessError(JobError):
@@ -235,13 +233,13 @@ class ClusterAccessError(JobError):
 
 
 class DefectError(JobError):
-    """A defect in magbatch; the message names the exception. The same command goes on where it stopped."""
+    """A defect in magbatch; the message names the exception. The same command continues where it stopped."""
 
     exit_code = 4
 
 
 class TooManyFailedError(JobError):
-    """More rows failed than the spec allows. The job ended early; it goes on once the limit is higher."""
+    """More rows failed than the spec allows. The job ended early; it continues once the limit is higher."""
 
     exit_code = 1
 
@@ -251,7 +249,7 @@ class BenchError(JobError):
 
 
 class ResumableError(JobError):
-    """The job stopped before its end; the same command goes on where it stopped."""
+    """The job stopped before its end; the same command continues where it stopped."""
 
     exit_code = 3
 
@@ -266,8 +264,8 @@ class StorageError(ResumableError):
     Attributes:
         passing: Whether the refusal may end by itself: a full disk, or a store that is overloaded or away.
         mistake: Whether a setting is wrong: the store has never answered this command.
-        lasting: Whether a person must mend something first; the command then ends with exit code 2.
-        missing_root: Whether there is no bucket by the name in the path.
+        lasting: Whether a person must fix something first; the command then ends with exit code 2.
+        missing_root: Whether the bucket in the path does not exist.
         refused: Whether the store answered and denied this request. Access rights may arrive later.
         full: Whether the disk is full, or the user's quota used up.
     """
@@ -284,7 +282,7 @@ class StorageError(ResumableError):
 
     @property
     def wrong_at_first(self) -> bool:
-        """Whether the path that a person gave is wrong, if this is the first answer that a command gets there."""
+        """Whether the given path is wrong, if this refusal is the first reply that the command gets from there."""
         return self.lasting or self.missing_root
 
 
@@ -308,13 +306,13 @@ def mistake_in(field: str, kind: "type[JobError]") -> Iterator[None]:
 
 
 class RefusedError(StorageError):
-    """The store answers and refuses the request. Later it may grant it: access rights can arrive late."""
+    """The store answers and refuses the request. Later it may accept it: access rights can arrive late."""
 
     refused = True
 
 
 class NoBucketError(RefusedError):
-    """The bucket does not exist, or is away. A missing object is different: then finished rows would look open."""
+    """The bucket does not exist, or is away. As a mere missing object, it would make finished rows look open."""
 
     missing_root = True
 
@@ -328,7 +326,7 @@ class ThrottledError(StorageError):
 
 
 class FullDiskError(StorageError):
-    """The disk is full, or the user's quota is used up. Free space lets the job go on."""
+    """The disk is full, or the user's quota is used up. Free space lets the job continue."""
 
     full = True
 

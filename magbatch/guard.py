@@ -24,20 +24,20 @@ from typing import NoReturn
 from magbatch.terminal import json_text, visible
 
 INTERRUPTED = 3
-LEFT = "interrupted; what was committed stays"
-# Signal that asks the driver to end. SIGTERM would not do: while Ray starts, its own handler raises at any line.
+LEFT = "interrupted; committed rows stay"
+# Signal that asks the driver to end. SIGTERM would not work: while Ray starts, its own handler raises at any line.
 # Raised within an import, the exception leaves Python's import lock taken, and the driver hangs (seen with Ray 2.60).
 STOP = signal.SIGUSR2
 FORWARDED = {signal.SIGINT: signal.SIGINT, signal.SIGTERM: STOP, signal.SIGHUP: STOP, STOP: STOP}
 PARENT_DIED = signal.SIGUSR1
 WATCHED = {*FORWARDED, PARENT_DIED, signal.SIGCHLD}
-LOOK_S = 0.5  # interval of polling what no signal tells: whether the front is stopped, what the driver announced
+LOOK_S = 0.5  # interval of polling for facts without a signal: a stopped front, a new announcement
 STOP_S = 120.0  # grace period of a driver that was asked to end; its replicas commit finished rows within 30 s
 END_S = 10.0  # grace period of a driver whose Ray broke down, and of killed processes
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # prctl(2)
 
-UNATTENDED = "MAGBATCH_UNATTENDED"  # environment variable: a program runs this command, and repeats it after code 3
-WHY_FD = "MAGBATCH_WHY_FD"  # environment variable: file descriptor that gets one line if the command does not complete
+UNATTENDED = "MAGBATCH_UNATTENDED"  # variable that a program sets if it repeats this command after exit code 3
+WHY_FD = "MAGBATCH_WHY_FD"  # variable with the file descriptor for one line on why the command did not complete
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _front: int | None = None
@@ -66,12 +66,12 @@ def command_pid() -> int:
 
 
 def announce(code: int) -> None:
-    """Announce the command's exit code; the way in which the driver ends later does not change it."""
+    """Announce the command's exit code; the driver's end does not change it any more."""
     _tell(f"code {code}")
 
 
 def explain(why: str) -> None:
-    """Announce in one line what has broken; from now on the driver has `END_S` seconds to end."""
+    """Announce a breakdown in one line; from now on the driver has `END_S` seconds to end."""
     _tell(f"why {' '.join(why.split())}")
 
 
@@ -84,7 +84,7 @@ def tell_starter(why: str) -> None:
 def end_at_once() -> NoReturn:
     """End the driver from a signal handler.
 
-    The keeper kills what is left and says why. Without a keeper, `finally` blocks clean up.
+    The keeper kills the remaining processes and says why. Without a keeper, `finally` blocks clean up.
     """
     if _channel is not None:
         os._exit(INTERRUPTED)
@@ -104,7 +104,7 @@ def _tell(line: str) -> None:
         os.write(_channel, f"{line}\n".encode())
 
 
-# Around it
+# In the front and the keeper
 
 
 @dataclass(slots=True)
@@ -184,7 +184,7 @@ def _prctl(option: int, value: int) -> None:
 
 
 def _keep(child: int, watched: set[signal.Signals], said: _Said, front: int | None = None) -> None:
-    """Look after a child until it ends, kill everything that it left behind, and exit with its code.
+    """Watch a child until it ends, kill all processes that it left behind, and exit with its code.
 
     Args:
         child: Process id of the child: the keeper's or the driver's.
@@ -272,7 +272,7 @@ def _judge(child: int, status: int, said: _Said, *, interrupted: bool) -> int:
     if said.code is not None:
         return said.code
     if said.pipe is None and os.WIFEXITED(status):
-        return os.WEXITSTATUS(status)  # the keeper has judged already
+        return os.WEXITSTATUS(status)  # the keeper has chosen the exit code already
     if (said.why or (LEFT if interrupted else None)) == LEFT:
         name, why = "InterruptedJobError", LEFT
     else:
@@ -302,7 +302,7 @@ def _complain(name: str, why: str) -> None:
         descriptor, text = 1, json_text({"error": name, "message": why, "exit_code": INTERRUPTED})
     else:
         descriptor, text = 2, f"magbatch: {visible(why)}\nRun the same command again to go on."
-    with suppress(OSError):  # nobody reads the output
+    with suppress(OSError):  # the output may have no reader
         if os.isatty(2):
             os.write(2, b"\r\x1b[K\x1b[?25h")  # the live line hides the cursor
         os.write(descriptor, f"{text}\n".encode())

@@ -35,7 +35,7 @@ def as_ids(ids: Iterable[int] | bytes = ()) -> TokenIds:
 
 
 class ReasoningStatus(StrEnum):
-    """State in which the thinking of an answer ended. A closed list; the output column `reasoning_status` holds it."""
+    """State of an answer's reasoning at its end. A closed list; the output column `reasoning_status` holds it."""
 
     COMPLETE = "complete"
     BUDGET = "budget"
@@ -50,7 +50,7 @@ class Segment:
 
     Attributes:
         path: Local path or s3:// URL of the file.
-        key: First part of the row ids: a hash of the file's path below the input.
+        key: Start of the row ids: a hash of the file's path below the input.
         size: Size of the file in bytes when it was planned.
         tag: ETag of the object, or modification time of the file (ns), when it was planned.
         start: Position of the first row in the file, from 0.
@@ -118,8 +118,8 @@ class InputRow:
 class Image:
     """A decoded image at the size in which the model sees it.
 
-    The pixels are packed after decoding and unpacked for the engine. A drawn page takes a tenth of its pixels that way,
-    in pipes, in Ray's object store and in a replica's memory.
+    The pixels are packed after decoding and unpacked for the engine. That way, a drawn page takes a tenth of the memory
+    in pipes, in Ray's object store and in a replica.
 
     Attributes:
         width: Width in pixels.
@@ -184,7 +184,7 @@ class RenderedRow:
         row_id: Stable id of the row.
         messages: Dicts `{"role", "content"}`; content is a list of `{"text": str}` and `{"image": int}` items.
         images: Decoded images, in the order of their positions.
-        pages: Pages of the row's document that may be shown; they are not part of a message yet.
+        pages: Pages of the row's document that may be shown; they are in no message yet.
         total_pages: Number of pages of the document.
     """
 
@@ -240,7 +240,7 @@ class Prompt:
 
     @property
     def reads_page_groups(self) -> bool:
-        """Whether page groups are asked first, and their answers then make the prompt."""
+        """Whether the model is asked about page groups first, whose answers then make the prompt."""
         return bool(self.page_groups) and bool(self.page_groups[0].token_ids)
 
     @property
@@ -262,9 +262,9 @@ class Completion:
     Attributes:
         token_ids: Generated tokens.
         finish_reason: Finish reason in vLLM's words: `stop`, `length`, `repetition` or `abort`.
-        opened: Whether the prompt ended with the token that opens thinking.
-        forced: Number of tokens that were inserted, not generated: the token that closes thinking.
-        status: Overrides the status derived from the tokens, e.g. when the budget cut the thinking.
+        opened: Whether the prompt ended with the token that opens reasoning.
+        forced: Number of tokens that were inserted, not generated: the token that closes reasoning.
+        status: Status that overrides the one derived from the tokens, e.g. when the budget cut the reasoning.
     """
 
     token_ids: list[int]

@@ -74,7 +74,7 @@ def results_schema(carry: pa.Schema, made: pa.Schema = NO_COLUMNS) -> pa.Schema:
 
     Args:
         carry: The carried input columns, with the types that the plan froze.
-        made: Columns that the job makes from its answers.
+        made: Columns that are derived from the answers.
     """
     schema = _schema({"row_id": pa.string(), "sample": pa.int32()}, carry, RESULT_FIELDS)
     for position, one in enumerate(made, start=schema.get_field_index("answer") + 1):
@@ -94,7 +94,7 @@ def errors_schema(carry: pa.Schema, *, with_answer: bool = False) -> pa.Schema:
 
 
 def new_attempt(plan_id: str | None = None) -> str:
-    """Make the token of one attempt at a shard. Tokens are unique, and sort by the time of their attempt.
+    """Make the token of one attempt at a shard. Tokens are unique, and sort by the start of their attempts.
 
     Args:
         plan_id: Id of the attempt's plan, which ends the token; None for plans of versions without ids.
@@ -119,7 +119,7 @@ class ObjectName:
     Attributes:
         kind: Kind of the object: `results` or `errors`.
         shard: Number of the shard, or of the first of several.
-        attempt: Token of the attempt that wrote the object, with its plan's id. Attempts sort by the time they began.
+        attempt: Token of the attempt that wrote the object, with its plan's id. Attempts sort by their start.
         seq: Position among the objects of this attempt, from 0.
         rows: Number of input rows that the object finishes; with n samples a row it holds n times as many records.
         span: Number of shards that its rows may belong to, from `shard` on.
@@ -156,7 +156,9 @@ class ObjectName:
         if shard is None and span < 2:
             return None
         found = cls(kind, int(first if shard is None else shard), attempt, int(seq), int(rows), span)
-        return found if str(found) == name else None  # each object has one name: other spellings of a number are none
+        return (
+            found if str(found) == name else None
+        )  # an object has one name; other spellings of its numbers do not count
 
     @classmethod
     def of(cls, name: str) -> Self:

@@ -18,7 +18,7 @@ def temporary_files(needed: str = "") -> Iterator[None]:
         needed: Space that is needed, in words for the message.
 
     Raises:
-        StorageError: The block met an OSError.
+        StorageError: The block raised an OSError.
     """
     try:
         yield
@@ -54,5 +54,5 @@ def check_temporary_files() -> None:
 def _folder() -> str:
     try:
         return tempfile.gettempdir()
-    except OSError:  # none of the folders that Python tries can be written
+    except OSError:  # Python found no folder that can be written
         return os.environ.get("TMPDIR") or "/tmp"

@@ -1,4 +1,4 @@
-r"""Text from rows, files and servers never steers a terminal: control characters are shown as escapes (`\x1b`).
+r"""Text from rows, files and servers never controls a terminal: control characters are shown as escapes (`\x1b`).
 
 Prompts, answers, logs, file names and records of other machines may hold any characters.
 """
@@ -30,13 +30,13 @@ def uncoloured(text: str) -> str:
 
 
 def json_text(data: Any, indent: int | None = None) -> str:
-    """Serialise to JSON that cannot steer a terminal. (`json` leaves DEL and U+0080 to U+009F as they are.)"""
+    """Serialise to JSON that cannot control a terminal. (`json` leaves DEL and U+0080 to U+009F as they are.)"""
     text = json.dumps(data, indent=indent, ensure_ascii=False)
     return _STEERING.sub(lambda found: found[0] if found[0] < " " else f"\\u{ord(found[0]):04x}", text)
 
 
 class _Visible:
-    """A stream that makes written text visible; everything else is the wrapped stream's."""
+    """A stream that makes written text visible, and passes everything else to the wrapped stream."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream

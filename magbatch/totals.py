@@ -56,7 +56,7 @@ class Totals:
         by_latency: Number of answered rows by the upper bound of their latency (`LATENCY_BOUNDS_S`, or `+Inf`).
         by_reasoning: Number of records, and of dead letters with generated tokens, by the upper bound of their
             reasoning tokens (`LENGTH_BOUNDS_TOKENS`, or `+Inf`).
-        by_answer: Number of the same, by the upper bound of their answer tokens.
+        by_answer: Number of the same records and dead letters, by the upper bound of their answer tokens.
     """
 
     answered: int = 0
@@ -103,7 +103,7 @@ class Totals:
                 self._add_tokens(table)
             return
         self.records += table.num_rows
-        # All samples of a row share one prompt.
+        # All samples of a row share one prompt, which counts once.
         first = table.filter(pa.compute.equal(table.column("sample"), pa.scalar(0)))
         self.answered += first.num_rows
         self.prompt_tokens += _sum(first, "prompt_tokens")
@@ -140,7 +140,7 @@ class Totals:
         bucket(self.by_answer, answer, LENGTH_BOUNDS_TOKENS)
 
     def plus(self, other: Self, sign: int = 1) -> Self:
-        """Add another's sums; with `sign` -1, subtract them."""
+        """Add the sums of other totals; with `sign` -1, subtract them."""
         return summed(self, other, sign)
 
     @classmethod
@@ -208,9 +208,9 @@ def bucket(counts: dict[str, int], values: "np.ndarray[Any, Any] | list[float]",
         bounds: Upper bounds, ascending.
     """
     names = [*(str(bound) for bound in bounds), INFINITE]
-    places, found = np.unique(np.searchsorted(bounds, values, side="left"), return_counts=True)
-    for place, count in zip(places.tolist(), found.tolist(), strict=True):
-        counts[names[place]] = counts.get(names[place], 0) + count
+    indices, found = np.unique(np.searchsorted(bounds, values, side="left"), return_counts=True)
+    for index, count in zip(indices.tolist(), found.tolist(), strict=True):
+        counts[names[index]] = counts.get(names[index], 0) + count
 
 
 def summed(one: T, other: T, sign: int = 1) -> T:
@@ -223,7 +223,7 @@ def summed(one: T, other: T, sign: int = 1) -> T:
     `Totals(failed=3, by_code={"a": 2, "b": 1})`.
 
     Args:
-        one: The first record.
+        one: First record, any dataclass.
         other: The second record, of the same class.
         sign: 1 adds the second record; -1 takes it away from the first, which must have no lists.
     """
@@ -243,7 +243,7 @@ def _summed_value(one: Any, other: Any, sign: int) -> Any:
 
 
 def known_fields(kind: type[Any], record: dict[str, Any]) -> dict[str, Any]:
-    """Select the values of a record that a dataclass has fields for; a newer version may have written more.
+    """Select the values of a record for which a dataclass has fields; a newer version may have written more.
 
     Args:
         kind: Dataclass whose fields count.

@@ -1,6 +1,6 @@
 """All nodes of a job run the same versions of the packages that decide a prompt or an answer.
 
-A node with other versions takes no part in the job.
+A node with other versions does no work for the job.
 """
 
 import functools
@@ -34,7 +34,7 @@ def versions() -> dict[str, str]:
 def differences(before: dict[str, str], now: dict[str, str]) -> list[str]:
     """Differences between two sets of versions.
 
-    Packages that only one set has do not count. Neither does the patch number of Python, nor the part of a version
+    Packages that only one set has do not count. Neither does the patch number of Python, nor the text of a version
     after a `+`, which tells how the package was built.
 
     Returns:
@@ -70,13 +70,13 @@ class Agreed:
             found: Versions by package name.
 
         Returns:
-            Message for a person if a version differs; None if the node takes part.
+            Message for a person if a version differs; None if the node may work for the job.
         """
         for name in found:
             if differences({name: self.versions.get(name, found[name])}, {name: found[name]}):
                 return (
                     f"node {node} has {name} {found[name]}, node {self._first[name]} has {self.versions[name]}: all "
-                    f"nodes of a job run the same versions, so {node} takes no part; give all nodes one image"
+                    f"nodes of a job run the same versions, so {node} does no work; give all nodes one image"
                 )
         for name, number in found.items():
             self._first.setdefault(name, node)

@@ -1,4 +1,4 @@
-"""Answers read into columns: typed values by a JSON Schema, an extracted part, and a vote over samples.
+"""Answers read into columns: typed values by a JSON Schema, an extracted text, and a vote over samples.
 
 Imports within: exact, formats < columns, fits, grading < reader < checker.
 """

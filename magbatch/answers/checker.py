@@ -49,10 +49,10 @@ class Lanes:
 
 
 class Checker:
-    """Reads the answers of one replica.
+    """Step that reads the answers of one replica.
 
     Args:
-        spec: The job's `answer`.
+        spec: Section `answer` of the spec.
         timeout_s: Time limit of one answer, in seconds.
         lanes: Number of processes, and time limit of the quick ones.
         handler: Request handler of the processes; see `Sandbox`.
@@ -95,7 +95,7 @@ class Checker:
             raise RowError(ErrorCode.ANSWER_INVALID, f"{self._field}: {message}", answer) from error
 
     def vote(self, ballots: Sequence[str | None]) -> dict[str, Any] | None:
-        """See `Reader.vote`."""
+        """Count the votes of a row; see `Reader.vote`."""
         return self._read.vote(ballots)
 
 

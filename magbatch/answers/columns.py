@@ -28,7 +28,7 @@ _PLAIN: dict[str, tuple[pa.DataType, type]] = {
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """Storage of one part of an answer.
+    """Storage of the values of one schema node.
 
     Attributes:
         kind: Arrow type.
@@ -44,18 +44,18 @@ class Column:
 
 
 _AS_JSON = Column(pa.large_string(), write_json)
-MAX_PARTS = 10_000  # parts of one column; shared references can multiply the parts without a bound
+MAX_NODES = 10_000  # schema nodes of one column; shared references can multiply the nodes without a bound
 
 
 class _TooManyError(Exception):
-    """A column with more than MAX_PARTS parts."""
+    """A column with more than MAX_NODES schema nodes."""
 
 
 def column_of(schema: Any, root: dict[str, Any]) -> Column:
-    """Column of a part of a schema; JSON text if the column would have more than MAX_PARTS parts.
+    """Column of a schema node; JSON text if the column would have more than MAX_NODES nodes.
 
     Args:
-        schema: The part.
+        schema: Node of the schema, as parsed JSON.
         root: The whole schema, in which references are resolved.
     """
     try:
@@ -65,20 +65,20 @@ def column_of(schema: Any, root: dict[str, Any]) -> Column:
 
 
 class _Columns:
-    """Columns of a schema's parts. Each use of a part counts towards MAX_PARTS."""
+    """Columns of a schema's nodes. Each use of a node counts towards MAX_NODES."""
 
     def __init__(self, root: dict[str, Any]) -> None:
-        self._root, self._parts = root, 0
+        self._root, self._nodes = root, 0
 
     def of(self, schema: Any, inside: tuple[str, ...]) -> Column:
-        """Column of a part.
+        """Column of a node and of the nodes below it.
 
         Args:
-            schema: The part.
+            schema: Node of the schema, as parsed JSON.
             inside: References followed so far; a second use of one means that the schema contains itself.
         """
-        self._parts += 1
-        if self._parts > MAX_PARTS:
+        self._nodes += 1
+        if self._nodes > MAX_NODES:
             raise _TooManyError
         if not isinstance(schema, dict):
             return _AS_JSON
@@ -110,7 +110,7 @@ class _Columns:
             item = self.of(schema["items"], inside)
             return Column(pa.list_(item.kind), lambda values: [item(value) for value in values])
         if kind == "object" and schema.get("properties"):
-            members = {name: self.of(part, inside) for name, part in schema["properties"].items()}
+            members = {name: self.of(node, inside) for name, node in schema["properties"].items()}
             struct = pa.struct([pa.field(name, member.kind) for name, member in members.items()])
-            return Column(struct, lambda value: {name: part(value.get(name)) for name, part in members.items()})
+            return Column(struct, lambda value: {name: member(value.get(name)) for name, member in members.items()})
         return _AS_JSON

@@ -7,8 +7,8 @@ from decimal import Decimal
 from typing import Any
 
 MAX_NAME_CHARS = 80  # characters of a key or number in a message
-# Largest exponent of a double: 5e-324 is the smallest number. A zero with a larger exponent would be written in as many
-# digits.
+# Largest exponent of a double, whose smallest number is 5e-324. A zero with a larger exponent would be written in as
+# many digits.
 MAX_EXPONENT = 324
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -41,7 +41,7 @@ def write_json(value: Any, *, canonical: bool = False) -> str:
     """Write a value of `read_json` as JSON text.
 
     Args:
-        value: The value.
+        value: Value as `read_json` returns it.
         canonical: Whether equal values give equal texts: sorted keys, no blanks, and `1.5` for `1.50` and `15e-1`.
 
     Raises:

@@ -25,7 +25,7 @@ class Pattern:
     """A `pattern` of JSON Schema: a regular expression that may match anywhere in a text.
 
     Args:
-        pattern: The expression.
+        pattern: Expression in the syntax of JSON Schema (ECMA-262).
 
     Raises:
         ValueError: The grammar's library does not support the expression.

@@ -47,7 +47,7 @@ class Grading:
         """Grading of a job; None if the input has no right answers.
 
         Args:
-            spec: The job.
+            spec: Spec of the job, for the columns that hold its answers.
             expected: Output column with the right answers; None if there is none.
         """
         answer = spec.answer
@@ -91,8 +91,8 @@ class Grading:
         """Whether an answer is right; None if no right answer is known.
 
         Args:
-            given: The job's answer.
-            expected: The right answer.
+            given: Answer of the job.
+            expected: Right answer from the input.
             width: NumPy float type in which doubles are compared.
         """
         try:
@@ -208,7 +208,7 @@ def _plain(column: ChunkedArray) -> ChunkedArray:
     """
     kind = column.type
     if pa.types.is_dictionary(kind):
-        with suppress(pa.ArrowException):  # Arrow cannot decode these values: Python reads each
+        with suppress(pa.ArrowException):  # values that Arrow cannot decode are read one by one in Python
             chunks = [cast(DictionaryArray, chunk).dictionary_decode() for chunk in column.chunks]
             return _plain(pa.chunked_array(chunks, kind.value_type))
     if pa.types.is_timestamp(kind):  # an unknown zone name does not change the instant

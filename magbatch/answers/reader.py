@@ -38,7 +38,7 @@ class Reading:
 
 
 class SchemaReader:
-    """Reads answers by a JSON Schema.
+    """Reader of answers by a JSON Schema.
 
     Args:
         schema: A JSON Schema (draft 2020-12) of an object with named properties.
@@ -98,7 +98,7 @@ def cut(message: str) -> str:
 def boxed(text: str) -> str | None:
     r"""Content of the last closed `\boxed{…}`, with matched braces inside; None if there is none.
 
-    Time is linear in the text, also if a model repeats an unclosed `\boxed{`.
+    Time is linear in the text, even if a model repeats an unclosed `\boxed{`.
 
     Example:
         `boxed(r"\boxed{1} so \boxed{\frac{1}{2}}, not \boxed{3")` is `\frac{1}{2}`.
@@ -117,10 +117,10 @@ def boxed(text: str) -> str | None:
 
 
 class Reader:
-    """Reads answers into the columns that a job asks for.
+    """Reader of answers into the columns that a job asks for.
 
     Args:
-        spec: The job's `answer`.
+        spec: Section `answer` of the spec.
     """
 
     def __init__(self, spec: AnswerSpec) -> None:
@@ -175,7 +175,7 @@ class Reader:
         return answer.strip() or None
 
     def vote(self, ballots: Sequence[str | None]) -> dict[str, Any] | None:
-        """Count the votes of a row: the most frequent answer, the first if several are, and its share of all samples.
+        """Count the votes of a row: the most frequent answer (the first of several) and its share of all samples.
 
         Args:
             ballots: Vote of each sample, in order.

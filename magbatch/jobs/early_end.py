@@ -105,7 +105,14 @@ class Failures:
         )
 
     def _all_fail_alike(self, done: Totals, snapshot: Snapshot) -> bool:
-        """Whether enough rows failed, all with one code, and no row on its way could still be answered first."""
+        """Whether enough rows failed, all with one code, and no row on its way could still be answered first.
+
+        Example: 600 rows failed, `_enough` says 500, and 200 rows are in engines or wait for them.
+
+        1. The code is in LATE, such as `row_timeout`. Such failures take as long as answers, so answers would have come
+           too. The 600 failures outnumber the 200 rows on their way: True.
+        2. The code is any other one. It may come before the first answer, so the 200 rows may still be answered: False.
+        """
         if self._answered or done.answered or len(done.by_code) != 1:
             self._unanswered_since = None
             return False

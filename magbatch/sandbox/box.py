@@ -36,7 +36,7 @@ from magbatch.errors import (
 DEATHS = 2  # processes that one request may end; the first end may be a coincidence
 KILLS = 5  # processes killed from outside during one request, or during one start
 START_TIMEOUT_S = 120.0  # time limit of a process' start, for a cold disk and a busy node
-GRACE_S = 5.0  # seconds after the kernel's alarm
+GRACE_S = 5.0  # time that the caller waits after the kernel's alarm
 # Environment variables that the process gets. None is a credential.
 ENVIRONMENT = (
     *("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH", "LD_PRELOAD", "PYTHONHOME", "PYTHONUTF8"),
@@ -228,7 +228,7 @@ class Sandbox:
         self._connection = Connection(ours.detach())
         self._end = weakref.finalize(self, _end, self._process, self._connection)
         try:
-            self._connection.send_bytes(self._setup)  # by the pipe, because the length of an argument is limited
+            self._connection.send_bytes(self._setup)  # sent by the pipe, because the length of an argument is limited
             ready = self._connection.poll(START_TIMEOUT_S) and bool(self._connection.recv_bytes())
         except (OSError, EOFError):
             ready = False
@@ -236,7 +236,7 @@ class Sandbox:
             return None
         process = self._process
         with suppress(subprocess.TimeoutExpired):
-            process.wait(GRACE_S)  # its own exit code says more than that of a kill
+            process.wait(GRACE_S)  # the process' own exit code says more than the code after a kill
         self.close()
         return process.returncode
 
@@ -249,7 +249,7 @@ class Sandboxes:
 
     Args:
         count: Number of sandboxes; each process is started at first use.
-        handler: See `Sandbox`, as for all further arguments.
+        handler: Name of the factory; this and all further arguments are those of `Sandbox`.
     """
 
     def __init__(
@@ -260,7 +260,7 @@ class Sandboxes:
             self._free.put(Sandbox(handler, setup, timeout_s=timeout_s, memory_mb=memory_mb))
 
     def __call__(self, head: Mapping[str, Any], body: bytes = b"", *, timeout_s: float | None = None) -> list[Reply]:
-        """See `Sandbox.__call__`. Waiting for a free sandbox does not count towards the time limit."""
+        """Handle one request; see `Sandbox.__call__`. The wait for a free sandbox does not count as its time."""
         sandbox = self._free.get()
         try:
             return sandbox(head, body, timeout_s=timeout_s)

@@ -65,7 +65,7 @@ MACHINES = {
             *(141, 142, 144, 203, 251, 314),  # setpriority, sched_set…, ioprio_set
             *(165, 166, 155, 161, 272, 308, 169, 170, 171),  # mounts, chroot, unshare, setns, reboot, names
             *(321, 298, 248, 249, 250, 323, 319),  # bpf, perf_event_open, keys, userfaultfd, memfd_create
-            *(29, 30, 31, 64, 65, 66, 68, 69, 71, 240),  # System V's and POSIX's shared things
+            *(29, 30, 31, 64, 65, 66, 68, 69, 71, 240),  # shared memory, semaphores and queues of System V and POSIX
         ),
     ),
     "aarch64": Machine(
@@ -104,7 +104,7 @@ def deny_calls(libc: ctypes.CDLL) -> bool:
 
 
 def program(machine: Machine) -> bytes:
-    """The BPF program: each test jumps over its consequence if it does not apply.
+    """The BPF program: a test that does not hold jumps over its consequence.
 
     Example:
         `_if(_EQUAL, 41, [_line(_RETURN, deny)])` is two lines. `jeq 41, 0, 1` jumps over 0 lines if the loaded number
@@ -116,9 +116,8 @@ def program(machine: Machine) -> bytes:
         *_unless(_EQUAL, machine.audit, [_line(_RETURN, deny)]),
         _line(_LOAD, _NUMBER),
         *_if(_AT_LEAST, _X32, [_line(_RETURN, deny)]),
-        *_if(
-            _EQUAL, _CLONE3, [_line(_RETURN, missing)]
-        ),  # a filter cannot see its flags; on ENOSYS the C library calls clone
+        # A filter cannot see the flags of clone3; on ENOSYS the C library calls clone.
+        *_if(_EQUAL, _CLONE3, [_line(_RETURN, missing)]),
     ]
     for number in machine.denied:
         lines += _if(_EQUAL, number, [_line(_RETURN, deny)])

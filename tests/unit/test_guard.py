@@ -161,4 +161,4 @@ def test_sigterm_ends_any_command_with_3_from_its_first_import_on(tmp_path: Path
         program = f"WHERE, OUTPUT = {name!r}, {str(tmp_path)!r}\n{script}"
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
         assert (done.returncode, done.stdout) == (3, ""), (name, done.stderr)
-        assert done.stderr == f"magbatch: interrupted; what was committed stays\n{AGAIN}", name
+        assert done.stderr == f"magbatch: interrupted; committed rows stay\n{AGAIN}", name

@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from magbatch.answers.columns import MAX_PARTS, column_of
+from magbatch.answers.columns import MAX_NODES, column_of
 from magbatch.answers.exact import Number
 
 TEXT = pa.large_string()
@@ -49,7 +49,7 @@ def test_each_schema_has_its_column(schema: Any, kind: pa.DataType, value: Any, 
 
 
 def test_a_column_of_too_many_parts_is_json_text() -> None:
-    wide = {"type": "object", "properties": {f"p{number}": {"type": "integer"} for number in range(MAX_PARTS)}}
+    wide = {"type": "object", "properties": {f"p{number}": {"type": "integer"} for number in range(MAX_NODES)}}
     assert column_of(wide, wide).kind == TEXT
     del wide["properties"]["p0"]
     assert pa.types.is_struct(column_of(wide, wide).kind)
