@@ -85,8 +85,8 @@ def test_submit_follow_cancel_and_resume(job: JobFiles, address: str) -> None:
     assert sent["id"] in twice.stderr, "one job at a time works on an output"
     (listed,) = json.loads(magbatch("jobs", "--address", address, "--json").stdout)
     assert (listed["id"], listed["state"], listed["output"]) == (sent["id"], "running", str(job.output))
-    standing = json.loads(magbatch("status", sent["id"], "--address", address, "--json").stdout)
-    assert standing["status"]["planned"] == 80
+    status = json.loads(magbatch("status", sent["id"], "--address", address, "--json").stdout)
+    assert status["status"]["planned"] == 80
 
     ended = magbatch("cancel", sent["id"], "--address", address)
     assert ended.returncode == 0, ended.stderr
@@ -174,8 +174,8 @@ def test_a_cluster_with_a_token_is_used_by_who_has_it(job: JobFiles, tmp_path_fa
         assert "12 of 12 rows answered" in followed.stdout
         (listed,) = json.loads(magbatch("jobs", "--address", address, "--json", **right).stdout)
         assert (listed["id"], listed["state"]) == (sent["id"], "succeeded")
-        standing = json.loads(magbatch("status", sent["id"], "--address", address, "--json", **right).stdout)
-        assert standing["status"]["complete"] is True
+        status = json.loads(magbatch("status", sent["id"], "--address", address, "--json", **right).stdout)
+        assert status["status"]["complete"] is True
         over = magbatch("cancel", sent["id"], "--address", address, **right)
         assert "had ended already: succeeded" in over.stdout
         (home / ".ray").mkdir()

@@ -349,8 +349,8 @@ def test_thinking_is_cut_at_its_budget_and_the_answer_follows(serving: Serving, 
     """Hot as it is, the model hardly closes its thinking in time by itself: then the budget does, to the token."""
     tokenizer, budget = serving.tokenizer, 20
     spec = spec_for(Path("/nowhere/x.parquet"), n=3, max_tokens=40)
-    steering = ThinkingPlan(tokenizer, budget, thinks=True, schema=None)
-    generate = Generate(serving.engine, spec.sampling, 2400, plan=steering)
+    plan = ThinkingPlan(tokenizer, budget, thinks=True, schema=None)
+    generate = Generate(serving.engine, spec.sampling, 2400, plan=plan)
     generation = serving.loop.run_until_complete(generate(prompts[0]))
     answers = [Parser(tokenizer)(completion) for completion in generation.completions]
     assert len(answers) == 3

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from magbatch.cli.app import app
 from magbatch.terminal import json_text, uncoloured, visible
 
-STEERING = "\x1b]52;c;aGk=\x07\x9b31m\x7f\r\u202e"
+CONTROLS = "\x1b]52;c;aGk=\x07\x9b31m\x7f\r\u202e"
 SHOWN = r"\x1b]52;c;aGk=\x07\x9b31m\x7f\r\u202e"
 
 
@@ -34,19 +34,19 @@ def printed(*args: str) -> str:
 
 
 def steers(text: str) -> bool:
-    return any(character in text for character in STEERING if not character.isprintable())
+    return any(character in text for character in CONTROLS if not character.isprintable())
 
 
 @pytest.mark.parametrize(
     ("text", "shown"),
-    [(STEERING, SHOWN), ("a\tb\nc é 한 \u200e", "a\tb\nc é 한 \u200e"), ("name\udcff", r"name\udcff"), ("\0", r"\x00")],
+    [(CONTROLS, SHOWN), ("a\tb\nc é 한 \u200e", "a\tb\nc é 한 \u200e"), ("name\udcff", r"name\udcff"), ("\0", r"\x00")],
 )
 def test_what_would_steer_is_an_escape(text: str, shown: str) -> None:
     assert visible(text) == shown
 
 
 def test_json_documents_hold_the_same_values_and_steer_nothing() -> None:
-    data = {"host": STEERING, "é": ["\n\t", 1]}
+    data = {"host": CONTROLS, "é": ["\n\t", 1]}
     for indent in (None, 1):
         assert json.loads(json_text(data, indent)) == data
         assert not steers(json_text(data, indent))
@@ -61,7 +61,7 @@ def test_plan_shows_a_prompt_and_a_files_name(tmp_path: Path) -> None:
     job = SmallJob(tmp_path)
     folder = tmp_path / "input"
     folder.mkdir()
-    pq.write_table(pa.table({"id": ["1"], "question": [f"{STEERING}hi"]}), folder / "a.parquet")
+    pq.write_table(pa.table({"id": ["1"], "question": [f"{CONTROLS}hi"]}), folder / "a.parquet")
     (folder / "\x1b]0;b\x07.parquet").write_bytes(b"no Parquet")
     path = tmp_path / "job.yaml"
     path.write_text(job.spec(input={"on_bad_file": "dead_letter"}).to_yaml(), encoding="utf-8")
@@ -72,7 +72,7 @@ def test_plan_shows_a_prompt_and_a_files_name(tmp_path: Path) -> None:
 
 
 def test_run_shows_its_errors_and_usage_errors(tmp_path: Path) -> None:
-    for args in (["run", f"{tmp_path}/{STEERING}.yaml"], ["run", "x", f"--{STEERING}"], [STEERING]):
+    for args in (["run", f"{tmp_path}/{CONTROLS}.yaml"], ["run", "x", f"--{CONTROLS}"], [CONTROLS]):
         said = printed(*args)
         assert not steers(said)
         assert "]52;c;aGk" in said
@@ -82,7 +82,7 @@ def test_status_shows_what_another_machine_wrote(tmp_path: Path) -> None:
     job = SmallJob(tmp_path)
     job.ask(2)
     job.begin()
-    end = {"state": "failed", "message": STEERING, "at": 1.0, "exit_code": 2}
+    end = {"state": "failed", "message": CONTROLS, "at": 1.0, "exit_code": 2}
     record = {"version": 1, "at": 1.0, "running": False, "end": end}
     job.ledger.store.write("_magbatch/progress.json", json.dumps(record | RUN).encode())
     for said in (printed("status", job.output), printed("status", job.output, "--json")):
@@ -91,7 +91,7 @@ def test_status_shows_what_another_machine_wrote(tmp_path: Path) -> None:
 
 
 RUN: dict[str, Any] = {
-    "host": STEERING, "pid": 4, "place": "", "since": "", "started": 1.0, "planned": 2, "cost": None,
+    "host": CONTROLS, "pid": 4, "place": "", "since": "", "started": 1.0, "planned": 2, "cost": None,
     "currency": "USD", "spent": {"device_s": 0.0},
 }  # fmt: skip
 
@@ -100,8 +100,8 @@ RUN: dict[str, Any] = {
 def dashboard() -> Iterator[str]:
     """A Ray cluster's job API with one job, whose record and log somebody else wrote."""
     job = {
-        "type": "SUBMISSION", "submission_id": f"id{STEERING}", "status": "FAILED", "entrypoint": "x",
-        "message": STEERING, "metadata": {"magbatch.spec": "", "magbatch.output": f"/out{STEERING}"},
+        "type": "SUBMISSION", "submission_id": f"id{CONTROLS}", "status": "FAILED", "entrypoint": "x",
+        "message": CONTROLS, "metadata": {"magbatch.spec": "", "magbatch.output": f"/out{CONTROLS}"},
     }  # fmt: skip
     answers: dict[str, Any] = {
         "/api/version": {"version": "4", "ray_version": ray.__version__, "ray_commit": "", "session_name": ""},
@@ -113,7 +113,7 @@ def dashboard() -> Iterator[str]:
             self.send_response(200)
             self.send_header("Content-Type", "application/json")
             self.end_headers()
-            self.wfile.write(json.dumps(answers.get(self.path, {"logs": STEERING})).encode())
+            self.wfile.write(json.dumps(answers.get(self.path, {"logs": CONTROLS})).encode())
 
         def log_message(self, *_: object) -> None:
             return
@@ -130,7 +130,7 @@ def dashboard() -> Iterator[str]:
 
 def test_the_commands_of_a_cluster_show_what_its_jobs_wrote() -> None:
     with dashboard() as address:
-        for words in (["jobs"], ["jobs", "--json"], ["logs", f"id{STEERING}"], ["status", f"id{STEERING}"]):
+        for words in (["jobs"], ["jobs", "--json"], ["logs", f"id{CONTROLS}"], ["status", f"id{CONTROLS}"]):
             said = printed(*words, "--address", address)
             assert not steers(said), words
             assert "52;c;aGk=" in said, words
@@ -142,9 +142,9 @@ import sys
 from magbatch.cli.show import live_console
 from magbatch.terminal import plain_streams
 with plain_streams(), live_console() as console, console.status("busy"):
-    console.print(STEERING, "said", markup=False, highlight=False)
-    print(STEERING, "printed", file=sys.stderr)
-""".replace("STEERING", repr(STEERING))
+    console.print(CONTROLS, "said", markup=False, highlight=False)
+    print(CONTROLS, "printed", file=sys.stderr)
+""".replace("CONTROLS", repr(CONTROLS))
     ours, theirs = pty.openpty()
     with subprocess.Popen(
         [sys.executable, "-c", program], stderr=theirs, env={**os.environ, "TERM": "xterm", "COLUMNS": "200"}

@@ -33,14 +33,14 @@ class FakeExecution:
     """An execution with one pool, once it has started."""
 
     def __init__(self, dataset: Any) -> None:
-        self.pool, self.started, self.steering = FakePool(), False, list[Any]()
+        self.pool, self.started, self.shares = FakePool(), False, list[Any]()
         self.ended = False
 
     def pools(self) -> list[Any]:
         return [self.pool] if self.started else []
 
     def steer_autoscaler(self, wanted: Any, budget: Any) -> None:
-        self.steering.append((wanted, budget))
+        self.shares.append((wanted, budget))
 
     def shutdown(self) -> None:
         self.ended = True
@@ -106,7 +106,7 @@ def test_only_on_a_cluster_is_the_autoscaler_steered_and_once(shared: bool) -> N
     pool, execution = made(shared=shared)
     for _ in range(3):
         pool.bound(1, None)
-    assert len(execution.steering) == int(shared)
+    assert len(execution.shares) == int(shared)
 
 
 def test_an_autoscaler_is_asked_for_each_replica_that_runs_or_waits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +114,7 @@ def test_an_autoscaler_is_asked_for_each_replica_that_runs_or_waits(monkeypatch:
     pool, execution = made(shared=True)
     pool.bound(1, None)
     execution.pool.size, execution.pool.running = 3, 2
-    wanted, budget = execution.steering[0]
+    wanted, budget = execution.shares[0]
     assert wanted() == [{"CPU": 2.0, "GPU": 1.0}] * 3
     assert budget() == {"CPU": 16.0 + 2 * 2.0, "GPU": 2.0 + 2 * 1, "memory": 5.0}, "room for as many again"
 
@@ -124,7 +124,7 @@ def test_a_request_without_labels_is_not_made_for_replicas_that_need_them(replic
     pool, execution = made(shared=True, **replicas)
     pool.bound(1, None)
     execution.pool.size = 3
-    assert execution.steering[0][0]() == []
+    assert execution.shares[0][0]() == []
 
 
 def test_the_handle_of_an_actor_is_given_only_while_its_process_runs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,9 +67,9 @@ def test_the_speed_is_the_last_minutes(clock: Clock) -> None:
     for second in range(300):
         progress.observe(fleet(tokens(second if second < 200 else 200 + 10 * (second - 200), 7)))
         clock.now += 1
-    standing = progress.snapshot()
-    assert standing.rows_per_s == pytest.approx(10)
-    assert standing.tokens_per_s == pytest.approx(70)
+    snapshot = progress.snapshot()
+    assert snapshot.rows_per_s == pytest.approx(10)
+    assert snapshot.tokens_per_s == pytest.approx(70)
 
 
 def test_rows_of_one_length_leave_no_doubt() -> None:
@@ -139,17 +139,17 @@ def test_a_run_goes_on_counting_where_the_one_before_was(clock: Clock) -> None:
     spent = JobUsage(100.0, 2.0, 1, 3, 4, 5, Usage(commits=7))
     progress = job(1000, 100, refusals=lambda: 1, spent=spent, history=[Point(1.0, 100, 900, 1)])
     progress.observe(fleet(tokens(50, 10)))
-    standing = progress.snapshot()
-    assert standing.done == 150
-    assert standing.totals is None, "what earlier rows hold is not known yet: nothing is better than too little"
+    snapshot = progress.snapshot()
+    assert snapshot.done == 150
+    assert snapshot.totals is None, "what earlier rows hold is not known yet: nothing is better than too little"
     progress.set_earlier_totals(earlier)
     totals = progress.snapshot().totals
     assert totals == earlier.plus(tokens(50, 10))
     slot = Slot(0, State.SERVING, usage=Usage(commits=5), seconds=30, joins=2)
     progress.observe(Snapshot(tokens(60, 10), [slot], False, engine_deaths=1, starved_s=0.5, input_errors=1))
-    standing = progress.snapshot()
-    assert standing.spent == JobUsage(100 + 2 * 30, 2.5, 2, 4, 5, 6, Usage(commits=12), generated_tokens=600)
-    assert standing.cost == pytest.approx(3.6 * 160 / 3600)
+    snapshot = progress.snapshot()
+    assert snapshot.spent == JobUsage(100 + 2 * 30, 2.5, 2, 4, 5, 6, Usage(commits=12), generated_tokens=600)
+    assert snapshot.cost == pytest.approx(3.6 * 160 / 3600)
     assert progress.history[0] == Point(1.0, 100, 900, 1)
 
 
@@ -162,9 +162,9 @@ def test_a_second_fleet_adds_to_the_first(clock: Clock) -> None:
     assert (between.done, between.fleet.replicas, between.spent.engine_deaths) == (40, 0, 1)
     assert [(one.number, one.done.rows, one.load) for one in between.slots] == [(0, 40, Load())]
     progress.observe(fleet(tokens(60, 10), engine_deaths=2))
-    standing = progress.snapshot()
-    assert (standing.done, standing.seen, standing.spent.engine_deaths) == (100, tokens(100, 10), 3)
-    assert standing.spent.device_s == 2 * 30
+    snapshot = progress.snapshot()
+    assert (snapshot.done, snapshot.seen, snapshot.spent.engine_deaths) == (100, tokens(100, 10), 3)
+    assert snapshot.spent.device_s == 2 * 30
 
 
 def test_at_the_end_counts_are_the_manifests() -> None:
@@ -173,8 +173,8 @@ def test_at_the_end_counts_are_the_manifests() -> None:
     progress.observe(fleet(tokens(11, 5)))
     assert progress.snapshot().done == 10
     progress.finish(tokens(10, 5))
-    standing = progress.snapshot()
-    assert (standing.complete, standing.done, standing.totals) == (True, 10, tokens(10, 5))
+    snapshot = progress.snapshot()
+    assert (snapshot.complete, snapshot.done, snapshot.totals) == (True, 10, tokens(10, 5))
 
 
 def test_a_long_history_keeps_its_ends_in_few_points(clock: Clock) -> None:
