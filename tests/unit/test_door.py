@@ -1,10 +1,12 @@
 """The developer's door: one version everywhere, the Makefile, the hooks, the order of CI, types for users."""
 
 import re
+import shutil
 import subprocess
 import tomllib
 from pathlib import Path
 
+import pytest
 import yaml
 
 import magbatch
@@ -29,6 +31,7 @@ def test_the_version_is_the_same_everywhere() -> None:
     assert {tag for _, tag in tags} == {version}
 
 
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_each_target_of_the_makefile_is_told_in_one_line() -> None:
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
     told = dict(re.findall(r"^([a-z]+):.*?##\s+(.+)$", text, re.MULTILINE))
@@ -57,8 +60,8 @@ def test_hooks_are_local_and_need_no_network() -> None:
 
 def test_ci_checks_what_takes_seconds_first() -> None:
     text = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
-    steps = re.findall(r"^uv run --no-sync (ruff format|ruff check|mypy|pytest tests/\w+)", text, re.MULTILINE)
-    assert steps == ["ruff format", "ruff check", "mypy", "pytest tests/unit", "pytest tests/integration"]
+    steps = re.findall(r"^uv run --no-sync (ruff format|ruff check|mypy|pytest)\b", text, re.MULTILINE)
+    assert steps == ["ruff format", "ruff check", "mypy", "pytest"]
 
 
 def test_types_are_for_users_too() -> None:
