@@ -102,7 +102,7 @@ class ShardSource(Datasource):
         may_have_rows: frozenset[int],
         board: Any,
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._job, self._shards, self._tasks, self._may_have_rows = job, shards, tasks, may_have_rows
         self._board = board
 
@@ -139,7 +139,8 @@ def answered(job: JobContext, shards: OpenShards, board: Any, token: LeaseToken,
     _configure(job, shards)
     source = ShardSource(job, shards.shards, shards.read_tasks, shards.may_have_rows, board)
     replicas = job.spec.replicas
-    return ray.data.read_datasource(source, override_num_blocks=shards.read_tasks, num_cpus=1).map_batches(
+    prepared = ray.data.read_datasource(source, override_num_blocks=shards.read_tasks, num_cpus=1)
+    dataset: ray.data.Dataset = prepared.map_batches(
         Worker,
         fn_constructor_args=(job, board, shards.may_have_rows, token),
         batch_size=1,
@@ -147,6 +148,7 @@ def answered(job: JobContext, shards: OpenShards, board: Any, token: LeaseToken,
         compute=_pool(job, shards, slots),
         **remote_args(replicas),
     )
+    return dataset
 
 
 def _pool(job: JobContext, shards: OpenShards, slots: int) -> ray.data.ActorPoolStrategy:

@@ -114,7 +114,9 @@ def start_board(spec: JobSpec, rows: int, silence: float | None = None) -> Any:
     """
     # The board runs on the driver's node, so that it does not vanish with a spot node.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    board: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(BoardState).remote(
+    # Ray's annotation of `remote` forgets this strategy.
+    remote: Any = ray.remote(num_cpus=0, scheduling_strategy=here)  # type: ignore[call-overload]
+    board: Any = remote(BoardState).remote(
         rows,
         spec.replicas.start_timeout_s,
         silence_s(spec.limits.row_timeout_s) if silence is None else silence,

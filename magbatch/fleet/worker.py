@@ -154,7 +154,8 @@ class Worker:
             block: Table (shards,) of prepared shards, as `to_block` makes it.
 
         Returns:
-            Table (shards,) with one column. Ray Data counts its rows as progress; the values are unused.
+            Table (shards,) with one number a shard, the least that Ray Data hands on: it drops blocks without rows or
+            bytes, and `Consumer` ends the execution at a block. The values are unused.
         """
         self._begun.set()
         shards: list[Any] = block.column("shard").to_pylist()

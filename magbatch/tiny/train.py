@@ -193,7 +193,8 @@ def first_choices(model: TinyModel, batch: Batch) -> Tensor:
         images = model.see(batch.pixels).flatten(0, 1) if batch.pixels is not None else None
         hidden = model(model.embed(batch.tokens, images))
         wanted = batch.targets != IGNORED
-        return model.output(hidden[wanted]).argmax(-1) == batch.targets[wanted]
+        right: Tensor = model.output(hidden[wanted]).argmax(-1) == batch.targets[wanted]
+        return right
 
 
 def export(trainee: Trainee, path: Path) -> None:
