@@ -1,14 +1,11 @@
 """Completion of a frozen job, for `run` and `retry`: answer the open rows, prove the output, write the manifest."""
 
-import socket
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute
 from numpy.typing import NDArray
 from rich.console import Console
 
@@ -16,13 +13,15 @@ from magbatch.capture import threads_told
 from magbatch.counts import counted
 from magbatch.engines import engine_args
 from magbatch.engines.base import EngineArgs
-from magbatch.errors import ClusterError, JobError, StorageError
+from magbatch.errors import ClusterError, StorageError
 from magbatch.jobs.early_end import Failures
 from magbatch.jobs.opening import check_input
+from magbatch.jobs.report_of_run import ReportMaker
+from magbatch.jobs.serving import Observers, Serving
 from magbatch.ledger.finalise import finalise
 from magbatch.ledger.lease import Lease
 from magbatch.ledger.ledger import Ledger
-from magbatch.ledger.letters import examples, explained
+from magbatch.ledger.letters import explained
 from magbatch.model.checkpoint import Checkpoint
 from magbatch.pipeline.context import JobContext
 from magbatch.plan.plan import Plan
@@ -30,13 +29,10 @@ from magbatch.replica.board import Snapshot
 from magbatch.report.exporter import Exporter
 from magbatch.report.heartbeat import Heartbeat, earlier, earlier_runs, earlier_versions
 from magbatch.report.log import RunLog, log_of
-from magbatch.report.page import report_files
 from magbatch.report.progress import JobProgress
-from magbatch.report.report import Report, Run, SlotUsage, settings
-from magbatch.report.runs import with_this
-from magbatch.report.scan import DuplicateIds, Slowest
+from magbatch.report.report import Report, Run
+from magbatch.report.scan import DuplicateIds
 from magbatch.report.terminal import ProgressLine
-from magbatch.report.wrong import WrongAnswers
 from magbatch.schema import ERRORS, RESULTS
 from magbatch.spec import JobSpec
 from magbatch.storage import open_store
@@ -89,6 +85,33 @@ def complete(
 
     if before:
         say(f"{before:,} of {counted(plan.rows, 'row')} are committed already; going on with the rest")
+    with _told(spec, plan, ledger, before, console, lease, say) as (progress, log):
+        observer = Observers(ProgressLine(console, progress, log.note), log, lease, failures)
+        the_run = _answer(job, plan, ledger, done, args.max_num_seqs, observer)
+        the_run.seconds = time.monotonic() - began
+        report = _finish(spec, plan, ledger, args, the_run, progress, lease)
+        progress.finish(report.totals)
+    return report
+
+
+@contextmanager
+def _told(
+    spec: JobSpec, plan: Plan, ledger: Ledger, before: int, console: Console, lease: Lease, say: Callable[[str], None]
+) -> Iterator[tuple[JobProgress, RunLog]]:
+    """Tell the progress of a run to its log, its heartbeat and its metrics for as long as the block runs.
+
+    Args:
+        spec: The job.
+        plan: Plan of the job.
+        ledger: Output of the job.
+        before: Rows that earlier runs committed.
+        console: Console for progress messages.
+        lease: Held lease on the output; the heartbeat checks it.
+        say: Function that shows a message.
+
+    Yields:
+        The progress and the log.
+    """
     quick = open_store(ledger.path, quick=True)
     progress = JobProgress(spec, plan.rows, before, *earlier(quick), refusals=lambda: ledger.refusals)
     progress.past = earlier_runs(quick)
@@ -106,12 +129,7 @@ def complete(
             say(f"note: package versions differ from those of the committed rows: {', '.join(changed)}")
         if before:
             _add_earlier_totals(ledger, progress, say)
-        observer = _Observers(ProgressLine(console, progress, log.note), log, lease, failures)
-        the_run = _answer(job, plan, ledger, done, args.max_num_seqs, observer)
-        the_run.seconds = time.monotonic() - began
-        report = _finish(spec, plan, ledger, args, the_run, progress, lease)
-        progress.finish(report.totals)
-    return report
+        yield progress, log
 
 
 def _earlier_failures(spec: JobSpec, plan: Plan, ledger: Ledger, before: int) -> Failures:
@@ -150,65 +168,13 @@ def _add_earlier_totals(ledger: Ledger, progress: JobProgress, say: Callable[[st
     threading.Thread(target=read, name="earlier-totals", daemon=True).start()
 
 
-@dataclass(frozen=True, slots=True)
-class _Observers:
-    """Parts of a run that each snapshot of a fleet is shown to.
-
-    Attributes:
-        line: Progress line of the command.
-        log: Log of the run.
-        lease: Held lease on the output.
-        failures: Dead letters compared with the limits; None if they never end the job.
-    """
-
-    line: ProgressLine
-    log: RunLog
-    lease: Lease
-    failures: Failures | None
-
-
-class _Serving:
-    """Observer of one fleet: measures how long it served, and ends it if the lease is lost or too many rows failed.
-
-    Args:
-        observers: Parts of the run that each snapshot is shown to.
-        before: Rows committed by earlier fleets of this run.
-
-    Attributes:
-        since: Time when the first replica served (monotonic clock, seconds).
-        until: Time when rows were last committed (monotonic clock, seconds).
-    """
-
-    def __init__(self, observers: _Observers, before: Totals) -> None:
-        self._to, self._before = observers, before
-        self.since = self.until = time.monotonic()
-        self._started, self._rows = False, 0
-
-    def watch(self, snapshot: Snapshot) -> JobError | None:
-        """Observe a snapshot of the fleet; see `FleetObserver.watch`."""
-        if not self._started and not snapshot.starting:
-            self._started, self.since = True, time.monotonic()
-        if snapshot.done.rows != self._rows:
-            self._rows, self.until = snapshot.done.rows, time.monotonic()
-        self._to.line.progress.observe(snapshot)
-        self._to.log.observe(snapshot)
-        self._to.line.show()
-        self._to.lease.check()
-        failures = self._to.failures
-        return None if failures is None else failures.check(self._before.plus(snapshot.done), snapshot)
-
-    def say(self, message: str) -> None:
-        """Show a message of the fleet; see `FleetObserver.say`."""
-        self._to.line.say(message)
-
-
 def _answer(
     job: JobContext,
     plan: Plan,
     ledger: Ledger,
     done: NDArray[np.int64],
     slots: int,
-    observers: _Observers,
+    observers: Observers,
 ) -> Run:
     """Run fleets until the ledger has every row.
 
@@ -229,7 +195,7 @@ def _answer(
         while (left := plan.rows - int(done.sum())) > 0:
             from magbatch.fleet.cluster import run_fleet
 
-            serving = _Serving(observers, committed)
+            serving = Serving(observers, committed)
             last = run_fleet(
                 job,
                 plan,
@@ -293,7 +259,7 @@ def _finish(
     user_id, missing = plan.output_name(spec.input.columns.id), list[str]()
     for wait_s in (*LATE_LISTING_S, 0.0):
         with DuplicateIds(user_id) as ids:
-            maker = _ReportMaker(spec, plan, ledger, args, the_run, progress, ids)
+            maker = ReportMaker(spec, plan, ledger, args, the_run, progress, ids)
             _, missing = finalise(ledger, spec, plan, maker.observe, maker.files, lease.confirm, maker.wrong.observe)
             if not missing:
                 return maker.report()
@@ -303,76 +269,3 @@ def _finish(
         f"shard reported done; the first is {missing[0]}",
         passing=True,
     )
-
-
-class _ReportMaker:
-    """Collects the content of a report while `finalise` reads the objects.
-
-    Args:
-        spec: The job.
-        plan: Plan of the job.
-        ledger: Output of the job.
-        args: Resolved engine arguments.
-        the_run: The run that completes the job.
-        progress: Progress of the job.
-        ids: Counter of repeated user ids.
-
-    Attributes:
-        wrong: Examples of wrong answers.
-    """
-
-    def __init__(
-        self,
-        spec: JobSpec,
-        plan: Plan,
-        ledger: Ledger,
-        args: EngineArgs,
-        the_run: Run,
-        progress: JobProgress,
-        ids: DuplicateIds,
-    ) -> None:
-        self._spec, self._plan, self._ledger = spec, plan, ledger
-        self._run, self._progress, self._ids = the_run, progress, ids
-        self._settings = settings(spec, args)
-        self._user_id = plan.output_name(spec.input.columns.id)
-        self._slowest = Slowest(self._user_id)
-        self.wrong = WrongAnswers(self._user_id)
-        self._report: Report | None = None
-
-    def observe(self, kind: str, table: pa.Table) -> None:
-        """Take the narrow columns of one object; `kind` is `results` or `errors`."""
-        self._ids.observe(kind, table)
-        self._slowest.observe(kind, table)
-
-    def files(self, totals: Totals) -> dict[str, bytes]:
-        """Content of report and page, by name; called once all objects were observed."""
-        self._report = self._made(totals)
-        return report_files(self._report)
-
-    def report(self) -> Report:
-        """The report whose files were made."""
-        assert self._report is not None, "finalise makes the report of a job without missing rows"
-        return self._report
-
-    def _made(self, totals: Totals) -> Report:
-        progress, now = self._progress, self._progress.snapshot()
-        return Report(
-            job=self._spec.name,
-            output=self._ledger.path,
-            planned=self._plan.rows,
-            totals=totals,
-            duplicate_ids=self._ids.count() if self._user_id else None,
-            run=self._run,
-            settings=self._settings,
-            spent=now.spent,
-            history=progress.history,
-            replicas=[SlotUsage.of(slot) for slot in now.slots],
-            slowest=self._slowest.rows(),
-            cost=now.cost,
-            currency=self._spec.cost.currency,
-            began=progress.began,
-            ended=time.time(),
-            letters=[asdict(one) for one in examples(self._ledger, totals.by_code)],
-            wrong=self.wrong.found,
-            runs=with_this(progress.past, now.started, now.done - progress.before, socket.gethostname()),
-        )

@@ -24,6 +24,7 @@ from magbatch.jobs.opening import (
 )
 from magbatch.jobs.samples import RowSample, row_samples
 from magbatch.jobs.steps import steps_of
+from magbatch.ledger.lease import Lease
 from magbatch.ledger.ledger import Ledger
 from magbatch.ledger.letters import verdict
 from magbatch.ledger.open import hold, lease_on, patient_ledger, refusal_shown
@@ -106,11 +107,7 @@ def run(
         if known is not None and ledger.manifest() is not None:
             return _outcome(spec, stored_report(ledger), ledger, known, already=True)
         if known is None:
-            replace_unanswered_job(spec, ledger, lease, console)
-            with as_output_error(new=True):
-                plan = ledger.begin(spec, plan)
-            for note in plan.notes:
-                console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+            plan = _frozen_now(spec, plan, ledger, lease, console)
         elif known.revision != plan.revision:  # the other run has planned with another version of the model
             checkpoint = steps_of(spec, known).checkpoint
         plan = known or plan
@@ -118,6 +115,16 @@ def run(
             own = patient_ledger(spec, console)
             report = complete(spec, plan, checkpoint, own, console, lease, began, judged=True)
     return _outcome(spec, report, ledger, plan, already=False)
+
+
+def _frozen_now(spec: JobSpec, plan: Plan, ledger: Ledger, lease: Lease, console: Console) -> Plan:
+    """Freeze the plan of a new job in its output, and show its notes."""
+    replace_unanswered_job(spec, ledger, lease, console)
+    with as_output_error(new=True):
+        plan = ledger.begin(spec, plan)
+    for note in plan.notes:
+        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+    return plan
 
 
 def _outcome(spec: JobSpec, report: Report, ledger: Ledger, plan: Plan, *, already: bool) -> RunOutcome:
