@@ -1,4 +1,4 @@
-"""Documents -> pages: fetch files that rows name, recognise them, and render them in processes that may crash.
+"""Documents -> pages: fetch files that rows name, detect their type, and render them in processes that may crash.
 
 The files are untrusted. They are decoded in child processes that have limits of time and memory, and none of the
 environment's secrets. `magbatch.sandbox.confine` says what such a process may still reach.

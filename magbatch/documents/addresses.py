@@ -1,7 +1,7 @@
 """Tell public IP addresses from private ones, by IANA's registries.
 
 Only unicast addresses that IANA assigned to the internet are public. Python's `ipaddress.is_global` is not used: it
-differs between the supported versions, and 3.11.7 takes 192.0.0.192 for public.
+differs between the supported versions, and 3.11.7 says that 192.0.0.192 is public.
 
 A public address may still lead into a private network by its owner's routing; that is not detected.
 
@@ -24,18 +24,18 @@ _NOT_PUBLIC_V4 = tuple(
         "172.16.0.0/12",  # private use
         "192.0.0.0/24",  # IETF protocol assignments; Oracle's metadata service
         "192.0.2.0/24",  # documentation
-        "192.88.99.0/24",  # 6to4 relays, deprecated
+        "192.88.99.0/24",  # deprecated 6to4 relays
         "192.168.0.0/16",  # private use
         "198.18.0.0/15",  # benchmarks
         "198.51.100.0/24",  # documentation
         "203.0.113.0/24",  # documentation
         "224.0.0.0/4",  # multicast
-        "240.0.0.0/4",  # reserved, and broadcast
+        "240.0.0.0/4",  # reserved addresses, and broadcast
     )
 )
 _PUBLIC_V4 = tuple(IPv4Network(network) for network in ("192.0.0.9/32", "192.0.0.10/32"))  # anycast: PCP, TURN
 
-_UNICAST_V6 = IPv6Network("2000::/3")  # RFC 4291: all that is assigned for the internet
+_UNICAST_V6 = IPv6Network("2000::/3")  # all addresses that are assigned for the internet (RFC 4291)
 _NOT_PUBLIC_V6 = tuple(
     IPv6Network(network)
     for network in (
@@ -85,7 +85,7 @@ def _is_in(ip: IPv4Address | IPv6Address, networks: tuple[IPv4Network, ...] | tu
 
 
 def _inner(ip: IPv6Address) -> IPv4Address | None:
-    """Return the IPv4 address at which packets to an IPv6 address arrive: mapped, NAT64, 6to4 or Teredo; else None."""
+    """Return the IPv4 address to which an IPv6 address leads by mapping, NAT64, 6to4 or Teredo; else None."""
     if ip in _NAT64:
         return IPv4Address(int(ip) & 0xFFFFFFFF)
     return ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)

@@ -15,7 +15,7 @@ from magbatch.sandbox import Sandboxes
 
 # Upper bound of a decoder's memory for one pixel: JPEG 2000 holds four bytes a channel, and the picture as well.
 BYTES_A_PIXEL = 20
-LEAST_MB = 512  # a strip in 64 bits, the picture while it is made narrower, and the decoders' own tables
+LEAST_MB = 512  # memory for a strip in 64 bits, the picture while it is narrowed, and the decoders' own tables
 
 
 def memory_mb(max_pixels: int, max_bytes: int) -> int:
@@ -36,7 +36,7 @@ class Decoders:
         grid: Image sizes that the model takes.
         max_pixels: Largest number of pixels of an image.
         max_bytes: Largest size of an image file in bytes.
-        timeout_s: Seconds after which a file is given up.
+        timeout_s: Seconds after which the attempt at a file ends.
     """
 
     def __init__(self, count: int, grid: ImageGrid, max_pixels: int, max_bytes: int, timeout_s: float) -> None:
@@ -51,7 +51,7 @@ class Decoders:
 
         Args:
             data: Content of the file.
-            origin: Place of the file in its row, for messages.
+            origin: Column and position of the file in its row, for messages.
 
         Raises:
             RowError: `image_unreadable`, `image_too_large` or `image_timeout`.

@@ -1,6 +1,6 @@
 """Fetch the bytes that a row holds or names, within limits of size and time.
 
-A row is untrusted data. It may name files of the input's folder, objects of the input's bucket, places listed in
+A row is untrusted data. It may name files of the input's folder, objects of the input's bucket, files and objects below
 `input.fetch_from`, and public hosts of the internet; `input.fetch_private` adds private hosts. A source that is
 forbidden or cannot be fetched is an error of that row alone.
 
@@ -25,7 +25,7 @@ from magbatch.errors import ErrorCode, LateError, OutOfReachError, RowError, Unf
 from magbatch.spec import InputSpec
 from magbatch.storage.references import References
 
-MAX_PATH_BYTES = 4095  # longest path of Linux: PATH_MAX without its end
+MAX_PATH_BYTES = 4095  # longest path on Linux: PATH_MAX without the null byte at its end
 MAX_SHOWN = 200  # characters of a source, or of a reason, in a message
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(//)?")
 # Base64 text of a PNG, JPEG, PDF, GIF, WebP or TIFF.
@@ -71,7 +71,7 @@ class Fetcher:
     """Maker of a fetcher for each row.
 
     Args:
-        spec: Input section of the job, with the places that rows may name.
+        spec: Input section of the spec, which lists the folders, buckets and hosts that rows may name.
     """
 
     def __init__(self, spec: InputSpec) -> None:
@@ -85,7 +85,7 @@ class Fetcher:
 
 
 class RowFetcher:
-    """Fetcher of what one row holds or names. Not thread-safe.
+    """Fetcher of the images and documents that one row holds or names. Not thread-safe.
 
     Args:
         references: Reader of files and objects that rows name.
@@ -103,9 +103,9 @@ class RowFetcher:
 
         Args:
             source: Bytes, a path, or an s3://, http(s)://, file:// or data: URL.
-            folder: Folder of the row's own file, where relative paths begin.
+            folder: Folder of the row's own file, where relative paths start.
             limit: Largest number of bytes.
-            origin: Place of the source in its row, for messages.
+            origin: Column and position of the source in its row, for messages.
             kind: `IMAGE` or `DOCUMENT`.
 
         Raises:
@@ -135,8 +135,8 @@ class RowFetcher:
                 return self._fetch(source, folder, limit, deadline)
         except FileNotFoundError as error:
             is_relative = _SCHEME.match(source) is None and not source.startswith("/")
-            place = f" in {folder}, the folder of the row's own file" if is_relative else ""
-            raise RowError(kind.unfetchable, f"{where}: no such file or object{place}") from error
+            base = f" in {folder}, the folder of the row's own file" if is_relative else ""
+            raise RowError(kind.unfetchable, f"{where}: no such file or object{base}") from error
         except LateError as error:
             late = f"not fetched within input.fetch_timeout_s = {self._timeout_s:g}, which all sources of a row share"
             raise RowError(kind.unfetchable, f"{where}: {late}") from error
@@ -149,7 +149,7 @@ class RowFetcher:
 
     @contextmanager
     def _running(self) -> Iterator[float]:
-        """Take the time of a block off the row's time.
+        """Subtract the time of a block from the row's time.
 
         Yields:
             Deadline of the row: time of the monotonic clock (seconds).
@@ -188,7 +188,7 @@ def _path_of(rest: str) -> str:
         rest: URL without `file:`.
 
     Raises:
-        UnfetchableError: The URL names another machine.
+        UnfetchableError: The URL names a file of another machine.
 
     >>> _path_of("//localhost/in/a%20b.png"), _path_of("/in/c.png")
     ('/in/a b.png', '/in/c.png')

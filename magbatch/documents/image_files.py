@@ -1,7 +1,7 @@
-"""Open image files without the parts that their pixels do not need, or say in words what the bytes are instead.
+"""Open image files without the segments that their pixels do not need, or describe bytes that are not an image.
 
 A damaged or oversized profile, text or comment does not stop a picture. The size of a picture within a file (an icon's,
-a tile's, a codestream's) is checked before it is decoded. Pillow's openers are other people's code: call them only in a
+a tile's, a codestream's) is checked before it is decoded. Pillow's openers are third-party code: call them only in a
 process that may crash.
 """
 
@@ -65,11 +65,11 @@ def open_image(data: bytes, max_pixels: int, origin: str) -> Pillow.Image:
 
     Args:
         data: Content of a file in one of `FORMATS`.
-        max_pixels: Largest number of pixels of a picture, also of a picture within the file.
-        origin: Place of the file in its row, for messages.
+        max_pixels: Largest number of pixels of a picture, even of one within the file.
+        origin: Column and position of the file in its row, for messages.
 
     Raises:
-        RowError: `image_too_large`.
+        RowError: `image_too_large`: a picture has more than `max_pixels`.
         UnidentifiedImageError: The bytes are not an image in one of `FORMATS`; the message says what they are.
         Exception: The header is damaged; Pillow's openers share no class of errors.
     """
@@ -85,16 +85,16 @@ def open_image(data: bytes, max_pixels: int, origin: str) -> Pillow.Image:
 
 @contextmanager
 def bounded(max_pixels: int | None, origin: str) -> Iterator[None]:
-    """Make Pillow check the size of every picture that it decodes in the block, also of pictures within a file.
+    """Make Pillow check the size of every picture that it decodes in the block, even of pictures within a file.
 
     The limit is a global of Pillow, so only one thread of a process may decode.
 
     Args:
-        max_pixels: Largest number of pixels; None: no limit.
-        origin: Place of the file in its row, for messages.
+        max_pixels: Largest number of pixels; None for no limit.
+        origin: Column and position of the file in its row, for messages.
 
     Raises:
-        RowError: `image_too_large`.
+        RowError: `image_too_large`: a picture has more than `max_pixels`.
     """
     before = Pillow.MAX_IMAGE_PIXELS
     Pillow.MAX_IMAGE_PIXELS = max_pixels
@@ -114,7 +114,7 @@ def check_size(width: int, height: int, max_pixels: int, origin: str) -> None:
     """Check a size in pixels against the limit.
 
     Raises:
-        RowError: `image_too_large`.
+        RowError: `image_too_large`: a picture has more than `max_pixels`.
     """
     if width * height > max_pixels:
         raise RowError(
@@ -129,11 +129,11 @@ def plain(error: Exception) -> str:
 
 
 def described(data: bytes) -> str:
-    """Describe bytes that could not be opened as an image, beginning with "it is"."""
+    """Describe bytes that could not be opened as an image, in words that start with "it is"."""
     if not data:
         return "it is empty"
     if not any(data[:4096]):
-        return "it begins with null bytes alone"
+        return "it starts with null bytes only"
     name = _name(data)
     if name in {"PNG", "JPEG", "TIFF", "GIF", "BMP", "AVIF", "JPEG 2000", "WebP", "QOI", "Photoshop"}:
         return f"it is {name}, but damaged, cut off, or of a kind of {name} that is not supported"
@@ -143,10 +143,10 @@ def described(data: bytes) -> str:
         text = data[:256].decode()
     except UnicodeDecodeError as error:
         if error.start < len(data[:256]) - 4:
-            return f"it is of no known kind; it begins with the bytes {data[:8].hex(' ')}"
+            return f"it is of an unknown kind; it starts with the bytes {data[:8].hex(' ')}"
         text = data[: error.start].decode()
-    begin = " ".join(text[:40].split())
-    return f"it is text, which begins with {begin!r}" if text.isprintable() or begin else "it is blank text"
+    start = " ".join(text[:40].split())
+    return f"it is text, which starts with {start!r}" if text.isprintable() or start else "it is blank text"
 
 
 def _name(data: bytes) -> str | None:
@@ -167,18 +167,18 @@ def _name(data: bytes) -> str | None:
 
 
 def _bare(data: bytes) -> bytes:
-    """Return a PNG or JPEG file without the parts that its pixels do not need; other files unchanged."""
+    """Return a PNG or JPEG file without the segments that its pixels do not need; other files unchanged."""
     if data.startswith(_PNG):
-        kept = list(_png_parts(data))
+        kept = list(_png_ranges(data))
     elif data.startswith(_JPEG):
-        kept = list(_jpeg_parts(data))
+        kept = list(_jpeg_ranges(data))
     else:
         return data
     return b"".join([data[begin:end] for begin, end in kept])
 
 
-def _png_parts(data: bytes) -> Iterator[tuple[int, int]]:
-    """Yield the beginning and end of each part of a PNG that is kept; most files are one part."""
+def _png_ranges(data: bytes) -> Iterator[tuple[int, int]]:
+    """Yield the start and end of each range of a PNG that is kept; most files are one range."""
     begin = at = 0
     at += len(_PNG)
     while at + 8 <= len(data):
@@ -212,8 +212,8 @@ def _tells_the_turn(kind: bytes, body: bytes) -> bool:
         return False
 
 
-def _jpeg_parts(data: bytes) -> Iterator[tuple[int, int]]:
-    """Yield the beginning and end of each part of a JPEG that is kept: profiles, previews and comments are dropped."""
+def _jpeg_ranges(data: bytes) -> Iterator[tuple[int, int]]:
+    """Yield the start and end of each range of a JPEG that is kept; profiles, previews and comments are dropped."""
     begin, at = 0, 2
     while at + 4 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]

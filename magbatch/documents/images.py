@@ -58,7 +58,7 @@ def decode(data: bytes, max_pixels: int, grid: ImageGrid, origin: str) -> Image:
         data: Content of a file in one of `image_files.FORMATS`; CMYK, palette, 16 and 32 bits included.
         max_pixels: Largest number of pixels, checked before anything is decoded.
         grid: Image sizes that the model takes.
-        origin: Place of the file in its row, for messages.
+        origin: Column and position of the file in its row, for messages.
 
     Raises:
         RowError: `image_unreadable` or `image_too_large`.
@@ -81,10 +81,10 @@ def shown(opened: Pillow.Image, max_pixels: int, grid: ImageGrid, origin: str) -
         opened: Opened file, at the frame.
         max_pixels: Largest number of pixels.
         grid: Image sizes that the model takes.
-        origin: Place of the file in its row, for messages.
+        origin: Column and position of the file in its row, for messages.
 
     Raises:
-        RowError: `image_too_large`.
+        RowError: `image_too_large`: the picture has more than `max_pixels`.
         Exception: The file is damaged; the decoders share no class of errors.
     """
     tags = getattr(opened, "tag_v2", {})
@@ -107,7 +107,7 @@ def shown(opened: Pillow.Image, max_pixels: int, grid: ImageGrid, origin: str) -
 def _resized(decoded: Raster, size: tuple[int, int]) -> NDArray[np.uint8]:
     """Resample a picture.
 
-    The interpolation is that of Mistral's preprocessing, so that vLLM finds nothing left to resize. Large pictures are
+    The interpolation is that of Mistral's preprocessing, so vLLM has nothing left to resize. Large pictures are
     first narrowed strip by strip, then shortened. One call gives the same pixels, but would hold the whole picture in
     float32.
 
@@ -178,10 +178,10 @@ def _orientation(opened: Pillow.Image) -> int:
 
 
 def _exif_orientation(block: bytes) -> int | None:
-    """Return the orientation in a block of EXIF, even if other parts are damaged; None if it has none.
+    """Return the orientation in a block of EXIF, even if the rest is damaged; None if it has none.
 
     EXIF is a TIFF file (TIFF 6.0, section 2): a header, then a directory. Each of its entries has 12 bytes: tag, type,
-    count, and a value of up to 4 bytes (a longer value stands elsewhere).
+    count, and a value of up to 4 bytes (a longer value is elsewhere).
     """
     order: Literal["little", "big"] | None = {b"II": "little", b"MM": "big"}.get(block[:2])  # type: ignore[assignment]
     if order is None or len(block) < 8:

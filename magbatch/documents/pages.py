@@ -1,4 +1,4 @@
-"""Read the pages of a document, whose type is told by its bytes, never by its name.
+"""Read the pages of a document. Its bytes decide its type, never its name.
 
 Documents are PDF files, TIFF files of several pages, images in one of `image_files.FORMATS`, and text in UTF-8, UTF-16
 or UTF-32, whose pages end at form feeds. Call this only in a process that may crash (see `renderer`).
@@ -56,7 +56,7 @@ class Want:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
-        """Rebuild from `to_dict`."""
+        """Make a `Want` from the values of `to_dict`."""
         names = data["limit_names"]
         grid = ImageGrid(*data["grid"]) if data["grid"] is not None else None
         return cls(**(data | {"grid": grid, "limit_names": (names[0], names[1])}))
@@ -113,12 +113,14 @@ def read_pages(data: bytes, want: Want) -> tuple[int, Iterator[Page]]:
     except RowError as error:
         raise RowError(ErrorCode.DOCUMENT_TOO_LARGE, error.message) from error
     except Exception as error:  # a row's boundary: Pillow's openers share no class of errors
-        with suppress(RowError):  # "BM" begins an image file, and sentences
+        with suppress(RowError):  # "BM" may start an image file or a sentence
             return _text_pages(data, want, "")
         raise RowError(ErrorCode.DOCUMENT_UNREADABLE, f"not an image that can be decoded: {plain(error)}") from error
     if want.grid is None and want.no_images is None:
         raise RowError(ErrorCode.DOCUMENT_EMPTY, "an image has no text; input.document.mode: both or images shows it")
-    total = int(getattr(opened, "n_frames", 1)) if opened.format == "TIFF" else 1  # in other formats: an animation
+    total = (
+        int(getattr(opened, "n_frames", 1)) if opened.format == "TIFF" else 1
+    )  # other formats have frames of animations
     return total, _frames(opened, want.count(total, images=True), want)
 
 
@@ -148,7 +150,7 @@ def _frames(opened: Pillow.Image, count: int, want: Want) -> Iterator[Page]:
 
 
 def _is_pdf(data: bytes) -> bool:
-    """Whether a text with a PDF header in it is a PDF that begins a little later, rather than a text about PDFs."""
+    """Whether a text with a PDF header in it is a PDF that starts a little later, rather than a text about PDFs."""
     if PDF_HEADER not in data[:PDF_HEADER_BYTES]:
         return False
     from magbatch.documents.pdf import PdfPages

@@ -114,7 +114,7 @@ class PdfPages:
             return 1.0
 
     def _mend(self, count: int) -> bool:
-        """Reopen a repaired copy of the file if PDFium misses pages, or shows layers differently from PDF readers.
+        """Reopen a repaired copy of the file if PDFium misses pages, or shows other layers than PDF readers do.
 
         Args:
             count: Number of pages that are rendered.
@@ -149,7 +149,7 @@ def _opened(data: bytes) -> pdfium.PdfDocument:
 
 
 def _refusal(data: bytes, error: pdfium.PdfiumError) -> RowError:
-    """Return why a file cannot be opened.
+    """Return the error of a file that cannot be opened.
 
     PDFium opens a file without pages; pypdfium2 then raises the error of an earlier file. So the file is opened again.
     """
@@ -281,7 +281,7 @@ def _scanned_images(page: pdfium.PdfPage, width: float, height: float) -> list[t
         if item.type == pdfium_c.FPDF_PAGEOBJ_TEXT:
             if pdfium_c.FPDFTextObj_GetTextRenderMode(item) != pdfium_c.FPDF_TEXTRENDERMODE_INVISIBLE:
                 return None
-            continue  # invisible text that OCR put beneath the scan
+            continue  # OCR put this invisible text under the scan
         if item.type != pdfium_c.FPDF_PAGEOBJ_IMAGE:
             return None
         a, b, c, d, _, _ = item.get_matrix().get()  # maps the unit square to the image as drawn

@@ -1,6 +1,6 @@
 """Layers of a PDF: find the optional content that a reader hides at first, and mark it.
 
-PDFium draws the right layers, but its text comes from all of them, and it does not tell which text is hidden. So hidden
+PDFium draws the right layers, but its text comes from all layers, and it does not mark hidden text. So hidden
 content is marked in the file, or removed from it.
 
 Source: ISO 32000-1, 8.11.
@@ -72,7 +72,7 @@ class Layers:
         )
 
     def settle(self) -> None:
-        """Write the states into the configuration, and remove all else by which a reader might decide."""
+        """Write the states into the configuration, and remove all other entries by which a reader might decide."""
         states: dict[bool, list[Any]] = {True: [], False: []}
         for key, group in self._groups.items():
             states[self._on[key]].append(group.indirect_reference or group)

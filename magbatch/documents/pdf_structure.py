@@ -29,7 +29,7 @@ logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # its warnings about dama
 
 
 def is_plain(data: bytes, pages: int) -> bool:
-    """Whether PDFium alone reads a file rightly: it counts all pages, units are points, and no layers or portfolio.
+    """Whether PDFium alone reads a file correctly: all pages counted, units of points, no layers and no portfolio.
 
     Args:
         data: Content of the file.
@@ -44,7 +44,7 @@ def is_plain(data: bytes, pages: int) -> bool:
 
 
 def _objects(data: bytes) -> Iterator[bytes | None]:
-    """Yield the file's bytes, then each object stream, inflated; None if it cannot be (encrypted, another filter)."""
+    """Yield the file's bytes, then each object stream, inflated; None if it cannot be inflated (e.g. encrypted)."""
     yield data
     at = data.find(_OBJECTS)
     while at >= 0:
@@ -114,7 +114,7 @@ class Structure:
         return float(unit) if isinstance(unit, int | float) and 0 < unit < math.inf else 1.0
 
     def mended(self, first: int, counted: int) -> tuple[bytes | None, bool]:
-        """Return a copy of the file that PDFium shows rightly.
+        """Return a copy of the file that PDFium shows correctly.
 
         Args:
             first: Number of pages that are wanted.
@@ -133,7 +133,7 @@ class Structure:
 
 
 def _size(image: DictionaryObject) -> Size:
-    """Return columns and rows in pixels; (0, 0) for anything but an image, such as a colour-key mask."""
+    """Return columns and rows in pixels; (0, 0) if it is not an image, such as a colour-key mask."""
     columns, rows = (_resolved(image.get(key)) for key in ("/Width", "/Height"))
     return (int(columns), int(rows)) if isinstance(columns, int) and isinstance(rows, int) else (0, 0)
 

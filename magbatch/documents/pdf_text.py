@@ -95,7 +95,7 @@ def _of_characters(reader: pdfium.PdfTextPage, box: Box) -> str:
 
 
 def _values(page: pdfium.PdfPage) -> list[str]:
-    """Return a line per value of a form field or text box; these are not part of the page's content stream."""
+    """Return a line for each value of a form field or text box, which the page's content stream lacks."""
     lines: dict[str, None] = {}
     switches: dict[str, str] = {}
     for kind, annotation in annotations(page):

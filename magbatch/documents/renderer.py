@@ -21,7 +21,7 @@ class Renderers:
 
     Args:
         count: Largest number of processes; each is started when it is first needed.
-        timeout_s: Seconds after which a document is given up.
+        timeout_s: Seconds after which the attempt at a document ends.
         memory_mb: Megabytes that a document may take.
     """
 
@@ -73,7 +73,7 @@ def _page(head: dict[str, Any], body: bytes | None) -> Page:
 
 
 def handler(_setup: dict[str, Any]) -> Callable[[dict[str, Any], bytes], Replies]:
-    """Return the function that renders requests in the child process: a reply per page, then one with their number."""
+    """Return the function that renders in the child process: a reply for each page, then one with their number."""
     import cv2
 
     import magbatch.documents.pdf  # noqa: F401 - loaded before the memory limit applies

@@ -99,7 +99,7 @@ def _by_opencv(opened: Pillow.Image) -> Values:
 def _range(values: Values) -> tuple[float, float]:
     """Return the values that stand for black and white.
 
-    Unsigned integers of 8 and 16 bits use their whole range. Files of other types do not say which part they use. It is
+    Unsigned integers of 8 and 16 bits use their whole range. Files of other types do not name their range. It is
     taken to be the first of these ranges that holds all values: 0..1 (floating values only), 0..255, and their own.
 
     Args:
@@ -110,7 +110,7 @@ def _range(values: Values) -> tuple[float, float]:
     low, high = 0.0, 0.0
     for begin, end in strips(values.shape[1], values.shape[0]):
         strip = values[begin:end].astype(np.float64)
-        there = strip[np.abs(strip) < GREATEST]  # leaves NaN out too
+        there = strip[np.abs(strip) < GREATEST]  # drops NaN too
         if there.size:
             low, high = min(low, float(there.min())), max(high, float(there.max()))
     if low < 0:

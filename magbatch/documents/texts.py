@@ -1,4 +1,4 @@
-"""Decode bytes as text if they are text, also if it begins like an image file ("BM", "P1")."""
+"""Decode bytes as text if they are text, even if it starts like an image file ("BM", "P1")."""
 
 import codecs
 import re
@@ -10,7 +10,7 @@ _MAP = re.compile(
     rb"P(?:([14])" + _BETWEEN + rb"(\d{1,9})" + _BETWEEN + rb"(\d{1,9})"
     rb"|([2356])" + _BETWEEN + rb"(\d{1,9})" + _BETWEEN + rb"(\d{1,9})" + _BETWEEN + rb"(\d{1,5}))\s"
 )  # fmt: skip
-# The longer marks come first: UTF-32's little-endian mark begins with that of UTF-16.
+# The longer marks come first: UTF-32's little-endian mark starts with that of UTF-16.
 _MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -40,7 +40,7 @@ def plain_text(data: bytes) -> str | None:
 def _is_portable_map(data: bytes) -> bool:
     """Whether bytes are a PBM, PGM or PPM image, which may consist of printable characters only.
 
-    "P1 2 3 of the plan are done" begins with such a header. An image also has exactly as many samples as its header
+    "P1 2 3 of the plan are done" starts with such a header. An image also has exactly as many samples as its header
     says.
 
     Source: netpbm's pbm(5), pgm(5), ppm(5).

@@ -51,7 +51,7 @@ def get(url: str, limit: int, deadline: float, *, private: bool) -> bytes:
     Args:
         url: URL with http:// or https://.
         limit: Bytes that the caller accepts, after decompression.
-        deadline: Time of the monotonic clock (seconds) after which the fetch is given up, all tries and redirects
+        deadline: Time of the monotonic clock (seconds) at which the fetch ends, all tries and redirects
             included.
         private: Whether hosts in private networks may be contacted.
 
@@ -88,7 +88,7 @@ def _get_once(url: str, limit: int, deadline: float, private: bool) -> bytes:
         ):  # fmt: skip
             response.raise_for_status()
             if response.status_code == HTTPStatus.PARTIAL_CONTENT:
-                raise httpx.DecodingError("the server sends only a part of the content, though all was requested")
+                raise httpx.DecodingError("the server sends partial content, though all of it was requested")
             data = bytearray()
             for chunk in response.iter_raw():  # raises if the body ends before its Content-Length
                 data += chunk
@@ -162,7 +162,7 @@ class _Transport(httpx.BaseTransport):
         self._proxied: dict[str, httpx.HTTPTransport] = {}
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        """See `httpx.BaseTransport.handle_request`."""
+        """Send a request; see `httpx.BaseTransport.handle_request`."""
         url = request.url
         proxy = urllib.request.getproxies().get(url.scheme) if self._proxies else None
         if not proxy or urllib.request.proxy_bypass(url.host):
@@ -176,7 +176,7 @@ class _Transport(httpx.BaseTransport):
         return self._proxied[proxy].handle_request(request)
 
     def close(self) -> None:
-        """See `httpx.BaseTransport.close`."""
+        """Close all connections; see `httpx.BaseTransport.close`."""
         for transport in (self._direct, *self._proxied.values()):
             transport.close()
 
@@ -188,7 +188,9 @@ class _Transport(httpx.BaseTransport):
 
 
 class _Network(httpcore.NetworkBackend):
-    """Network that checks the addresses of a host and connects to one of them: a second DNS answer plays no part.
+    """Network that checks the addresses of a host and connects to one of them.
+
+    The checked address is the one used, so a second DNS lookup cannot change it.
 
     Args:
         deadline: Time of the monotonic clock (seconds) before which every operation ends.
@@ -203,7 +205,7 @@ class _Network(httpcore.NetworkBackend):
         self, host: str, port: int, timeout: float | None = None, local_address: str | None = None,
         socket_options: Any = None,
     ) -> httpcore.NetworkStream:  # fmt: skip
-        """See `httpcore.NetworkBackend.connect_tcp`."""
+        """Connect to a checked address; see `httpcore.NetworkBackend.connect_tcp`."""
         addresses = _resolved(host, port, _left(self._deadline))
         for address in addresses:
             if not self._private and not is_public(address):
@@ -229,25 +231,25 @@ class _Stream(httpcore.NetworkStream):
         self._stream, self._deadline = stream, deadline
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        """See `httpcore.NetworkStream.read`."""
+        """Read bytes before the deadline; see `httpcore.NetworkStream.read`."""
         return self._stream.read(max_bytes, _left(self._deadline))
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        """See `httpcore.NetworkStream.write`."""
+        """Write bytes before the deadline; see `httpcore.NetworkStream.write`."""
         self._stream.write(buffer, _left(self._deadline))
 
     def close(self) -> None:
-        """See `httpcore.NetworkStream.close`."""
+        """Close the connection; see `httpcore.NetworkStream.close`."""
         self._stream.close()
 
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore.NetworkStream:
-        """See `httpcore.NetworkStream.start_tls`."""
+        """Start TLS before the deadline; see `httpcore.NetworkStream.start_tls`."""
         return _Stream(self._stream.start_tls(ssl_context, server_hostname, _left(self._deadline)), self._deadline)
 
     def get_extra_info(self, info: str) -> Any:
-        """See `httpcore.NetworkStream.get_extra_info`."""
+        """Facts about the connection; see `httpcore.NetworkStream.get_extra_info`."""
         return self._stream.get_extra_info(info)
 
 

@@ -20,7 +20,7 @@ from magbatch.process import process_space, started_at
 from magbatch.spec.secrets import without_value
 from magbatch.storage import Store, open_store
 
-EXPIRY_S = 60.0  # a beat is at most four requests of a quick store, each a few times QUICK_TIMEOUT_S
+EXPIRY_S = 60.0  # a heartbeat takes at most four requests of a quick store, each a few times QUICK_TIMEOUT_S
 LATEST_S = 1e11  # Unix time of the year 5138; a later time in a record is damage
 
 

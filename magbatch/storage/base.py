@@ -23,7 +23,7 @@ class ObjectInfo:
 class Store(Protocol):
     """A folder or bucket prefix that holds whole objects, each under a name relative to its root.
 
-    An object is visible whole or not at all: readers never see a part of a write. A write is on the disk, or
+    An object is visible whole or not at all: readers never see half a write. A write is on the disk, or
     acknowledged by the bucket, before the call returns.
 
     Every operation raises `StorageError` if the storage refuses it or does not answer. `StorageError.passing` tells
@@ -31,7 +31,7 @@ class Store(Protocol):
 
     Attributes:
         root: Local directory, or s3://bucket/prefix.
-        patience_s: Seconds for which a refusal that may pass is waited out before it is raised; 0: raised at once.
+        patience_s: Seconds for which an operation is retried while it is refused for now; 0 raises at once.
     """
 
     root: str
@@ -57,7 +57,7 @@ class Store(Protocol):
     def create(self, name: str, data: bytes) -> bool:
         """Make the object visible, whole, unless the name is taken. Of several concurrent calls, one succeeds.
 
-        A retry after a lost answer finds the object of the first try. It counts as the caller's own if it holds
+        A retry after a lost reply finds the object of the first try. It counts as the caller's own if it holds
         `data`. So `data` should differ from anything that another process would write.
 
         Returns:
@@ -81,11 +81,11 @@ class Store(Protocol):
         """
 
     def list(self, prefix: str, after: str = "") -> Iterator[ObjectInfo]:
-        """List the objects whose names begin with a prefix, in the order of their names.
+        """List the objects whose names start with a prefix, in the order of their names.
 
         Args:
-            prefix: Beginning of the names; it may end in the middle of a name.
-            after: Name after which the listing begins, in the order of code points.
+            prefix: Start of the names; it may end in the middle of a name.
+            after: Name after which the listing starts, in the order of code points.
         """
 
     def move(self, name: str, target: str) -> None:

@@ -1,4 +1,4 @@
-"""A single Arrow type per input column, whatever types the files' writers chose, and values converted to it.
+"""The Arrow type of each input column, even if it differs between files, and values converted to that type.
 
 Arrow 26 gives wrong values, or fails, when it casts list views or nested types around a column of nulls. So this code
 takes nested values apart and lets Arrow cast only the leaves.
@@ -51,7 +51,7 @@ def is_list(kind: pa.DataType) -> TypeGuard[ListType]:
 
 
 def plain(kind: pa.DataType) -> pa.DataType:
-    """Return a type without the accidents of its writer: dictionary and run-end encoding, views, extension wrappers."""
+    """Return a type without the writer's layout: dictionaries, run-end encoding, views, extension wrappers."""
     if isinstance(kind, pa.Bool8Type):
         return pa.bool_()
     if isinstance(kind, pa.BaseExtensionType):
@@ -235,11 +235,11 @@ def convert(array: Array, kind: pa.DataType) -> Array:
         return lists
     if isinstance(array, pa.MapArray) and pa.types.is_map(kind):
         ends = array.offsets.to_numpy()
-        begin, rows = int(ends[0]), int(ends[-1] - ends[0])
-        keys = convert(array.keys.slice(begin, rows), kind.key_type)
-        items = convert(array.items.slice(begin, rows), kind.item_type)
+        start, rows = int(ends[0]), int(ends[-1] - ends[0])
+        keys = convert(array.keys.slice(start, rows), kind.key_type)
+        items = convert(array.items.slice(start, rows), kind.item_type)
         maps: Array = pa.MapArray.from_arrays(  # type: ignore[call-overload]  # the stubs know no items with a type
-            pa.array(ends - begin), keys, items, type=kind, mask=array.is_null()
+            pa.array(ends - start), keys, items, type=kind, mask=array.is_null()
         )
         return maps
     if isinstance(array, pa.StructArray) and pa.types.is_struct(kind):
@@ -264,7 +264,7 @@ def _number(array: Array, kind: pa.DataType) -> Array:
 
 
 def _child(array: pa.StructArray, one: Field) -> Array:
-    at = array.type.get_field_index(one.name)  # -1: no such field, or two of them
+    at = array.type.get_field_index(one.name)  # -1 if there is no such field, or two of them
     return convert(array.field(at), one.type) if at >= 0 else pa.nulls(len(array), one.type)
 
 
@@ -276,7 +276,7 @@ def _offsets(array: Array, *, large: bool) -> Array:
         large: Whether the offsets are int64; else int32.
 
     Returns:
-        Offsets, int64 or int32 (rows + 1,): the beginning of each list, then the end of the last.
+        Offsets, int64 or int32 (rows + 1,): the start of each list, then the end of the last.
     """
     lengths: Any = pa.compute.list_value_length(array)
     ends = np.concatenate([[0], np.cumsum(lengths.fill_null(0).to_numpy(zero_copy_only=False), dtype=np.int64)])

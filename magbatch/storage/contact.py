@@ -2,10 +2,10 @@
 
 - Until an endpoint has answered, an address that does not resolve or refuses connections counts as wrong.
 - Until a bucket has granted a read (or a write), refused credentials count as wrong.
-- After that, the same refusals are waited out.
+- After that, requests are repeated in spite of the same refusals.
 
 A command that a program started (`MAGBATCH_UNATTENDED`) has no mistyped address: a silent endpoint is away from the
-beginning. Workers start in the middle of a job: for them no setting counts as wrong.
+start. Workers start in the middle of a job: for them no setting counts as wrong.
 """
 
 import os
@@ -119,7 +119,7 @@ def mend_refusal(error: "ClientError", client: "S3Client", bucket: str, *, writi
 
 
 def what_to_do(code: str) -> str:
-    """Return an instruction for an error code, also if the refusal may pass by itself; empty if none is known."""
+    """Return an instruction for an error code, even if the refusal may pass by itself; empty if none is known."""
     return _MEND.get(code, "")
 
 
@@ -161,7 +161,7 @@ def mend_silence(error: Exception, client: "S3Client", bucket: str) -> str | Non
 
 
 def _no_store(client: "S3Client") -> str | None:
-    """Tell a person that the endpoint is not a store. None for AWS: there, a proxy answered, which may recover."""
+    """Tell a person that the endpoint is not a store. None for AWS, where a proxy answered, which may recover."""
     variable = _endpoint_variable()
     if variable is None:
         return None
@@ -177,7 +177,7 @@ def _is_no_address(error: "Exception | BotoCoreError") -> bool:
 
     return isinstance(
         error,
-        exceptions.EndpointConnectionError  # refused, or a name that does not resolve
+        exceptions.EndpointConnectionError  # the connection was refused, or the name does not resolve
         | exceptions.ConnectTimeoutError
         | exceptions.SSLError
         | exceptions.ProxyConnectionError,
@@ -197,6 +197,6 @@ def settings_mend(error: Exception) -> str:
 
 
 def forget() -> None:
-    """Forget all answers, as a new process does. For tests."""
+    """Forget all answers, as in a new process. Tests call this."""
     _endpoints.clear()
     _buckets.clear()

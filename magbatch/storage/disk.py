@@ -12,14 +12,14 @@ from pathlib import Path
 from magbatch.errors import FullDiskError, StorageError
 from magbatch.storage.base import ObjectInfo
 
-DRAFTS = "_magbatch/tmp/"  # outside the folders that users glob, and on the same disk, so that a rename is atomic
-FOLDER_TRIES = 10  # each failure needs another process that removes the folder in that moment; ten are not chance
+DRAFTS = "_magbatch/tmp/"  # folder outside those that users glob, on the same disk, so that a rename is atomic
+FOLDER_TRIES = 10  # tries to make a folder; each fails only if another process removes it in that moment
 # Errors of disks that may pass: full disks, disks whose server is away, and machines out of handles or memory.
 PASSING_ERRNO = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EBUSY, errno.ENOLCK, errno.ENOMEM}
     | {errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH}
 )
-# The entry was moved since its folder was read, or is a link to nothing or to itself.
+# Errors of an entry that was moved since its folder was read, or of a link to nothing or to itself.
 _NOT_THERE = frozenset({errno.ENOENT, errno.ELOOP})
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _MEND = {
@@ -48,7 +48,7 @@ def local_errors(path: str, *, writing: bool = False) -> Iterator[None]:
     except FileNotFoundError as error:
         if not writing:
             raise
-        # The folder was removed during the write; the next try makes it again.
+        # A folder that was removed during the write is made again by the next try.
         raise StorageError(f"{path}: {error.strerror}", passing=True) from error
     except OSError as error:
         kind = FullDiskError if error.errno in _FULL else StorageError
@@ -59,7 +59,7 @@ def local_errors(path: str, *, writing: bool = False) -> Iterator[None]:
 class LocalStore:
     """Objects as files below a directory.
 
-    A write goes to a draft on the same disk, is synced, and then gets its name: a crash leaves a draft at most.
+    A write goes to a draft on the same disk, is synced, and then gets its name. So a crash leaves only a draft.
 
     Args:
         root: Directory; it is created by the first write.
@@ -74,38 +74,38 @@ class LocalStore:
         return os.path.join(self.root, name)
 
     def read(self, name: str) -> bytes:
-        """See `Store.read`."""
+        """Return a whole object; see `Store.read`."""
         with local_errors(self._path(name)), open(self._path(name), "rb", opener=_at_once) as file:
             return file.read()
 
     def read_end(self, name: str, size: int) -> bytes:
-        """See `Store.read_end`."""
+        """Return the end of an object; see `Store.read_end`."""
         with local_errors(self._path(name)), open(self._path(name), "rb", opener=_at_once) as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - size))
             return file.read()
 
     def write(self, name: str, data: bytes) -> None:
-        """See `Store.write`."""
+        """Make an object visible; see `Store.write`."""
         path = self._path(name)
         with local_errors(path, writing=True), self._draft(path, data) as draft:
             os.rename(draft, path)
             _sync_folder(os.path.dirname(path))
 
     def create(self, name: str, data: bytes) -> bool:
-        """See `Store.create`."""
+        """Make an object visible unless its name is taken; see `Store.create`."""
         path = self._path(name)
         with local_errors(path, writing=True), self._draft(path, data) as draft:
             try:
                 _give_name(draft, path)
             except FileExistsError:
                 with suppress(FileNotFoundError):
-                    return self.read(name) == data  # a network disk that lost its answer finds its own first link
+                    return self.read(name) == data  # on a network disk, a retry after a lost reply finds its own link
                 return False
             _sync_folder(os.path.dirname(path))
         return True
 
     def replace(self, name: str, data: bytes, old: bytes) -> bool:
-        """See `Store.replace`."""
+        """Replace an object with known content; see `Store.replace`."""
         path = self._path(name)
         with local_errors(path, writing=True):
             _make_folder(os.path.dirname(path))
@@ -121,7 +121,7 @@ class LocalStore:
         return True
 
     def keeps_conditions(self, name: str, data: bytes) -> bool:
-        """See `Store.keeps_conditions`. Only `create` is tried: `replace` compares under its own lock."""
+        """Test `create`; see `Store.keeps_conditions`. `replace` needs no test: it compares under its own lock."""
         path = self._path(name)
         with local_errors(path, writing=True), self._draft(path, data) as draft:
             try:
@@ -147,7 +147,7 @@ class LocalStore:
                 os.unlink(draft)
 
     def list(self, prefix: str, after: str = "") -> Iterator[ObjectInfo]:
-        """See `Store.list`."""
+        """List objects; see `Store.list`."""
         folder, slash, _ = prefix.rpartition("/")
         with local_errors(self._path(folder)):
             names = self._names(folder + slash, prefix)
@@ -158,15 +158,15 @@ class LocalStore:
                     if error.errno in _NOT_THERE:
                         continue
                     raise
-                if stat.S_ISREG(found.st_mode):  # a pipe would block its reader for ever
+                if stat.S_ISREG(found.st_mode):  # a pipe would block its reader forever
                     yield ObjectInfo(name, found.st_size, str(found.st_mtime_ns))
 
     def _names(self, base: str, prefix: str) -> Iterator[str]:
-        """Yield the names of files that begin with a prefix.
+        """Yield the names of files that start with a prefix.
 
         Args:
             base: Folder to look in: empty, or with a slash at its end.
-            prefix: Beginning of the names. Folders that cannot hold such names are not entered.
+            prefix: Start of the names. Folders that cannot hold such names are not entered.
         """
         try:
             with os.scandir(self._path(base)) as entries:
@@ -181,7 +181,7 @@ class LocalStore:
                 yield from self._names(f"{name}/", prefix)
 
     def move(self, name: str, target: str) -> None:
-        """See `Store.move`."""
+        """Rename an object; see `Store.move`."""
         with local_errors(self._path(name)):
             _make_folder(os.path.dirname(self._path(target)))
             try:
@@ -192,7 +192,7 @@ class LocalStore:
             _sync_folder(os.path.dirname(self._path(name)))
 
     def delete(self, name: str) -> None:
-        """See `Store.delete`."""
+        """Remove an object; see `Store.delete`."""
         with local_errors(self._path(name)):
             Path(self._path(name)).unlink(missing_ok=True)
 

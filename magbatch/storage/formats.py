@@ -11,7 +11,7 @@ from typing import Literal
 
 import pyarrow as pa
 
-HEAD_BYTES = 4096  # beginning of a file: enough for its signature, or for a line of text
+HEAD_BYTES = 4096  # start of a file: enough for its signature, or for a line of text
 _PYTHON = "python -c {program}"  # the program needs DuckDB's package, or pyarrow
 _PACKING_MARKS: tuple[tuple[bytes, Literal["gzip", "zstd"]], ...] = (
     (b"\x1f\x8b", "gzip"),
@@ -54,7 +54,7 @@ class Foreign:
     """A file that is not Parquet.
 
     Attributes:
-        what: Words for a message: the format, or what is wrong with the file.
+        what: Words for a message: the format, or the fault of the file.
         kind: Format of the rows; None if no command converts the file.
         packing: Compression of the whole file: `gzip`, `zstd` or None.
     """
@@ -103,7 +103,7 @@ def _packed(path: str, inner: bytes, packing: str) -> Foreign:
 
 
 def _unpacked(head: bytes, packing: Literal["gzip", "zstd"]) -> bytes:
-    """Return the beginning of the uncompressed content; empty if these few bytes do not give it."""
+    """Return the start of the uncompressed content; empty if it cannot be had from so few bytes."""
     if packing == "gzip":
         with suppress(zlib.error):
             return zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(head, HEAD_BYTES)
@@ -152,7 +152,7 @@ def command(kind: Format, sources: list[str], target: str, packing: str | None =
 
 
 def by_duckdb(sql: str) -> str:
-    """Return a shell command that runs a statement with DuckDB's Python package; DuckDB's own program is rarer."""
+    """Return a shell command that runs a statement with DuckDB's Python package, which is more common than its CLI."""
     literal = repr(sql) if "'''" in sql or "\\" in sql else f"'''{sql} '''"
     return _PYTHON.format(program=_quoted(f"import duckdb; duckdb.sql({literal})"))
 
@@ -208,7 +208,7 @@ def counted(suffixes: "Counter[str]") -> str:
 
 
 def advice(folder: str, suffixes: "Counter[str]") -> str:
-    """Tell a person what to do about a folder without `*.parquet` files.
+    """Make advice for a folder without `*.parquet` files.
 
     Args:
         folder: Path or URL of the folder.

@@ -21,11 +21,11 @@ from magbatch.storage.s3 import s3_client, s3_errors, split_url
 if TYPE_CHECKING:
     from mypy_boto3_s3.type_defs import GetObjectOutputTypeDef
 
-ATTEMPTS = 4  # tries of a range whose answer broke off; the client itself repeats requests that got no answer
-PRINT_WHOLE_BYTES = 256 << 10  # files up to this size are hashed whole
-PRINT_END_BYTES = 64 << 10  # hashed at both ends of a larger file; its end holds the footer
+ATTEMPTS = 4  # tries of a range whose reply broke off; the client itself repeats requests without a reply
+PRINT_WHOLE_BYTES = 256 << 10  # largest file that is hashed whole
+PRINT_END_BYTES = 64 << 10  # bytes hashed at both ends of a larger file; its end holds the footer
 PRINT_BLOCK_BYTES = 4 << 10
-PRINT_BLOCKS = 16  # blocks hashed at even distances between the ends
+PRINT_BLOCKS = 16  # number of blocks hashed between the ends, at even distances
 # Errors of a disk that is away. A bad sector (EIO) is not one of them: waiting does not help.
 _AWAY = frozenset(
     {errno.ESTALE, errno.EAGAIN, errno.EBUSY, errno.ENOLCK, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
@@ -64,7 +64,7 @@ class InputFile(io.RawIOBase):
 
         Raises:
             RowError: `file_changed`: the file is no longer the planned one.
-            FileNotFoundError: The file is gone.
+            FileNotFoundError: The file was deleted since it was planned.
             StorageError: The storage does not answer, or refuses.
         """
         length = min(length, self.size_bytes - start)
@@ -88,31 +88,31 @@ class InputFile(io.RawIOBase):
     # The file protocol of Python and Arrow
 
     def readable(self) -> bool:
-        """See `io.IOBase`."""
+        """True: the file can be read; see `io.IOBase`."""
         return True
 
     def seekable(self) -> bool:
-        """See `io.IOBase`."""
+        """True: the position can be set; see `io.IOBase`."""
         return True
 
     def tell(self) -> int:
-        """See `io.IOBase`."""
+        """Position in the file; see `io.IOBase`."""
         return self._position
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """See `io.IOBase`."""
+        """Move to a position; see `io.IOBase`."""
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size_bytes}[whence]
         self._position = max(0, base + offset)
         return self._position
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """See `io.IOBase`."""
+        """Read from the position; see `io.IOBase`."""
         data = self.read_at(self._position, self.size_bytes if size is None or size < 0 else size)
         self._position += len(data)
         return data
 
     def readinto(self, buffer: Any, /) -> int:
-        """See `io.IOBase`."""
+        """Read into a buffer; see `io.IOBase`."""
         data = self.read(len(memoryview(buffer).cast("B")))
         memoryview(buffer).cast("B")[: len(data)] = data
         return len(data)
@@ -133,7 +133,7 @@ class DiskFile(InputFile):
 
     Raises:
         RowError: `file_changed`, or `file_unreadable` if it is not a regular file or may not be read.
-        FileNotFoundError: The file is gone.
+        FileNotFoundError: The file was deleted since it was planned.
         StorageError: The disk is away.
     """
 
@@ -153,10 +153,10 @@ class DiskFile(InputFile):
             raise self.changed("its content differs, though size and modification time are the same")
 
     def fingerprint(self) -> str:
-        """Hash a small file whole, and parts of a large one: 32 hex characters.
+        """Hash a small file whole, and blocks of a large one: 32 hex characters.
 
-        The parts include the end, which holds a Parquet file's footer: position, size and bounds of every column's
-        data. Files with other content have another footer, except in made-up cases.
+        The blocks include the end, which holds a Parquet file's footer: position, size and bounds of every column's
+        data. Different content almost always means a different footer.
         """
         found = blake2b(digest_size=16)
         if self.size_bytes <= PRINT_WHOLE_BYTES:
@@ -170,7 +170,7 @@ class DiskFile(InputFile):
         return found.hexdigest()
 
     def check(self) -> None:
-        """See `InputFile.check`."""
+        """Check the file on the disk; see `InputFile.check`."""
         try:
             now = os.fstat(self._descriptor)
             try:
@@ -190,14 +190,14 @@ class DiskFile(InputFile):
         self._compare(now)
         if now.st_ctime_ns != self._seen.st_ctime_ns:  # a writer may have set the modification time back
             if self.fingerprint() != self.digest:
-                raise self.changed("it was changed while it was read")
+                raise self.changed("it was changed during the read")
             self._seen = now
 
     def _compare(self, now: os.stat_result) -> None:
         if now.st_size != self.size_bytes:
             raise self.changed(f"{self.size_bytes:,} bytes then, {now.st_size:,} now")
         if str(now.st_mtime_ns) != self.tag:
-            raise self.changed("it was written to since")
+            raise self.changed("its modification time differs")
 
     def _range(self, start: int, length: int) -> bytes:
         try:
@@ -211,7 +211,7 @@ class DiskFile(InputFile):
         return data
 
     def close(self) -> None:
-        """See `io.IOBase`."""
+        """Close the file; see `io.IOBase`."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -246,10 +246,10 @@ class S3File(InputFile):
         """Return the row error of an object that exists but cannot be read.
 
         Raises:
-            StorageError: The store refuses to describe the object too: then it is not the object's own fault.
+            StorageError: The store also refuses to describe the object, so the fault is not the object's.
         """
         now = stat_input(self.path)
-        if now.tag != self.tag:  # for example, a shorter version lacks the range
+        if now.tag != self.tag:  # the object changed; for example, a shorter version lacks the range
             return self.changed(f"ETag {self.tag} then, {now.tag} now")
         return RowError(ErrorCode.FILE_UNREADABLE, str(error))
 
@@ -265,7 +265,7 @@ def open_input(path: str, size: int, tag: str, digest: str | None = None) -> Inp
 
     Raises:
         RowError: `file_changed`, or `file_unreadable` if it is not a regular file or may not be read.
-        FileNotFoundError: The file is gone.
+        FileNotFoundError: The file was deleted since it was planned.
         StorageError: The storage does not answer, or refuses.
     """
     return S3File(path, size, tag) if is_remote(path) else DiskFile(path, size, tag, digest)

@@ -18,7 +18,7 @@ def stat_input(path: str) -> ObjectInfo:
         path: Local path or s3:// URL.
 
     Raises:
-        FileNotFoundError: The file is gone.
+        FileNotFoundError: The file does not exist.
         StorageError: The storage refuses, or does not answer.
     """
     if is_remote(path):
@@ -28,7 +28,7 @@ def stat_input(path: str) -> ObjectInfo:
                 head = s3_client().head_object(Bucket=bucket, Key=key)
                 size, tag = head["ContentLength"], head["ETag"]
         except FileNotFoundError:
-            # An answer to HEAD has no body; only a GET tells a missing object from a missing bucket.
+            # A reply to HEAD has no body; only a GET tells a missing object from a missing bucket.
             with s3_errors(path):
                 found = s3_client().get_object(Bucket=bucket, Key=key)
                 found["Body"].close()

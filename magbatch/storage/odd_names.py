@@ -15,7 +15,7 @@ def odd_names(root: str, folders: Iterable[str], files: Iterable[str]) -> Iterat
         files: Names of further objects, relative to the root.
 
     Yields:
-        Name relative to the root, and what is odd about it, in words.
+        Name relative to the root, and the oddity in words.
     """
     known = {*folders, *(name.partition("/")[0] for name in files)}
     by_case = {name.casefold(): name for name in known}

@@ -12,13 +12,13 @@ import pyarrow as pa
 
 from magbatch.arrow_types import Field
 
-NULL = "__HIVE_DEFAULT_PARTITION__"  # as Hive, Spark, DuckDB and pyarrow write a null
-_WHOLE_NUMBER = re.compile(r"-?\d{1,18}", re.ASCII)  # fits an int64
+NULL = "__HIVE_DEFAULT_PARTITION__"  # null, as Hive, Spark, DuckDB and pyarrow write it
+_WHOLE_NUMBER = re.compile(r"-?\d{1,18}", re.ASCII)  # whole number that fits an int64
 _FROM_PATH = b"magbatch.from_path"  # key in the metadata of a planned column that some files have in their path only
 
 
 def path_keys(path: str) -> dict[str, str | None]:
-    """Return the keys and values in the folders of a path. If a key stands there twice, the deepest folder counts.
+    """Return the keys and values in the folders of a path. Of a repeated key, the deepest folder counts.
 
     Folders above `input.path` count too.
 
@@ -63,11 +63,11 @@ def from_path(column: Field) -> Field:
 
 
 def with_keys(table: pa.Table, columns: list[Field], path: str) -> pa.Table:
-    """Add the columns that a file has in its path only.
+    """Add the columns that a file has only in its path.
 
     Args:
         table: Rows of the file.
-        columns: Planned columns that may stand in a path.
+        columns: Planned columns that may be in a path.
         path: Path or URL of the file.
     """
     keys = path_keys(path)

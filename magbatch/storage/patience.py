@@ -1,6 +1,6 @@
-"""Wait out storage that refuses for a while.
+"""Repeat operations while storage refuses them for now.
 
-A `StorageError` is waited out if it is not `lasting`: an overloaded or silent store, a full disk, expired credentials,
+A `StorageError` is retried unless it is `lasting`: an overloaded or silent store, a full disk, expired credentials,
 a bucket that is away. Tries repeat with random, growing waits of up to 15 s until the caller's `patience_s` has
 passed. Then the last error is raised. Errors that a person has to fix, and missing objects, are raised at once.
 """
@@ -14,7 +14,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_de
 from magbatch.errors import StorageError
 from magbatch.storage.base import ObjectInfo, Store
 
-PATIENT_WAIT_S = 15.0  # longest wait between two tries: a store that is back is noticed soon, and never flooded
+PATIENT_WAIT_S = 15.0  # longest wait between two tries: a store that is back is noticed soon, but not flooded
 LIST_PAGE = 1000  # names per retried step of a listing; S3 returns this many per request
 T = TypeVar("T")
 
@@ -25,7 +25,7 @@ class PatientStore:
     Args:
         store: Store that carries out each try.
         patience_s: Seconds for which one operation may be refused before its error is raised.
-        on_wait: Callback that receives each refusal that is waited out.
+        on_wait: Callback that receives each refusal before a wait.
     """
 
     def __init__(self, store: Store, patience_s: float, on_wait: Callable[[StorageError], None] | None = None) -> None:
@@ -35,31 +35,31 @@ class PatientStore:
         self._on_wait = on_wait
 
     def read(self, name: str) -> bytes:
-        """See `Store.read`."""
+        """Return a whole object; see `Store.read`."""
         return self._try(lambda: self._store.read(name))
 
     def read_end(self, name: str, size: int) -> bytes:
-        """See `Store.read_end`."""
+        """Return the end of an object; see `Store.read_end`."""
         return self._try(lambda: self._store.read_end(name, size))
 
     def write(self, name: str, data: bytes) -> None:
-        """See `Store.write`."""
+        """Make an object visible; see `Store.write`."""
         self._try(lambda: self._store.write(name, data))
 
     def create(self, name: str, data: bytes) -> bool:
-        """See `Store.create`."""
+        """Make an object visible unless its name is taken; see `Store.create`."""
         return self._try(lambda: self._store.create(name, data))
 
     def replace(self, name: str, data: bytes, old: bytes) -> bool:
-        """See `Store.replace`."""
+        """Replace an object with known content; see `Store.replace`."""
         return self._try(lambda: self._store.replace(name, data, old))
 
     def keeps_conditions(self, name: str, data: bytes) -> bool:
-        """See `Store.keeps_conditions`."""
+        """Test that the store honours conditions; see `Store.keeps_conditions`."""
         return self._try(lambda: self._store.keeps_conditions(name, data))
 
     def list(self, prefix: str, after: str = "") -> Iterator[ObjectInfo]:
-        """See `Store.list`. A listing that breaks off continues after the last name that it returned."""
+        """List objects; see `Store.list`. A listing that breaks off continues after its last name."""
         last = after
         items: Iterator[ObjectInfo] | None = None
 
@@ -78,11 +78,11 @@ class PatientStore:
             yield from found
 
     def move(self, name: str, target: str) -> None:
-        """See `Store.move`."""
+        """Rename an object; see `Store.move`."""
         self._try(lambda: self._store.move(name, target))
 
     def delete(self, name: str) -> None:
-        """See `Store.delete`."""
+        """Remove an object; see `Store.delete`."""
         self._try(lambda: self._store.delete(name))
 
     def _try(self, operation: Callable[[], T]) -> T:
@@ -97,7 +97,7 @@ def patiently(
     Args:
         operation: Callable that is safe to repeat.
         patience_s: Seconds for which it may be refused before its error is raised.
-        on_wait: Callback that receives each refusal that is waited out. An exception from it ends the waiting.
+        on_wait: Callback that receives each refusal before a wait. An exception from it ends the waiting.
     """
 
     def waiting(state: RetryCallState) -> None:
@@ -109,7 +109,7 @@ def patiently(
 
     def wait(state: RetryCallState) -> float:
         left = patience_s - (state.seconds_since_start or 0.0)
-        return max(0.0, min(jitter(state), left))  # the last try falls on the end of the patience
+        return max(0.0, min(jitter(state), left))  # the last try comes at the very end of `patience_s`
 
     return Retrying(
         retry=retry_if_exception(lambda error: isinstance(error, StorageError) and not error.lasting),

@@ -1,11 +1,11 @@
-"""Read files and objects that rows name: only from allowed places, and within limits of size and time.
+"""Read files and objects that rows name: only from allowed folders and buckets, within limits of size and time.
 
 A row is untrusted data. It may name files below the input's own folder, or objects in the input's own bucket, and
-places listed in `input.fetch_from`. Links are resolved before the check; `.` and `..` in keys too. Only regular files
-are opened.
+below the entries of `input.fetch_from`. Links are resolved before the check; `.` and `..` in keys too. Only regular
+files are opened.
 
 A file that is forbidden or cannot be read is an error of that row alone. A job stops only if the input's own store is
-away, and a request that names nothing from the row tests that.
+away. A request that names nothing from the row tests that.
 
 Two things are not promised: rows may read every object of the input's bucket that the job's credentials may read, and
 every file below the input's folder.
@@ -33,7 +33,7 @@ from magbatch.storage.globs import listed_prefix
 from magbatch.storage.s3 import quick_s3_client, s3_client, s3_errors, split_url
 from magbatch.storage.search import input_folder
 
-CHUNK_BYTES = 1 << 20  # read at once, so that the deadline is checked in between
+CHUNK_BYTES = 1 << 20  # bytes read at once; the deadline is checked in between
 TRIES = 3  # tries of a read that the input's own store refuses while it answers other requests
 _KINDS = {
     stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket",
@@ -62,13 +62,13 @@ class References:
 
         Args:
             path: Local path or s3:// URL.
-            folder: Folder of the row's own file; relative paths begin there.
+            folder: Folder of the row's own file; relative paths start there.
             limit: Bytes that the caller accepts.
-            deadline: Time of the monotonic clock (seconds) after which the read is given up. It is checked between
-                chunks; a store that sends nothing is given up by its client's own timeouts.
+            deadline: Time of the monotonic clock (seconds) at which the read ends. It is checked between
+                chunks; the client's own timeouts end the read from a silent store.
 
         Raises:
-            OutOfReachError: The row may not name this place.
+            OutOfReachError: The row may not name this path.
             FileNotFoundError: The file or object does not exist.
             UnfetchableError: The file or object cannot be read.
             LateError: The deadline has passed.
@@ -114,7 +114,7 @@ class References:
             OutOfReachError: The row may not name this path.
         """
         if not self._remote:
-            # The owner of the input may have linked a folder into it: then the row's own file lies in that folder.
+            # The owner of the input may have linked a folder into it; then the row's own file lies in that folder.
             linked = os.path.realpath(folder) if folder else self._root
             if any(root is not None and _is_below(real, root) for root in (self._root, linked)):
                 return True
@@ -150,7 +150,7 @@ class References:
 
 
 def _of_the_row(act: Callable[[], bytes]) -> bytes:
-    """Read from a place of `input.fetch_from`: whatever it refuses is an error of this row."""
+    """Read from an entry of `input.fetch_from`: any refusal there is an error of this row."""
     try:
         return act()
     except StorageError as error:
@@ -174,13 +174,13 @@ def _resolved(url: str) -> tuple[str, str]:
     ('bucket', 'other/x')
     """
     bucket, key = split_url(url)
-    parts: list[str] = []
-    for part in key.split("/"):
-        if part == "..":
-            del parts[-1:]
-        elif part != ".":
-            parts.append(part)
-    return bucket, "/".join(parts)
+    steps: list[str] = []
+    for step in key.split("/"):
+        if step == "..":
+            del steps[-1:]
+        elif step != ".":
+            steps.append(step)
+    return bucket, "/".join(steps)
 
 
 def _read_object(bucket: str, key: str, limit: int, deadline: float, *, quick: bool) -> bytes:

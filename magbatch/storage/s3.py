@@ -16,17 +16,17 @@ if TYPE_CHECKING:
     from botocore.loaders import Loader
     from mypy_boto3_s3 import S3Client
 
-S3_ATTEMPTS = 8  # in botocore's standard mode, whose waits grow to 20 s, with jitter
+S3_ATTEMPTS = 8  # tries of a request in botocore's standard mode, whose waits grow to 20 s, with jitter
 S3_CONNECTIONS = 32  # connections that a client keeps open for reuse
 S3_CONNECT_TIMEOUT_S = 10
-S3_READ_TIMEOUT_S = 60  # without a byte
+S3_READ_TIMEOUT_S = 60  # longest wait for a byte
 QUICK_ATTEMPTS = 2
-QUICK_TIMEOUT_S = 5  # for connecting, and between bytes
+QUICK_TIMEOUT_S = 5  # longest wait for a connection, and for a byte
 # Operations on one object: their code NoSuchKey means that the object is missing. A 404 without a code comes from a
-# proxy, so the store is away. (An answer to HEAD never carries a code, only its number.)
+# proxy, so the store is away. (A reply to HEAD never carries a code, only its number.)
 _OF_ONE_OBJECT = frozenset({"GetObject", "CopyObject", "DeleteObject"})
-# Refusals below 500 that pass once credentials are renewed: new ones take a while to be known everywhere. "400" and
-# "403" are answers to HEAD, which carry only their number.
+# Refusals below 500 that pass once credentials are renewed: new ones take a while to reach all servers. "400" and
+# "403" are replies to HEAD, which carry only their number.
 _CREDENTIALS = frozenset(
     {"ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired", "InvalidAccessKeyId"}
     | {"SignatureDoesNotMatch", "AccessDenied", "RequestExpired", "400", "403"}
@@ -43,7 +43,7 @@ _RENEWING = threading.Lock()
 
 @functools.cache
 def _descriptions() -> "Loader":
-    """Return botocore's description of S3, loaded once per process: loading it is most of a client's start."""
+    """Return botocore's description of S3, loaded once per process, because that takes most of a client's start."""
     import botocore.session
 
     loader: Loader = botocore.session.get_session().get_component("data_loader")
@@ -98,7 +98,7 @@ def s3_errors(path: str, made: "Callable[[], S3Client] | None" = None, *, writin
 
     Args:
         path: s3:// URL of the request, for messages.
-        made: Callable that returns the client of the block; None: `s3_client`.
+        made: Callable that returns the client of the block; None takes `s3_client`.
         writing: Whether the request writes.
     """
     from botocore.exceptions import BotoCoreError, ClientError
@@ -125,7 +125,7 @@ def s3_errors(path: str, made: "Callable[[], S3Client] | None" = None, *, writin
 
 
 def _refusal(path: str, error: "ClientError", client: "S3Client", mend: str | None) -> StorageError:
-    """Return the error for a refusal of the store.
+    """Make the error for a refusal of the store.
 
     Args:
         path: s3:// URL of the request.
@@ -185,7 +185,7 @@ def _is_no_bucket(error: Exception, bucket: str) -> bool:
 
 
 def _may_pass(error: "BotoCoreError") -> bool:
-    """Whether a request without an answer may be answered later."""
+    """Whether a request without a reply may get one later."""
     from botocore import exceptions
 
     # The service that hands out credentials can be away too.
@@ -227,23 +227,23 @@ class S3Store:
         return f"{self.root}/{name}"
 
     def read(self, name: str) -> bytes:
-        """See `Store.read`."""
+        """Return a whole object; see `Store.read`."""
         with s3_errors(self._where(name), self._client):
             return self._client().get_object(Bucket=self._bucket, Key=self._prefix + name)["Body"].read()
 
     def read_end(self, name: str, size: int) -> bytes:
-        """See `Store.read_end`."""
+        """Return the end of an object; see `Store.read_end`."""
         with s3_errors(self._where(name), self._client):
             answer = self._client().get_object(Bucket=self._bucket, Key=self._prefix + name, Range=f"bytes=-{size}")
             return answer["Body"].read()
 
     def write(self, name: str, data: bytes) -> None:
-        """See `Store.write`."""
+        """Make an object visible; see `Store.write`."""
         with s3_errors(self._where(name), self._client, writing=True):
             self._client().put_object(Bucket=self._bucket, Key=self._prefix + name, Body=data)
 
     def create(self, name: str, data: bytes) -> bool:
-        """See `Store.create`."""
+        """Make an object visible unless its name is taken; see `Store.create`."""
         for _ in range(S3_ATTEMPTS):
             with s3_errors(self._where(name), self._client, writing=True):
                 client = self._client()
@@ -259,10 +259,10 @@ class S3Store:
                         return self.read(name) == data  # a retry finds its own first write
                     return False
                 return True
-        raise StorageError(f"{self._where(name)}: other writes came in between {S3_ATTEMPTS} times", passing=True)
+        raise StorageError(f"{self._where(name)}: {S3_ATTEMPTS} tries met writes of other processes", passing=True)
 
     def replace(self, name: str, data: bytes, old: bytes) -> bool:
-        """See `Store.replace`."""
+        """Replace an object with known content; see `Store.replace`."""
         with s3_errors(self._where(name), self._client, writing=True):
             client = self._client()
             for unquote in (False, True):  # RFC 9110 quotes the tag; Ceph's RGW wants it without quotes
@@ -284,7 +284,7 @@ class S3Store:
             return self.read(name) == data
 
     def keeps_conditions(self, name: str, data: bytes) -> bool:
-        """See `Store.keeps_conditions`. Some stores ignore the headers `If-Match` and `If-None-Match`."""
+        """Test the headers `If-Match` and `If-None-Match`, which some stores ignore; see `Store.keeps_conditions`."""
         return self._refuses(name, data, IfNoneMatch="*") and self._refuses(name, data, IfMatch=f'"{"0" * 32}"')
 
     def _refuses(self, name: str, data: bytes, **condition: str) -> bool:
@@ -299,17 +299,17 @@ class S3Store:
         return False
 
     def list(self, prefix: str, after: str = "") -> Iterator[ObjectInfo]:
-        """See `Store.list`."""
-        begin = {"StartAfter": self._prefix + after} if after else {}
+        """List objects; see `Store.list`."""
+        start = {"StartAfter": self._prefix + after} if after else {}
         with s3_errors(self._where(prefix), self._client):
             pages = self._client().get_paginator("list_objects_v2")
-            for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix + prefix, **begin):  # type: ignore[arg-type]
-                contact.has_answered(self._bucket, writing=False)  # here too: a caller may stop before the last page
+            for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix + prefix, **start):  # type: ignore[arg-type]
+                contact.has_answered(self._bucket, writing=False)  # noted for each page: a caller may stop early
                 for item in page.get("Contents", []):
                     yield ObjectInfo(item["Key"][len(self._prefix) :], item["Size"], item["ETag"].strip('"'))
 
     def move(self, name: str, target: str) -> None:
-        """See `Store.move`."""
+        """Rename an object; see `Store.move`."""
         source = {"Bucket": self._bucket, "Key": self._prefix + name}
         with s3_errors(self._where(name), self._client, writing=True):
             try:
@@ -321,6 +321,6 @@ class S3Store:
         self.delete(name)
 
     def delete(self, name: str) -> None:
-        """See `Store.delete`."""
+        """Remove an object; see `Store.delete`."""
         with s3_errors(self._where(name), self._client, writing=True):
             self._client().delete_object(Bucket=self._bucket, Key=self._prefix + name)

@@ -16,7 +16,7 @@ from magbatch.storage.search_bucket import find_in_bucket
 from magbatch.storage.search_disk import find_on_disk
 from magbatch.storage.tables import ANSWERS, RUNS
 
-# Names that a job writes and a glob could select: below its output, and below one run of a schedule.
+# Names that a job writes and that a glob could select: below its output, and below one run of a schedule.
 _WRITTEN = tuple(
     f"{run}{kind}/00000000-0-0000.n1.parquet" for run in ("", f"{RUNS}/2026-11-24T06-00-00Z/") for kind in ANSWERS
 )
@@ -28,7 +28,7 @@ class FoundInput:
 
     Attributes:
         files: Input files, sorted by name; names are whole paths or URLs.
-        passed_over: Number of other files in a directory, by suffix; files whose names begin with `_` or `.` are not
+        passed_over: Number of other files in a directory, by suffix; files whose names start with `_` or `.` are not
             counted.
     """
 
@@ -48,7 +48,7 @@ class FoundInput:
 def find_input(path: str, *, may_be_none: bool = False) -> FoundInput:
     """Find the input files behind a path.
 
-    Names that begin with `_` or `.` are skipped unless the glob spells them out. A file that links give several names
+    Names that start with `_` or `.` are skipped unless the glob spells them out. A file that links give several names
     is found once, by the name without links.
 
     Args:
@@ -56,7 +56,7 @@ def find_input(path: str, *, may_be_none: bool = False) -> FoundInput:
         may_be_none: Whether it is not an error if no file matches. A missing directory or bucket always is.
 
     Raises:
-        InputError: Nothing matches; a file belongs to a table or to a job's output; or the path can never be listed.
+        InputError: No file matches, a file belongs to a table or to a job's output, or the path can never be listed.
         StorageError: The path cannot be listed now.
     """
     found = FoundInput(*(find_in_bucket(path) if is_remote(path) else find_on_disk(path)))
@@ -70,7 +70,7 @@ def find_input(path: str, *, may_be_none: bool = False) -> FoundInput:
 
 
 def input_folder(path: str) -> str:
-    """Return the folder of an `input.path`: a file's folder, a glob's fixed part, or the folder itself.
+    """Return the folder of an `input.path`: a file's folder, a glob's folder before wildcards, or the folder itself.
 
     >>> input_folder("/in/2026-*/x.parquet"), input_folder("*.parquet"), input_folder("s3://bucket/in/")
     ('/in', '.', 's3://bucket/in')
@@ -88,7 +88,7 @@ def check_apart(input_path: str, output_path: str) -> None:
     """Refuse a job that would read its own answers, or write among its input.
 
     Raises:
-        SpecError: The input and the output lie one inside the other.
+        SpecError: The input lies inside the output, or the output inside the input.
     """
     output, folder = _real(output_path), _real(input_folder(input_path))
     is_glob = folder != _real(input_path) and WILDCARD.search(input_path) is not None
@@ -101,7 +101,7 @@ def check_apart(input_path: str, output_path: str) -> None:
     if reached:
         raise SpecError(
             f"output.path {output_path} and input.path {input_path} lie one inside the other: the job would read its "
-            "own answers; give each a folder of its own"
+            "own answers; give each its own folder"
         )
 
 

@@ -47,7 +47,7 @@ def _listed(path: str, store: S3Store, prefix: str) -> list[ObjectInfo]:
     except StorageError as error:
         if error.missing_root:
             raise InputError(f"input.path {path}: there is no such bucket") from error
-        if not error.lasting or isinstance(error, AwsSettingsError):  # its message tells which setting to fix
+        if not error.lasting or isinstance(error, AwsSettingsError):  # whose message names the setting to fix
             raise
         how = "cannot be listed" if error.mistake else "can never be listed"
         raise InputError(f"input.path {path} {how}: {short_message(str(error))}") from error
@@ -55,15 +55,15 @@ def _listed(path: str, store: S3Store, prefix: str) -> list[ObjectInfo]:
 
 def _is_shown(relative: str) -> bool:
     """Whether a key names a file that is not hidden. A key that ends with a slash stands for a folder."""
-    parts = relative.split("/")
-    return parts[-1] != "" and not any(is_hidden(part) for part in parts)
+    names = relative.split("/")
+    return names[-1] != "" and not any(is_hidden(name) for name in names)
 
 
 def _refuse(path: str, store: S3Store, prefix: str, found: list[str], kept: list[str]) -> None:
     """Refuse tables and outputs.
 
     Args:
-        path: `input.path`.
+        path: `input.path`, for messages.
         store: Store of the whole bucket.
         prefix: Prefix that was listed.
         found: Keys that were listed.

@@ -91,7 +91,7 @@ def _folders(root: str) -> Iterator[str]:
             found, real = os.stat(folder), os.path.realpath(folder)
         except FileNotFoundError:  # removed since it was listed
             continue
-        # A mount gives one folder two real paths. Some network disks reuse an inode number: hence the time.
+        # A mount gives one folder two real paths. Some network disks reuse inode numbers, so the time counts too.
         marks = {real, (found.st_dev, found.st_ino, found.st_ctime_ns) if found.st_ino else real}
         if marks & seen:
             continue
@@ -129,7 +129,7 @@ def _expanded(folder: str, parts: list[str]) -> Iterator[str]:
     """Yield the paths that a glob may select; `**` enters each real folder once.
 
     Args:
-        folder: Folder in which the glob begins.
+        folder: Folder in which the glob starts.
         parts: Components of the glob that are left.
     """
     first, *rest = parts
@@ -154,7 +154,7 @@ def _each_once(path: str, root: str, names: Iterable[str]) -> list[ObjectInfo]:
     Args:
         path: `input.path`, for messages.
         root: Folder that holds the names.
-        names: Paths.
+        names: Paths of files, folders and links below it.
     """
     base = os.path.realpath(root)
     reals: dict[str, str] = {}
@@ -172,7 +172,7 @@ def _each_once(path: str, root: str, names: Iterable[str]) -> list[ObjectInfo]:
     once: dict[object, ObjectInfo] = {}
     for _, name, state in sorted(found, key=lambda item: item[:2]):
         number = state.st_ino or os.path.realpath(name)  # some network disks give no inode numbers
-        # Size and time too: some network disks reuse a number.
+        # Size and time count too, because some network disks reuse inode numbers.
         once.setdefault(
             (state.st_dev, number, state.st_size, state.st_mtime_ns),
             ObjectInfo(name, state.st_size, str(state.st_mtime_ns)),
@@ -184,7 +184,7 @@ def _state(path: str, name: str) -> os.stat_result | None:
     """Return the state of the file behind a name; None for a folder, or a name without a file.
 
     Raises:
-        InputError: The name is a link that should lead to a file and leads nowhere, or it is a pipe or a device.
+        InputError: The name is a link that leads nowhere, a pipe or a device.
     """
     try:
         state = os.stat(name)
@@ -203,7 +203,7 @@ def _state(path: str, name: str) -> os.stat_result | None:
 
 
 def _refuse(path: str, root: str, names: list[str]) -> None:
-    """Refuse tables and outputs, also in folders above the files, and behind links.
+    """Refuse tables and outputs, even in folders above the files, and behind links.
 
     Args:
         path: `input.path`, for messages.
@@ -232,7 +232,7 @@ def _refuse(path: str, root: str, names: list[str]) -> None:
 
 
 def _is_output(folder: str) -> bool:
-    """Whether a folder holds the records of a job. The folder for drafts does not count: any write makes it."""
+    """Whether a folder holds the records of a job. The folder for drafts does not count, since any write makes it."""
     with suppress(OSError):
         return any(f"{OUTPUT}/{name}/" != DRAFTS for name in os.listdir(os.path.join(folder, OUTPUT)))
     return False

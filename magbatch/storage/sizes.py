@@ -18,7 +18,7 @@ from magbatch.rows import Segment, Shard
 
 SHARD_BYTES = 256 << 20  # largest shard that is read whole
 PIECE_BYTES = 128 << 20  # largest piece of a larger shard: a reader holds several, as tables and as blocks
-VALUE_BYTES = 8  # least memory of a value: a number, or the offset of a text
+VALUE_BYTES = 8  # least memory of a value, for a number or the offset of a text
 DICTIONARIES = {"RLE_DICTIONARY", "PLAIN_DICTIONARY"}
 PREFIXES = "DELTA_BYTE_ARRAY"
 
@@ -31,7 +31,7 @@ class Dictionaries:
 
     Args:
         open_with: Callable that opens the file with some columns read as dictionaries.
-        passed_on: Error types that are raised, since they say nothing about the file's content.
+        passed_on: Error types that are raised, because they do not come from the file's content.
     """
 
     def __init__(self, open_with: Opener, passed_on: tuple[type[Exception], ...]) -> None:
@@ -49,7 +49,7 @@ class Dictionaries:
             batches = file.iter_batches(
                 batch_size=1, row_groups=[group], columns=[path], use_threads=False
             )  # reading one row loads the whole dictionary
-            array: Any = next(batches).column(0)  # of any layout
+            array: Any = next(batches).column(0)  # array of any layout
             while not pa.types.is_dictionary(array.type):
                 array = array.field(0) if pa.types.is_struct(array.type) else array.values
             return int(pa.compute.max(pa.compute.binary_length(array.dictionary)).as_py())

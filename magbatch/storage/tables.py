@@ -62,7 +62,7 @@ def marks_of_folder(store: S3Store, folder: str) -> Iterator[str]:
         folder: Key of the folder, without a slash at its end; empty for the bucket.
     """
     base = f"{folder}/" if folder else ""
-    with suppress(RefusedError):  # without access to the folder its kind stays unknown
+    with suppress(RefusedError):  # without access to the folder, its kind stays unknown
         for place in (*_MARKED, "base_", "delta_", "delete_delta_"):
             for item in islice(store.list(f"{base}{place}"), MOST_NAMES):
                 yield from (kind for marked, kind in marks(item.name) if marked == folder)
@@ -90,7 +90,7 @@ def table_error(path: str, folder: str, kind: str) -> InputError:
     """Return the error about a table in the input, with a command that exports its current rows.
 
     Args:
-        path: `input.path`.
+        path: `input.path`, for messages.
         folder: Path or URL of the table.
         kind: Kind of the table, as `marks` names it.
     """
@@ -105,7 +105,7 @@ def refuse_output(path: str, folder: str) -> None:
     """Refuse the output of a job as input, unless the path names its folder of answers.
 
     Args:
-        path: `input.path`.
+        path: `input.path`, for messages.
         folder: Path or URL of the output.
 
     Raises:

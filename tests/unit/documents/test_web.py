@@ -227,7 +227,7 @@ def test_compressed_content_that_is_cut_or_damaged_is_not_taken_for_whole(
 
 
 def test_a_body_that_ends_before_its_length_or_is_a_part_is_not_taken_for_whole(sites: tuple[str, str]) -> None:
-    for page, reason in (("/short", "complete message body"), ("/part", "only a part of the content")):
+    for page, reason in (("/short", "complete message body"), ("/part", "partial content")):
         error = refusal(sites[0] + page, private=True)
         assert reason in str(error)
 
