@@ -107,8 +107,8 @@ class MagbatchError(Exception):
 def short_message(message: str) -> str:
     """Shorten a message to one line of at most 2,000 characters, without addresses of objects."""
     if len(message) > MAX_MESSAGE_CHARS:
-        begin = message[: MAX_MESSAGE_CHARS - _KEPT_END_CHARS - 40]
-        message = f"{begin} … ({len(message):,} characters) … {message[-_KEPT_END_CHARS:]}"
+        start = message[: MAX_MESSAGE_CHARS - _KEPT_END_CHARS - 40]
+        message = f"{start} … ({len(message):,} characters) … {message[-_KEPT_END_CHARS:]}"
     lines = _CONTROL.sub("\n", message).splitlines()
     text = _ADDRESS.sub("", " ".join(line.strip() for line in lines if line.strip()))
     return text.encode(errors="replace").decode()  # a path may hold bytes that are not text
@@ -130,7 +130,7 @@ class RowError(MagbatchError):
 
     Attributes:
         code: Error code of the dead letter.
-        message: Line for a person: what is wrong with this row, and what would be right.
+        message: Line for a person: the fault of this row, and the way to fix it.
         answer: Rejected answer, if the reason is an answer that is not valid.
     """
 
@@ -295,7 +295,7 @@ def mistake_in(field: str, kind: "type[JobError]") -> Iterator[None]:
         kind: Class of the error to raise.
 
     Raises:
-        JobError: Storage refuses for good; the message begins with the field.
+        JobError: Storage refuses for good; the message starts with the field.
     """
     try:
         yield

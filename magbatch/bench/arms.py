@@ -1,6 +1,6 @@
 """The arms of a benchmark: programs that answer a workload, timed and counted by the files that they write.
 
-Every run starts a new engine, so every run begins with cold caches. A run's time begins when its ready engine is
+Every run starts a new engine, so every run has cold caches at first. A run's time starts when its ready engine is
 released (the probe records that moment), and ends with its last file.
 """
 
@@ -42,7 +42,7 @@ class Run:
         seconds: Time from the release of the ready engine to the last file, in seconds.
         rows: Number of rows that were written.
         tokens: Number of tokens that were written.
-        start_s: Time from the command to the ready engine, in seconds; for Ray's driver, which is kept, from its order.
+        start_s: Time from the command to the ready engine, in seconds; with Ray's lasting driver, from the order to it.
         first_request_s: Time from the command to the first request in the engine, in seconds; None for a held engine.
         settings: Settings that the engine resolved, by name.
         folder: Folder with the files of the run.
@@ -121,16 +121,15 @@ def _token_lists(files: list[Path]) -> tuple[dict[str, int], float]:
         table = pq.ParquetFile(file).read()
         for row in table.select(["id", "tokens"]).to_pylist():
             written[row["id"]] = len(row["tokens"])
-    return written, max(
-        file.stat().st_ctime for file in files
-    )  # ctime: a rename commits the file, and leaves its mtime
+    # The change time counts: the rename that commits a file leaves its modification time.
+    return written, max(file.stat().st_ctime for file in files)
 
 
 def resolved_args(machine: Machine, workload: Workload) -> tuple[Path, EngineArgs]:
     """Checkpoint and engine arguments of every arm: the ones that magbatch's own job gets."""
     spec = job(workload, Path("/nowhere"), Path("/nowhere/out"), machine.settings)
     checkpoint = locate(spec.model, weights=True)
-    hints = {"mm_processor_cache_gb": 0}  # as a plan would find: no image repeats
+    hints = {"mm_processor_cache_gb": 0}  # hint that a plan would give: no image repeats
     return checkpoint.path, engine_args(spec, checkpoint.facts, hints if spec.input.columns.images else {})
 
 
@@ -149,7 +148,7 @@ class _Launched(ABC):
         self._machine, self._workload, self._held = machine, workload, held
 
     def run(self, prepared: Prepared, folder: Path, *, steps: bool = False) -> Run:
-        """See `Arm.run`."""
+        """Run the command; see `Arm.run`."""
         events = folder / EVENTS
         env = self._machine.environment(events, steps=steps, held=self._held)
         process = Process(self._command(prepared, folder), env, folder / "log", ())
@@ -279,7 +278,7 @@ class RayDriver:
             self._engine_is_gone(name)
             self._process.pause()
         except BenchError:
-            self.close()  # the next run must not meet its remains
+            self.close()  # the next run must not find its processes
             raise
         events = folder / EVENTS
         events.mkdir()
@@ -328,11 +327,11 @@ class RayDataLlm:
         self._chosen = {"batch_size": batch_size, "max_concurrent_batches": batches, "blocks": blocks}
 
     def run(self, prepared: Prepared, folder: Path, *, steps: bool = False) -> Run:
-        """See `Arm.run`; the driver decides about `steps`."""
+        """Run the dataset; see `Arm.run`. The driver decides about `steps`."""
         return self._driver.run(self.name, self._chosen, prepared, folder)
 
     def close(self) -> None:
-        """See `Arm.close`."""
+        """End nothing: the driver belongs to the caller; see `Arm.close`."""
         self._driver.close()
 
 

@@ -1,7 +1,7 @@
 """The least that a job without an engine can cost: a plain loop over the same libraries.
 
 `python -m magbatch.bench.bare_arm text|documents CHECKPOINT OUT FILE…` reads Parquet, tokenizes or renders, and writes
-Parquet. It prints the time at which the loop began, with every library loaded, and the time at which it ended.
+Parquet. It prints the time at which the loop started, with every library loaded, and the time at which it ended.
 """
 
 import json
@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 BATCH_ROWS = 64
-ECHO_TOKENS = 48  # tokens decoded for each row, as many as the scripted engine answers
+ECHO_TOKENS = 48  # tokens decoded for each row, as many as in an answer of the scripted engine
 
 
 def text(checkpoint: Path, output: Path, files: list[str]) -> int:

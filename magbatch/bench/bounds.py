@@ -153,19 +153,18 @@ def steady_rate(output: Path) -> float:
     Raises:
         BenchError: The job has too few commits.
     """
-    parts = sorted(
+    # Objects without rows are skipped: they only show the columns, and come after the last row.
+    objects = sorted(
         (one.stat().st_ctime, count)
         for kind in ("results", "errors")
         for one in (output / kind).glob("*.parquet")
-        if (
-            count := pq.read_metadata(one).num_rows
-        )  # an empty object, written to show the columns, comes after the last row
+        if (count := pq.read_metadata(one).num_rows)
     )
-    rows, done = sum(count for _, count in parts), 0
-    for index, (at, count) in enumerate(parts):
+    rows, done = sum(count for _, count in objects), 0
+    for index, (at, count) in enumerate(objects):
         done += count
-        if done >= RAMP * rows and index + 1 < len(parts):
-            return float((rows - done) / (parts[-1][0] - at))
+        if done >= RAMP * rows and index + 1 < len(objects):
+            return float((rows - done) / (objects[-1][0] - at))
     raise BenchError("the job has too few rows to measure its speed; give more --rows")
 
 

@@ -1,6 +1,6 @@
 """The order of a benchmark: all arms in turn, round after round, so a drifting machine drifts for every arm.
 
-Each round begins with a different arm. Arms whose engines resolved to different settings are not compared.
+Each round starts with a different arm. Arms whose engines resolved to different settings are not compared.
 """
 
 import os

@@ -1,8 +1,8 @@
 """A probe inside vLLM's own processes, the same for every arm of a benchmark.
 
 vLLM loads the probe as a plugin, only in the processes of a benchmark: `plugin_folder` makes the folder for their
-PYTHONPATH. The probe records when a front end is ready, what its engine resolved, and when the first request came. It
-changes nothing that vLLM does.
+PYTHONPATH. The probe records the time of a ready front end, its engine's settings, and the time of the first request.
+It does not change the behaviour of vLLM.
 """
 
 import functools
@@ -23,7 +23,7 @@ GO_INTERVAL_S = 0.01
 HELD_AT_MOST_S = 900.0  # bounds the wait: the benchmark may have been killed
 STEP = struct.Struct("<dII")  # Unix time (s), sequences in the step, requests finished before the step
 
-# Settings in which the engines of two arms must agree, by the part of vLLM's configuration.
+# Settings in which the engines of two arms must agree, by the section of vLLM's configuration.
 SETTINGS = {
     "model_config": ("model", "dtype", "max_model_len", "enforce_eager", "quantization", "seed"),
     "scheduler_config": (
@@ -94,13 +94,13 @@ def events(folder: Path) -> list[dict[str, Any]]:
 
 
 def steps(folder: Path) -> list[tuple[float, int, int]]:
-    """Steps of the engine: Unix time of the begin (s), number of sequences, requests finished before it."""
+    """Steps of the engine: Unix time of the start (s), number of sequences, requests finished before it."""
     data = (folder / STEPS).read_bytes()
     return list(STEP.iter_unpack(data[: len(data) // STEP.size * STEP.size]))
 
 
 def resolved(config: Any) -> dict[str, Any]:
-    """Settings that an engine runs with: text, numbers and truth values by `part.name`."""
+    """Settings that an engine runs with: text, numbers and truth values by `section.name`."""
     found: dict[str, Any] = {}
     for part, names in SETTINGS.items():
         for name in names:

@@ -22,7 +22,7 @@ from magbatch.fleet.ray_auth import own_token
 def main() -> None:
     """Start Ray, report that it is ready, and do a run for each line on standard input."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # output of Ray and vLLM must not mix with the replies
+    os.dup2(2, 1)  # keeps output of Ray and vLLM out of the replies
     own_token()
     ray.init(address="local", num_cpus=max(os.cpu_count() or 1, 3), include_dashboard=False)
     ray.data.DataContext.get_current().enable_progress_bars = False

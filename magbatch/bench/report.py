@@ -21,8 +21,8 @@ class Target:
     Attributes:
         what: Description of the number.
         value: Measured value.
-        bound: Lower or upper bound of the value; None for a number that is only there to compare with.
-        least: Whether the bound is a lower bound.
+        bound: Lower or upper bound of the value; None for a number that is shown only for comparison.
+        least: Whether `bound` is a lower bound.
         runs: Measured values of the single runs, in their order.
         unit: Unit of the runs.
         raw: Ratio of the arm `raw` for the same target; None if it has none.

@@ -73,7 +73,7 @@ def bench(
         model: Source of the model, as in a spec.
         gpus: Number of GPUs of the engine; 0 runs it on CPUs.
         engine_args: Items `name=value` for the engine of every arm.
-        pin: Whether an engine on CPUs gets cores of its own.
+        pin: Whether an engine on CPUs gets its own cores.
         arms: Names from `ARMS` separated by commas; None takes all except `vllm run-batch`.
         keep: Folder for the arms' inputs and outputs; None takes a temporary folder.
         report: File for the whole report as JSON, written after each suite; None writes no file.

@@ -1,6 +1,6 @@
 """The workloads of a benchmark: rows whose prompts and lengths depend only on the workload's name and the seed.
 
-The length of each row is drawn before any arm runs, and forced with `ignore_eos`. No scheduler knows it: rows stand in
+The length of each row is drawn before any arm runs, and forced with `ignore_eos`. No scheduler knows it: rows are in
 the order in which they were drawn. So every arm generates the same tokens; an arm with another sum has failed.
 """
 
@@ -62,7 +62,7 @@ class Workload:
     """A kind of rows.
 
     Attributes:
-        name: Name for people, and part of the seed.
+        name: Name for people, which also goes into the seed.
         mean_tokens: Mean length of the rows in tokens, without the long rows of `tail`.
         most_tokens: Upper bound of a row's length in tokens.
         prompt_words: Number of words of the question.
@@ -89,7 +89,7 @@ class Workload:
         return found
 
     def records(self, rows: int, seed: int) -> Iterator[dict[str, Any]]:
-        """Make the rows. No two prompts begin alike, so no cache helps any arm."""
+        """Make the rows. No two prompts start alike, so no cache helps any arm."""
         rng = random.Random(f"prompts/{self.name}/{seed}")
         for row, tokens in enumerate(self.lengths(rows, seed)):
             words = " ".join(rng.choice(WORDS) for _ in range(self.prompt_words))

@@ -49,12 +49,12 @@ def engine_args(spec: JobSpec, model: ModelFacts, hints: Mapping[str, Any] | Non
     """Resolve the engine's arguments: the spec's own, then hints of the plan, then offline defaults.
 
     Args:
-        spec: The job's spec.
-        model: Facts about its model.
+        spec: Spec of the job, for `model.engine_args`, lengths and devices.
+        model: Facts from the model's configuration.
         hints: Engine arguments that suit the job's input; see `Plan.engine_hints`.
 
     Raises:
-        SpecError: vLLM would not start with the spec's own arguments, or would die of the job's seed.
+        SpecError: vLLM would not start with the spec's own arguments, or would crash on the job's seed.
     """
     return EngineArgs.of(ENGINES[spec.model.engine].args(spec, model, hints))
 

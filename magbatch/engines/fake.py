@@ -1,7 +1,7 @@
 """A scripted engine: real tokens in, real tokens out, no model.
 
 The fake serves tests of everything around an engine, and scale runs. It answers with the end of the prompt's own text,
-so that an answer shows its row. A script changes what it does for prompts that contain a text:
+so that an answer shows its row. A script changes its behaviour for prompts that contain a text:
 
     engine_args:
       token_s: 0.001
@@ -125,9 +125,8 @@ class FakeEngine:
 
     def _note(self, row_id: str) -> None:
         if self._args.journal:
-            with open(
-                self._args.journal, "ab", buffering=0
-            ) as file:  # one unbuffered write: lines of several processes stay whole
+            # One unbuffered write keeps the lines of several processes whole.
+            with open(self._args.journal, "ab", buffering=0) as file:
                 file.write(f"{row_id} {os.getpid()}\n".encode())
 
     def _rule(self, prompt: Prompt) -> Rule:

@@ -1,4 +1,4 @@
-"""The devices of replicas: what a replica asks Ray for, how many shards it holds, and why it has no devices yet."""
+"""The devices of replicas: the request to Ray, the number of open shards, and the reason for a wait."""
 
 import math
 import time
@@ -193,7 +193,7 @@ def unplaced(
     placed: int = 0,
     waiting: int = 0,
 ) -> str:
-    """A line on what one replica asks for and what the cluster has.
+    """A line on the devices that one replica asks for and that the cluster has.
 
     Args:
         replicas: The spec's `replicas`.

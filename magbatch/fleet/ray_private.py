@@ -1,6 +1,6 @@
 """Every private name of Ray that magbatch uses, checked at the start of a run.
 
-An upgrade of Ray may rename any of them. `check` then stops the run with one error that names what is missing.
+An upgrade of Ray may rename any of them. `check` then stops the run with one error that lists the missing names.
 """
 
 import dis

@@ -263,7 +263,7 @@ def _own_checksum(body: bytes) -> bytes:
 def _entries(value: Any, path: str) -> tuple[Entry, ...]:
     """Read the entries of objects.
 
-    A manifest may have a million: the slow reader, which finds what is wrong, runs only for a wrong entry.
+    A manifest may have a million: the slow reader, which finds the fault, runs only for a wrong entry.
     """
     return tuple(
         _right_entry(item) or _entry(item, f"{path}[{index}]") for index, item in enumerate(read_items(value, path))

@@ -1,7 +1,7 @@
 """A committed object: read whole and checked, or written from the rows of other objects and read back.
 
 No object is edited in place. Rows move to another object through a `Spool`. Its commit counts only after the object
-was read back and found equal to what was written.
+was read back and found equal to the written bytes.
 """
 
 import hashlib
@@ -79,7 +79,7 @@ def read_object(
         sha256: SHA-256 from a manifest; content with another checksum is not parsed. None if unknown.
 
     Returns:
-        The object, or a message that says what is wrong with it.
+        The object, or a message about its fault.
 
     Raises:
         StorageError: The storage is away.
@@ -215,7 +215,7 @@ def damaged(store: Store, what: str) -> OutputError:
 
     Args:
         store: Storage of the output.
-        what: Path of the file, and what is wrong with it.
+        what: Path of the file, and its fault in words.
     """
     return OutputError(
         f"{store.root}: the output is damaged:\n  {what}\nFor the whole list: magbatch verify {store.root}"
@@ -303,5 +303,5 @@ class Spool:
         if isinstance(found, str):
             raise damaged(store, found)
         if (found.sha256, found.row_ids, found.records) != (sha256, self.row_ids, self._records):
-            raise damaged(store, f"{name}: differs from what was just written")
+            raise damaged(store, f"{name}: differs from the bytes that were just written")
         return found

@@ -1,4 +1,4 @@
-"""The output of one job: its storage, and the files that say what the job is.
+"""The output of one job: its storage, and the files that define the job.
 
 The plan is written before the spec, so an output that has a spec always has its plan. The manifest is written last.
 """

@@ -113,14 +113,14 @@ class RowAnswerer:
         """The steps of a job from prompt to finished row.
 
         Args:
-            spec: The job's spec.
-            engine: A started engine.
-            tokenizer: The model's tokenizer.
+            spec: Spec of the job, for sampling, reasoning, answer and limits.
+            engine: Engine that has started.
+            tokenizer: Mistral's tokenizer of the model.
             prompter: Builder of the prompts that combine answers about page groups.
             max_model_len: Tokens that the engine can hold for one row, prompt included.
 
         Raises:
-            ModelError: The model cannot think as the spec asks for.
+            ModelError: The model cannot reason in the way that the spec asks for.
         """
         limits, plan = spec.limits, ThinkingPlan.of(spec, tokenizer)
         generate = Generate(engine, spec.sampling, max_model_len, limits.repetition_tokens, plan)

@@ -127,7 +127,7 @@ class Generate:
         Args:
             prompt: Prompt of the row, as token ids and images.
             sample: Number of the sample, from 0: the seed depends on it.
-            completion: The sample that was rejected.
+            completion: Sample whose answer was rejected.
             objection: Reason in words, for the model.
             watch: Monitor that is entered for the request.
 

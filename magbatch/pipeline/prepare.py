@@ -39,9 +39,9 @@ class Steps:
     """The steps between rows and prompts. A process makes them once: a full vocabulary takes seconds to load.
 
     Attributes:
-        spec: The job's spec.
-        checkpoint: The model's files.
-        tokenizer: The model's tokenizer.
+        spec: Spec of the job.
+        checkpoint: Files of the model on this node.
+        tokenizer: Mistral's tokenizer of the model.
         render: Row -> chat.
         prompt: Chat -> token ids.
     """
@@ -57,7 +57,7 @@ class Steps:
         """Make the steps of a job.
 
         Args:
-            spec: The job's spec.
+            spec: Spec of the job.
             checkpoint: The model's files, with or without weights.
 
         Raises:
@@ -289,7 +289,7 @@ class _Piece:
 
 
 class _ReadTask:
-    """Prepares shards, patiently, and notes what it reads.
+    """Preparation of the shards of one read task, with patience and with notes of the rows that are read.
 
     Args:
         preparer: Preparer of the job's shards.

@@ -26,10 +26,10 @@ def unwatched(shape: RequestShape) -> Iterator[OnNew]:
 
 
 class Requests:
-    """Makes requests.
+    """Sender of requests to one engine.
 
     Args:
-        engine: The engine that generates.
+        engine: Engine to which the requests go.
         max_model_len: Tokens that the engine can hold for one row, prompt included.
         repetition_tokens: Tokens of pure repetition after which a sample is ended; None for no limit.
     """
@@ -48,7 +48,7 @@ class Requests:
         """Make one request; a request that fails inside the engine is made again.
 
         Args:
-            prompt: The prompt.
+            prompt: Token ids and images.
             max_tokens: Tokens of a sample; cut to the room that the context leaves.
             seed: Seed of the request; None leaves it to the engine.
             watch: Monitor that is entered for each try.

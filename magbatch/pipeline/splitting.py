@@ -15,7 +15,7 @@ def pieces_to_count(text: str) -> Iterator[str]:
 def split(text: str, room: int, count: Callable[[str], int]) -> Iterator[str]:
     """Split a text into pieces of at most `room` tokens, at white space if there is some in the second half.
 
-    A piece begins as a guess of `CHARACTERS_PER_TOKEN * room` characters. While it has too many tokens, it shrinks in
+    A piece starts as a guess of `CHARACTERS_PER_TOKEN * room` characters. While it has too many tokens, it shrinks in
     proportion, 5% below the estimate. If it fills less than 80% of the room, it grows once.
 
     Example, for a tokenizer that makes one token of each character:

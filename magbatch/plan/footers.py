@@ -36,7 +36,7 @@ Replies = Iterator[tuple[dict[str, Any], bytes | None]]
 
 @dataclass(frozen=True, slots=True)
 class PrefixColumn:
-    """The column that a job's prompts begin with.
+    """The column that a job's prompts start with.
 
     Attributes:
         column: Name of the column.
@@ -126,7 +126,7 @@ def read_footer(file: InputFile, columns: list[str], prefix: PrefixColumn | None
     Args:
         file: Input file, open for reading ranges.
         columns: Columns that the job reads.
-        prefix: Column that prompts begin with; None if rows are not grouped.
+        prefix: Column that prompts start with; None if rows are not grouped.
 
     Raises:
         RowError: The footer is damaged (`file_unreadable`), or the file changed since the listing (`file_changed`).
@@ -270,7 +270,7 @@ def column_stats(metadata: pq.FileMetaData, prefix: PrefixColumn, names: list[st
 
     Args:
         metadata: Parsed footer of the file.
-        prefix: Column that prompts begin with.
+        prefix: Column that prompts start with.
         names: Columns that the job reads.
     """
     if not metadata.num_rows:

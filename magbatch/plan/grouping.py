@@ -118,7 +118,7 @@ def arrange(prefix: PrefixColumn, files: list[GroupedFile], target_rows: int, ma
     """Group the rows of a job if they share prefixes and grouping is affordable.
 
     Args:
-        prefix: The column that prompts begin with.
+        prefix: Column that prompts start with.
         files: All input files, in the order of the plan.
         target_rows: Number of rows in a shard.
         max_rows: Number of rows that a shard may have to keep a group whole.

@@ -115,7 +115,7 @@ def read_footers(files: list[PlannedFile], names: list[str], group: list[str], p
         files: All files of an input; they are changed in place.
         names: Columns that the job reads.
         group: The column of `input.group`, if the spec names one; a file may lack it.
-        prefix: Column that prompts begin with; None if rows are not grouped.
+        prefix: Column that prompts start with; None if rows are not grouped.
     """
     with ThreadPoolExecutor(FOOTER_READERS) as pool:
         list(pool.map(lambda file: _read_footer(file, names, group, prefix), files))

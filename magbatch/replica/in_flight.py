@@ -129,7 +129,7 @@ class InFlight:
         4. The newest request with a token was sent at 40. Overtaken by 10 s: it may just wait for a slot.
 
         Args:
-            request: A request that is under way.
+            request: Request that is under way.
             now: Time (monotonic, s).
             patience: Seconds of silence.
         """

@@ -14,7 +14,7 @@ from magbatch.storage.patience import patiently
 
 
 class Background:
-    """Background tasks of a replica. The first error that a task raises is handed on, so that none fails silently.
+    """Background tasks of a replica. The first error that a task raises is passed on, so that none fails silently.
 
     Attributes:
         on_error: Callback for the first error, called once, after its traceback was printed to stderr. None until the

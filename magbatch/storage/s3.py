@@ -141,7 +141,7 @@ def _refusal(path: str, error: "ClientError", client: "S3Client", mend: str | No
     if code in _CREDENTIALS:
         _renew(client)
     refused = code in {"403", "AccessDenied"}
-    hint = mend or contact.what_to_do(code)  # a job that waits shows it too: its reader can end the waiting
+    hint = mend or contact.what_to_do(code)  # shown by a job that waits too: a person can end the wait
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     # An answer without one of S3's codes comes from a proxy before the store.
     unknown = not code or code == str(HTTPStatus.NOT_FOUND.value)

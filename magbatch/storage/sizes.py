@@ -46,9 +46,8 @@ class Dictionaries:
         """
         try:
             file = self._open_with([path])
-            batches = file.iter_batches(
-                batch_size=1, row_groups=[group], columns=[path], use_threads=False
-            )  # reading one row loads the whole dictionary
+            # Reading one row loads the whole dictionary.
+            batches = file.iter_batches(batch_size=1, row_groups=[group], columns=[path], use_threads=False)
             array: Any = next(batches).column(0)  # array of any layout
             while not pa.types.is_dictionary(array.type):
                 array = array.field(0) if pa.types.is_struct(array.type) else array.values

@@ -77,7 +77,7 @@ class Encoder:
         """
         ids = [self.bos]
         if system is not None:
-            ids += [self._system, *self._system_parts(system), self._end_system]
+            ids += [self._system, *self._system_ids(system), self._end_system]
         image: list[int] = []
         if grid is not None:
             rows, columns = grid
@@ -86,12 +86,12 @@ class Encoder:
         text = self.text(question)
         return [*ids, self._inst, *(image + text if image_first else text + image), self._end_inst]
 
-    def _system_parts(self, system: str) -> list[int]:
+    def _system_ids(self, system: str) -> list[int]:
         before, opened, rest = system.partition("[THINK]")
         if not opened:
             return self.text(system)
-        thinking, _, after = rest.partition("[/THINK]")
-        middle = [self.think, *self.text(thinking), self.end_think]
+        reasoning, _, after = rest.partition("[/THINK]")
+        middle = [self.think, *self.text(reasoning), self.end_think]
         return [*(self.text(before) if before else []), *middle, *self.text(after)]
 
     def completion(self, worked: Worked) -> list[int]:
@@ -170,7 +170,7 @@ def make_row(encoder: Encoder, worked: Worked, rng: random.Random) -> Row:
 
 
 def normalised(receipts: list[Receipt]) -> Tensor:
-    """Return images of one size as the model takes them: float32 (images, 3, height, width)."""
+    """Return images of one size in the model's input form: float32 (images, 3, height, width)."""
     stacked = np.stack([np.asarray(receipt.image, dtype=np.float32) for receipt in receipts])
     pixels = (stacked / np.float32(255.0) - _PIXEL_MEAN) / _PIXEL_STD
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))

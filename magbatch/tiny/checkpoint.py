@@ -148,7 +148,7 @@ def ensure() -> Path:
     if target.is_dir():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    # Built next to its final place: a rename within one file system is atomic.
+    # Built next to its final path: a rename within one file system is atomic.
     building = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         for name, text in small.items():

@@ -25,7 +25,7 @@ from magbatch.tiny.train import load
 from magbatch.tiny.wording import SYSTEM_PROMPT
 
 MAX_NEW_TOKENS = 320
-ROWS_AT_ONCE = 50  # bounds the memory of the key-value caches
+ROWS_AT_ONCE = 50  # rows generated together: bounds the memory of the key-value caches
 
 
 @dataclass
@@ -98,7 +98,7 @@ def _generate(
         running &= chosen != encoder.eos
         if not running.any():
             break
-        # Rows that have ended go on writing into their caches, which are no longer read.
+        # Rows that have ended still write into their caches, which are no longer read.
         logits = model.step(chosen, lengths, caches)
         lengths = (lengths + 1).clamp(max=longest + max_new_tokens - 1)
     return written
@@ -137,9 +137,9 @@ def evaluate(
         rows = heldout_rows(encoder, kind, count, seed)
         answered: list[Answered] = []
         for begin in range(0, count, ROWS_AT_ONCE):
-            part = rows[begin : begin + ROWS_AT_ONCE]
-            outputs = generate(model, encoder, part, temperature=temperature, seed=seed + begin)
-            answered += [Answered(*pair) for pair in zip(part, outputs, strict=True)]
+            chunk = rows[begin : begin + ROWS_AT_ONCE]
+            outputs = generate(model, encoder, chunk, temperature=temperature, seed=seed + begin)
+            answered += [Answered(*pair) for pair in zip(chunk, outputs, strict=True)]
         scores[kind] = score(encoder, answered)
         if kind == "receipt":
             for asked in ("total", "count", "price"):
@@ -166,9 +166,9 @@ def agreement(model: TinyModel, encoder: Encoder, output: Path) -> dict[str, tup
     served = ds.dataset(output / "results", format="parquet").to_table(columns=columns).to_pylist()
     counts: dict[str, tuple[int, int]] = {}
     for begin in range(0, len(served), ROWS_AT_ONCE):
-        part = served[begin : begin + ROWS_AT_ONCE]
-        rows = [_row_of(encoder, record["id"]) for record in part]
-        for record, tokens in zip(part, generate(model, encoder, rows), strict=True):
+        chunk = served[begin : begin + ROWS_AT_ONCE]
+        rows = [_row_of(encoder, record["id"]) for record in chunk]
+        for record, tokens in zip(chunk, generate(model, encoder, rows), strict=True):
             kind = record["id"].partition("-")[0]
             same, all_of_kind = counts.get(kind, (0, 0))
             counts[kind] = same + (_as_served(encoder, tokens) == tuple(record.values())[1:]), all_of_kind + 1

@@ -35,10 +35,10 @@ class Character:
     """A drawn character.
 
     Attributes:
-        text: Character.
+        text: Text of the character, one code point.
         x: Centre, in pixels from the left edge of the image.
         y: Centre, in pixels from the top edge of the image.
-        name: Item whose name the character is part of, or empty.
+        name: Item in whose name the character stands, or empty.
     """
 
     text: str
@@ -155,7 +155,7 @@ def _item_lines(rng: random.Random, items: tuple[tuple[str, int], ...], width: i
         price = price_text(cents)
         first, last = (price, style(name)) if price_first else (style(name), price)
         between = width - len(first) - len(last)
-        # A blank stands between the leader and the text at each end.
+        # A blank separates the leader from the text at each end.
         filling = leader * (between - 2) if between > 2 else ""
         lines.append(_Line(0, f"{first}{filling.center(between)}{last}", name))
     return lines

@@ -1,7 +1,7 @@
 """Train the tiny model from scratch: `python -m magbatch.tiny.train` writes its weights.
 
 Every example comes from `tasks`, split `train`. A run is a function of its arguments: if it is stopped and resumed from
-its last state, it goes on as if it had not stopped.
+its last state, it continues as if it had not stopped.
 """
 
 import argparse
@@ -51,7 +51,7 @@ FULL_MIX = Mixture(counts=(700, 700, 400), images_a_batch=24)
 class Trainee(nn.Module):
     """The model with two extra heads, which are trained with it and then dropped.
 
-    The heads name the characters that each image token shows, and the item whose name they are part of. Without them
+    The heads name the characters that each image token shows, and the item in whose name they stand. Without them
     the model would have to learn reading from answers alone, which takes far longer.
     """
 
@@ -286,7 +286,7 @@ def _resume(
 
 
 def _save(state_file: Path, trainee: Trainee, optims: list[torch.optim.Optimizer], **numbers: int) -> None:
-    """Write the state from which `_resume` goes on, whole or not at all."""
+    """Write the state from which `_resume` continues, whole or not at all."""
     weights = {"weights": trainee.state_dict(), "optimisers": [optimiser.state_dict() for optimiser in optims]}
     building = state_file.with_suffix(".building")
     torch.save(weights | numbers, building)

@@ -102,8 +102,8 @@ def test_a_codestream_larger_than_its_box_says_is_held_against_the_limit() -> No
         (bytes(128) + b"DICM" + bytes(40), "DICOM"),
         (b"\x89PNG\r\n\x1a\n", "PNG, but damaged"),
         (b"\xff\xd8\xff\0\0", "JPEG, but damaged"),
-        (b"Access denied for user", "text, which begins with 'Access denied for user'"),
-        ("größer".encode() * 60, "text, which begins with"),
+        (b"Access denied for user", "text, which starts with 'Access denied for user'"),
+        ("größer".encode() * 60, "text, which starts with"),
         (b"\x93\x01\x02\xfe\xff\x00\x9a\x10\x11\x12", "bytes 93 01 02 fe"),
     ],
 )
