@@ -12,6 +12,7 @@ WITHOUT = {
     "engines/base.py": "records and the protocol of an engine, without behaviour",
     "fleet/nodes.py": "one call of Ray, whose result integration/test_cluster.py shows",
     "fleet/observer.py": "a protocol, without behaviour",
+    "jobs/report_of_run.py": "jobs/test_complete.py reads the report that it makes",
     "replica/surroundings.py": "a record, without behaviour",
     "replica/timing.py": "durations, without behaviour",
 }
