@@ -71,7 +71,7 @@ def test_a_platforms_signal_ends_any_command_as_an_interrupt() -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("code", ["'no licence'", "None", "0", "1"])
+@pytest.mark.parametrize("code", ["'no licence'", "0"])
 def test_a_library_that_ends_the_process_is_a_defect_and_not_a_job_that_is_complete(tmp_path: Path, code: str) -> None:
     (tmp_path / "boto3.py").write_text(f"import sys\nsys.exit({code})\n")
     done = subprocess.run(

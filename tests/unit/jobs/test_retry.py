@@ -42,8 +42,8 @@ def complete(book: Book) -> None:
 
 
 @pytest.fixture
-def book(either_job: SmallJob) -> Book:
-    book = Book(either_job)
+def book(job: SmallJob) -> Book:
+    book = Book(job)
     complete(book)
     return book
 
@@ -117,7 +117,9 @@ def test_files_that_could_not_be_read_stay_dead_letters(job: SmallJob) -> None:
 # What comes of it
 
 
-def test_an_answer_takes_the_place_of_its_dead_letter(book: Book) -> None:
+def test_an_answer_takes_the_place_of_its_dead_letter(either_job: SmallJob) -> None:
+    book = Book(either_job)
+    complete(book)
     untouched = {item.name: item.tag for item in book.ledger.store.list(RESULTS)}
 
     def answer(hand: Hand) -> None:
@@ -290,11 +292,15 @@ def test_another_retry_waits_until_the_first_is_finished_or_dropped(book: Book) 
     book.check_manifest()
 
 
-@pytest.mark.parametrize("moment", ["before", "half", "after"])
-@pytest.mark.parametrize("merged", [False, True], ids=["shards", "merged"])
+WAYS = [(merged, moment) for merged in (False, True) for moment in ("before", "half", "after")]
+
+
+@pytest.mark.parametrize(("first", "merged", "moment"), [(first, *way) for first, way in enumerate(WAYS)])
+@pytest.mark.parametrize("every", [len(WAYS), pytest.param(1, marks=pytest.mark.fire)])
 def test_a_retry_that_is_interrupted_anywhere_can_be_gone_on_with(
-    job: SmallJob, tmp_path: Path, moment: str, merged: bool
+    job: SmallJob, tmp_path: Path, first: int, merged: bool, moment: str, every: int
 ) -> None:
+    """The short series interrupts each change of the store in one of the ways; `-m fire` in all of them."""
     book = Book(job)
     complete(book)
     if merged:
@@ -306,7 +312,7 @@ def test_a_retry_that_is_interrupted_anywhere_can_be_gone_on_with(
     old, new = book.outcome(), expected(book, s0r3="again", **{f"s2r{row}": "again" for row in range(4)})
     pristine = tmp_path / "pristine"
     shutil.copytree(job.output, pristine)
-    for at in range(100):
+    for at in range(first % every, 100, every):
         shutil.rmtree(job.output)
         shutil.copytree(pristine, job.output)
         broken = Ledger(job.output)

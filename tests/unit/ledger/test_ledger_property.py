@@ -252,7 +252,7 @@ LIVES = given(early=steps(EARLY, 6), full=st.integers(0, 2**32), late=steps(LATE
 QUIET = {"deadline": None, "database": None, "phases": [Phase.generate], "suppress_health_check": list(HealthCheck)}
 
 
-@settings(max_examples=10, derandomize=True, **QUIET)
+@settings(max_examples=6, derandomize=True, **QUIET)
 @LIVES
 def test_whatever_happens_every_row_is_there_once(
     early: list[tuple[str, int]], full: int, late: list[tuple[str, int]], samples: int

@@ -131,7 +131,8 @@ def test_a_place_without_files_is_an_empty_tick_but_one_that_is_not_there_is_wro
     assert [one.state for one in run(spec, FIRST)] == ["empty"]
 
 
-def test_a_bad_file_is_taken_once_even_where_it_is_the_only_new_one(root: str) -> None:
+def test_a_bad_file_is_taken_once_even_where_it_is_the_only_new_one(tmp_path: Path) -> None:
+    root = str(tmp_path)
     spec = job(root, input={"on_bad_file": "dead_letter"})
     put(root, "a.parquet")
     run(spec, FIRST)
@@ -143,8 +144,9 @@ def test_a_bad_file_is_taken_once_even_where_it_is_the_only_new_one(root: str) -
     assert [one.state for one in run(spec, FIRST + 2 * DAY)] == ["empty"]
 
 
-def test_a_run_with_too_many_failed_rows_stays_one(root: str) -> None:
+def test_a_run_with_too_many_failed_rows_stays_one(tmp_path: Path) -> None:
     """A platform that tries the command again must not be told that all is well."""
+    root = str(tmp_path)
     spec = job(root)
     put(root, "a.parquet")
 
@@ -175,7 +177,8 @@ def stuck(error: JobError, *ticks: datetime) -> Any:
         (StorageError("objects of this run are gone"), 2),
     ],
 )
-def test_a_run_that_cannot_go_on_stops_no_later_one(root: str, error: JobError, code: int) -> None:
+def test_a_run_that_cannot_go_on_stops_no_later_one(tmp_path: Path, error: JobError, code: int) -> None:
+    root = str(tmp_path)
     spec, answer = job(root), stuck(error, FIRST, FIRST + DAY)
     put(root, "a.parquet")
     with pytest.raises(type(error)):
