@@ -301,7 +301,7 @@ def _complain(name: str, why: str) -> None:
     if "--json" in sys.argv:
         descriptor, text = 1, json_text({"error": name, "message": why, "exit_code": INTERRUPTED})
     else:
-        descriptor, text = 2, f"magbatch: {visible(why)}\nRun the same command again to go on."
+        descriptor, text = 2, f"magbatch: {visible(why)}\nRun the same command again to continue."
     with suppress(OSError):  # the output may have no reader
         if os.isatty(2):
             os.write(2, b"\r\x1b[K\x1b[?25h")  # the live line hides the cursor

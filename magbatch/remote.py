@@ -39,10 +39,10 @@ from magbatch.spec.secrets import without_secrets
 
 SPEC_FILE = "spec.yaml"
 POLL_S = 1.0
-ANSWER_TIMEOUT_S = 60.0  # for the dashboard to answer a request; Ray's client would wait for ever
+ANSWER_TIMEOUT_S = 60.0  # longest wait for an answer of the dashboard; Ray's client would wait for ever
 # Keys of the metadata that Ray keeps with a job, for `jobs`, `status` and `resume`.
 NAME, OUTPUT, SPEC, VERSION = "magbatch.name", "magbatch.output", "magbatch.spec", "magbatch.version"
-# Errors of reading an answer that has not the shape of Ray's; a ValidationError of pydantic is a ValueError as well.
+# Errors raised when an answer does not have the shape of Ray's. A ValidationError of pydantic is a ValueError too.
 _MISREAD = (
     ValidationError, InvalidVersion, UnicodeError, KeyError, TypeError, AttributeError, OverflowError, RecursionError,
 )  # fmt: skip
@@ -61,7 +61,7 @@ class ClusterJob:
         version: Version of magbatch that the job was sent with.
         started: Time when Ray took the job (UTC); None if Ray does not give it.
         ended: Time when the job ended (UTC); None while it runs.
-        message: Ray's own words on the state.
+        message: Ray's message about the state.
         exit_code: Exit code of the command; None while it runs.
     """
 
@@ -77,10 +77,10 @@ class ClusterJob:
 
     @classmethod
     def of(cls, details: JobDetails) -> Self:
-        """Read what Ray's job API says of a job.
+        """Read a job from the answer of Ray's job API.
 
         Raises:
-            UnicodeError: A text has half of a surrogate pair, which JSON can hold and nobody can print.
+            UnicodeError: A text has half of a surrogate pair, which JSON can hold but no terminal can print.
             OverflowError: A time is beyond what a date can be.
         """
         metadata = details.metadata or {}
@@ -104,7 +104,7 @@ class ClusterJob:
 
 
 class _Sender:
-    """Sends the requests of Ray's client, with a token to a cluster that has asked for one, and to no other cluster.
+    """Sends the requests of Ray's client. The token goes only to a cluster that has asked for one.
 
     Args:
         address: URL of the dashboard.
@@ -120,10 +120,10 @@ class _Sender:
         """Send a request; the first request that needs a token is sent once more, with the token.
 
         Raises:
-            ClusterAccessError: The cluster asks for a token and none is at hand, or it refuses the one at hand.
+            ClusterAccessError: The cluster asks for a token and none is set, or it refuses the token that is set.
         """
         try:
-            # In place of Ray's own headers, which under RAY_AUTH_MODE=token have the token for any host.
+            # Instead of Ray's own headers, which under RAY_AUTH_MODE=token hold the token for any host.
             return request(dict(self._headers))
         except ray.exceptions.AuthenticationError as error:
             if self._token is not None:
@@ -138,7 +138,7 @@ class _Sender:
 
 
 def _is_open(address: str) -> bool:
-    """Whether others can read what is sent to an address: it is another machine, and the way is not encrypted."""
+    """Whether a third party could read requests to an address: another machine, reached without encryption."""
     parts = urlsplit(address)
     try:
         here = ipaddress.ip_address(parts.hostname or "").is_loopback
@@ -157,8 +157,8 @@ class Cluster:
     Raises:
         ClusterAccessError: The address cannot be reached, is not a Ray cluster's, refuses the token, or has another
             version of Ray.
-        ClusterError: The cluster answers, and breaks down right now.
-        SettingsError: The installed Ray is a version that lacks a private name that magbatch uses.
+        ClusterError: The cluster answered before, and fails now.
+        SettingsError: The installed version of Ray lacks a private name that magbatch uses.
     """
 
     def __init__(self, address: str, say: Callable[[str], None]) -> None:
@@ -200,7 +200,7 @@ class Cluster:
         """
         if spec.input.incremental:
             raise SpecError(
-                "input.incremental: only the schedule of an incremental job runs it: magbatch schedule run, or a "
+                "input.incremental: an incremental job is run by its schedule only: magbatch schedule run, or a "
                 "RayCronJob"
             )
         busy = next((job for job in self.jobs() if job.output == spec.output.path and not job.is_over), None)
@@ -266,7 +266,7 @@ class Cluster:
         return job
 
     def resume(self, job_id: str) -> str:
-        """Submit the spec of an ended job again: the new job goes on where the old one was.
+        """Submit the spec of an ended job again: the new job answers the rows that are still open.
 
         Returns:
             The id of the new job.
@@ -317,8 +317,8 @@ class Cluster:
     def _asked(self) -> Iterator[None]:
         """Raise the errors of Ray's client as one clear line.
 
-        Ray's client does not check the shape of an answer. So a TypeError or KeyError there is an answer that Ray does
-        not give.
+        Ray's client does not check the shape of an answer. So a TypeError or KeyError there means that the answer is
+        not one of Ray's.
         """
         try:
             yield
@@ -363,7 +363,7 @@ def environment(folder: str) -> dict[str, Any]:
 
 
 def local_paths(spec: JobSpec) -> list[str]:
-    """The paths of a spec that lie on a disk: every machine of a cluster must have that disk at that path."""
+    """Local paths of a spec, which every machine of the cluster must have."""
     return [path for path in (spec.model.source, spec.input.path, spec.output.path) if path.startswith(os.sep)]
 
 

@@ -1,4 +1,4 @@
-"""The source of the Grafana dashboard: is it healthy, how fast, when is it done, what does it cost.
+"""The source of the Grafana dashboard: is the job healthy, how fast is it, when is it done, what does it cost?
 
     uv run --no-sync python monitoring/dashboard.py        writes grafana/dashboards/magbatch.json
 
@@ -39,7 +39,7 @@ def rate(metric: Declared, *labels: str, matchers: tuple[str, ...] = ()) -> str:
 
 
 def quantile(share: float, metric: Declared) -> str:
-    """A quantile of the values that a histogram took in lately."""
+    """A quantile of the newest values of a histogram."""
     bucket = metric.exposed[0]
     return f"histogram_quantile({share}, max by (job_name, le) (rate({bucket}{{{JOBS}}}[$__rate_interval])))"
 
@@ -147,7 +147,7 @@ SECTIONS: dict[str, list[Panel]] = {
              target(ratio(DONE, value(metrics.ROWS_PLANNED))), width=3, decimals=1),
         stat("Done in", "Expected seconds until the end.", "s",
              target(SECONDS_LEFT % '"expected"'), width=3),
-        stat("Rows/s", "Rows committed in a second, lately.", "short",
+        stat("Rows/s", "Rows committed per second, measured over the last minutes.", "short",
              target(f"sum by (job_name) ({rate(metrics.ROWS_COMMITTED, 'outcome')})"), width=3, decimals=1),
         stat("Tokens/s", "Reasoning and answer tokens of committed rows.", "short",
              target(f"sum by (job_name) ({rate(metrics.TOKENS, 'kind', matchers=(GENERATED,))})"), width=3),
@@ -182,7 +182,7 @@ SECTIONS: dict[str, list[Panel]] = {
               target(value(metrics.TRUNCATED)), min=0, max=1),
         graph("Samples by reasoning status", "Samples in a second.", "short",
               target(rate(metrics.RECORDS, "reasoning_status"), "{{job_name}} {{reasoning_status}}"), stacked=True),
-        graph("Documents shown in part", "Documents so far of which some pages or text were left out.", "short",
+        graph("Documents truncated", "Documents so far of which some pages or text were left out.", "short",
               target(value(metrics.DOCUMENTS_TRUNCATED))),
         graph("Dead letters", "Dead letters so far, by error code.", "short",
               target(value(metrics.ROWS_FAILED, "code"), "{{job_name}} {{code}}"), stacked=True),
@@ -227,7 +227,7 @@ SECTIONS: dict[str, list[Panel]] = {
     "Cost": [
         stat("Device hours", "Hours of devices held. Engine starts and earlier runs count.", "h",
              target(f"{value(metrics.DEVICE_SECONDS)} / 3600"), width=6, decimals=1),
-        stat("Cost at the end", "Cost at the end, if the other rows cost as much as those so far.", "none",
+        stat("Cost at the end", "Cost at the end, if the remaining rows cost as much as the rows so far.", "none",
              target(f"{value(metrics.COST, 'currency')} / on (job_name) group_left () "
                     f"({ratio(DONE, value(metrics.ROWS_PLANNED))} > 0)", "{{currency}}"), width=6, decimals=2),
         stat("Cost of a million tokens", "Cost of a million reasoning and answer tokens.", "none",
@@ -270,7 +270,7 @@ def dashboard() -> dict[str, Any]:
     return {
         "uid": "magbatch",
         "title": "magbatch",
-        "description": "Offline jobs of reasoning models: healthy, how fast, when done, at what cost.",
+        "description": "Offline jobs of reasoning models: health, speed, time left and cost.",
         "tags": ["magbatch"],
         "schemaVersion": 39,
         "editable": True,

@@ -2,8 +2,8 @@
 
 Heavy packages are imported inside the commands, so `--help` answers at once.
 
-Exit codes: 0 complete. 1 too many dead letters, or not verified. 2 wrong spec or input. 3 interrupted; the same command
-goes on. 4 a defect in magbatch.
+Exit codes: 0 complete. 1 too many dead letters, or not verified. 2 wrong spec or input. 3 interrupted; repeat the same
+command to continue. 4 a defect in magbatch.
 """
 
 import atexit
@@ -65,10 +65,8 @@ def _options(
 def main() -> None:
     """Run the command in this process, then end the process."""
     code = _exit_code()
-    if guard.was_interrupted() and code not in {
-        0,
-        guard.INTERRUPTED,
-    }:  # a library turned the interrupt into another error
+    # A library may have turned the interrupt into another error.
+    if guard.was_interrupted() and code not in {0, guard.INTERRUPTED}:
         guard.leave_interrupted()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):  # the reader has closed the pipe

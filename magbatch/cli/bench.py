@@ -18,7 +18,8 @@ def bench(
         str,
         typer.Argument(
             metavar="SUITE",
-            help="text, tail or image (all arms); occupancy, null, documents, memory, start or prefix; all.",
+            help="Benchmark to run. Against the other arms: text, tail, image. magbatch alone: occupancy, null, "
+            "documents, memory, start, prefix. Every suite: all.",
         ),
     ] = "text",
     rows: Annotated[int | None, typer.Option("--rows", min=1, metavar="N", help="Rows of a suite.")] = None,

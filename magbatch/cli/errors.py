@@ -17,8 +17,8 @@ from magbatch.cli.show import note, print_json
 if TYPE_CHECKING:
     from magbatch.errors import JobError
 
-_FREE_SPACE = "free space there, or name another place"
-_GRANT_ACCESS = "let this user write there, or name another place"
+_FREE_SPACE = "free space there, or choose another folder"
+_GRANT_ACCESS = "let this user write there, or choose another folder"
 # Errors of the machine, not of magbatch, and what to do about each.
 _OF_THE_MACHINE = {
     errno.ENOSPC: _FREE_SPACE,
@@ -78,7 +78,7 @@ def _print_error(error: "JobError", *, as_json: bool) -> None:
     notes = map(without_secrets, getattr(error, "__notes__", []))
     note(f"magbatch: {with_prefix(said)}", *notes)
     if error.exit_code == 3 and not isinstance(error, LeaseError):  # LeaseError: another command has the job
-        note("Run the same command again to go on.")
+        note("Run the same command again to continue.")
 
 
 def _check_folder() -> None:

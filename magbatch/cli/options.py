@@ -14,7 +14,9 @@ Overrides = Annotated[
 ]
 Limit = Annotated[
     int | None,
-    typer.Option("--limit", min=1, metavar="N", help="Only N rows, spread evenly, into an output of their own."),
+    typer.Option(
+        "--limit", min=1, metavar="N", help="Run a sample of N rows, spread evenly, with an output of its own."
+    ),
 ]
 SpecOverrides = Annotated[
     list[str] | None,

@@ -23,7 +23,7 @@ commands = typer.Typer()
 SpecOutputOrId = Annotated[
     str,
     typer.Argument(
-        metavar="SPEC|OUTPUT|ID", help="A job's spec or output.path; with --address, its id on the cluster."
+        metavar="SPEC|OUTPUT|ID", help="The job's spec or output.path; with --address, its id on the cluster."
     ),
 ]
 MaybeAddress = Annotated[
@@ -31,11 +31,13 @@ MaybeAddress = Annotated[
 ]
 Where = Annotated[
     list[str] | None,
-    typer.Option("--where", metavar="CODE", help="Only dead letters with this error code; may be repeated."),
+    typer.Option("--where", metavar="CODE", help="Retry only dead letters with this error code; may be repeated."),
 ]
 Only = Annotated[
     str | None,
-    typer.Option("--only", metavar="truncated", help="Rows whose reasoning was truncated, instead of dead letters."),
+    typer.Option(
+        "--only", metavar="truncated", help="Retry rows whose reasoning was truncated, instead of dead letters."
+    ),
 ]
 RetryOverrides = Annotated[
     list[str] | None,
@@ -60,7 +62,7 @@ def status(
     limit: SpecLimit = None,
     json: Json = False,
 ) -> None:
-    """Show where a job stands, from its output alone. Works from any machine, during a run and after it."""
+    """Show the state of a job, from its output alone. Works on any machine, during a run and after it."""
     with errors(json):
         is_path = "/" in output or os.path.exists(output) or output.endswith(SPEC_SUFFIXES)
         if address is None and not is_path:
@@ -117,7 +119,7 @@ def _status(
 
 @commands.command()
 def verify(output: SpecOrOutput, overrides: SpecOverrides = None, limit: SpecLimit = None, json: Json = False) -> None:
-    """Prove an output from its objects alone: each planned row is there once, and each checksum is right."""
+    """Prove an output from its objects alone: each planned row exists exactly once, and each checksum is right."""
     with errors(json):
         from magbatch.errors import OutputError, SpecError
         from magbatch.jobs.status import status as job_status
@@ -156,10 +158,10 @@ def retry(
         from magbatch.jobs.retry import retry as retry_job
         from magbatch.ledger.layout import results_glob
 
-        # With a spec, output.path says where the job lies. Every other field changes how rows are asked.
-        places = [item for item in overrides or [] if item.startswith("output.path=")]
-        overrides = [item for item in overrides or [] if item not in places]
-        path, choice = target(output, places, limit).output, Choice.of(where or [], only)
+        # With a spec, output.path names the job's output. Every other field changes how rows are asked.
+        paths = [item for item in overrides or [] if item.startswith("output.path=")]
+        overrides = [item for item in overrides or [] if item not in paths]
+        path, choice = target(output, paths, limit).output, Choice.of(where or [], only)
         with live_console() as console:
             if drop:
                 dropped = drop_retry(path, console)

@@ -17,7 +17,7 @@ Follow = Annotated[bool, typer.Option("--follow", "-f", help="Follow the log unt
 
 @commands.command()
 def submit(spec: SpecPath, address: Address, overrides: Overrides = None, json: Json = False) -> None:
-    """Send a job to a running Ray cluster. The job goes on if this machine is switched off."""
+    """Send a job to a running Ray cluster. The job keeps running if this machine is switched off."""
     with errors(json):
         from magbatch.spec import load, unchecked
 
@@ -77,7 +77,7 @@ def cancel(job_id: JobId, address: Address, json: Json = False) -> None:
 
 @commands.command()
 def resume(job_id: JobId, address: Address, json: Json = False) -> None:
-    """Submit the spec of an ended job again. The job goes on with the rows that are still open."""
+    """Submit the spec of an ended job again. The new job answers the rows that are still open."""
     with errors(json):
         from magbatch.remote import Cluster
 

@@ -1,4 +1,4 @@
-"""`plan` checks a spec and shows what it would do; `run` carries it out."""
+"""`plan` checks a spec and shows what a run would do; `run` does it."""
 
 import os
 import sys
@@ -52,7 +52,7 @@ def plan(
 
 @commands.command()
 def run(spec: SpecPath, overrides: Overrides = None, limit: Limit = None, json: Json = False) -> None:
-    """Run a job, or go on with an interrupted one."""
+    """Run a job, or continue an interrupted one."""
     with errors(json):
         from magbatch.errors import TooManyFailedError
         from magbatch.jobs.run import run as run_job

@@ -13,7 +13,7 @@ from magbatch.cli.show_schedule import print_listing, print_runs, print_ticks
 commands = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Jobs that run by a schedule.")
 
 SpecFolder = Annotated[
-    str, typer.Argument(metavar="DIR", help="Folder of specs. Each .yaml file with a schedule is looked after.")
+    str, typer.Argument(metavar="DIR", help="Folder of specs. Each .yaml file with a schedule is run when it is due.")
 ]
 Once = Annotated[bool, typer.Option("--once", help="Run the ticks that are due now, then end.")]
 At = Annotated[

@@ -80,7 +80,7 @@ def live_console() -> Iterator["Console"]:
     """Console for progress, on a copy of standard error.
 
     Ray and native code may redirect standard error, so the copy keeps their output off the live line. The console may
-    steer the terminal; control characters in printed texts are shown as escapes.
+    send control sequences to the terminal; control characters in printed texts are shown as escapes.
     """
     from rich.console import Console
     from rich.text import Text

@@ -21,10 +21,10 @@ def print_retry(outcome: "RetryOutcome", output: str) -> None:
     from magbatch.ledger.layout import errors_glob, results_glob
 
     if outcome.whole_files:
-        letters = counted(outcome.whole_files, "dead letter is a whole file", "dead letters are whole files")
+        whole = counted(outcome.whole_files, "dead letter is a whole file", "dead letters are whole files")
         say(
-            f"{letters} that could not be read when the job was planned:",
-            "  no retry reads those; run the repaired files as a job of their own",
+            f"{whole} that could not be read when the job was planned:",
+            "  a retry does not read such files again; repair them and run them as a job of their own",
         )
     if not outcome.rows:
         say(f"{outcome.job}: nothing to retry: there are no {outcome.chosen}")

@@ -45,7 +45,7 @@ def print_plan(shown: "Preview", *, all_settings: bool) -> None:
         say(f"WARNING: the first row would become a dead letter: {shown.first.code}, row {shown.first.row_id}:")
         say_indented([
             shown.first.error,
-            "if other rows are like it, correct the spec or the input first; a dead letter stops no other row",
+            "if other rows are like it, correct the spec or the input first; a dead letter does not stop other rows",
         ])  # fmt: skip
         say("Look at that row first.")
 
@@ -80,9 +80,9 @@ def _output_state(shown: "Preview") -> str:
         case OutputContent.COMPLETE:
             return f"complete already: {counted(state.answered, 'row')} answered, {state.failed:,} failed"
         case OutputContent.BEGUN:
-            return f"{state.done:,} of {counted(shown.rows, 'row')} are done; run goes on with the rest"
+            return f"{state.done:,} of {counted(shown.rows, 'row')} are done; a run continues with the rest"
         case OutputContent.REPLACED:
-            return "begun by another spec without any answer; this job replaces it"
+            return "holds a job of another spec without any answer; this job replaces it"
     return "new"
 
 
@@ -93,9 +93,9 @@ def _print_first_prompt(shown: "Preview") -> None:
     if first is None:
         say("first prompt: none, the input has no rows")
     elif isinstance(first, FirstPrompt):
-        parts = f", 1 of {first.parts} parts" if first.parts > 1 else ""
+        groups = f", page group 1 of {first.parts}" if first.parts > 1 else ""
         size = f"{counted(first.tokens, 'token')}, {counted(first.images, 'image')}"
-        say(f"first prompt ({size}{parts}, row {first.row_id}):")
+        say(f"first prompt ({size}{groups}, row {first.row_id}):")
         say_indented(f"| {line}" for line in first.text.splitlines())
 
 

@@ -1,4 +1,4 @@
-"""Output of `run`: what the job came to, where its results are, and a few samples."""
+"""Output of `run`: the outcome of the job, the paths of its results, and a few samples."""
 
 from typing import TYPE_CHECKING
 

@@ -25,7 +25,7 @@ def print_runs(folder: str, results: "Iterable[Result]") -> None:
     codes = [result.exit_code for result in results]
     well = sum(code == 0 for code in codes)
     if codes:
-        say(f"{folder}: {counted(len(codes), 'run')} ended, {well:,} of them well")
+        say(f"{folder}: {counted(len(codes), 'run')} ended, {well:,} with exit code 0")
     else:
         say(f"{folder}: no run ended")
     say_next(command("schedule", "list", folder))
@@ -37,7 +37,7 @@ def print_ticks(job: str, spec: str, outcomes: "list[TickOutcome]") -> None:
     Args:
         job: Name of the job.
         spec: File of the spec.
-        outcomes: Outcome of each tick; the last is that of the tick that was asked for.
+        outcomes: Outcome of each tick; the requested tick comes last.
     """
     for outcome in outcomes:
         _print_tick(job, outcome)

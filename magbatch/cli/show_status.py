@@ -1,4 +1,4 @@
-"""Output of `status`: where a job stands, and the command to run next."""
+"""Output of `status`: the state of a job, and the command to run next."""
 
 from typing import TYPE_CHECKING
 
@@ -40,7 +40,7 @@ def print_not_begun(job: "ClusterJob", address: str) -> None:
 
 
 def next_command(found: "JobStatus", about: "Target") -> str:
-    """The command that takes a job further.
+    """The command to run next for a job.
 
     Args:
         found: State of the job.
@@ -82,13 +82,13 @@ def _details(found: "JobStatus") -> list[str]:
         lines.append(f"dead letters: {errors_glob(shown_path(found.output))}")
     if (work := found.work) is not None:
         where = "" if work.host is None else f" (host {work.host}, process {work.pid})"
-        state = "is under way" if work.alive else "was begun and is not finished"
+        state = "is under way" if work.alive else "is unfinished"
         lines.append(f"{work_name(work)} of it {state}{where}")
     return lines + ([] if found.run is None else _run_lines(found, found.run))
 
 
 def _end(found: "JobStatus") -> list[str]:
-    """A line about the end of the last run; empty if it goes on or the job is complete."""
+    """A line about the end of the last run; empty if the run is under way or the job is complete."""
     from magbatch.jobs.status import JobState
 
     when = "at an unknown time" if found.at is None else f"at {shown_time(found.at)}"
@@ -101,14 +101,14 @@ def _end(found: "JobStatus") -> list[str]:
         case JobState.INTERRUPTED:
             return [f"interrupted {when}{code}; committed rows are kept"]
         case JobState.KILLED:
-            return [f"its process on this machine is gone and left no reason; last sign of life {when}"]
+            return [f"process of the run: gone from this machine, without a recorded reason; last heartbeat {when}"]
         case JobState.LOST:
-            return [f"no sign of life since {since}: its machine or its process is gone"]
+            return [f"no heartbeat since {since}: the machine or the process of the run is gone"]
     return []
 
 
 def _run_lines(found: "JobStatus", run: "LastRun") -> list[str]:
-    """Last record of the run; rates and ETA only while it goes on."""
+    """Last record of the run; rates and ETA only while the run is under way."""
     from magbatch.report.terminal import shown_eta
 
     lines = []
@@ -119,6 +119,6 @@ def _run_lines(found: "JobStatus", run: "LastRun") -> list[str]:
             f"ETA {shown_eta(run.eta)}",
         ]
     if not found.complete:
-        lines.append(f"last sign of life {run.age_s:,.0f} s ago, from host {run.host}, process {run.pid}")
+        lines.append(f"last heartbeat {run.age_s:,.0f} s ago, from host {run.host}, process {run.pid}")
     cost = "" if run.cost is None else f", {run.cost:,.2f} {run.currency}"
     return [*lines, f"{run.device_s / 3600:,.2f} device hours so far{cost}"]

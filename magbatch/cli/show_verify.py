@@ -1,4 +1,4 @@
-"""Output of `verify`: the proof, or each problem and the command that mends it at the least cost."""
+"""Output of `verify`: the proof, or each problem and the cheapest command that repairs it."""
 
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from magbatch.ledger.verify import Verification
 
 
-FEW_OBJECTS = 2  # one of results/ and one of errors/: nothing to merge
+FEW_OBJECTS = 2  # one object each in results/ and errors/: nothing to merge
 
 
 def print_verification(
@@ -38,9 +38,9 @@ def print_verification(
         say_indented(map(with_prefix, problems))
         _print_remedy(status, about, run_mends=found.run_mends)
     else:
-        letters = counted(found.failed, "dead letter")
+        dead_letters = counted(found.failed, "dead letter")
         say(
-            f"planned {found.planned:,} = {found.answered:,} answered + {letters}",
+            f"planned {found.planned:,} = {found.answered:,} answered + {dead_letters}",
             f"verified: every row once, in {counted(found.objects, 'object')}, every checksum right",
         )
     say_indented(found.notes)
@@ -89,11 +89,11 @@ def _print_remedy(status: "JobStatus | None", about: "Target", *, run_mends: boo
     """
     work = None if status is None else status.work
     if status is not None and work is not None and (work.alive or run_mends):
-        doing = "is under way: verify again when it is over" if work.alive else "was interrupted"
+        doing = "is under way: verify again when it has ended" if work.alive else "was interrupted"
         say(f"  {work_name(work)} of it {doing}")
         say_next(next_command(status, about))
     elif run_mends:
-        say("  no answer is affected; a run of the complete job mends it and asks no row again")
+        say("  no answer is affected; a run of the complete job repairs the output and asks no row again")
         say_next(about.run())
     else:
         say("Restore lost objects (s3:// versions, backups), or run the spec with a new output.path")

@@ -34,10 +34,10 @@ class Target:
         return again(verb, self.named, list(self.overrides), self.limit)
 
     def run(self, *more: str, started: tuple[str, ...] | None = None) -> str:
-        """The command that goes on with the job.
+        """The command that continues the job.
 
         Without the user's spec, the command names the spec stored in the output. `run` cannot read a spec from s3://;
-        there, the command line that started the last run is repeated if its spec still exists on this machine.
+        for such an output, the command line of the last run is repeated if its spec still exists on this machine.
 
         Args:
             more: Further values of `--set`.
@@ -94,7 +94,7 @@ def target(named: str, overrides: list[str] | None = None, limit: int | None = N
         return found
     if spec.schedule is not None and limit is None:
         return Target(_latest_run(named, output), named, None, tuple(overrides or ()), schedule=named)
-    raise OutputError(f"{output}: no job here yet; to begin the job of {named}: {found.run()}")
+    raise OutputError(f"{output}: no job here yet; to start the job of {named}: {found.run()}")
 
 
 def _latest_run(spec: str, output: str) -> str:

@@ -1,4 +1,4 @@
-"""Forms of option values. A value of another form is refused before anything is rendered."""
+"""Forms of option values. A value that does not match its form is refused before anything is rendered."""
 
 import ipaddress
 import re
@@ -16,7 +16,7 @@ _QUANTITY = re.compile(r"([1-9][0-9]{0,14})(Ki|Mi|Gi|Ti|k|M|G|T)")
 _UNITS = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _DNS_LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 _DNS_NAME = rf"(?=.{{1,253}}$){_DNS_LABEL}(\.{_DNS_LABEL})*"
-_VALUE = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"  # of a label
+_VALUE = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"  # value of a label
 _LABEL = rf"({_DNS_NAME.replace('$', '/')}/)?{_VALUE}={_VALUE}"
 _SIDE = "(central|north|south|east|west|(north|south)(east|west))"
 _REGION = rf"(us|eu|ap|sa|ca|me|af|il|mx|cn|eusc)(-(gov|iso[a-z]?|de))?-{_SIDE}-[1-9]"

@@ -83,7 +83,7 @@ def _with_weights(spec: JobSpec, subject: str, of: str, memory: int, least: int)
 
     Args:
         spec: Spec of the job.
-        subject: Begin of a message: the GPU kind, or the option that gives its memory.
+        subject: Start of a message: the GPU kind, or the option that gives its memory.
         of: Name of one GPU.
         memory: Weights in bytes, on all GPUs of a replica together.
         least: Smallest memory of one GPU in GB.
@@ -94,7 +94,7 @@ def _with_weights(spec: JobSpec, subject: str, of: str, memory: int, least: int)
         raise SpecError(
             f"{subject}: {taken} GB, and a replica's {gpus} x {of} of {least} GB have {gpus * least} GB; "
             f"write --gpu-memory-gb {math.ceil(needed / gpus / ROOM)} or more, name a larger kind, "
-            "raise replicas.gpus, or, if its files are quantized, say how: model.engine_args.quantization"
+            "raise replicas.gpus, or, if its files are quantized, name the method in model.engine_args.quantization"
         )
     if memory > gpus * has * ROOM * 1e9:
         return [f"{subject}: {taken} of {gpus * least} GB, which leaves little or nothing for the KV cache"]

@@ -12,15 +12,15 @@ from magbatch.errors import SpecError
 from magbatch.fleet import ray_settings
 from magbatch.spec import JobSpec, ShapeSpec
 
-RETRIES = 5  # of a driver that was interrupted or killed; each one resumes the job
-RETRY_PAUSE_S = 30
+RETRIES = 5  # restarts of a driver that was interrupted or killed; each restart resumes the job
+RETRY_PAUSE_S = 30  # pause before a restart
 SCRIPT_PATH = "/etc/magbatch/run.sh"
 # KubeRay takes every exit code except 0 for a failure: without this script, a wrong spec would build new clusters.
 SCRIPT = f"""\
 #!/bin/sh
 # Runs a command; runs it again after exit code 3 (interrupted) or a signal, up to {RETRIES} times.
 # Exit codes 0, 1, 2 and 4 are final: the same command would end in the same way. A stopped job is not started again.
-# The variable tells the command that nobody watches. A passing failure, such as absent storage, then ends it with 3.
+# The variable tells the command that no person watches. A passing failure, such as absent storage, then ends it with 3.
 export {guard.UNATTENDED}=1
 stopped=
 trap 'stopped=1' TERM INT
@@ -63,7 +63,7 @@ def ray_cluster(spec: JobSpec, platform: Platform) -> dict[str, Any]:
 def cron_job(spec: JobSpec, platform: Platform) -> dict[str, Any]:
     """Return a RayCronJob, which starts a tick at each time of the schedule.
 
-    If the last tick still works, its lease refuses the new one. The next tick catches up.
+    If the last tick still runs, its lease refuses the new tick. The next tick catches up.
 
     Raises:
         SpecError: The spec has no schedule.
@@ -91,7 +91,7 @@ def _queued(found: dict[str, Any], platform: Platform) -> dict[str, Any]:
 
 
 def _suspended(platform: Platform) -> dict[str, Any]:
-    """Return the suspension of a queued job, which Kueue ends when the turn of the job comes."""
+    """Return the suspension of a queued job; Kueue lifts it when it is the job's turn."""
     return {} if platform.queue is None else {"suspend": True}
 
 
@@ -103,8 +103,8 @@ def _job(spec: JobSpec, platform: Platform, command: str) -> dict[str, Any]:
         "runtimeEnvYAML": to_yaml({"env_vars": environment}),
         "shutdownAfterJobFinishes": True,
         "ttlSecondsAfterFinished": platform.keep_cluster_s,
-        # The script retries if that can help. If the head dies, the controller of the cluster replaces it, and the next
-        # try of the submitter sends the job to the new head.
+        # The script retries if that can help. If the head dies, KubeRay's controller replaces it, and the submitter's
+        # next attempt sends the job to the new head.
         "backoffLimit": 0,
         "submitterConfig": {"backoffLimit": RETRIES},
         "submitterPodTemplate": submitter_pod(spec, platform),

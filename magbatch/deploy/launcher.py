@@ -11,7 +11,7 @@ from magbatch.deploy.platform import DASHBOARD_PORT, REGION, Platform
 from magbatch.errors import SpecError
 from magbatch.spec import JobSpec, ShapeSpec
 
-ACCELERATOR = "H100"  # if neither spec nor options name one
+ACCELERATOR = "H100"  # GPU kind if neither spec nor options name one
 INSTANCES = {  # instance type by Ray's name of the accelerator, and by number of GPUs
     "H200": {8: "p5en.48xlarge"},
     "H100": {1: "p5.4xlarge", 8: "p5.48xlarge"},
@@ -19,8 +19,8 @@ INSTANCES = {  # instance type by Ray's name of the accelerator, and by number o
     "L40S": {1: "g6e.4xlarge", 4: "g6e.12xlarge", 8: "g6e.48xlarge"},
     "L4": {1: "g6.4xlarge", 4: "g6.12xlarge", 8: "g6.48xlarge"},
 }
-MEMORY_GB = {"L4": 24, "L40S": 48, "H100": 80, "A100": 80, "H200": 141}  # of each GPU, in order of preference
-IMAGE_DISK_GB = 80  # for the system and the container image
+MEMORY_GB = {"L4": 24, "L40S": 48, "H100": 80, "A100": 80, "H200": 141}  # memory of a GPU; kinds by preference
+IMAGE_DISK_GB = 80  # disk for the system and the container image
 JOB_PATH = "/tmp/magbatch/job.yaml"
 TOKEN_PATH = "/tmp/magbatch/auth_token"
 # Only the machine itself may read its metadata, with a session token. The container shares its network.

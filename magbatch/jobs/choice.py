@@ -1,4 +1,4 @@
-"""Choice of the rows that a retry asks again: dead letters, or answers whose reasoning was truncated."""
+"""Choice of the rows that a retry asks again: dead letters, or rows whose reasoning was truncated."""
 
 import difflib
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +18,7 @@ from magbatch.schema import ERRORS, RESULTS, ObjectName
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Rows that are asked again.
+    """Rows that a retry asks again.
 
     Attributes:
         codes: Error codes of the chosen dead letters; empty for all dead letters.
@@ -31,7 +31,7 @@ class Choice:
 
     @classmethod
     def of(cls, where: list[str], only: str | None) -> "Choice":
-        """Choice of a command line.
+        """The choice that a command line makes.
 
         Args:
             where: Values of `--where`.
@@ -53,13 +53,18 @@ class Choice:
 
     @property
     def kind(self) -> str:
-        """Kind of the objects that hold such rows."""
+        """Kind of the objects that hold these rows: `results` or `errors`."""
         return RESULTS if self.truncated else ERRORS
 
     def __str__(self) -> str:
         if self.truncated:
-            return "rows whose thinking was truncated"
+            return "rows whose reasoning was truncated"
         return "dead letters" + (f" with the code {' or '.join(self.codes)}" if self.codes else "")
+
+    @property
+    def stored(self) -> str:
+        """The choice as a manifest holds it: the same words in all versions."""
+        return "rows whose thinking was truncated" if self.truncated else str(self)
 
     @property
     def options(self) -> tuple[str, ...]:

@@ -1,9 +1,9 @@
 """Compaction of a complete job: many small objects become a few of a target size.
 
-The manifest names each row exactly once at every moment. New objects are written and read back, one manifest names
-them instead of the old objects, and the old objects are deleted. An object holds the rows of consecutive shards;
-`results/` and `errors/` are cut at the same shards, so that each group can be audited by itself. After an interruption,
-the manifest is still true, and the next command moves away what it does not name.
+At every moment, the objects of the manifest hold each row exactly once. New objects are written and read back, a new
+manifest names them instead of the old objects, and the old objects are deleted. An object holds the rows of consecutive
+shards. `results/` and `errors/` are cut at the same shards, so that each group can be audited by itself. After an
+interruption the manifest is still true, and the next command moves objects away that it does not name.
 """
 
 from collections.abc import Callable
@@ -34,7 +34,7 @@ class CompactOutcome:
         job: Name of the job.
         objects_before: Objects that the manifest named before.
         objects: Objects that the manifest names now.
-        merged: Old objects that are gone; 0 if there was nothing to merge.
+        merged: Old objects that were merged and deleted; 0 if there was nothing to merge.
         bytes_before: Size of all objects before (bytes).
         bytes: Size of all objects now (bytes).
     """
@@ -52,12 +52,12 @@ class _Group:
 
     Args:
         ledger: The output.
-        spec: The job.
-        plan: Plan of the job.
-        target_bytes: Size of an object (bytes).
+        spec: Spec of the job, for the columns of its objects.
+        plan: Plan of the job, for the rows of its shards.
+        target_bytes: Wanted size of an object (bytes).
 
     Attributes:
-        shards: Shards of the units.
+        shards: Shards of the units, consecutive.
         old: Objects of the units.
     """
 
@@ -70,30 +70,30 @@ class _Group:
 
     @property
     def bytes(self) -> int:
-        """Size of the larger kind so far (bytes)."""
+        """Bytes spooled so far, of `results` or of `errors`, whichever is larger."""
         return max(spool.bytes for spool in self._spools.values())
 
-    def take(self, shards: range, parts: dict[ObjectName, str]) -> None:
+    def take(self, shards: range, objects: dict[ObjectName, str]) -> None:
         """Add a unit.
 
         Args:
             shards: Shards of the unit.
-            parts: Objects of the unit, each with its SHA-256.
+            objects: Objects of the unit, each with its SHA-256.
         """
-        for name, sha256 in parts.items():
+        for name, sha256 in objects.items():
             for table in row_groups(self._ledger.store, name, sha256):
                 self._spools[name.kind].add(table)
         self.shards = range(self.shards.start if self.old else shards.start, shards.stop)
-        self.old += parts
+        self.old += objects
 
     def commit(self, attempt: str) -> list[Entry]:
         """Write the new objects.
 
         Args:
-            attempt: Attempt id in their names.
+            attempt: Attempt id for the names of the new objects.
 
         Returns:
-            Their manifest entries.
+            Manifest entries of the new objects.
 
         Raises:
             OutputError: The old objects do not hold every planned row exactly once.
@@ -102,7 +102,7 @@ class _Group:
         planned = planned_rows(self._plan, self.shards)
         if len(row_ids) != len(planned) or set(row_ids) != planned.keys():
             where = f"shards {self.shards[0]} to {self.shards[-1]}"
-            raise damaged(self._ledger.store, f"{where}: their objects do not hold every planned row once")
+            raise damaged(self._ledger.store, f"{where}: the objects do not hold every planned row exactly once")
         return [
             spool.commit(self._ledger.store, self.shards, attempt, 0, {}).entry()
             for spool in self._spools.values()
@@ -115,7 +115,7 @@ def compact(output: str, target_bytes: int, console: Console) -> CompactOutcome:
 
     Args:
         output: Path or URL of the output.
-        target_bytes: Size of an object (bytes). The work takes about twice as much memory.
+        target_bytes: Wanted size of an object (bytes). Compaction needs about twice as much memory.
         console: Console for progress messages.
 
     Raises:
@@ -136,7 +136,7 @@ def merge_objects(ledger: Ledger, target_bytes: int, confirm: Callable[[], None]
 
     Args:
         ledger: The output, tidied by `put_right`.
-        target_bytes: Size of an object (bytes).
+        target_bytes: Wanted size of an object (bytes).
         confirm: Called before the manifest is renewed; raises LeaseError if the lease is lost.
     """
     spec, plan, manifest = ledger.complete_job()
@@ -146,7 +146,7 @@ def merge_objects(ledger: Ledger, target_bytes: int, confirm: Callable[[], None]
         confirm()
         manifest = renew(ledger, spec, plan, manifest, gone, new, compacted_to_bytes=target_bytes)
         for name in gone:
-            ledger.store.delete(str(name))  # deleted, not kept as superseded: each of its rows is in a new object
+            ledger.store.delete(str(name))  # not kept as superseded: each of its rows is in a new object
         tidy(ledger, confirm)
     return CompactOutcome(
         job=manifest.job,
@@ -163,11 +163,11 @@ def _write_merged(
 ) -> tuple[list[ObjectName], list[Entry]]:
     """Write the merged objects.
 
-    For example, with a target of 100 MB, three units of 40 MB become one of 120 MB. A unit that is one object of 120 MB
-    stays as it is.
+    For example, with a target of 100 MB, three units of 40 MB become one object of 120 MB. A unit that is already one
+    object of 120 MB is left alone.
 
     Returns:
-        Old objects that they replace, and manifest entries of the new objects.
+        Names of the replaced objects, and manifest entries of the new objects.
     """
     entries = {entry.name: entry for entry in manifest.objects if entry.rows}
     # A unit that an earlier compaction to this size merged stays as it is: compression may have made it smaller.
@@ -180,14 +180,14 @@ def _write_merged(
             new.extend(group.commit(attempt))
             gone.extend(group.old)
 
-    for shards, parts in units(sorted(entries, key=lambda part: (part.shard, part)), plan.num_shards):
-        sizes = [sum(entries[part].bytes for part in parts if part.kind == kind) for kind in (RESULTS, ERRORS)]
-        if _is_merged(parts, shards) and (is_settled or max(sizes) >= target_bytes):
+    for shards, names in units(sorted(entries, key=lambda name: (name.shard, name)), plan.num_shards):
+        sizes = [sum(entries[name].bytes for name in names if name.kind == kind) for kind in (RESULTS, ERRORS)]
+        if _is_merged(names, shards) and (is_settled or max(sizes) >= target_bytes):
             close(group)
             group = None
             continue
         group = group or _Group(ledger, spec, plan, target_bytes)
-        group.take(shards, {part: entries[part].sha256 for part in parts})
+        group.take(shards, {name: entries[name].sha256 for name in names})
         if group.bytes >= target_bytes:
             close(group)
             group = None
@@ -195,6 +195,6 @@ def _write_merged(
     return gone, new
 
 
-def _is_merged(parts: list[ObjectName], shards: range) -> bool:
-    """Whether a unit has nothing to merge: at most one object of a kind, each for all of its shards."""
-    return all(part.shards == shards for part in parts) and len({part.kind for part in parts}) == len(parts)
+def _is_merged(names: list[ObjectName], shards: range) -> bool:
+    """Whether a unit has nothing to merge: at most one object of each kind, and each holds all shards of the unit."""
+    return all(name.shards == shards for name in names) and len({name.kind for name in names}) == len(names)

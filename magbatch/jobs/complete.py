@@ -39,7 +39,7 @@ from magbatch.storage import open_store
 from magbatch.totals import Totals
 from magbatch.versions import differences, versions
 
-LATE_LISTING_S = (0.5, 1.0, 2.0, 4.0)  # waits for an object store whose listing lags behind its writes
+LATE_LISTING_S = (0.5, 1.0, 2.0, 4.0)  # seconds between listings, for a store whose listing lags behind its writes
 
 
 def complete(
@@ -56,14 +56,14 @@ def complete(
     """Answer the open rows of a frozen job, prove the job complete, and write its manifest.
 
     Args:
-        spec: The job.
+        spec: Spec of the job; the plan pins its model version.
         plan: Plan of the job, as frozen in the ledger.
         checkpoint: The model's files, of the plan's version.
         ledger: Output of the job.
         console: Console for progress messages.
         lease: Held lease on the output.
         began: Start of the command (monotonic clock, seconds).
-        judged: Whether many dead letters end the job early.
+        judged: Whether too many dead letters end the job early.
 
     Returns:
         The report of the complete job.
@@ -144,7 +144,7 @@ def _earlier_failures(spec: JobSpec, plan: Plan, ledger: Ledger, before: int) ->
     Raises:
         TooManyFailedError: Too many rows failed already.
     """
-    failed = sum(part.rows for part in ledger.objects(ERRORS)) if before else 0
+    failed = sum(name.rows for name in ledger.objects(ERRORS)) if before else 0
     allowed = spec.limits.failed_allowed(plan.rows)
     # Object names count a row twice if two attempts committed it. Near the limit, the row ids are read.
     if allowed is not None and failed > allowed:
@@ -163,7 +163,7 @@ def _add_earlier_totals(ledger: Ledger, progress: JobProgress, say: Callable[[st
         try:
             progress.set_earlier_totals(ledger.totals(names))
         except Exception as error:  # noqa: BLE001 - a thread's boundary: metrics must not stop the job
-            say(f"metrics: rows of earlier runs are missing from them: {type(error).__name__}: {error}")
+            say(f"metrics: rows of earlier runs are not counted: {type(error).__name__}: {error}")
 
     threading.Thread(target=read, name="earlier-totals", daemon=True).start()
 
@@ -183,7 +183,7 @@ def _answer(
         plan: Plan of the job.
         ledger: Output of the job.
         done: int64 array (shards,): rows of each shard that are done.
-        slots: Rows that one engine answers at a time.
+        slots: Rows that one engine answers at once.
         observers: Observers of each fleet.
 
     Raises:
@@ -217,17 +217,17 @@ def _answer(
             done = _listed(ledger, plan, plan.rows - left + last.done.rows)
             if plan.rows - int(done.sum()) >= left:
                 raise ClusterError(
-                    f"the run ended with {counted(left, 'row')} open and committed none of them; run it again"
+                    f"fleet: ended without a commit, {counted(left, 'row')} still open; run the same command again"
                 )
     return the_run
 
 
 def _listed(ledger: Ledger, plan: Plan, expected: int) -> NDArray[np.int64]:
-    """List the rows that are done, waiting for a listing that lags: committed rows must not be paid for twice.
+    """Count the rows that are done, and wait if the listing lags: committed rows must not be paid for twice.
 
     Args:
-        ledger: The output.
-        plan: The plan.
+        ledger: Output of the job.
+        plan: Plan of the job.
         expected: Rows that are known to be committed.
 
     Returns:

@@ -1,6 +1,6 @@
 """Early end of a job: more rows failed than the spec allows, or all rows fail alike.
 
-Finished rows are committed first. With a higher limit, the same command goes on.
+Finished rows are committed first. With a higher limit, the same command continues the job.
 """
 
 import time
@@ -13,12 +13,12 @@ from magbatch.replica.board import Snapshot, State
 from magbatch.spec import JobSpec
 from magbatch.totals import Totals
 
-FLOOR_ROWS = 100  # below this, a share of failed rows means little
-MANY_ROWS = 1000  # failed requests that are enough for a job of any size
-# Input is often sorted, so the first rows may be one bad folder. Rows that reached an engine cost money: a small share
-# of them is enough. Rows that failed before cost nothing, so a larger share is awaited.
+FLOOR_ROWS = 100  # fewest rows of which a share of failures means anything
+MANY_ROWS = 1000  # failed rows that end a job of any size, if an engine was asked for them
+# Shares of all rows that must fail. Input is often sorted, so the first rows may be one bad folder. Rows for which an
+# engine was asked cost money, so few failures end the job. Rows that failed before that cost little, so more may fail.
 ASKED_SHARE, OTHER_SHARE = 0.01, 0.1
-# Error codes that take as long as an answer. Every other code may arrive before the first answer can.
+# Error codes of rows that take as long as an answer. Rows with any other code may fail before the first answer.
 LATE = frozenset({ErrorCode.ANSWER_INVALID, ErrorCode.ROW_TIMEOUT})
 # Error codes of rows that an engine was asked for.
 ASKED = LATE | {ErrorCode.ENGINE_REJECTED, ErrorCode.ENGINE_KILLER}
@@ -29,8 +29,8 @@ class Timing:
     """Durations of the decision, in seconds.
 
     Attributes:
-        idle_s: Time after which engines without any answer count as paid for in vain.
-        settle_s: Extra wait after two commit intervals: rows that were just answered are committed by then.
+        idle_s: Time without any answer after which the engines' cost counts as wasted.
+        settle_s: Extra wait after two commit intervals, so that rows answered just now are committed.
     """
 
     idle_s: float = 3600.0
@@ -41,7 +41,7 @@ class Failures:
     """Dead letters of a job, compared with the limits of its spec.
 
     Args:
-        spec: The job.
+        spec: Spec of the job, for its limits.
         planned: Rows of the job.
         answered: Rows answered by earlier runs.
         failed: Dead letters of earlier runs.
@@ -66,10 +66,10 @@ class Failures:
         self._unanswered_since: float | None = None
 
     def check(self, done: Totals, snapshot: Snapshot) -> TooManyFailedError | None:
-        """Reason to end the job now; None to go on.
+        """Reason to end the job now; None to continue.
 
-        With `limits.max_failed_rows`, the job ends when more rows failed. Without it, the job ends when enough rows
-        failed, all with the same code, and none was answered.
+        With `limits.max_failed_rows`, the job ends when more rows than that have failed. Without it, the job ends when
+        enough rows have failed, all with the same code, and no row was answered.
 
         Args:
             done: Rows committed by this run.
@@ -87,8 +87,8 @@ class Failures:
             return None
         (code,) = done.by_code
         return TooManyFailedError(
-            f"all of the first {done.failed:,} rows failed, each with the code {code}, and none was answered; the "
-            f"remaining rows are not asked. {self._explained()}. Fix the cause; to go on all the same, set "
+            f"all of the first {done.failed:,} rows failed, each with the code {code}, and none was answered; "
+            f"remaining rows will not be asked. {self._explained()}. Fix the cause; to continue all the same, set "
             "limits.max_failed_rows (100% allows any number)"
         )
 
@@ -99,18 +99,18 @@ class Failures:
             return None
         share = f", {self._limit} of {self._planned:,}" if is_share else ""
         return TooManyFailedError(
-            f"{counted(failed, 'row')} failed, more than limits.max_failed_rows allows ({allowed:,}{share}); the "
-            f"remaining rows are not asked. {self._explained()}. Finished rows are committed: raise the limit, then "
-            "repeat the same command to go on"
+            f"{counted(failed, 'row')} failed, more than limits.max_failed_rows allows ({allowed:,}{share}); "
+            f"remaining rows will not be asked. {self._explained()}. Finished rows are committed: raise the limit, "
+            "then repeat the same command to continue"
         )
 
     def _all_fail_alike(self, done: Totals, snapshot: Snapshot) -> bool:
-        """Whether enough rows failed, all with one code, and no row on its way could still be answered first.
+        """Whether enough rows failed, all with one code, and no row in flight or waiting could still be answered.
 
         Example: 600 rows failed, `_enough` says 500, and 200 rows are in engines or wait for them.
 
         1. The code is in LATE, such as `row_timeout`. Such failures take as long as answers, so answers would have come
-           too. The 600 failures outnumber the 200 rows on their way: True.
+           too. The 600 failures outnumber these 200 rows: True.
         2. The code is any other one. It may come before the first answer, so the 200 rows may still be answered: False.
         """
         if self._answered or done.answered or len(done.by_code) != 1:
@@ -124,9 +124,9 @@ class Failures:
         return done.failed >= on_the_way if LATE.issuperset(done.by_code) else not on_the_way
 
     def _enough(self, done: Totals) -> float:
-        """Failed rows from which on the whole job is expected to fail, not only the part that sorts first.
+        """Number of failed rows that suggests that the whole job will fail, and not only the rows that come first.
 
-        For a job of 50,000 rows: 500 rows that an engine was asked for (1%), or 5,000 rows that failed before (10%).
+        For a job of 50,000 rows: 500 rows for which an engine was asked (1%), or 5,000 rows that failed earlier (10%).
         After an hour without an answer, 500 rows are enough in both cases.
         """
         idle_s = time.monotonic() - (self._unanswered_since or time.monotonic())

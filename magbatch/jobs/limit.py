@@ -1,4 +1,4 @@
-"""Output of a sample (`--limit N`): a place of its own, in the bucket or folder of the job's output."""
+"""Output of a sample (`--limit N`): a path of its own, next to the job's output."""
 
 from magbatch.spec import JobSpec
 
@@ -6,10 +6,10 @@ from magbatch.spec import JobSpec
 def limited(spec: JobSpec, limit: int | None) -> JobSpec:
     """Spec of a sample: the same job with an output of its own, next to the job's output.
 
-    If the output is the root of a bucket or disk, the sample goes inside it. A name next to it would be another bucket.
+    If the output is the root of a bucket or disk, the sample goes inside it: a name next to it would be another bucket.
 
     Args:
-        spec: The job.
+        spec: Spec of the whole job.
         limit: Rows of the sample; None for the whole job.
 
     >>> limited(spec, 5).output.path  # of a job whose output.path is s3://acme/november

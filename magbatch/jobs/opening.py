@@ -1,4 +1,4 @@
-"""Checks of an output before a run: it is new, holds this job, holds a complete job, or belongs to something else."""
+"""Checks of an output before a run: is it new, does it hold this job, or does it belong to something else?"""
 
 import os
 import time
@@ -28,11 +28,11 @@ from magbatch.spec import JobSpec, is_remote
 from magbatch.storage.inputs import stat_input
 from magbatch.storage.patience import patiently
 
-FIRST_PATIENCE_S = 4.0  # retries of the first request to the input's store: new access rights take seconds to apply
+FIRST_PATIENCE_S = 4.0  # time to repeat the first request to the input's store: new access rights apply after seconds
 
 
 def frozen_plan(spec: JobSpec, ledger: Ledger) -> Plan | None:
-    """Frozen plan of a job that has begun.
+    """Frozen plan of a job that was started before.
 
     Args:
         spec: The job.
@@ -56,7 +56,7 @@ def frozen_plan(spec: JobSpec, ledger: Ledger) -> Plan | None:
 
 
 def _check_folder(path: str) -> None:
-    """Check that a local output can be created: no file is in its way, and its parent is writable.
+    """Check that a local output can be created: no file has its path, and its parent is writable.
 
     Raises:
         OutputError: The output cannot be created.
@@ -79,7 +79,7 @@ def _check_folder(path: str) -> None:
 def holds_rows(ledger: Ledger) -> bool:
     """Whether a job has answered a row.
 
-    The record of its run counts too: a listing can miss an object that was written moments ago.
+    The record of the job's run counts too, because a listing can miss an object that was written moments ago.
     """
     record = last_record(ledger.store)
     return (record is not None and bool(record.get("done"))) or ledger.has_objects()
@@ -103,7 +103,9 @@ def replace_unanswered_job(
     """
     if ledger.spec() is None:
         return
-    console.print("note: a job of another spec began here without any answer; this job replaces it", highlight=False)
+    console.print(
+        "note: the output holds a job of another spec without any answer; this job replaces it", highlight=False
+    )
     if not lease.inherited:
         return
     console.print(
@@ -129,14 +131,14 @@ def check_unused(ledger: Ledger) -> None:
     for kind in (RESULTS, ERRORS):
         if any(True for _ in ledger.store.list(f"{kind}/")):
             raise OutputError(
-                f"{ledger.path}/{kind} holds objects, but there is no magbatch job here: set output.path to a new place"
+                f"{ledger.path}/{kind}: holds objects, but no magbatch job made them; set output.path to a new folder"
             )
 
 
 def check_input(spec: JobSpec, plan: Plan, done: NDArray[np.int64]) -> None:
     """Ask the input's store for one file that a run will read, before engines start.
 
-    Only access is checked. A file that is missing fails its own rows, and readers wait for a store that is away.
+    Only access is checked. A missing file fails only its own rows, and readers wait for a store that does not answer.
 
     Args:
         spec: The job.
@@ -174,12 +176,12 @@ def with_resume_note() -> Iterator[None]:
         yield
     except StorageError as error:
         if error.lasting and not error.mistake:
-            error.add_note("Committed rows are kept. Fix the cause, then repeat the same command to go on.")
+            error.add_note("Committed rows are kept. Fix the cause, then repeat the same command to continue.")
         raise
 
 
 def new_plan(spec: JobSpec, ledger: Ledger, limit: int | None) -> Plan:
-    """Plan of a job that has not begun.
+    """Plan of a job that was not started before.
 
     Args:
         spec: The job.
@@ -194,7 +196,7 @@ def new_plan(spec: JobSpec, ledger: Ledger, limit: int | None) -> Plan:
     check_unused(ledger)
     if spec.input.incremental and limit is None:
         raise SpecError(
-            "input.incremental: such a job runs by its schedule: magbatch schedule tick SPEC; or --limit N for a trial"
+            "input.incremental: such a job runs by its schedule: magbatch schedule tick SPEC; for a trial: --limit N"
         )
     return make_plan(spec, limit)
 
@@ -207,7 +209,7 @@ def as_output_error(*, new: bool = False) -> Iterator[None]:
         new: Whether the job is new. A full disk is then an error of `output.path` too.
 
     Raises:
-        OutputError: The store refuses, and will go on to refuse.
+        OutputError: The store refuses, and a later request would be refused too.
     """
     try:
         yield

@@ -32,8 +32,8 @@ class OutputContent(StrEnum):
     """Content of an output before a run: a closed list."""
 
     NEW = "new"
-    REPLACED = "replaced"  # a job of another spec without any answer, which this job replaces
-    BEGUN = "begun"  # this job, which goes on
+    REPLACED = "replaced"  # holds a job of another spec without any answer, which this job replaces
+    BEGUN = "begun"  # holds this job, which continues
     COMPLETE = "complete"
 
 
@@ -62,7 +62,7 @@ class FirstPrompt:
         row_id: Id of the row.
         tokens: Tokens of its first request.
         images: Images of its first request.
-        parts: Requests that the row takes.
+        parts: Page groups of the row, each one request; 1 if the row is one prompt.
         text: The prompt as the model reads it.
     """
 
@@ -107,7 +107,7 @@ class ShardPreview:
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """A description of what a run of a job would do.
+    """Preview of a run: what it would do, and why it would not start.
 
     Attributes:
         job: Name of the job.
@@ -122,7 +122,7 @@ class Preview:
         shard_list: The shards; None unless they were asked for.
         first: First row of a readable file; None if there is no such row, or the job is complete.
         notes: Remarks for a person, one line each.
-        refused: Reasons for which a run on this machine would not start, one line each.
+        refused: Reasons why a run would not start on this machine, one line each.
         settings: All settings of the spec, and the resolved engine arguments.
     """
 
@@ -206,7 +206,7 @@ def not_default(settings: dict[str, Any], model: type[BaseModel] = JobSpec) -> d
 
 
 def _of_complete_job(spec: JobSpec, ledger: Ledger, plan: Plan, *, shards: bool) -> Preview:
-    """Preview of a complete job: needs neither its input nor its model."""
+    """Preview of a complete job. Neither its input nor its model is needed."""
     whole(ledger)
     report = stored_report(ledger)
     state = OutputState(OutputContent.COMPLETE, plan.rows, report.totals.answered, report.totals.failed)
@@ -264,8 +264,8 @@ def _first_prompt(prompt: Prompt, preparer: Preparer) -> FirstPrompt:
     )
 
 
-def _first_failure(letter: DeadLetter) -> FirstFailure:
-    return FirstFailure(letter.row_id, letter.step, letter.code, letter.message)
+def _first_failure(dead: DeadLetter) -> FirstFailure:
+    return FirstFailure(dead.row_id, dead.step, dead.code, dead.message)
 
 
 def _cut_note(spec: JobSpec, args: EngineArgs, first: FirstPrompt | FirstFailure | None) -> list[str]:
@@ -279,7 +279,7 @@ def _cut_note(spec: JobSpec, args: EngineArgs, first: FirstPrompt | FirstFailure
 
 
 def _refusals(spec: JobSpec, *, left: int) -> list[str]:
-    """Reasons for which a run would not start on this machine, though it could on another.
+    """Reasons why a run would not start on this machine, although it could on another.
 
     Args:
         spec: The job.

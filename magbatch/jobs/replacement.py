@@ -1,6 +1,6 @@
-"""Objects of a complete job that take the place of others, because a retry answered some of their rows.
+"""Replacement of objects of a complete job, because a retry answered some of their rows.
 
-No object is edited. An object that loses rows is written again without them, and new answers get objects of their own.
+No object is edited. An object that loses rows is written again without them, and new answers get new objects.
 """
 
 import functools
@@ -24,7 +24,7 @@ from magbatch.schema import RESULTS, ObjectName, new_attempt
 from magbatch.spec import JobSpec
 from magbatch.totals import Totals
 
-# Objects of the retry that stay in memory. Consecutive shards of the job take their rows from the same few objects.
+# Most objects of the retry in memory. Consecutive shards of the job take their rows from the same few objects.
 CACHED_OBJECTS = 8
 
 
@@ -68,7 +68,7 @@ class Answers:
 
 @dataclass(slots=True)
 class Replacement:
-    """Objects that take the place of others.
+    """Objects that replace others.
 
     Attributes:
         totals: Totals of the job after the replacement.
@@ -84,15 +84,15 @@ class Replacement:
     new: list[Entry] = field(default_factory=list)
     new_ids: bool = False
 
-    def remove(self, part: StoredObject) -> None:
+    def remove(self, old: StoredObject) -> None:
         """Count an object as replaced."""
-        self.gone.append(part.name)
-        self.totals = self.totals.plus(Totals.of(part.name.kind, part.table, self.grading), -1)
+        self.gone.append(old.name)
+        self.totals = self.totals.plus(Totals.of(old.name.kind, old.table, self.grading), -1)
 
-    def add(self, part: StoredObject) -> None:
+    def add(self, new: StoredObject) -> None:
         """Count an object as new."""
-        self.new.append(part.entry())
-        self.totals = self.totals.plus(Totals.of(part.name.kind, part.table, self.grading))
+        self.new.append(new.entry())
+        self.totals = self.totals.plus(Totals.of(new.name.kind, new.table, self.grading))
 
 
 def write_replacement(
@@ -101,15 +101,15 @@ def write_replacement(
     """Write the objects that replace those of a complete job.
 
     For example, `errors/` has one object of shard 7 with the dead letters of rows 1 and 2, and a retry answered row 2.
-    Then the object is gone, and two are new: one of `errors/` with row 1, one of `results/` with the answer of row 2.
+    Two new objects replace it: one in `errors/` with row 1, and one in `results/` with the answer to row 2.
 
     Args:
         ledger: Output of the job.
         spec: The job.
         plan: Plan of the job.
         manifest: Manifest of the job.
-        kind: Kind of the objects that hold the rows now.
-        answers: New answers.
+        kind: Kind of the objects that hold the retried rows now.
+        answers: Answers of the retry.
 
     Raises:
         OutputError: An object is damaged, or lacks rows of the manifest.
@@ -134,7 +134,7 @@ class _Writer:
         spec: The job.
         plan: Plan of the job.
         checksums: Objects of the manifest, each with its SHA-256.
-        replacement: Receives what is written.
+        replacement: Receives the objects that are written and replaced.
     """
 
     def __init__(
@@ -150,25 +150,25 @@ class _Writer:
         """Replace the objects of some shards that hold answered rows.
 
         Args:
-            shards: The shards.
-            names: Their objects that may hold the rows.
+            shards: Consecutive shards.
+            names: Objects of these shards that may hold the rows.
             row_ids: Rows with a new answer.
             answers: New answers.
         """
         numbers, replaced = itertools.count(), 0
         for name in names:
-            part = read_object(self._store, name, self._more)
-            if isinstance(part, str):
-                raise damaged(self._store, part)
-            mine = row_ids.intersection(part.row_ids)
+            found = read_object(self._store, name, self._more)
+            if isinstance(found, str):
+                raise damaged(self._store, found)
+            mine = row_ids.intersection(found.row_ids)
             if not mine:
                 continue
-            self.replacement.remove(part)
+            self.replacement.remove(found)
             replaced += len(mine)
             if self._user_id is not None:
-                ids = _rows(part.table, mine, kept=True).column(self._user_id)
+                ids = _rows(found.table, mine, kept=True).column(self._user_id)
                 self.replacement.new_ids |= ids.null_count > 0
-            if len(mine) < len(part.row_ids):
+            if len(mine) < len(found.row_ids):
                 self._write_rest(name, mine, next(numbers))
         if replaced != len(row_ids):
             raise damaged(self._store, f"shard {shards[0]}: its objects lack rows that the manifest counts")
@@ -177,7 +177,7 @@ class _Writer:
         self.replacement.add(spool.commit(self._store, shards, self._attempt, next(numbers), self._more))
 
     def _write_rest(self, name: ObjectName, without: set[str], number: int) -> None:
-        """Write the rows of an object that keep what they had."""
+        """Write an object again, without the rows that have a new answer."""
         rest = Spool(name.kind, schema_of(self._spec, self._plan, name.kind))
         for table in row_groups(self._store, name, self._checksums[name]):
             rest.add(_rows(table, without, kept=False))

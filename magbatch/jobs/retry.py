@@ -1,9 +1,9 @@
-"""Retry of rows that failed, or whose reasoning was truncated: they are asked again, into the same dataset.
+"""Retry: ask rows again that failed, or whose reasoning was truncated. New answers join the same dataset.
 
 A retry is a job of its own below the output, in `OUTPUT/_magbatch/retries/<number>/`. Its plan is a subset of the job's
-plan with the same row ids, and its spec may differ in how the engine is asked. It is answered and resumed like any job.
-Its answers are then merged: new objects are written, one manifest names them, and the old objects are moved away. After
-an interruption at any point, the same command goes on.
+plan with the same row ids. Its spec may differ in how the engine is asked. It is answered and resumed like any job.
+Its answers are then merged: new objects are written, a new manifest names them, and the old objects are moved away.
+After an interruption at any point, the same command continues.
 """
 
 import time
@@ -52,15 +52,15 @@ class RetryOutcome:
 
     Attributes:
         job: Name of the job.
-        chosen: The chosen rows, in words.
+        chosen: The chosen rows, in words for a person.
         rows: Rows asked again; 0 if there was nothing to retry.
         answered: Rows that have a new answer.
-        failed: Error code to count of the rows that failed again; they keep what they had.
-        truncated: Rows whose reasoning was truncated again; they keep what they had.
+        failed: Rows that failed again, as error code to count; they keep their old answer or dead letter.
+        truncated: Rows whose reasoning was truncated again; they keep their old answer.
         whole_files: Chosen dead letters that stand for whole unreadable files; they are not asked.
         totals: Totals of the job after the retry.
         too_many_failed: Whether more rows failed than the spec allows, or no row was answered.
-        why: Reason for exit code 1, with error codes and a remedy; None if the job is well.
+        why: Reason for exit code 1, with error codes and a remedy; None for exit code 0.
     """
 
     job: str
@@ -77,7 +77,7 @@ class RetryOutcome:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """Retry that has begun, or is about to begin.
+    """Retry that is new or unfinished.
 
     Attributes:
         ledger: Output of the job.
@@ -103,11 +103,11 @@ class Retry:
 
 
 def retry(output: str, choice: Choice, overrides: list[str], console: Console) -> RetryOutcome:
-    """Ask rows of a complete job again, or go on with an unfinished retry.
+    """Ask rows of a complete job again, or continue an unfinished retry.
 
     Args:
         output: Path or URL of the job's output.
-        choice: The rows.
+        choice: Rows to ask again.
         overrides: `key.path=value` items over the job's spec.
         console: Console for progress messages.
 
@@ -141,11 +141,11 @@ def prepare(ledger: Ledger, choice: Choice, overrides: list[str]) -> Retry | Ret
 
     Args:
         ledger: Output of a complete job, tidied by `put_right`.
-        choice: The rows.
+        choice: Rows to ask again.
         overrides: `key.path=value` items over the job's spec.
 
     Returns:
-        The retry: a new one, or an unfinished one if it is the same. An outcome if there is nothing to retry.
+        A new retry, or the unfinished one if it is the same. An outcome if there is nothing to retry.
 
     Raises:
         SpecError: A field that may not change is set.
@@ -182,8 +182,8 @@ def _unfinished_plan(retry: Retry) -> Plan | None:
         listed = "\n".join(f"  {line}" for line in differing)
         path = retry.ledger.path
         raise SpecChangedError(
-            f"{path}: another retry was begun and is not finished; differences:\n{listed}\n"
-            "Repeat that retry as it was to finish it, or drop it together with its answers: "
+            f"{path}: another retry is unfinished; differences:\n{listed}\n"
+            "To finish it, repeat that retry with its options. To drop it and its answers: "
             f"magbatch retry {path} --drop"
         )
     return begun_plan
@@ -244,7 +244,7 @@ def merge(retry: Retry, confirm: Callable[[], None]) -> RetryOutcome:
     """Merge the answers of a complete retry into its job.
 
     Args:
-        retry: The retry; its own job is complete.
+        retry: Retry whose own job is complete.
         confirm: Called before the manifest is renewed; raises LeaseError if the lease is lost.
 
     Raises:
@@ -261,7 +261,7 @@ def merge(retry: Retry, confirm: Callable[[], None]) -> RetryOutcome:
         column = str(plan.output_name(spec.input.columns.id))
         report.duplicate_ids = _duplicate_ids(ledger, column, manifest, change)
     record = RetryRecord(
-        _now(), chosen=str(retry.choice), set=retry.overrides, rows=retry.plan.rows, answered=len(answers.holders)
+        _now(), chosen=retry.choice.stored, set=retry.overrides, rows=retry.plan.rows, answered=len(answers.holders)
     )
     made = report_files(report)
     confirm()
@@ -294,8 +294,8 @@ def _merged_report(retry: Retry, manifest: Manifest, answers: Answers, change: R
     report.totals = change.totals
     add_usage(report, retry.output(), retry.number, retry.plan.rows)
     if retry.choice.kind == ERRORS:
-        letters = examples(ledger, change.totals.by_code, but=answers.holders, gone=change.gone)
-        report.letters = [asdict(one) for one in letters]
+        dead_letters = examples(ledger, change.totals.by_code, but=answers.holders, gone=change.gone)
+        report.letters = [asdict(one) for one in dead_letters]
     report.wrong = [one for one in report.wrong if one.row_id not in answers.holders]
     return report
 
@@ -307,7 +307,7 @@ def _duplicate_ids(ledger: Ledger, column: str, manifest: Manifest, change: Repl
         ledger: Output of the job.
         column: Output column of the user id.
         manifest: Manifest before the merge.
-        change: Objects that take the place of others.
+        change: Objects that replace others.
     """
     gone = set[ObjectName](change.gone)
     names = [name for name in filled_objects(manifest) if name not in gone] + [entry.name for entry in change.new]

@@ -48,7 +48,7 @@ class RunOutcome:
         report: Report of the complete job, as it is stored.
         samples: A few answered rows; none if the job was complete before.
         already: Whether the job was complete before the run.
-        why: Reason for exit code 1, with error codes and a remedy; None if the job is well.
+        why: Reason for exit code 1, with error codes and a remedy; None for exit code 0.
     """
 
     report: Report
@@ -69,13 +69,13 @@ def run(
     frozen: Plan | None = None,
     command: tuple[str, ...] = ("run",),
 ) -> RunOutcome:
-    """Run a job, or go on with it.
+    """Run a job, or continue an interrupted one.
 
     Args:
-        spec: The job.
+        spec: Spec of the job.
         console: Console for progress messages.
         limit: Rows of a sample, spread evenly and written to an output of their own; None for the whole job.
-        frozen: Plan of a new job, if the caller has made it already.
+        frozen: Plan of a new job, if the caller has already made one.
         command: Command line after `magbatch`, stored in the output for `status`; without secrets.
 
     Raises:
@@ -103,7 +103,7 @@ def run(
     with ExitStack() as stack:
         with as_output_error():
             lease = stack.enter_context(hold(ledger.path, console.print, spec.output.patience_s, command))
-        known = frozen_plan(spec, ledger)  # again under the lease: another run may have begun or completed the job
+        known = frozen_plan(spec, ledger)  # again under the lease: another run may have started or completed the job
         if known is not None and ledger.manifest() is not None:
             return _outcome(spec, stored_report(ledger), ledger, known, already=True)
         if known is None:

@@ -27,7 +27,7 @@ class RowSample:
     """An answered row; each text is shortened to one line.
 
     Attributes:
-        question: Text that the row asked.
+        question: Question of the row, without its system prompt.
         reasoning: Reasoning of the first answer.
         answer: First answer of the row.
     """
@@ -40,12 +40,12 @@ class RowSample:
 def row_samples(spec: JobSpec, ledger: Ledger, plan: Plan) -> tuple[RowSample, ...]:
     """The first answered rows, `SAMPLE_ROWS` at most.
 
-    The job is complete without them. If they cannot be read, there are none.
+    Samples are for show only. If they cannot be read, the result is empty.
 
     Args:
-        spec: The job.
+        spec: Spec of the job, for the question's columns.
         ledger: Output of the job.
-        plan: Plan of the job.
+        plan: Plan of the job, for the input rows.
     """
     try:
         return tuple(_read_samples(spec, ledger, plan))
@@ -55,14 +55,14 @@ def row_samples(spec: JobSpec, ledger: Ledger, plan: Plan) -> tuple[RowSample, .
 
 def _read_samples(spec: JobSpec, ledger: Ledger, plan: Plan) -> list[RowSample]:
     found = list[RowSample]()
-    for part in ledger.objects(RESULTS):
-        if part.rows:
-            table = pq.read_table(io.BytesIO(ledger.store.read(str(part))), columns=_COLUMNS)
+    for name in ledger.objects(RESULTS):
+        if name.rows:
+            table = pq.read_table(io.BytesIO(ledger.store.read(str(name))), columns=_COLUMNS)
             first = table.filter(pa.compute.equal(table.column("sample"), pa.scalar(0)))
             first = first.slice(0, SAMPLE_ROWS - len(found))
             found += [
                 RowSample(
-                    sample_line(_question(spec, plan, part.shards, row["row_id"])),
+                    sample_line(_question(spec, plan, name.shards, row["row_id"])),
                     sample_line(row["reasoning"]),
                     sample_line(row["answer"]),
                 )
@@ -74,7 +74,7 @@ def _read_samples(spec: JobSpec, ledger: Ledger, plan: Plan) -> list[RowSample]:
 
 
 def _question(spec: JobSpec, plan: Plan, shards: range, row_id: str) -> str:
-    """Text that a row asked, read from the input again."""
+    """Question of a row, read from the input again."""
     key, _, position = row_id.rpartition("-")
     shard, segment = next(
         (shard, segment)

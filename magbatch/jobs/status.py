@@ -31,7 +31,7 @@ class JobState(StrEnum):
     ENDED_EARLY = "ended early"  # too many rows failed
     INTERRUPTED = "interrupted"
     FAILED = "failed"
-    KILLED = "killed"  # the run's process on this machine is gone, and left no word
+    KILLED = "killed"  # the run's process on this machine is gone, and recorded no end
     LOST = "lost"  # the run was on another machine, and its record is too old
     OPEN = "not complete"  # no run has left a record
 
@@ -42,7 +42,7 @@ ALIVE_STATES = {JobState.STARTING, JobState.RUNNING}
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Retry or compaction of a complete job that runs now, or was left unfinished.
+    """Retry or compaction of a complete job, running now or left unfinished.
 
     Attributes:
         command: Name of the command and its options, without the output.
@@ -62,15 +62,15 @@ class LastRun:
     """Last record of a job's run.
 
     Attributes:
-        alive: Whether the run goes on. If not, rates and replica counts are 0.
+        alive: Whether the run is under way. If not, rates and replica counts are 0.
         age_s: Age of the record (seconds).
         host: Host of the run; None if the record does not name it.
         pid: Process id of the run; None if the record does not name it.
-        rows_per_s: Rows answered or failed in a second.
-        tokens_per_s: Tokens generated in a second.
+        rows_per_s: Rows answered or failed per second.
+        tokens_per_s: Tokens generated per second.
         truncated: Answers whose reasoning was truncated.
         serving: Replicas that answer rows.
-        starting: Replicas whose engine starts.
+        starting: Replicas whose engine is starting.
         eta: Time left until the job is complete; None if unknown.
         device_s: Device time of all runs of the job (seconds).
         cost: Cost of that time; None if the spec sets no price.
@@ -105,7 +105,7 @@ class JobStatus:
     Attributes:
         job: Name of the job.
         output: Path or URL of its output.
-        state: State of the last run, or the way it ended.
+        state: State of the last run: under way, or how it ended.
         complete: Whether the job has a manifest.
         planned: Input rows.
         done: Rows that have an answer or a dead letter.
@@ -114,7 +114,7 @@ class JobStatus:
         shards: Shards of the plan.
         shards_done: Shards whose rows are all done.
         at: Time when the run ended, or last wrote its record (Unix time, seconds); None if unknown.
-        why: Why the run ended, in its own words. For a complete job: why it ends with exit code 1.
+        why: Reason why the run ended, as it recorded it. For a complete job: reason for exit code 1.
         exit_code: Exit code of the run that ended; None if unknown.
         work: Retry or compaction that is not finished; None if there is none.
         run: Last record of the run; None if there is none that can be shown.
@@ -218,7 +218,7 @@ def status(output: str) -> JobStatus:
 
 def _open_counts(ledger: Ledger, plan: Plan) -> _Counts:
     done = ledger.done_counts(plan)
-    failed = sum(part.rows for part in ledger.objects(ERRORS))
+    failed = sum(name.rows for name in ledger.objects(ERRORS))
     return _Counts(int(done.sum()), failed, int((done >= plan.shard_sizes).sum()))
 
 
@@ -238,7 +238,7 @@ def _started_by(holder: Holder | None) -> tuple[str, ...] | None:
 
 
 def _is_alive(record: ProgressRecord) -> bool:
-    """Whether a run's record is that of a run that goes on."""
+    """Whether the run that wrote a record is still under way."""
     if not record.get("running"):
         return False
     if record.get("place") and record["place"] == process_space():
@@ -262,17 +262,17 @@ def _end(record: ProgressRecord | None, holder: Holder | None) -> _End:
         return _End(JobState.STARTING if record.get("starting") else JobState.RUNNING, record["at"])
     if holder is not None and holder.alive:
         return _End(JobState.STARTING, holder.at)
-    # An output that was never released: its holder died.
+    # The output was never released, so its holder died.
     died = holder is not None and not holder.released and (holder.at is not None or record is not None)
     if record is None:
         return _gone(holder.at, is_here=holder.is_here) if died and holder is not None else _End(JobState.OPEN)
     end, at = record.get("end"), record["at"]
-    # The holder is a later run, which was killed before it wrote a record.
+    # The holder is a later run that was killed before it wrote a record.
     if died and holder is not None and holder.at is not None and holder.pid != record.get("pid") and holder.at > at:
         return _gone(holder.at, is_here=holder.is_here)
     if record.get("running"):
         return _gone(at, is_here=bool(record.get("place")) and record["place"] == process_space())
-    if not isinstance(end, dict):  # written by a version that kept no end
+    if not isinstance(end, dict):  # written by a version that recorded no end
         return _End(JobState.OPEN, at)
     state = end.get("state")
     known = JobState(state) if state in ENDED_STATES else JobState.OPEN
@@ -284,7 +284,7 @@ def _gone(at: float | None, *, is_here: bool) -> _End:
 
 
 def _work(ledger: Ledger, manifest: Manifest, holder: Holder | None) -> Work | None:
-    """Retry or compaction of a complete job that runs now, or was left unfinished."""
+    """Retry or compaction of a complete job, running now or left unfinished."""
     if holder is not None and holder.command[0] in {"retry", "compact"}:
         work = Work(holder.command, holder.alive, holder.host, holder.pid)
         if holder.alive:

@@ -1,6 +1,6 @@
 """Accounts of a job and its retries: each retry's usage is added to the job's report exactly once.
 
-That happens before the retry's own records are deleted.
+It is added before the records of the retry are deleted.
 """
 
 from contextlib import suppress
@@ -20,10 +20,10 @@ def add_usage(report: Report, output: Ledger, number: int, rows: int) -> None:
     """Add the usage of a retry to the report of its job, unless the report counts that retry already.
 
     Args:
-        report: Report of the job; it is changed.
+        report: Report of the job; usage, history and cost are changed in place.
         output: Output of the retry.
         number: Number of the retry, from 1.
-        rows: Rows that the retry has asked again.
+        rows: Rows that the retry asked again.
     """
     if report.retries_counted >= number:
         return  # added by a command that was interrupted before the manifest counted the retry

@@ -1,4 +1,4 @@
-"""Repeated writes in a background thread that can neither hold up nor fail a run."""
+"""Repeated writes in a background thread that can neither delay nor fail a run."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -27,13 +27,13 @@ def repeated(
     failed: Callable[[Exception], None],
     timing: BeatTiming,
 ) -> Iterator[None]:
-    """Call `write` at once and then at intervals, in a thread, for the length of a block; `write_last` at its end.
+    """Call `write` in a thread, at once and then at intervals, while a block runs; call `write_last` at its end.
 
     Args:
         name: Name of the thread.
         write: Function to repeat. If it raises, the thread ends.
         write_last: Function to call once after the block. It is skipped if `write` still hangs by then.
-        failed: Function that is called in the thread with what `write` has raised.
+        failed: Function that the thread calls with the exception that `write` raised.
         timing: Durations.
     """
     over = threading.Event()

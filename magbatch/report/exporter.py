@@ -1,7 +1,7 @@
 """Metrics of a running job for Prometheus: the driver serves one endpoint for the whole fleet.
 
-`/metrics` gives the present values; `/healthz` says whether the driver still watches its fleet. A slow reader, or a
-failure of the endpoint, never holds the job up.
+`/metrics` gives the current values; `/healthz` says whether the driver still watches its fleet. Neither a slow reader
+nor a failure of the endpoint delays the job.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ from magbatch.spec.secrets import PUSH_PASSWORD, PUSH_USER, without_secrets
 from magbatch.spec.sections_output import METRICS_PORT
 from magbatch.totals import LATENCY_BOUNDS_S, LENGTH_BOUNDS_TOKENS, Totals, cumulative
 
-PUSH_INTERVAL_S = 15.0  # the scrape interval in monitoring/
+PUSH_INTERVAL_S = 15.0  # between two pushes; equals the scrape interval in monitoring/
 PUSH_TIMEOUT_S = 5.0
 LAST_SCRAPE_S = 60.0  # longest wait for a last scrape after the end; Prometheus' default interval is 60 s
 HEALTHY_S = 180.0  # longest silence of the driver; it observes its fleet a few times a second
@@ -60,10 +60,10 @@ class Exporter:
         self.registry: CollectorRegistry = metrics.registry(self.values)
         self._push_fails = False
         self._scrapes: deque[float] = deque(maxlen=2)
-        self._final_scraped = threading.Event()  # set once the final values were read
+        self._final_scraped = threading.Event()  # set after the final values were read
 
     def values(self) -> Values:
-        """Return the present values."""
+        """Return the current values."""
         values = Values(self._common)
         spec = self._spec
         info = {"version": magbatch.__version__, "engine": spec.model.engine, "output": spec.output.path}
@@ -78,7 +78,7 @@ class Exporter:
 
     @contextmanager
     def serving(self) -> Iterator[None]:
-        """Serve for the length of a block; after a complete job, also for the time that `metrics.linger_s` gives.
+        """Serve while a block runs. After a complete job, serve for `metrics.linger_s` more.
 
         Raises:
             SpecError: The address cannot be served on.
@@ -106,14 +106,14 @@ class Exporter:
     def _serve(self, server: Server) -> None:
         try:
             server.serve_forever()
-        except Exception as error:  # noqa: BLE001 - a thread's boundary: the job goes on
-            self._say(f"metrics are no longer served: {type(error).__name__}: {error}; the job goes on without them")
+        except Exception as error:  # noqa: BLE001 - a thread's boundary: the job continues
+            self._say(f"metrics are no longer served: {type(error).__name__}: {error}; the job continues without them")
 
     def _linger(self, seconds: float | None) -> None:
         """Wait after the end of the job, so that the final values are read.
 
         Args:
-            seconds: Seconds to wait; None waits until a regular scraper is due once more, at most `LAST_SCRAPE_S`.
+            seconds: Seconds to wait. None: until the next scrape is due if there were two, at most `LAST_SCRAPE_S`.
         """
         if seconds is not None:
             if seconds:
@@ -150,7 +150,7 @@ class Exporter:
 
     @contextmanager
     def _announced(self, folder: str, target: str) -> Iterator[None]:
-        """Keep a file for Prometheus' service discovery. After a kill it remains, and the job is shown as down."""
+        """Keep a file for Prometheus' service discovery. After a kill it remains, so the job is shown as down."""
         # Part of the name, because two jobs of one name may run at once.
         output_key = hashlib.sha256(self._spec.output.path.encode()).hexdigest()[:8]
         file = Path(folder) / f"magbatch-{self._spec.name}-{output_key}.json"
@@ -190,12 +190,12 @@ class Exporter:
         try:
             push_to_gateway(url, "magbatch", self.registry, grouping, timeout=PUSH_TIMEOUT_S, handler=_push_handler)
             self._push_fails = False
-        except Exception as error:  # noqa: BLE001 - a thread's boundary: the job goes on without a gateway
+        except Exception as error:  # noqa: BLE001 - a thread's boundary: the job continues without a gateway
             if not self._push_fails:  # say it once
                 refused = getattr(error, "code", None) in {401, 403}
                 advice = f" (set {PUSH_USER} and {PUSH_PASSWORD} in the environment)" if refused else ""
                 shown = without_secrets(f"{url}: {error}")
-                self._say(f"metrics.push_gateway {shown}{advice}; the job goes on without it")
+                self._say(f"metrics.push_gateway {shown}{advice}; the job continues without it")
             self._push_fails = True
 
 
@@ -208,7 +208,7 @@ def _push_handler(**request: Any) -> Callable[[], None]:
 
 
 def check_address(settings: MetricsSpec) -> None:
-    """Check before a job begins that its metrics can be served.
+    """Check before a job starts that its metrics can be served.
 
     Raises:
         SpecError: The address is taken or unknown, or the folder of `metrics.file_sd` cannot be written.
@@ -235,7 +235,7 @@ def _file_sd(folder: str) -> Iterator[None]:
 
 def _bind(settings: MetricsSpec, answer: Callable[..., Iterable[bytes]]) -> Server:
     wanted = METRICS_PORT if settings.port is None else settings.port
-    # Without a chosen port, the default port may be taken by another job: then any free port will do.
+    # Without a chosen port, the default port may be taken by another job: then any free port is used.
     for port in [wanted, 0] if settings.port is None else [wanted]:
         try:
             family = socket.getaddrinfo(settings.bind, port, type=socket.SOCK_STREAM)[0][0]

@@ -1,6 +1,6 @@
-"""The run's own record, `_magbatch/progress.json`, written every few seconds while a run goes on.
+"""The run's own record, `_magbatch/progress.json`, written every few seconds during a run.
 
-It tells other machines how fast the job goes and when it ends, and tells the next run which resources were used before.
+Other machines read from it how fast the job is and when it will end. The next run reads which resources were used.
 No row depends on it: the objects alone say which rows are done.
 """
 
@@ -35,7 +35,7 @@ _SPENT, _HISTORY = TypeAdapter(JobUsage), TypeAdapter(list[Point])
 
 
 class Heartbeat:
-    """Writes the record while a run goes on.
+    """Writes the record during a run.
 
     Args:
         store: Output of the job, as a store that answers quickly or not at all.
@@ -59,10 +59,10 @@ class Heartbeat:
 
     @contextmanager
     def beating(self) -> Iterator[None]:
-        """Write the record for the length of a run. The last record says how the run ended."""
+        """Write the record while a block runs. The last record says how the run ended."""
 
         def failed(error: Exception) -> None:
-            self._say(f"progress.json can no longer be written: {type(error).__name__}: {error}; the job goes on")
+            self._say(f"progress.json can no longer be written: {type(error).__name__}: {error}; the job continues")
 
         write, write_last = partial(self._write, running=True), partial(self._write, running=False)
         with repeated("heartbeat", write, write_last, failed, self._timing):

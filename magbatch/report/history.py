@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-HISTORY_POINTS = 512  # at most; a page about 7 inches wide shows no more. Beyond it, every other point is dropped.
+HISTORY_POINTS = 512  # most points; a page 7 inches wide shows no more. Beyond it, every other point is dropped.
 HISTORY_INTERVAL_S = 2.0  # between two points of a new job; it doubles each time points are dropped
 
 

@@ -1,6 +1,6 @@
 """The log of a run: one text object per run below `_magbatch/logs/` in the output, for people.
 
-It is written while the run goes on. Storage that is away can neither hold up nor fail the run.
+It is written during the run. Storage that does not answer can neither delay nor fail the run.
 """
 
 import re
@@ -33,11 +33,11 @@ from magbatch.spec.secrets import without_secrets, without_value
 from magbatch.storage import Store, open_store
 from magbatch.terminal import uncoloured, visible
 
-MOST_BYTES = 1_000_000  # of one log: a browser or an editor opens it at once, and a week of runs is 20 MB at most
-MOST_LOGS = 20  # newest logs that are kept in an output
-MOST_ENTRY_CHARS = 20_000  # of one entry, whose end is kept: a traceback with its causes fits
-MOST_LINE_CHARS = 1_000  # of one line; finding secrets takes time quadratic in the length of a word: 20 ms here
-HOST_CHARS = 64
+MOST_BYTES = 1_000_000  # largest log: any editor opens it at once, and the logs of an output are 20 MB at most
+MOST_LOGS = 20  # logs kept in an output, the newest ones
+MOST_ENTRY_CHARS = 20_000  # longest entry, whose end is kept: a traceback with its causes fits
+MOST_LINE_CHARS = 1_000  # longest line; the search for secrets is quadratic in the length of a word: 20 ms here
+HOST_CHARS = 64  # longest host name in a log's name
 TIMING = BeatTiming(interval_s=5.0, last_write_s=5.0)
 _NAME = re.compile(re.escape(LOGS) + r"\d{4}-\d{2}-\d{2}T\d{6}Z-.+\.log")
 
@@ -49,7 +49,7 @@ def log_of(output: str, began: float) -> "RunLog":
 
     Args:
         output: Path or URL of the output that the run writes.
-        began: Begin of the run (Unix time, s).
+        began: Start of the run (Unix time, s).
     """
     return RunLog(open_store(output.partition(f"/{RETRIES}/")[0], quick=True), began)
 
@@ -61,7 +61,7 @@ class RunLog:
 
     Args:
         store: Output of the job, as a store that answers quickly or not at all.
-        began: Begin of the run (Unix time, s).
+        began: Start of the run (Unix time, s).
         host: Name of this machine.
         timing: Durations of the writes.
     """
@@ -78,7 +78,7 @@ class RunLog:
         self._versions: dict[str, str] = {}
 
     def note(self, text: str) -> None:
-        """Add an entry with the present time. Secrets, colours and control sequences are taken out."""
+        """Add an entry with the current time. Secrets, colours and control sequences are removed."""
         clean = _clean(text)
         if not clean:
             return
@@ -86,7 +86,7 @@ class RunLog:
             self._lines.add(f"{_utc(time.time())} {clean.replace(chr(10), chr(10) + '    ')}\n")
 
     def note_start(self, spec: JobSpec, plan: Plan, progress: JobProgress) -> None:
-        """Note what runs: command, versions, and the plan in a line."""
+        """Note the command, the versions, and the plan in one line."""
         self._versions = dict(progress.versions)
         fleet = counted(spec.replicas.max, "replica")
         self.note(f"start: {_command()} (process {guard.command_pid()} on {self._host})")
@@ -116,7 +116,7 @@ class RunLog:
 
     @contextmanager
     def writing(self, progress: JobProgress, console: Console) -> Iterator[None]:
-        """Write the log for the length of a run. Its last entries say how the run ended.
+        """Write the log while a block runs. Its last entries say how the run ended.
 
         Lines that the console shows are noted too, and the last text that Ray and other libraries print to a captured
         stdout or stderr.
@@ -127,7 +127,7 @@ class RunLog:
         """
 
         def failed(error: Exception) -> None:
-            why = f"run log can no longer be written: {type(error).__name__}: {error}; the job goes on without it"
+            why = f"run log can no longer be written: {type(error).__name__}: {error}; the job continues without it"
             console.print(why, markup=False, highlight=False, soft_wrap=True)
 
         with (
@@ -143,10 +143,9 @@ class RunLog:
             self._note_end(progress, None)
 
     def _note_shown(self, text: str) -> None:
-        """Note a line that a person sees, with the traceback of the exception that it is about.
+        """Note a line that a person sees. If this thread handles an exception, note its traceback too.
 
-        The traceback is that of the exception which the present thread handles. Refusals of storage get none: their
-        line says all.
+        A refusal of storage gets no traceback, because its line says everything.
         """
         self.note(text)
         error = sys.exc_info()[1]
@@ -177,7 +176,7 @@ class RunLog:
                 self._written = data
 
     def _write_last(self) -> None:
-        with suppress(Exception):  # whatever a store raises: the run has its own end
+        with suppress(Exception):  # a failed last write must not change how the run ends
             self._write()
 
     def _take_name(self) -> str:
@@ -191,12 +190,12 @@ class RunLog:
 
 @contextmanager
 def _followed(console: Console, take: Callable[[str], None]) -> Iterator[None]:
-    """Hand each text that a console prints to a function, for the length of a block."""
+    """Pass each text that a console prints to a function, while a block runs."""
 
     class Hook(RenderHook):
         def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
             for item in renderables:
-                if isinstance(item, Text):  # the live progress line is none
+                if isinstance(item, Text):  # the live progress line is not a Text
                     take(item.plain)
             return renderables
 
@@ -208,14 +207,14 @@ def _followed(console: Console, take: Callable[[str], None]) -> Iterator[None]:
 
 
 class _BoundedLines:
-    """Text of bounded size: if it grows too long, entries of its middle are dropped.
+    """Text of bounded size: if it grows too long, entries in the middle are dropped.
 
     Args:
-        most: Bytes of the text at most; half of them for the begin, half for the end.
+        most: Largest size of the text (bytes); half for its start, half for its end.
     """
 
     def __init__(self, most: int) -> None:
-        self._room = (most - 200) // 2  # 200 bytes for the line about what is dropped
+        self._room = (most - 200) // 2  # 200 bytes for the line about dropped entries
         self._head, self._tail = list[bytes](), deque[bytes]()
         self._head_bytes = self._tail_bytes = self._dropped = 0
 
@@ -249,7 +248,7 @@ def _clean(text: str) -> str:
 
 
 def _stem(began: float, host: str) -> str:
-    """Return begin and host as a log's name has them: `2026-11-30T120000Z-gpu-box-3`."""
+    """Return start time and host as they stand in a log's name: `2026-11-30T120000Z-gpu-box-3`."""
     name = re.sub(r"[^A-Za-z0-9.-]+", "-", host)[:HOST_CHARS].strip(".-") or "unknown"
     return f"{datetime.fromtimestamp(began, UTC):%Y-%m-%dT%H%M%SZ}-{name}"
 

@@ -29,7 +29,7 @@ class Declared:
     Attributes:
         kind: Kind of the metric.
         name: Name with its unit. A counter's name lacks `_total`, which Prometheus' text format appends.
-        help: Help text. It stands alone in Prometheus, so it must make sense without the other metrics.
+        help: Help text. Prometheus shows it alone, so it must make sense without the other metrics.
         labels: Names of the labels, without those of every series.
     """
 
@@ -40,7 +40,7 @@ class Declared:
 
     @property
     def exposed(self) -> tuple[str, ...]:
-        """Names that queries use."""
+        """Names of its series, for queries."""
         if self.kind is Kind.HISTOGRAM:
             return tuple(f"{self.name}_{end}" for end in ("bucket", "sum", "count"))
         return (f"{self.name}_total",) if self.kind is Kind.COUNTER else (self.name,)
@@ -76,15 +76,16 @@ JOB_INFO = _gauge(
     "engine",
     "output",
 )
-JOB_STARTED = _gauge("magbatch_job_start_timestamp_seconds", "Begin of the job's present run (Unix time).")
+JOB_STARTED = _gauge("magbatch_job_start_timestamp_seconds", "Start of the current run (Unix time).")
 JOB_COMPLETE = _gauge("magbatch_job_complete", "1 if the job is complete (its manifest is written), else 0.")
 JOB_PROGRESS = _gauge(
-    "magbatch_job_progress_timestamp_seconds", "Time of the last commit of rows, else the begin of the run (Unix time)."
+    "magbatch_job_progress_timestamp_seconds",
+    "Time of the last commit of rows; before it, the start of the run (Unix time).",
 )
 JOB_ETA = _gauge(
     "magbatch_job_eta_timestamp_seconds",
-    "Estimated end of the job (Unix time) at the last minute's speed. bound: expected, early or late; the last two "
-    "are the ends of a 90% interval.",
+    "Estimated end of the job (Unix time) at the speed of the last minute. bound: expected, early or late; early and "
+    "late are the ends of a 90% interval.",
     "bound",
 )
 JOB_DEADLINE = _gauge("magbatch_job_deadline_timestamp_seconds", "Deadline from the spec (Unix time).")
@@ -105,13 +106,15 @@ ROWS_COMMITTED = _counter(
 ROWS_FAILED = _counter("magbatch_rows_failed", "Dead letters (rows that could not be answered) by error code.", "code")
 RECORDS = _counter("magbatch_records", "Samples of answered rows by the state of their reasoning.", "reasoning_status")
 TOKENS = _counter(
-    "magbatch_tokens", "Tokens of committed rows. kind: prompt, cached (part of prompt), reasoning, answer.", "kind"
+    "magbatch_tokens",
+    "Tokens of committed rows. kind: prompt, cached (also counted as prompt), reasoning, answer.",
+    "kind",
 )
 TRUNCATED = _gauge(
     "magbatch_truncated_ratio", "Share of samples whose reasoning was truncated, 0 to 1; 0 before the first sample."
 )
 DOCUMENTS_TRUNCATED = _counter(
-    "magbatch_documents_truncated", "Answered rows whose document was shown to the model only in part."
+    "magbatch_documents_truncated", "Answered rows whose document was truncated: the model saw only some of it."
 )
 ROW_LATENCY = _histogram(
     "magbatch_row_latency_seconds", "Seconds from a row's submission to the engine until its last token."
@@ -126,7 +129,7 @@ REPLICAS = _gauge(
 )
 REPLICA_RESTARTS = _counter("magbatch_replica_restarts", "Replicas that replaced an ended one. Includes earlier runs.")
 ENGINE_DEATHS = _counter(
-    "magbatch_engine_deaths", "Engines that died, or hung, while they held rows. Includes earlier runs."
+    "magbatch_engine_deaths", "Engines that died or hung with rows in flight. Includes earlier runs."
 )
 REPLICA_ROWS = _counter("magbatch_replica_rows", "Rows committed by a replica slot in this run.", "replica")
 REPLICA_TOKENS = _counter(
@@ -144,16 +147,16 @@ ENGINE_PREEMPTIONS = _counter(
 )
 STARVED_SECONDS = _counter(
     "magbatch_starved_seconds",
-    "Seconds in which an engine had free slots while rows waited to be begun, summed over all replicas.",
+    "Seconds in which an engine had free slots while rows were waiting, summed over all replicas.",
 )
 
 # Storage
 
 COMMIT_SECONDS = _histogram(
-    "magbatch_commit_duration_seconds", "Seconds per commit of an object to the output, refused tries included."
+    "magbatch_commit_duration_seconds", "Seconds per commit of an object to the output, including refused attempts."
 )
 COMMIT_BYTES = _counter("magbatch_commit_bytes", "Bytes of the objects committed to the output.")
-COMMIT_RETRIES = _counter("magbatch_commit_retries", "Tries to commit an object that the output's storage refused.")
+COMMIT_RETRIES = _counter("magbatch_commit_retries", "Attempts to commit an object that the output's storage refused.")
 STORAGE_ERRORS = _counter(
     "magbatch_storage_errors", "Requests that storage refused and that were retried. side: input, output.", "side"
 )

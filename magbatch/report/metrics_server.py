@@ -1,4 +1,4 @@
-"""The HTTP server for metrics: any number of slow clients can use only a bounded part of the process.
+"""The HTTP server for metrics: any number of slow clients can use only a bounded share of the process.
 
 A connection has a few seconds for its request and its answer together. If too many connections are open, the oldest
 one that has not sent its request yet is closed for a new one. So idle connections never keep a scraper out.
@@ -81,7 +81,7 @@ class Server(ThreadingWSGIServer):
     def accepts(self, request: Any) -> bool:
         """Whether a request that has arrived is answered. From then on its connection is not closed for a new one.
 
-        The check is needed because a connection that was closed within the headers looks like one with all headers.
+        The check is needed because a connection that closed within the headers looks like a complete request.
         """
         with self._room:
             one = self._open[request.fileno()]
@@ -89,7 +89,7 @@ class Server(ThreadingWSGIServer):
             return one.requested
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Ignore clients that went away: the job has no error."""
+        """Ignore a client that has gone: that is not an error of the job."""
 
     def server_close(self) -> None:
         """Close the port and all connections."""

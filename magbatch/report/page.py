@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 BLUE, GREY, RED = "#2563a8", "#8a94a0", "#b3382c"
-WIDTH_IN, HEIGHT_IN = 7.2, 2.6  # of a picture; two stand next to each other on a wide screen
+WIDTH_IN, HEIGHT_IN = 7.2, 2.6  # size of a picture; a wide screen shows two side by side
 QUANTILES = (0.5, 0.9, 0.99)
-MOST_REPLICAS = 64  # bars in a picture of this width that can be told apart
+MOST_REPLICAS = 64  # most bars that can be told apart in a picture of this width
 
 
 def report_files(report: Report) -> dict[str, bytes]:
@@ -73,7 +73,7 @@ def render(report: Report) -> bytes:
 
 
 def _dates(report: Report) -> list[tuple[str, str]]:
-    """Return begin, end and duration of the job, each with its name; empty if an older version wrote the report."""
+    """Return start, end and duration of the job, each with its name; empty if an older version wrote the report."""
     if report.began is None or report.ended is None:
         return []
     took = _wall_time(report.ended - report.began)
@@ -134,7 +134,9 @@ def quantile(share: float, counts: dict[str, int], bounds: tuple[float, ...], mo
 
 def _picture(draw: Callable[..., None], *values: Any) -> Markup:
     """Draw a picture and return it as SVG that can be put into a page."""
-    from matplotlib.figure import Figure  # takes most of a second, which the start of a job should not
+    from matplotlib.figure import (
+        Figure,
+    )  # imported here: the import takes most of a second, and a job should start faster
 
     figure = Figure(figsize=(WIDTH_IN, HEIGHT_IN), layout="constrained")
     axes = figure.add_subplot()

@@ -1,6 +1,6 @@
 """Progress of a job during one run: rows done, speed, expected end, and the resources used by all its runs.
 
-Counts are of committed rows only, so a number that was shown stays true after a crash.
+Only committed rows are counted, so a number that was shown stays true after a crash.
 """
 
 import math
@@ -20,7 +20,7 @@ from magbatch.spec import JobSpec
 from magbatch.totals import Totals
 from magbatch.versions import versions
 
-RATE_WINDOW_S = 60.0
+RATE_WINDOW_S = 60.0  # span over which the speed is measured
 LEAST_RECORDS = 5  # samples that must be seen before their lengths say anything about the remaining rows
 Z_90 = 1.645  # standard deviations on either side of the mean that hold 90% of a normal distribution
 
@@ -34,7 +34,7 @@ class Eta(NamedTuple):
 
 
 def eta(rows_left: int, seen: Totals, tokens_per_s: float, rows_per_s: float) -> Eta | None:
-    r"""Estimate when the remaining rows are done at the present speed; None while nothing moves.
+    r"""Estimate when the remaining rows are done at the current speed; None while nothing moves.
 
     Lengths of the remaining samples are assumed to scatter like those seen so far. With N samples seen and R left, the
     tokens left have the mean `R * mean` and the variance `variance * (R + R**2 / N)`. The first term is the scatter of
@@ -82,8 +82,8 @@ class ProgressSnapshot:
         eta: Expected end; None if it is not known.
         spent: Resources used by all runs of the job.
         cost: Cost of the devices, in the spec's currency; None without a price.
-        started: Begin of this run (Unix time, s).
-        progressed: Time of the last commit, else the begin of this run (Unix time, s).
+        started: Start of this run (Unix time, s).
+        progressed: Time of the last commit; before it, the start of this run (Unix time, s).
         complete: Whether the manifest is written.
     """
 
@@ -134,15 +134,15 @@ class _RateWindow:
 
 
 class _Fleets:
-    """The present fleet of a run, and the sums over the fleets before it.
+    """The current fleet of a run, and the sums over the fleets before it.
 
     Args:
         devices: Devices that each replica holds.
         spent: Resources that earlier runs have used.
 
     Attributes:
-        fleet: Snapshot of the present fleet.
-        progressed: Time of the last commit, else the begin of the run (Unix time, s).
+        fleet: Snapshot of the current fleet.
+        progressed: Time of the last commit; before it, the start of the run (Unix time, s).
         observed: Time of the last snapshot (monotonic clock, s); None while there is no fleet.
         window: Speed in the last minute.
     """
@@ -168,11 +168,11 @@ class _Fleets:
 
     @property
     def slots(self) -> list[Slot]:
-        """Slots of the present fleet, else of the last one."""
+        """Slots of the current fleet; after its end, of the last fleet."""
         return self.fleet.slots or self._last_slots
 
     def observe(self, fleet: Snapshot) -> None:
-        """Take the present state of the fleet."""
+        """Observe the current state of the fleet."""
         self.observed = time.monotonic()
         if fleet.done.rows > self.fleet.done.rows:
             self.progressed = time.time()
@@ -182,7 +182,7 @@ class _Fleets:
             self.window.add(self.observed, done.rows, done.generated_tokens)
 
     def end(self) -> None:
-        """Add the present fleet, which has ended, to the sums."""
+        """Add the fleet, which has ended, to the sums."""
         self.observed = None
         self._spent, self._ended = self.spent, self.done
         self._last_slots = self.fleet.slots
@@ -242,7 +242,7 @@ class JobProgress:
 
     @property
     def began(self) -> float:
-        """Begin of the job's first run, if its history reaches back so far (Unix time, s)."""
+        """Start of the job's first run (Unix time, s); of this run if there is no history."""
         with self._lock:
             return min([self._started, *(point.at for point in self._history.points[:1])])
 
@@ -258,7 +258,7 @@ class JobProgress:
             self._earlier = earlier
 
     def observe(self, fleet: Snapshot) -> None:
-        """Take the present state of the fleet."""
+        """Observe the current state of the fleet."""
         with self._lock:
             self._fleets.observe(fleet)
             self.versions |= fleet.versions
@@ -276,7 +276,7 @@ class JobProgress:
             self._final = totals
 
     def snapshot(self) -> ProgressSnapshot:
-        """Return the present state of the job."""
+        """Return the current state of the job."""
         with self._lock:
             fleets = self._fleets
             mine, spent = fleets.done, fleets.spent

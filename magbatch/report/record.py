@@ -40,7 +40,7 @@ class StoredEta(TypedDict):
 
 
 class StoredUsage(TypedDict, total=False):
-    """The part of a `JobUsage` that is shown to people."""
+    """Fields of a `JobUsage` that are shown to people."""
 
     device_s: Required[_Amount]
 

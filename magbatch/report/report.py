@@ -18,7 +18,7 @@ from magbatch.spec.secrets import shown
 from magbatch.totals import Totals, known_fields
 from magbatch.versions import versions
 
-SAMPLE_CHARS = 100  # of a question or an answer in the summary: one line of a wide terminal
+SAMPLE_CHARS = 100  # longest question or answer in the summary: one line of a wide terminal
 
 
 @dataclass(slots=True)
@@ -27,7 +27,7 @@ class Run:
 
     Attributes:
         seconds: Seconds from the start of the command to its end.
-        serving_s: Seconds in which the engine served: from the first replica's start of service to the last commit.
+        serving_s: Seconds from when the first replica served to the last commit.
         rows: Rows that the run committed.
         tokens: Reasoning and answer tokens of these rows.
         engine_deaths: Engines that died in the run.
@@ -84,7 +84,7 @@ class Report:
         output: Path or URL of the output.
         planned: Input rows of the job.
         totals: Sums over the committed objects.
-        duplicate_ids: Rows whose user id an earlier row has too; None if the job has no id column.
+        duplicate_ids: Rows whose user id an earlier row already has; None if the job has no id column.
         run: Run that completed the job.
         settings: Spec with the engine arguments that were used.
         spent: Resources used by all runs of the job.
@@ -94,8 +94,8 @@ class Report:
         cost: Cost of the devices; None without a price.
         currency: Currency of the cost.
         retries_counted: Number of the last retry whose usage is included in `spent`, `history` and `cost`.
-        began: Begin of the first run (Unix time, s); None if an older version wrote the report.
-        ended: Time at which the job was complete (Unix time, s); None as for `began`.
+        began: Start of the first run (Unix time, s); None if an older version wrote the report.
+        ended: Time at which the job was complete (Unix time, s); None if an older version wrote the report.
         letters: Examples of dead letters for each error code: `code`, `row_id`, `message`.
         wrong: Examples of answers that differ from the expected ones.
         runs: Newest runs of the job, the one that completed it included.
@@ -132,10 +132,10 @@ class Report:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
-        """Read a report that any version has written with `to_dict`."""
+        """Read a report that any version wrote with `to_dict`."""
         totals = Totals.of_manifest(data["totals"])
         spent = data.get("spent", {"use": {}})
-        if "generated_tokens" not in spent:  # an older version: take the tokens of the present answers
+        if "generated_tokens" not in spent:  # an older version: take the tokens of the current answers
             spent = spent | {"prompt_tokens": totals.prompt_tokens, "generated_tokens": totals.generated_tokens}
         records = {
             "totals": totals,
@@ -153,7 +153,7 @@ class Report:
         """Return the lines of the summary that ends the command.
 
         Args:
-            already: Whether the job was complete before the command, which then has no run to describe.
+            already: Whether the job was complete before the command; then there is no run to describe.
         """
         totals = self.totals
         lines = [f"{totals.answered:,} of {counted(self.planned, 'row')} answered, {totals.failed:,} failed"]
@@ -169,7 +169,7 @@ class Report:
             lines.append(f"reasoning: {listed}")
         if totals.documents_truncated:
             lines.append(
-                f"documents: {totals.documents_truncated:,} of {totals.answered:,} were shown to the model only in part"
+                f"documents: {totals.documents_truncated:,} of {totals.answered:,} were truncated for the model"
             )
         if totals.graded:
             share = 100 * totals.right / totals.graded

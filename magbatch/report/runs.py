@@ -1,4 +1,4 @@
-"""List of a job's runs: begin, end, how each ended, and how many rows it committed."""
+"""List of a job's runs: start, end, how each ended, and how many rows it committed."""
 
 import time
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import Any
 
 from magbatch.report.record import ProgressRecord, StoredEnd
 
-MOST_RUNS = 20  # newest runs that are kept; the report lists them in one table
+MOST_RUNS = 20  # runs kept, the newest ones; the report lists them in one table
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +14,7 @@ class PastRun:
     """A run of a job.
 
     Attributes:
-        began: Begin of the run (Unix time, s).
+        began: Start of the run (Unix time, s).
         ended: End of the run, or the time of its last record (Unix time, s).
         how: State in which the run ended, in the words of `status`: `complete`, `interrupted`, `killed`.
         rows: Rows that the run committed.
@@ -29,7 +29,7 @@ class PastRun:
 
 
 def runs_of(record: ProgressRecord | None) -> list[PastRun]:
-    """Read the runs from the record of the last run, which is added to them. Runs that cannot be read are left out."""
+    """Read the earlier runs from the record of the last run, and add the last run. Unreadable runs are left out."""
     if record is None:
         return []
     found = [run for one in record.get("runs") or [] if (run := _read(one)) is not None]
@@ -47,7 +47,7 @@ def runs_of(record: ProgressRecord | None) -> list[PastRun]:
 
 
 def with_this(past: list[PastRun], began: float, rows: int, host: str) -> list[PastRun]:
-    """Return the runs of a job that is complete now: the past runs and the present one."""
+    """Return the runs of a job that is complete now: the past runs and this one."""
     return [*past, PastRun(began, time.time(), "complete", rows, host)][-MOST_RUNS:]
 
 

@@ -23,14 +23,14 @@ from magbatch.schema import RESULTS
 from magbatch.storage.columns import as_keys, convert, plain
 from magbatch.temporary import temporary_files
 
-BUCKETS = 64  # files of hashed ids; memory holds one at a time: 2.5 MB of hashes for 10 million rows
+BUCKETS = 64  # files of hashed ids; memory holds one file at a time: 2.5 MB of hashes for 10 million rows
 DIGEST_BYTES = 16
-SLOWEST_ROWS = 10  # listed in the report
+SLOWEST_ROWS = 10  # slowest rows that the report lists
 ROOM = "16 bytes a row are needed"
 
 
 class DuplicateIds:
-    """Counts input rows whose user id an earlier row has too. Hashes of the ids are kept in temporary files.
+    """Counts input rows whose user id an earlier row already has. Hashes of the ids are kept in temporary files.
 
     Args:
         column: Output column that holds the user's id; None if the job has none, and nothing is counted.
@@ -61,7 +61,7 @@ class DuplicateIds:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def observe(self, kind: str, table: pa.Table) -> None:
-        """Take the ids of one object. A row counts once, however many samples it has.
+        """Observe the ids of one object. A row counts once, however many samples it has.
 
         Args:
             kind: Kind of the object: `results` or `errors`.
@@ -79,13 +79,13 @@ class DuplicateIds:
                     self._files[digest[0] % BUCKETS].write(digest)
 
     def count(self) -> int:
-        """Return the number of rows beyond the first of each id."""
+        """Return the number of rows whose id an earlier row already has."""
         repeated = 0
         for file in self._files:
             with temporary_files(ROOM):
                 file.flush()
                 data = Path(file.name).read_bytes()
-            digests = [data[begin : begin + DIGEST_BYTES] for begin in range(0, len(data), DIGEST_BYTES)]
+            digests = [data[start : start + DIGEST_BYTES] for start in range(0, len(data), DIGEST_BYTES)]
             repeated += len(digests) - len(set(digests))
         return repeated
 
@@ -104,7 +104,7 @@ class Slowest:
         self._rows: list[dict[str, Any]] = []
 
     def observe(self, kind: str, table: pa.Table) -> None:
-        """Take the rows of one object; arguments as for `DuplicateIds.observe`."""
+        """Observe the rows of one object; arguments as for `DuplicateIds.observe`."""
         if kind != RESULTS or not table.num_rows:
             return
         if len(self._rows) == self._count and pa.compute.max(table["latency_s"]).as_py() <= self._rows[-1]["latency_s"]:

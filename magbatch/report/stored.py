@@ -1,4 +1,4 @@
-"""Report and page of a complete job, read and repaired; and the rest of an end that was interrupted."""
+"""Report and page of a complete job: reading, repair, and the last steps of a run that was interrupted at its end."""
 
 import json
 from collections.abc import Callable
@@ -37,7 +37,7 @@ def stored_report(ledger: Ledger) -> Report:
 
     Raises:
         OutputError: The report is missing or damaged, or differs from the manifest's checksum.
-        StorageError: Storage is away.
+        StorageError: The storage does not answer.
     """
     manifest = ledger.manifest()
     try:
@@ -58,14 +58,14 @@ def whole(ledger: Ledger) -> list[ObjectName]:
     """Return the objects of a complete job that its manifest does not name.
 
     Raises:
-        OutputError: Objects that the manifest names are gone.
+        OutputError: Objects that the manifest names are missing.
     """
     extra, lost = strays(ledger)
     if lost:
         objects = counted(len(lost), "object of its manifest is", "objects of its manifest are")
         raise OutputError(
-            f"{ledger.path}: the job is complete, but {objects} gone; the first is {lost[0]}. Bring them "
-            "back, or set output.path to a new place to run it again"
+            f"{ledger.path}: the job is complete, but {objects} missing; the first is {lost[0]}. Restore "
+            "lost objects, or set output.path to a new folder to run the job again"
         )
     return extra
 
@@ -73,14 +73,14 @@ def whole(ledger: Ledger) -> list[ObjectName]:
 def mend(ledger: Ledger, lease: Lease) -> None:
     """Finish the interrupted end of a complete job, and make a missing or changed report again.
 
-    Nothing is done while a retry or a compaction holds the lease: its new objects only look like strays.
+    Nothing is done while a retry or a compaction holds the lease, because its new objects would look like strays.
 
     Args:
         ledger: Output of the job.
         lease: Lease on the output, not held yet.
 
     Raises:
-        OutputError: Objects that the manifest names are gone.
+        OutputError: Objects that the manifest names are missing.
         LeaseError: Another command holds the lease, and the report cannot be read.
     """
     manifest = ledger.manifest()
@@ -138,7 +138,7 @@ def _has_report(ledger: Ledger, manifest: Manifest) -> bool:
 
 
 def _load(ledger: Ledger, name: str) -> bytes | None:
-    """Read a file; None if there is none, or if something else has its name."""
+    """Read a file; None if it does not exist, or if something else has its name."""
     try:
         return ledger.load(name)
     except StorageError as error:
@@ -153,12 +153,12 @@ def _new_report(ledger: Ledger, spec: JobSpec, plan: Plan, manifest: Manifest) -
     totals, slowest, more = Totals(), Slowest(user_id), narrow_columns(spec, plan)
     with DuplicateIds(user_id) as ids:
         for entry in manifest.objects:
-            part = read_object(ledger.store, entry.name, more, entry.sha256)
-            if isinstance(part, str):
-                raise damaged(ledger.store, part)
-            totals.add(part.name.kind, part.table, grading)
-            ids.observe(part.name.kind, part.table)
-            slowest.observe(part.name.kind, part.table)
+            found = read_object(ledger.store, entry.name, more, entry.sha256)
+            if isinstance(found, str):
+                raise damaged(ledger.store, found)
+            totals.add(found.name.kind, found.table, grading)
+            ids.observe(found.name.kind, found.table)
+            slowest.observe(found.name.kind, found.table)
         repeated = ids.count() if user_id is not None else None
     record, (spent, history) = last_record(ledger.store), earlier(ledger.store)
     cost = None if record is None else record.get("cost")

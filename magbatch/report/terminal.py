@@ -12,9 +12,9 @@ from rich.table import Column
 from magbatch.counts import counted
 from magbatch.report.progress import Eta, JobProgress, ProgressSnapshot
 
-LOG_INTERVAL_S = 60.0  # between two lines if there is no terminal, and in the run's log
+LOG_INTERVAL_S = 60.0  # between two progress lines without a terminal, and in the run's log
 BAR_COLUMNS = 20
-SPINNER_COLUMNS = 2  # the spinner, and the blank behind it
+SPINNER_COLUMNS = 2  # width of the spinner and the blank after it
 
 
 class ProgressLine:
@@ -23,7 +23,7 @@ class ProgressLine:
     Args:
         console: Console that is written to.
         progress: Progress that is shown.
-        note: Function that is given a line a minute that the terminal shows only for a moment, for the run's log.
+        note: Function that takes one progress line a minute for the run's log, if the console is a terminal.
 
     Attributes:
         progress: Progress that is shown.
@@ -54,7 +54,7 @@ class ProgressLine:
             self._bar.stop()
 
     def show(self) -> None:
-        """Show the present state of the job."""
+        """Show the current state of the job."""
         now, snapshot = time.monotonic(), self.progress.snapshot()
         self._show_events(snapshot)
         text = line(snapshot, now - self._began)
@@ -88,8 +88,8 @@ def line(snapshot: ProgressSnapshot, starting_s: float, width: int | None = None
     Args:
         snapshot: State of the job.
         starting_s: Seconds for which its engines have been starting.
-        width: Columns of the terminal. The least important parts are left out if the line is wider. None keeps all
-            parts and shows no bar.
+        width: Columns of the terminal. If the line is wider, the least important values are left out. None keeps all
+            values and shows no bar.
     """
     if snapshot.fleet.starting and not snapshot.complete:
         return f"{snapshot.done:,}/{snapshot.planned:,} · starting the engine, {starting_s:.0f} s"
@@ -117,7 +117,7 @@ def line(snapshot: ProgressSnapshot, starting_s: float, width: int | None = None
         [brief_done, brief_end, brief_failed],
         [brief_done, brief_end],
     ]
-    return next((text for parts in choices if len(text := " · ".join(parts)) <= width), brief_done)
+    return next((text for values in choices if len(text := " · ".join(values)) <= width), brief_done)
 
 
 def _brief(number: float) -> str:
@@ -138,11 +138,11 @@ def shown_eta(eta: Eta | None) -> str:
 
 def _duration(seconds: float) -> str:
     """Return a duration in its two largest units: `2h13m`."""
-    left, parts = round(seconds), list[str]()
+    left, units = round(seconds), list[str]()
     for unit, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
         count, left = divmod(left, size)
-        if count or (unit == "s" and not parts):
-            parts.append(f"{count}{unit}")
-        elif parts:
+        if count or (unit == "s" and not units):
+            units.append(f"{count}{unit}")
+        elif units:
             break
-    return "".join(parts[:2])
+    return "".join(units[:2])

@@ -14,8 +14,8 @@ class JobUsage:
 
     Attributes:
         device_s: Seconds for which devices were held: GPUs, or replicas if the job runs on CPUs.
-        starved_s: Seconds in which an engine had free slots while rows waited to be begun.
-        engine_deaths: Engines that died, or hung, with rows in them.
+        starved_s: Seconds in which an engine had free slots while rows were waiting.
+        engine_deaths: Engines that died or hung with rows in flight.
         restarts: Replicas that replaced an ended one.
         input_errors: Requests that the input's storage refused.
         output_errors: Requests of the driver that the output's storage refused. Replicas count theirs in `use`.
@@ -23,7 +23,7 @@ class JobUsage:
         prompt_tokens: Prompt tokens of all answered rows, including answers that a retry has replaced.
         generated_tokens: Reasoning and answer tokens of the same rows.
         lost: Replicas that ended while rows were still to be answered.
-        losses: The newest of these losses, `MOST_LOSSES` at most.
+        losses: Newest of these replicas, with the reason of each loss; `MOST_LOSSES` at most.
     """
 
     device_s: float = 0.0
@@ -57,7 +57,7 @@ class JobUsage:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
-        """Read a record that any version has written with `asdict`."""
+        """Read a record that any version wrote with `asdict`."""
         losses = [Loss.from_dict(one) for one in data.get("losses", [])]
         return cls(**known_fields(cls, data) | {"use": Usage(**known_fields(Usage, data["use"])), "losses": losses})
 

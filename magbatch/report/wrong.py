@@ -11,8 +11,8 @@ from magbatch.errors import one_line
 from magbatch.report.texts import as_text
 from magbatch.totals import known_fields
 
-MOST_WRONG = 10  # examples in the report
-TEXT_CHARS = 200  # of each answer: two lines of the page
+MOST_WRONG = 10  # most examples in the report
+TEXT_CHARS = 200  # longest text of an answer in the report: two lines of the page
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class WrongAnswers:
         self.found: list[WrongAnswer] = []
 
     def observe(self, table: pa.Table, grading: Grading) -> None:
-        """Take the records of an object.
+        """Observe the records of an object.
 
         Args:
             table: Records with the columns that the grading compares.

@@ -11,7 +11,7 @@ from magbatch.schedule.scheduled import LONGEST_WAIT, ScheduledJob
 from magbatch.schedule.specs import read
 from magbatch.spec import JobSpec
 
-REREAD = timedelta(seconds=60)  # wait before a wrong spec is read again: a module that it names may have been corrected
+REREAD = timedelta(seconds=60)  # wait before a wrong spec is read again: a module that it imports may be corrected
 
 
 def spec_files(folder: str) -> list[str]:
@@ -26,13 +26,13 @@ def spec_files(folder: str) -> list[str]:
 
 
 class SpecFolder:
-    """Folder of specs whose schedules are looked after.
+    """Folder of specs, with the job of each spec that has a schedule.
 
     Args:
         folder: Path of the folder. Files may be added, changed and removed at any time.
         read_s: Time limit for reading one spec (seconds).
         say: Function that shows one line to a person.
-        report: Function that takes a spec's file and what is wrong with it.
+        report: Function that takes a spec's file and its error.
 
     Attributes:
         jobs: Path of each spec with a schedule, to its job.
@@ -48,23 +48,23 @@ class SpecFolder:
         self.jobs: dict[str, ScheduledJob] = {}
 
     def update(self, now: datetime) -> None:
-        """Bring the jobs up to date with the folder.
+        """Update the jobs from the folder.
 
         If the folder cannot be read (a new mount, a network failure), the known jobs stay. A job whose tick runs is
         neither replaced nor removed.
 
         Args:
-            now: The time.
+            now: Current time (UTC).
         """
         try:
             paths = spec_files(self._folder)
         except (InputError, OSError) as error:
             if not self._is_away:
-                self._say(f"{one_line(error)}; the specs that were read before stay in use")
+                self._say(f"{one_line(error)}; specs that were read before stay in use")
             self._is_away = True
             return
         if self._is_away:
-            self._say(f"{self._folder}: is there again")
+            self._say(f"{self._folder}: can be read again")
             self._is_away = False
         for path in set(self.jobs) - set(paths):
             if not self.jobs[path].is_busy:
@@ -92,7 +92,7 @@ class SpecFolder:
         return changed
 
     def _take(self, path: str, stamp: tuple[int, int], found: JobSpec | SpecError, now: datetime) -> None:
-        """Take over what was read from a file; a problem is reported once."""
+        """Use the spec that was read from a file; an error is reported once."""
         self._skipped.pop(path, None)
         if isinstance(found, SpecError):
             self._skipped[path] = stamp, now + (LONGEST_WAIT if isinstance(found, LateSpecError) else REREAD)

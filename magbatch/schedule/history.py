@@ -1,16 +1,16 @@
-"""History of a schedule, from its output alone: which ticks began and ended, and which files their runs have taken.
+"""History of a schedule, from its output alone: which ticks started and ended, and which files their runs took.
 
 ```
 OUTPUT/_magbatch/schedule/since.json                time when a scheduler first saw the schedule
-OUTPUT/_magbatch/schedule/<tick>.json               the tick has begun; created once
+OUTPUT/_magbatch/schedule/<tick>.json               the tick has started; created once
 OUTPUT/_magbatch/schedule/<tick>.complete.json      its run is complete
 OUTPUT/_magbatch/schedule/<tick>.empty.json         the tick had no new files
 OUTPUT/_magbatch/schedule/taken.parquet             index of the files of complete runs, which saves reading their plans
 OUTPUT/runs/<tick>/                                 the run: an ordinary output of a job
 ```
 
-The plan of a run is the claim on its files. A plan is created once too, so a tick never has two plans. The record of an
-end repeats what plan and manifest say, so it may be written late, twice, or not at all.
+The plan of a run is the claim on its files. A plan, too, is created once, so a tick never has two plans. The record of
+an end repeats what plan and manifest say, so it may be written late, twice, or not at all.
 """
 
 import json
@@ -32,7 +32,7 @@ from magbatch.schedule.taken import TakenIndex
 from magbatch.schedule.ticks import tick_name, tick_of
 from magbatch.storage import Store, open_store
 
-PLAN_READERS = 16  # plans are small, and each read waits for the network
+PLAN_READERS = 16  # plans read at once: they are small, and each read waits for the network
 BEGUN, COMPLETE, EMPTY = "begun", "complete", "empty"
 
 
@@ -53,7 +53,7 @@ class Ticks:
 
     @property
     def open(self) -> list[datetime]:
-        """Ticks that have begun and not ended, oldest first."""
+        """Ticks that started and have not ended, oldest first."""
         return [tick for tick, state in self.states.items() if state == BEGUN]
 
 
@@ -62,7 +62,7 @@ class History:
 
     Args:
         output: The spec's output.path: a local directory or s3:// prefix.
-        quick: Whether a store that does not answer within seconds raises an error. Otherwise it is waited for.
+        quick: Whether a store that does not answer within seconds raises an error. If not, calls wait for it.
     """
 
     def __init__(self, output: str, *, quick: bool = False) -> None:
@@ -86,7 +86,7 @@ class History:
         return Ticks(dict(sorted(states.items())))
 
     def _records(self) -> Iterator[tuple[datetime, str, str]]:
-        """Yield tick, end and tag of each record; the end is empty for the record that a tick has begun."""
+        """Yield tick, end and tag of each record; the end is empty for the record of a start."""
         for item in self._store.list(TICKS):
             name, _, end = item.name.removeprefix(TICKS).removesuffix(".json").partition(".")
             tick = tick_of(name)
@@ -94,10 +94,12 @@ class History:
                 yield tick, end, item.tag
 
     def since(self, now: datetime) -> datetime:
-        """Time when a scheduler first saw this schedule; recorded as now if none has. Earlier ticks were never missed.
+        """Time when a scheduler first saw this schedule; recorded as now if none has.
+
+        Earlier ticks do not count as missed.
 
         Args:
-            now: The time.
+            now: Current time (UTC).
         """
         self._store.create(SINCE, _record(at=now.isoformat()))
         return self.seen() or now
@@ -109,7 +111,7 @@ class History:
         return None
 
     def begin(self, tick: datetime) -> bool:
-        """Record that a tick begins. If several schedulers try, exactly one gets True."""
+        """Record that a tick starts. If several schedulers try, exactly one gets True."""
         return self._store.create(f"{TICKS}{tick_name(tick)}.json", _record(tick=tick.isoformat()))
 
     def end(self, tick: datetime, state: str, **facts: Any) -> None:
@@ -145,13 +147,13 @@ class History:
             The frozen plan: this one or an earlier one.
 
         Raises:
-            StorageError: The plan was written and is gone.
+            StorageError: The plan was written but is missing now.
         """
         open_store(self.run_path(tick)).create(PLAN, plan.to_bytes())
         found = self.plan(tick)
         if found is None:
             raise StorageError(
-                f"{self.run_path(tick)}/{PLAN}: was written, and is gone; run the tick again", passing=True
+                f"{self.run_path(tick)}/{PLAN}: was written but is missing now; run the tick again", passing=True
             )
         return found
 

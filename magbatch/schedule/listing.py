@@ -27,7 +27,7 @@ class LastTick:
         tick: The tick (UTC).
         state: `complete`, `empty`, `running` or `interrupted`.
         output: Output of its run.
-        facts: Counts of a tick that is over: `files`, `rows`, `failed`, if its record has them.
+        facts: Counts of a tick that has ended: `files`, `rows`, `failed`, if its record has them.
     """
 
     tick: datetime
@@ -52,7 +52,7 @@ class ListedSchedule:
         timezone: IANA time zone of the cron expression.
         runs: Ticks so far.
         last: The last tick; None before the first.
-        due: Tick that is due now; None if none is.
+        due: Tick that is due now; None if no tick is due.
         next: The next tick; None if there is none in the next 50 years.
     """
 
@@ -98,8 +98,8 @@ def listing(folder: str, now: datetime, timing: Timing = DEFAULT) -> list[Listed
 
     Args:
         folder: Path of the folder.
-        now: The time.
-        timing: Durations.
+        now: Current time (UTC).
+        timing: Time limits for reading specs and for stores to answer.
 
     Raises:
         InputError: There is no such folder.
@@ -121,7 +121,7 @@ def listing(folder: str, now: datetime, timing: Timing = DEFAULT) -> list[Listed
 
 
 def _result(path: str, spec: JobSpec, look: "Look[ListedSchedule]", late_s: float) -> ListedSchedule | ListedProblem:
-    """Result of a look at a schedule's output, or why there is none."""
+    """Schedule that a look at its output found, or the reason why it found none."""
     where = f"{path}: output.path {spec.output.path}"
     if not look.is_over:
         return ListedProblem(path, f"{where}: its store has not answered for {late_s:g} s")
@@ -158,7 +158,7 @@ def _last(history: History, tick: datetime, state: str) -> LastTick:
 
 
 def _state_of_run(output: str) -> str:
-    """State of a tick that has begun and not ended."""
+    """State of a tick that started and has not ended."""
     try:
         run = status(output).run
     except JobError:  # the tick has no plan yet

@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 class Look(Generic[T]):
-    """A look at a store; it begins when the object is made.
+    """A look at a store, which starts when the object is made.
 
     Args:
         act: Function that reads from the store.

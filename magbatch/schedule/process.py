@@ -8,7 +8,7 @@ from datetime import datetime
 
 from magbatch import guard
 
-MAX_REASON_BYTES = 2000  # of one line in the scheduler's log
+MAX_REASON_BYTES = 2000  # longest reason, shown in one line of the scheduler's log
 
 
 class TickProcess(subprocess.Popen[bytes]):

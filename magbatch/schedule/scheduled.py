@@ -1,4 +1,4 @@
-"""A spec with a schedule, as a scheduler looks after it: its running tick, its pending look, its next look."""
+"""A spec with a schedule, as a scheduler keeps it: its running tick, its pending look, the time of its next look."""
 
 import subprocess
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ from magbatch.schedule.look import Look
 from magbatch.schedule.ticks import upcoming
 from magbatch.spec import JobSpec, ScheduleSpec
 
-FIRST_WAIT = timedelta(minutes=1)  # after a run that failed; doubled after each further failure
-LONGEST_WAIT = timedelta(hours=1)
+FIRST_WAIT = timedelta(minutes=1)  # wait after a failed run; doubled after each further failure
+LONGEST_WAIT = timedelta(hours=1)  # longest wait after failed runs
 MISTAKE_FAILURES = 4  # a mistake in a spec waits as long as 4 failures (16 minutes): a person has to correct it
 
 
@@ -19,7 +19,7 @@ class RunningTick:
     """Tick whose process runs.
 
     Attributes:
-        process: The process.
+        process: Process of the tick, with a process group of its own.
         tick: The tick (UTC).
     """
 
@@ -63,8 +63,8 @@ class ScheduledJob:
         schedule: Schedule of the job.
         stamp: Modification time (ns) and size (bytes) of the file when it was read.
         wake: Time of the next look at its output.
-        running: Tick that runs; None if none does.
-        failures: Runs that failed in a row.
+        running: Tick that runs; None if no tick runs.
+        failures: Consecutive runs that failed.
         look: Pending look at its output; None if there is none.
         ended: Tick that ended, while `look` reads whether it is complete.
     """
@@ -87,10 +87,10 @@ class ScheduledJob:
     def wait(self, now: datetime, *, mistake: bool = False) -> None:
         """Put off the next look after a failure: 1 minute, then 2, 4 and so on up to an hour.
 
-        The wait ends at the next tick at the latest, so that a failing run delays no later one.
+        The wait ends at the next tick at the latest, so that a failing run does not delay later runs.
 
         Args:
-            now: The time.
+            now: Current time (UTC).
             mistake: Whether a person has to correct the cause.
         """
         if mistake:

@@ -1,7 +1,7 @@
-"""A scheduler: one process looks after many schedules, and runs each due tick in a process of its own.
+"""A scheduler: one process watches many schedules, and runs each due tick in a process of its own.
 
 A crash of a job ends neither another job nor the scheduler. A scheduler that is killed ends no job. It keeps no state
-of its own: the outputs say what is due. So any number of schedulers may look after the same specs, and exactly one of
+of its own: the outputs say what is due. So any number of schedulers may watch the same specs, and exactly one of
 them runs each tick.
 """
 
@@ -25,9 +25,9 @@ from magbatch.schedule.ticks import due, upcoming
 from magbatch.schedule.timing import DEFAULT, Timing
 from magbatch.spec import JobSpec, ScheduleSpec
 
-LOOK = timedelta(seconds=60)  # between two looks at an output for which no tick is due by the clock
-RESULTS_KEPT = 1000  # bound for a scheduler that runs for years
-ENDS = {1: "ended early", 2: "cannot go on", 3: "was interrupted", 4: "met a defect in magbatch"}  # by exit code
+LOOK = timedelta(seconds=60)  # time between two looks at an output if no tick is due by the clock
+RESULTS_KEPT = 1000  # most results kept, because a scheduler may run for years
+ENDS = {1: "ended early", 2: "cannot continue", 3: "was interrupted", 4: "met a defect in magbatch"}  # by exit code
 
 Begin = Callable[[str, datetime], "subprocess.Popen[bytes]"]
 
@@ -38,7 +38,7 @@ def what_is_due(spec: JobSpec, schedule: ScheduleSpec, now: datetime) -> datetim
     Args:
         spec: The job.
         schedule: Schedule of the job.
-        now: The time.
+        now: Current time (UTC).
 
     Returns:
         The tick due by the clock (running it finishes older ticks first), else the oldest unfinished tick, else None.
@@ -55,11 +55,11 @@ class Scheduler:
     """Scheduler of the specs of a folder.
 
     Args:
-        folder: Path of the folder. Each .yaml and .yml file with a schedule is looked after.
+        folder: Path of the folder. Each .yaml and .yml file with a schedule is run when due.
         say: Function that shows one line to a person.
         begin: Function that starts the process of a tick.
         clock: Function that returns the time (UTC).
-        timing: Durations.
+        timing: Durations of passes, looks and ends.
 
     Attributes:
         results: The last runs that ended, and problems of specs and outputs.
@@ -84,14 +84,14 @@ class Scheduler:
             once: Whether to end when the ticks that are due now have ended.
 
         Raises:
-            InputError: The folder does not exist at the start. Later it may be away for a while.
+            InputError: The folder does not exist at the start. Later, it may be missing for a while.
         """
         try:
             spec_files(self._path)
             self._begin_looks(now=self._clock())
             if not self._folder.jobs:
                 what = "nothing to run" if once else "new files are read and run as they are added"
-                self._say(f"{self._path}: no spec here that can be read has a schedule: {what}")
+                self._say(f"{self._path}: no readable spec here has a schedule: {what}")
             while not once or self._is_busy():
                 time.sleep(self._timing.pass_s)
                 self._collect_ended()
@@ -111,13 +111,13 @@ class Scheduler:
         return job.look
 
     def _begin_looks(self, now: datetime) -> None:
-        """Look at the outputs of jobs that may be due, and begin due ticks."""
+        """Look at the outputs of jobs that may be due, and start due ticks."""
         self._folder.update(now)
-        begun = list[Look[Any]]()
+        looks = list[Look[Any]]()
         for job in self._folder.jobs.values():
             if job.running is None and job.look is None and now >= job.wake:
-                begun.append(self._look(job, partial(what_is_due, job.spec, job.schedule, now)))
-        wait_for(begun, self._timing.answer_s)
+                looks.append(self._look(job, partial(what_is_due, job.spec, job.schedule, now)))
+        wait_for(looks, self._timing.answer_s)
         self._act_on_looks(now)
 
     def _act_on_looks(self, now: datetime) -> None:
@@ -160,13 +160,13 @@ class Scheduler:
             job.running = RunningTick(self._begin(job.path, tick), tick)
         except OSError as error:  # the machine lacks processes, memory, descriptors or disk space
             job.wait(now)
-            self._say(f"{what} cannot begin: {error}; next attempt at {job.wake}")
+            self._say(f"{what} cannot start: {error}; next attempt at {job.wake}")
             return
-        self._say(f"{what} begins")
+        self._say(f"{what} starts")
 
     def _collect_ended(self) -> None:
         """Record ticks that ended, and look whether they are complete: an exit code may be that of a crash."""
-        begun = list[Look[Any]]()
+        looks = list[Look[Any]]()
         for job in self._folder.jobs.values():
             running = job.running
             code = None if running is None else running.process.poll()
@@ -174,9 +174,9 @@ class Scheduler:
                 continue
             job.running, job.ended = None, EndedTick(running.tick, code, reason_of(running.process))
             self.results.append(EndedRun(job.spec.name, running.tick, code))
-            begun.append(self._look(job, partial(_is_over, job.spec.output.path, running.tick)))
-        wait_for(begun, self._timing.answer_s)
-        if begun:
+            looks.append(self._look(job, partial(_is_over, job.spec.output.path, running.tick)))
+        wait_for(looks, self._timing.answer_s)
+        if looks:
             self._act_on_looks(self._clock())
 
     def _judge(self, job: ScheduledJob, ended: EndedTick, look: "Look[Any]", now: datetime) -> None:
@@ -219,7 +219,9 @@ class Scheduler:
             job.running = None
             self.results.append(EndedRun(job.spec.name, running.tick, code))
             reason_of(running.process)  # closes its file
-            self._say(f"{job.spec.name}: {running} was interrupted because the scheduler ends; the next start goes on")
+            self._say(
+                f"{job.spec.name}: {running} was interrupted because the scheduler ends; its next start resumes it"
+            )
 
 
 def _is_over(output: str, tick: datetime) -> bool:

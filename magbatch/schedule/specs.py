@@ -22,8 +22,8 @@ from magbatch.spec.user_model import IMPORT_S
 # As long as the import of a user's module may take. The reader has to start first, so a module that takes all of its
 # time ends in `LateSpecError`, whose file is not read again for an hour.
 READ_S = int(IMPORT_S)
-READERS = 8
-LOOK_S = 0.02
+READERS = 8  # most files read at once
+LOOK_S = 0.02  # time between two looks at the readers
 
 
 def read(paths: Iterable[str], limit_s: int = READ_S) -> dict[str, JobSpec | SpecError]:
@@ -34,7 +34,7 @@ def read(paths: Iterable[str], limit_s: int = READ_S) -> dict[str, JobSpec | Spe
         limit_s: Time limit for each file (seconds).
 
     Returns:
-        Path to spec, or to what is wrong with it, in the order of `paths`.
+        Path to spec, or to the error of its file, in the order of `paths`.
     """
     found: dict[str, JobSpec | SpecError] = {}
     paths = list(paths)
@@ -84,7 +84,7 @@ class _Reader:
         return self._process.poll() is not None or time.monotonic() >= self._until
 
     def result(self) -> JobSpec | SpecError:
-        """The spec, or what is wrong with it."""
+        """The spec, or the error of its file."""
         code = self._process.poll()
         self._answer.seek(0)
         data = self._answer.read()
@@ -94,11 +94,11 @@ class _Reader:
             return SpecError(answer["problem"]) if "problem" in answer else parse(answer["spec"], origin=self._path)
         if code is None:
             return LateSpecError(
-                f"{self._path}: it was not read within {self._limit_s} s; make the module that answer.schema names "
-                "faster to import"
+                f"{self._path}: not read within {self._limit_s} s; make the module that answer.schema names faster "
+                "to import"
             )
         how = guard.how_it_ended(-code if code < 0 else code << 8)
-        return SpecError(f"{self._path}: the process that read it {how}; mend the module that answer.schema names")
+        return SpecError(f"{self._path}: the process that read it {how}; correct the module that answer.schema names")
 
     def end(self) -> None:
         """Kill the process and its children."""

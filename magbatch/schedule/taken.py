@@ -1,7 +1,7 @@
 """Index of the input files that complete runs have taken: one object, which can be rebuilt from the plans.
 
-The index is believed for a run only if the record of the run's end is the one that was indexed. So an old, damaged or
-missing index costs the reading of plans, and never changes the answer.
+A run's entry counts only if the record of the run's end is still the indexed one. So an old, damaged or missing index
+only means that more plans are read; it never changes the answer.
 """
 
 import io
@@ -86,7 +86,7 @@ class TakenIndex:
         )
 
     def store(self, store: Store) -> None:
-        """Write the index in place of the old one."""
+        """Write the index over the old one."""
         sink = io.BytesIO()
         pq.write_table(self.table, sink, compression="zstd", write_page_checksum=True)
         store.write(TAKEN, sink.getvalue())

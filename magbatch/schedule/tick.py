@@ -1,15 +1,15 @@
-"""A run of a schedule: each input file is in exactly one run, whatever is killed, and when.
+"""A run of a schedule: each input file is in exactly one run, whatever is killed at any time.
 
 The order of steps guarantees this. Under the lease of the output:
 
-1. Each tick that has begun and not ended gets its plan, and is finished with the files of that plan.
+1. Each tick that started and has not ended gets its plan, and is finished with the files of that plan.
 2. The new tick is recorded.
 3. The plans of all earlier ticks are read: their files are taken.
 4. The plan of the new tick is created. The plan is the claim on its files, and a tick never has two plans.
 
-Killed before step 4, a run has claimed nothing, and the next run plans the tick again. Killed after it, the next run
-goes on with the same files. A run may stand still while another takes over its lease, then wake up and create a plan.
-That is harmless: its tick is recorded, so the other run sees that tick and plans it before any other.
+A run that is killed before step 4 has claimed nothing, and the next run plans the tick again. After step 4, the next
+run continues with the same files. A run may stand still while another takes over its lease, then wake up and create a
+plan. That is harmless: its tick is recorded, so the other run sees that tick and plans it before any other.
 A tick that has its plan and cannot be finished does not stop later ticks.
 """
 
@@ -46,10 +46,10 @@ class TickOutcome:
         state: `complete`; `empty` if there were no new files; `begun` if it is not complete.
         output: Output of its run.
         files: Input files of its run; None if it is not complete.
-        outcome: Outcome of its run; None if it was empty, over before, or is not complete.
-        already: Whether the tick was over before.
-        too_many_failed: Whether more of its rows failed than the spec allowed then.
-        error: Reason why it is not complete; None if it is.
+        outcome: Outcome of its run; None if the tick had no files, had ended before, or is not complete.
+        already: Whether the tick had ended before.
+        too_many_failed: Whether more of its rows failed than the spec allowed at that time.
+        error: Error that kept the tick from completing; None if it is complete.
     """
 
     tick: datetime
@@ -81,7 +81,7 @@ def _answered(spec: JobSpec, console: Console, plan: Plan) -> RunOutcome:
 
 
 def chosen(spec: JobSpec, at: str | None) -> datetime:
-    """The tick of a command line (UTC).
+    """The tick that a command line asks for (UTC).
 
     Args:
         spec: The job.
@@ -92,7 +92,7 @@ def chosen(spec: JobSpec, at: str | None) -> datetime:
     """
     schedule, now = spec.schedule, datetime.now(UTC)
     if schedule is None:
-        raise SpecError("schedule: is not set; add schedule: {cron: 0 6 * * *}, or run the spec once: magbatch run")
+        raise SpecError("schedule: is missing; add schedule: {cron: 0 6 * * *}, or run the spec once: magbatch run")
     tick = parse_at(at, schedule, now) if at is not None else latest(schedule, now)
     if tick is None:
         raise SpecError(f"schedule.cron: {schedule.cron} had no tick in the last 40 years; name a time with --at")
@@ -127,18 +127,18 @@ def run_tick(spec: JobSpec, tick: datetime, console: Console, answer: Answer = _
         except JobError as error:
             if _would_stop_any(error):
                 raise
-            say(f"the run of {one.isoformat()} is not complete, and is tried again at the next tick: {error}")
+            say(f"the run of {one.isoformat()} is not complete and will be tried again at the next tick: {error}")
             return TickOutcome(one, BEGUN, history.run_path(one), files=None, error=error)
 
     with hold(history.output, say, spec.output.patience_s) as lease:
         before = history.ticks()
         left = deque(one for one in before.open if one != tick)
-        for one in left:  # each begun tick needs its plan before free files are known
+        for one in left:  # each started tick needs its plan before free files are known
             _frozen_plan(spec, one, history, lease)
         done = list[TickOutcome]()
         while left and all(one.exit_code <= 1 for one in done):
             done.append(attempted(left.popleft(), lease))
-        # After a failure, the asked tick comes first: if it fails too, its error must end the command.
+        # After a failure, the requested tick comes first: if it fails too, its error must end the command.
         state = before.states.get(tick)
         if state in {COMPLETE, EMPTY}:
             asked = _as_recorded(history, tick, state)
@@ -149,12 +149,12 @@ def run_tick(spec: JobSpec, tick: datetime, console: Console, answer: Answer = _
 
 
 def _would_stop_any(error: JobError) -> bool:
-    """Whether an error would stop any tick now: an interrupt, or a store or cluster that is away."""
+    """Whether an error would stop any tick now: an interrupt, or a store or cluster that does not answer."""
     return isinstance(error, ResumableError) and bool(getattr(error, "passing", True))
 
 
 def _as_recorded(history: History, tick: datetime, state: str) -> TickOutcome:
-    """Outcome of a tick that was over before."""
+    """Outcome of a tick that had ended before."""
     facts = history.facts(tick, state)
     return TickOutcome(
         tick, state, history.run_path(tick), facts.get("files", 0), already=True,
@@ -174,7 +174,7 @@ def _frozen_plan(spec: JobSpec, tick: datetime, history: History, lease: Lease) 
 
 
 def _of_same_files(spec: JobSpec, plan: Plan) -> Plan:
-    """New plan of the files of another plan, without files that the spec no longer reads."""
+    """New plan for the files of another plan, without files that the spec no longer reads."""
     files = plan.files()
     return make_plan(spec, take=lambda file: (file.name, file.size, file.tag) in files)
 
@@ -198,7 +198,7 @@ def _finish(
 
 
 def _spec_and_plan(wanted: JobSpec, plan: Plan, console: Console) -> tuple[JobSpec, Plan]:
-    """Spec and plan with which a tick is completed, if the spec's file changed after the tick began.
+    """Spec and plan with which a tick is completed, even if the spec's file changed after the tick started.
 
     A run that has answers keeps its spec. A run without answers takes the new spec, with a plan of the same files.
 
@@ -217,7 +217,7 @@ def _spec_and_plan(wanted: JobSpec, plan: Plan, console: Console) -> tuple[JobSp
     if own is not None and changed:
         listed = ", ".join(line.partition(":")[0] for line in changed)
         console.print(
-            f"{ledger.path} was begun before the spec changed ({listed}): it is finished with its own spec",
+            f"{ledger.path}: started before the spec changed ({listed}), so it is finished with its own spec",
             markup=False,
         )
         return own, plan

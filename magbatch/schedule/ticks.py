@@ -5,8 +5,8 @@ of two equal times in autumn, and right after the gap in spring. A repeated time
 follows real time: hourly means 25 ticks on the day in autumn, and 23 in spring.
 
 Missed ticks are not made up one by one. With `missed: catch_up`, one run takes the latest of them. With `missed: skip`,
-none is run, and the next tick is awaited. A tick that comes while an earlier run goes on counts as missed when that
-run ends.
+none is run, and the next tick is awaited. A tick that comes during an earlier run counts as missed when that run
+ends.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from cronsim import CronSim
 from magbatch.errors import SpecError
 from magbatch.spec import ScheduleSpec
 
-GRACE = timedelta(minutes=5)  # not a miss: replacing a scheduler, or finding a node, takes a minute or two
+GRACE = timedelta(minutes=5)  # delay that is not a miss: replacing a scheduler or finding a node takes a minute or two
 NAME = "%Y%m%dT%H%M%SZ"  # names sort by time
 # Spans in which the latest tick is searched, shortest first, so that few ticks are counted for any cron expression.
 _LOOK_BACK = (timedelta(hours=1), timedelta(days=1), timedelta(days=32), timedelta(days=366), timedelta(days=365 * 40))
@@ -53,12 +53,12 @@ def upcoming(schedule: ScheduleSpec, now: datetime) -> datetime | None:
 
 
 def due(schedule: ScheduleSpec, since: datetime, now: datetime) -> datetime | None:
-    """The tick that is due now (UTC); None if none is.
+    """The tick that is due now (UTC); None if no tick is due.
 
     Args:
-        schedule: The schedule.
-        since: The last tick that began, or the time when the schedule was first seen.
-        now: The time.
+        schedule: Schedule with cron expression, time zone and handling of missed ticks.
+        since: The last tick that started, or the time when the schedule was first seen.
+        now: Current time (UTC).
     """
     tick = latest(schedule, now)
     if tick is None or tick <= since or (schedule.missed == "skip" and now - tick > GRACE):
@@ -72,7 +72,7 @@ def tick_name(tick: datetime) -> str:
 
 
 def tick_of(name: str) -> datetime | None:
-    """The tick (UTC) that a name means; None if it means none."""
+    """The tick (UTC) that a name stands for; None if it is not the name of a tick."""
     try:
         return datetime.strptime(name, NAME).replace(tzinfo=UTC)
     except ValueError:
@@ -84,8 +84,8 @@ def parse_at(text: str, schedule: ScheduleSpec, now: datetime) -> datetime:
 
     Args:
         text: ISO 8601 time. Without an offset, the schedule's time zone applies.
-        schedule: The schedule.
-        now: The time.
+        schedule: Schedule whose time zone applies.
+        now: Current time (UTC).
 
     Returns:
         The time (UTC).

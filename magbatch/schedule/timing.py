@@ -11,7 +11,7 @@ class Timing:
 
     Attributes:
         pass_s: Time between two passes over the clock, the folder and the running ticks.
-        answer_s: Time that a pass waits for looks it has just begun. Nearly every store answers sooner.
+        answer_s: Time that a pass waits for looks it has just started. Nearly every store answers sooner.
         late_s: Time without an answer after which a store is reported as late.
         read_s: Time limit for reading one spec.
         end_s: Time that running ticks get to end before they are killed. Replicas commit within 25 s of a SIGTERM.

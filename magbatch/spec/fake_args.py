@@ -38,7 +38,7 @@ class FakeArgs(BaseModel):
     max_num_seqs: Annotated[int, Field(ge=1, description="Rows answered at the same time.")]
     token_s: Annotated[float, Field(ge=0, description="Time for each token of a sample, in seconds.")] = 0.0
     start_s: Annotated[float, Field(ge=0, description="Duration of the start, in seconds.")] = 0.0
-    start_says: Annotated[str | None, Field(description="Text printed to stderr when the start begins.")] = None
+    start_says: Annotated[str | None, Field(description="Text printed to stderr at the start.")] = None
     start_error: Annotated[
         str | None, Field(description="Message with which the start fails. null: the start succeeds.")
     ] = None

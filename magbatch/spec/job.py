@@ -46,15 +46,15 @@ class JobSpec(Section):
     ]
     model: Annotated[ModelSpec, Field(description="Model, and the engine that runs it.")]
     input: Annotated[InputSpec, Field(description="Input rows: their files, columns and shards.")]
-    prompt: Annotated[PromptSpec, Field(description="Chat that is made of a row.")] = PromptSpec()
+    prompt: Annotated[PromptSpec, Field(description="Chat built from each row.")] = PromptSpec()
     reasoning: Annotated[ReasoningSpec, Field(description="Amount of reasoning before the answer.")] = ReasoningSpec()
-    answer: Annotated[AnswerSpec, Field(description="Columns that are made of an answer.")] = AnswerSpec()
+    answer: Annotated[AnswerSpec, Field(description="Columns derived from each answer.")] = AnswerSpec()
     sampling: Annotated[SamplingSpec, Field(description="Sampling parameters, under vLLM's names.")] = SamplingSpec()
-    output: Annotated[OutputSpec, Field(description="Location of the results, and commits to it.")]
+    output: Annotated[OutputSpec, Field(description="Destination of the results, and timing of commits.")]
     replicas: Annotated[ReplicasSpec, Field(description="Number of engine replicas, and the devices of each.")] = (
         ReplicasSpec()
     )
-    limits: Annotated[LimitsSpec, Field(description="Limits of a row, and of failures in the job.")] = LimitsSpec()
+    limits: Annotated[LimitsSpec, Field(description="Limits of each row, and of failures in the job.")] = LimitsSpec()
     metrics: Annotated[MetricsSpec, Field(description="Metrics endpoint of the running job.")] = MetricsSpec()
     cost: Annotated[CostSpec, Field(description="Price of the devices, for the report and the metrics.")] = CostSpec()
     deadline: Annotated[

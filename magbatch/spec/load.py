@@ -12,7 +12,7 @@ from magbatch.errors import SpecError, TextError
 from magbatch.spec.engine_args import PATH
 from magbatch.spec.engines import engine_mistakes
 from magbatch.spec.job import JobSpec
-from magbatch.spec.mistakes import Place, field_mistakes
+from magbatch.spec.mistakes import FieldPath, field_mistakes
 from magbatch.spec.secrets import is_stored_in_its_output, secrets, without_value
 from magbatch.spec.section import NEW, is_remote
 from magbatch.spec.text import file_text, unquoted, values
@@ -57,10 +57,10 @@ def parse(text: str, overrides: list[str] | None = None, origin: str = "spec", *
         raise SpecError(_listed(origin, [f"{path}: {message}" for path, message in found]))
 
     @functools.cache
-    def all_unquoted() -> dict[Place, str]:
+    def all_unquoted() -> dict[FieldPath, str]:
         found = unquoted(text)
         for override in given:
-            found |= {(*override.place, *place): word for place, word in unquoted(override.raw).items()}
+            found |= {(*override.field_path, *field_path): word for field_path, word in unquoted(override.raw).items()}
         return found
 
     spec, invalid, lines = None, None, list[str]()
@@ -68,8 +68,8 @@ def parse(text: str, overrides: list[str] | None = None, origin: str = "spec", *
         spec = JobSpec.model_validate(data, context={NEW: new})
     except ValidationError as error:
         invalid = error
-        lines += field_mistakes(error, JobSpec, lambda place: all_unquoted().get(place))
-    if new or any(override.place[:1] == ("model",) for override in given):
+        lines += field_mistakes(error, JobSpec, lambda field_path: all_unquoted().get(field_path))
+    if new or any(override.field_path[:1] == ("model",) for override in given):
         lines += _engine_mistakes(data.get("model"), all_unquoted)
     if spec is None or lines:
         raise SpecError(_listed(origin, lines)) from invalid
@@ -91,12 +91,14 @@ def _listed(origin: str, lines: list[str]) -> str:
     return "\n  ".join([f"{origin}: {counted(len(lines), 'wrong field')}", *lines])
 
 
-def _engine_mistakes(model: Any, all_unquoted: Callable[[], dict[Place, str]]) -> list[str]:
+def _engine_mistakes(model: Any, all_unquoted: Callable[[], dict[FieldPath, str]]) -> list[str]:
     if not isinstance(model, dict):
         return []
     above = tuple(PATH.split("."))
     return engine_mistakes(
-        model.get("engine", "vllm"), model.get("engine_args", {}), lambda place: all_unquoted().get((*above, *place))
+        model.get("engine", "vllm"),
+        model.get("engine_args", {}),
+        lambda field_path: all_unquoted().get((*above, *field_path)),
     )
 
 
@@ -107,7 +109,7 @@ class _Override:
         item: The option's text, `key.path=value`.
 
     Attributes:
-        place: Path of the field, one name per item.
+        field_path: Path of the field, one name per item.
         raw: The value as written.
 
     Raises:
@@ -124,7 +126,7 @@ class _Override:
             raise SpecError(f"--set {item}: {key} is not the path of a field: a name between its dots is empty")
         if "[" in key:
             raise self._is_a_list(key.partition("[")[0])
-        self.place = tuple(names)
+        self.field_path = tuple(names)
         try:
             self._value = values(self.raw, exact=not {"enum", "const"}.isdisjoint(names))
         except TextError as error:
@@ -133,7 +135,7 @@ class _Override:
 
     def apply(self, data: dict[str, Any]) -> None:
         """Set the field in a spec's data. Missing groups are created."""
-        node, *names = data, *self.place
+        node, *names = data, *self.field_path
         for depth, name in enumerate(names[:-1], 1):
             if node.get(name) is None:  # missing, or written without fields
                 node[name] = {}

@@ -23,8 +23,8 @@ _BOUNDS = {
     "less_than_equal": "a number of {le:g} or less",
 }
 
-Place = tuple[int | str, ...]
-Written = Callable[[Place], str | None]
+FieldPath = tuple[int | str, ...]
+Written = Callable[[FieldPath], str | None]
 """Path of a value -> the value as written without quotes; None if it was quoted, or if the text is not known."""
 
 
@@ -38,22 +38,22 @@ def field_mistakes(error: ValidationError, root: type[BaseModel], written: Writt
     """
     lines: dict[str, None] = {}
     for problem in error.errors(include_url=False):
-        place = tuple(part for part in problem["loc"] if part not in _UNION_TAGS)
-        kind, value, field = problem["type"], problem["input"], _field(root, place)
+        field_path = tuple(part for part in problem["loc"] if part not in _UNION_TAGS)
+        kind, value, field = problem["type"], problem["input"], _field(root, field_path)
         if kind == "extra_forbidden":
-            said = f"no such field; {_glued(place) or _nearest(root, place)}"
+            said = f"no such field; {_glued(field_path) or _nearest(root, field_path)}"
         elif kind == "missing":
             said = f"is missing: {(field.description if field else None) or 'it has no default'}"
         else:
-            said = _wrong(kind, problem["msg"], problem.get("ctx", {}), field, value, written(place))
-        path = path_of(place)
+            said = _wrong(kind, problem["msg"], problem.get("ctx", {}), field, value, written(field_path))
+        path = path_of(field_path)
         lines[f"{path}: {said}" if path else said] = None
     return list(lines)
 
 
-def path_of(place: Place) -> str:
+def path_of(field_path: FieldPath) -> str:
     """Path of a field as in `--set`, with positions of list items in brackets: `replicas.prefer[0].market`."""
-    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in field_path)
     return path.removeprefix(".")
 
 
@@ -152,32 +152,32 @@ def _model(annotation: Any) -> type[BaseModel] | None:
     return next(filter(None, map(_model, get_args(annotation))), None)
 
 
-def _owner(root: type[BaseModel], place: Place) -> type[BaseModel] | None:
+def _owner(root: type[BaseModel], field_path: FieldPath) -> type[BaseModel] | None:
     """Section that contains a path; None if the path is not inside a section."""
     node: type[BaseModel] | None = root
-    for part in place[:-1]:
+    for part in field_path[:-1]:
         if not isinstance(part, int):
             field = node.model_fields.get(part) if node is not None else None
             node = _model(field.annotation) if field is not None else None
     return node
 
 
-def _field(root: type[BaseModel], place: Place) -> FieldInfo | None:
-    names = [part for part in place if isinstance(part, str)]
+def _field(root: type[BaseModel], field_path: FieldPath) -> FieldInfo | None:
+    names = [part for part in field_path if isinstance(part, str)]
     owner = _owner(root, (*names[:-1], "")) if names else None
     return owner.model_fields.get(names[-1]) if owner is not None else None
 
 
-def _glued(place: Place) -> str:
+def _glued(field_path: FieldPath) -> str:
     """Hint if YAML has read `{cron:6}` as one word; empty otherwise."""
-    name, colon, value = str(place[-1]).partition(":")
+    name, colon, value = str(field_path[-1]).partition(":")
     if not colon or not name.isidentifier():
         return ""
     return f"YAML wants a blank after the colon: write `{name}: {value.strip() or '...'}`"
 
 
-def _nearest(root: type[BaseModel], place: Place) -> str:
-    owner, name = _owner(root, place), str(place[-1])
+def _nearest(root: type[BaseModel], field_path: FieldPath) -> str:
+    owner, name = _owner(root, field_path), str(field_path[-1])
     fields = list(owner.model_fields) if owner is not None else []
     elsewhere = [path for path in _paths(root) if path.rpartition(".")[2] == name]
     instead = f"did you mean `{elsewhere[0]}`?" if elsewhere else f"the fields here are {', '.join(fields)}"

@@ -1,4 +1,4 @@
-"""The JSON Schema of an answer: loaded from the place that a spec names, and its references resolved."""
+"""The JSON Schema of an answer: loaded from the file or model that a spec names, with its references resolved."""
 
 import os
 from pathlib import Path
@@ -10,29 +10,29 @@ from magbatch.spec.text import file_text, values
 from magbatch.spec.user_model import model_schema
 
 
-def schema_at(place: str) -> dict[str, Any]:
+def schema_at(source: str) -> dict[str, Any]:
     """Load a JSON Schema.
 
     Args:
-        place: A .json or .yaml file, or `package.module:PydanticModel`.
+        source: A .json or .yaml file, or `package.module:PydanticModel`.
 
     Raises:
-        ValueError: The place holds no JSON Schema.
+        ValueError: The file or model has no JSON Schema.
     """
-    if is_file(place):
+    if is_file(source):
         try:
-            found = values(file_text(os.path.expanduser(place)))  # JSON is YAML
+            found = values(file_text(os.path.expanduser(source)))  # JSON is YAML
         except TextError as error:
-            raise ValueError(f"{place} cannot be read as a schema file: {error}") from error
+            raise ValueError(f"{source} cannot be read as a schema file: {error}") from error
         if not isinstance(found, dict):
-            raise ValueError(f"{place} holds {type(found).__name__}, not a JSON Schema")
+            raise ValueError(f"{source} holds {type(found).__name__}, not a JSON Schema")
         return found
-    return model_schema(place)
+    return model_schema(source)
 
 
-def is_file(place: str) -> bool:
+def is_file(source: str) -> bool:
     """Whether a text names a schema file, not a pydantic model."""
-    return Path(place).suffix in (".json", ".yaml", ".yml")
+    return Path(source).suffix in (".json", ".yaml", ".yml")
 
 
 def checked_schema(schema: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Secrets in a spec: refused in a new spec, hidden wherever a spec is shown.
 
 A spec is stored with the output, in Ray's job list and in reports, so a secret in it would be stored too. The message
-names the right place for the secret. Specs that earlier versions stored with secrets still load.
+says where the secret belongs. Specs that earlier versions stored with secrets still load.
 """
 
 import json
@@ -72,7 +72,7 @@ def secrets(data: dict[str, Any]) -> list[tuple[str, str]]:
         data: The spec as YAML gives it.
 
     Returns:
-        Pairs (path, message). The message names the right place for the secret. Neither contains the secret.
+        Pairs (path, message). The message says where the secret belongs. Neither contains the secret.
     """
     return [(path, _instead(path, value)) for path, value, secret in _leaves(data, "", "") if secret]
 
@@ -126,10 +126,10 @@ def without_value(item: str) -> str:
 def is_stored_in_its_output(path: str, data: dict[str, Any]) -> bool:
     """Whether a spec file is the stored spec of its own output, so that a job started with it can resume."""
     output = data.get("output")
-    place = output.get("path") if isinstance(output, dict) else None
-    if not isinstance(place, str) or "://" in place:
+    folder = output.get("path") if isinstance(output, dict) else None
+    if not isinstance(folder, str) or "://" in folder:
         return False
-    return os.path.realpath(path) == os.path.realpath(os.path.join(place, "_magbatch", "spec.yaml"))
+    return os.path.realpath(path) == os.path.realpath(os.path.join(folder, "_magbatch", "spec.yaml"))
 
 
 def is_secret_name(name: str) -> bool:

@@ -81,7 +81,7 @@ class DocumentSpec(Section):
         Literal["error", "truncate", "map_reduce"],
         Field(
             description="Handling of a document above the limits of one prompt. `error`: dead letter. `truncate`: the "
-            "first pages only. `map_reduce`: the document is asked in parts, and the parts' answers are combined."
+            "first pages only. `map_reduce`: the model reads the document in page groups, and combines their answers."
         ),
     ] = "error"
 
@@ -140,7 +140,7 @@ class InputSpec(Section):
 
 
 class PromptSpec(Section):
-    """Chat that is made of a row."""
+    """Chat built from each row."""
 
     system: Annotated[
         str,

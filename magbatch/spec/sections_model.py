@@ -74,7 +74,7 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message='Field name "schema"')
 
     class AnswerSpec(Section):
-        """Columns that are made of an answer."""
+        """Columns derived from each answer."""
 
         schema: Annotated[
             dict[str, Any] | None,
@@ -166,7 +166,7 @@ class SamplingSpec(Section):
             "leaves.",
         ),
     ] = 32768
-    min_tokens: Annotated[int, Field(ge=0, description="Tokens to generate before the model may stop.")] = 0
+    min_tokens: Annotated[int, Field(ge=0, description="Fewest tokens to generate before the model may stop.")] = 0
     ignore_eos: Annotated[
         bool,
         Field(description="true: generate up to `max_tokens` even if the model wants to stop; for benchmarks."),
@@ -225,8 +225,8 @@ class ReplicasSpec(Section):
         int,
         Field(
             ge=0,
-            description="Replicas at the start, and the fewest while rows wait. 0: the first replica is requested when "
-            "rows wait.",
+            description="Fewest replicas while rows wait; a job starts with this number. 0: the first replica is "
+            "requested when rows wait.",
         ),
     ] = 1
     max: Annotated[int, Field(ge=1, description="Most replicas while rows wait.")] = 1
@@ -255,7 +255,8 @@ class ReplicasSpec(Section):
         float,
         Field(
             gt=0,
-            description="Time limit for the start of an engine, in seconds. It begins when the replica has its node.",
+            description="Time limit for the start of an engine, in seconds, counted from when the replica has its "
+            "node.",
         ),
     ] = 1800.0
 

@@ -19,7 +19,7 @@ SHARE = r"\d{1,3}(\.\d+)?%"  # a share of all rows, such as 5% or 0.1%
 
 
 class OutputSpec(Section):
-    """Location of the results, and commits to it."""
+    """Destination of the results, and timing of commits."""
 
     path: Annotated[
         Location, Field(description="Directory of the results; a local path or `s3://`. Each job has its own output.")
@@ -28,7 +28,7 @@ class OutputSpec(Section):
         float, Field(gt=0, description="Longest wait of a finished row before its commit, in seconds.")
     ] = 5.0
     commit_rows: Annotated[
-        int, Field(ge=1, description="Number of finished rows of one shard that are committed without waiting.")
+        int, Field(ge=1, description="Number of finished rows of one shard that triggers a commit at once.")
     ] = 256
     patience_s: Annotated[
         float, Field(ge=0, description="Longest outage of the output's storage before the job stops, in seconds.")
@@ -36,7 +36,7 @@ class OutputSpec(Section):
 
 
 class LimitsSpec(Section):
-    """Limits of a row, and of failures in a job."""
+    """Limits of each row, and of failures in a job."""
 
     max_prompt_tokens: Annotated[
         int, Field(ge=1, description="Most tokens of one prompt. A longer prompt is a dead letter.")
@@ -128,8 +128,8 @@ class MetricsSpec(Section):
         float | None,
         Field(
             ge=0,
-            description="Time to serve metrics after the job is complete, in seconds. null: until a regular scraper "
-            "has read them, at most 60 s.",
+            description="Time to serve metrics after the job is complete, in seconds. null: until a scraper that has "
+            "read them before has read them once more, at most 60 s.",
         ),
     ] = None
     push_gateway: Annotated[
@@ -175,7 +175,8 @@ class CostSpec(Section):
     device_hour: Annotated[
         float | None,
         Field(
-            ge=0, description="Price of one GPU for one hour; on CPUs, of one replica. null: only hours are reported."
+            ge=0,
+            description="Price of one GPU-hour; on CPUs, of one replica-hour. null: only hours are reported.",
         ),
     ] = None
     currency: Annotated[str, Field(description="Currency of `device_hour` (ISO 4217), such as `EUR`.")] = "USD"
@@ -202,7 +203,7 @@ class ScheduleSpec(Section):
     missed: Annotated[
         Literal["catch_up", "skip"],
         Field(
-            description="Handling of ticks that nobody started in time. `catch_up`: one run for all of them. `skip`: "
+            description="Handling of ticks that were not started in time. `catch_up`: one run for all of them. `skip`: "
             "wait for the next tick."
         ),
     ] = "catch_up"

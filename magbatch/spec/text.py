@@ -78,15 +78,15 @@ def unquoted(text: str) -> dict[tuple[int | str, ...], str]:
     """
     found: dict[tuple[int | str, ...], str] = {}
 
-    def look(node: Node | None, place: tuple[int | str, ...]) -> None:
+    def look(node: Node | None, field_path: tuple[int | str, ...]) -> None:
         if isinstance(node, MappingNode):
             for key, value in node.value:
-                look(value, (*place, str(key.value)))
+                look(value, (*field_path, str(key.value)))
         elif isinstance(node, SequenceNode):
             for position, item in enumerate(node.value):
-                look(item, (*place, position))
+                look(item, (*field_path, position))
         elif isinstance(node, ScalarNode) and node.style is None and node.tag != _TEXT:
-            found[place] = node.value
+            found[field_path] = node.value
 
     look(yaml.SafeLoader(text).get_single_node(), ())
     return found
@@ -192,7 +192,7 @@ class _Walk:
             if key.tag != _TEXT:
                 if not isinstance(key, ScalarNode):
                     raise TextError(
-                        f"{_line(key)}: a key that is a list or a mapping; text that begins so needs quotes"
+                        f"{_line(key)}: a key that is a list or a mapping; text that begins with a bracket needs quotes"
                     )
                 raise TextError(f'{_line(key)}: the key {key.value} is not text in YAML; write "{key.value}" in quotes')
             if key.value in names:

@@ -17,18 +17,18 @@ from typing import Any
 IMPORT_S = 60.0  # seconds; a module may import large packages from a slow disk
 
 
-def model_schema(place: str, limit_s: float = IMPORT_S) -> dict[str, Any]:
+def model_schema(source: str, limit_s: float = IMPORT_S) -> dict[str, Any]:
     """JSON Schema of a pydantic model.
 
     Args:
-        place: `package.module:Model`.
+        source: `package.module:Model`.
         limit_s: Time limit for the import and the schema, in seconds.
 
     Raises:
         ValueError: The module does not import, or the model has no JSON Schema.
     """
-    module = place.partition(":")[0]
-    code, data = _run(place, module, limit_s)
+    module = source.partition(":")[0]
+    code, data = _run(source, module, limit_s)
     if code or not data:
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
         raise ValueError(f"the module {module} ended the process that imports it {how}; let it only define models")
@@ -38,11 +38,11 @@ def model_schema(place: str, limit_s: float = IMPORT_S) -> dict[str, Any]:
     return dict(found["schema"])
 
 
-def _run(place: str, module: str, limit_s: float) -> tuple[int, bytes]:
+def _run(source: str, module: str, limit_s: float) -> tuple[int, bytes]:
     """Run this file as a script; return its exit code and its result as JSON."""
     with tempfile.TemporaryFile() as answer:
         told = answer.fileno()
-        command = [sys.executable, "-P", __file__, place, str(told), str(int(limit_s) + 1)]
+        command = [sys.executable, "-P", __file__, source, str(told), str(int(limit_s) + 1)]
         packages = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
         try:
             process = subprocess.Popen(
@@ -68,25 +68,25 @@ def _run(place: str, module: str, limit_s: float) -> tuple[int, bytes]:
         return code, answer.read()
 
 
-def _answer(place: str) -> dict[str, Any]:
+def _answer(source: str) -> dict[str, Any]:
     """Result of the process: `{"schema": …}`, or `{"wrong": message}`."""
     from pydantic import BaseModel
     from pydantic.errors import PydanticInvalidForJsonSchema
 
-    module, _, name = place.partition(":")
+    module, _, name = source.partition(":")
     try:
         model = functools.reduce(getattr, name.split("."), importlib.import_module(module)) if name else None
     except BaseException as error:  # noqa: BLE001 - a user's module may raise anything
         return {"wrong": _why_no_model(module, name, error)}
     if not (isinstance(model, type) and issubclass(model, BaseModel)):
-        return {"wrong": f"{place} is neither a .json or .yaml file nor a pydantic model as package.module:Model"}
+        return {"wrong": f"{source} is neither a .json or .yaml file nor a pydantic model as package.module:Model"}
     try:
         schema = model.model_json_schema()
         return {"schema": json.loads(json.dumps(schema))}  # a model may add values that JSON does not have
     except PydanticInvalidForJsonSchema as error:
-        return {"wrong": f"{place} has no JSON Schema: {error}"}
+        return {"wrong": f"{source} has no JSON Schema: {error}"}
     except BaseException as error:  # noqa: BLE001 - the model's own code
-        return {"wrong": f"the JSON Schema of {place} cannot be made: {_said(error)}"}
+        return {"wrong": f"the JSON Schema of {source} cannot be made: {_said(error)}"}
 
 
 def _why_no_model(module: str, name: str, error: BaseException) -> str:
@@ -102,10 +102,10 @@ def _said(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".removesuffix(": ")
 
 
-def _main(place: str, told: str, limit_s: str) -> None:
+def _main(source: str, told: str, limit_s: str) -> None:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(int(limit_s))  # ends this process even if the command is gone
-    answer = json.dumps(_answer(place)).encode()
+    answer = json.dumps(_answer(source)).encode()
     with open(int(told), "wb") as file:
         file.write(answer)
 

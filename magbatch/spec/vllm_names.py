@@ -19,7 +19,7 @@ CONFIG_DECORATOR = "config"  # decorator of classes that accept only their own f
 FIELD_OF = "get_field"  # get_field(CacheConfig, "name") is that field of the other class
 BOUNDS = ("gt", "ge", "lt", "le")  # arguments of pydantic's Field
 CONFIGS = {"speculative_config": ("vllm.config.speculative", "SpeculativeConfig")}  # annotated as dict only
-# Arguments, and fields of arguments, that take a listed name -> the places of vLLM's own names. Plugins may add names.
+# Arguments, and fields of arguments, that take a listed name -> lists of vLLM's own names. Plugins may add names.
 _BACKENDS = (("vllm.v1.attention.backends.registry", "AttentionBackendEnum"),)
 LISTS = {
     "quantization": (("vllm.model_executor.layers.quantization", "QuantizationMethods"),),
@@ -117,12 +117,12 @@ class VllmSource:
 
     def argument(self, name: str) -> Argument:
         """An engine argument by its name."""
-        place, annotation, default = _arguments(self.root)[name]
-        kind = _kind(self.root, place, annotation)
+        module, annotation, default = _arguments(self.root)[name]
+        kind = _kind(self.root, module, annotation)
         found = _find(self.root, *CONFIGS[name]) if name in CONFIGS else None
         if found is not None and isinstance(found.node, ast.ClassDef):
             kind = _of_class(self.root, found) | Kind(frozenset({"null"}))
-        return Argument(kind, _bounds(self.root, place, default))
+        return Argument(kind, _bounds(self.root, module, default))
 
     def field(self, owner: tuple[str, str], name: str) -> Argument:
         """A field of a configuration class.
@@ -134,10 +134,10 @@ class VllmSource:
         found = _find(self.root, *owner)
         assert found is not None
         assert isinstance(found.node, ast.ClassDef)
-        place, annotation, default = _fields(self.root, found)[name]
+        module, annotation, default = _fields(self.root, found)[name]
         free = name in _converted(found.node)
-        kind = ANYTHING if free else _kind(self.root, place, annotation) | Kind(frozenset({"null"}))
-        return Argument(kind, _bounds(self.root, place, default))
+        kind = ANYTHING if free else _kind(self.root, module, annotation) | Kind(frozenset({"null"}))
+        return Argument(kind, _bounds(self.root, module, default))
 
     def listed(self, path: str) -> frozenset[str]:
         """Names that vLLM itself has for an argument or a field of one; empty if the source lists none.
@@ -145,7 +145,7 @@ class VllmSource:
         Args:
             path: Path of the argument or field: `argument` or `argument.field`.
         """
-        names = [_names_in(self.root, place) for place in LISTS.get(path, ())]
+        names = [_names_in(self.root, listing) for listing in LISTS.get(path, ())]
         return frozenset[str]().union(*names) if all(names) else frozenset()
 
 
@@ -322,9 +322,9 @@ def _converted(node: ast.ClassDef) -> set[str]:
     return {str(argument.value) for argument in arguments if isinstance(argument, ast.Constant)}
 
 
-def _names_in(root: Path, place: tuple[str, str]) -> set[str]:
-    """Names listed at a place: items of a Literal, keys of a registry, or members of an enumeration."""
-    found = _find(root, *place)
+def _names_in(root: Path, listing: tuple[str, str]) -> set[str]:
+    """Names in one of vLLM's lists: items of a Literal, keys of a registry, or members of an enumeration."""
+    found = _find(root, *listing)
     if found is None:
         return set()
     if isinstance(found.node, ast.Dict):
@@ -358,5 +358,5 @@ def _bounds_of_field(root: Path, module: str, owner: str, name: str, hops: int) 
     found = _find(root, module, owner)
     if found is None or not isinstance(found.node, ast.ClassDef):
         return {}
-    place, _, default = _fields(root, found).get(name, (found.module, ast.Constant(None), None))
-    return _bounds(root, place, default, hops + 1)
+    module, _, default = _fields(root, found).get(name, (found.module, ast.Constant(None), None))
+    return _bounds(root, module, default, hops + 1)

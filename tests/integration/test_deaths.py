@@ -34,7 +34,7 @@ def test_a_process_of_rays_that_dies_ends_the_run_with_its_name(job: JobFiles, n
     assert process.wait(30) == 3
     log = (job.folder / "log").read_text()
     assert f"magbatch: Ray's {name} (process {victim.pid}) was killed by SIGKILL" in log
-    assert "Run the same command again to go on." in log
+    assert "Run the same command again to continue." in log
     assert alive(family) == []
     assert not (job.output / "_magbatch/manifest.json").exists()
     assert (job.output / "_magbatch/driver.log").exists()

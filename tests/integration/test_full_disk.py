@@ -45,7 +45,7 @@ def test_a_full_disk_is_waited_out_and_every_row_is_there(job: JobFiles, small_d
     (line,) = [line for line in log.read_text().splitlines() if line.startswith("magbatch: ")]
     assert line.startswith(f"magbatch: {job.output}/")
     assert line.endswith("No space left on device")
-    assert "Run the same command again to go on." in log.read_text()
+    assert "Run the same command again to continue." in log.read_text()
     assert "Traceback" not in log.read_text()
     (small_disk / "ballast").unlink()
 

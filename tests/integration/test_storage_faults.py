@@ -113,7 +113,7 @@ def test_a_store_that_stays_away_ends_the_command_and_the_same_one_goes_on(
     (line,) = [line for line in log.splitlines() if line.startswith("magbatch: ")]
     assert line.startswith(f"magbatch: {output.removesuffix('out')}")  # whichever was asked for first, input or output
     assert line.endswith("there is no such bucket")
-    assert "Run the same command again to go on." in log
+    assert "Run the same command again to continue." in log
     assert "Traceback" not in log
     assert before, "nothing was committed before the store went away"
     proxy.clear()

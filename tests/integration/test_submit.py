@@ -135,7 +135,7 @@ def test_what_is_wrong_is_one_clear_line(job: JobFiles, address: str) -> None:
                 "schedule={cron: 0 6 * * *}",
             ),
             2,
-            "only the schedule of an incremental job runs it",
+            "an incremental job is run by its schedule only",
         ),
     ):
         failed = magbatch(*arguments)

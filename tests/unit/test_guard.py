@@ -66,7 +66,7 @@ def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
     return [one for one in processes if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
 
 
-AGAIN = "Run the same command again to go on.\n"
+AGAIN = "Run the same command again to continue.\n"
 
 
 @pytest.mark.parametrize("code", [0, 1, 4])

@@ -67,7 +67,7 @@ def test_a_platforms_signal_ends_any_command_as_an_interrupt() -> None:
             _, said = process.communicate(timeout=60)
     assert process.returncode == 3, said
     assert said.splitlines() == [
-        "magbatch: interrupted; committed rows stay", "Run the same command again to go on.",
+        "magbatch: interrupted; committed rows stay", "Run the same command again to continue.",
     ]  # fmt: skip
 
 

@@ -68,7 +68,7 @@ def test_an_unreachable_cluster_is_named(spec: Path, address: str) -> None:
 def test_wrong_words_of_commands_are_named(spec: Path) -> None:
     assert "suite 'nope' does not exist" in refused("bench", "nope")
     assert "--target nope" in refused("deploy", "render", str(spec), "--target", "nope")
-    assert "schedule: is not set" in refused("schedule", "tick", str(spec))
+    assert "schedule: is missing" in refused("schedule", "tick", str(spec))
     every_day = "schedule={cron: '0 6 * * *'}"
     assert "--at yesterday" in refused("schedule", "tick", str(spec), "--set", every_day, "--at", "yesterday")
     assert "--set x: write key.path=value" in refused("plan", str(spec), "--set", "x")

@@ -100,7 +100,7 @@ def test_an_unattended_job_waits_for_a_store_that_is_away_at_first(
     result = command(*args)
     assert result.exit_code == 3, result.output
     assert "refuses, trying again" in capfd.readouterr().err
-    assert result.stderr.endswith("Run the same command again to go on.\n")
+    assert result.stderr.endswith("Run the same command again to continue.\n")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     forget_stores()

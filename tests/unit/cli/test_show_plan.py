@@ -37,10 +37,10 @@ def test_plan_says_where_a_job_stands(job: SmallJob) -> None:
     path = spec_file(job)
     job.begin()
     lines = command("plan", path, "--set", "sampling.max_tokens=9").stdout.splitlines()
-    assert lines[1] == (f"output: {job.output} (begun by another spec without any answer; this job replaces it)")
+    assert lines[1] == (f"output: {job.output} (holds a job of another spec without any answer; this job replaces it)")
     job.answer()
     lines = command("plan", path).stdout.splitlines()
-    assert lines[1] == f"output: {job.output} (10 of 10 rows are done; run goes on with the rest)"
+    assert lines[1] == f"output: {job.output} (10 of 10 rows are done; a run continues with the rest)"
     assert "sampling.max_tokens: 400 -> 9" in refused(command("plan", path, "--set", "sampling.max_tokens=9"))
     command("run", path)
     lines = command("plan", path).stdout.splitlines()

@@ -1,4 +1,4 @@
-"""`run` says what the job came to, where its results are, and what to run next."""
+"""`run` prints the outcome of the job, the paths of its results, and the command to run next."""
 
 import json
 from pathlib import Path

@@ -14,7 +14,7 @@ def test_runs_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
     print_runs("specs", [EndedRun("a", NOW, 0), EndedRun("b", NOW, 3), Problem("c.yaml", "wrong", 2)])
     print_runs("specs", [])
     assert capsys.readouterr().out.splitlines() == [
-        "specs: 3 runs ended, 1 of them well",
+        "specs: 3 runs ended, 1 with exit code 0",
         "Next: magbatch schedule list specs",
         "specs: no run ended",
         "Next: magbatch schedule list specs",

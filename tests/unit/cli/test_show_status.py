@@ -1,4 +1,4 @@
-"""`status` says where a job stands and which command takes it further."""
+"""`status` shows the state of a job and the command to run next."""
 
 import json
 import os
@@ -74,8 +74,8 @@ def test_status_tells_how_a_run_goes_and_when_it_has_died(job: SmallJob) -> None
     lines = command("status", job.output).stdout.splitlines()
     assert lines[0].startswith("small: lost, ")
     assert not any("ETA" in line or "tokens/s" in line or "serving" in line for line in lines), "nobody works on it"
-    assert any(line.startswith("  no sign of life since 20") for line in lines)
-    assert "  last sign of life 7,200 s ago, from host node-7, process 42" in lines
+    assert any(line.startswith("  no heartbeat since 20") for line in lines)
+    assert "  last heartbeat 7,200 s ago, from host node-7, process 42" in lines
     assert lines[-1] == f"Next: magbatch run {job.output}/_magbatch/spec.yaml"
     shown = json.loads(command("status", job.output, "--json").stdout)["run"]
     assert (shown["rows_per_s"], shown["eta"], shown["replicas"]["serving"]) == (0, None, 0)
@@ -109,7 +109,7 @@ def test_status_of_a_run_that_was_killed_says_so_at_once(job: SmallJob) -> None:
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         lines = command("status", job.output).stdout.splitlines()
     assert lines[0] == "small: killed, 0 of 10 rows done (0.0%)"
-    assert any("its process on this machine is gone" in line for line in lines)
+    assert any("gone from this machine" in line for line in lines)
     assert not any("ETA" in line or "rows/s" in line for line in lines)
     assert lines[-1] == f"Next: magbatch run {job.output}/_magbatch/spec.yaml"
 
@@ -152,7 +152,7 @@ def test_a_retry_that_is_not_finished_is_said_with_the_command_that_goes_on(fail
         raise InterruptedError
     lines = command("status", failed.output).stdout.splitlines()
     assert lines[0].startswith("small: complete, ")
-    assert any(line.startswith("  a retry of it was begun and is not finished") for line in lines)
+    assert any(line.startswith("  a retry of it is unfinished") for line in lines)
     assert lines[-1] == (f"Next: magbatch retry {failed.output} --where missing_value --set sampling.max_tokens=9")
 
 

@@ -1,4 +1,4 @@
-"""`verify` prints the proof, or each problem and the command that mends it."""
+"""`verify` prints the proof, or each problem and the command that repairs it."""
 
 import json
 from pathlib import Path
@@ -86,7 +86,7 @@ def test_verify_names_the_command_that_mends_a_job(job: SmallJob) -> None:
     def confirm() -> None:
         found = command("verify", job.output)
         assert found.exit_code == 1
-        assert "  a compaction of it is under way: verify again when it is over" in found.stdout.splitlines()
+        assert "  a compaction of it is under way: verify again when it has ended" in found.stdout.splitlines()
         assert found.stdout.splitlines()[-1] == f"Next: magbatch status {job.output}"
         raise LeaseError("ended here")
 

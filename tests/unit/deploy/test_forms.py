@@ -1,4 +1,4 @@
-"""A value of another form is refused with the option and an example; a value of the right form passes."""
+"""A value that does not match its form is refused with the option and an example; a value that matches passes."""
 
 import pytest
 

@@ -92,7 +92,7 @@ def test_a_kind_that_is_too_small_is_refused_with_the_numbers(target: Target, ar
         (PREFER_T4, "a replica's 1 x T4 of 16 GB have 16 GB"),
         (["--gpu-memory-gb", "24"], "--gpu-memory-gb 24: the weights of"),
         (["--gpu-memory-gb", "300"], "--gpu-memory-gb 300: no GPU known here has that much (288 at most)"),
-        (["--accelerator", "T4"], "if its files are quantized, say how: model.engine_args.quantization"),
+        (["--accelerator", "T4"], "if its files are quantized, name the method in model.engine_args.quantization"),
         (["--accelerator", "H100", "--accelerator", "H100=a=b"], "--accelerator H100: is given twice"),
         (["--accelerator", "A100"], "1 x A100 of 40 GB have 40 GB; write --gpu-memory-gb 54 or more"),
     ],

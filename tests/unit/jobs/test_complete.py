@@ -49,7 +49,7 @@ def completed(book: Book, *, judged: bool = True, **sections: object) -> tuple[R
 
 def test_a_job_without_open_rows_is_proved_and_reported(book: Book) -> None:
     report, said = completed(book)
-    assert "12 of 12 rows are committed already; going on with the rest" in said
+    assert "12 of 12 rows are committed already; continuing with the rest" in said
     assert (report.totals.answered, report.totals.failed, report.planned) == (11, 1, 12)
     assert verify(book.ledger).verified
 

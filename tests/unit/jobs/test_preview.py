@@ -121,7 +121,7 @@ def test_a_preview_of_a_complete_job_needs_neither_its_input_nor_its_model(job: 
     assert shown.settings["model"]["engine_args"]["max_num_seqs"] == 4
     (name, *_) = job.objects()
     job.ledger.store.delete(name)
-    with pytest.raises(OutputError, match="the job is complete, but 1 object of its manifest is gone"):
+    with pytest.raises(OutputError, match="the job is complete, but 1 object of its manifest is missing"):
         preview(job.spec())
 
 
@@ -133,7 +133,7 @@ def test_a_preview_refuses_an_output_as_a_run_does(job: SmallJob, tmp_path: Path
     for output, said in [
         ("file", "is a file; name a folder"),
         ("file/x", "is a file"),
-        ("other", "holds objects, but there is no magbatch job here"),
+        ("other", "holds objects, but no magbatch job made them"),
     ]:
         spec = job.spec().with_output(str(tmp_path / output))
         for look in (preview, go):

@@ -280,7 +280,7 @@ def test_another_retry_waits_until_the_first_is_finished_or_dropped(book: Book) 
         retry(book.job.output, Choice.of([], "truncated"), ["sampling.max_tokens=900"], QUIET)
     lines = [line.strip() for line in str(refused.value).splitlines()]
     assert lines[1:3] == [
-        "sampling.max_tokens: 800 -> 900", "the rows: 6 then, 2 rows whose thinking was truncated now",
+        "sampling.max_tokens: 800 -> 900", "the rows: 6 then, 2 rows whose reasoning was truncated now",
     ]  # fmt: skip
     assert lines[-1].endswith(f"magbatch retry {book.job.output} --drop")
     assert drop(book.job.output, QUIET) is True

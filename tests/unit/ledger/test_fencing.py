@@ -249,7 +249,7 @@ def test_a_complete_job_whose_objects_are_gone_says_so(book: Book, quiet: Consol
     book.finalise()
     (name, *_) = book.all_objects()
     book.ledger.store.delete(name)
-    with pytest.raises(OutputError, match=f"1 object of its manifest is gone; the first is {name}"):
+    with pytest.raises(OutputError, match=f"1 object of its manifest is missing; the first is {name}"):
         run(book.job.spec(), quiet)
 
 

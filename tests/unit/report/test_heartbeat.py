@@ -132,7 +132,7 @@ def test_a_record_that_cannot_be_made_is_said_and_holds_no_run_up(job: SmallJob)
 
     with Heartbeat(open_store(job.output), progress(job), may_write, say, OFTEN).beating():
         assert said.wait(30)
-    assert lines == ["progress.json can no longer be written: KeyError: 'a defect'; the job goes on"]
+    assert lines == ["progress.json can no longer be written: KeyError: 'a defect'; the job continues"]
 
 
 def test_the_record_is_what_status_documents(job: SmallJob) -> None:

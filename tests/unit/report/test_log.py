@@ -215,7 +215,7 @@ def test_a_store_that_breaks_is_told_once_and_the_run_goes_on(run: Run, monkeypa
         run.log.note("x")
         assert tried.wait(10)
     assert (
-        run.shown.getvalue() == "run log can no longer be written: KeyError: 'a defect'; the job goes on without it\n"
+        run.shown.getvalue() == "run log can no longer be written: KeyError: 'a defect'; the job continues without it\n"
     )
 
 

@@ -63,7 +63,7 @@ def test_the_summary_counts_documents_that_were_cut() -> None:
     (line,) = [
         line for line in report(totals=Totals(answered=2_000, documents_truncated=1_500)).lines() if "doc" in line
     ]
-    assert line == "documents: 1,500 of 2,000 were shown to the model only in part"
+    assert line == "documents: 1,500 of 2,000 were truncated for the model"
 
 
 def test_the_summary_says_nothing_of_what_was_not() -> None:

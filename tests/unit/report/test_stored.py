@@ -85,5 +85,5 @@ def test_objects_outside_the_manifest_are_found_and_lost_ones_end_it(book: Book)
     assert whole(book.ledger) == []
     lost = next(name for name in book.all_objects() if name.startswith("results/"))
     book.ledger.store.delete(lost)
-    with pytest.raises(OutputError, match=r"1 object of its manifest is gone; the first is results/"):
+    with pytest.raises(OutputError, match=r"1 object of its manifest is missing; the first is results/"):
         repair(book)

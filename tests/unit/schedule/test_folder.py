@@ -77,6 +77,6 @@ def test_a_folder_that_is_away_keeps_its_jobs(tmp_path: Path) -> None:
     (tmp_path / "away").rename(folder)
     reports.folder.update(NOW)
     assert reports.said == [
-        f"{folder}: there is no such folder of specs; the specs that were read before stay in use",
-        f"{folder}: is there again",
+        f"{folder}: there is no such folder of specs; specs that were read before stay in use",
+        f"{folder}: can be read again",
     ]

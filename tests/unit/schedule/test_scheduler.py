@@ -104,7 +104,7 @@ def test_a_folder_that_is_away_for_a_while_ends_no_run(tmp_path: Path) -> None:
     assert said_alive == [True]
     assert len(children) == 1
     assert sum("there is no such folder" in line for line in said) == 1
-    assert f"{folder}: is there again" in said
+    assert f"{folder}: can be read again" in said
 
 
 def test_a_process_that_cannot_be_begun_is_tried_again(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_a_process_that_cannot_be_begun_is_tried_again(tmp_path: Path) -> None:
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
     _, said = looked_after(tmp_path, begin, 3, {})
-    assert "cannot begin: [Errno 11] Resource temporarily unavailable; next attempt at" in said[0]
+    assert "cannot start: [Errno 11] Resource temporarily unavailable; next attempt at" in said[0]
 
 
 @pytest.mark.parametrize(("code", "how"), [(1, "ended early"), (-9, "was killed by SIGKILL"), (3, "was interrupted")])
@@ -137,7 +137,7 @@ def test_why_a_run_did_not_complete_is_said_in_its_own_words(tmp_path: Path) -> 
     scheduler = Scheduler(str(tmp_path), said.append, clock=lambda: NOW, timing=QUICK)
     scheduler.run(once=True)
     assert [run.exit_code for run in scheduler.results] == [2]
-    assert f"cannot go on (input.path {tmp_path}/in: there is no such file or directory" in said[-1]
+    assert f"cannot continue (input.path {tmp_path}/in: there is no such file or directory" in said[-1]
 
 
 def test_a_run_that_goes_on_failing_makes_no_later_one_late(tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_a_run_that_goes_on_failing_makes_no_later_one_late(tmp_path: Path) -> N
             "import os\nos.kill(os.getpid(), 11)",
             "the module sudden_schema ended the process that imports it by SIGSEGV",
         ),
-        ("while True:\n    pass", "it was not read within 10 s"),
+        ("while True:\n    pass", "not read within 10 s"),
         ("raise KeyboardInterrupt", "the import of sudden_schema fails: KeyboardInterrupt"),
     ],
 )
@@ -293,5 +293,5 @@ def test_a_folder_without_schedules_is_said(tmp_path: Path, once: bool) -> None:
     with suppress(Over):
         scheduler.run(once=once)
     (line,) = said
-    assert line.startswith(f"{tmp_path}: no spec here that can be read has a schedule: ")
+    assert line.startswith(f"{tmp_path}: no readable spec here has a schedule: ")
     assert worst(scheduler.results) == 0

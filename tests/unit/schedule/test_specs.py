@@ -29,4 +29,4 @@ def test_a_reader_that_takes_too_long_is_ended(tmp_path: Path, monkeypatch: pyte
     write(tmp_path, "a", cron="0 6 * * *")
     (found,) = read([f"{tmp_path}/a.yaml"], limit_s=0).values()
     assert isinstance(found, LateSpecError)
-    assert "it was not read within 0 s" in str(found)
+    assert "not read within 0 s" in str(found)

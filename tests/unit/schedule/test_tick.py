@@ -406,7 +406,7 @@ def test_ticks_need_a_schedule_and_are_the_latest_unless_one_says_another(tmp_pa
     assert chosen(spec, "2026-11-24T06:00+01:00") == FIRST
     assert chosen(spec, None) <= datetime.now(UTC)
     none = job(str(tmp_path), input={"incremental": False}).model_copy(update={"schedule": None})
-    with pytest.raises(SpecError, match="schedule: is not set"):
+    with pytest.raises(SpecError, match="schedule: is missing"):
         chosen(none, None)
 
 

@@ -91,7 +91,7 @@ def test_an_override_fills_a_group_that_the_file_left_empty() -> None:
         ("=5", "write key.path=value"),
         ("name.first=x", "name is a value, not a group of fields"),
         ("input.carry=[a", "the value is not YAML; put text in quotes"),
-        ("prompt.template={{ q }}", "text that begins so needs quotes"),
+        ("prompt.template={{ q }}", "text that begins with a bracket needs quotes"),
         ("prompt..template=x", "a name between its dots is empty"),
         ("input.carry.0=x", "input.carry is a list: set it as a whole, --set 'input.carry=[first, second]'"),
         ("input.carry[0]=x", "input.carry is a list: set it as a whole"),
