@@ -20,6 +20,7 @@ import pytest
 import yaml
 from PIL import Image as Pillow
 from PIL import UnidentifiedImageError
+from support.parsed import parsed
 
 from magbatch import errors
 from magbatch.documents.images import ImageGrid, decode
@@ -89,7 +90,7 @@ def test_no_other_module_adds_to_the_tree() -> None:
     strays = {
         f"{path.relative_to(PACKAGE)}: {node.name}"
         for path in PACKAGE.rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in ast.walk(parsed(path))
         if isinstance(node, ast.ClassDef) and path.name != "errors.py"
         for base in node.bases
         if isinstance(base, ast.Name) and base.id in outside

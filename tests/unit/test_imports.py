@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.parsed import parsed
 from support.small_job import SmallJob
 
 ROOT = Path(__file__).parents[2]
@@ -69,7 +70,7 @@ MODULES = modules()
 def imports(path: Path) -> set[str]:
     """Everything that a file imports, wherever in it and under whatever condition, as dotted names."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -98,7 +99,7 @@ def floor(module: str) -> int:
 
 def order_within(name: str) -> list[set[str]]:
     """The modules of a room from the ground up, as its docstring has them: `Imports within: a, b < c.`"""
-    docstring = ast.get_docstring(ast.parse(MODULES[name].read_text(encoding="utf-8"))) or ""
+    docstring = ast.get_docstring(parsed(MODULES[name])) or ""
     _, found, order = docstring.partition(WITHIN)
     assert found, f"the docstring of {name}/__init__.py says no order: {WITHIN} a, b < c."
     return [set(step.replace(",", " ").split()) for step in order.strip().removesuffix(".").split("<")]
@@ -160,7 +161,7 @@ def test_ray_and_vllm_are_imported_in_one_place_each(module: str) -> None:
 def private_names(path: Path) -> set[str]:
     """Private modules of Ray that a file imports, and private attributes of other objects than its own."""
     found = {name for name in imports(path) if name.startswith("ray.") and "._" in name}
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(parsed(path)):
         if not isinstance(node, ast.Attribute) or not node.attr.startswith("_") or node.attr.endswith("__"):
             continue
         if not (isinstance(node.value, ast.Name) and node.value.id in {"self", "cls", "os"}):

@@ -4,6 +4,7 @@ import ast
 from pathlib import Path
 
 import pytest
+from support.parsed import parsed
 
 import magbatch.cli
 from magbatch.cli.show import counter, say_next
@@ -21,7 +22,7 @@ def test_a_long_command_shows_how_far_it_is(capsys: pytest.CaptureFixture[str]) 
 def test_only_the_show_modules_print() -> None:
     printing = set[str]()
     for path in CLI.glob("*.py"):
-        calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        calls = [node.func for node in ast.walk(parsed(path)) if isinstance(node, ast.Call)]
         if any(isinstance(call, ast.Name) and call.id == "print" for call in calls):
             printing.add(path.stem)
     # app prints the version, and what is left to say when a command has crashed.

@@ -4,6 +4,7 @@ import ast
 from pathlib import Path
 
 import pytest
+from support.parsed import parsed
 
 from magbatch.ledger import layout
 from magbatch.storage import disk
@@ -21,7 +22,7 @@ BY_HAND = ("_magbatch", "results/*.parquet", "errors/*.parquet")
 
 def texts(path: Path) -> set[str]:
     """Every string of a module but docstrings, with the fixed parts of formatted strings."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = parsed(path)
     docs = {
         id(node.body[0].value)
         for node in ast.walk(tree)

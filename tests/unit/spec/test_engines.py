@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from support.parsed import parsed
 
 import magbatch
 from magbatch import engines
@@ -23,7 +24,7 @@ def test_no_module_compares_the_name_of_an_engine() -> None:
     found = {
         f"{path}:{node.lineno}"
         for path in Path(magbatch.__file__).parent.rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in ast.walk(parsed(path))
         if isinstance(node, ast.Compare)
         for side in (node.left, *node.comparators)
         if isinstance(side, ast.Constant) and side.value in NAMES
