@@ -84,7 +84,7 @@ def complete(
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     if before:
-        say(f"{before:,} of {counted(plan.rows, 'row')} are committed already; going on with the rest")
+        say(f"{before:,} of {counted(plan.rows, 'row')} are committed already; continuing with the rest")
     with _told(spec, plan, ledger, before, console, lease, say) as (progress, log):
         observer = Observers(ProgressLine(console, progress, log.note), log, lease, failures)
         the_run = _answer(job, plan, ledger, done, args.max_num_seqs, observer)
