@@ -162,8 +162,9 @@ class RunLog:
         self.note(f"{rows}, {now.seen.failed:,} failed")
         if error is not None and not isinstance(error, MagbatchError | KeyboardInterrupt | SystemExit):
             self.note(_traceback(error))
-        why = f": {end['error']}: {end['message']}" if error is not None else ""
-        self.note(f"end: {end['state']}, exit code {end['exit_code']}{why}")
+        # A complete job may still exit with 1, if too many rows failed: the command decides after this.
+        why = f", exit code {end['exit_code']}: {end['error']}: {end['message']}" if error is not None else ""
+        self.note(f"end: {end['state']}{why}")
 
     def _write(self) -> None:
         with suppress(StorageError):  # the next write tries again

@@ -84,7 +84,7 @@ def test_a_log_tells_a_run_from_its_start_to_its_end(run: Run, job: SmallJob, mo
         "replica 0 joined (start 2 of this slot) and starts its engine",
         "fleet has ended: all replicas of its 1 slot have left",
         "10 of 10 rows done, 6 of them in this run, 1 failed",
-        "end: complete, exit code 0",
+        "end: complete",
     ]
     assert "metrics: http://here:9480/metrics" in run.shown.getvalue(), "the person has seen it too"
 
@@ -153,7 +153,7 @@ def test_a_long_log_keeps_its_begin_and_its_end(run: Run, monkeypatch: pytest.Mo
     assert 8_000 < len(run.store.read(name)) <= 10_000
     lines = run.lines(name)
     assert lines[0] == "entry 0"
-    assert lines[-1] == "end: complete, exit code 0"
+    assert lines[-1] == "end: complete"
     (gap,) = [line for line in lines if line.startswith("...")]
     left_out = int(re.sub(r"\D", "", gap))
     assert len(lines) - 1 + left_out == 1_002
