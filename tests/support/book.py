@@ -272,3 +272,17 @@ class Breaking:
 
     def delete(self, name: str) -> None:
         self._change(self.store.delete, None, name)
+
+
+def complete_with_failures(book: Book) -> None:
+    """Three shards of 4: answers `i`, dead letters of two codes, and two truncated rows."""
+    writer = book.writer(0)
+    book.answered(0, 0, 1, writer=writer)
+    book.failed(0, 2, writer=writer)
+    book.failed(0, 3, writer=writer, code=ErrorCode.ROW_TIMEOUT)
+    writer = book.writer(1)
+    book.answered(1, 0, writer=writer)
+    book.answered(1, 1, 2, writer=writer, by="t", truncated=True)
+    book.answered(1, 3, writer=writer)
+    book.failed(2, 0, 1, 2, 3, code=ErrorCode.ROW_TIMEOUT)
+    assert book.finalise() == []

@@ -3,31 +3,17 @@
 from pathlib import Path
 
 import pytest
-from support.book import Book, stored
+from support.book import Book, complete_with_failures, stored
 from support.small_job import SmallJob
 
-from magbatch.errors import ErrorCode, SpecError
+from magbatch.errors import SpecError
 from magbatch.jobs.choice import Choice, filled_objects
-
-
-def complete(book: Book) -> None:
-    """Three shards of 4: answers `i`, dead letters of two codes, and two truncated rows."""
-    writer = book.writer(0)
-    book.answered(0, 0, 1, writer=writer)
-    book.failed(0, 2, writer=writer)
-    book.failed(0, 3, writer=writer, code=ErrorCode.ROW_TIMEOUT)
-    writer = book.writer(1)
-    book.answered(1, 0, writer=writer)
-    book.answered(1, 1, 2, writer=writer, by="t", truncated=True)
-    book.answered(1, 3, writer=writer)
-    book.failed(2, 0, 1, 2, 3, code=ErrorCode.ROW_TIMEOUT)
-    assert book.finalise() == []
 
 
 @pytest.fixture
 def book(either_job: SmallJob) -> Book:
     book = Book(either_job)
-    complete(book)
+    complete_with_failures(book)
     return book
 
 

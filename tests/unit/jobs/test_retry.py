@@ -9,7 +9,17 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from rich.console import Console
-from support.book import Book, Breaking, Hand, ask_again, carry_out, outcome, rewrite_manifest, stored
+from support.book import (
+    Book,
+    Breaking,
+    Hand,
+    ask_again,
+    carry_out,
+    complete_with_failures,
+    outcome,
+    rewrite_manifest,
+    stored,
+)
 from support.small_job import SmallJob
 
 from magbatch.errors import ErrorCode, LeaseError, OutputError, SpecChangedError, SpecError, Step, StorageError
@@ -27,24 +37,10 @@ from magbatch.schema import ERRORS, RESULTS, ObjectName
 QUIET = Console(file=io.StringIO())
 
 
-def complete(book: Book) -> None:
-    """Three shards of 4: answers `i`, dead letters of two codes, and two truncated rows."""
-    writer = book.writer(0)
-    book.answered(0, 0, 1, writer=writer)
-    book.failed(0, 2, writer=writer)
-    book.failed(0, 3, writer=writer, code=ErrorCode.ROW_TIMEOUT)
-    writer = book.writer(1)
-    book.answered(1, 0, writer=writer)
-    book.answered(1, 1, 2, writer=writer, by="t", truncated=True)
-    book.answered(1, 3, writer=writer)
-    book.failed(2, 0, 1, 2, 3, code=ErrorCode.ROW_TIMEOUT)
-    assert book.finalise() == []
-
-
 @pytest.fixture
 def book(job: SmallJob) -> Book:
     book = Book(job)
-    complete(book)
+    complete_with_failures(book)
     return book
 
 
@@ -119,7 +115,7 @@ def test_files_that_could_not_be_read_stay_dead_letters(job: SmallJob) -> None:
 
 def test_an_answer_takes_the_place_of_its_dead_letter(either_job: SmallJob) -> None:
     book = Book(either_job)
-    complete(book)
+    complete_with_failures(book)
     untouched = {item.name: item.tag for item in book.ledger.store.list(RESULTS)}
 
     def answer(hand: Hand) -> None:
@@ -183,7 +179,7 @@ def test_a_retry_may_ask_for_another_number_of_samples(book: Book) -> None:
 
 def test_retries_and_merges_follow_each_other(job: SmallJob) -> None:
     book = Book(job)
-    complete(book)
+    complete_with_failures(book)
     merge_objects(book.ledger, 1 << 28, lambda: None)
     ask_again(book.ledger, Hand.answer_all, Choice.of(["row_timeout"], None))
     after = expected(book, s0r3="again", s2r0="again", s2r1="again", s2r2="again", s2r3="again")
@@ -302,7 +298,7 @@ def test_a_retry_that_is_interrupted_anywhere_can_be_gone_on_with(
 ) -> None:
     """The short series interrupts each change of the store in one of the ways; `-m fire` in all of them."""
     book = Book(job)
-    complete(book)
+    complete_with_failures(book)
     if merged:
         merge_objects(book.ledger, 1 << 28, lambda: None)
     choice = Choice.of(["row_timeout"], None)

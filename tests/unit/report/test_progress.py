@@ -1,39 +1,16 @@
 import math
 import random
-from typing import Any
 
 import pytest
+from support.progress_states import Clock, fleet, job, tokens
 
 from magbatch.replica.board import Load, Slot, Snapshot, State, Usage
 from magbatch.report import progress as progress_module
 from magbatch.report.history import HISTORY_POINTS, Point
-from magbatch.report.progress import JobProgress, eta
+from magbatch.report.progress import eta
 from magbatch.report.terminal import shown_eta
 from magbatch.report.usage import JobUsage
-from magbatch.spec import parse
 from magbatch.totals import Totals
-
-SPEC = """
-name: small
-model: {source: builtin:tiny, engine: fake}
-input: {path: /in, columns: {prompt: question}}
-output: {path: /out}
-replicas: {gpus: 2}
-cost: {device_hour: 3.6, currency: EUR}
-"""
-
-
-class Clock:
-    """Time that a test moves, by both clocks."""
-
-    def __init__(self) -> None:
-        self.now = 5000.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def time(self) -> float:
-        return self.now + 1_700_000_000
 
 
 @pytest.fixture
@@ -41,22 +18,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
     monkeypatch.setattr(progress_module, "time", made)
     return made
-
-
-def job(planned: int = 20_000, before: int = 0, **more: Any) -> JobProgress:
-    return JobProgress(parse(SPEC), planned, before, **more)
-
-
-def tokens(rows: int, each: int, failed: int = 0) -> Totals:
-    """Rows of one length."""
-    return Totals(
-        answered=rows, failed=failed, records=rows, reasoning_tokens=rows * each, squared_tokens=rows * each * each
-    )
-
-
-def fleet(done: Totals, replicas: int = 1, **more: Any) -> Snapshot:
-    slots = [Slot(number, State.SERVING) for number in range(replicas)]
-    return Snapshot(done, slots, False, **more)
 
 
 # Speed and end

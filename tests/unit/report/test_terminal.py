@@ -1,11 +1,11 @@
 import io
 import re
-from typing import Any
 
 import pytest
 from rich.console import Console
+from support.progress_states import SPEC, Clock, fleet, job, tokens
 
-from magbatch.replica.board import Slot, Snapshot, State
+from magbatch.replica.board import Snapshot
 from magbatch.replica.losses import Home, Loss, LossReason
 from magbatch.report import progress as progress_module
 from magbatch.report import terminal as terminal_module
@@ -15,28 +15,6 @@ from magbatch.report.usage import JobUsage
 from magbatch.spec import parse
 from magbatch.totals import Totals
 
-SPEC = """
-name: small
-model: {source: builtin:tiny, engine: fake}
-input: {path: /in, columns: {prompt: question}}
-output: {path: /out}
-replicas: {gpus: 2}
-cost: {device_hour: 3.6, currency: EUR}
-"""
-
-
-class Clock:
-    """Time that a test moves, by both clocks."""
-
-    def __init__(self) -> None:
-        self.now = 5000.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def time(self) -> float:
-        return self.now + 1_700_000_000
-
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
@@ -44,22 +22,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     monkeypatch.setattr(progress_module, "time", made)
     monkeypatch.setattr(terminal_module, "time", made)
     return made
-
-
-def job(planned: int = 20_000, before: int = 0, **more: Any) -> JobProgress:
-    return JobProgress(parse(SPEC), planned, before, **more)
-
-
-def tokens(rows: int, each: int, failed: int = 0) -> Totals:
-    """Rows of one length."""
-    return Totals(
-        answered=rows, failed=failed, records=rows, reasoning_tokens=rows * each, squared_tokens=rows * each * each
-    )
-
-
-def fleet(done: Totals, replicas: int = 1, **more: Any) -> Snapshot:
-    slots = [Slot(number, State.SERVING) for number in range(replicas)]
-    return Snapshot(done, slots, False, **more)
 
 
 def shown(terminal: bool, *snapshots: Snapshot, planned: int = 20_000, before: int = 0) -> str:
