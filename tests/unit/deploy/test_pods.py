@@ -20,7 +20,7 @@ from support.manifests import (
 )
 
 from magbatch.deploy import Target
-from magbatch.replica.replica import Timing
+from magbatch.replica.timing import Timing
 
 
 def test_a_node_that_goes_leaves_time_to_commit() -> None:
