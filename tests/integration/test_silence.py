@@ -49,7 +49,9 @@ def test_a_row_that_freezes_three_replicas_is_a_dead_letter_and_all_others_are_a
         cwd=ROOT, capture_output=True, text=True, timeout=280, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [str(rows - 1), "1", "3"]
+    answered, failed, deaths = map(int, done.stdout.split())
+    assert (failed, deaths) == (1, 3)
+    assert answered <= rows - 1, "a replica may freeze between a commit and its report; the objects below count"
     (letter,) = read(job.output, "errors")
     assert (letter["id"], letter["error_code"]) == ("id-31", "engine_killer")
     assert sorted(row["id"] for row in read(job.output)) == sorted(f"id-{n}" for n in range(rows) if n != 31)

@@ -82,7 +82,7 @@ def test_a_cluster_that_asks_for_another_token_is_told_apart_from_one_that_asks_
 @pytest.mark.usefixtures("home")
 def test_token_mode_without_a_token_names_the_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    with pytest.raises(ClusterAccessError, match=r"RAY_AUTH_MODE=token.*set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH"):
+    with pytest.raises(ClusterAccessError, match=r"RAY_AUTH_MODE=token.*set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"):
         authenticate("127.0.0.1:1")
 
 

@@ -84,7 +84,7 @@ def failures(limit: Any, planned: int = 10_000, answered: int = 0) -> Failures:
 
 def settled(decision: Failures, totals: Callable[[], Totals], snapshot: Snapshot) -> TooManyFailedError | None:
     """Messages after a while of the same failures."""
-    for _ in range(10):  # looks, not seconds: a busy machine may sleep for long
+    for _ in range(40):  # looks, not seconds: a busy machine may sleep for long
         found = decision.check(totals(), snapshot)
         if found is not None:
             return found

@@ -152,7 +152,7 @@ def test_another_spec_is_refused_and_nothing_is_touched(job: SmallJob) -> None:
 def test_a_place_with_objects_of_somebody_else_is_refused(either_job: SmallJob) -> None:
     either_job.ask(3)
     either_job.put("output/errors/theirs.parquet", b"theirs")
-    with pytest.raises(OutputError, match="output/errors holds objects"):
+    with pytest.raises(OutputError, match="output/errors: holds objects"):
         go(either_job.spec())
     assert [item.name for item in either_job.ledger.store.list("_magbatch/")] == []
 

@@ -1,5 +1,6 @@
 """A tick's process knows that no person attends it, and hands over its reason as one line."""
 
+import time
 from pathlib import Path
 
 from support.schedules import NOW
@@ -10,7 +11,11 @@ from magbatch.schedule.process import MAX_REASON_BYTES, TickProcess, reason_of
 def test_a_tick_knows_that_nobody_attends_it(tmp_path: Path) -> None:
     process = TickProcess(str(tmp_path / "none.yaml"), NOW)
     try:
-        assert b"MAGBATCH_UNATTENDED=1" in Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
+        deadline = time.monotonic() + 30
+        while not (found := Path(f"/proc/{process.pid}/environ").read_bytes()):  # empty until the program is loaded
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert b"MAGBATCH_UNATTENDED=1" in found.split(b"\0")
     finally:
         process.kill()
         process.wait()
