@@ -59,7 +59,7 @@ class Interrupted:
         store: The real one.
         call: Name of the call.
         name: Name of the object.
-        meanwhile: Work of the other runs during the request.
+        meanwhile: Function that does the work of other runs during the request.
     """
 
     def __init__(self, store: Store, call: str, name: str, meanwhile: Callable[[], None]) -> None:

@@ -45,7 +45,7 @@ class Entering:
 
 
 class Prompts(ShardPrompts):
-    """A shard that can be watched for who keeps it."""
+    """A shard that weak references can watch, to see what keeps it alive."""
 
     __slots__ = ("__weakref__",)
 
